@@ -1,0 +1,64 @@
+"""An example as ids with its mask.
+
+The mask is set by position, while the prompt and the response are still apart; no later step looks
+for ids or markers. Prompt and response are encoded apart, as they are when the model answers.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer, encode_pieces
+from instil.errors import DataError
+from instil.records import Encoded, Example
+
+
+def encode(
+    example: Example,
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: Literal["all", "response"] = "response",
+) -> Encoded:
+    """Ids of prompt, response and end token, and which of them are targets.
+
+    With ``train_on="response"`` the response and the end token are targets; with ``"all"`` every id
+    is (the book's way). The end token is a target in both. Exercise 7.2 masks by searching; here the
+    mask is known before the ids are joined.
+
+    Raises:
+        DataError: the vocabulary lacks a control token of the template.
+    """
+    prompt = encode_prompt(example, template, tokenizer)
+    response = tokenizer.encode(example.output)
+    ids = (*prompt, *response, stop_id(template, tokenizer))
+    trained_prompt = train_on == "all"
+    trained = (trained_prompt,) * len(prompt) + (True,) * (len(response) + 1)
+    return Encoded(ids, trained, prompt_length=len(prompt), row=example.row)
+
+
+def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer) -> list[int]:
+    """The ids the model sees before it answers; the same in training and generation."""
+    return encode_pieces(tokenizer, template.pieces(example))
+
+
+def stop_id(template: Template, tokenizer: Tokenizer) -> int:
+    """The id that ends a response under this template."""
+    if not template.stop:
+        return tokenizer.eos_id
+    return tokenizer.control_id(template.stop)
+
+
+def check_vocabulary(template: Template, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Refuse a template or tokenizer that the model's embedding cannot hold.
+
+    Raises:
+        DataError: the tokenizer has ids the model lacks.
+        ModelError: the vocabulary lacks a control token of the template.
+    """
+    encode_prompt(Example("x", "y", "z"), template, tokenizer)
+    if max(stop_id(template, tokenizer), tokenizer.vocab_size - 1) >= vocab_size:
+        raise DataError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids but the model embeds {vocab_size:,}; "
+            "they do not belong together"
+        )

@@ -1,0 +1,85 @@
+"""Batches in a seeded order that can be taken up again at any step.
+
+The order of an epoch is a function of the seed and the epoch's number alone, so a run that stops in
+the middle of epoch 3 goes on with exactly the rows it had not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from instil.data.collate import collate
+from instil.errors import DataError
+from instil.records import Batch, Encoded
+
+
+class Loader:
+    """Optimizer steps over encoded rows; each step is a list of one or more micro-batches.
+
+    Args:
+        rows: the encoded rows.
+        batch_size: rows of one optimizer step.
+        micro_batch: rows computed at once; 0 means the whole step.
+        shuffle: whether epochs are shuffled (seeded) or in file order.
+        drop_last: whether an incomplete last step is left out (the book does so).
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Encoded],
+        batch_size: int,
+        *,
+        pad_id: int,
+        max_length: int | None = None,
+        micro_batch: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        seed: int = 123,
+    ) -> None:
+        if not rows:
+            raise DataError("there are no rows to make batches of")
+        self.rows = tuple(rows)
+        self.batch_size = batch_size
+        self.micro_batch = micro_batch or batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self._pad_id = pad_id
+        self._max_length = max_length
+        if len(self) == 0:
+            raise DataError(
+                f"a batch of {batch_size} rows is larger than the {len(rows)} rows there are, and incomplete "
+                "batches are dropped; lower train.batch_size or set train.drop_last=false"
+            )
+
+    def __len__(self) -> int:
+        """Optimizer steps in one epoch."""
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+    def order(self, epoch: int) -> list[int]:
+        """The rows of an epoch in the order they are seen: a function of seed and epoch only."""
+        if not self.shuffle:
+            return list(range(len(self.rows)))
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return [int(i) for i in torch.randperm(len(self.rows), generator=generator)]
+
+    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
+        """The micro-batches of each step of an epoch, from step ``start`` on."""
+        order = self.order(epoch)
+        for step in range(start, len(self)):
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield [
+                self._collate(chosen[first : first + self.micro_batch])
+                for first in range(0, len(chosen), self.micro_batch)
+            ]
+
+    def batches(self) -> Iterator[Batch]:
+        """Every micro-batch of the first epoch, one after another."""
+        for step in self.steps():
+            yield from step
+
+    def _collate(self, chosen: Sequence[int]) -> Batch:
+        return collate([self.rows[i] for i in chosen], self._pad_id, self._max_length)

@@ -1,0 +1,27 @@
+"""Settings of the data room, each with its one default and unit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class DataOptions(BaseModel):
+    """How rows become batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: Literal["alpaca", "phi3", "chatml", "plain"] = Field(
+        "alpaca", description="the form in which instruction and input are put to the model"
+    )
+    train_on: Literal["all", "response"] = Field(
+        "response", description="which tokens are targets: the whole text, or the response and its end"
+    )
+    max_length: int = Field(1024, ge=2, description="tokens kept of a row; what is cut is reported")
+    split: Literal["book", "grouped"] = Field(
+        "book",
+        description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, equal prompts together",
+    )
+    split_seed: int = Field(123, ge=0, description="seed of the grouped split")
+    skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")

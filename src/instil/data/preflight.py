@@ -1,0 +1,116 @@
+"""What will happen to the rows, said before anything is spent: lengths, cuts, skips, repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, quantiles
+
+from instil.data.splits import PARTS, Part, Split
+from instil.errors import DataError, listed
+from instil.records import Encoded
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """The facts of a data set under one template and tokenizer.
+
+    ``cut`` rows lose the end of their response at ``max_length``; ``skipped`` rows have nothing left
+    to train on and are left out. Both hold row numbers of the file.
+    """
+
+    rows: dict[str, int]
+    tokens: int
+    trained_tokens: int
+    mean_length: float
+    longest: int
+    length_95: int
+    max_length: int
+    cut: tuple[int, ...]
+    skipped: tuple[int, ...]
+    repeated_prompts: int
+    unusable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """For ``--json`` and the report."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        counts = ", ".join(f"{count} {part}" for part, count in self.rows.items())
+        share = self.trained_tokens / max(1, self.tokens)
+        said = [
+            f"rows: {counts}",
+            f"tokens in training rows: {self.tokens:,}, of which {self.trained_tokens:,} ({share:.0%}) are targets",
+            f"row length: mean {self.mean_length:.0f}, 95 % up to {self.length_95}, longest {self.longest} "
+            f"(limit {self.max_length})",
+        ]
+        if self.cut:
+            said.append(
+                f"{len(self.cut)} rows are longer than {self.max_length} tokens and lose the end of their "
+                f"response: {_numbers(self.cut)}; data.max_length={self.longest} would keep all"
+            )
+        if self.skipped:
+            said.append(
+                f"{len(self.skipped)} rows are skipped, their prompt alone fills {self.max_length} tokens: "
+                f"{_numbers(self.skipped)}"
+            )
+        if self.unusable:
+            said.append(f"{len(self.unusable)} rows of the file were left out:\n{listed(list(self.unusable))}")
+        if self.repeated_prompts:
+            said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
+        said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
+        return [*said, *self.notes]
+
+
+def check(
+    split: Split,
+    encoded: Mapping[Part, Sequence[Encoded]],
+    max_length: int,
+    *,
+    unusable: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Preflight:
+    """Look at every row as it will be trained on.
+
+    Raises:
+        DataError: not one row has anything left to train on.
+    """
+    train = encoded["train"]
+    lengths = [len(row.ids) for row in train]
+    every = [row for part in PARTS for row in encoded[part]]
+    skipped = [row for row in every if not has_target(row, max_length)]
+    # A row of n ids needs n - 1 positions: its last id is only ever a target.
+    cut = [row for row in every if len(row.ids) - 1 > max_length and has_target(row, max_length)]
+    if not any(has_target(row, max_length) for row in train):
+        raise DataError(
+            f"none of the {len(train)} training rows has a response within {max_length} tokens; "
+            f"the longest row has {max(lengths)}: raise data.max_length"
+        )
+    prompts = {(example.instruction, example.input) for example in split.train}
+    repeated = sum((example.instruction, example.input) in prompts for example in (*split.test, *split.validation))
+    return Preflight(
+        rows={part: len(split.part(part)) for part in PARTS},
+        tokens=sum(lengths),
+        trained_tokens=sum(sum(row.trained[1 : max_length + 1]) for row in train),
+        mean_length=mean(lengths),
+        longest=max(len(row.ids) for row in every),
+        length_95=int(quantiles(lengths, n=20)[-1]) if len(lengths) > 1 else lengths[0],
+        max_length=max_length,
+        cut=tuple(row.row for row in cut),
+        skipped=tuple(row.row for row in skipped),
+        repeated_prompts=repeated,
+        unusable=tuple(unusable),
+        notes=tuple(notes),
+    )
+
+
+def has_target(row: Encoded, max_length: int) -> bool:
+    """Whether anything of the row's response is left to predict within ``max_length`` positions."""
+    return row.prompt_length < min(len(row.ids), max_length + 1)
+
+
+def _numbers(rows: Sequence[int]) -> str:
+    shown = ", ".join(str(row) for row in rows[:20])
+    return shown + (", ..." if len(rows) > 20 else "")

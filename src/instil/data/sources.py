@@ -1,0 +1,247 @@
+"""Rows from a file: JSON or JSONL, told apart by content, validated row by row.
+
+Nothing is lost in silence: rows that cannot be used are refused with their numbers, or, when the
+user asks for it, left out and listed. Chapter 7.2 (listing 7.1) reads one JSON list without checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from instil.errors import DataError, did_you_mean, listed
+from instil.records import Example
+
+NAMED = {"starter": "starter.json"}
+LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
+LARGEST_TEXT = 4_000_000  # characters of one field
+KNOWN_KEYS = {"instruction", "input", "output", "task"}
+CODECS = (
+    (b"\xff\xfe\x00\x00", "utf-32"),
+    (b"\x00\x00\xfe\xff", "utf-32"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows of one file, and where they came from.
+
+    ``sha256`` is of the parsed rows, so a BOM or CRLF does not change it. ``skipped`` holds one line
+    for each row left out (only with ``skip_bad``), ``notes`` what the user may want to know.
+    """
+
+    name: str
+    examples: tuple[Example, ...]
+    sha256: str
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def read_source(data: str | Path, *, skip_bad: bool = False, need_output: bool = True) -> Source:
+    """Read a data set by name (``starter``) or path.
+
+    Args:
+        data: a name or the path of a JSON or JSONL file.
+        skip_bad: leave unusable rows out, and list them in ``Source.skipped``.
+        need_output: whether rows must carry the wanted answer (not so for rows only to be answered).
+
+    Raises:
+        DataError: the file is missing, empty, not JSON, not a list, or has unusable rows.
+    """
+    name = str(data)
+    if name in NAMED:
+        raw = (resources.files("instil.data") / NAMED[name]).read_bytes()
+    else:
+        raw = _read_bytes(Path(data))
+    rows = parse_rows(raw, name)
+    return examples_from(rows, name, skip_bad=skip_bad, need_output=need_output)
+
+
+def examples_from(rows: list[Any], name: str = "rows", *, skip_bad: bool = False, need_output: bool = True) -> Source:
+    """Validate parsed rows (Alpaca form) and make them examples.
+
+    >>> examples_from([{"instruction": "Say hi.", "output": "Hi."}]).examples[0].output
+    'Hi.'
+    """
+    if not rows:
+        raise DataError(f"{name}: no rows in it; wanted a list of objects with instruction and output")
+    good: list[Example] = []
+    bad: list[str] = []
+    unused: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        problem = _problem(row, need_output=need_output)
+        if problem:
+            bad.append(f"row {index}: {problem}")
+            continue
+        for key in row.keys() - KNOWN_KEYS:
+            unused[key] = unused.get(key, 0) + 1
+        good.append(
+            Example(
+                instruction=row["instruction"],
+                output=row.get("output") or "",
+                input=row.get("input") or "",
+                task=row.get("task") or "",
+                row=index,
+            )
+        )
+    if bad and not skip_bad:
+        raise DataError(
+            f"{name}: {len(bad)} of {len(rows)} rows cannot be used (rows are counted from 0):\n{listed(bad)}\n"
+            "mend them, or leave them out with --set data.skip_bad=true"
+        )
+    if not good:
+        raise DataError(f"{name}: none of its {len(rows)} rows can be used:\n{listed(bad)}")
+    notes = [f"key {key!r} of {count} rows is not used" for key, count in sorted(unused.items())]
+    digest = hashlib.sha256()
+    for example in good:
+        digest.update(json.dumps(example.as_json(), sort_keys=True).encode())
+    return Source(name, tuple(good), digest.hexdigest(), tuple(bad), tuple(notes))
+
+
+def parse_rows(raw: bytes, name: str) -> list[Any]:
+    """Parse bytes as a JSON list, as ``{"data": [...]}``, or as JSONL, whichever they are.
+
+    Raises:
+        DataError: naming the line, or the byte offset, of what is wrong.
+    """
+    text = _decode(raw, name)
+    if not text.strip():
+        raise DataError(f"{name}: the file is empty; wanted a JSON list (or one JSON object a line)")
+    parsed, whole_error = _loads(text)
+    if whole_error is None:
+        if isinstance(parsed, dict) and isinstance(parsed.get("data"), list):
+            parsed = parsed["data"]
+        elif isinstance(parsed, dict) and "instruction" in parsed:
+            parsed = [parsed]  # JSONL of a single line
+        if not isinstance(parsed, list):
+            raise DataError(
+                f"{name}: found a JSON {_kind(parsed)}; wanted a list of objects with instruction and output"
+            )
+        return parsed
+    if text.lstrip().startswith("["):
+        raise DataError(f"{name}: not valid JSON: {whole_error}. Is the file cut off?")
+    return _parse_lines(text, name, whole_error)
+
+
+def _parse_lines(text: str, name: str, whole_error: str) -> list[Any]:
+    rows: list[Any] = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        row, error = _loads(line)
+        if error is not None:
+            if not rows:
+                raise DataError(f"{name}: neither JSON nor JSONL: {whole_error}")
+            raise DataError(f"{name}: line {number} is not a JSON object: {error}. Is the file cut off?")
+        if isinstance(row, list):
+            raise DataError(f"{name}: line {number} is a list; in JSONL every line is one object")
+        rows.append(row)
+    return rows
+
+
+def _loads(text: str) -> tuple[Any, str | None]:
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant), None
+    except json.JSONDecodeError as error:
+        return None, f"{error.msg} at line {error.lineno}, column {error.colno}"
+    except RecursionError:
+        return None, "nested too deeply"
+    except ValueError as error:
+        return None, str(error).split(";")[0]
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return row
+
+
+def _no_constant(word: str) -> Any:
+    raise ValueError(f"{word} is not JSON")
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file, and no data set of that name; known names: {', '.join(NAMED)}"
+            + did_you_mean(str(path), NAMED)
+        )
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; wanted a JSON or JSONL file")
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise DataError(f"{path}: {size / 1024**3:.1f} GiB; at most {LARGEST_FILE / 1024**3:.0f} GiB is read at once")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _decode(raw: bytes, name: str) -> str:
+    codec = next((codec for mark, codec in CODECS if raw.startswith(mark)), "utf-8")
+    try:
+        return raw.decode(codec)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: byte {error.start} (0x{raw[error.start]:02x}) is not {codec.upper()}; "
+            "save the file as UTF-8 and try again"
+        ) from error
+
+
+def _problem(row: Any, *, need_output: bool) -> str | None:
+    if not isinstance(row, dict):
+        return f"is a {_kind(row)}; wanted an object"
+    checks: list[tuple[str, Callable[[Any], str | None]]] = [
+        ("instruction", _text_problem),
+        ("input", _optional_text_problem),
+        ("output", _text_problem if need_output else _optional_text_problem),
+        ("task", _optional_text_problem),
+    ]
+    problems = [f"{key} {problem}" for key, check in checks if (problem := check(row.get(key, _ABSENT)))]
+    return ", ".join(problems) or None
+
+
+_ABSENT = object()
+
+
+def _text_problem(value: Any) -> str | None:
+    if value is _ABSENT:
+        return "is missing"
+    if not isinstance(value, str):
+        return f"is {_kind(value)}; wanted text"
+    if not value.strip():
+        return "is empty"
+    if len(value) > LARGEST_TEXT:
+        return f"has {len(value):,} characters; at most {LARGEST_TEXT:,} are read"
+    if "\x00" in value:
+        return "holds a NUL character"
+    if any("\ud800" <= char <= "\udfff" for char in value):
+        return "holds half of a surrogate pair (broken Unicode)"
+    return None
+
+
+def _optional_text_problem(value: Any) -> str | None:
+    if value is _ABSENT or value is None or value == "":
+        return None
+    problem = _text_problem(value)
+    return None if problem == "is empty" else problem
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "true/false", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    return names.get(type(value), type(value).__name__)

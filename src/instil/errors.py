@@ -1,0 +1,85 @@
+"""The tree of what can go wrong.
+
+::
+
+    InstilError                   exit code 1: the work failed
+    ├── UserError                 exit code 2: the user's input or settings; nothing was written
+    │   ├── SettingsError         a setting is unknown, of the wrong type or contradicts another
+    │   ├── DataError             the file or its rows cannot be used
+    │   ├── ModelError            the model named is absent, damaged or of a kind not read here
+    │   └── TemplateMismatch      the prompt form at hand is not the one the model was tuned with
+    ├── RunFolderTaken            exit code 3: the run folder holds something already
+    └── TrainingDiverged          exit code 1: the loss is no longer a number
+
+Every message says what was found, what was wanted and what to do next. The command line prints it
+as one line (or one short list) and never a traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+SHOWN = 20  # rows named in a message before "and N more"
+
+
+class InstilError(Exception):
+    """The work failed for a reason that the message names."""
+
+    exit_code = 1
+
+
+class UserError(InstilError):
+    """The user's input or settings cannot be used; nothing was written."""
+
+    exit_code = 2
+
+
+class SettingsError(UserError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(UserError):
+    """A data file, or some of its rows, cannot be used."""
+
+
+class ModelError(UserError):
+    """A model is absent, damaged, or of a kind that is not read here."""
+
+
+class TemplateMismatch(UserError):
+    """The prompt form at hand is not the one the model was tuned with."""
+
+
+class RunFolderTaken(InstilError):
+    """The run folder holds something already."""
+
+    exit_code = 3
+
+
+class TrainingDiverged(InstilError):
+    """The loss is no longer a finite number."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The nearest known word as a clause for an error message, or nothing.
+
+    >>> did_you_mean("train.epoch", ["train.epochs", "data.template"])
+    '; did you mean train.epochs?'
+    >>> did_you_mean("xyz", ["train.epochs"])
+    ''
+    """
+    near = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def listed(lines: list[str]) -> str:
+    """Lines under one another, the first twenty in full and the rest counted.
+
+    >>> print(listed(["row 0: no output"]))
+      row 0: no output
+    """
+    shown = [f"  {line}" for line in lines[:SHOWN]]
+    if len(lines) > SHOWN:
+        shown.append(f"  ... and {len(lines) - SHOWN} more")
+    return "\n".join(shown)

@@ -1,0 +1,1 @@
+"""Scores without a judge, and the report of a run."""

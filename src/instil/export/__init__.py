@@ -1,0 +1,1 @@
+"""A tuned model carried out of the door together with its template."""

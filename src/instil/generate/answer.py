@@ -1,0 +1,60 @@
+"""Rows answered: examples in, completions out.
+
+The response is what comes after the prompt by token position; text is never searched or replaced, so
+an answer may itself contain ``### Response:``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from instil.data.encoding import encode_prompt, stop_id
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer
+from instil.generate.engine import Generated, generate
+from instil.generate.options import GenerateOptions
+from instil.generate.sampling import sampler
+from instil.model.decoder import Decoder
+from instil.records import Completion, Example
+
+
+def answer(
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    template: Template,
+    examples: Sequence[Example],
+    options: GenerateOptions,
+    on_done: Callable[[], None] = lambda: None,
+) -> list[Completion]:
+    """Answer every example, in their order.
+
+    A prompt that leaves no room for an answer in the model's context gets an empty completion with
+    ``finish="length"`` and is thereby visible in every count.
+    """
+    prompts = [encode_prompt(example, template, tokenizer) for example in examples]
+    fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
+    generated: dict[int, Generated] = {}
+    if fits:
+        found = generate(
+            decoder,
+            [prompts[index] for index in fits],
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=frozenset({stop_id(template, tokenizer), tokenizer.eos_id}),
+            pick=sampler(options),
+            batch_size=options.batch_size,
+            on_done=lambda row, result: on_done(),
+        )
+        generated = dict(zip(fits, found, strict=True))
+    completions = []
+    for index, example in enumerate(examples):
+        result = generated.get(index, Generated((), "length"))
+        completions.append(
+            Completion(
+                text=tokenizer.decode(result.ids).strip(),
+                ids=result.ids,
+                finish=result.finish,
+                prompt_tokens=len(prompts[index]),
+                row=example.row,
+            )
+        )
+    return completions

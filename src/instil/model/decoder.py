@@ -1,0 +1,166 @@
+"""The decoder: chapter 4's GPT and its Llama relatives as one module, told apart by a `DecoderSpec`.
+
+It takes a `Batch`, which says what every token is and where it stands, and returns hidden states; the
+head is applied by the caller to the rows he asks for (`Decoder.logits`).
+
+Shape suffixes: N tokens, flat · D model width · H query heads · K key/value heads · W head width ·
+F width inside the MLP · V vocabulary · S rows the head is asked for · B rows · T positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from instil.model.attention import Pattern, pattern_for
+from instil.model.cache import Cache
+from instil.model.rope import apply_rope, rope_tables
+from instil.model.spec import DecoderSpec
+from instil.records import Batch, Grid
+
+Rope = tuple[Tensor, Tensor]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with fused query, key and value projection (chapter 3.6)."""
+
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
+        self.qkv = nn.Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, bias=spec.attention_bias)
+        self.out = nn.Linear(spec.heads * spec.head_width, spec.width, bias=spec.attention_bias)
+
+    def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
+        qkv_NKW = self.qkv(x_ND).unflatten(-1, (-1, self.head_width))
+        if rope is not None:  # queries and keys lie side by side, so one pass turns both
+            turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
+            q_NHW, k_NKW = torch.split(apply_rope(turned, *rope), [self.heads, self.kv_heads], dim=1)
+        else:
+            q_NHW, k_NKW, v_NKW = torch.split(qkv_NKW, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+        out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW)
+        return self.out(out_NHW.flatten(1))  # type: ignore[no-any-return]
+
+
+class GeluMLP(nn.Module):
+    """GPT-2's two matrices with the tanh form of GELU (Hendrycks and Gimpel, 2016)."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.up = nn.Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
+        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x_ND), approximate="tanh"))  # type: ignore[no-any-return]
+
+
+class SwigluMLP(nn.Module):
+    """Llama's gated MLP (Shazeer, 2020); gate and up are one matrix, gate first."""
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
+        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        gate_NF, up_NF = self.gate_up(x_ND).chunk(2, dim=-1)
+        return self.down(F.silu(gate_NF) * up_NF)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a norm and added to the stream."""
+
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.norm1 = _norm(spec)
+        self.attention = Attention(spec, layer)
+        self.norm2 = _norm(spec)
+        self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else SwigluMLP(spec)
+
+    def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
+        x_ND = x_ND + self.attention(self.norm1(x_ND), attend, rope)
+        return x_ND + self.mlp(self.norm2(x_ND))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """A decoder-only transformer of any supported family.
+
+    >>> spec = DecoderSpec(family="gpt2", vocab_size=11, width=8, layers=1, heads=2, kv_heads=2,
+    ...     head_width=4, mlp_width=16, context=6, norm="layer", norm_eps=1e-5, mlp="gelu",
+    ...     positions="learned", attention_bias=True, mlp_bias=True)
+    >>> model = Decoder(spec)
+    >>> hidden_ND = model(batch_of_ids(torch.tensor([[1, 2, 3]])))
+    >>> model.logits(hidden_ND).shape
+    torch.Size([3, 11])
+    """
+
+    def __init__(self, spec: DecoderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.embed = nn.Embedding(spec.vocab_size, spec.width)
+        self.positions = nn.Embedding(spec.context, spec.width) if spec.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
+        self.norm = _norm(spec)
+        self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
+        if spec.tied:
+            self.head.weight = self.embed.weight
+        for parameter in self.parameters():
+            if parameter.dim() > 1 and not parameter.is_meta:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """Hidden states after the last norm, [N, D].
+
+        With a cache the batch holds only new tokens; their positions say how far each row has come,
+        and the cache is extended by the batch's real tokens.
+        """
+        spec = self.spec
+        x_ND = self.embed(batch.ids_N)
+        rope = None
+        if self.positions is not None:
+            x_ND = x_ND + self.positions(batch.positions_N)
+        else:
+            rope = rope_tables(batch.positions_N, spec.head_width, spec.rope_theta, x_ND.dtype)
+        attend = pattern_for(batch, cache)
+        for block in self.blocks:
+            x_ND = block(x_ND, attend, rope)
+        if cache is not None:
+            cache.advance((batch.rows_N.view(batch.layout.rows, -1) >= 0).sum(1))
+        return self.norm(x_ND)  # type: ignore[no-any-return]
+
+    def logits(self, hidden_SD: Tensor) -> Tensor:
+        """Scores over the vocabulary for the rows of hidden states asked for, [S, V]."""
+        return self.head(hidden_SD)  # type: ignore[no-any-return]
+
+    def new_cache(self, rows: int, length: int) -> Cache:
+        """An empty cache of this model's type and device."""
+        weight = self.embed.weight
+        return Cache(self.spec, rows, length, dtype=weight.dtype, device=weight.device)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters, a tied head counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+
+def batch_of_ids(ids_BT: Tensor) -> Batch:
+    """Rows of equal length as a batch without targets, for looking at logits."""
+    rows, length = ids_BT.shape
+    return Batch.untargeted(
+        ids_BT.reshape(-1),
+        torch.arange(length, device=ids_BT.device).repeat(rows),
+        torch.arange(rows, device=ids_BT.device).repeat_interleave(length),
+        Grid(rows, length),
+    )
+
+
+def _norm(spec: DecoderSpec) -> nn.Module:
+    if spec.norm == "layer":
+        return nn.LayerNorm(spec.width, eps=spec.norm_eps)
+    return nn.RMSNorm(spec.width, eps=spec.norm_eps)

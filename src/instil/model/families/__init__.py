@@ -1,0 +1,9 @@
+"""The supported families: each is a table of weight names and two translations of its configuration."""
+
+from __future__ import annotations
+
+from instil.model.families.family import Family
+from instil.model.families.gpt2 import GPT2
+from instil.model.families.llama import LLAMA
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, LLAMA)}

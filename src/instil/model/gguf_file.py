@@ -1,0 +1,122 @@
+"""A GGUF file as a source of weights; quantised tensors through the `gguf` package's own dequantiser.
+
+Before anything is allocated the header is held against the file: every tensor must lie inside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instil.errors import ModelError
+from instil.model.families import FAMILIES
+from instil.model.families.family import Family, Stored
+from instil.model.spec import DecoderSpec
+
+MAGIC = b"GGUF"
+READABLE = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+)
+
+
+class GgufFile:
+    """An opened GGUF file of a supported architecture."""
+
+    path: Path
+    family: Family
+    spec: DecoderSpec
+    table: Mapping[str, Stored]
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            start = file.read(4)
+        if start != MAGIC:
+            raise ModelError(
+                f"{path}: not a GGUF file (it starts with {start!r}, not {MAGIC!r}); wanted a GGUF file "
+                "or a folder of transformers"
+            )
+        reader = _read(path)
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._meta = _scalars(reader)
+        self._check_extent()
+        self.family = self._family()
+        self.table = self.family.gguf
+        shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
+        try:
+            self.spec = self.family.spec_from_gguf(self._meta, shapes)
+        except KeyError as error:
+            raise ModelError(f"{path}: its header lacks {error.args[0]!r}") from error
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{path}: its header makes no sense: {error}") from error
+
+    def names(self) -> set[str]:
+        return set(self._tensors)
+
+    def get(self, name: str) -> Tensor:
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[name]
+        kind = tensor.tensor_type.name
+        if kind not in READABLE:
+            raise ModelError(f"{self.path}: tensor {name} is stored as {kind}; read here: {', '.join(READABLE)}")
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except (ValueError, NotImplementedError) as error:
+            raise ModelError(f"{self.path}: tensor {name} ({kind}) cannot be dequantised: {error}") from error
+        return torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(tensor.shape))).copy())
+
+    def _family(self) -> Family:
+        architecture = self._meta.get("general.architecture")
+        if architecture not in FAMILIES:
+            raise ModelError(f"{self.path}: its architecture is {architecture!r}; read here: {', '.join(FAMILIES)}")
+        return FAMILIES[architecture]
+
+    def _check_extent(self) -> None:
+        size = self.path.stat().st_size
+        for tensor in self._tensors.values():
+            end = int(tensor.data_offset) + int(tensor.n_bytes)
+            if end > size:
+                raise ModelError(
+                    f"{self.path}: tensor {tensor.name} ends at byte {end:,} of a file of {size:,}; "
+                    "the file is cut off, fetch it again"
+                )
+
+
+def _read(path: Path) -> Any:
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(str(path))
+    except Exception as error:  # the package raises whatever numpy raises on a damaged file
+        size = path.stat().st_size
+        raise ModelError(
+            f"{path}: damaged or cut off ({size:,} bytes; {type(error).__name__}: {error}). Fetch it again."
+        ) from error
+
+
+def _scalars(reader: Any) -> dict[str, Any]:
+    """The header's single values; the vocabulary's long lists are the tokenizer's business."""
+    from gguf import GGUFValueType
+
+    return {
+        name: field.contents()
+        for name, field in reader.fields.items()
+        if field.types and field.types[0] != GGUFValueType.ARRAY
+    }

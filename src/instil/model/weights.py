@@ -1,0 +1,259 @@
+"""Real weights into a decoder, and out again as a folder that `transformers` opens.
+
+Readers differ (`SafetensorsFolder` here, `GgufFile` beside); the filling is one: each parameter of ours
+is looked up in its family's table, put together from the tensors named there, checked for shape, and
+copied, one at a time, so that no second copy of the model is ever in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from instil.errors import ModelError
+from instil.model.decoder import Decoder
+from instil.model.families import FAMILIES
+from instil.model.families.family import Family, Stored
+from instil.model.hub import find_model
+from instil.model.spec import DecoderSpec
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Reader(Protocol):
+    """An opened model file: its family and spec, and its tensors by the names of our table."""
+
+    path: Path
+    family: Family
+    spec: DecoderSpec
+    table: Mapping[str, Stored]
+
+    def names(self) -> set[str]:
+        """Names of the tensors, in the table's form."""
+
+    def get(self, name: str) -> Tensor:
+        """One tensor in [out, in] order as the file has it, floating point."""
+
+
+def load_decoder(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Decoder:
+    """Load a decoder by name, from a folder of `transformers`, or from a GGUF file.
+
+    Quantised weights are dequantised. Every tensor of the file must be used and every parameter found;
+    anything else is refused rather than guessed.
+
+    Raises:
+        ModelError: there is no such model, it is damaged, or of a kind that is not read here.
+    """
+    reader = open_model(find_model(model))
+    with torch.device("meta"):
+        decoder = Decoder(reader.spec)
+    _fill(decoder, reader, dtype, torch.device(device))
+    return decoder.eval()
+
+
+def open_model(path: Path) -> Reader:
+    """The right reader for a folder or file."""
+    if path.is_dir():
+        return SafetensorsFolder(path)
+    from instil.model.gguf_file import GgufFile
+
+    return GgufFile(path)
+
+
+class SafetensorsFolder:
+    """A folder as ``save_pretrained`` writes it: ``config.json`` and one or more safetensors files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        config = _read_config(folder)
+        kind = config.get("model_type")
+        if kind not in FAMILIES:
+            raise ModelError(f"{folder}: config.json says model_type {kind!r}; read here: {', '.join(FAMILIES)}")
+        self.family = FAMILIES[kind]
+        self.table = self.family.hub
+        try:
+            self.spec = self.family.spec_from_config(config)
+        except KeyError as error:
+            raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
+        self._files = self._open_files()
+        self._where = {
+            name.removeprefix(self.family.prefix): (file, name)
+            for file, handle in self._files.items()
+            for name in handle.keys()  # noqa: SIM118 - a safetensors handle is not a mapping
+        }
+
+    def names(self) -> set[str]:
+        return set(self._where)
+
+    def get(self, name: str) -> Tensor:
+        file, full_name = self._where[name]
+        return self._files[file].get_tensor(full_name)  # type: ignore[no-any-return]
+
+    def _open_files(self) -> dict[str, Any]:
+        from safetensors import SafetensorError, safe_open
+
+        if (self.path / INDEX).is_file():
+            index = _json_object(self.path / INDEX)
+            names = sorted({str(file) for file in index.get("weight_map", {}).values()})
+        elif (self.path / WEIGHTS).is_file():
+            names = [WEIGHTS]
+        else:
+            found = sorted(entry.name for entry in self.path.iterdir())[:10]
+            raise ModelError(f"{self.path}: no {WEIGHTS} in it; found {', '.join(found) or 'nothing'}")
+        opened: dict[str, Any] = {}
+        for name in names:
+            if Path(name).name != name or not (self.path / name).is_file():
+                raise ModelError(f"{self.path}: the index names {name!r}, which is not in the folder")
+            try:
+                opened[name] = safe_open(str(self.path / name), framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{self.path / name}: damaged or cut off: {error}. Fetch it again.") from error
+        return opened
+
+
+def _fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter of a decoder on the meta device its value from the file."""
+    known = reader.names()
+    used: set[str] = set()
+    seen: dict[int, torch.nn.Parameter] = {}
+    for name, meta in list(decoder.named_parameters(remove_duplicate=False)):
+        if id(meta) in seen:  # a tied head is the embedding
+            _assign(decoder, name, seen[id(meta)])
+            continue
+        stored, names = _lookup(reader.table, name)
+        missing = [source for source in names if source not in known]
+        if missing:
+            raise ModelError(f"{reader.path}: no tensor {missing[0]!r} for {name}; the file is incomplete")
+        used.update(names)
+        value = torch.empty(meta.shape, dtype=dtype, device=device)
+        at = 0
+        for index, source in enumerate(names):
+            part = _as_ours(reader, stored, index, source)
+            if value[at : at + part.shape[0]].shape != part.shape:
+                raise ModelError(
+                    f"{reader.path}: tensor {source} has shape {list(part.shape)}, which does not fit "
+                    f"{name} of shape {list(meta.shape)}; file and configuration do not belong together"
+                )
+            value[at : at + part.shape[0]].copy_(part)
+            at += part.shape[0]
+        if at != meta.shape[0]:
+            raise ModelError(
+                f"{reader.path}: {', '.join(names)} have {at} rows, {name} wants {meta.shape[0]}; "
+                "file and configuration do not belong together"
+            )
+        if not torch.isfinite(value).all():
+            raise ModelError(f"{reader.path}: {', '.join(names)} hold values that are not finite numbers")
+        seen[id(meta)] = torch.nn.Parameter(value)
+        _assign(decoder, name, seen[id(meta)])
+    left = {name for name in known - used if not name.endswith(reader.family.unused or ("\0",))}
+    if decoder.spec.tied:
+        left -= set(_lookup(reader.table, "head.weight")[1])
+    if left:
+        raise ModelError(
+            f"{reader.path}: tensors {', '.join(sorted(left)[:5])} are not part of a {reader.family.name} model "
+            "as built here; loading without them would give wrong answers"
+        )
+
+
+def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
+    part = reader.get(source)
+    if stored.transposed and part.dim() == 2:
+        part = part.T
+    if stored.paired_heads and stored.paired_heads[index]:
+        part = halves_from_pairs(part, reader.spec.head_width)
+    return part
+
+
+def halves_from_pairs(rows: Tensor, head_width: int) -> Tensor:
+    """Rows of a head from neighbouring rotary pairs to the two halves used here.
+
+    >>> halves_from_pairs(torch.arange(4), 4).tolist()
+    [0, 2, 1, 3]
+    """
+    heads = rows.shape[0] // head_width
+    return rows.reshape(heads, head_width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _assign(decoder: Decoder, name: str, parameter: torch.nn.Parameter) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(decoder.get_submodule(owner), leaf, parameter)
+
+
+def _lookup(table: Mapping[str, Stored], name: str) -> tuple[Stored, tuple[str, ...]]:
+    """The entry of a parameter, with the number of its layer put into the names."""
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        stored = table[".".join(["blocks", "{i}", *parts[2:]])]
+        return stored, tuple(source.replace("{i}", parts[1]) for source in stored.names)
+    stored = table[name]
+    return stored, stored.names
+
+
+def hub_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
+    """The decoder's weights under the names and in the form that `transformers` uses.
+
+    Only names that the table does not split by size are cut evenly; query, key and value are cut by
+    the widths of their heads.
+    """
+    spec = decoder.spec
+    family = FAMILIES[spec.family]
+    for name, value in decoder.named_parameters():
+        stored, names = _lookup(family.hub, name)
+        rows = [value.shape[0] // len(names)] * len(names)
+        if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
+            rows = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
+        for source, part in zip(names, torch.split(value.detach(), rows), strict=True):
+            full = source if source.startswith("lm_head") else family.prefix + source
+            yield full, (part.T if stored.transposed and part.dim() == 2 else part).contiguous()
+
+
+def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int) -> None:
+    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``."""
+    from safetensors.torch import save_file
+
+    family = FAMILIES[decoder.spec.family]
+    dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
+    config = {
+        **family.config_from_spec(decoder.spec),
+        "dtype": dtype,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "bos_token_id": None,
+        "use_cache": True,
+    }
+    generation = {"eos_token_id": eos_id, "pad_token_id": eos_id, "do_sample": False}
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", generation)
+    tensors = {name: tensor.cpu() for name, tensor in hub_tensors(decoder)}
+    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers")
+    return _json_object(path)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: wanted a JSON object, found a {type(value).__name__}")
+    return value

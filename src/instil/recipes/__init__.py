@@ -1,0 +1,1 @@
+"""The stories: what a command does from beginning to end."""

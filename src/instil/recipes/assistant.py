@@ -1,0 +1,98 @@
+"""A model that answers: loaded from a run, a model folder, a GGUF file or a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instil.data.encoding import check_vocabulary
+from instil.data.sources import examples_from
+from instil.data.templates import Template, template_named
+from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.export.folder import TEMPLATE_FILE
+from instil.generate.answer import answer
+from instil.generate.options import GenerateOptions
+from instil.model.decoder import Decoder
+from instil.model.hub import find_model
+from instil.model.weights import load_decoder
+from instil.recipes.run_folder import RUN_FILE, RunFolder, read_template
+from instil.records import Completion, Example
+
+
+@dataclass(frozen=True, slots=True)
+class Assistant:
+    """Decoder, tokenizer and template that belong together."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    template: Template
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+
+    def respond(self, instruction: str, input: str = "", **generate: Any) -> str:
+        """The answer to one instruction.
+
+        Args:
+            instruction: what is to be done.
+            input: what it is to be done with, if anything.
+            **generate: settings of generation for this answer (``max_new_tokens``, ``temperature``, ...).
+        """
+        example = Example(instruction=instruction, input=input, row=0)
+        return self.respond_to([example], self.options.model_copy(update=generate))[0].text
+
+    def respond_all(self, rows: Sequence[dict[str, Any]], **generate: Any) -> list[Completion]:
+        """Answers to rows in Alpaca form, in their order; ``output`` may be absent.
+
+        Raises:
+            DataError: a row has no instruction.
+        """
+        examples = examples_from(list(rows), need_output=False).examples
+        return self.respond_to(examples, self.options.model_copy(update=generate))
+
+    def respond_to(
+        self,
+        examples: Sequence[Example],
+        options: GenerateOptions | None = None,
+        on_done: Callable[[], None] = lambda: None,
+    ) -> list[Completion]:
+        """Answers to examples, in their order."""
+        return answer(self.decoder, self.tokenizer, self.template, examples, options or self.options, on_done)
+
+
+def load(path: str | Path, *, template: str | None = None, **generate: Any) -> Assistant:
+    """Load an assistant from a run folder, a model folder, a GGUF file or a model's name.
+
+    Args:
+        path: where it is; a run folder stands for the model inside it.
+        template: the prompt form, only for models that come without one (``alpaca`` by default).
+        **generate: settings of generation, such as ``max_new_tokens``.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        TemplateMismatch: the run's template is not the one it was tuned with, or another was asked for.
+    """
+    from instil.errors import TemplateMismatch
+
+    found, settings = Path(path), GenerateOptions()
+    stored: Template | None = None
+    if (found / RUN_FILE).is_file():
+        folder = RunFolder(found)
+        if not folder.model.is_dir():
+            from instil.errors import ModelError
+
+            raise ModelError(f"{found}: the run has no model folder; it was stopped before its model was saved")
+        stored = folder.template()
+        settings = GenerateOptions.model_validate(folder.read_settings()["settings"]["generate"])
+        found = folder.model
+    else:
+        found = find_model(path)
+        if (found / TEMPLATE_FILE).is_file():
+            stored = read_template(found / TEMPLATE_FILE)
+    if stored is not None and template is not None and template_named(template).hash != stored.hash:
+        raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
+    chosen = stored or template_named(template or "alpaca")
+    tokenizer = load_tokenizer(found)
+    decoder = load_decoder(found)
+    check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
+    return Assistant(decoder, tokenizer, chosen, settings.model_copy(update=generate))

@@ -1,0 +1,77 @@
+"""What people see while a recipe works; everything goes to stderr, so that stdout stays for results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Advance(Protocol):
+    """Say that a piece of the work is done."""
+
+    def __call__(self, note: str = "") -> None: ...
+
+
+@dataclass
+class Screen:
+    """Says things and shows bars; ``Screen(quiet=True)`` does neither."""
+
+    quiet: bool = False
+    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line; text is shown as it is, never read as markup."""
+        if not self.quiet:
+            self.console.print(text, style=style, markup=False, soft_wrap=True)
+
+    def head(self, text: str) -> None:
+        """The name of a stage."""
+        self.say(f"\n{text}", style="bold")
+
+    @contextmanager
+    def bar(self, what: str, total: int) -> Iterator[Advance]:
+        """A bar with the time left; where stderr is no terminal, only what is said beside it shows."""
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+            disable=self.quiet or not self.console.is_terminal,
+            transient=True,
+        )
+        with progress:
+            task = progress.add_task(what, total=total, note="")
+
+            def advance(note: str = "") -> None:
+                progress.advance(task)
+                if note:
+                    progress.update(task, note=note)
+
+            yield advance
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds.
+
+    >>> clock(75), clock(3700)
+    ('1:15', '1:01:40')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

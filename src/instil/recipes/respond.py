@@ -1,0 +1,69 @@
+"""Answers to one instruction, to the rows of a file, or to a split of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from instil.data.sources import read_source
+from instil.data.splits import PARTS
+from instil.errors import DataError, UserError
+from instil.recipes.assistant import Assistant, load
+from instil.recipes.progress import Screen
+from instil.recipes.run_folder import RUN_FILE, RunFolder, response_rows
+from instil.recipes.settings import Settings
+from instil.records import Example
+
+
+def respond_one(
+    model: str, instruction: str, input_text: str, template: str | None, settings: Settings
+) -> dict[str, Any]:
+    """The answer to one instruction, with why it ended."""
+    assistant = _load(model, template, settings)
+    said = assistant.respond_to([Example(instruction=instruction, input=input_text, row=0)])[0]
+    return {"model_response": said.text, "finish": said.finish}
+
+
+def respond_rows(
+    model: str, data: str | None, split: str | None, template: str | None, settings: Settings, screen: Screen
+) -> list[dict[str, Any]]:
+    """Answered rows in the book's form (``model_response``).
+
+    Raises:
+        UserError: it is not clear which rows are meant, or the run's data has changed.
+    """
+    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split)
+    assistant = _load(model, template, settings)
+    with screen.bar("answering", len(examples)) as advance:
+        answers = assistant.respond_to(examples, on_done=advance)
+    return response_rows(examples, answers)
+
+
+def _load(model: str, template: str | None, settings: Settings) -> Assistant:
+    changed = settings.generate.model_dump(exclude_unset=True)
+    return load(model, template=template, **changed)
+
+
+def _rows_of_file(data: str, split: str | None) -> tuple[Example, ...]:
+    if split:
+        raise UserError("--split chooses rows of the run's own data; leave it out with --data")
+    return read_source(data, need_output=False).examples
+
+
+def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
+    if not (path / RUN_FILE).is_file():
+        raise UserError(f"{path} is not a run folder, so say what to answer: --instruction TEXT or --data FILE")
+    part = split or "test"
+    if part not in PARTS:
+        raise UserError(f"no split named {part!r}; known: {', '.join(PARTS)}")
+    folder = RunFolder(path)
+    facts = folder.read_settings()
+    source = read_source(facts["data"], skip_bad=facts["settings"]["data"]["skip_bad"])
+    if source.sha256 != facts["hashes"]["data"]:
+        raise UserError(f"{facts['data']} has changed since the run; answer its rows with --data {facts['data']}")
+    wanted = set(json.loads((path / "split.json").read_text(encoding="utf-8"))[part])
+    rows = tuple(example for example in source.examples if example.row in wanted)
+    if not rows:
+        raise DataError(f"{path}: the run has no {part} rows")
+    return rows

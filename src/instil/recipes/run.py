@@ -1,0 +1,243 @@
+"""The whole job: pre-flight, baseline answers, training, answers, scores, report."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instil.evaluate.offline import means, score_offline, trivial_baseline
+from instil.evaluate.report import ReportData, write_report
+from instil.export.folder import export_folder
+from instil.generate.answer import answer
+from instil.model.decoder import Decoder
+from instil.recipes.progress import Screen, clock
+from instil.recipes.run_folder import RunFolder
+from instil.recipes.settings import Settings
+from instil.recipes.sft import Data, Prepared, describe, load, prepare, tune
+from instil.records import Completion, Example, Verdict
+from instil.train.loop import TrainResult
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run: where it lies and what came of it.
+
+    ``scores`` holds the mean metrics over the held-out rows under ``base``, ``tuned`` and ``echo`` (the
+    trivial baseline); it is empty for training alone or when there were no held-out rows.
+    """
+
+    path: Path
+    scores: dict[str, dict[str, float]]
+    steps: int
+    seconds: dict[str, float]
+    validation_loss: float | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "run": str(self.path),
+            "scores": self.scores,
+            "steps": self.steps,
+            "validation_loss": self.validation_loss,
+            "seconds": self.seconds,
+            **self.facts,
+        }
+
+
+@dataclass
+class Stopwatch:
+    """Seconds of each stage, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time what is done inside."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - started, 2)
+
+
+def run(
+    data: Data,
+    model: str | Path,
+    out: str | Path,
+    settings: Settings,
+    *,
+    overwrite: bool = False,
+    answers: bool = True,
+    screen: Screen | None = None,
+) -> Run:
+    """Tune a model on a file of rows and show what it learnt.
+
+    Args:
+        data: a name, a path, or the rows themselves (a list of dicts in Alpaca form).
+        model: a name, a folder or a GGUF file.
+        out: the run folder, which must be free.
+        settings: see `instil.recipes.settings`.
+        overwrite: replace an earlier run at ``out``.
+        answers: whether the held-out rows are answered and scored before and after.
+        screen: where progress is shown; stderr by default.
+
+    Raises:
+        UserError: data, model or settings cannot be used; nothing was written.
+        RunFolderTaken: ``out`` is not free.
+        TrainingDiverged: the loss is no longer finite.
+    """
+    screen = screen or Screen()
+    folder = RunFolder(Path(out))
+    folder.check_free(overwrite=overwrite)
+    watch = Stopwatch()
+
+    screen.head("Pre-flight")
+    with watch.stage("prepare"):
+        prepared = prepare(data, model, settings)
+    for line in prepared.preflight.lines():
+        screen.say(f"  {line}")
+    part, examples = prepared.held_out
+    if answers and not examples:
+        screen.say("  no rows are held out, so nothing will be answered or scored", style="yellow")
+
+    with watch.stage("load model"):
+        decoder = load(prepared)
+    facts = describe(prepared, decoder)
+    screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
+    folder.create()
+    folder.write_settings(facts)
+    folder.write_json("split.json", prepared.split.as_json())
+
+    said: dict[str, list[Completion]] = {}
+    verdicts: dict[str, list[Verdict]] = {}
+    if answers and examples:
+        screen.head(f"Before: answering {len(examples)} {part} rows")
+        with watch.stage("answer before"):
+            said["base"] = _answer(prepared, decoder, examples, screen)
+        verdicts["base"] = _keep(folder, "base", examples, said["base"])
+        verdicts["echo"] = trivial_baseline(examples)
+        screen.say(f"  {_score_line(means(verdicts['base']))}")
+
+    screen.head("Training")
+    with watch.stage("train"):
+        result = tune(prepared, decoder, folder, screen)
+    with watch.stage("save"):
+        export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
+
+    if answers and examples:
+        screen.head(f"After: answering {len(examples)} {part} rows")
+        with watch.stage("answer after"):
+            said["tuned"] = _answer(prepared, decoder, examples, screen)
+        verdicts["tuned"] = _keep(folder, "tuned", examples, said["tuned"])
+        screen.say(f"  {_score_line(means(verdicts['tuned']))}")
+
+    finished = _finished(folder, result, watch, verdicts, facts)
+    write_report(
+        ReportData(
+            facts=facts,
+            preflight=prepared.preflight,
+            part=part,
+            examples=examples,
+            answers=said,
+            verdicts=verdicts,
+            result=result,
+            seconds=watch.seconds,
+            peak_memory_gb=peak_memory_gb(),
+            samples=folder.samples,
+            loss_picture=folder.path / "loss.png",
+        ),
+        folder.report,
+    )
+    return finished
+
+
+def finetune(
+    data: Data,
+    *,
+    model: str | Path = "smollm2-135m",
+    out: str | Path,
+    overwrite: bool = False,
+    **settings: Any,
+) -> Run:
+    """Tune a model on a file of rows: `run` with settings as keywords.
+
+    A setting is given by its bare name (``epochs=1``; ``train`` wins where two sections share a name)
+    or in its section (``generate={"seed": 7}``).
+
+    Raises:
+        UserError: data, model or settings cannot be used; nothing was written.
+    """
+    from instil.recipes.settings import resolve
+
+    return run(data, model, out, resolve(values=settings), overwrite=overwrite)
+
+
+def summary(finished: Run) -> list[str]:
+    """What the user is told at the end."""
+    lines = []
+    if "tuned" in finished.scores:
+        lines.append(f"{'':8}  exact match   chrF   ROUGE-L")
+        names = {"base": "before", "tuned": "after", "echo": "echo*"}
+        for key, name in names.items():
+            score = finished.scores[key]
+            lines.append(f"{name:8}  {score['exact_match']:>10.1%}  {score['chrf']:>5.1f}   {score['rouge_l']:>7.3f}")
+        lines.append("* an answer that only repeats the input: the least that counts")
+        lines.append("agreement with the reference answers; it compares words, not meaning")
+    if finished.validation_loss is not None:
+        lines.append(f"validation loss {finished.validation_loss:.3f} after {finished.steps} steps")
+    lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")
+    lines.append(f"report: {finished.path / 'report.html'}")
+    lines.append(f"model:  {finished.path / 'model'}")
+    lines.append(f'try it: instil respond {finished.path} --instruction "Name three colours."')
+    return lines
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held, in GB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _answer(prepared: Prepared, decoder: Decoder, examples: Sequence[Example], screen: Screen) -> list[Completion]:
+    with screen.bar("answering", len(examples)) as advance:
+        answers = answer(decoder, prepared.tokenizer, prepared.template, examples, prepared.settings.generate, advance)
+    unended = sum(completion.finish == "length" for completion in answers)
+    if unended:
+        screen.say(f"  {unended} answers did not end within {prepared.settings.generate.max_new_tokens} tokens")
+    return answers
+
+
+def _keep(folder: RunFolder, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> list[Verdict]:
+    verdicts = score_offline(examples, [completion.text for completion in answers])
+    folder.write_responses(which, examples, answers)
+    folder.write_verdicts(f"{which}.offline", verdicts)
+    return verdicts
+
+
+def _finished(
+    folder: RunFolder,
+    result: TrainResult,
+    watch: Stopwatch,
+    verdicts: dict[str, list[Verdict]],
+    facts: dict[str, Any],
+) -> Run:
+    return Run(
+        path=folder.path,
+        scores={which: means(found) for which, found in verdicts.items()},
+        steps=result.steps,
+        seconds=dict(watch.seconds),
+        validation_loss=result.validation.mean if result.validation else None,
+        facts={"data": facts["data"], "model": facts["model"], "peak_memory_gb": round(peak_memory_gb(), 3)},
+    )
+
+
+def _score_line(score: dict[str, float]) -> str:
+    return (
+        f"exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, ROUGE-L {score['rouge_l']:.3f} "
+        "(agreement with the reference)"
+    )

@@ -1,0 +1,56 @@
+"""Scores for answers that lie in a run folder or a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from instil.data.sources import examples_from, parse_rows
+from instil.errors import DataError, SettingsError
+from instil.evaluate.offline import JUDGE, score_offline
+from instil.recipes.run_folder import RUN_FILE, RunFolder
+from instil.records import Verdict
+
+
+def score(rows: Sequence[dict[str, Any]], judge: str = JUDGE) -> list[Verdict]:
+    """Verdicts for rows with ``instruction``, ``input``, ``output`` and ``model_response``.
+
+    Raises:
+        SettingsError: the judge is not known here.
+        DataError: a row lacks an answer or cannot be used; the message names it.
+    """
+    if judge != JUDGE:
+        raise SettingsError(f"no judge named {judge!r}; known: {JUDGE}")
+    answers = []
+    for index, row in enumerate(rows):
+        said = row.get("model_response") if isinstance(row, dict) else None
+        if not isinstance(said, str):
+            raise DataError(f"row {index}: no text under 'model_response'; instil respond writes such rows")
+        answers.append(said)
+    return score_offline(examples_from(list(rows)).examples, answers)
+
+
+def score_path(path: Path, judge: str = JUDGE) -> dict[str, list[Verdict]]:
+    """Score a file of answered rows, or every ``responses/*.json`` of a run, and write the run's verdicts.
+
+    Raises:
+        DataError: there is nothing to score, or a row cannot be used.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or run folder")
+    if not path.is_dir():
+        return {path.stem: score(parse_rows(path.read_bytes(), str(path)), judge)}
+    if not (path / RUN_FILE).is_file():
+        raise DataError(f"{path}: no {RUN_FILE} in it, so it is not a run folder; wanted one, or a JSON file")
+    folder = RunFolder(path)
+    found = {
+        file.stem: score(json.loads(file.read_text(encoding="utf-8")), judge)
+        for file in sorted((path / "responses").glob("*.json"))
+    }
+    if not found:
+        raise DataError(f"{path}: the run holds no answers; instil respond {path} makes them")
+    for which, verdicts in found.items():
+        folder.write_verdicts(f"{which}.{judge}", verdicts)
+    return found

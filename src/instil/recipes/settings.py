@@ -1,0 +1,130 @@
+"""All settings of a run, composed from the rooms' own option classes.
+
+A setting has one home and one default; an unknown key is refused with the nearest right one.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instil.data.options import DataOptions
+from instil.errors import SettingsError, did_you_mean
+from instil.generate.options import GenerateOptions
+from instil.train.options import TrainOptions
+
+
+class Settings(BaseModel):
+    """Every setting, in sections named after the rooms."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataOptions = Field(default_factory=DataOptions)
+    train: TrainOptions = Field(default_factory=TrainOptions)
+    generate: GenerateOptions = Field(default_factory=GenerateOptions)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataOptions,
+    "train": TrainOptions,
+    "generate": GenerateOptions,
+}
+
+
+def known_settings() -> dict[str, str]:
+    """Every setting with its default and what it means, for help and messages."""
+    return {
+        f"{section}.{name}": f"{field.default} ({field.description})"
+        for section, options in SECTIONS.items()
+        for name, field in options.model_fields.items()
+    }
+
+
+def resolve(
+    *, config: Path | None = None, assignments: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Settings:
+    """Defaults, overridden by a TOML file, then by ``key=value`` pairs, then by ``values``.
+
+    >>> resolve(assignments=["train.epochs=3"]).train.epochs
+    3
+
+    Raises:
+        SettingsError: a key is unknown, or a value is not of its kind.
+    """
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    if config is not None:
+        for key, value in _flat(_toml(config)).items():
+            _set(chosen, key, value, str(config))
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {assignment}: wanted key=value, such as --set train.epochs=1")
+        _set(chosen, key.strip(), _parsed(text.strip()), "--set")
+    for key, value in _flat(values or {}).items():
+        _set(chosen, _full_name(key), value, "settings")
+    try:
+        return Settings.model_validate(chosen)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"][:2])
+            problems.append(f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Input ')}")
+        raise SettingsError("; ".join(problems)) from error
+
+
+def _set(chosen: dict[str, dict[str, Any]], key: str, value: Any, where: str) -> None:
+    section, _, name = key.partition(".")
+    if section not in SECTIONS or name not in SECTIONS[section].model_fields:
+        known = known_settings()
+        near = did_you_mean(key, known) or did_you_mean(_full_name(key), known)
+        raise SettingsError(f"{where}: unknown setting {key!r}{near}")
+    chosen[section][name] = value
+
+
+def _full_name(key: str) -> str:
+    """A bare name with its section; ``train`` comes first where two sections share a name.
+
+    >>> _full_name("epochs"), _full_name("seed"), _full_name("template")
+    ('train.epochs', 'train.seed', 'data.template')
+    """
+    if "." in key:
+        return key
+    for section in ("train", "data", "generate"):
+        if key in SECTIONS[section].model_fields:
+            return f"{section}.{key}"
+    return key
+
+
+def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
+        else:
+            flat[key] = value
+    return flat
+
+
+def _parsed(text: str) -> Any:
+    """A value as TOML has it, or the bare word.
+
+    >>> _parsed("1e-4"), _parsed("true"), _parsed("cosine")
+    (0.0001, True, 'cosine')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error

@@ -1,0 +1,224 @@
+"""Supervised fine-tuning: from rows and a model's name to a tuned decoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import instil
+from instil.data.encoding import check_vocabulary, encode
+from instil.data.loader import Loader
+from instil.data.preflight import Preflight, check, has_target
+from instil.data.sources import Source, examples_from, read_source
+from instil.data.splits import PARTS, Part, Split, split_examples
+from instil.data.templates import Template, template_named
+from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.errors import ModelError
+from instil.generate.answer import answer
+from instil.generate.options import GenerateOptions
+from instil.model.decoder import Decoder
+from instil.model.hub import find_model
+from instil.model.weights import load_decoder, open_model
+from instil.recipes.progress import Screen, clock
+from instil.recipes.run_folder import RunFolder
+from instil.recipes.settings import Settings
+from instil.records import Encoded, Example
+from instil.train.loop import TrainResult, planned_steps, train
+from instil.train.metrics import MetricsFile, StepRecord
+from instil.train.plot import plot_losses
+
+Data = str | Path | Sequence[dict[str, Any]]
+SAMPLE_ROWS = 2
+SAMPLE_TOKENS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is known before the first weight is loaded."""
+
+    settings: Settings
+    source: Source
+    split: Split
+    template: Template
+    tokenizer: Tokenizer
+    encoded: dict[Part, list[Encoded]]
+    preflight: Preflight
+    model_name: str
+    model_path: Path
+    max_length: int
+
+    @property
+    def held_out(self) -> tuple[str, tuple[Example, ...]]:
+        """The rows that are answered before and after: test rows, or validation rows if there are none."""
+        if self.split.test:
+            return "test", self.split.test
+        return "validation", self.split.validation
+
+
+def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
+    """Read the rows, open the model's header, and look at every row as it will be trained on.
+
+    Raises:
+        UserError: something about data, model or settings cannot be used; nothing was written.
+    """
+    options = settings.data
+    if isinstance(data, str | Path):
+        source = read_source(data, skip_bad=options.skip_bad)
+    else:
+        source = examples_from(list(data), skip_bad=options.skip_bad)
+    path = find_model(model)
+    spec = open_model(path).spec
+    tokenizer = load_tokenizer(path)
+    template = template_named(options.template)
+    check_vocabulary(template, tokenizer, spec.vocab_size)
+    split = split_examples(source.examples, options)
+    encoded: dict[Part, list[Encoded]] = {
+        part: [encode(example, template, tokenizer, options.train_on) for example in split.part(part)] for part in PARTS
+    }
+    max_length = min(options.max_length, spec.context)
+    preflight = check(split, encoded, max_length, unusable=source.skipped, notes=source.notes)
+    return Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
+
+
+def load(prepared: Prepared) -> Decoder:
+    """The decoder with its weights."""
+    return load_decoder(prepared.model_path)
+
+
+def loader_for(prepared: Prepared, part: Part) -> Loader | None:
+    """Batches of a part, without the rows that have nothing to train on; None if there are none."""
+    rows = [row for row in prepared.encoded[part] if has_target(row, prepared.max_length)]
+    if not rows:
+        return None
+    options = prepared.settings.train
+    training = part == "train"
+    return Loader(
+        rows,
+        options.batch_size,
+        pad_id=prepared.tokenizer.eos_id,
+        max_length=prepared.max_length,
+        micro_batch=options.micro_batch,
+        shuffle=training,
+        drop_last=options.drop_last and training,
+        seed=options.seed,
+    )
+
+
+def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen) -> TrainResult:
+    """Train, and leave ``metrics.jsonl``, ``samples.jsonl`` and the loss curves behind."""
+    options = prepared.settings.train
+    loader = loader_for(prepared, "train")
+    assert loader is not None, "pre-flight refuses data without a trainable row"
+    held_back = loader_for(prepared, "validation")
+    validation = list(held_back.batches()) if held_back else []
+    steps = planned_steps(len(loader), options)
+    sampled = (prepared.split.validation or prepared.split.test)[:SAMPLE_ROWS]
+    records: list[StepRecord] = []
+
+    with (
+        MetricsFile(folder.metrics) as metrics,
+        folder.samples.open("w", encoding="utf-8") as samples,
+        screen.bar("training", steps) as advance,
+    ):
+
+        def on_record(record: StepRecord) -> None:
+            metrics.write(record)
+            records.append(record)
+            if record.step:
+                advance(f"loss {record.train_loss:.3f}  {record.tokens_per_second:.0f} tokens/s")
+            if record.val_loss is not None or record.step == steps:
+                screen.say(_progress_line(records, steps))
+
+        def on_sample(step: int) -> None:
+            greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS)
+            for example, said in zip(
+                sampled,
+                answer(decoder, prepared.tokenizer, prepared.template, sampled, greedy),
+                strict=True,
+            ):
+                line = {"step": step, "row": example.row, **example.as_json(), "model_response": said.text}
+                samples.write(json.dumps(line, ensure_ascii=False) + "\n")
+                samples.flush()
+                if example is sampled[0]:
+                    asked = " ".join(f"{example.instruction} {example.input}".split())
+                    screen.say(f"    asked: {_short(asked)}\n    says:  {_short(' '.join(said.text.split()))}", "dim")
+
+        result = train(
+            decoder,
+            loader,
+            options,
+            validation=validation,
+            on_record=on_record,
+            on_sample=on_sample if sampled else None,
+        )
+    plot_losses(result.records, folder.path)
+    return result
+
+
+def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
+    """What ``run.toml`` says: settings as resolved, versions, and hashes of data, model and template."""
+    return {
+        "instil": instil.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": prepared.source.name,
+        "model": prepared.model_name,
+        "settings": prepared.settings.model_dump(),
+        "model_facts": {
+            "family": decoder.spec.family,
+            "parameters": decoder.parameter_count,
+            "file": prepared.model_path.name,
+            "quantised": prepared.model_path.suffix == ".gguf",
+        },
+        "hashes": {
+            "data": prepared.source.sha256,
+            "model": file_hash(prepared.model_path),
+            "template": prepared.template.hash,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a model file, or of all weight files of a folder in order of name."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path}: no weight files in it")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _progress_line(records: Sequence[StepRecord], steps: int) -> str:
+    """Where training is: the mean of the last losses, the validation loss, speed and time left."""
+    last = records[-1]
+    line = f"  step {last.step:>4}/{steps}  epoch {last.epoch:.2f}"
+    recent = [record.train_loss for record in records[-20:] if record.train_loss is not None]
+    if recent:
+        line += f"  train {sum(recent) / len(recent):.3f}"
+    if last.val_loss is not None:
+        line += f"  validation {last.val_loss:.3f}"
+    if last.step:
+        line += f"  {last.tokens_seen / last.seconds:.0f} tokens/s"
+        left = last.seconds / last.step * (steps - last.step)
+        line += f"  {clock(left)} left" if left else f"  took {clock(last.seconds)}"
+    return line
+
+
+def _short(text: str, width: int = 100) -> str:
+    return text if len(text) <= width else text[: width - 3] + "..."

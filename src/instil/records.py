@@ -1,0 +1,162 @@
+"""What crosses from one room to another.
+
+A JSON object becomes an `Example`, a template and a tokenizer make it `Encoded`, the collate makes a
+`Batch` of several, the decoder answers with a `Completion`, and a judge gives that a `Verdict`.
+
+Shape suffixes: B rows of a batch · T positions of a row · N tokens to compute (all rows, flat) ·
+S supervised predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100  # torch's cross_entropy skips this target
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of the user's data: the chapter's "entry".
+
+    ``row`` is the position in the file (from 0), by which every message names it.
+    """
+
+    instruction: str
+    output: str = ""
+    input: str = ""
+    task: str = ""
+    row: int = -1
+
+    def as_json(self) -> dict[str, str]:
+        """The row in Alpaca form, as the book writes it."""
+        return {"instruction": self.instruction, "input": self.input, "output": self.output}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An example as token ids, and for each id whether it is a training target.
+
+    The mask is set by position when the row is encoded; nothing later searches for ids.
+    ``prompt_length`` is the number of ids that come before the response.
+    """
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    prompt_length: int = 0
+    row: int = -1
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.trained):
+            raise ValueError(f"{len(self.ids)} ids but {len(self.trained)} mask entries")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A layout: ``rows`` sequences side by side, each padded on the right to ``length`` tokens."""
+
+    rows: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The tokens to compute, where each one stands, and what is to be predicted from which.
+
+    =============  =====  =========================================================
+    field          shape  meaning
+    =============  =====  =========================================================
+    ids_N          [N]    token ids, flat
+    positions_N    [N]    position of each token in its own sequence, from 0
+    rows_N         [N]    which row of the batch it belongs to; -1 for padding
+    at_S           [S]    index into N of each supervised prediction
+    targets_S      [S]    the id to be predicted there
+    weights_S      [S]    how many times that prediction counts (1 in a padded grid)
+    layout         -      which tokens see which (`Grid`: causal within each row)
+    examples       [B]    the row numbers of the data set, for messages
+    =============  =====  =========================================================
+
+    The head is applied to ``hidden[at_S]`` only, and a loss is ``sum(weights_S * nll_S)`` with
+    ``trained_tokens`` as its count.
+    """
+
+    ids_N: Tensor
+    positions_N: Tensor
+    rows_N: Tensor
+    at_S: Tensor
+    targets_S: Tensor
+    weights_S: Tensor
+    layout: Grid
+    examples: tuple[int, ...] = ()
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many predictions the loss sums over."""
+        return int(self.weights_S.sum().item())
+
+    @property
+    def real_tokens(self) -> int:
+        """How many tokens are not padding."""
+        return int((self.rows_N >= 0).sum().item())
+
+    @property
+    def inputs(self) -> Tensor:
+        """The ids as the book's collate returns them, [B, T]."""
+        return self.ids_N.view(self.layout.rows, self.layout.length)
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets as the book's collate returns them, [B, T], -100 where nothing is predicted."""
+        flat = self.ids_N.new_full(self.ids_N.shape, IGNORED)
+        flat[self.at_S] = self.targets_S
+        return flat.view(self.layout.rows, self.layout.length)
+
+    @staticmethod
+    def untargeted(ids_N: Tensor, positions_N: Tensor, rows_N: Tensor, layout: Grid) -> Batch:
+        """Tokens of which nothing is to be predicted by the loss: prompts, and tokens being generated."""
+        none = ids_N.new_empty(0)
+        return Batch(ids_N, positions_N, rows_N, none, none, none.float(), layout)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.ids_N.to(device),
+            self.positions_N.to(device),
+            self.rows_N.to(device),
+            self.at_S.to(device),
+            self.targets_S.to(device),
+            self.weights_S.to(device),
+            self.layout,
+            self.examples,
+        )
+
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer: its text, its ids without the end token, and why it ended.
+
+    ``finish`` is ``"stop"`` when the model gave its end token and ``"length"`` when the limit cut it.
+    """
+
+    text: str
+    ids: tuple[int, ...] = ()
+    finish: Finish = "stop"
+    prompt_tokens: int = 0
+    row: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a judge said of one answer: a score of 0 to 100, or None with a reason."""
+
+    row: int
+    judge: str
+    score: float | None
+    reason: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)

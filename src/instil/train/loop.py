@@ -1,0 +1,155 @@
+"""The loop: batches in, a tuned decoder and its records out.
+
+It knows nothing of files, screens or generation: whoever calls hands in what is to happen after a
+step (`on_record`) and whenever a sample answer is due (`on_sample`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from instil.errors import TrainingDiverged
+from instil.model.decoder import Decoder
+from instil.records import Batch
+from instil.train.losses import LossSum, held_out_loss, nll_sum
+from instil.train.metrics import StepRecord
+from instil.train.options import TrainOptions
+from instil.train.schedule import learning_rate
+
+
+class Steps(Protocol):
+    """What the loop asks of a loader: the micro-batches of each step of an epoch, in order."""
+
+    def __len__(self) -> int: ...
+
+    def steps(self, epoch: int, start: int = 0) -> object:
+        """Iterate over lists of micro-batches."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of it: every record, and the totals."""
+
+    records: tuple[StepRecord, ...]
+    steps: int
+    tokens_seen: int
+    seconds: float
+    validation: LossSum | None
+
+
+def planned_steps(loader_length: int, options: TrainOptions) -> int:
+    """How many optimizer steps a run takes."""
+    steps = loader_length * options.epochs
+    return min(steps, options.max_steps) if options.max_steps else steps
+
+
+def train(
+    decoder: Decoder,
+    loader: Steps,
+    options: TrainOptions,
+    *,
+    validation: Sequence[Batch] = (),
+    on_record: Callable[[StepRecord], None] = lambda record: None,
+    on_sample: Callable[[int], None] | None = None,
+) -> TrainResult:
+    """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
+
+    The gradient of a step is that of the summed loss of all its micro-batches divided once by the
+    number of their targets, so micro-batches are exactly one big batch (E1).
+
+    Args:
+        decoder: its weights are changed.
+        loader: gives the micro-batches of every step.
+        options: see `TrainOptions`.
+        validation: batches for the periodic validation loss; may be empty.
+        on_record: called after step 0 (before training) and after every step.
+        on_sample: called with the number of finished steps at each validation, between steps.
+
+    Raises:
+        TrainingDiverged: a loss is not finite; the decoder keeps the weights of the step before.
+    """
+    device = decoder.device
+    parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    total = planned_steps(len(loader), options)
+    chosen = tuple(validation[: options.eval_batches] if options.eval_batches else validation)
+    records: list[StepRecord] = []
+    done = tokens_seen = 0
+    spent = 0.0  # seconds of training alone, without validation and samples
+
+    def validate() -> LossSum | None:
+        decoder.eval()
+        found = held_out_loss(decoder, chosen, device) if chosen else None
+        decoder.train()
+        return found
+
+    def report(train_loss: float | None, rate: float, tokens: int, seconds: float, val: LossSum | None) -> None:
+        record = StepRecord(
+            step=done,
+            epoch=done / len(loader),
+            tokens_seen=tokens_seen,
+            train_loss=train_loss,
+            val_loss=val.mean if val else None,
+            learning_rate=rate,
+            seconds=round(spent, 3),
+            tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
+        )
+        records.append(record)
+        on_record(record)
+
+    last_validation = validate()
+    report(None, 0.0, 0, 0.0, last_validation)
+    if on_sample:
+        on_sample(0)
+    decoder.train()
+    for epoch in range(options.epochs):
+        for step in loader.steps(epoch):  # type: ignore[attr-defined]
+            if done == total:
+                break
+            started = time.perf_counter()
+            rate = learning_rate(done, total, options)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, tokens = _gradients(decoder, step, device)
+            if not torch.isfinite(torch.tensor(loss.total)):
+                rows = [row for batch in step for row in batch.examples]
+                raise TrainingDiverged(
+                    f"step {done + 1}: the loss is {loss.total}; rows {rows}. The weights are those of step {done}. "
+                    f"Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
+                )
+            if options.clip:
+                torch.nn.utils.clip_grad_norm_(parameters, options.clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            seconds = time.perf_counter() - started
+            done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
+            ends_epoch = done == total or done % len(loader) == 0
+            due = ends_epoch or bool(options.eval_every and done % options.eval_every == 0)
+            if due:
+                last_validation = validate()
+            report(loss.mean, rate, tokens, seconds, last_validation if due else None)
+            if due and on_sample:
+                on_sample(done)
+                decoder.train()
+    decoder.eval()
+    return TrainResult(tuple(records), done, tokens_seen, spent, last_validation)
+
+
+def _gradients(decoder: Decoder, step: Sequence[Batch], device: torch.device) -> tuple[LossSum, int]:
+    """Accumulate the gradient of the step's mean loss; return its sum and the real tokens computed."""
+    targets = sum(batch.trained_tokens for batch in step)
+    loss = LossSum(0.0, 0)
+    tokens = 0
+    for batch in step:
+        if not batch.trained_tokens:
+            continue
+        total = nll_sum(decoder, batch.to(device))
+        (total / targets).backward()  # type: ignore[no-untyped-call]
+        loss += LossSum(float(total.detach()), batch.trained_tokens)
+        tokens += batch.real_tokens
+    return loss, tokens

@@ -1,0 +1,62 @@
+"""Losses as token sums with a token count; the mean is taken once, by whoever holds all of the tokens.
+
+Shape suffixes: N tokens · D width · S supervised predictions · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instil.model.decoder import Decoder
+from instil.records import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """The summed negative log-likelihood of so many predicted tokens."""
+
+    total: float
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats for each token; NaN when there were none."""
+        return self.total / self.tokens if self.tokens else float("nan")
+
+    def __add__(self, other: LossSum) -> LossSum:
+        """Two sums are one sum; two means are not one mean.
+
+        >>> (LossSum(2.0, 1) + LossSum(2.0, 3)).mean
+        1.0
+        """
+        return LossSum(self.total + other.total, self.tokens + other.tokens)
+
+
+def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
+    """Summed negative log-likelihood of a batch's targets, a scalar that can be differentiated.
+
+    The head is applied to the supervised rows alone. A batch without targets gives zero.
+    """
+    hidden_ND = decoder(batch)
+    logits_SV = decoder.logits(hidden_ND[batch.at_S])
+    nll_S = F.cross_entropy(
+        logits_SV.float() if logits_SV.dtype == torch.bfloat16 else logits_SV,
+        batch.targets_S,
+        reduction="none",
+    )
+    return (nll_S * batch.weights_S.to(nll_S.dtype)).sum()
+
+
+@torch.inference_mode()
+def held_out_loss(decoder: Decoder, batches: Iterable[Batch], device: torch.device | None = None) -> LossSum:
+    """The loss over batches that are not trained on, weighted by tokens (not a mean of batch means)."""
+    total = LossSum(0.0, 0)
+    for batch in batches:
+        here = batch.to(device) if device is not None else batch
+        total += LossSum(float(nll_sum(decoder, here)), batch.trained_tokens)
+    return total

@@ -1,0 +1,52 @@
+"""What is known of each step, and the file it is written to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One line of ``metrics.jsonl``.
+
+    ``step`` counts finished optimizer steps (0 is before training), ``epoch`` is the share of passes
+    done, ``tokens_seen`` counts real tokens without padding. ``train_loss`` is the mean over the
+    targets of this step (before its update), ``val_loss`` is there on steps that were validated.
+    """
+
+    step: int
+    epoch: float
+    tokens_seen: int
+    train_loss: float | None
+    val_loss: float | None
+    learning_rate: float
+    seconds: float
+    tokens_per_second: float
+
+
+class MetricsFile:
+    """Appends records, each line complete on disk before the next step."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> MetricsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, record: StepRecord) -> None:
+        """Append one line."""
+        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.flush()
+
+
+def read_metrics(path: Path) -> list[StepRecord]:
+    """The records of a run."""
+    return [StepRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

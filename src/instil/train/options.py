@@ -1,0 +1,29 @@
+"""Settings of training, each with its one default and unit."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TrainOptions(BaseModel):
+    """How the model is tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["full"] = Field("full", description="which weights change: all of them")
+    layout: Literal["padded"] = Field("padded", description="how the tokens of a batch are laid out")
+    epochs: int = Field(2, ge=1, description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
+    micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")
+    learning_rate: float = Field(1e-4, gt=0, description="peak, after warmup")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay, on every parameter")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps in which the rate rises from zero")
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="the rate after warmup")
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    max_steps: int = Field(0, ge=0, description="stop after so many optimizer steps; 0: after the epochs")
+    eval_every: int = Field(20, ge=0, description="steps between validations; 0: only at the end of an epoch")
+    eval_batches: int = Field(0, ge=0, description="validation batches each time; 0: all")
+    drop_last: bool = Field(False, description="leave out an incomplete last batch of an epoch")
+    seed: int = Field(123, ge=0, description="seed of the order of rows")

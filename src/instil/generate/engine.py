@@ -36,7 +36,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     pick: Pick = greedy,
-    batch_size: int = 32,
+    batch_size: int = 64,
     on_done: Callable[[int, Generated], None] = lambda row, generated: None,
 ) -> list[Generated]:
     """Continue each prompt until one of ``stop_ids`` or the limit.

@@ -2,6 +2,8 @@
 
 Everything else in the decoder works on flat [N, ...] tensors. A pattern takes the queries, keys and
 values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern.
+Where query heads share key/value heads (grouped-query attention, Ainslie et al. 2023) torch's kernel
+reads the shared ones in place, which is far cheaper than repeating a long cache.
 
 Shape suffixes: N tokens · H query heads · K key/value heads · W head width · B rows · T positions ·
 S cached positions.
@@ -39,8 +41,7 @@ class PaddedGrid:
     def __call__(self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor) -> Tensor:
         del layer
         q, k, v = (_rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
-        k, v = _shared_by_groups(k, v, q.shape[1])
-        return _flat(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return _flat(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
 
 
 class CachedGrid:
@@ -55,8 +56,7 @@ class CachedGrid:
     def __call__(self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor) -> Tensor:
         q, k, v = (_rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
         k, v = self.cache.extend(layer, k, v, self.slots_BT)
-        k, v = _shared_by_groups(k, v, q.shape[1])
-        return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask_B1TS))
+        return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask_B1TS, enable_gqa=True))
 
 
 def pattern_for(batch: Batch, cache: Cache | None) -> Pattern:
@@ -74,10 +74,3 @@ def _rows_first(x_NKW: Tensor, rows: int, length: int) -> Tensor:
 def _flat(x_BHTW: Tensor) -> Tensor:
     return x_BHTW.transpose(1, 2).flatten(0, 1)
 
-
-def _shared_by_groups(k_BKSW: Tensor, v_BKSW: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Give every query head its key/value head (grouped-query attention, Ainslie et al. 2023)."""
-    repeats = heads // k_BKSW.shape[1]
-    if repeats == 1:
-        return k_BKSW, v_BKSW
-    return k_BKSW.repeat_interleave(repeats, dim=1), v_BKSW.repeat_interleave(repeats, dim=1)

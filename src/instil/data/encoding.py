@@ -37,6 +37,16 @@ def encode(
     return Encoded(ids, trained, prompt_length=len(prompt), row=example.row)
 
 
+def is_spellable(example: Example, tokenizer: Tokenizer) -> bool:
+    """Whether the vocabulary can spell all of a row; some lack the bytes of rare characters.
+
+    What cannot be spelt is dropped by the tokenizer without a word, so pre-flight asks here.
+    """
+    texts = (example.instruction, example.input, example.output)
+    rare = [text for text in texts if not (text.isascii() and text.replace("\n", "").isprintable())]
+    return all(tokenizer.decode(tokenizer.encode(text)) == text for text in rare)
+
+
 def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer) -> list[int]:
     """The ids the model sees before it answers; the same in training and generation."""
     return encode_pieces(tokenizer, template.pieces(example))

@@ -16,7 +16,8 @@ class Preflight:
     """The facts of a data set under one template and tokenizer.
 
     ``cut`` rows lose the end of their response at ``max_length``; ``skipped`` rows have nothing left
-    to train on and are left out. Both hold row numbers of the file.
+    to train on and are left out; ``misspelt`` rows hold characters outside the vocabulary. All three
+    hold row numbers of the file.
     """
 
     rows: dict[str, int]
@@ -29,6 +30,7 @@ class Preflight:
     cut: tuple[int, ...]
     skipped: tuple[int, ...]
     repeated_prompts: int
+    misspelt: tuple[int, ...] = ()
     unusable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -58,6 +60,11 @@ class Preflight:
             )
         if self.unusable:
             said.append(f"{len(self.unusable)} rows of the file were left out:\n{listed(list(self.unusable))}")
+        if self.misspelt:
+            said.append(
+                f"{len(self.misspelt)} rows hold characters that this model's vocabulary cannot spell, which are "
+                f"left out of them: {_numbers(self.misspelt)}"
+            )
         if self.repeated_prompts:
             said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
         said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
@@ -69,6 +76,7 @@ def check(
     encoded: Mapping[Part, Sequence[Encoded]],
     max_length: int,
     *,
+    misspelt: Sequence[int] = (),
     unusable: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Preflight:
@@ -101,6 +109,7 @@ def check(
         cut=tuple(row.row for row in cut),
         skipped=tuple(row.row for row in skipped),
         repeated_prompts=repeated,
+        misspelt=tuple(misspelt),
         unusable=tuple(unusable),
         notes=tuple(notes),
     )

@@ -73,4 +73,3 @@ def _rows_first(x_NKW: Tensor, rows: int, length: int) -> Tensor:
 
 def _flat(x_BHTW: Tensor) -> Tensor:
     return x_BHTW.transpose(1, 2).flatten(0, 1)
-

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import instil
-from instil.data.encoding import check_vocabulary, encode
+from instil.data.encoding import check_vocabulary, encode, is_spellable
 from instil.data.loader import Loader
 from instil.data.preflight import Preflight, check, has_target
 from instil.data.sources import Source, examples_from, read_source
@@ -84,7 +84,8 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         part: [encode(example, template, tokenizer, options.train_on) for example in split.part(part)] for part in PARTS
     }
     max_length = min(options.max_length, spec.context)
-    preflight = check(split, encoded, max_length, unusable=source.skipped, notes=source.notes)
+    misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
+    preflight = check(split, encoded, max_length, misspelt=misspelt, unusable=source.skipped, notes=source.notes)
     return Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
 
 

@@ -1,0 +1,72 @@
+"""Tiny models of every family, made by transformers with awkward sizes, and small data files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from instil.data.tokenizers import BytePair
+
+GPT2_VOCABULARY = 50257
+BOOK_DATA = Path(__file__).parents[2] / "shared" / "data" / "book"
+
+
+def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed: int = 0) -> Any:
+    """A random model of transformers: head width is not width/heads, fewer key/value heads where possible."""
+    import transformers
+
+    torch.manual_seed(seed)
+    if family == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=vocab_size, n_embd=20, n_layer=2, n_head=4, n_positions=64, n_inner=36,
+            tie_word_embeddings=tied, bos_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+        model = transformers.GPT2LMHeadModel(config)
+    elif family == "llama":
+        config = transformers.LlamaConfig(
+            vocab_size=vocab_size, hidden_size=20, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+            head_dim=8, intermediate_size=36, max_position_embeddings=64, tie_word_embeddings=tied,
+            attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=1,
+            rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        )  # fmt: skip
+        model = transformers.LlamaForCausalLM(config)
+    else:
+        raise ValueError(family)
+    for parameter in model.parameters():  # biases and norms are constants at first, which would hide mistakes
+        torch.nn.init.normal_(parameter, mean=0.1 if parameter.dim() == 1 else 0.0, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of four layers' worth of nothing, with GPT-2's real vocabulary: enough for whole runs."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_reference("llama", vocab_size=GPT2_VOCABULARY, seed=1).save_pretrained(folder)
+    BytePair().save(folder)
+    for name in ("config.json", "generation_config.json"):
+        stored = json.loads((folder / name).read_text())
+        stored.update(eos_token_id=50256, bos_token_id=50256, max_position_embeddings=512)
+        if name == "generation_config.json":
+            del stored["max_position_embeddings"]
+        (folder / name).write_text(json.dumps(stored))
+    return folder
+
+
+def rows(count: int) -> list[dict[str, str]]:
+    """Rows that differ from one another."""
+    return [
+        {"instruction": f"Double the number {n}.", "input": "" if n % 2 else f"n = {n}", "output": f"It is {2 * n}."}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def data_file(tmp_path: Path) -> Path:
+    """Forty rows as JSON."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows(40)), encoding="utf-8")
+    return path

@@ -1,0 +1,142 @@
+"""Rows from files: every encoding and form that is accepted, and every refusal with its message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from instil.data.sources import read_source
+from instil.errors import DataError
+
+GOOD = [{"instruction": "Say hi.", "input": "", "output": "Hi."}, {"instruction": "Ünï", "output": "cödé"}]
+
+
+def write(tmp_path: Path, content: str | bytes, name: str = "rows.json") -> Path:
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+AS_JSON = json.dumps(GOOD, ensure_ascii=False)
+AS_LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in GOOD)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        AS_JSON.encode(),
+        b"\xef\xbb\xbf" + AS_JSON.encode(),
+        json.dumps(GOOD, indent=2).replace("\n", "\r\n").encode(),
+        AS_JSON.encode("utf-16"),
+        AS_JSON.encode("utf-32"),
+        AS_LINES.encode(),
+        AS_LINES.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + AS_LINES.encode() + b"\n\n",
+        json.dumps({"data": GOOD}).encode(),
+    ],
+    ids="json bom crlf utf16 utf32 jsonl jsonl-crlf jsonl-bom data-key".split(),
+)
+def test_every_form_gives_the_same_rows_and_the_same_hash(tmp_path: Path, content: bytes) -> None:
+    source = read_source(write(tmp_path, content))
+    assert [e.as_json() for e in source.examples] == [{"input": "", **row} for row in GOOD]
+    assert source.sha256 == read_source(write(tmp_path, AS_JSON, "plain.json")).sha256
+
+
+def test_line_separators_inside_a_jsonl_string_do_not_cut_it(tmp_path: Path) -> None:
+    row = {"instruction": "a\u2028b\x85c", "output": "d"}
+    lines = "\n".join(json.dumps(r, ensure_ascii=False) for r in [row, row | {"output": "e"}])
+    assert read_source(write(tmp_path, lines)).examples[0].instruction == "a\u2028b\x85c"
+
+
+def test_a_single_jsonl_line_is_one_row(tmp_path: Path) -> None:
+    assert len(read_source(write(tmp_path, json.dumps(GOOD[0])))) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "is empty"),
+        ("  \n ", "is empty"),
+        ("[]", "no rows"),
+        ("hello", "neither JSON nor JSONL"),
+        ('{"a": 1}', "found a JSON object"),
+        ("3", "found a JSON number"),
+        (AS_JSON[:-5], "cut off"),
+        (AS_LINES[:-5], "line 2"),
+        ('[{"instruction": "a", "output": NaN}]', "NaN is not JSON"),
+        ('[{"instruction": "a", "instruction": "b", "output": "c"}]', "twice"),
+        ("[" * 100_000, "nested too deeply"),
+        ('[{"instruction": "a", "output": ' + "9" * 5000 + "}]", "Exceeds the limit"),
+        ("caf\xe9".encode("latin-1"), "byte 3"),
+        (AS_LINES + "\n[1]", "line 3 is a list"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(tmp_path: Path, content: str | bytes, says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
+        read_source(write(tmp_path, content))
+    assert "rows.json" in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        read_source(tmp_path / "nothing.json")
+    with pytest.raises(DataError, match="did you mean starter"):
+        read_source("startr")
+    with pytest.raises(DataError, match="is a folder"):
+        read_source(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"output": "b"}, "instruction is missing"),
+        ({"instruction": "a"}, "output is missing"),
+        ({"instruction": None, "output": "b"}, "instruction is null"),
+        ({"instruction": "a", "output": 3}, "output is number"),
+        ({"instruction": "a", "output": True}, "output is true/false"),
+        ({"instruction": "a", "output": {"b": 1}}, "output is object"),
+        ({"instruction": ["a"], "output": "b"}, "instruction is list"),
+        ({"instruction": " ", "output": "b"}, "instruction is empty"),
+        ({"instruction": "a", "output": ""}, "output is empty"),
+        ({"instruction": "a", "input": 5, "output": "b"}, "input is number"),
+        ({"instruction": "a\x00", "output": "b"}, "NUL"),
+        ({"instruction": "a", "output": "\ud800"}, "surrogate"),
+        ("text", "is a string; wanted an object"),
+        (None, "is a null"),
+    ],
+)
+def test_an_unusable_row_is_named(tmp_path: Path, row: object, says: str) -> None:
+    path = write(tmp_path, json.dumps([GOOD[0], row]))
+    with pytest.raises(DataError, match=f"row 1: .*{says}"):
+        read_source(path)
+    kept = read_source(path, skip_bad=True)
+    assert [example.row for example in kept.examples] == [0]
+    assert len(kept.skipped) == 1
+    assert "row 1" in kept.skipped[0]
+
+
+def test_only_the_first_twenty_bad_rows_are_listed(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_source(write(tmp_path, json.dumps([{"instruction": "a"}] * 50)))
+    text = str(caught.value)
+    assert "50 of 50 rows" in text
+    assert "row 19:" in text
+    assert "row 20:" not in text
+    assert "30 more" in text
+
+
+def test_null_and_absent_inputs_are_empty(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path, json.dumps([{**GOOD[0], "input": None}, GOOD[1]])))
+    assert [example.input for example in source.examples] == ["", ""]
+
+
+def test_keys_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
+    source = read_source(write(tmp_path, json.dumps([{**GOOD[0], "label": 1}])))
+    assert source.notes == ("key 'label' of 1 rows is not used",)
+
+
+def test_rows_to_be_answered_need_no_output(tmp_path: Path) -> None:
+    path = write(tmp_path, json.dumps([{"instruction": "a"}]))
+    assert read_source(path, need_output=False).examples[0].output == ""

@@ -1,0 +1,71 @@
+"""Splits and pre-flight: every row somewhere, and nothing lost in silence."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instil.data.options import DataOptions
+from instil.data.preflight import check
+from instil.data.splits import PARTS, split_examples, split_grouped, split_in_order
+from instil.errors import DataError
+from instil.records import Encoded, Example
+
+
+def examples(count: int, distinct: int = 10**6) -> list[Example]:
+    return [Example(f"do {n % distinct}", "x", row=n) for n in range(count)]
+
+
+def test_the_books_split() -> None:
+    split = split_in_order(examples(1100))
+    assert [len(split.train), len(split.test), len(split.validation)] == [935, 110, 55]
+    assert split.train[0].row == 0
+    assert split.test[0].row == 935
+    assert split.validation[0].row == 1045
+
+
+@given(st.integers(1, 200), st.integers(1, 60), st.integers(0, 5), st.sampled_from(["book", "grouped"]))
+def test_every_row_goes_to_exactly_one_part(count: int, distinct: int, seed: int, kind: str) -> None:
+    rows = examples(count, distinct)
+    split = split_examples(rows, DataOptions(split=kind, split_seed=seed))
+    placed = sorted(example.row for part in PARTS for example in split.part(part))
+    assert placed == list(range(count))
+    assert split.train
+
+
+@given(st.integers(1, 120), st.integers(1, 40), st.integers(0, 5))
+def test_equal_prompts_stay_together(count: int, distinct: int, seed: int) -> None:
+    split = split_grouped(examples(count, distinct), seed)
+    homes = [{example.instruction for example in split.part(part)} for part in PARTS]
+    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+
+
+def test_the_grouped_split_is_seeded() -> None:
+    rows = examples(100)
+    assert split_grouped(rows, 1) == split_grouped(rows, 1)
+    assert split_grouped(rows, 1) != split_grouped(rows, 2)
+    assert len(split_grouped(rows, 1).test) == 10
+
+
+def encoded(length: int, prompt: int, row: int) -> Encoded:
+    return Encoded((1,) * length, (False,) * prompt + (True,) * (length - prompt), prompt, row)
+
+
+def test_cut_and_skipped_rows_are_counted_and_named() -> None:
+    split = split_in_order(examples(4))
+    rows = [encoded(8, 4, 0), encoded(12, 4, 1), encoded(30, 20, 2)]
+    found = check(split, {"train": rows, "test": [], "validation": [encoded(9, 3, 3)]}, max_length=8)
+    assert found.cut == (1,)  # row 3 of nine ids fits in eight positions
+    assert found.skipped == (2,)
+    text = "\n".join(found.lines())
+    assert "lose the end of their response: 1" in text
+    assert "skipped" in text
+    assert "no test rows" in text
+    # Targets within eight positions: ids 4..7 of the first row, 4..8 of the second, none of the third.
+    assert found.trained_tokens == 4 + 5
+
+
+def test_nothing_to_train_on_is_refused() -> None:
+    with pytest.raises(DataError, match="none of the 1 training rows"):
+        check(split_in_order(examples(1)), {"train": [encoded(30, 20, 0)], "test": [], "validation": []}, max_length=8)

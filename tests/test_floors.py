@@ -1,0 +1,102 @@
+"""Imports only look down: a file imports its own room or lower floors, wherever in the file it does so."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).parents[1] / "src" / "instil"
+FLOOR = {
+    "errors": 0, "records": 1, "data": 2, "model": 2, "train": 3, "generate": 3, "evaluate": 4,
+    "serve": 5, "export": 5, "recipes": 6, "cli": 7,
+}  # fmt: skip
+# Rooms on one floor that have nothing to say to one another.
+APART = {("data", "model"), ("model", "data"), ("train", "generate"), ("generate", "train"), ("serve", "export")}
+NETWORK = {"socket", "urllib", "http", "httpx", "requests", "huggingface_hub", "aiohttp"}
+NETWORK_AT_HOME = {"data/sources.py", "model/hub.py", "evaluate/clients.py"}
+
+
+def modules_imported(source: str, package: str) -> set[str]:
+    """Full names of all modules a source imports: plain, from, relative, and inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            found.add(base)
+            found.update(f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in (
+            "import_module",
+            "__import__",
+        ):
+            found.update(a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
+    return found
+
+
+def rooms_imported(source: str, package: str) -> set[str]:
+    """The rooms of this package that a source imports."""
+    parts = (name.split(".") for name in modules_imported(source, package))
+    return {name[1] for name in parts if name[0] == "instil" and len(name) > 1 and name[1] in FLOOR}
+
+
+def room_of(file: Path) -> str:
+    """The room a file stands in."""
+    return file.relative_to(SRC).parts[0].removesuffix(".py")
+
+
+FILES = sorted(file for file in SRC.rglob("*.py") if file.relative_to(SRC).parts != ("__init__.py",))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
+def test_imports_only_look_down(file: Path) -> None:
+    room = room_of(file)
+    package = ".".join(["instil", *file.relative_to(SRC).parts[:-1]])
+    for other in rooms_imported(file.read_text(encoding="utf-8"), package):
+        assert (room, other) not in APART, f"{file}: {room} may not import {other}"
+        assert other == room or FLOOR[other] < FLOOR[room] or FLOOR[room] == FLOOR[other] == 7, (
+            f"{file}: {room} may not import {other}"
+        )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
+def test_the_network_is_used_in_its_rooms_only(file: Path) -> None:
+    where = str(file.relative_to(SRC))
+    used = {name.split(".")[0] for name in modules_imported(file.read_text(encoding="utf-8"), "instil")} & NETWORK
+    assert not used or where in NETWORK_AT_HOME or where.startswith("serve/"), f"{where} uses {used}"
+
+
+@pytest.mark.parametrize("reference", ["transformers", "trl", "peft"])
+def test_the_core_never_imports_its_references(reference: str) -> None:
+    for file in SRC.rglob("*.py"):
+        found = modules_imported(file.read_text(encoding="utf-8"), "instil")
+        assert not any(name.split(".")[0] == reference for name in found), file
+
+
+def test_every_room_has_a_floor_and_there_are_files() -> None:
+    assert len(FILES) > 30
+    assert {room_of(file) for file in FILES} <= FLOOR.keys()
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from instil import train",
+        "def f():\n    import instil.train.loop",
+        "from ..train import loop",
+        "from .. import train",
+        "from importlib import import_module\nimport_module('instil.train')",
+    ],
+)
+def test_no_way_of_importing_is_overlooked(source: str) -> None:
+    assert rooms_imported(source, "instil.data") == {"train"}
+
+
+def test_no_file_is_much_over_four_hundred_lines() -> None:
+    long = {str(f): n for f in FILES if (n := len(f.read_text(encoding="utf-8").splitlines())) > 430}
+    assert not long

@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from instil.data.tokenizers import BytePair
+
+settings.register_profile("shared-machine", deadline=None)
+settings.load_profile("shared-machine")
 
 GPT2_VOCABULARY = 50257
 BOOK_DATA = Path(__file__).parents[2] / "shared" / "data" / "book"
@@ -28,7 +32,7 @@ def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed
         model = transformers.GPT2LMHeadModel(config)
     elif family == "llama":
         config = transformers.LlamaConfig(
-            vocab_size=vocab_size, hidden_size=20, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+            vocab_size=vocab_size, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
             head_dim=8, intermediate_size=36, max_position_embeddings=64, tie_word_embeddings=tied,
             attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=1,
             rope_parameters={"rope_type": "default", "rope_theta": 5000.0},

@@ -1,0 +1,127 @@
+"""The same logits as transformers, through the real loaders, for every family and format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Kind
+from gguf.quants import dequantize
+
+from instil.model.decoder import batch_of_ids
+from instil.model.hub import find_model
+from instil.model.weights import hub_tensors, load_decoder, save_decoder
+from tests.conftest import tiny_reference
+from tests.model.gguf_files import write_gguf
+
+FAMILIES = ["gpt2", "llama"]
+IDS_BT = torch.randint(0, 97, (3, 23), generator=torch.Generator().manual_seed(3))
+
+
+def assert_same_logits(model: Any, path: Path, ids: torch.Tensor = IDS_BT, tolerance: float = 1e-5) -> None:
+    decoder = load_decoder(path)
+    with torch.no_grad():
+        ours = decoder.logits(decoder(batch_of_ids(ids))).view(*ids.shape, -1)
+        theirs = model(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_from_a_folder(family: str, tied: bool, tmp_path: Path) -> None:
+    theirs = tiny_reference(family, tied=tied)
+    theirs.save_pretrained(tmp_path)
+    assert_same_logits(theirs, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_from_a_sharded_folder(family: str, tmp_path: Path) -> None:
+    theirs = tiny_reference(family)
+    theirs.save_pretrained(tmp_path, max_shard_size="6KB")
+    assert (tmp_path / "model.safetensors.index.json").is_file()
+    assert_same_logits(theirs, tmp_path)
+
+
+def test_logits_from_a_gpt2_folder_of_the_hub(tmp_path: Path) -> None:
+    """The hub's GPT-2 has no prefix, and carries the causal masks as tensors."""
+    from safetensors.torch import save_file
+
+    theirs = tiny_reference("gpt2")
+    theirs.save_pretrained(tmp_path)
+    tensors = {k.removeprefix("transformer."): v.clone() for k, v in theirs.state_dict().items() if "lm_head" not in k}
+    tensors |= {f"h.{i}.attn.bias": torch.ones(1, 1, 64, 64) for i in range(2)}
+    save_file(tensors, str(tmp_path / "model.safetensors"))
+    assert_same_logits(theirs, tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_from_gguf(family: str, tied: bool, tmp_path: Path) -> None:
+    theirs = tiny_reference(family, tied=tied)
+    write_gguf(theirs, tmp_path / "tiny.gguf")
+    assert_same_logits(theirs, tmp_path / "tiny.gguf")
+
+
+def wide_llama(width: int) -> Any:
+    """A Llama whose matrices are as wide as a block of a quantised format."""
+    import transformers
+
+    torch.manual_seed(5)
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=width, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=width // 4, intermediate_size=width, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+QUANTISED = ["F16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_matrices_are_read(kind: str, tmp_path: Path) -> None:
+    """The model is given the dequantised values of the file, and must then have the same logits."""
+    theirs = wide_llama(256 if kind.endswith("K") else 32)
+    raw = write_gguf(theirs, tmp_path / "tiny.gguf", Kind[kind])
+    decoder = load_decoder(tmp_path / "tiny.gguf")
+    wanted = dequantize(raw["token_embd.weight"], Kind[kind])
+    assert np.isfinite(wanted).all()
+    assert wanted.std() > 0
+    np.testing.assert_array_equal(decoder.embed.weight.detach().numpy(), wanted)
+    state = {}
+    for name, value in hub_tensors(decoder):
+        state[name] = value
+    theirs.load_state_dict(state, strict=False)
+    assert_same_logits(theirs, tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_transformers_opens_what_is_saved(family: str, tied: bool, tmp_path: Path) -> None:
+    import transformers
+
+    tiny_reference(family, tied=tied).save_pretrained(tmp_path / "theirs")
+    decoder = load_decoder(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    save_decoder(decoder, tmp_path / "ours", eos_id=1)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert_same_logits(again, tmp_path / "theirs")
+    assert again.config.eos_token_id == 1
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["tie_word_embeddings"] is tied
+
+
+@pytest.mark.real
+def test_the_real_smollm2_has_the_logits_of_transformers() -> None:
+    import transformers
+
+    path = find_model("smollm2-135m")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        str(path.parent), gguf_file=path.name, dtype=torch.float32
+    )
+    ids = torch.randint(0, 49152, (2, 40), generator=torch.Generator().manual_seed(1))
+    assert_same_logits(theirs, path, ids, tolerance=2e-4)  # logits reach 40, over thirty layers of fp32

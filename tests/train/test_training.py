@@ -1,0 +1,227 @@
+"""Losses are sums divided once; micro-batches are one big batch; the loop is what a naive loop is."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instil.data.collate import collate
+from instil.data.loader import Loader
+from instil.errors import TrainingDiverged
+from instil.model.decoder import Decoder
+from instil.model.spec import DecoderSpec
+from instil.records import IGNORED, Encoded
+from instil.train.loop import train
+from instil.train.losses import LossSum, held_out_loss, nll_sum
+from instil.train.metrics import MetricsFile, StepRecord, read_metrics
+from instil.train.options import TrainOptions
+from instil.train.plot import plot_losses
+from instil.train.schedule import learning_rate
+
+SPECS = {
+    "gpt2": DecoderSpec(
+        family="gpt2", vocab_size=17, width=12, layers=2, heads=3, kv_heads=3, head_width=4, mlp_width=20, context=16,
+        norm="layer", norm_eps=1e-5, mlp="gelu", positions="learned", attention_bias=True, mlp_bias=True,
+    ),
+    "llama": DecoderSpec(
+        family="llama", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", tied=False,
+    ),
+}  # fmt: skip
+
+
+def decoder(family: str = "llama", seed: int = 0) -> Decoder:
+    torch.manual_seed(seed)
+    model = Decoder(SPECS[family]).double()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+ROW = st.lists(st.integers(0, 16), min_size=2, max_size=10).flatmap(
+    lambda ids: st.integers(1, len(ids) - 1).map(
+        lambda start: Encoded(tuple(ids), tuple(i >= start for i in range(len(ids))), start)
+    )
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=6))
+@pytest.mark.parametrize("family", SPECS)
+def test_the_loss_is_the_sum_over_rows_alone(family: str, rows: list[Encoded]) -> None:
+    """E1: a padded batch, against each row computed alone with torch's own masked cross-entropy."""
+    model = decoder(family)
+    batch = collate(rows, pad_id=0)
+    together = nll_sum(model, batch)
+    apart = torch.zeros((), dtype=torch.float64)
+    for row in rows:
+        one = collate([row], pad_id=0)
+        logits = model.logits(model(one))
+        apart = apart + F.cross_entropy(logits, one.targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+    assert batch.trained_tokens == sum(sum(row.trained) for row in rows)
+
+
+def gradients(model: Decoder) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(ROW, min_size=2, max_size=7), st.integers(1, 4))
+@pytest.mark.parametrize("family", SPECS)
+def test_accumulated_is_one_big_batch(family: str, rows: list[Encoded], micro: int) -> None:
+    """E1: gradients of micro-batches of unequal lengths, against those of the whole batch."""
+    from instil.train.loop import _gradients
+
+    model = decoder(family)
+    whole = next(Loader(rows, len(rows), pad_id=0, shuffle=False).steps())
+    parts = next(Loader(rows, len(rows), pad_id=0, shuffle=False, micro_batch=micro).steps())
+    assert len(parts) == math.ceil(len(rows) / micro)
+    found = {}
+    for name, step in (("whole", whole), ("parts", parts)):
+        model.zero_grad()
+        loss, _ = _gradients(model, step, torch.device("cpu"))
+        found[name] = (loss, gradients(model))
+    assert found["whole"][0].tokens == found["parts"][0].tokens
+    assert found["whole"][0].mean == pytest.approx(found["parts"][0].mean, rel=1e-12)
+    for name, gradient in found["whole"][1].items():
+        torch.testing.assert_close(found["parts"][1][name], gradient, rtol=1e-10, atol=1e-13)
+
+
+def naive_training(model: Decoder, loader: Loader, options: TrainOptions) -> list[float]:
+    """Twenty lines that share nothing with the loop: padded tensors, mean loss, torch's AdamW."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+    losses = []
+    total = len(loader) * options.epochs
+    for epoch in range(options.epochs):
+        for step in loader.steps(epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = options.learning_rate * 0.5 * (1 + math.cos(math.pi * len(losses) / total))
+            optimizer.zero_grad()
+            batch = step[0]
+            logits = model.logits(model(batch)).flatten(0, -2)
+            loss = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=IGNORED)
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return losses
+
+
+def some_rows(count: int = 11) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(4)
+    rows = []
+    for index in range(count):
+        length = int(torch.randint(3, 11, (1,), generator=generator))
+        ids = tuple(int(i) for i in torch.randint(0, 17, (length,), generator=generator))
+        rows.append(Encoded(ids, tuple(i >= 2 for i in range(length)), 2, index))
+    return rows
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_the_loop_equals_a_naive_loop(family: str) -> None:
+    options = TrainOptions(epochs=2, batch_size=4, learning_rate=1e-2, eval_every=0)
+    loader = Loader(some_rows(), 4, pad_id=0, seed=9)
+    wanted = naive_training(decoder(family), loader, options)
+    records = train(decoder(family), loader, options).records
+    assert [record.train_loss for record in records[1:]] == pytest.approx(wanted, rel=1e-9)
+    assert wanted[-1] < wanted[0]
+
+
+def test_micro_batches_train_to_the_same_losses() -> None:
+    options = TrainOptions(epochs=2, batch_size=5, learning_rate=1e-2, eval_every=0)
+    one = train(decoder(), Loader(some_rows(), 5, pad_id=0), options)
+    many = train(decoder(), Loader(some_rows(), 5, pad_id=0, micro_batch=2), options)
+    assert [r.train_loss for r in many.records[1:]] == pytest.approx([r.train_loss for r in one.records[1:]], rel=1e-9)
+
+
+def test_records_say_what_happened() -> None:
+    rows = some_rows()
+    loader = Loader(rows, 4, pad_id=0)
+    validation = list(Loader(rows[:3], 2, pad_id=0, shuffle=False).batches())
+    seen: list[StepRecord] = []
+    sampled: list[int] = []
+    model = decoder()
+    before = held_out_loss(model, validation).mean
+    result = train(
+        model,
+        loader,
+        TrainOptions(epochs=2, batch_size=4, eval_every=2),
+        validation=validation,
+        on_record=seen.append,
+        on_sample=sampled.append,
+    )
+    assert [record.step for record in seen] == list(range(7))
+    assert seen[0].val_loss == before
+    assert seen[0].train_loss is None
+    assert sampled == [0, 2, 3, 4, 6]  # every second step, and the end of each epoch
+    assert [record.step for record in seen if record.val_loss is not None] == sampled
+    assert seen[3].epoch == 1.0
+    assert result.tokens_seen == seen[-1].tokens_seen == 2 * sum(len(row.ids) - 1 for row in rows)
+    assert result.validation is not None
+    assert result.validation.mean == seen[-1].val_loss == held_out_loss(model, validation).mean
+
+
+def test_steps_can_be_limited() -> None:
+    loader = Loader(some_rows(), 4, pad_id=0)
+    assert train(decoder(), loader, TrainOptions(epochs=5, max_steps=4)).steps == 4
+
+
+def test_a_validation_loss_is_weighted_by_tokens() -> None:
+    """By hand: two batches of unequal size. A mean of their means would be another number."""
+    model = decoder()
+    short, long = some_rows()[0], some_rows()[1]
+    batches = [collate([short], 0), collate([long, long, long], 0)]
+    sums = [float(nll_sum(model, batch)) for batch in batches]
+    counts = [batch.trained_tokens for batch in batches]
+    assert counts[0] != counts[1]
+    assert held_out_loss(model, batches).mean == pytest.approx(sum(sums) / sum(counts), rel=1e-12)
+    mean_of_means = sum(s / c for s, c in zip(sums, counts, strict=True)) / 2
+    assert held_out_loss(model, batches).mean != pytest.approx(mean_of_means, rel=1e-3)
+
+
+def test_no_targets_at_all_is_zero_of_zero() -> None:
+    batch = collate([Encoded((1, 2, 3), (False, False, False))], 0)
+    assert float(nll_sum(decoder(), batch)) == 0.0
+    assert math.isnan(LossSum(0.0, 0).mean)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows() -> None:
+    model = decoder()
+    with torch.no_grad():
+        model.norm.weight.fill_(float("inf"))
+    with pytest.raises(TrainingDiverged, match=r"step 1: .*rows \["):
+        train(model, Loader(some_rows(), 4, pad_id=0), TrainOptions(eval_every=0))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_schedules_begin_at_the_peak_and_end_where_they_should(schedule: str) -> None:
+    options = TrainOptions.model_validate({"schedule": schedule, "learning_rate": 2.0})
+    rates = [learning_rate(step, 100, options) for step in range(100)]
+    assert rates[0] == 2.0
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 2.0 if schedule == "constant" else rates[-1] < 0.05
+    assert rates[50] == pytest.approx(2.0 if schedule == "constant" else 1.0)
+
+
+def test_clipping_bounds_the_step() -> None:
+    free = train(decoder(), Loader(some_rows(), 11, pad_id=0), TrainOptions(max_steps=2, learning_rate=0.1))
+    bound = train(decoder(), Loader(some_rows(), 11, pad_id=0), TrainOptions(max_steps=2, learning_rate=0.1, clip=1e-9))
+    assert free.records[1].train_loss == bound.records[1].train_loss
+    assert free.records[2].train_loss != bound.records[2].train_loss
+
+
+def test_metrics_and_curves_are_written(tmp_path: Path) -> None:
+    loader = Loader(some_rows(), 4, pad_id=0)
+    validation = list(loader.batches())
+    with MetricsFile(tmp_path / "metrics.jsonl") as metrics:
+        result = train(decoder(), loader, TrainOptions(), validation=validation, on_record=metrics.write)
+    assert read_metrics(tmp_path / "metrics.jsonl") == list(result.records)
+    plot_losses(result.records, tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "loss.pdf").read_bytes().startswith(b"%PDF")

@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
 DEMO   ?= --set train.epochs=1
 
-.PHONY: demo test test-all lint format bench docs clean setup setup-dev
+.PHONY: demo test test-all lint format clean setup setup-dev
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev

@@ -23,7 +23,7 @@ class TrainOptions(BaseModel):
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="the rate after warmup")
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     max_steps: int = Field(0, ge=0, description="stop after so many optimizer steps; 0: after the epochs")
-    eval_every: int = Field(20, ge=0, description="steps between validations; 0: only at the end of an epoch")
+    eval_every: int = Field(25, ge=0, description="steps between validations; 0: only at the end of an epoch")
     eval_batches: int = Field(0, ge=0, description="validation batches each time; 0: all")
     drop_last: bool = Field(False, description="leave out an incomplete last batch of an epoch")
     seed: int = Field(123, ge=0, description="seed of the order of rows")

@@ -52,7 +52,7 @@ def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
 
 
 def _thousands(value: float, _: int) -> str:
-    return f"{value / 1000:.0f}k" if abs(value) >= 1000 else f"{value:.0f}"
+    return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
 def _running_mean(values: Sequence[float], span: int = 15) -> list[float]:

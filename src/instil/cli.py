@@ -44,6 +44,7 @@ SetOpt = Annotated[
 ]
 ConfigOpt = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+BookOpt = Annotated[bool, typer.Option("--as-in-book", help="The chapter's choices (docs/book.md).")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 
 
@@ -54,11 +55,13 @@ def run_command(
     out: OutOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
-    _tune(data, model, out, settings, config, overwrite=overwrite, as_json=as_json, answers=True)
+    chosen = _settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=True)
 
 
 @app.command("train")
@@ -68,11 +71,13 @@ def train_command(
     out: OutOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Training alone: no answers before or after."""
-    _tune(data, model, out, settings, config, overwrite=overwrite, as_json=as_json, answers=False)
+    chosen = _settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=False)
 
 
 @app.command("inspect")
@@ -208,14 +213,12 @@ def _tune(
     data: str,
     model: str,
     out: Path | None,
-    assignments: list[str] | None,
-    config: Path | None,
+    settings: Settings,
     *,
     overwrite: bool,
     as_json: bool,
     answers: bool,
 ) -> None:
-    settings = _settings(assignments, config)  # a wrong setting is refused before anything heavy loads
     from instil.recipes.run import run, summary
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(model).stem}"
@@ -228,13 +231,15 @@ def _tune(
         typer.echo(line)
 
 
-def _settings(assignments: list[str] | None, config: Path | None, only: str = "") -> Settings:
+def _settings(
+    assignments: list[str] | None, config: Path | None, only: str = "", *, as_in_book: bool = False
+) -> Settings:
     from instil.recipes.settings import resolve
 
     wrong = [given for given in assignments or [] if only and not given.startswith(f"{only}.")]
     if wrong:
         raise UserError(f"--set {wrong[0]}: only {only}.* settings matter here")
-    return resolve(config=config, assignments=assignments or [])
+    return resolve(as_in_book=as_in_book, config=config, assignments=assignments or [])
 
 
 def _show_slide(slide: Slide) -> None:

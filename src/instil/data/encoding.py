@@ -47,9 +47,12 @@ def is_spellable(example: Example, tokenizer: Tokenizer) -> bool:
     return all(tokenizer.decode(tokenizer.encode(text)) == text for text in rare)
 
 
-def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer) -> list[int]:
-    """The ids the model sees before it answers; the same in training and generation."""
-    return encode_pieces(tokenizer, template.pieces(example))
+def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *, header: bool = True) -> list[int]:
+    """The ids the model sees before it answers; the same in training and generation.
+
+    Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
+    """
+    return encode_pieces(tokenizer, template.pieces(example, header=header))
 
 
 def stop_id(template: Template, tokenizer: Tokenizer) -> int:

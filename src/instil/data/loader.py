@@ -6,7 +6,7 @@ the middle of epoch 3 goes on with exactly the rows it had not seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -71,15 +71,45 @@ class Loader:
         order = self.order(epoch)
         for step in range(start, len(self)):
             chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield [
-                self._collate(chosen[first : first + self.micro_batch])
-                for first in range(0, len(chosen), self.micro_batch)
-            ]
+            yield self._micro_batches(chosen)
 
     def batches(self) -> Iterator[Batch]:
         """Every micro-batch of the first epoch, one after another."""
         for step in self.steps():
             yield from step
 
+    def _micro_batches(self, chosen: Sequence[int]) -> list[Batch]:
+        return [
+            self._collate(chosen[first : first + self.micro_batch]) for first in range(0, len(chosen), self.micro_batch)
+        ]
+
     def _collate(self, chosen: Sequence[int]) -> Batch:
         return collate([self.rows[i] for i in chosen], self._pad_id, self._max_length)
+
+
+class BookLoader(Loader):
+    """The same batches in the order in which torch's own ``DataLoader`` draws them (chapter 7.4).
+
+    The order comes from torch's global generator, so it depends on everything drawn before: in the chapter
+    each evaluation in between draws from it too. It cannot be taken up in the middle of an epoch.
+    """
+
+    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
+        """The steps of an epoch; the first seeds the global generator, as the chapter does before training."""
+        if start:
+            raise ValueError("the book's order cannot be taken up in the middle of an epoch")
+        if epoch == 0:
+            torch.manual_seed(self.seed)
+        yield from self.draw()
+
+    def draw(self) -> Iterator[list[Batch]]:
+        """The steps in the order drawn next."""
+        chosen: Iterable[list[int]] = torch.utils.data.DataLoader(
+            list(range(len(self.rows))),  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            drop_last=self.drop_last,
+            collate_fn=list,
+        )
+        for rows in chosen:
+            yield self._micro_batches(rows)

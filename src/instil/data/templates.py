@@ -34,7 +34,8 @@ class Template:
     """The prompt with and without an input, and the token that ends a response.
 
     ``stop`` names the control token after which the model stops; empty means the tokenizer's own end
-    of text. In the two prompts a control token is written ``{control:NAME}``.
+    of text. ``header`` is the end of both prompts that announces the response. In the two prompts a
+    control token is written ``{control:NAME}``.
 
     >>> print(template_named("phi3").prompt(Example("Name a colour.")), end="")
     <|user|>
@@ -46,10 +47,18 @@ class Template:
     with_input: str
     without_input: str
     stop: str = ""
+    header: str = ""
 
-    def pieces(self, example: Example) -> list[str]:
-        """The prompt in pieces; a `Control` is one token, any other string is plain text."""
+    def pieces(self, example: Example, *, header: bool = True) -> list[str]:
+        """The prompt in pieces; a `Control` is one token, any other string is plain text.
+
+        Args:
+            example: its instruction and input fill the slots.
+            header: whether the prompt ends with the response header; the chapter lets the model write it.
+        """
         form = self.with_input if example.input else self.without_input
+        if not header:
+            form = form.removesuffix(self.header)
         values = {"instruction": example.instruction, "input": example.input}
         pieces: list[str] = []
         for index, part in enumerate(_CONTROL.split(form)):
@@ -84,11 +93,13 @@ class Template:
         Raises:
             DataError: it is not a template, or was edited without its hash.
         """
+        fields = ("name", "with_input", "without_input", "stop", "header")
         try:
-            fields = ("name", "with_input", "without_input", "stop")
             template = Template(**{key: stored[key] for key in fields})
         except (KeyError, TypeError) as error:
-            raise DataError(f"{where}: not a template (wanted name, with_input, without_input, stop)") from error
+            raise DataError(
+                f"{where}: not a template (wanted name, with_input, without_input, stop, header)"
+            ) from error
         if stored.get("hash") != template.hash:
             raise DataError(f"{where}: its text has hash {template.hash} but it says {stored.get('hash')}")
         return template
@@ -121,11 +132,13 @@ TEMPLATES = {
             "alpaca",
             f"{_PREAMBLE}\n\n### Instruction:\n{{instruction}}\n\n### Input:\n{{input}}\n\n### Response:\n",
             f"{_PREAMBLE}\n\n### Instruction:\n{{instruction}}\n\n### Response:\n",
+            header="\n\n### Response:\n",
         ),
         Template(
             "phi3",
             "<|user|>\n{instruction}\n{input}\n<|assistant|>\n",
             "<|user|>\n{instruction}\n<|assistant|>\n",
+            header="\n<|assistant|>\n",
         ),
         Template(
             "chatml",

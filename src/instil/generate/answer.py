@@ -31,7 +31,7 @@ def answer(
     A prompt that leaves no room for an answer in the model's context gets an empty completion with
     ``finish="length"`` and is thereby visible in every count.
     """
-    prompts = [encode_prompt(example, template, tokenizer) for example in examples]
+    prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
     generated: dict[int, Generated] = {}
     if fits:
@@ -50,7 +50,7 @@ def answer(
         result = generated.get(index, Generated((), "length"))
         completions.append(
             Completion(
-                text=tokenizer.decode(result.ids).strip(),
+                text=_text(tokenizer.decode(result.ids), "" if options.header else template.header),
                 ids=result.ids,
                 finish=result.finish,
                 prompt_tokens=len(prompts[index]),
@@ -58,3 +58,11 @@ def answer(
             )
         )
     return completions
+
+
+def _text(decoded: str, header: str) -> str:
+    """The answer without white space around, and without the header where the model had to write it.
+
+    Only a header at the very beginning goes; the chapter deletes every occurrence.
+    """
+    return decoded.strip().removeprefix(header.strip()).strip()

@@ -9,6 +9,8 @@ F width inside the MLP · V vocabulary · S rows the head is asked for · B rows
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,6 +139,12 @@ class Decoder(nn.Module):
         """An empty cache of this model's type and device."""
         weight = self.embed.weight
         return Cache(self.spec, rows, length, dtype=weight.dtype, device=weight.device)
+
+    def untie(self) -> None:
+        """Give the head its own copy of the embedding (the book's weights are loaded so, chapter 5.5)."""
+        if self.spec.tied:
+            self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
+            self.spec = replace(self.spec, tied=False)
 
     @property
     def parameter_count(self) -> int:

@@ -231,7 +231,7 @@ def _finished(
         scores={which: means(found) for which, found in verdicts.items()},
         steps=result.steps,
         seconds=dict(watch.seconds),
-        validation_loss=result.validation.mean if result.validation else None,
+        validation_loss=result.validation_loss,
         facts={"data": facts["data"], "model": facts["model"], "peak_memory_gb": round(peak_memory_gb(), 3)},
     )
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from instil.data.options import DataOptions
 from instil.errors import SettingsError, did_you_mean
 from instil.generate.options import GenerateOptions
+from instil.recipes.book import AS_IN_BOOK
 from instil.train.options import TrainOptions
 
 
@@ -45,9 +46,13 @@ def known_settings() -> dict[str, str]:
 
 
 def resolve(
-    *, config: Path | None = None, assignments: Sequence[str] = (), values: Mapping[str, Any] | None = None
+    *,
+    as_in_book: bool = False,
+    config: Path | None = None,
+    assignments: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> Settings:
-    """Defaults, overridden by a TOML file, then by ``key=value`` pairs, then by ``values``.
+    """Defaults or the book's choices, overridden by a TOML file, then ``key=value`` pairs, then ``values``.
 
     >>> resolve(assignments=["train.epochs=3"]).train.epochs
     3
@@ -55,7 +60,8 @@ def resolve(
     Raises:
         SettingsError: a key is unknown, or a value is not of its kind.
     """
-    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    base = AS_IN_BOOK if as_in_book else {}
+    chosen: dict[str, dict[str, Any]] = {section: dict(base.get(section, {})) for section in SECTIONS}
     if config is not None:
         for key, value in _flat(_toml(config)).items():
             _set(chosen, key, value, str(config))

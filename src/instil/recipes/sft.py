@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 import instil
 from instil.data.encoding import check_vocabulary, encode, is_spellable
-from instil.data.loader import Loader
+from instil.data.loader import BookLoader, Loader
 from instil.data.preflight import Preflight, check, has_target
 from instil.data.sources import Source, examples_from, read_source
 from instil.data.splits import PARTS, Part, Split, split_examples
@@ -30,7 +30,8 @@ from instil.model.weights import load_decoder, open_model
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import Settings
-from instil.records import Encoded, Example
+from instil.records import Batch, Encoded, Example
+from instil.train.evaluation import AsInBook, Evaluator, HeldOut
 from instil.train.loop import TrainResult, planned_steps, train
 from instil.train.metrics import MetricsFile, StepRecord
 from instil.train.plot import plot_losses
@@ -91,7 +92,10 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
 
 def load(prepared: Prepared) -> Decoder:
     """The decoder with its weights."""
-    return load_decoder(prepared.model_path)
+    decoder = load_decoder(prepared.model_path)
+    if prepared.settings.train.untie_head:
+        decoder.untie()
+    return decoder
 
 
 def loader_for(prepared: Prepared, part: Part) -> Loader | None:
@@ -101,7 +105,8 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
         return None
     options = prepared.settings.train
     training = part == "train"
-    return Loader(
+    kind = BookLoader if options.order == "book" else Loader
+    return kind(
         rows,
         options.batch_size,
         pad_id=prepared.tokenizer.eos_id,
@@ -119,7 +124,12 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
     loader = loader_for(prepared, "train")
     assert loader is not None, "pre-flight refuses data without a trainable row"
     held_back = loader_for(prepared, "validation")
-    validation = list(held_back.batches()) if held_back else []
+    evaluator: Evaluator
+    if options.evaluation == "book":
+        torch.manual_seed(options.seed)
+        evaluator = AsInBook(_opener(loader), _opener(held_back), options.eval_every, options.eval_batches)
+    else:
+        evaluator = HeldOut(list(held_back.batches()) if held_back else [], options.eval_every, options.eval_batches)
     steps = planned_steps(len(loader), options)
     sampled = (prepared.split.validation or prepared.split.test)[:SAMPLE_ROWS]
     records: list[StepRecord] = []
@@ -156,12 +166,19 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
             decoder,
             loader,
             options,
-            validation=validation,
+            evaluator=evaluator,
             on_record=on_record,
             on_sample=on_sample if sampled else None,
         )
     plot_losses(result.records, folder.path)
     return result
+
+
+def _opener(loader: Loader | None) -> Callable[[], Iterator[list[Batch]]]:
+    """Opens a loader for an evaluation, in the order drawn next where there is such a thing."""
+    if loader is None:
+        return lambda: iter(())
+    return loader.draw if isinstance(loader, BookLoader) else loader.steps
 
 
 def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
@@ -210,7 +227,9 @@ def _progress_line(records: Sequence[StepRecord], steps: int) -> str:
     last = records[-1]
     line = f"  step {last.step:>4}/{steps}  epoch {last.epoch:.2f}"
     recent = [record.train_loss for record in records[-20:] if record.train_loss is not None]
-    if recent:
+    if last.eval_train_loss is not None:  # the book's way: what it prints instead
+        line += f"  train {last.eval_train_loss:.3f}"
+    elif recent:
         line += f"  train {sum(recent) / len(recent):.3f}"
     if last.val_loss is not None:
         line += f"  validation {last.val_loss:.3f}"

@@ -7,7 +7,7 @@ step (`on_record`) and whenever a sample answer is due (`on_sample`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +16,8 @@ import torch
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
-from instil.train.losses import LossSum, held_out_loss, nll_sum
+from instil.train.evaluation import Evaluation, Evaluator, HeldOut
+from instil.train.losses import LossSum, nll_sum
 from instil.train.metrics import StepRecord
 from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
@@ -27,8 +28,8 @@ class Steps(Protocol):
 
     def __len__(self) -> int: ...
 
-    def steps(self, epoch: int, start: int = 0) -> object:
-        """Iterate over lists of micro-batches."""
+    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
+        """The steps of an epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class TrainResult:
     steps: int
     tokens_seen: int
     seconds: float
-    validation: LossSum | None
+    validation_loss: float | None
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -54,6 +55,7 @@ def train(
     options: TrainOptions,
     *,
     validation: Sequence[Batch] = (),
+    evaluator: Evaluator | None = None,
     on_record: Callable[[StepRecord], None] = lambda record: None,
     on_sample: Callable[[int], None] | None = None,
 ) -> TrainResult:
@@ -67,8 +69,10 @@ def train(
         loader: gives the micro-batches of every step.
         options: see `TrainOptions`.
         validation: batches for the periodic validation loss; may be empty.
+        evaluator: another way to evaluate than `HeldOut` over ``validation``.
         on_record: called after step 0 (before training) and after every step.
-        on_sample: called with the number of finished steps at each validation, between steps.
+        on_sample: called with the number of finished steps, between steps, when a sample is due
+            (``options.sample``).
 
     Raises:
         TrainingDiverged: a loss is not finite; the decoder keeps the weights of the step before.
@@ -77,38 +81,39 @@ def train(
     parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
     total = planned_steps(len(loader), options)
-    chosen = tuple(validation[: options.eval_batches] if options.eval_batches else validation)
+    evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches)
     records: list[StepRecord] = []
     done = tokens_seen = 0
     spent = 0.0  # seconds of training alone, without validation and samples
 
-    def validate() -> LossSum | None:
+    def evaluate() -> Evaluation:
         decoder.eval()
-        found = held_out_loss(decoder, chosen, device) if chosen else None
+        found = evaluator(decoder)
         decoder.train()
         return found
 
-    def report(train_loss: float | None, rate: float, tokens: int, seconds: float, val: LossSum | None) -> None:
+    def report(train_loss: float | None, rate: float, tokens: int, seconds: float, found: Evaluation | None) -> None:
         record = StepRecord(
             step=done,
             epoch=done / len(loader),
             tokens_seen=tokens_seen,
             train_loss=train_loss,
-            val_loss=val.mean if val else None,
+            val_loss=found.validation if found else None,
             learning_rate=rate,
             seconds=round(spent, 3),
             tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
+            eval_train_loss=found.train if found else None,
         )
         records.append(record)
         on_record(record)
 
-    last_validation = validate()
-    report(None, 0.0, 0, 0.0, last_validation)
-    if on_sample:
+    last = evaluate()
+    report(None, 0.0, 0, 0.0, last)
+    if on_sample and options.sample == "evaluation":
         on_sample(0)
     decoder.train()
     for epoch in range(options.epochs):
-        for step in loader.steps(epoch):  # type: ignore[attr-defined]
+        for step in loader.steps(epoch):
             if done == total:
                 break
             started = time.perf_counter()
@@ -129,15 +134,15 @@ def train(
             seconds = time.perf_counter() - started
             done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
             ends_epoch = done == total or done % len(loader) == 0
-            due = ends_epoch or bool(options.eval_every and done % options.eval_every == 0)
+            due = evaluator.due(done, ends_epoch)
             if due:
-                last_validation = validate()
-            report(loss.mean, rate, tokens, seconds, last_validation if due else None)
-            if due and on_sample:
+                last = evaluate()
+            report(loss.mean, rate, tokens, seconds, last if due else None)
+            if on_sample and (due if options.sample == "evaluation" else ends_epoch):
                 on_sample(done)
                 decoder.train()
     decoder.eval()
-    return TrainResult(tuple(records), done, tokens_seen, spent, last_validation)
+    return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
 
 
 def _gradients(decoder: Decoder, step: Sequence[Batch], device: torch.device) -> tuple[LossSum, int]:

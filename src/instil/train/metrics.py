@@ -12,6 +12,7 @@ from types import TracebackType
 class StepRecord:
     """One line of ``metrics.jsonl``.
 
+    ``eval_train_loss`` is the training loss of the book's way of evaluating, if that was asked for.
     ``step`` counts finished optimizer steps (0 is before training), ``epoch`` is the share of passes
     done, ``tokens_seen`` counts real tokens without padding. ``train_loss`` is the mean over the
     targets of this step (before its update), ``val_loss`` is there on steps that were validated.
@@ -25,6 +26,7 @@ class StepRecord:
     learning_rate: float
     seconds: float
     tokens_per_second: float
+    eval_train_loss: float | None = None
 
 
 class MetricsFile:

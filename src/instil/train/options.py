@@ -25,5 +25,13 @@ class TrainOptions(BaseModel):
     max_steps: int = Field(0, ge=0, description="stop after so many optimizer steps; 0: after the epochs")
     eval_every: int = Field(25, ge=0, description="steps between validations; 0: only at the end of an epoch")
     eval_batches: int = Field(0, ge=0, description="validation batches each time; 0: all")
+    evaluation: Literal["held_out", "book"] = Field(
+        "held_out", description="held_out: all validation tokens count alike; book: means of batch means, of both parts"
+    )
+    sample: Literal["evaluation", "epoch"] = Field("evaluation", description="when sample answers are written")
+    order: Literal["seeded", "book"] = Field(
+        "seeded", description="seeded: a function of seed and epoch; book: as torch's DataLoader draws it"
+    )
+    untie_head: bool = Field(False, description="give the head its own copy of the embedding, as the book does")
     drop_last: bool = Field(False, description="leave out an incomplete last batch of an epoch")
     seed: int = Field(123, ge=0, description="seed of the order of rows")

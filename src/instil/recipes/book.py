@@ -1,0 +1,28 @@
+"""The chapter's choices as settings: what ``--as-in-book`` sets. ``docs/book.md`` explains each one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+AS_IN_BOOK: dict[str, dict[str, Any]] = {
+    "data": {"template": "alpaca", "train_on": "all", "max_length": 1024, "split": "book"},
+    "train": {
+        "method": "full",
+        "epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 5e-5,
+        "weight_decay": 0.1,
+        "warmup": 0.0,
+        "schedule": "constant",
+        "clip": 0.0,
+        "eval_every": 5,
+        "eval_batches": 5,
+        "evaluation": "book",
+        "sample": "epoch",
+        "order": "book",
+        "untie_head": True,
+        "drop_last": True,
+        "seed": 123,
+    },
+    "generate": {"max_new_tokens": 256, "temperature": 0.0, "top_k": 0, "header": False},
+}

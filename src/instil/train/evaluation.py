@@ -1,0 +1,104 @@
+"""When the model is evaluated during training, and on what.
+
+`HeldOut` is the default: all validation batches, weighted by tokens. `AsInBook` is chapter 7.6's
+``evaluate_model``: the mean of the mean losses of a few batches, of the training data too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from statistics import mean
+from typing import Protocol
+
+import torch
+
+from instil.model.decoder import Decoder
+from instil.records import Batch
+from instil.train.losses import held_out_loss, nll_sum
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Losses in nats for each target; None where there were no batches."""
+
+    validation: float | None
+    train: float | None = None
+
+
+class Evaluator(Protocol):
+    """Evaluates, and says when."""
+
+    def __call__(self, decoder: Decoder) -> Evaluation:
+        """Evaluate now."""
+
+    def due(self, done: int, ends_epoch: bool) -> bool:
+        """Whether to evaluate after ``done`` optimizer steps."""
+
+
+class HeldOut:
+    """The loss over validation batches as a token-weighted mean.
+
+    Args:
+        batches: the validation batches.
+        every: steps between evaluations; the end of an epoch is always one; 0 means only those.
+        limit: at most so many batches; 0 means all.
+    """
+
+    def __init__(self, batches: Sequence[Batch], every: int = 0, limit: int = 0) -> None:
+        self._batches = batches[:limit] if limit else batches
+        self._every = every
+
+    def __call__(self, decoder: Decoder) -> Evaluation:
+        if not self._batches:
+            return Evaluation(None)
+        return Evaluation(held_out_loss(decoder, self._batches, decoder.device).mean)
+
+    def due(self, done: int, ends_epoch: bool) -> bool:
+        return ends_epoch or bool(self._every and done % self._every == 0)
+
+
+class AsInBook:
+    """Means of batch means over the first few batches of both loaders, as the chapter prints them.
+
+    Each evaluation opens the training loader anew, which draws another order: the chapter's loop does so
+    too, and its later batches depend on it. Due after steps 1, 1 + every, 1 + 2 * every, ...
+
+    Args:
+        train: opens the training loader.
+        validation: opens the validation loader.
+        every: the chapter's ``eval_freq``.
+        limit: the chapter's ``eval_iter``.
+    """
+
+    def __init__(
+        self,
+        train: Callable[[], Iterable[Sequence[Batch]]],
+        validation: Callable[[], Iterable[Sequence[Batch]]],
+        every: int,
+        limit: int,
+    ) -> None:
+        self._train, self._validation = train, validation
+        self._every, self._limit = every, limit
+
+    @torch.inference_mode()
+    def __call__(self, decoder: Decoder) -> Evaluation:
+        train = self._mean_of_means(decoder, self._train())
+        return Evaluation(self._mean_of_means(decoder, self._validation()), train)
+
+    def due(self, done: int, ends_epoch: bool) -> bool:
+        del ends_epoch
+        return bool(self._every) and (done - 1) % self._every == 0
+
+    def _mean_of_means(self, decoder: Decoder, steps: Iterable[Sequence[Batch]]) -> float | None:
+        means = [
+            float(nll_sum(decoder, batch.to(decoder.device))) / batch.trained_tokens
+            for batch in islice(_flat(steps), self._limit or None)
+        ]
+        return mean(means) if means else None
+
+
+def _flat(steps: Iterable[Sequence[Batch]]) -> Iterator[Batch]:
+    for step in steps:
+        yield from step

@@ -368,6 +368,6 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return FastTokenizer.from_gguf(path)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return FastTokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
-    if _json(folder / "config.json").get("model_type") == "gpt2":
-        return BytePair()
+    if path.suffix == ".pth" or _json(folder / "config.json").get("model_type") == "gpt2":
+        return BytePair()  # a .pth file holds the book's GPT-2
     raise ModelError(f"{folder}: no tokenizer found; wanted tokenizer.json, or vocab.json with merges.txt")

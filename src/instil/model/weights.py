@@ -55,7 +55,7 @@ def load_decoder(
     reader = open_model(find_model(model))
     with torch.device("meta"):
         decoder = Decoder(reader.spec)
-    _fill(decoder, reader, dtype, torch.device(device))
+    fill(decoder, reader, dtype, torch.device(device))
     return decoder.eval()
 
 
@@ -63,6 +63,10 @@ def open_model(path: Path) -> Reader:
     """The right reader for a folder or file."""
     if path.is_dir():
         return SafetensorsFolder(path)
+    if path.suffix == ".pth":
+        from instil.model.pth_file import PthFile
+
+        return PthFile(path)
     from instil.model.gguf_file import GgufFile
 
     return GgufFile(path)
@@ -121,8 +125,12 @@ class SafetensorsFolder:
         return opened
 
 
-def _fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.device) -> None:
-    """Give every parameter of a decoder on the meta device its value from the file."""
+def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.device) -> None:
+    """Give every parameter of a decoder its value from the file, one at a time.
+
+    Raises:
+        ModelError: a tensor is missing, left over, of another shape, or not finite.
+    """
     known = reader.names()
     used: set[str] = set()
     seen: dict[int, torch.nn.Parameter] = {}
@@ -200,21 +208,26 @@ def _lookup(table: Mapping[str, Stored], name: str) -> tuple[Stored, tuple[str, 
 
 
 def hub_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
-    """The decoder's weights under the names and in the form that `transformers` uses.
+    """The decoder's weights under the names and in the form that `transformers` uses."""
+    family = FAMILIES[decoder.spec.family]
+    for name, value in stored_tensors(decoder, family.hub):
+        yield (name if name.startswith("lm_head") else family.prefix + name), value
 
-    Only names that the table does not split by size are cut evenly; query, key and value are cut by
-    the widths of their heads.
+
+def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
+    """The decoder's weights under the names and in the form of a table.
+
+    Tensors joined in one parameter are cut apart: query, key and value by the widths of their heads,
+    others evenly.
     """
     spec = decoder.spec
-    family = FAMILIES[spec.family]
     for name, value in decoder.named_parameters():
-        stored, names = _lookup(family.hub, name)
+        stored, names = _lookup(table, name)
         rows = [value.shape[0] // len(names)] * len(names)
         if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
             rows = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
         for source, part in zip(names, torch.split(value.detach(), rows), strict=True):
-            full = source if source.startswith("lm_head") else family.prefix + source
-            yield full, (part.T if stored.transposed and part.dim() == 2 else part).contiguous()
+            yield source, (part.T if stored.transposed and part.dim() == 2 else part).contiguous()
 
 
 def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int) -> None:

@@ -28,7 +28,7 @@ _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
 def _spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     refuse_strangers("gpt2", config, _UNDERSTOOD)
     width = config["n_embd"]
-    return _spec(
+    return gpt2_spec(
         vocab_size=config["vocab_size"],
         width=width,
         layers=config["n_layer"],
@@ -41,7 +41,7 @@ def _spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _spec_from_gguf(meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
-    return _spec(
+    return gpt2_spec(
         vocab_size=shapes["token_embd.weight"][0],
         width=meta["gpt2.embedding_length"],
         layers=meta["gpt2.block_count"],
@@ -53,7 +53,7 @@ def _spec_from_gguf(meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     )
 
 
-def _spec(
+def gpt2_spec(
     *,
     vocab_size: int,
     width: int,
@@ -64,6 +64,7 @@ def _spec(
     norm_eps: float,
     tied: bool,
 ) -> DecoderSpec:
+    """What all GPT-2 models have in common, and what tells them apart."""
     return DecoderSpec(
         family="gpt2",
         vocab_size=vocab_size,
@@ -103,12 +104,32 @@ def _config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
 def _norms_and_biases(table: dict[str, Stored]) -> dict[str, Stored]:
     """Every weight of GPT-2's blocks has a bias of the same name, which is never transposed."""
     biases = {
-        ours.replace(".weight", ".bias"): Stored(tuple(n.replace(".weight", ".bias") for n in stored.names))
+        ours.replace(".weight", ".bias"): Stored(
+            tuple(n.replace(".weight", ".bias").replace(".scale", ".shift") for n in stored.names)
+        )
         for ours, stored in table.items()
         if ours not in ("embed.weight", "positions.weight", "head.weight")
     }
     return {**table, **biases}
 
+
+BOOK_HEAD_WIDTH = 64  # in all four sizes
+BOOK_NAMES = _norms_and_biases(
+    {
+        "embed.weight": Stored(("tok_emb.weight",)),
+        "positions.weight": Stored(("pos_emb.weight",)),
+        "blocks.{i}.norm1.weight": Stored(("trf_blocks.{i}.norm1.scale",)),
+        "blocks.{i}.attention.qkv.weight": Stored(
+            tuple(f"trf_blocks.{{i}}.att.W_{part}.weight" for part in ("query", "key", "value"))
+        ),
+        "blocks.{i}.attention.out.weight": Stored(("trf_blocks.{i}.att.out_proj.weight",)),
+        "blocks.{i}.norm2.weight": Stored(("trf_blocks.{i}.norm2.scale",)),
+        "blocks.{i}.mlp.up.weight": Stored(("trf_blocks.{i}.ff.layers.0.weight",)),
+        "blocks.{i}.mlp.down.weight": Stored(("trf_blocks.{i}.ff.layers.2.weight",)),
+        "norm.weight": Stored(("final_norm.scale",)),
+        "head.weight": Stored(("out_head.weight",)),
+    }
+)
 
 GPT2 = Family(
     name="gpt2",

@@ -134,6 +134,10 @@ def respond_command(
     from instil.recipes.respond import respond_one, respond_rows
 
     chosen = _settings(settings, None, only="generate")
+    if instruction is None and input_text:
+        raise UserError("--input goes with --instruction")
+    if instruction is not None and out is not None:
+        raise UserError("--out is for the rows of --data or --split; one answer goes to the screen")
     if instruction is not None:
         if data or split:
             raise UserError("--instruction answers one row; leave out --data and --split")
@@ -143,9 +147,10 @@ def respond_command(
         else:
             typer.echo(said["model_response"])
         return
+    if out is not None:  # found out now rather than after the answers
+        out.parent.mkdir(parents=True, exist_ok=True)
     rows = respond_rows(model, data, split, template, chosen, Screen())
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         typer.echo(f"{len(rows)} answered rows in {out}", err=True)
         if as_json:
@@ -266,30 +271,38 @@ def _show_slide(slide: Slide) -> None:
 
 
 def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False))
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    del number, frame
-    raise SystemExit(128 + signal.SIGTERM)
+class _Stopped(BaseException):
+    """A signal asked the process to stop. Not an Exception, so that no library swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    raise _Stopped(number)
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=True)
+        app()
     except InstilError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("stopped; what the run folder holds so far is kept", 130)
-    except BrokenPipeError:  # the reader of a pipe has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(0)
+    except _Stopped as stopped:
+        _fail("stopped; what the run folder holds so far is kept", 128 + stopped.number)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
         _fail("out of memory; lower train.micro_batch or generate.batch_size", 1)
 
 

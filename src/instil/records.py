@@ -134,14 +134,15 @@ class Batch:
         )
 
 
-Finish = Literal["stop", "length"]
+Finish = Literal["stop", "length", "no_room"]
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """An answer: its text, its ids without the end token, and why it ended.
 
-    ``finish`` is ``"stop"`` when the model gave its end token and ``"length"`` when the limit cut it.
+    ``finish`` is ``"stop"`` when the model gave its end token, ``"length"`` when the limit cut it, and
+    ``"no_room"`` when the prompt alone fills the model's context, so that there is no answer.
     """
 
     text: str

@@ -55,7 +55,7 @@ def encoded(length: int, prompt: int, row: int) -> Encoded:
 def test_cut_and_skipped_rows_are_counted_and_named() -> None:
     split = split_in_order(examples(4))
     rows = [encoded(8, 4, 0), encoded(12, 4, 1), encoded(30, 20, 2)]
-    found = check(split, {"train": rows, "test": [], "validation": [encoded(9, 3, 3)]}, max_length=8)
+    found = check(split, {"train": rows, "test": [], "validation": [encoded(9, 3, 3)]}, max_length=8, context=64)
     assert found.cut == (1,)  # row 3 of nine ids fits in eight positions
     assert found.skipped == (2,)
     text = "\n".join(found.lines())
@@ -68,4 +68,9 @@ def test_cut_and_skipped_rows_are_counted_and_named() -> None:
 
 def test_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(DataError, match="none of the 1 training rows"):
-        check(split_in_order(examples(1)), {"train": [encoded(30, 20, 0)], "test": [], "validation": []}, max_length=8)
+        check(
+            split_in_order(examples(1)),
+            {"train": [encoded(30, 20, 0)], "test": [], "validation": []},
+            max_length=8,
+            context=64,
+        )

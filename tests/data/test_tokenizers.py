@@ -124,4 +124,8 @@ def test_an_absent_control_token_says_what_to_do(byte_pair: BytePair) -> None:
 def test_the_end_token_comes_from_the_models_configuration(saved: FastTokenizer, tmp_path: Path) -> None:
     saved.save(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [13, 50256]}))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.eos_id == 50256  # the tokenizer names it, so that is what is trained on; both end an answer
+    assert loaded.stop_ids == {13, 50256}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [13]}))
     assert load_tokenizer(tmp_path).eos_id == 13

@@ -133,4 +133,4 @@ def test_a_prompt_without_room_is_an_empty_answer_that_is_counted() -> None:
     tokenizer, template = BytePair(), template_named("alpaca")
     rows = [Example("word " * 300, row=0), Example("Go.", row=1)]
     said = answer(Parrot(tokenizer, "Hi."), tokenizer, template, rows, GenerateOptions())
-    assert [(one.text, one.finish, one.row) for one in said] == [("", "length", 0), ("Hi.", "stop", 1)]
+    assert [(one.text, one.finish, one.row) for one in said] == [("", "no_room", 0), ("Hi.", "stop", 1)]

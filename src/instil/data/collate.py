@@ -36,9 +36,11 @@ def collate(rows: Sequence[Encoded | Sequence[int]], pad_id: int = GPT2_END, max
         ValueError: there are no rows, or one of them is shorter than one id.
     """
     encoded = [row if isinstance(row, Encoded) else _whole(row, pad_id) for row in rows]
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; wanted at least one position")
     if not encoded or any(len(row.ids) < 2 for row in encoded):
         raise ValueError("a batch needs at least one row, and a row at least one id and its end")
-    kept = [min(len(row.ids) - 1, max_length or len(row.ids)) for row in encoded]
+    kept = [min(len(row.ids) - 1, len(row.ids) if max_length is None else max_length) for row in encoded]
     length = max(kept)
     ids: list[int] = []
     row_of: list[int] = []

@@ -6,11 +6,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_SEED = 2**31 - 1
+
 
 class DataOptions(BaseModel):
     """How rows become batches."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     template: Literal["alpaca", "phi3", "chatml", "plain"] = Field(
         "alpaca", description="the form in which instruction and input are put to the model"
@@ -23,5 +25,5 @@ class DataOptions(BaseModel):
         "book",
         description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, equal prompts together",
     )
-    split_seed: int = Field(123, ge=0, description="seed of the grouped split")
+    split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")

@@ -27,6 +27,7 @@ class Preflight:
     longest: int
     length_95: int
     max_length: int
+    context: int
     cut: tuple[int, ...]
     skipped: tuple[int, ...]
     repeated_prompts: int
@@ -37,6 +38,11 @@ class Preflight:
     def as_json(self) -> dict[str, object]:
         """For ``--json`` and the report."""
         return asdict(self)
+
+    def _remedy(self) -> str:
+        if self.longest - 1 <= self.context:
+            return f"data.max_length={self.longest - 1} would keep all"
+        return f"the longest has {self.longest}, and the model's context is {self.context}"
 
     def lines(self) -> list[str]:
         """For people."""
@@ -51,7 +57,7 @@ class Preflight:
         if self.cut:
             said.append(
                 f"{len(self.cut)} rows are longer than {self.max_length} tokens and lose the end of their "
-                f"response: {_numbers(self.cut)}; data.max_length={self.longest} would keep all"
+                f"response: {_numbers(self.cut)}; {self._remedy()}"
             )
         if self.skipped:
             said.append(
@@ -76,6 +82,7 @@ def check(
     encoded: Mapping[Part, Sequence[Encoded]],
     max_length: int,
     *,
+    context: int,
     misspelt: Sequence[int] = (),
     unusable: Sequence[str] = (),
     notes: Sequence[str] = (),
@@ -94,7 +101,8 @@ def check(
     if not any(has_target(row, max_length) for row in train):
         raise DataError(
             f"none of the {len(train)} training rows has a response within {max_length} tokens; "
-            f"the longest row has {max(lengths)}: raise data.max_length"
+            f"the longest row has {max(lengths)}"
+            + (": raise data.max_length" if max_length < context else ", and the model's context is no longer")
         )
     prompts = {(example.instruction, example.input) for example in split.train}
     repeated = sum((example.instruction, example.input) in prompts for example in (*split.test, *split.validation))
@@ -104,8 +112,9 @@ def check(
         trained_tokens=sum(sum(row.trained[1 : max_length + 1]) for row in train),
         mean_length=mean(lengths),
         longest=max(len(row.ids) for row in every),
-        length_95=int(quantiles(lengths, n=20)[-1]) if len(lengths) > 1 else lengths[0],
+        length_95=int(quantiles(lengths, n=20, method="inclusive")[-1]) if len(lengths) > 1 else lengths[0],
         max_length=max_length,
+        context=context,
         cut=tuple(row.row for row in cut),
         skipped=tuple(row.row for row in skipped),
         repeated_prompts=repeated,
@@ -116,8 +125,8 @@ def check(
 
 
 def has_target(row: Encoded, max_length: int) -> bool:
-    """Whether anything of the row's response is left to predict within ``max_length`` positions."""
-    return row.prompt_length < min(len(row.ids), max_length + 1)
+    """Whether anything is left to predict within ``max_length`` positions."""
+    return any(row.trained[1 : max_length + 1])
 
 
 def _numbers(rows: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from instil.errors import DataError, did_you_mean, listed
 from instil.records import Example
 
+IN_MEMORY = "(rows in memory)"
 NAMED = {"starter": "starter.json"}
 LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
 LARGEST_TEXT = 4_000_000  # characters of one field
@@ -68,7 +69,9 @@ def read_source(data: str | Path, *, skip_bad: bool = False, need_output: bool =
     return examples_from(rows, name, skip_bad=skip_bad, need_output=need_output)
 
 
-def examples_from(rows: list[Any], name: str = "rows", *, skip_bad: bool = False, need_output: bool = True) -> Source:
+def examples_from(
+    rows: list[Any], name: str = IN_MEMORY, *, skip_bad: bool = False, need_output: bool = True
+) -> Source:
     """Validate parsed rows (Alpaca form) and make them examples.
 
     >>> examples_from([{"instruction": "Say hi.", "output": "Hi."}]).examples[0].output
@@ -130,7 +133,7 @@ def parse_rows(raw: bytes, name: str) -> list[Any]:
             )
         return parsed
     if text.lstrip().startswith("["):
-        raise DataError(f"{name}: not valid JSON: {whole_error}. Is the file cut off?")
+        raise DataError(f"{name}: not valid JSON: {whole_error}")
     return _parse_lines(text, name, whole_error)
 
 
@@ -143,7 +146,7 @@ def _parse_lines(text: str, name: str, whole_error: str) -> list[Any]:
         if error is not None:
             if not rows:
                 raise DataError(f"{name}: neither JSON nor JSONL: {whole_error}")
-            raise DataError(f"{name}: line {number} is not a JSON object: {error}. Is the file cut off?")
+            raise DataError(f"{name}: line {number} is not a JSON object: {error}")
         if isinstance(row, list):
             raise DataError(f"{name}: line {number} is a list; in JSONL every line is one object")
         rows.append(row)
@@ -154,7 +157,9 @@ def _loads(text: str) -> tuple[Any, str | None]:
     try:
         return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant), None
     except json.JSONDecodeError as error:
-        return None, f"{error.msg} at line {error.lineno}, column {error.colno}"
+        ended = error.msg.startswith("Unterminated string") or not text[error.pos :].strip()
+        cut = "; is the file cut off?" if ended else ""
+        return None, f"{error.msg} at line {error.lineno}, column {error.colno}{cut}"
     except RecursionError:
         return None, "nested too deeply"
     except ValueError as error:

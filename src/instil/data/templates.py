@@ -95,7 +95,7 @@ class Template:
         """
         fields = ("name", "with_input", "without_input", "stop", "header")
         try:
-            template = Template(**{key: stored[key] for key in fields})
+            template = Template(**{key: str(stored[key]) for key in fields})
         except (KeyError, TypeError) as error:
             raise DataError(
                 f"{where}: not a template (wanted name, with_input, without_input, stop, header)"

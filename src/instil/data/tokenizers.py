@@ -30,6 +30,7 @@ class Tokenizer(Protocol):
     """What the rest of the house asks of a tokenizer."""
 
     eos_id: int
+    stop_ids: frozenset[int]  # the end token, and any other that ends an answer
 
     @property
     def vocab_size(self) -> int:
@@ -85,6 +86,7 @@ class BytePair:
                 explicit_n_vocab=GPT2_VOCABULARY,
             )
         self.eos_id = int(self._encoding.eot_token)
+        self.stop_ids = frozenset({self.eos_id})
 
     @property
     def vocab_size(self) -> int:
@@ -99,7 +101,7 @@ class BytePair:
         return self.eos_id
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._encoding.decode([i for i in ids if i != self.eos_id], errors="replace"))
+        return str(self._encoding.decode([i for i in ids if i < self.eos_id], errors="replace"))
 
     def save(self, folder: Path) -> None:
         FastTokenizer.from_ranks(self._encoding._mergeable_ranks).save(folder)
@@ -108,13 +110,17 @@ class BytePair:
 class FastTokenizer:
     """Any tokenizer that Hugging Face's `tokenizers` can hold."""
 
-    def __init__(self, tokenizer: Any, eos: str) -> None:
+    def __init__(self, tokenizer: Any, eos: str, stop_ids: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = True  # a user's "<|im_end|>" is text
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._eos = eos
-        self.eos_id = self.control_id(eos)
+        found = tokenizer.token_to_id(eos)
+        if found is None:
+            raise ModelError(f"the end token {eos!r} that the model's files name is not in its vocabulary")
+        self.eos_id = int(found)
+        self.stop_ids = frozenset({self.eos_id, *stop_ids})
 
     @property
     def vocab_size(self) -> int:
@@ -164,7 +170,8 @@ class FastTokenizer:
             fast = Fast.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for damaged files
             raise ModelError(f"{path}: not a tokenizer that can be read: {error}") from error
-        return cls(fast, _eos_of_folder(folder, fast))
+        eos, stop_ids = _ends_of_folder(folder, fast)
+        return cls(fast, eos, stop_ids)
 
     @classmethod
     def from_gpt2_files(cls, vocabulary: Path, merges: Path) -> FastTokenizer:
@@ -297,20 +304,26 @@ def _bytes_as_text() -> list[str]:
     return [characters[byte] for byte in range(256)]
 
 
-def _eos_of_folder(folder: Path, fast: Any) -> str:
-    """The end token's text: from generation settings, the model's or the tokenizer's configuration."""
-    for name in ("generation_config.json", "config.json"):
-        found = _json(folder / name).get("eos_token_id")
-        if isinstance(found, list):
-            found = found[0] if found else None
-        if isinstance(found, int) and fast.id_to_token(found) is not None:
-            return str(fast.id_to_token(found))
+def _ends_of_folder(folder: Path, fast: Any) -> tuple[str, list[int]]:
+    """The end token's text, and the ids of all that end an answer.
+
+    A model may name several ends; the one it is trained to say is the tokenizer's own, if it is among them.
+    """
     named = _json(folder / "tokenizer_config.json").get("eos_token")
     if isinstance(named, dict):
         named = named.get("content")
+    for name in ("generation_config.json", "config.json"):
+        found = _json(folder / name).get("eos_token_id")
+        listed = found if isinstance(found, list) else [found]
+        ids: list[int] = [i for i in listed if type(i) is int and 0 <= i < 2**31 and fast.id_to_token(i) is not None]
+        if ids:
+            texts = [str(fast.id_to_token(i)) for i in ids]
+            return (named if isinstance(named, str) and named in texts else texts[0]), ids
     if isinstance(named, str):
-        return named
-    raise ModelError(f"{folder}: no end token: no eos_token_id in config.json, no eos_token in tokenizer_config.json")
+        return named, []
+    raise ModelError(
+        f"{folder}: no end token: no usable eos_token_id in config.json, no eos_token in tokenizer_config.json"
+    )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -362,12 +375,18 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
+    if path.suffix == ".gguf":
+        try:
+            return FastTokenizer.from_gguf(path)  # its own vocabulary, whatever lies beside it
+        except ModelError:
+            if not (folder / "tokenizer.json").is_file():
+                raise
+    if path.suffix == ".pth":
+        return BytePair()  # a .pth file holds the book's GPT-2
     if (folder / "tokenizer.json").is_file():
         return FastTokenizer.from_folder(folder)
-    if path.suffix == ".gguf":
-        return FastTokenizer.from_gguf(path)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return FastTokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
-    if path.suffix == ".pth" or _json(folder / "config.json").get("model_type") == "gpt2":
-        return BytePair()  # a .pth file holds the book's GPT-2
+    if _json(folder / "config.json").get("model_type") == "gpt2":
+        return BytePair()
     raise ModelError(f"{folder}: no tokenizer found; wanted tokenizer.json, or vocab.json with merges.txt")

@@ -36,6 +36,7 @@ class ReportData:
     peak_memory_gb: float
     samples: Path
     loss_picture: Path
+    unended: dict[str, list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def write_report(data: ReportData, path: Path) -> None:
         result=data.result,
         peak=data.peak_memory_gb,
         speed=data.result.tokens_seen / data.result.seconds if data.result.seconds else 0.0,
-        unended={which: sum(a.finish == "length" for a in found) for which, found in data.answers.items()},
+        unended=data.unended,
     )
     path.write_text(html, encoding="utf-8")
 
@@ -188,7 +189,7 @@ def _tasks(rows: Sequence[Row]) -> list[TaskScore]:
 
 def _watched(samples: Path) -> list[Watched]:
     watched: dict[int, Watched] = {}
-    for line in samples.read_text(encoding="utf-8").splitlines():
+    for line in filter(None, samples.read_text(encoding="utf-8").split("\n")):
         sample = json.loads(line)
         asked = "\n".join(text for text in (sample["instruction"], sample["input"]) if text)
         one = watched.setdefault(sample["row"], Watched(asked, sample["output"]))

@@ -29,7 +29,7 @@ def answer(
     """Answer every example, in their order.
 
     A prompt that leaves no room for an answer in the model's context gets an empty completion with
-    ``finish="length"`` and is thereby visible in every count.
+    ``finish="no_room"`` and is thereby visible in every count.
     """
     prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
@@ -39,7 +39,7 @@ def answer(
             decoder,
             [prompts[index] for index in fits],
             max_new_tokens=options.max_new_tokens,
-            stop_ids=frozenset({stop_id(template, tokenizer), tokenizer.eos_id}),
+            stop_ids=tokenizer.stop_ids | {stop_id(template, tokenizer)},
             pick=sampler(options),
             batch_size=options.batch_size,
             on_done=lambda row, result: on_done(),
@@ -47,7 +47,7 @@ def answer(
         generated = dict(zip(fits, found, strict=True))
     completions = []
     for index, example in enumerate(examples):
-        result = generated.get(index, Generated((), "length"))
+        result = generated.get(index, Generated((), "no_room"))
         completions.append(
             Completion(
                 text=_text(tokenizer.decode(result.ids), "" if options.header else template.header),

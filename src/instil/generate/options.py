@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instil.errors import SettingsError, did_you_mean
+
+MAX_SEED = 2**31 - 1
 
 
 class GenerateOptions(BaseModel):
     """How answers are made."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=100, description="0: always the likeliest token (greedy)")
     top_k: int = Field(0, ge=0, description="sample among so many likeliest tokens; 0: all")
     header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
     batch_size: int = Field(64, ge=1, description="answers made side by side")
-    seed: int = Field(123, ge=0, description="seed of sampling; each row has its own stream")
+    seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of sampling; each row has its own stream")
+
+    def changed(self, **values: Any) -> GenerateOptions:
+        """These options with some changed, checked as if they were given anew.
+
+        Raises:
+            SettingsError: a name is unknown or a value cannot be used.
+        """
+        unknown = [name for name in values if name not in type(self).model_fields]
+        if unknown:
+            raise SettingsError(f"unknown setting {unknown[0]!r}{did_you_mean(unknown[0], type(self).model_fields)}")
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise SettingsError(f"generate.{first['loc'][0]}={first['input']!r}: {first['msg']}") from error

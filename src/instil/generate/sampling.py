@@ -29,7 +29,8 @@ def sampler(options: GenerateOptions) -> Pick:
     generators: dict[int, torch.Generator] = {}
 
     def pick(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-        kept_BV = top_k(logits_BV.float(), options.top_k) / options.temperature
+        kept_BV = top_k(logits_BV.double(), options.top_k)
+        kept_BV = (kept_BV - kept_BV.amax(-1, keepdim=True)) / options.temperature  # no overflow near zero
         probabilities_BV = torch.softmax(kept_BV, dim=-1).cpu()
         ids = []
         for row, probabilities_V in zip(rows, probabilities_BV, strict=True):

@@ -47,7 +47,8 @@ def find_model(model: str | Path) -> Path:
     """
     path = Path(model)
     if path.exists():
-        return path
+        inside = path / "model"  # a run folder stands for the model inside it
+        return inside if (inside / "config.json").is_file() and not (path / "config.json").exists() else path
     name = str(model)
     if name in NAMED:
         return _named(name, NAMED[name])

@@ -41,6 +41,13 @@ class DecoderSpec:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; wanted a whole number above zero")
+        for name in ("norm_eps", "rope_theta"):
+            number = getattr(self, name)
+            if type(number) not in (int, float) or not 0 < number < 1e12:
+                raise ValueError(f"{name} is {number!r}; wanted a number above zero")
+        for name in ("attention_bias", "mlp_bias", "tied"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; wanted true or false")
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} query heads cannot share {self.kv_heads} key/value heads evenly")
         if self.positions == "rope" and self.head_width % 2:

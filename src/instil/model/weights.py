@@ -79,7 +79,7 @@ class SafetensorsFolder:
         self.path = folder
         config = _read_config(folder)
         kind = config.get("model_type")
-        if kind not in FAMILIES:
+        if not isinstance(kind, str) or kind not in FAMILIES:
             raise ModelError(f"{folder}: config.json says model_type {kind!r}; read here: {', '.join(FAMILIES)}")
         self.family = FAMILIES[kind]
         self.table = self.family.hub
@@ -108,7 +108,10 @@ class SafetensorsFolder:
 
         if (self.path / INDEX).is_file():
             index = _json_object(self.path / INDEX)
-            names = sorted({str(file) for file in index.get("weight_map", {}).values()})
+            where = index.get("weight_map")
+            if not isinstance(where, dict):
+                raise ModelError(f"{self.path / INDEX}: damaged, it has no weight_map")
+            names = sorted({str(file) for file in where.values()})
         elif (self.path / WEIGHTS).is_file():
             names = [WEIGHTS]
         else:
@@ -143,29 +146,31 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
         if missing:
             raise ModelError(f"{reader.path}: no tensor {missing[0]!r} for {name}; the file is incomplete")
         used.update(names)
-        value = torch.empty(meta.shape, dtype=dtype, device=device)
-        at = 0
-        for index, source in enumerate(names):
-            part = _as_ours(reader, stored, index, source)
-            if value[at : at + part.shape[0]].shape != part.shape:
-                raise ModelError(
-                    f"{reader.path}: tensor {source} has shape {list(part.shape)}, which does not fit "
-                    f"{name} of shape {list(meta.shape)}; file and configuration do not belong together"
-                )
-            value[at : at + part.shape[0]].copy_(part)
-            at += part.shape[0]
-        if at != meta.shape[0]:
+        parts = [_as_ours(reader, stored, index, source) for index, source in enumerate(names)]
+        rows = sum(part.shape[0] for part in parts if part.dim())
+        if rows != meta.shape[0] or any(part.shape[1:] != meta.shape[1:] for part in parts):
+            found = ", ".join(f"{source} {list(part.shape)}" for source, part in zip(names, parts, strict=True))
             raise ModelError(
-                f"{reader.path}: {', '.join(names)} have {at} rows, {name} wants {meta.shape[0]}; "
+                f"{reader.path}: {name} wants shape {list(meta.shape)}, the file has {found}; "
                 "file and configuration do not belong together"
             )
+        value = torch.empty(meta.shape, dtype=dtype, device=device)
+        at = 0
+        for part in parts:
+            value[at : at + part.shape[0]].copy_(part)
+            at += part.shape[0]
         if not torch.isfinite(value).all():
             raise ModelError(f"{reader.path}: {', '.join(names)} hold values that are not finite numbers")
         seen[id(meta)] = torch.nn.Parameter(value)
         _assign(decoder, name, seen[id(meta)])
     left = {name for name in known - used if not name.endswith(reader.family.unused or ("\0",))}
     if decoder.spec.tied:
-        left -= set(_lookup(reader.table, "head.weight")[1])
+        for head in _lookup(reader.table, "head.weight")[1]:
+            if head in left and not torch.equal(reader.get(head).to(decoder.embed.weight), decoder.embed.weight):
+                raise ModelError(
+                    f"{reader.path}: the head is said to be tied to the embedding, but {head} is another matrix"
+                )
+            left.discard(head)
     if left:
         raise ModelError(
             f"{reader.path}: tensors {', '.join(sorted(left)[:5])} are not part of a {reader.family.name} model "
@@ -175,6 +180,8 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
 
 def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
     part = reader.get(source)
+    if not part.is_floating_point():
+        raise ModelError(f"{reader.path}: tensor {source} is stored as {part.dtype}; wanted floating point")
     if stored.transposed and part.dim() == 2:
         part = part.T
     if stored.paired_heads and stored.paired_heads[index]:

@@ -11,6 +11,7 @@ from instil.data.encoding import check_vocabulary
 from instil.data.sources import examples_from
 from instil.data.templates import Template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.errors import ModelError, TemplateMismatch
 from instil.export.folder import TEMPLATE_FILE
 from instil.generate.answer import answer
 from instil.generate.options import GenerateOptions
@@ -38,8 +39,7 @@ class Assistant:
             input: what it is to be done with, if anything.
             **generate: settings of generation for this answer (``max_new_tokens``, ``temperature``, ...).
         """
-        example = Example(instruction=instruction, input=input, row=0)
-        return self.respond_to([example], self.options.model_copy(update=generate))[0].text
+        return self.respond_all([{"instruction": instruction, "input": input}], **generate)[0].text
 
     def respond_all(self, rows: Sequence[dict[str, Any]], **generate: Any) -> list[Completion]:
         """Answers to rows in Alpaca form, in their order; ``output`` may be absent.
@@ -48,7 +48,7 @@ class Assistant:
             DataError: a row has no instruction.
         """
         examples = examples_from(list(rows), need_output=False).examples
-        return self.respond_to(examples, self.options.model_copy(update=generate))
+        return self.respond_to(examples, self.options.changed(**generate))
 
     def respond_to(
         self,
@@ -72,18 +72,14 @@ def load(path: str | Path, *, template: str | None = None, **generate: Any) -> A
         ModelError: there is no such model, or it cannot be read.
         TemplateMismatch: the run's template is not the one it was tuned with, or another was asked for.
     """
-    from instil.errors import TemplateMismatch
-
     found, settings = Path(path), GenerateOptions()
     stored: Template | None = None
     if (found / RUN_FILE).is_file():
         folder = RunFolder(found)
         if not folder.model.is_dir():
-            from instil.errors import ModelError
-
             raise ModelError(f"{found}: the run has no model folder; it was stopped before its model was saved")
         stored = folder.template()
-        settings = GenerateOptions.model_validate(folder.read_settings()["settings"]["generate"])
+        settings = settings.changed(**folder.read_settings()["settings"].get("generate", {}))
         found = folder.model
     else:
         found = find_model(path)
@@ -92,7 +88,7 @@ def load(path: str | Path, *, template: str | None = None, **generate: Any) -> A
     if stored is not None and template is not None and template_named(template).hash != stored.hash:
         raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
     chosen = stored or template_named(template or "alpaca")
-    tokenizer = load_tokenizer(found)
     decoder = load_decoder(found)
+    tokenizer = load_tokenizer(found)
     check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
-    return Assistant(decoder, tokenizer, chosen, settings.model_copy(update=generate))
+    return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))

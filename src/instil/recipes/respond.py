@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import read_source
+from instil.data.sources import IN_MEMORY, read_source
 from instil.data.splits import PARTS
 from instil.errors import DataError, UserError
 from instil.recipes.assistant import Assistant, load
 from instil.recipes.progress import Screen
+from instil.recipes.run import unended
 from instil.recipes.run_folder import RUN_FILE, RunFolder, response_rows
 from instil.recipes.settings import Settings
 from instil.records import Example
@@ -21,7 +21,11 @@ def respond_one(
 ) -> dict[str, Any]:
     """The answer to one instruction, with why it ended."""
     assistant = _load(model, template, settings)
-    said = assistant.respond_to([Example(instruction=instruction, input=input_text, row=0)])[0]
+    said = assistant.respond_all([{"instruction": instruction, "input": input_text}])[0]
+    if said.finish == "no_room":
+        raise UserError(
+            f"the prompt has {said.prompt_tokens:,} tokens; the model's context is {assistant.decoder.spec.context:,}"
+        )
     return {"model_response": said.text, "finish": said.finish}
 
 
@@ -33,10 +37,12 @@ def respond_rows(
     Raises:
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
-    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split)
+    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, screen)
     assistant = _load(model, template, settings)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
+    for line in unended(answers, assistant.options.max_new_tokens):
+        screen.say(line, "yellow")
     return response_rows(examples, answers)
 
 
@@ -45,10 +51,13 @@ def _load(model: str, template: str | None, settings: Settings) -> Assistant:
     return load(model, template=template, **changed)
 
 
-def _rows_of_file(data: str, split: str | None) -> tuple[Example, ...]:
+def _rows_of_file(data: str, split: str | None, screen: Screen) -> tuple[Example, ...]:
     if split:
         raise UserError("--split chooses rows of the run's own data; leave it out with --data")
-    return read_source(data, need_output=False).examples
+    source = read_source(data, need_output=False)
+    for note in source.notes:
+        screen.say(note, "dim")
+    return source.examples
 
 
 def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
@@ -59,10 +68,13 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
         raise UserError(f"no split named {part!r}; known: {', '.join(PARTS)}")
     folder = RunFolder(path)
     facts = folder.read_settings()
-    source = read_source(facts["data"], skip_bad=facts["settings"]["data"]["skip_bad"])
-    if source.sha256 != facts["hashes"]["data"]:
-        raise UserError(f"{facts['data']} has changed since the run; answer its rows with --data {facts['data']}")
-    wanted = set(json.loads((path / "split.json").read_text(encoding="utf-8"))[part])
+    where = facts.get("data_path") or facts["data"]
+    if where == IN_MEMORY:
+        raise UserError(f"{path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE")
+    source = read_source(where, skip_bad=bool(facts["settings"].get("data", {}).get("skip_bad")))
+    if source.sha256 != facts["hashes"].get("data"):
+        raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
+    wanted = set(folder.read_split()[part])
     rows = tuple(example for example in source.examples if example.row in wanted)
     if not rows:
         raise DataError(f"{path}: the run has no {part} rows")

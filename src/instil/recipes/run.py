@@ -93,7 +93,8 @@ def run(
     """
     screen = screen or Screen()
     folder = RunFolder(Path(out))
-    folder.check_free(overwrite=overwrite)
+    inputs = [Path(given) for given in (data, model) if isinstance(given, str | Path) and Path(given).exists()]
+    folder.check_free(overwrite=overwrite, inputs=inputs)
     watch = Stopwatch()
 
     screen.head("Pre-flight")
@@ -109,7 +110,7 @@ def run(
         decoder = load(prepared)
     facts = describe(prepared, decoder)
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
-    folder.create()
+    folder.create(overwrite=overwrite)
     folder.write_settings(facts)
     folder.write_json("split.json", prepared.split.as_json())
 
@@ -150,6 +151,7 @@ def run(
             peak_memory_gb=peak_memory_gb(),
             samples=folder.samples,
             loss_picture=folder.path / "loss.png",
+            unended={which: unended(found, prepared.settings.generate.max_new_tokens) for which, found in said.items()},
         ),
         folder.report,
     )
@@ -197,6 +199,17 @@ def summary(finished: Run) -> list[str]:
     return lines
 
 
+def unended(answers: Sequence[Completion], limit: int) -> list[str]:
+    """How many answers were cut, and how many prompts left no room for one."""
+    cut = sum(completion.finish == "length" for completion in answers)
+    without_room = [completion.row for completion in answers if completion.finish == "no_room"]
+    lines = [f"{cut} answers did not end within {limit} tokens"] if cut else []
+    if without_room:
+        shown = ", ".join(str(row) for row in without_room[:20])
+        lines.append(f"{len(without_room)} prompts fill the model's context and could not be answered: rows {shown}")
+    return lines
+
+
 def peak_memory_gb() -> float:
     """The most memory this process has held, in GB."""
     unit = 1 if sys.platform == "darwin" else 1024
@@ -206,9 +219,8 @@ def peak_memory_gb() -> float:
 def _answer(prepared: Prepared, decoder: Decoder, examples: Sequence[Example], screen: Screen) -> list[Completion]:
     with screen.bar("answering", len(examples)) as advance:
         answers = answer(decoder, prepared.tokenizer, prepared.template, examples, prepared.settings.generate, advance)
-    unended = sum(completion.finish == "length" for completion in answers)
-    if unended:
-        screen.say(f"  {unended} answers did not end within {prepared.settings.generate.max_new_tokens} tokens")
+    for line in unended(answers, prepared.settings.generate.max_new_tokens):
+        screen.say(f"  {line}")
     return answers
 
 

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from collections.abc import Sequence
@@ -25,12 +26,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from instil.data.splits import PARTS
 from instil.data.templates import Template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.export.folder import TEMPLATE_FILE
 from instil.records import Completion, Example, Verdict
 
 RUN_FILE = "run.toml"
+OWN_FILES = (RUN_FILE, "split.json", "metrics.jsonl", "samples.jsonl", "loss.png", "loss.pdf", "report.html")
+OWN_FOLDERS = ("checkpoints", "model", "responses", "scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,28 +63,54 @@ class RunFolder:
         """The HTML report."""
         return self.path / "report.html"
 
-    def check_free(self, *, overwrite: bool) -> None:
-        """Refuse a path that is taken; nothing is changed.
+    def check_free(self, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+        """Refuse a path that is taken or cannot be written; nothing is changed.
+
+        Args:
+            overwrite: whether an earlier run may be replaced.
+            inputs: files and folders the new run reads, which must not lie inside the one to be replaced.
 
         Raises:
             RunFolderTaken: there is something at the path, and ``overwrite`` is off.
-            UserError: ``overwrite`` would remove a folder that is not a run.
+            UserError: the path cannot be written, ``overwrite`` would remove a folder that is not a run, or
+                one that the new run reads from.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
+        if not existing.is_dir():
+            raise RunFolderTaken(f"{existing} is a file; choose another --out")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{existing} cannot be written to; choose another --out")
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(f"{self.path} is a link that leads nowhere; choose another --out")
+        if not self.path.exists() or not any(self.path.iterdir()):
             return
-        if not self.path.is_dir():
-            raise RunFolderTaken(f"{self.path} is a file; choose another --out")
         if not overwrite:
             raise RunFolderTaken(f"{self.path} is not empty; choose another --out, or add --overwrite")
         if not (self.path / RUN_FILE).is_file():
             raise UserError(f"{self.path} is not empty and holds no {RUN_FILE}; it is not a run, so it is left alone")
+        for path in inputs:
+            if path.resolve().is_relative_to(self.path.resolve()):
+                raise UserError(
+                    f"{path} lies inside {self.path}, which --overwrite would replace; choose another --out"
+                )
 
-    def create(self) -> None:
-        """Make the folder, in place of an earlier run (see `check_free`)."""
-        if self.path.exists():
-            shutil.rmtree(self.path)
+    def create(self, *, overwrite: bool = False) -> None:
+        """Make the folder; of an earlier run only what a run writes is removed, other files stay.
+
+        Raises:
+            RunFolderTaken: something has come to lie there since `check_free`.
+        """
+        self.check_free(overwrite=overwrite)
+        for name in OWN_FILES:
+            for file in (self.path / name, self.path / f"{name}.unfinished"):
+                file.unlink(missing_ok=True)
+        for name in OWN_FOLDERS:
+            for folder in (self.path / name, self.path / f"{name}.unfinished"):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+        self.path.mkdir(parents=True, exist_ok=True)
         for name in ("responses", "scores", "checkpoints"):
-            (self.path / name).mkdir(parents=True)
+            (self.path / name).mkdir()
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write ``run.toml``."""
@@ -98,9 +128,30 @@ class RunFolder:
         if not file.is_file():
             raise DataError(f"{self.path}: no {RUN_FILE} in it, so it is not a run folder")
         try:
-            return tomllib.loads(file.read_text(encoding="utf-8"))
+            found = tomllib.loads(file.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{file}: not valid TOML: {error}") from error
+        for key, kind in {"data": str, "settings": dict, "hashes": dict}.items():
+            if not isinstance(found.get(key), kind):
+                raise DataError(f"{file}: damaged, it has no {key!r}")
+        return found
+
+    def read_split(self) -> dict[str, list[int]]:
+        """Row numbers of each part, from ``split.json``.
+
+        Raises:
+            DataError: the file is absent or damaged.
+        """
+        file = self.path / "split.json"
+        found = _read_json(file)
+        if not isinstance(found, dict) or not all(isinstance(found.get(part), list) for part in PARTS):
+            raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
+        return {part: found[part] for part in PARTS}
+
+    def held_out_rows(self) -> list[int]:
+        """Numbers of the rows that the run answered before and after."""
+        split = self.read_split()
+        return split["test"] or split["validation"]
 
     def template(self) -> Template:
         """The template the model was tuned with; ``run.toml`` and the model folder must agree.
@@ -124,11 +175,6 @@ class RunFolder:
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
         """Write ``responses/WHICH.json`` in the book's form."""
         self.write_json(f"responses/{which}.json", response_rows(examples, answers))
-
-    def read_responses(self, which: str) -> list[dict[str, Any]]:
-        """Rows of ``responses/WHICH.json``, or none if there is no such file."""
-        file = self.path / "responses" / f"{which}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
 
     def write_verdicts(self, which: str, verdicts: Sequence[Verdict]) -> None:
         """Write ``scores/WHICH.jsonl``."""
@@ -157,10 +203,13 @@ def read_template(file: Path) -> Template:
     Raises:
         DataError: it is absent or damaged.
     """
+    return Template.from_json(_read_json(file), str(file))
+
+
+def _read_json(file: Path) -> Any:
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON: {error}") from error
-    return Template.from_json(stored, str(file))

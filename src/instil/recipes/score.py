@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,14 @@ from instil.recipes.run_folder import RUN_FILE, RunFolder
 from instil.records import Verdict
 
 
-def score(rows: Sequence[dict[str, Any]], judge: str = JUDGE) -> list[Verdict]:
+def score(rows: Sequence[dict[str, Any]], judge: str = JUDGE, *, numbers: Sequence[int] | None = None) -> list[Verdict]:
     """Verdicts for rows with ``instruction``, ``input``, ``output`` and ``model_response``.
+
+    Args:
+        rows: the answered rows.
+        judge: who scores.
+        numbers: the rows' numbers in their data set, by which the verdicts are keyed; by default their
+            places in this list.
 
     Raises:
         SettingsError: the judge is not known here.
@@ -29,7 +35,10 @@ def score(rows: Sequence[dict[str, Any]], judge: str = JUDGE) -> list[Verdict]:
         if not isinstance(said, str):
             raise DataError(f"row {index}: no text under 'model_response'; instil respond writes such rows")
         answers.append(said)
-    return score_offline(examples_from(list(rows)).examples, answers)
+    examples = examples_from(list(rows)).examples
+    if numbers is not None:
+        examples = tuple(replace(example, row=number) for example, number in zip(examples, numbers, strict=True))
+    return score_offline(examples, answers)
 
 
 def score_path(path: Path, judge: str = JUDGE) -> dict[str, list[Verdict]]:
@@ -45,10 +54,13 @@ def score_path(path: Path, judge: str = JUDGE) -> dict[str, list[Verdict]]:
     if not (path / RUN_FILE).is_file():
         raise DataError(f"{path}: no {RUN_FILE} in it, so it is not a run folder; wanted one, or a JSON file")
     folder = RunFolder(path)
-    found = {
-        file.stem: score(json.loads(file.read_text(encoding="utf-8")), judge)
-        for file in sorted((path / "responses").glob("*.json"))
-    }
+    numbers = folder.held_out_rows()
+    found = {}
+    for file in sorted((path / "responses").glob("*.json")):
+        rows = parse_rows(file.read_bytes(), str(file))
+        if len(rows) != len(numbers):
+            raise DataError(f"{file}: {len(rows)} rows, but the run held out {len(numbers)}; it belongs to another run")
+        found[file.stem] = score(rows, judge, numbers=numbers)
     if not found:
         raise DataError(f"{path}: the run holds no answers; instil respond {path} makes them")
     for which, verdicts in found.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from instil.train.options import TrainOptions
 class Settings(BaseModel):
     """Every setting, in sections named after the rooms."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     data: DataOptions = Field(default_factory=DataOptions)
     train: TrainOptions = Field(default_factory=TrainOptions)
@@ -63,7 +64,10 @@ def resolve(
     base = AS_IN_BOOK if as_in_book else {}
     chosen: dict[str, dict[str, Any]] = {section: dict(base.get(section, {})) for section in SECTIONS}
     if config is not None:
-        for key, value in _flat(_toml(config)).items():
+        stored = _toml(config)
+        if "instil" in stored and isinstance(stored.get("settings"), dict):
+            stored = stored["settings"]  # the run.toml of an earlier run
+        for key, value in _flat(stored).items():
             _set(chosen, key, value, str(config))
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -86,7 +90,10 @@ def _set(chosen: dict[str, dict[str, Any]], key: str, value: Any, where: str) ->
     section, _, name = key.partition(".")
     if section not in SECTIONS or name not in SECTIONS[section].model_fields:
         known = known_settings()
+        leaves = {name.partition(".")[2]: name for name in reversed(known)}
         near = did_you_mean(key, known) or did_you_mean(_full_name(key), known)
+        if not near and (close := get_close_matches(key, list(leaves), n=1)):
+            near = f"; did you mean {leaves[close[0]]}?"
         raise SettingsError(f"{where}: unknown setting {key!r}{near}")
     chosen[section][name] = value
 
@@ -122,7 +129,8 @@ def _parsed(text: str) -> Any:
     (0.0001, True, 'cosine')
     """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        parsed = tomllib.loads(f"value = {text}")
+        return parsed["value"] if len(parsed) == 1 and "#" not in text else text
     except tomllib.TOMLDecodeError:
         return text
 

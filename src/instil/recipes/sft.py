@@ -19,16 +19,17 @@ from instil.data.loader import BookLoader, Loader
 from instil.data.preflight import Preflight, check, has_target
 from instil.data.sources import Source, examples_from, read_source
 from instil.data.splits import PARTS, Part, Split, split_examples
-from instil.data.templates import Template, template_named
+from instil.data.templates import TEMPLATES, Template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import ModelError
+from instil.errors import ModelError, TemplateMismatch
+from instil.export.folder import TEMPLATE_FILE
 from instil.generate.answer import answer
 from instil.generate.options import GenerateOptions
 from instil.model.decoder import Decoder
 from instil.model.hub import find_model
 from instil.model.weights import load_decoder, open_model
 from instil.recipes.progress import Screen, clock
-from instil.recipes.run_folder import RunFolder
+from instil.recipes.run_folder import RunFolder, read_template
 from instil.recipes.settings import Settings
 from instil.records import Batch, Encoded, Example
 from instil.train.evaluation import AsInBook, Evaluator, HeldOut
@@ -78,7 +79,10 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     path = find_model(model)
     spec = open_model(path).spec
     tokenizer = load_tokenizer(path)
-    template = template_named(options.template)
+    template = _template(path, settings)
+    if template.name in TEMPLATES:
+        options = options.model_copy(update={"template": template.name})
+        settings = settings.model_copy(update={"data": options})
     check_vocabulary(template, tokenizer, spec.vocab_size)
     split = split_examples(source.examples, options)
     encoded: dict[Part, list[Encoded]] = {
@@ -86,8 +90,26 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     }
     max_length = min(options.max_length, spec.context)
     misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
-    preflight = check(split, encoded, max_length, misspelt=misspelt, unusable=source.skipped, notes=source.notes)
-    return Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
+    preflight = check(
+        split, encoded, max_length, context=spec.context, misspelt=misspelt, unusable=source.skipped, notes=source.notes
+    )
+    prepared = Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
+    loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
+    return prepared
+
+
+def _template(model: Path, settings: Settings) -> Template:
+    """The template asked for; a model that was tuned with one keeps it."""
+    asked = template_named(settings.data.template)
+    stored_at = model / TEMPLATE_FILE
+    if not stored_at.is_file():
+        return asked
+    stored = read_template(stored_at)
+    if "template" in settings.data.model_fields_set and asked.hash != stored.hash:
+        raise TemplateMismatch(
+            f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
+        )
+    return stored
 
 
 def load(prepared: Prepared) -> Decoder:
@@ -187,6 +209,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
         "instil": instil.__version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": prepared.source.name,
+        "data_path": str(Path(prepared.source.name).resolve()) if Path(prepared.source.name).is_file() else "",
         "model": prepared.model_name,
         "settings": prepared.settings.model_dump(),
         "model_facts": {

@@ -6,9 +6,11 @@ step (`on_record`) and whenever a sample answer is due (`on_sample`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -75,7 +77,7 @@ def train(
             (``options.sample``).
 
     Raises:
-        TrainingDiverged: a loss is not finite; the decoder keeps the weights of the step before.
+        TrainingDiverged: a loss, or a weight after the last step, is not finite.
     """
     device = decoder.device
     parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
@@ -112,10 +114,8 @@ def train(
     if on_sample and options.sample == "evaluation":
         on_sample(0)
     decoder.train()
-    for epoch in range(options.epochs):
-        for step in loader.steps(epoch):
-            if done == total:
-                break
+    for epoch in range(math.ceil(total / len(loader))):
+        for step in islice(loader.steps(epoch), total - done):
             started = time.perf_counter()
             rate = learning_rate(done, total, options)
             for group in optimizer.param_groups:
@@ -123,10 +123,7 @@ def train(
             loss, tokens = _gradients(decoder, step, device)
             if not torch.isfinite(torch.tensor(loss.total)):
                 rows = [row for batch in step for row in batch.examples]
-                raise TrainingDiverged(
-                    f"step {done + 1}: the loss is {loss.total}; rows {rows}. The weights are those of step {done}. "
-                    f"Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
-                )
+                raise TrainingDiverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options)}")
             if options.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, options.clip)
             optimizer.step()
@@ -142,7 +139,13 @@ def train(
                 on_sample(done)
                 decoder.train()
     decoder.eval()
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+        raise TrainingDiverged(f"step {done}: the last update left weights that are not finite. {_advice(options)}")
     return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
+
+
+def _advice(options: TrainOptions) -> str:
+    return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
 
 
 def _gradients(decoder: Decoder, step: Sequence[Batch], device: torch.device) -> tuple[LossSum, int]:

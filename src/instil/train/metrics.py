@@ -51,4 +51,4 @@ class MetricsFile:
 
 def read_metrics(path: Path) -> list[StepRecord]:
     """The records of a run."""
-    return [StepRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [StepRecord(**json.loads(line)) for line in filter(None, path.read_text(encoding="utf-8").split("\n"))]

@@ -6,15 +6,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MAX_SEED = 2**31 - 1
+
 
 class TrainOptions(BaseModel):
     """How the model is tuned."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     method: Literal["full"] = Field("full", description="which weights change: all of them")
     layout: Literal["padded"] = Field("padded", description="how the tokens of a batch are laid out")
-    epochs: int = Field(2, ge=1, description="passes over the training rows")
+    epochs: int = Field(2, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")
     learning_rate: float = Field(1e-4, gt=0, description="peak, after warmup")
@@ -34,4 +36,4 @@ class TrainOptions(BaseModel):
     )
     untie_head: bool = Field(False, description="give the head its own copy of the embedding, as the book does")
     drop_last: bool = Field(False, description="leave out an incomplete last batch of an epoch")
-    seed: int = Field(123, ge=0, description="seed of the order of rows")
+    seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the order of rows")

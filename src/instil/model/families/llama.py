@@ -59,7 +59,7 @@ def _rope_theta(config: Mapping[str, Any]) -> float:
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind != "default":
         raise ModelError(f"config.json of a llama model scales its rope ({kind!r}), which is not implemented here")
-    return float(settings.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    return settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
 
 
 def _spec_from_gguf(meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:

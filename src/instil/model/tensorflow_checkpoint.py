@@ -75,7 +75,7 @@ class TensorflowCheckpoint:
             )
         shapes = {name: entry.shape for name, entry in self._entries.items()}
         try:
-            self.spec = spec_from_hparams(_hparams(folder / HPARAMS), shapes)
+            self.spec = spec_from_hparams(read_hparams(folder / HPARAMS), shapes)
         except KeyError as error:
             raise ModelError(f"{folder}: neither {HPARAMS} nor {INDEX} knows {error.args[0]!r}") from error
         except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -135,7 +135,12 @@ class _NotReadHere(ValueError):
     """Well formed as far as can be seen, but not of the kind that is read here."""
 
 
-def _hparams(path: Path) -> dict[str, Any]:
+def read_hparams(path: Path) -> dict[str, Any]:
+    """The object in an ``hparams.json``.
+
+    Raises:
+        ModelError: it is none.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ app = typer.Typer(
 DataArg = Annotated[str, typer.Argument(help="Rows: a JSON or JSONL file, its URL, or a name (starter, book, alpaca).")]
 ModelOpt = Annotated[
     str,
-    typer.Option("--model", "-m", help="A name (smollm2-135m), a model folder, a GGUF file, or owner/name."),
+    typer.Option("--model", "-m", help="A name (smollm2-135m, gpt2-medium), a folder, a GGUF file, or owner/name."),
 ]
 OutOpt = Annotated[Path | None, typer.Option("--out", "-o", help="The run folder.  [default: runs/DATA-MODEL]")]
 SetOpt = Annotated[

@@ -38,7 +38,7 @@ class FileServer:
         tag = f'"{hashlib.sha256(body).hexdigest()[:8]}"'
         headers = {"ETag": tag} if self.tags else {}
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.ranges else 0
-        if start >= len(body) > 0 and start:
+        if start and handler.headers.get("If-Range", tag) == tag and start >= len(body):
             self._send(handler, 416, b"", {"Content-Range": f"bytes */{len(body)}"})
             return
         if start and (not self.check_if_range or handler.headers.get("If-Range", tag) == tag):

@@ -7,8 +7,10 @@ import os
 import random
 import threading
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -111,7 +113,9 @@ def test_a_file_that_changes_between_two_tries_is_never_mixed(
     server.cuts = [1000, 0, 0, 0, 0]
     refused(server, tmp_path)
     server.files["file.bin"], server.cuts, server.check_if_range = NEW, [], honours_if_range
+    server.requests.clear()
     assert fetch(server, tmp_path).read_bytes() == NEW
+    assert len(server.requests) == (1 if honours_if_range else 2)  # the server, or we, notice
 
 
 def test_a_file_that_became_shorter(server: FileServer, tmp_path: Path) -> None:
@@ -125,6 +129,33 @@ def test_a_part_of_another_address_is_not_used(server: FileServer, tmp_path: Pat
     server.files["other.bin"], server.cuts = NEW, [1000, 0, 0, 0, 0]
     refused(server, tmp_path)
     assert fetch(server, tmp_path, "other.bin").read_bytes() == NEW
+    assert server.requests[-1] == ("other.bin", "")
+
+
+def test_a_part_longer_than_the_file_is_not_used(server: FileServer, tmp_path: Path) -> None:
+    server.cuts = [1000, 0, 0, 0, 0]
+    refused(server, tmp_path)
+    (tmp_path / "got.bin.part").write_bytes(BODY + b"more")
+    server.requests.clear()
+    assert fetch(server, tmp_path).read_bytes() == BODY
+    assert server.requests == [("file.bin", "")]
+
+
+@pytest.mark.parametrize("body", [b"1234", b"12345678901"])
+def test_a_client_that_does_not_count(tmp_path: Path, body: bytes) -> None:
+    """Whatever the HTTP library lets pass, the length announced is the length wanted."""
+
+    class Careless:
+        @contextmanager
+        def stream(self, method: str, url: str, *, headers: Mapping[str, str]) -> Iterator[SimpleNamespace]:
+            yield SimpleNamespace(
+                status_code=200, reason_phrase="OK", headers={"Content-Length": "10"}, iter_bytes=lambda: iter([body])
+            )
+
+    wanted = Wanted(url="http://x/y", path=tmp_path / "got.bin", error=ModelError)
+    with pytest.raises(ModelError, match=f"{len(body)} bytes came, 10 were announced"):
+        download(wanted, Careless(), ())
+    assert not (tmp_path / "got.bin").exists()
 
 
 def test_a_server_that_recovers(server: FileServer, tmp_path: Path) -> None:
@@ -229,7 +260,7 @@ def test_progress_is_said_after_a_while_only(
     assert " of 0.3 MB" in err
 
 
-def test_a_manifest_notices_change(tmp_path: Path) -> None:
+def test_a_manifest_notices_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, manifest = tmp_path / "a.bin", tmp_path / "fetched.json"
     path.write_bytes(BODY)
     assert recorded(manifest, path) is None
@@ -237,8 +268,10 @@ def test_a_manifest_notices_change(tmp_path: Path) -> None:
     assert recorded(manifest, path) is True
     os.utime(path, ns=(1, 1))
     assert recorded(manifest, path) is True  # touched, and the same by its hash
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "sha256_of", lambda path: pytest.fail("hashed again"))
+        assert recorded(manifest, path) is True
     path.write_bytes(NEW)
-    os.utime(path, ns=(1, 1))
     assert recorded(manifest, path) is False
     path.write_bytes(BODY[:-1])
     assert recorded(manifest, path) is False

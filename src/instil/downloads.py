@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -319,15 +319,22 @@ def record(manifest: Path, path: Path, url: str) -> None:
 def recorded(manifest: Path, path: Path) -> bool | None:
     """Whether a file is still what was fetched; None if nothing is written down about it.
 
-    A file of the same size and time is believed to be the same; else its hash decides.
+    A file of the same size and time is believed to be the same; else its hash decides, and the new time is
+    written down, so that a copied folder is not hashed at every use.
     """
-    entry = _read_json(manifest).get(path.name)
+    known = _read_json(manifest)
+    entry = known.get(path.name)
     if not isinstance(entry, dict):
         return None
     stat = path.stat()
     if stat.st_size != entry.get("bytes"):
         return False
-    return stat.st_mtime_ns == entry.get("mtime_ns") or sha256_of(path) == entry.get("sha256")
+    if stat.st_mtime_ns != entry.get("mtime_ns"):
+        if sha256_of(path) != entry.get("sha256"):
+            return False
+        with suppress(OSError):  # a folder that may only be read
+            write_json(manifest, {**known, path.name: {**entry, "mtime_ns": stat.st_mtime_ns}})
+    return True
 
 
 # What is seen of it, on stderr.

@@ -56,8 +56,10 @@ def test_the_book_by_name_is_fetched_once_and_found_offline(
     assert server.requests == [(BOOK, "")]
     assert kept(tmp_path) == {"book.json"}
     monkeypatch.setenv("INSTIL_DATA_URL", "http://127.0.0.1:9")
+    (tmp_path / "home" / "data" / ".lock").unlink()
     assert read_source("book").sha256 == source.sha256
     assert len(server.requests) == 1
+    assert not (tmp_path / "home" / "data" / ".lock").exists()  # a folder that may only be read will do
 
 
 def test_the_addresses_are_the_chapters() -> None:

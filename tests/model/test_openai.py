@@ -138,10 +138,10 @@ def test_the_order_of_places(openai: FileServer, tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(hub, "_from_hub", from_hub)
     monkeypatch.delenv("INSTIL_GPT2_URL")
+    monkeypatch.setattr(hub, "GPT2_URL", openai.url)
     assert find_model("gpt2-small") == tmp_path  # the hub before OpenAI
     assert asked == ["openai-community/gpt2"]
     assert not openai.requests
-    monkeypatch.setattr(hub, "GPT2_URL", openai.url)
     monkeypatch.setattr(hub, "_from_hub", no_hub)
     openai.cuts = [*(None,) * 6, 9000, 0, 0, 0, 0]
     message = refused()  # neither the one nor the other: both are named

@@ -9,12 +9,12 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "instil"
 FLOOR = {
-    "errors": 0, "records": 1, "data": 2, "model": 2, "train": 3, "generate": 3, "evaluate": 4,
+    "errors": 0, "records": 1, "downloads": 1, "data": 2, "model": 2, "train": 3, "generate": 3, "evaluate": 4,
     "serve": 5, "export": 5, "recipes": 6, "cli": 7,
 }  # fmt: skip
 # Rooms on one floor that have nothing to say to one another.
 APART = {("data", "model"), ("model", "data"), ("train", "generate"), ("generate", "train"), ("serve", "export")}
-NETWORK = {"socket", "urllib", "http", "httpx", "requests", "huggingface_hub", "aiohttp"}
+NETWORK = {"socket", "urllib", "http", "httpx", "httpx2", "requests", "huggingface_hub", "aiohttp"}
 NETWORK_AT_HOME = {"data/sources.py", "model/hub.py", "evaluate/clients.py"}
 
 

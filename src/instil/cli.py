@@ -32,10 +32,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-DataArg = Annotated[str, typer.Argument(help="A JSON or JSONL file of rows, or 'starter', the set that comes along.")]
+DataArg = Annotated[str, typer.Argument(help="Rows: a JSON or JSONL file, its URL, or a name (starter, book, alpaca).")]
 ModelOpt = Annotated[
     str,
-    typer.Option("--model", "-m", help="A name (smollm2-135m), a model folder, a GGUF file, or owner/name."),
+    typer.Option("--model", "-m", help="A name (smollm2-135m, gpt2-medium), a folder, a GGUF file, or owner/name."),
 ]
 OutOpt = Annotated[Path | None, typer.Option("--out", "-o", help="The run folder.  [default: runs/DATA-MODEL]")]
 SetOpt = Annotated[
@@ -191,6 +191,21 @@ def score_command(
             typer.echo(f"{which:12} {counts:>9}  {exact:>10.1%}  {chrf:>5.1f}   {rouge:>7.3f}")
         else:
             typer.echo(f"{which:12} {counts:>9}  no row has a reference answer")
+
+
+@app.command("fetch")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="A model (gpt2-small, owner/name) or a data set (book, alpaca, a URL).")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Download and verify a model or a data set, unless it is there already, and print where it is."""
+    from instil.recipes.fetch import fetch
+
+    found = fetch(name)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        typer.echo(str(found.path))
 
 
 @app.command("settings")

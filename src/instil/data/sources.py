@@ -1,4 +1,7 @@
-"""Rows from a file: JSON or JSONL, told apart by content, validated row by row.
+"""Rows from a file or an address: JSON or JSONL, told apart by content, validated row by row.
+
+What comes from the network is fetched once into ``$INSTIL_HOME/data`` and read from there ever after;
+remove the file to fetch it anew. ``$INSTIL_DATA_URL`` stands in for GitHub's raw files (a mirror).
 
 Nothing is lost in silence: rows that cannot be used are refused with their numbers, or, when the
 user asks for it, left out and listed. Chapter 7.2 (listing 7.1) reads one JSON list without checks.
@@ -8,17 +11,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+from instil.downloads import TIMEOUT, Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
 from instil.records import Example
 
 IN_MEMORY = "(rows in memory)"
 NAMED = {"starter": "starter.json"}
+GITHUB = "https://raw.githubusercontent.com"
+FETCHED = {  # the chapter's 1,100 rows; Alpaca's 52,002, of which 28 have an empty output (exercise 7.3)
+    "book": "rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json",
+    "alpaca": "tatsu-lab/stanford_alpaca/main/alpaca_data.json",
+}
 LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
 LARGEST_TEXT = 4_000_000  # characters of one field
 KNOWN_KEYS = {"instruction", "input", "output", "task"}
@@ -50,23 +62,62 @@ class Source:
 
 
 def read_source(data: str | Path, *, skip_bad: bool = False, need_output: bool = True) -> Source:
-    """Read a data set by name (``starter``) or path.
+    """Read a data set by name (``starter``, ``book``, ``alpaca``), path or URL.
 
     Args:
-        data: a name or the path of a JSON or JSONL file.
+        data: a name, or the path or the http(s) address of a JSON or JSONL file.
         skip_bad: leave unusable rows out, and list them in ``Source.skipped``.
         need_output: whether rows must carry the wanted answer (not so for rows only to be answered).
 
     Raises:
-        DataError: the file is missing, empty, not JSON, not a list, or has unusable rows.
+        DataError: the file is missing, cannot be fetched, is empty, not JSON, not a list, or has unusable rows.
     """
     name = str(data)
     if name in NAMED:
         raw = (resources.files("instil.data") / NAMED[name]).read_bytes()
     else:
-        raw = _read_bytes(Path(data))
+        raw = _read_bytes(fetch_data(name) if comes_from_afar(name) else Path(data))
     rows = parse_rows(raw, name)
     return examples_from(rows, name, skip_bad=skip_bad, need_output=need_output)
+
+
+def comes_from_afar(data: str) -> bool:
+    """Whether a data set is fetched: by its name, or because it is an http(s) address.
+
+    >>> comes_from_afar("book"), comes_from_afar("https://example.org/rows.json"), comes_from_afar("rows.json")
+    (True, True, False)
+    """
+    return data in FETCHED or data.lower().startswith(("http://", "https://"))
+
+
+def fetch_data(data: str) -> Path:
+    """The local copy of a named data set or of an address, fetched if it is not there yet.
+
+    Raises:
+        DataError: it cannot be had, or what came is no list of rows.
+    """
+    folder = cache_folder() / "data"
+    if data in FETCHED:
+        url = f"{os.environ.get('INSTIL_DATA_URL', GITHUB).rstrip('/')}/{FETCHED[data]}"
+        path = folder / f"{data}.json"
+    else:
+        url = data
+        last = re.sub(r"[^A-Za-z0-9._-]", "_", urlsplit(url).path.rpartition("/")[2]).lstrip(".")
+        path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{last[-80:] or 'rows'}"
+    if path.is_file():
+        return path
+    import httpx2
+
+    wanted = Wanted(
+        url=url,
+        path=path,
+        error=DataError,
+        advice="Fetch it by other means and give the path of the file instead.",
+        largest=LARGEST_FILE,
+        check=lambda part: parse_rows(part.read_bytes(), str(part)),  # a page or half a file is not kept
+    )
+    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client:
+        return download(wanted, client, (httpx2.HTTPError, httpx2.InvalidURL))
 
 
 def examples_from(
@@ -181,8 +232,8 @@ def _no_constant(word: str) -> Any:
 def _read_bytes(path: Path) -> bytes:
     if not path.exists():
         raise DataError(
-            f"{path}: no such file, and no data set of that name; known names: {', '.join(NAMED)}"
-            + did_you_mean(str(path), NAMED)
+            f"{path}: no such file, and no data set of that name; known names: {', '.join(NAMED | FETCHED)}"
+            + did_you_mean(str(path), NAMED | FETCHED)
         )
     if path.is_dir():
         raise DataError(f"{path} is a folder; wanted a JSON or JSONL file")

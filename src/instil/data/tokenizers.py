@@ -387,6 +387,13 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return FastTokenizer.from_folder(folder)
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return FastTokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
+    if all((folder / name).is_file() for name in GPT2_FILES):  # OpenAI's names for the same two files
+        if all(_sha256(folder / name) == wanted for name, wanted in GPT2_FILES.items()):
+            return BytePair(folder)
+        return FastTokenizer.from_gpt2_files(folder / "encoder.json", folder / "vocab.bpe")
     if _json(folder / "config.json").get("model_type") == "gpt2":
         return BytePair()
-    raise ModelError(f"{folder}: no tokenizer found; wanted tokenizer.json, or vocab.json with merges.txt")
+    raise ModelError(
+        f"{folder}: no tokenizer found; wanted tokenizer.json, vocab.json with merges.txt, "
+        "or encoder.json with vocab.bpe"
+    )

@@ -1,8 +1,8 @@
 """Real weights into a decoder, and out again as a folder that `transformers` opens.
 
-Readers differ (`SafetensorsFolder` here, `GgufFile` beside); the filling is one: each parameter of ours
-is looked up in its family's table, put together from the tensors named there, checked for shape, and
-copied, one at a time, so that no second copy of the model is ever in memory.
+Readers differ (`SafetensorsFolder` here, `GgufFile` and `TensorflowCheckpoint` beside); the filling is
+one: each parameter of ours is looked up in its family's table, put together from the tensors named there,
+checked for shape, and copied, one at a time, so that no second copy of the model is ever in memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Reader(Protocol):
 def load_decoder(
     model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
 ) -> Decoder:
-    """Load a decoder by name, from a folder of `transformers`, or from a GGUF file.
+    """Load a decoder by name, from a folder of `transformers` or of OpenAI's, or from a GGUF file.
 
     Quantised weights are dequantised. Every tensor of the file must be used and every parameter found;
     anything else is refused rather than guessed.
@@ -62,6 +62,11 @@ def load_decoder(
 def open_model(path: Path) -> Reader:
     """The right reader for a folder or file."""
     if path.is_dir():
+        openai = any((path / name).is_file() for name in ("hparams.json", "model.ckpt.index"))
+        if openai and not (path / "config.json").is_file():
+            from instil.model.tensorflow_checkpoint import TensorflowCheckpoint
+
+            return TensorflowCheckpoint(path)
         return SafetensorsFolder(path)
     if path.suffix == ".pth":
         from instil.model.pth_file import PthFile
@@ -87,7 +92,7 @@ class SafetensorsFolder:
             self.spec = self.family.spec_from_config(config)
         except KeyError as error:
             raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
         self._files = self._open_files()
         self._where = {
@@ -159,7 +164,7 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
         for part in parts:
             value[at : at + part.shape[0]].copy_(part)
             at += part.shape[0]
-        if not torch.isfinite(value).all():
+        if not torch.stack(torch.aminmax(value)).isfinite().all():  # isfinite of all would need two copies more
             raise ModelError(f"{reader.path}: {', '.join(names)} hold values that are not finite numbers")
         seen[id(meta)] = torch.nn.Parameter(value)
         _assign(decoder, name, seen[id(meta)])

@@ -50,13 +50,19 @@ HARMLESS = frozenset(
 )
 
 
-def refuse_strangers(family: str, config: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]]) -> None:
+def refuse_strangers(
+    family: str,
+    config: Mapping[str, Any],
+    understood: Mapping[str, tuple[Any, ...]],
+    file: str = "config.json",
+) -> None:
     """Refuse a configuration that says something not implemented here.
 
     Args:
         family: its name, for the message.
-        config: ``config.json``.
+        config: what the file says.
         understood: the keys read, each with the values that can be honoured (none: any value).
+        file: its name, for the message.
 
     Raises:
         ModelError: naming the keys and values.
@@ -73,6 +79,6 @@ def refuse_strangers(family: str, config: Mapping[str, Any], understood: Mapping
     ]
     if strange:
         raise ModelError(
-            f"config.json of a {family} model sets {', '.join(sorted(strange))}, which is not implemented here; "
+            f"{file} of a {family} model sets {', '.join(sorted(strange))}, which is not implemented here; "
             "loading it anyway would give wrong answers"
         )

@@ -53,6 +53,34 @@ def _spec_from_gguf(meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...
     )
 
 
+HPARAMS = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
+
+
+def spec_from_hparams(hparams: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
+    """The spec from OpenAI's ``hparams.json``; the width of the MLP is only in the tensors' shapes.
+
+    Raises:
+        KeyError: a key or the MLP's weight is missing.
+        ModelError: there are keys that are not known.
+        ValueError: the numbers cannot be those of a decoder.
+    """
+    refuse_strangers("gpt2", hparams, dict.fromkeys(HPARAMS, ()), file="hparams.json")
+    values = {key: hparams[key] for key in HPARAMS}
+    spec = gpt2_spec(
+        vocab_size=values["n_vocab"],
+        width=values["n_embd"],
+        layers=values["n_layer"],
+        heads=values["n_head"],
+        mlp_width=shapes["model/h0/mlp/c_fc/w"][-1],
+        context=values["n_ctx"],
+        norm_eps=1e-5,
+        tied=True,
+    )
+    if spec.heads * spec.head_width != spec.width:
+        raise ValueError(f"a width of {spec.width} does not divide by {spec.heads} heads")
+    return spec
+
+
 def gpt2_spec(
     *,
     vocab_size: int,
@@ -130,6 +158,27 @@ BOOK_NAMES = _norms_and_biases(
         "head.weight": Stored(("out_head.weight",)),
     }
 )
+
+
+def _tensorflow() -> dict[str, Stored]:
+    """OpenAI's names: ``w`` and ``b`` for a matrix, ``g`` and ``b`` for a norm; the embedding is the head."""
+    norms = {"blocks.{i}.norm1": "model/h{i}/ln_1", "blocks.{i}.norm2": "model/h{i}/ln_2", "norm": "model/ln_f"}
+    matrices = {
+        "blocks.{i}.attention.qkv": "model/h{i}/attn/c_attn",
+        "blocks.{i}.attention.out": "model/h{i}/attn/c_proj",
+        "blocks.{i}.mlp.up": "model/h{i}/mlp/c_fc",
+        "blocks.{i}.mlp.down": "model/h{i}/mlp/c_proj",
+    }
+    return (
+        {"embed.weight": Stored(("model/wte",)), "positions.weight": Stored(("model/wpe",))}
+        | {"head.weight": Stored(("model/wte",))}
+        | {f"{ours}.weight": Stored((f"{name}/g",)) for ours, name in norms.items()}
+        | {f"{ours}.weight": Stored((f"{name}/w",), transposed=True) for ours, name in matrices.items()}
+        | {f"{ours}.bias": Stored((f"{name}/b",)) for ours, name in (norms | matrices).items()}
+    )
+
+
+GPT2_TENSORFLOW = _tensorflow()
 
 GPT2 = Family(
     name="gpt2",

@@ -112,6 +112,7 @@ def _norms_and_biases(table: dict[str, Stored]) -> dict[str, Stored]:
 
 GPT2 = Family(
     name="gpt2",
+    model_type="gpt2",
     prefix="transformer.",
     hub=_norms_and_biases(
         {

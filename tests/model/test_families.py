@@ -18,6 +18,7 @@ from instil.model.weights import hub_tensors, load_decoder, save_decoder
 from tests.conftest import tiny_reference
 from tests.model.gguf_files import write_gguf
 from tests.model.test_parity import IDS_BT, assert_same_logits
+from tests.train.test_training import SPECS
 
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 900.0}
 LLAMA3 = {  # some of the four frequencies fall below, between and above the two bounds
@@ -225,6 +226,11 @@ def test_a_gguf_with_what_is_not_implemented_is_refused(
     )
     with pytest.raises(ModelError, match=says):
         load_decoder(tmp_path / "x.gguf")
+
+
+def test_windows_that_config_json_cannot_say_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"room for one window, and this model has \[3, 4\]"):
+        save_decoder(Decoder(SPECS["gemma3"]), tmp_path, eos_id=1)
 
 
 def test_a_spec_that_contradicts_itself_is_refused() -> None:

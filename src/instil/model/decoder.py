@@ -85,14 +85,20 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = _norm(spec, spec.width)
         self.attention = Attention(spec, layer)
-        self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
+        self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else None
         self.norm2 = _norm(spec, spec.width)
         self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
-        self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
+        self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else None
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
-        x_ND = x_ND + self.post_norm1(self.attention(self.norm1(x_ND), attend, rope))
-        return x_ND + self.post_norm2(self.mlp(self.norm2(x_ND)))  # type: ignore[no-any-return]
+        attended_ND = self.attention(self.norm1(x_ND), attend, rope)
+        if self.post_norm1 is not None:
+            attended_ND = self.post_norm1(attended_ND)
+        x_ND = x_ND + attended_ND
+        mixed_ND = self.mlp(self.norm2(x_ND))
+        if self.post_norm2 is not None:
+            mixed_ND = self.post_norm2(mixed_ND)
+        return x_ND + mixed_ND  # type: ignore[no-any-return]
 
 
 class OffsetRMSNorm(nn.Module):

@@ -163,6 +163,8 @@ def _config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
     full = rope_settings(spec.rope_theta, spec.rope_scaling)
     window_theta = spec.window_rope_theta or spec.rope_theta
     windows = {window for window in spec.windows if window is not None}
+    if len(windows) > 1:
+        raise ModelError(f"config.json of a gemma3 model has room for one window, and this model has {sorted(windows)}")
     return {
         "model_type": "gemma3_text",
         "architectures": ["Gemma3ForCausalLM"],

@@ -19,25 +19,46 @@ GPT2_VOCABULARY = 50257
 BOOK_DATA = Path(__file__).parents[2] / "shared" / "data" / "book"
 
 
-def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed: int = 0) -> Any:
-    """A random model of transformers: head width is not width/heads, fewer key/value heads where possible."""
+def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed: int = 0, **changes: Any) -> Any:
+    """A random model of transformers: head width is not width/heads, fewer key/value heads where possible.
+
+    ``changes`` are put over the values of its configuration here.
+    """
     import transformers
 
     torch.manual_seed(seed)
+    common = {"vocab_size": vocab_size, "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 1}
     if family == "gpt2":
-        config = transformers.GPT2Config(
-            vocab_size=vocab_size, n_embd=20, n_layer=2, n_head=4, n_positions=64, n_inner=36,
-            tie_word_embeddings=tied, bos_token_id=0, eos_token_id=1,
-        )  # fmt: skip
-        model = transformers.GPT2LMHeadModel(config)
+        sizes = {"n_embd": 20, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 36}
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**common, **sizes, **changes}))
     elif family == "llama":
-        config = transformers.LlamaConfig(
-            vocab_size=vocab_size, hidden_size=24, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
-            head_dim=8, intermediate_size=36, max_position_embeddings=64, tie_word_embeddings=tied,
-            attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5, bos_token_id=0, eos_token_id=1,
-            rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-        )  # fmt: skip
-        model = transformers.LlamaForCausalLM(config)
+        sizes = {
+            "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "head_dim": 8, "intermediate_size": 36, "max_position_embeddings": 64,
+            "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+        }  # fmt: skip
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**common, **sizes, **changes}))
+    elif family == "gemma3":  # windows shorter than the texts; no padding id, which would have no gradient
+        sizes = {
+            "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "head_dim": 10, "intermediate_size": 36, "max_position_embeddings": 64, "query_pre_attn_scalar": 7,
+            "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rms_norm_eps": 1e-5, "pad_token_id": None,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 4000.0},
+            },
+        }  # fmt: skip
+        model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**{**common, **sizes, **changes}))
+    elif family == "qwen3":
+        sizes = {
+            "hidden_size": 20, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
+            "head_dim": 8, "intermediate_size": 28, "max_position_embeddings": 64,
+            "attention_bias": True, "rms_norm_eps": 1e-5,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
+        }  # fmt: skip
+        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**common, **sizes, **changes}))
     else:
         raise ValueError(family)
     for parameter in model.parameters():  # biases and norms are constants at first, which would hide mistakes

@@ -17,6 +17,11 @@ LLAMA = {
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+QWEN3 = {**LLAMA, "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+GEMMA3 = {
+    **QWEN3, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}  # fmt: skip
 GPT2 = {
     "transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
     "lm_head": "output", "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv",
@@ -41,10 +46,10 @@ def pairs_from_halves(rows: torch.Tensor, heads: int) -> torch.Tensor:
 def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.ndarray]:
     """Write a model as GGUF; matrices are stored as ``kind``. Returns the raw stored arrays."""
     config = model.config
-    family = config.model_type
+    family = config.model_type.removesuffix("_text")
     writer = gguf.GGUFWriter(str(path), family)
-    table = LLAMA if family == "llama" else GPT2
-    if family == "llama":
+    table = {"llama": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3, "gpt2": GPT2}[family]
+    if family != "gpt2":
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
         writer.add_block_count(config.num_hidden_layers)
@@ -53,8 +58,11 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(config.head_dim)
         writer.add_rope_dimension_count(config.head_dim)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+        rope = config.rope_parameters
+        writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        if family == "gemma3":
+            _add_windows(writer, config)
     else:
         writer.add_context_length(config.n_positions)
         writer.add_embedding_length(config.n_embd)
@@ -77,6 +85,8 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
             value = pairs_from_halves(value, config.num_attention_heads)
         if family == "llama" and ours.endswith("attn_k"):
             value = pairs_from_halves(value, config.num_key_value_heads)
+        if family == "gemma3" and name.endswith("norm.weight"):
+            value = value + 1
         if family == "gpt2" and value.dim() == 2 and not ours.endswith("embd"):
             value = value.T if "c_" in stem else value
         array = np.ascontiguousarray(value.numpy())
@@ -94,6 +104,20 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
     writer.write_tensors_to_file()
     writer.close()
     return stored
+
+
+def _add_windows(writer: gguf.GGUFWriter, config: Any) -> None:
+    """What llama.cpp does not know by heart: it takes one layer in six, and 10000, where these are absent."""
+    writer.add_sliding_window(config.sliding_window)
+    windowed = [kind == "sliding_attention" for kind in config.layer_types]
+    if windowed != [(layer + 1) % 6 != 0 for layer in range(len(windowed))]:
+        writer.add_sliding_window_pattern(windowed)
+    if config.rope_parameters["sliding_attention"]["rope_theta"] != 10_000.0:
+        writer.add_rope_freq_base_swa(config.rope_parameters["sliding_attention"]["rope_theta"])
+    full = config.rope_parameters["full_attention"]
+    if full["rope_type"] == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(full["factor"])
 
 
 def _quantised(array: np.ndarray, kind: Kind) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The decoder: chapter 4's GPT and its Llama relatives as one module, told apart by a `DecoderSpec`.
+"""The decoder: chapter 4's GPT and its younger relatives as one module, told apart by a `DecoderSpec`.
 
 It takes a `Batch`, which says what every token is and where it stands, and returns hidden states; the
 head is applied by the caller to the rows he asks for (`Decoder.logits`).
@@ -25,23 +25,32 @@ Rope = tuple[Tensor, Tensor]
 
 
 class Attention(nn.Module):
-    """Causal self-attention with fused query, key and value projection (chapter 3.6)."""
+    """Causal self-attention with fused query, key and value projection (chapter 3.6).
+
+    Where the spec asks for it, every query and key head has a norm before it is turned (Dehghani et al., 2023).
+    """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.window = layer, spec.window_of(layer)
+        self.scale = None if spec.score_width is None else spec.score_width**-0.5
         self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
         self.qkv = nn.Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, bias=spec.attention_bias)
         self.out = nn.Linear(spec.heads * spec.head_width, spec.width, bias=spec.attention_bias)
+        self.q_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
+        self.k_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
         qkv_NKW = self.qkv(x_ND).unflatten(-1, (-1, self.head_width))
         if rope is not None:  # queries and keys lie side by side, so one pass turns both
             turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
+            if self.q_norm is not None and self.k_norm is not None:
+                q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
+                turned = torch.cat([self.q_norm(q_NHW), self.k_norm(k_NKW)], dim=1)
             q_NHW, k_NKW = torch.split(apply_rope(turned, *rope), [self.heads, self.kv_heads], dim=1)
         else:
             q_NHW, k_NKW, v_NKW = torch.split(qkv_NKW, [self.heads, self.kv_heads, self.kv_heads], dim=1)
-        out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW)
+        out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW, self.window, self.scale)
         return self.out(out_NHW.flatten(1))  # type: ignore[no-any-return]
 
 
@@ -54,35 +63,60 @@ class GeluMLP(nn.Module):
         self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_ND), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.down(_gelu(self.up(x_ND)))  # type: ignore[no-any-return]
 
 
-class SwigluMLP(nn.Module):
-    """Llama's gated MLP (Shazeer, 2020); gate and up are one matrix, gate first."""
+class GatedMLP(nn.Module):
+    """The gated MLP of Llama (SiLU) and Gemma (GELU) (Shazeer, 2020); gate and up are one matrix, gate first."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        self.activation = F.silu if spec.mlp == "swiglu" else _gelu
         self.gate_up = nn.Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
         self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         gate_NF, up_NF = self.gate_up(x_ND).chunk(2, dim=-1)
-        return self.down(F.silu(gate_NF) * up_NF)  # type: ignore[no-any-return]
+        return self.down(self.activation(gate_NF) * up_NF)  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to the stream."""
+    """Attention and MLP, each after a norm and added to the stream; in Gemma before another norm, too."""
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.norm1 = _norm(spec)
+        self.norm1 = _norm(spec, spec.width)
         self.attention = Attention(spec, layer)
-        self.norm2 = _norm(spec)
-        self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else SwigluMLP(spec)
+        self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else None
+        self.norm2 = _norm(spec, spec.width)
+        self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
+        self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else None
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
-        x_ND = x_ND + self.attention(self.norm1(x_ND), attend, rope)
-        return x_ND + self.mlp(self.norm2(x_ND))  # type: ignore[no-any-return]
+        attended_ND = self.attention(self.norm1(x_ND), attend, rope)
+        if self.post_norm1 is not None:
+            attended_ND = self.post_norm1(attended_ND)
+        x_ND = x_ND + attended_ND
+        mixed_ND = self.mlp(self.norm2(x_ND))
+        if self.post_norm2 is not None:
+            mixed_ND = self.post_norm2(mixed_ND)
+        return x_ND + mixed_ND  # type: ignore[no-any-return]
+
+
+class OffsetRMSNorm(nn.Module):
+    """RMSNorm whose weights say how far a scale is from one, so that weight decay draws it to one (Gemma).
+
+    One is added in float32 at least, as the family was trained: bfloat16 would round small offsets away.
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
 
 
 class Decoder(nn.Module):
@@ -103,7 +137,7 @@ class Decoder(nn.Module):
         self.embed = nn.Embedding(spec.vocab_size, spec.width)
         self.positions = nn.Embedding(spec.context, spec.width) if spec.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
-        self.norm = _norm(spec)
+        self.norm = _norm(spec, spec.width)
         self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embed.weight
@@ -119,14 +153,18 @@ class Decoder(nn.Module):
         """
         spec = self.spec
         x_ND = self.embed(batch.ids_N)
-        rope = None
+        if spec.scaled_embedding:  # the root is rounded to the model's type, as the family was trained
+            x_ND = x_ND * torch.tensor(spec.width**0.5, dtype=x_ND.dtype)
+        windows = spec.windows or (None,) * spec.layers
+        ropes: dict[int | None, Rope] = {}
         if self.positions is not None:
             x_ND = x_ND + self.positions(batch.positions_N)
         else:
-            rope = rope_tables(batch.positions_N, spec.head_width, spec.rope_theta, x_ND.dtype)
+            for window in set(windows):
+                ropes[window] = rope_tables(batch.positions_N, spec.head_width, *spec.rope_of(window), x_ND.dtype)
         attend = pattern_for(batch, cache)
-        for block in self.blocks:
-            x_ND = block(x_ND, attend, rope)
+        for block, window in zip(self.blocks, windows, strict=True):
+            x_ND = block(x_ND, attend, ropes.get(window))
         if cache is not None:
             cache.advance((batch.rows_N.view(batch.layout.rows, -1) >= 0).sum(1))
         return self.norm(x_ND)  # type: ignore[no-any-return]
@@ -168,7 +206,11 @@ def batch_of_ids(ids_BT: Tensor) -> Batch:
     )
 
 
-def _norm(spec: DecoderSpec) -> nn.Module:
+def _norm(spec: DecoderSpec, width: int) -> nn.Module:
     if spec.norm == "layer":
-        return nn.LayerNorm(spec.width, eps=spec.norm_eps)
-    return nn.RMSNorm(spec.width, eps=spec.norm_eps)
+        return nn.LayerNorm(width, eps=spec.norm_eps)
+    return nn.RMSNorm(width, eps=spec.norm_eps) if spec.norm == "rms" else OffsetRMSNorm(width, spec.norm_eps)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")

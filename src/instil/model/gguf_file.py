@@ -18,6 +18,7 @@ from instil.model.families.family import Family, Stored
 from instil.model.spec import DecoderSpec
 
 MAGIC = b"GGUF"
+SHORT_LIST = 512  # a value for every layer is shorter than that, a vocabulary longer
 READABLE = (
     "F32",
     "F16",
@@ -112,11 +113,11 @@ def _read(path: Path) -> Any:
 
 
 def _scalars(reader: Any) -> dict[str, Any]:
-    """The header's single values; the vocabulary's long lists are the tokenizer's business."""
+    """The header's single values and short lists; the vocabulary's long ones are the tokenizer's business."""
     from gguf import GGUFValueType
 
     return {
         name: field.contents()
         for name, field in reader.fields.items()
-        if field.types and field.types[0] != GGUFValueType.ARRAY
+        if field.types and (field.types[0] != GGUFValueType.ARRAY or len(field.data) <= SHORT_LIST)
     }

@@ -84,9 +84,14 @@ class SafetensorsFolder:
         self.path = folder
         config = _read_config(folder)
         kind = config.get("model_type")
-        if not isinstance(kind, str) or kind not in FAMILIES:
-            raise ModelError(f"{folder}: config.json says model_type {kind!r}; read here: {', '.join(FAMILIES)}")
-        self.family = FAMILIES[kind]
+        families = {family.model_type: family for family in FAMILIES.values()}
+        if not isinstance(kind, str) or kind not in families:
+            more = " (the config describes a vision tower, too, and only text models are read)"
+            raise ModelError(
+                f"{folder}: config.json says model_type {kind!r}{more if 'vision_config' in config else ''}; "
+                f"read here: {', '.join(families)}"
+            )
+        self.family = families[kind]
         self.table = self.family.hub
         try:
             self.spec = self.family.spec_from_config(config)
@@ -191,7 +196,7 @@ def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
         part = part.T
     if stored.paired_heads and stored.paired_heads[index]:
         part = halves_from_pairs(part, reader.spec.head_width)
-    return part
+    return part - 1 if stored.one_added else part
 
 
 def halves_from_pairs(rows: Tensor, head_width: int) -> Tensor:

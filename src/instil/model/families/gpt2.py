@@ -182,6 +182,7 @@ GPT2_TENSORFLOW = _tensorflow()
 
 GPT2 = Family(
     name="gpt2",
+    model_type="gpt2",
     prefix="transformer.",
     hub=_norms_and_biases(
         {

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from instil.errors import ModelError
-from instil.model.families.family import Family, Stored, refuse_strangers
+from instil.model.families.family import Family, Stored, refuse_strangers, rope_config, rope_of_config
 from instil.model.spec import DecoderSpec
 
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
@@ -32,6 +32,7 @@ _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
 def _spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     refuse_strangers("llama", config, _UNDERSTOOD)
     heads = config["num_attention_heads"]
+    theta, scaling = rope_of_config("llama", config)
     return DecoderSpec(
         family="llama",
         vocab_size=config["vocab_size"],
@@ -46,20 +47,12 @@ def _spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
         norm_eps=config.get("rms_norm_eps", 1e-6),
         mlp="swiglu",
         positions="rope",
-        rope_theta=_rope_theta(config),
+        rope_theta=theta,
+        rope_scaling=scaling,
         attention_bias=config.get("attention_bias") or False,
         mlp_bias=config.get("mlp_bias") or False,
         tied=config.get("tie_word_embeddings") or False,
     )
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    """The base of the angles; ``rope_parameters`` is how transformers 5 writes it."""
-    settings = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind != "default":
-        raise ModelError(f"config.json of a llama model scales its rope ({kind!r}), which is not implemented here")
-    return settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
 
 
 def _spec_from_gguf(meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
@@ -107,8 +100,7 @@ def _config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
         "intermediate_size": spec.mlp_width,
         "max_position_embeddings": spec.context,
         "rms_norm_eps": spec.norm_eps,
-        "rope_theta": spec.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": spec.rope_theta},
+        **rope_config(spec),
         "attention_bias": spec.attention_bias,
         "mlp_bias": spec.mlp_bias,
         "hidden_act": "silu",
@@ -143,6 +135,7 @@ def _table(
 
 LLAMA = Family(
     name="llama",
+    model_type="llama",
     prefix="model.",
     hub=_table(
         "layers.{i}.self_attn.",

@@ -63,6 +63,23 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
+class Shared:
+    """A layout without padding: the ``prefix`` first tokens that all rows have in common, once, then each row's own.
+
+    ``lengths`` counts the tokens of each row after the prefix, at least one each. Every row is to be
+    understood as prefix and own tokens in one sequence.
+    """
+
+    prefix: int
+    lengths: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences."""
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The tokens to compute, where each one stands, and what is to be predicted from which.
 
@@ -71,11 +88,11 @@ class Batch:
     =============  =====  =========================================================
     ids_N          [N]    token ids, flat
     positions_N    [N]    position of each token in its own sequence, from 0
-    rows_N         [N]    which row of the batch it belongs to; -1 for padding
+    rows_N         [N]    which row of the batch it belongs to; -1 for padding, 0 for what all rows share
     at_S           [S]    index into N of each supervised prediction
     targets_S      [S]    the id to be predicted there
     weights_S      [S]    how many times that prediction counts (1 in a padded grid)
-    layout         -      which tokens see which (`Grid`: causal within each row)
+    layout         -      which tokens see which (`Grid` or `Shared`: causal within each row)
     examples       [B]    the row numbers of the data set, for messages
     =============  =====  =========================================================
 
@@ -89,7 +106,7 @@ class Batch:
     at_S: Tensor
     targets_S: Tensor
     weights_S: Tensor
-    layout: Grid
+    layout: Grid | Shared
     examples: tuple[int, ...] = ()
 
     @property
@@ -99,20 +116,28 @@ class Batch:
 
     @property
     def real_tokens(self) -> int:
-        """How many tokens are not padding."""
+        """How many tokens the rows have, without padding; a shared one counts in every row."""
+        if isinstance(self.layout, Shared):
+            return self.layout.prefix * self.layout.rows + sum(self.layout.lengths)
         return int((self.rows_N >= 0).sum().item())
 
     @property
     def inputs(self) -> Tensor:
-        """The ids as the book's collate returns them, [B, T]."""
-        return self.ids_N.view(self.layout.rows, self.layout.length)
+        """The ids as the book's collate returns them, [B, T] (only of a padded grid)."""
+        return self.ids_N.view(self.layout.rows, self._grid.length)
 
     @property
     def targets(self) -> Tensor:
         """The targets as the book's collate returns them, [B, T], -100 where nothing is predicted."""
         flat = self.ids_N.new_full(self.ids_N.shape, IGNORED)
         flat[self.at_S] = self.targets_S
-        return flat.view(self.layout.rows, self.layout.length)
+        return flat.view(self.layout.rows, self._grid.length)
+
+    @property
+    def _grid(self) -> Grid:
+        if isinstance(self.layout, Shared):
+            raise TypeError("a batch that shares its prefix has no rectangle of ids; make it with collate()")
+        return self.layout
 
     @staticmethod
     def untargeted(ids_N: Tensor, positions_N: Tensor, rows_N: Tensor, layout: Grid) -> Batch:

@@ -1,4 +1,4 @@
-"""Rows of ids as one batch: the book's collate (chapter 7.3, listing 7.5), by position.
+"""Rows of ids as one batch: the book's collate (chapter 7.3, listing 7.5), by position, and one without waste.
 
 Shape suffixes: B rows · T positions · N = B*T tokens, flat · S supervised predictions.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from instil.records import Batch, Encoded, Grid
+from instil.records import Batch, Encoded, Grid, Shared
 
 GPT2_END = 50256
 
@@ -36,11 +36,7 @@ def collate(rows: Sequence[Encoded | Sequence[int]], pad_id: int = GPT2_END, max
         ValueError: there are no rows, or one of them is shorter than one id.
     """
     encoded = [row if isinstance(row, Encoded) else _whole(row, pad_id) for row in rows]
-    if max_length is not None and max_length < 1:
-        raise ValueError(f"max_length is {max_length}; wanted at least one position")
-    if not encoded or any(len(row.ids) < 2 for row in encoded):
-        raise ValueError("a batch needs at least one row, and a row at least one id and its end")
-    kept = [min(len(row.ids) - 1, len(row.ids) if max_length is None else max_length) for row in encoded]
+    kept = _kept(encoded, max_length)
     length = max(kept)
     ids: list[int] = []
     row_of: list[int] = []
@@ -64,6 +60,81 @@ def collate(rows: Sequence[Encoded | Sequence[int]], pad_id: int = GPT2_END, max
         layout=Grid(len(encoded), length),
         examples=tuple(row.row for row in encoded),
     )
+
+
+def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Batch:
+    """The same predictions as `collate`, without padding and with the rows' common beginning computed once.
+
+    Under one template all prompts begin alike. Those tokens have the same hidden states in every row, so one
+    copy serves all: its predictions count once for each row that is trained on them, and its last position
+    predicts how each row goes on. Losses and gradients are those of the padded batch (E1; the idea is that of
+    prefix sharing in preference tuning, Wang and Hegde, 2024, between different rows).
+
+    Args:
+        rows: encoded rows; those that share nothing are only laid out without padding.
+        max_length: at most so many positions of each row.
+
+    >>> first, second = Encoded((1, 2, 3, 4), (True,) * 4), Encoded((1, 2, 5), (True,) * 3)
+    >>> batch = collate_shared([first, second])
+    >>> batch.ids_N.tolist(), batch.layout
+    ([1, 2, 3], Shared(prefix=1, lengths=(2, 1)))
+
+    Raises:
+        ValueError: as `collate`.
+    """
+    kept = _kept(rows, max_length)
+    prefix = _common([row.ids for row in rows], min(kept) - 1) if len(rows) > 1 else 0
+    ids, positions, row_of = list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix
+    at: list[int] = []
+    targets: list[int] = []
+    weights: list[int] = []
+    for position in range(prefix - 1):
+        count = sum(row.trained[position + 1] for row in rows)
+        if count:
+            at.append(position)
+            targets.append(rows[0].ids[position + 1])
+            weights.append(count)
+    for index, (row, count) in enumerate(zip(rows, kept, strict=True)):
+        own = len(ids) - prefix  # where this row's token at position p lies, less p
+        for position in range(max(prefix - 1, 0), count):
+            if row.trained[position + 1]:
+                at.append(position if position < prefix else own + position)
+                targets.append(row.ids[position + 1])
+                weights.append(1)
+        ids.extend(row.ids[prefix:count])
+        positions.extend(range(prefix, count))
+        row_of.extend((index,) * (count - prefix))
+    return Batch(
+        ids_N=torch.tensor(ids),
+        positions_N=torch.tensor(positions),
+        rows_N=torch.tensor(row_of),
+        at_S=torch.tensor(at, dtype=torch.long),
+        targets_S=torch.tensor(targets, dtype=torch.long),
+        weights_S=torch.tensor(weights, dtype=torch.get_default_dtype()),
+        layout=Shared(prefix, tuple(count - prefix for count in kept)),
+        examples=tuple(row.row for row in rows),
+    )
+
+
+def _kept(rows: Sequence[Encoded], max_length: int | None) -> list[int]:
+    """How many positions of each row are computed: all but the last id, up to ``max_length``."""
+    if max_length is not None and max_length < 1:
+        raise ValueError(f"max_length is {max_length}; wanted at least one position")
+    if not rows or any(len(row.ids) < 2 for row in rows):
+        raise ValueError("a batch needs at least one row, and a row at least one id and its end")
+    return [min(len(row.ids) - 1, len(row.ids) if max_length is None else max_length) for row in rows]
+
+
+def _common(rows: Sequence[Sequence[int]], limit: int) -> int:
+    """How many ids all rows begin with, at most ``limit``.
+
+    >>> _common([(1, 2, 3), (1, 2, 4)], 5)
+    2
+    """
+    for position, ids in enumerate(zip(*rows, strict=False)):
+        if position == limit or any(id_ != ids[0] for id_ in ids):
+            return position
+    return min(limit, *(len(row) for row in rows))
 
 
 def _whole(ids: Sequence[int], end: int) -> Encoded:

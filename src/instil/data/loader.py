@@ -7,10 +7,11 @@ the middle of epoch 3 goes on with exactly the rows it had not seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 
-from instil.data.collate import collate
+from instil.data.collate import collate, collate_shared
 from instil.errors import DataError
 from instil.records import Batch, Encoded
 
@@ -24,6 +25,7 @@ class Loader:
         micro_batch: rows computed at once; 0 means the whole step.
         shuffle: whether epochs are shuffled (seeded) or in file order.
         drop_last: whether an incomplete last step is left out (the book does so).
+        layout: ``"shared"`` for batches without padding whose common beginning is computed once, or ``"padded"``.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 123,
+        layout: Literal["padded", "shared"] = "shared",
     ) -> None:
         if not rows:
             raise DataError("there are no rows to make batches of")
@@ -46,6 +49,7 @@ class Loader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
+        self.layout = layout
         self._pad_id = pad_id
         self._max_length = max_length
         if len(self) == 0:
@@ -84,7 +88,10 @@ class Loader:
         ]
 
     def _collate(self, chosen: Sequence[int]) -> Batch:
-        return collate([self.rows[i] for i in chosen], self._pad_id, self._max_length)
+        rows = [self.rows[i] for i in chosen]
+        if self.layout == "shared":
+            return collate_shared(rows, self._max_length)
+        return collate(rows, self._pad_id, self._max_length)
 
 
 class BookLoader(Loader):

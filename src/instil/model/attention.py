@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.cache import Cache
-from instil.records import Batch
+from instil.records import Batch, Shared
 
 
 class Pattern(Protocol):
@@ -89,8 +89,66 @@ class CachedGrid:
         return first, _visible(self.slots_BT, self.slots_S[first:], window)[:, None]
 
 
+class SharedPrefix:
+    """A prefix that all rows continue: it sees itself alone, and each row sees it and its own tokens.
+
+    The keys and values of the prefix stand before those of every row; autograd's sum over these copies is the
+    gradient of the one prefix. The rows' own tokens are set side by side for this one operation, padded on the
+    right, under a mask that is the same for all rows and layers.
+    """
+
+    def __init__(self, layout: Shared, device: torch.device) -> None:
+        self.prefix, self.rows, self.length = layout.prefix, layout.rows, max(layout.lengths)
+        lengths_B = torch.tensor(layout.lengths, device=device)
+        own_BL = torch.arange(self.length, device=device) < lengths_B[:, None]
+        self.slots_N = own_BL.flatten().nonzero()[:, 0]
+        self.masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+
+    def __call__(
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+    ) -> Tensor:
+        del layer
+        if window not in self.masks:
+            self.masks[window] = self._masks(window, q_NHW.device)
+        in_prefix, in_rows = self.masks[window]
+        q, k, v = (self._own(x) for x in (q_NHW, k_NKW, v_NKW))
+        if not self.prefix:
+            return self._back(_attend(q, k, v, in_rows, scale))
+        prefix = slice(None, self.prefix)
+        before_q, before_k, before_v = (x[prefix].transpose(0, 1)[None] for x in (q_NHW, k_NKW, v_NKW))
+        k, v = (
+            torch.cat([before.expand(self.rows, -1, -1, -1), own], 2) for before, own in ((before_k, k), (before_v, v))
+        )
+        own_NHW = self._back(_attend(q, k, v, in_rows, scale))
+        return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scale)), own_NHW])
+
+    def _own(self, x_NHW: Tensor) -> Tensor:
+        """The rows' own tokens side by side, [B, H, L, W]."""
+        grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
+        return _rows_first(grid.index_copy(0, self.slots_N, x_NHW[self.prefix :]), self.rows, self.length)
+
+    def _back(self, x_BHLW: Tensor) -> Tensor:
+        return _flat(x_BHLW).index_select(0, self.slots_N)
+
+    def _masks(self, window: int | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """Which keys the prefix's queries see, [P, P], and which the rows' see, [L, P + L]; None is causal."""
+        all_S = torch.arange(self.prefix + self.length, device=device)
+        before_P = all_S[: self.prefix]
+        cut = window is not None and window < self.prefix
+        if not self.prefix and (window is None or window >= self.length):
+            return None, None
+        return (
+            _visible(before_P, before_P, window) if cut else None,
+            _visible(all_S[self.prefix :], all_S, window),
+        )
+
+
 def pattern_for(batch: Batch, cache: Cache | None) -> Pattern:
     """The pattern of a batch's layout."""
+    if isinstance(batch.layout, Shared):
+        if cache is not None:
+            raise TypeError("a cache holds rows side by side; a batch that shares its prefix cannot fill it")
+        return SharedPrefix(batch.layout, batch.ids_N.device)
     rows, length = batch.layout.rows, batch.layout.length
     if cache is None:
         return PaddedGrid(rows, length)
@@ -101,6 +159,12 @@ def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:
     """Whether a token at each of the positions [..., T] sees each of the slots, [..., T, S]."""
     distance = at_T[..., None] - slots_S
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
 
 
 def _rows_first(x_NKW: Tensor, rows: int, length: int) -> Tensor:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache
+from instil.model.gemm import Linear
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
+from instil.model.tied import TiedGradient, embed_tied
 from instil.records import Batch, Grid
 
 Rope = tuple[Tensor, Tensor]
@@ -35,8 +37,8 @@ class Attention(nn.Module):
         self.layer, self.window = layer, spec.window_of(layer)
         self.scale = None if spec.score_width is None else spec.score_width**-0.5
         self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
-        self.qkv = nn.Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, bias=spec.attention_bias)
-        self.out = nn.Linear(spec.heads * spec.head_width, spec.width, bias=spec.attention_bias)
+        self.qkv = Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, bias=spec.attention_bias)
+        self.out = Linear(spec.heads * spec.head_width, spec.width, bias=spec.attention_bias)
         self.q_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
         self.k_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
 
@@ -59,8 +61,8 @@ class GeluMLP(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.up = nn.Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
-        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
+        self.up = Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
+        self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         return self.down(_gelu(self.up(x_ND)))  # type: ignore[no-any-return]
@@ -72,8 +74,8 @@ class GatedMLP(nn.Module):
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.activation = F.silu if spec.mlp == "swiglu" else _gelu
-        self.gate_up = nn.Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
-        self.down = nn.Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
+        self.gate_up = Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
+        self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         gate_NF, up_NF = self.gate_up(x_ND).chunk(2, dim=-1)
@@ -138,21 +140,22 @@ class Decoder(nn.Module):
         self.positions = nn.Embedding(spec.context, spec.width) if spec.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
         self.norm = _norm(spec, spec.width)
-        self.head = nn.Linear(spec.width, spec.vocab_size, bias=False)
+        self.head = Linear(spec.width, spec.vocab_size, bias=False)
         if spec.tied:
             self.head.weight = self.embed.weight
         for parameter in self.parameters():
             if parameter.dim() > 1 and not parameter.is_meta:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+    def forward(self, batch: Batch, cache: Cache | None = None, tied: TiedGradient | None = None) -> Tensor:
         """Hidden states after the last norm, [N, D].
 
         With a cache the batch holds only new tokens; their positions say how far each row has come,
-        and the cache is extended by the batch's real tokens.
+        and the cache is extended by the batch's real tokens. ``tied`` joins the gradients of a table that is
+        embedding and head, for who leaves the head's there.
         """
         spec = self.spec
-        x_ND = self.embed(batch.ids_N)
+        x_ND = self.embed(batch.ids_N) if tied is None else embed_tied(batch.ids_N, self.embed.weight, tied)
         if spec.scaled_embedding:  # the root is rounded to the model's type, as the family was trained
             x_ND = x_ND * torch.tensor(spec.width**0.5, dtype=x_ND.dtype)
         windows = spec.windows or (None,) * spec.layers

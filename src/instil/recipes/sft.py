@@ -137,6 +137,7 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
         shuffle=training,
         drop_last=options.drop_last and training,
         seed=options.seed,
+        layout=options.layout,
     )
 
 

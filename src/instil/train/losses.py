@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.decoder import Decoder
+from instil.model.tied import TiedGradient
 from instil.records import Batch
+from instil.train.head_loss import head_nll_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,12 @@ def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
 
     The head is applied to the supervised rows alone. A batch without targets gives zero.
     """
-    hidden_ND = decoder(batch)
-    logits_SV = decoder.logits(hidden_ND[batch.at_S])
-    nll_S = F.cross_entropy(
-        logits_SV.float() if logits_SV.dtype == torch.bfloat16 else logits_SV,
-        batch.targets_S,
-        reduction="none",
-    )
-    return (nll_S * batch.weights_S.to(nll_S.dtype)).sum()
+    weight_VD = decoder.head.weight
+    joined = torch.is_grad_enabled() and weight_VD.requires_grad and weight_VD is decoder.embed.weight
+    tied = TiedGradient() if joined else None
+    hidden_ND = decoder(batch, tied=tied)
+    at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
+    return head_nll_sum(hidden_ND[at_U], weight_VD, row_S, batch.targets_S, batch.weights_S, tied)
 
 
 @torch.inference_mode()

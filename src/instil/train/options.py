@@ -15,7 +15,9 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     method: Literal["full"] = Field("full", description="which weights change: all of them")
-    layout: Literal["padded"] = Field("padded", description="how the tokens of a batch are laid out")
+    layout: Literal["shared", "padded"] = Field(
+        "shared", description="shared: no padding, and what all rows begin with computed once; padded: as the book"
+    )
     epochs: int = Field(2, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")

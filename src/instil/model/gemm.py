@@ -1,0 +1,127 @@
+"""Matrix products of the linear layers: torch's own, or oneDNN's where this processor runs them faster.
+
+In float32 on a CPU torch multiplies with MKL, whose kernels on AMD processors reach half of what oneDNN's
+reach there. Which is faster is measured once for each process, on first use; `BACKEND` names the outcome and
+``INSTIL_GEMM=torch`` or ``onednn`` decides it beforehand. Both compute the same sums in another order (E1).
+
+Shape suffixes: N tokens · I input width · O output width.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WORTH_IT = 1.15  # the gain below which torch's own product stays
+SMALL = 1 << 17  # elements of a weight below which calling costs more than computing
+WIDE = 1 << 15  # output widths (vocabularies) whose weight gradient torch computes faster
+FORMS: dict[str, tuple[int, int, int]] = {"up": (256, 576, 3072), "down": (256, 1536, 576)}  # tokens, in, out
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` on flat tokens, through the faster product."""
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Outputs, [N, O]."""
+        return linear(x_NI, self.weight, self.bias)
+
+
+def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """``x W^T + b``, differentiable, [N, O]."""
+    if not _suits(x_NI, weight_OI):
+        return F.linear(x_NI, weight_OI, bias_O)
+    if torch.is_grad_enabled() and (x_NI.requires_grad or weight_OI.requires_grad):
+        return _Linear.apply(x_NI, weight_OI, bias_O)  # type: ignore[no-any-return, no-untyped-call]
+    return _onednn(x_NI, weight_OI, bias_O)
+
+
+def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """``x W^T`` outside of autograd, [N, O]."""
+    return _onednn(x_NI, weight_OI, None) if _suits(x_NI, weight_OI) else x_NI @ weight_OI.t()
+
+
+def _suits(x_NI: Tensor, weight_OI: Tensor) -> bool:
+    """Whether oneDNN's product is to be used: matrices of some size, in float32 on a CPU that gains by it."""
+    return (
+        x_NI.dim() == 2
+        and x_NI.shape[0] > 1  # one token is bound by memory, not by arithmetic
+        and x_NI.dtype == weight_OI.dtype == torch.float32
+        and x_NI.device.type == weight_OI.device.type == "cpu"
+        and weight_OI.numel() >= SMALL
+        and not torch.is_autocast_enabled("cpu")
+        and backend() == "onednn"
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """The three products of a linear layer: output, gradient of the input, gradient of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI)
+        ctx.biased = bias_O is not None
+        return _onednn(x_NI, weight_OI, bias_O)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x_NI, weight_OI = ctx.saved_tensors
+        grad_NO = grad_NO.contiguous()
+        for_x = _onednn(grad_NO, weight_OI.t(), None) if ctx.needs_input_grad[0] else None
+        for_weight = weight_gradient(grad_NO, x_NI) if ctx.needs_input_grad[1] else None
+        return for_x, for_weight, grad_NO.sum(0) if ctx.biased else None
+
+
+def weight_gradient(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
+    """The gradient of a weight, ``g^T x``, [O, I]."""
+    if grad_NO.shape[1] >= WIDE or not _suits(grad_NO, x_NI):
+        return grad_NO.t() @ x_NI
+    return _onednn(grad_NO.t(), x_NI.t(), None)
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+@functools.cache
+def backend() -> str:
+    """``"torch"`` or ``"onednn"``: the faster of the two on this machine, or what ``INSTIL_GEMM`` says."""
+    asked = os.environ.get("INSTIL_GEMM", "")
+    able = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    if asked in ("torch", "onednn"):
+        return asked if able else "torch"
+    return "onednn" if able and _gain() >= WORTH_IT else "torch"
+
+
+@torch.no_grad()
+def _gain(rounds: int = 5) -> float:
+    """How many times as fast oneDNN runs the products of a small model's layers, best of some rounds each."""
+    ours = theirs = 0.0
+    for tokens, width_in, width_out in FORMS.values():
+        x, weight, grad = (
+            torch.randn(tokens, width_in),
+            torch.randn(width_out, width_in),
+            torch.randn(tokens, width_out),
+        )
+        theirs += _seconds(rounds, lambda x=x, w=weight, g=grad: (F.linear(x, w), g @ w, g.t() @ x))
+        ours += _seconds(
+            rounds,
+            lambda x=x, w=weight, g=grad: (_onednn(x, w, None), _onednn(g, w.t(), None), _onednn(g.t(), x.t(), None)),
+        )
+    return theirs / ours
+
+
+def _seconds(rounds: int, work: Any) -> float:
+    work()
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)

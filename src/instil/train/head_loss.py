@@ -1,0 +1,124 @@
+"""The head and its cross-entropy as one step, on supervised rows alone.
+
+The scores of the vocabulary are the largest tensor of a training step. Here they are made once, turned in
+place into their own gradient, and kept as that until backward, which needs two products and no recomputation
+(6 operations for each weight and row; the fused losses of others spend 8 to save the memory that the choice of
+rows has saved already). Where even the chosen rows are too many, they go through in chunks, whose gradients
+are taken at once.
+
+Shape suffixes: U rows of hidden states · S predictions · D width · V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instil.model.gemm import product, weight_gradient
+from instil.model.tied import TiedGradient
+
+LARGEST_SCORES = 1 << 29  # bytes of scores that are kept until backward
+
+
+def head_nll_sum(
+    hidden_UD: Tensor,
+    weight_VD: Tensor,
+    row_S: Tensor,
+    targets_S: Tensor,
+    weights_S: Tensor,
+    tied: TiedGradient | None = None,
+) -> Tensor:
+    """``sum over S of weights * -log softmax(hidden[row] W^T)[target]``, a scalar that can be differentiated.
+
+    Args:
+        hidden_UD: hidden states, each of which is scored once however many targets it has.
+        weight_VD: the head.
+        row_S: which hidden state each prediction is made from.
+        targets_S: the ids to predict.
+        weights_S: how many times each prediction counts.
+        tied: takes the head's gradient where the head is the embedding, too.
+    """
+    weights_S = weights_S.to(hidden_UD.dtype)
+    if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad):
+        loss: Tensor = _HeadLoss.apply(hidden_UD, weight_VD, row_S, targets_S, weights_S, tied)  # type: ignore[no-untyped-call]
+        return loss
+    total = hidden_UD.new_zeros(())
+    for rows, part in _chunks(hidden_UD, weight_VD, row_S):
+        total += _scores_to_gradient(
+            product(hidden_UD[rows], weight_VD), row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False
+        )
+    return total
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_UD: Tensor,
+        weight_VD: Tensor,
+        row_S: Tensor,
+        targets_S: Tensor,
+        weights_S: Tensor,
+        tied: TiedGradient | None,
+    ) -> Tensor:
+        ctx.tied = tied
+        chunks = _chunks(hidden_UD, weight_VD, row_S)
+        ctx.whole = len(chunks) == 1
+        if ctx.whole:
+            scores_UV = product(hidden_UD, weight_VD)
+            loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S)
+            ctx.save_for_backward(hidden_UD, weight_VD, scores_UV)
+            return loss
+        loss = hidden_UD.new_zeros(())
+        for_hidden_UD = torch.empty_like(hidden_UD)
+        for_weight_VD = torch.zeros_like(weight_VD)
+        for rows, part in chunks:
+            scores_UV = product(hidden_UD[rows], weight_VD)
+            loss += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part])
+            for_hidden_UD[rows] = product(scores_UV, weight_VD.t())
+            for_weight_VD.addmm_(scores_UV.t(), hidden_UD[rows])
+        ctx.save_for_backward(for_hidden_UD, for_weight_VD)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        if ctx.whole:
+            hidden_UD, weight_VD, scores_UV = ctx.saved_tensors
+            for_hidden_UD = product(scores_UV, weight_VD.t())
+            for_weight_VD = weight_gradient(scores_UV, hidden_UD * grad) if ctx.needs_input_grad[1] else None
+        else:
+            for_hidden_UD, for_weight_VD = ctx.saved_tensors
+            for_weight_VD = for_weight_VD * grad
+        if ctx.tied is not None and for_weight_VD is not None:
+            ctx.tied.leave(for_weight_VD)
+            for_weight_VD = None
+        return for_hidden_UD * grad, for_weight_VD, None, None, None, None
+
+
+def _chunks(hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor) -> list[tuple[slice, Tensor | slice]]:
+    """Rows of hidden states, and which predictions belong to them, so that their scores are not too many."""
+    size = max(1, LARGEST_SCORES // (weight_VD.shape[0] * hidden_UD.element_size()))
+    rows = hidden_UD.shape[0]
+    if rows <= size:
+        return [(slice(0, rows), slice(None))]
+    starts = range(0, rows, size)
+    return [(slice(at, min(rows, at + size)), (row_S >= at) & (row_S < at + size)) for at in starts]
+
+
+def _scores_to_gradient(
+    scores_UV: Tensor, row_S: Tensor, targets_S: Tensor, weights_S: Tensor, keep: bool = True
+) -> Tensor:
+    """The loss of some scores, which become their own gradient in place (unless it is not to be kept)."""
+    scores_UV.sub_(scores_UV.amax(1, keepdim=True))
+    right_S = scores_UV[row_S, targets_S]
+    scores_UV.exp_()
+    sums_U = scores_UV.sum(1)
+    loss = ((sums_U.log()[row_S] - right_S) * weights_S).sum()
+    if keep:
+        weight_U = torch.zeros_like(sums_U).index_add_(0, row_S, weights_S)
+        scores_UV.mul_((weight_U / sums_U)[:, None])
+        scores_UV.index_put_((row_S, targets_S), -weights_S, accumulate=True)
+    return loss

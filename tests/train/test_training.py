@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from instil.records import IGNORED, Encoded
 from instil.train.loop import train
 from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import MetricsFile, StepRecord, read_metrics
+from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
 from instil.train.plot import plot_losses
 from instil.train.schedule import learning_rate
@@ -78,16 +80,12 @@ def test_the_loss_is_the_sum_over_rows_alone(family: str, rows: list[Encoded]) -
     assert batch.trained_tokens == sum(sum(row.trained) for row in rows)
 
 
-def gradients(model: Decoder) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 @settings(max_examples=20, deadline=None)
 @given(st.lists(ROW, min_size=2, max_size=7), st.integers(1, 4))
 @pytest.mark.parametrize("family", SPECS)
 def test_accumulated_is_one_big_batch(family: str, rows: list[Encoded], micro: int) -> None:
     """E1: gradients of micro-batches of unequal lengths, against those of the whole batch."""
-    from instil.train.loop import _gradients
+    from instil.train.loop import _step
 
     model = decoder(family)
     whole = next(Loader(rows, len(rows), pad_id=0, shuffle=False).steps())
@@ -96,12 +94,27 @@ def test_accumulated_is_one_big_batch(family: str, rows: list[Encoded], micro: i
     found = {}
     for name, step in (("whole", whole), ("parts", parts)):
         model.zero_grad()
-        loss, _ = _gradients(model, step, torch.device("cpu"))
-        found[name] = (loss, gradients(model))
+        updates = Kept(model.parameters(), weight_decay=0.0)
+        loss, _ = _step(model, step, updates)
+        updates.close()
+        found[name] = (loss, {key: updates.gradients[parameter] for key, parameter in model.named_parameters()})
     assert found["whole"][0].tokens == found["parts"][0].tokens
     assert found["whole"][0].mean == pytest.approx(found["parts"][0].mean, rel=1e-12)
     for name, gradient in found["whole"][1].items():
         torch.testing.assert_close(found["parts"][1][name], gradient, rtol=1e-10, atol=1e-13)
+
+
+class Kept(Updates):
+    """Keeps the gradients that would have been used."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gradients: dict[torch.Tensor, torch.Tensor] = {}
+
+    def _update(self, parameter: torch.Tensor) -> None:
+        assert parameter not in self.gradients, "one update a step"
+        assert parameter.grad is not None
+        self.gradients[parameter], parameter.grad = parameter.grad, None
 
 
 def naive_training(model: Decoder, loader: Loader, options: TrainOptions) -> list[float]:

@@ -21,6 +21,7 @@ from instil.records import Batch
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.losses import LossSum, nll_sum
 from instil.train.metrics import StepRecord
+from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
 
@@ -79,9 +80,7 @@ def train(
     Raises:
         TrainingDiverged: a loss, or a weight after the last step, is not finite.
     """
-    device = decoder.device
-    parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
+    updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
     total = planned_steps(len(loader), options)
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches)
     records: list[StepRecord] = []
@@ -117,17 +116,11 @@ def train(
     for epoch in range(math.ceil(total / len(loader))):
         for step in islice(loader.steps(epoch), total - done):
             started = time.perf_counter()
-            rate = learning_rate(done, total, options)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            loss, tokens = _gradients(decoder, step, device)
-            if not torch.isfinite(torch.tensor(loss.total)):
+            rate = updates.rate = learning_rate(done, total, options)
+            loss, tokens = _step(decoder, step, updates)
+            if not math.isfinite(loss.total):
                 rows = [row for batch in step for row in batch.examples]
                 raise TrainingDiverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options)}")
-            if options.clip:
-                torch.nn.utils.clip_grad_norm_(parameters, options.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
             seconds = time.perf_counter() - started
             done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
             ends_epoch = done == total or done % len(loader) == 0
@@ -139,7 +132,8 @@ def train(
                 on_sample(done)
                 decoder.train()
     decoder.eval()
-    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+    updates.close()
+    if not all(torch.isfinite(parameter).all() for parameter in updates.parameters):
         raise TrainingDiverged(f"step {done}: the last update left weights that are not finite. {_advice(options)}")
     return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
 
@@ -148,16 +142,21 @@ def _advice(options: TrainOptions) -> str:
     return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
 
 
-def _gradients(decoder: Decoder, step: Sequence[Batch], device: torch.device) -> tuple[LossSum, int]:
-    """Accumulate the gradient of the step's mean loss; return its sum and the real tokens computed."""
-    targets = sum(batch.trained_tokens for batch in step)
+def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates) -> tuple[LossSum, int]:
+    """One optimizer step on the mean loss of all its micro-batches; return their summed loss and real tokens.
+
+    A loss that is not finite ends it before anything is updated.
+    """
+    batches = [batch for batch in step if batch.trained_tokens]
+    targets = sum(batch.trained_tokens for batch in batches)
     loss = LossSum(0.0, 0)
     tokens = 0
-    for batch in step:
-        if not batch.trained_tokens:
-            continue
-        total = nll_sum(decoder, batch.to(device))
-        (total / targets).backward()  # type: ignore[no-untyped-call]
+    for index, batch in enumerate(batches):
+        total = nll_sum(decoder, batch.to(decoder.device))
         loss += LossSum(float(total.detach()), batch.trained_tokens)
+        if not math.isfinite(loss.total):
+            return loss, tokens
+        updates.backward(total / targets, last=index == len(batches) - 1)
         tokens += batch.real_tokens
+    updates.finish()
     return loss, tokens

@@ -1,0 +1,74 @@
+"""AdamW, stepped inside backward where nothing needs the whole gradient first.
+
+A gradient that is used as soon as it is complete is still in the processor's cache and never held with the
+others: less traffic, and four bytes a parameter less memory. Clipping needs the norm of all of them, so with
+it the update waits. Either way every parameter gets the same update by the same kernel (E0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+class Updates:
+    """The optimizer of one run (Loshchilov and Hutter, 2019).
+
+    Args:
+        parameters: what is trained; those that need no gradient are left alone.
+        weight_decay: decoupled, on every parameter.
+        clip: largest norm of the whole gradient; 0 means no clipping.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], *, weight_decay: float, clip: float = 0.0) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.weight_decay, self.clip = weight_decay, clip
+        self.rate = 0.0
+        self.state: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}
+        self._complete = False
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
+            for parameter in self.parameters
+        ]
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of a micro-batch; with the ``last`` of a step its parameters are updated on the way."""
+        self._complete = last and not self.clip
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._complete = False
+
+    def finish(self) -> None:
+        """End an optimizer step: update what was not updated on the way."""
+        waiting = [parameter for parameter in self.parameters if parameter.grad is not None]
+        if self.clip and waiting:
+            torch.nn.utils.clip_grad_norm_(waiting, self.clip)
+        for parameter in waiting:
+            self._update(parameter)
+
+    def close(self) -> None:
+        """Let go of the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _on_gradient(self, parameter: Tensor) -> None:
+        if self._complete:
+            self._update(parameter)
+
+    @torch.no_grad()
+    def _update(self, parameter: Tensor) -> None:
+        if parameter not in self.state:
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            self.state[parameter] = (torch.zeros_like(parameter), torch.zeros_like(parameter), step)
+        first, second, step = self.state[parameter]
+        assert parameter.grad is not None
+        adamw(
+            [parameter], [parameter.grad], [first], [second], [], [step],
+            fused=True, amsgrad=False, maximize=False,
+            beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.rate, weight_decay=self.weight_decay,
+        )  # fmt: skip
+        parameter.grad = None

@@ -1,0 +1,75 @@
+"""Updates inside backward are torch's own AdamW, bit by bit, with every way a step can go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from instil.train.optimizer import Updates
+
+
+def parameters() -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(3))]
+
+
+def losses(weights: list[Tensor], step: int) -> list[Tensor]:
+    """Two micro-batches; of the second one the last parameter is no part."""
+    matrix, bias = weights
+    x = torch.arange(4.0) + step
+    return [((x @ matrix + bias) ** 2).sum(), (x @ matrix).sin().sum()]
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_updates_are_those_of_torchs_adamw(clip: float) -> None:
+    ours, theirs = parameters(), parameters()
+    updates = Updates(ours, weight_decay=0.1, clip=clip)
+    optimizer = torch.optim.AdamW(theirs, lr=0.0, weight_decay=0.1, fused=True)
+    for step in range(5):
+        updates.rate = optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+        first, second = losses(ours, step)
+        updates.backward(first, last=False)
+        updates.backward(second, last=True)
+        updates.finish()
+        for loss in losses(theirs, step):
+            loss.backward()  # type: ignore[no-untyped-call]
+        if clip:
+            torch.nn.utils.clip_grad_norm_(theirs, clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        for mine, wanted in zip(ours, theirs, strict=True):
+            assert torch.equal(mine, wanted)
+            assert mine.grad is None
+
+
+def test_without_clipping_a_gradient_is_gone_before_the_next_is_made() -> None:
+    """Deep in backward, the gradients above have been used already."""
+    matrix, bias = parameters()
+    updates = Updates([matrix, bias], weight_decay=0.0)
+    held = []
+    matrix.register_hook(lambda grad: held.append(bias.grad))
+    updates.rate = 0.1
+    updates.backward(losses([matrix, bias], 1)[0], last=True)
+    assert held == [None]
+    assert matrix.grad is None
+    assert set(updates.state) == {matrix, bias}
+
+
+def test_nothing_is_updated_before_the_last_micro_batch_nor_once_closed() -> None:
+    weights = parameters()
+    before = [weight.detach().clone() for weight in weights]
+    updates = Updates(weights, weight_decay=0.1)
+    updates.rate = 0.1
+    updates.backward(losses(weights, 0)[0], last=False)
+    updates.close()
+    losses(weights, 0)[0].backward()  # type: ignore[no-untyped-call]
+    assert all(torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+    assert not updates.state
+
+
+def test_what_is_frozen_stays() -> None:
+    matrix, bias = parameters()
+    matrix.requires_grad_(False)
+    updates = Updates([matrix, bias], weight_decay=0.1)
+    assert updates.parameters == [bias]

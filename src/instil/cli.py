@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from instil import __version__
+from instil import __version__, runtime
 from instil.errors import InstilError, UserError
 
 if TYPE_CHECKING:
@@ -307,6 +307,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    runtime.settle()
     try:
         app()
     except InstilError as error:

@@ -40,6 +40,7 @@ from instil.train.plot import plot_losses
 Data = str | Path | Sequence[dict[str, Any]]
 SAMPLE_ROWS = 2
 SAMPLE_TOKENS = 48
+EVALUATED_TOKENS = 8192  # in one batch of validation rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,17 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
     options = prepared.settings.train
     training = part == "train"
     kind = BookLoader if options.order == "book" else Loader
+    micro_batch = options.micro_batch or options.batch_size
+    whole = not training and not options.eval_batches and options.evaluation == "held_out"
+    if whole:  # no gradient is held, so many rows go through at once; what is counted are tokens, not batches
+        longest = min(prepared.max_length, max(len(row.ids) for row in rows))
+        micro_batch = max(micro_batch, EVALUATED_TOKENS // longest)
     return kind(
         rows,
-        options.batch_size,
+        len(rows) if whole else options.batch_size,
         pad_id=prepared.tokenizer.eos_id,
         max_length=prepared.max_length,
-        micro_batch=options.micro_batch,
+        micro_batch=micro_batch,
         shuffle=training,
         drop_last=options.drop_last and training,
         seed=options.seed,

@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
-DEMO   ?= --set train.epochs=1
+DEMO   ?= --set train.max_steps=40 --set generate.max_new_tokens=64
 
 .PHONY: demo test test-all lint format clean setup setup-dev
 

@@ -18,7 +18,7 @@ class TrainOptions(BaseModel):
     layout: Literal["shared", "padded"] = Field(
         "shared", description="shared: no padding, and what all rows begin with computed once; padded: as the book"
     )
-    epochs: int = Field(2, ge=1, le=100_000, description="passes over the training rows")
+    epochs: int = Field(3, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")
     learning_rate: float = Field(1e-4, gt=0, description="peak, after warmup")

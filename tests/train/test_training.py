@@ -184,6 +184,16 @@ def test_a_validation_loss_is_weighted_by_tokens() -> None:
     assert held_out_loss(model, batches).mean != pytest.approx(mean_of_means, rel=1e-3)
 
 
+@pytest.mark.parametrize(("limit", "used"), [(0, 3), (1, 1), (2, 2), (9, 3)])
+def test_so_many_validation_batches_are_used(limit: int, used: int) -> None:
+    validation = list(Loader(some_rows(6), 2, pad_id=0, shuffle=False).batches())
+    options = TrainOptions(max_steps=1, eval_batches=limit)
+    result = train(decoder(), Loader(some_rows(), 4, pad_id=0), options, validation=validation)
+    means = [held_out_loss(decoder(), validation[:count]).mean for count in (1, 2, 3)]
+    assert len(set(means)) == 3
+    assert result.records[0].val_loss == means[used - 1]
+
+
 def test_no_targets_at_all_is_zero_of_zero() -> None:
     batch = collate([Encoded((1, 2, 3), (False, False, False))], 0)
     assert float(nll_sum(decoder(), batch)) == 0.0
@@ -196,6 +206,16 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows() -> None:
         model.norm.weight.fill_(float("inf"))
     with pytest.raises(TrainingDiverged, match=r"step 1: .*rows \["):
         train(model, Loader(some_rows(), 4, pad_id=0), TrainOptions(eval_every=0))
+
+
+def test_weights_that_are_no_numbers_after_the_last_step_are_no_result() -> None:
+    """The loss of a step is that before its update, so the last update has no loss to show it."""
+    seen: list[StepRecord] = []
+    options = TrainOptions(max_steps=1, learning_rate=1e308, weight_decay=10.0)
+    with pytest.raises(TrainingDiverged, match=r"step 1: the last update .* set train\.clip=1"):
+        train(decoder(), Loader(some_rows(), 4, pad_id=0), options, on_record=seen.append)
+    assert seen[1].train_loss is not None
+    assert math.isfinite(seen[1].train_loss)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])

@@ -19,7 +19,7 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
-from instil.train.losses import LossSum, nll_sum
+from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import StepRecord
 from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
@@ -77,7 +77,7 @@ def train(
             (``options.sample``).
 
     Raises:
-        TrainingDiverged: a loss, or a weight after the last step, is not finite.
+        TrainingDiverged: a loss, that after the last update included, is not finite.
     """
     device = decoder.device
     parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
@@ -92,6 +92,8 @@ def train(
         decoder.eval()
         found = evaluator(decoder)
         decoder.train()
+        if found.validation is not None and not math.isfinite(found.validation):
+            raise TrainingDiverged(f"step {done}: the validation loss is {found.validation}. {_advice(options, done)}")
         return found
 
     def report(train_loss: float | None, rate: float, tokens: int, seconds: float, found: Evaluation | None) -> None:
@@ -121,9 +123,11 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             loss, tokens = _gradients(decoder, step, device)
-            if not torch.isfinite(torch.tensor(loss.total)):
+            if not math.isfinite(loss.total):
                 rows = [row for batch in step for row in batch.examples]
-                raise TrainingDiverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options)}")
+                raise TrainingDiverged(
+                    f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options, done)}"
+                )
             if options.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, options.clip)
             optimizer.step()
@@ -139,12 +143,16 @@ def train(
                 on_sample(done)
                 decoder.train()
     decoder.eval()
-    if not all(torch.isfinite(parameter).all() for parameter in parameters):
-        raise TrainingDiverged(f"step {done}: the last update left weights that are not finite. {_advice(options)}")
+    # No later step shows what the last update did, and weights can be finite but too large to compute with.
+    usable = all(torch.isfinite(parameter).all() for parameter in parameters)
+    if not usable or not math.isfinite(held_out_loss(decoder, step[:1], device).total):
+        raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
     return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
 
 
-def _advice(options: TrainOptions) -> str:
+def _advice(options: TrainOptions, done: int) -> str:
+    if not done:
+        return "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
     return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
 
 

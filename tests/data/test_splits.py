@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instil.data.collate import collate
 from instil.data.options import DataOptions
-from instil.data.preflight import check
+from instil.data.preflight import Preflight, check, has_target
 from instil.data.splits import PARTS, split_examples, split_grouped, split_in_order
 from instil.errors import DataError
 from instil.records import Encoded, Example
@@ -74,3 +75,50 @@ def test_nothing_to_train_on_is_refused() -> None:
             max_length=8,
             context=64,
         )
+
+
+def checked(row: Encoded, max_length: int, context: int = 64) -> Preflight:
+    """Pre-flight of one row beside a short one, so that it may itself be skipped."""
+    parts = {"train": [encoded(4, 1, 0), row], "test": [], "validation": []}
+    return check(split_in_order(examples(2)), parts, max_length=max_length, context=context)
+
+
+@pytest.mark.parametrize(
+    ("max_length", "left", "cut", "skipped"),
+    [
+        (5, 0, (), (1,)),  # the prompt's six ids: not even the position that predicts the response is there
+        (6, 1, (1,), ()),  # exactly the prompt: its last position predicts the first id of the response
+        (8, 3, (1,), ()),
+        (9, 4, (), ()),  # ten ids need nine positions, since the last one is only ever a target
+        (10, 4, (), ()),
+    ],
+)
+def test_a_row_at_the_very_edge(max_length: int, left: int, cut: tuple[int, ...], skipped: tuple[int, ...]) -> None:
+    row = encoded(10, 6, 1)
+    found = checked(row, max_length)
+    assert has_target(row, max_length) is bool(left)
+    assert (found.cut, found.skipped) == (cut, skipped)
+    assert found.trained_tokens == 3 + left
+    assert collate([row], 0, max_length).trained_tokens == left  # what training will see
+
+
+def test_a_row_trained_on_as_a_whole_has_targets_in_its_prompt() -> None:
+    whole = Encoded((1,) * 10, (True,) * 10, 6, 1)
+    assert has_target(whole, 1)
+    assert not checked(whole, 3).skipped
+
+
+def test_the_remedy_for_cut_rows_is_one_that_works() -> None:
+    row = encoded(30, 4, 1)
+    assert "data.max_length=29 would keep all" in "\n".join(checked(row, 8, context=29).lines())
+    assert not checked(row, 29).cut
+    told = "\n".join(checked(row, 8, context=28).lines())
+    assert "the longest has 30, and the model's context is 28" in told
+    assert "would keep all" not in told
+
+
+@pytest.mark.parametrize(("context", "says"), [(64, "raise data.max_length"), (8, "context is no longer")])
+def test_advice_to_raise_the_limit_only_where_there_is_room(context: int, says: str) -> None:
+    parts = {"train": [encoded(30, 20, 0)], "test": [], "validation": []}
+    with pytest.raises(DataError, match=says):
+        check(split_in_order(examples(1)), parts, max_length=8, context=context)

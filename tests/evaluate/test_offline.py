@@ -31,6 +31,18 @@ def test_chrf_of_equal_and_of_unrelated_answers() -> None:
     assert 0 < chrf("The answer is 5.", "The answer is 4.") < 100
 
 
+def test_chrf_by_hand_counts_recall_twice_as_much_as_precision() -> None:
+    """Of "abcd", "ab" has 2 of 4 letters and 1 of 3 pairs, all of them right: recall 5/12, precision 1.
+
+    F2 is 5PR / (4P + R); with the two texts exchanged, precision and recall change places.
+    """
+    assert chrf("ab", "abcd") == pytest.approx(100 * 25 / 53, abs=1e-9)
+    assert chrf("abcd", "ab") == pytest.approx(100 * 25 / 32, abs=1e-9)
+    verdict = score_offline([Example("x", "abcd")], ["ab"])[0]
+    assert verdict.score == verdict.metrics["chrf"] == pytest.approx(100 * 25 / 53, abs=1e-9)
+    assert trivial_baseline([Example("x", "abcd", "ab")])[0].score == verdict.score
+
+
 @pytest.mark.parametrize(
     ("said", "wanted", "same"),
     [

@@ -129,6 +129,15 @@ def test_the_response_is_cut_by_position() -> None:
     assert 50256 not in said[0].ids
 
 
+@pytest.mark.parametrize("stop", [13, 50256])
+def test_every_end_of_the_tokenizer_ends_an_answer(stop: int) -> None:
+    tokenizer, template = BytePair(), template_named("alpaca")
+    tokenizer.stop_ids = frozenset({13, 50256})  # 13 is "."
+    text = "Yes. No" if stop == 13 else "Yes, no"
+    said = answer(Parrot(tokenizer, text), tokenizer, template, [Example("Go.")], GenerateOptions())
+    assert (said[0].text, said[0].finish) == (("Yes", "stop") if stop == 13 else ("Yes, no", "stop"))
+
+
 def test_a_prompt_without_room_is_an_empty_answer_that_is_counted() -> None:
     tokenizer, template = BytePair(), template_named("alpaca")
     rows = [Example("word " * 300, row=0), Example("Go.", row=1)]

@@ -58,6 +58,22 @@ def test_logits_from_a_gpt2_folder_of_the_hub(tmp_path: Path) -> None:
     assert_same_logits(theirs, tmp_path)
 
 
+def test_logits_from_a_llama_folder_of_before_rope_parameters(tmp_path: Path) -> None:
+    """Older folders say only ``rope_theta``, beside the other keys."""
+    import transformers
+
+    tiny_reference("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("rope_parameters")["rope_theta"] == 5000
+    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_theta": 700.0, "rope_scaling": None}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert_same_logits(theirs, tmp_path)
+    assert load_decoder(tmp_path).spec.rope_theta == 700
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AssertionError, match="not close"):  # the default base is another model
+        assert_same_logits(theirs, tmp_path)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_from_gguf(family: str, tied: bool, tmp_path: Path) -> None:

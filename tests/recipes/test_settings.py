@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from instil.data.splits import split_grouped
 from instil.errors import SettingsError
 from instil.recipes.settings import SECTIONS, Settings, known_settings, resolve
+from instil.records import Encoded, Example
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -31,11 +34,39 @@ def test_later_sources_win(tmp_path: Path) -> None:
         ("train.learning_rate=-1", "train.learning_rate"),
         ("data.template=alpacca", "data.template"),
         ("train.epochs=1.5", "train.epochs"),
+        ("train.epochs=true", "train.epochs=True"),
+        ("train.epochs=100001", "train.epochs=100001: .*less than or equal"),
+        ("train.seed=-1", "train.seed=-1"),
+        ("train.seed=2147483648", "train.seed=2147483648: .*less than or equal to 2147483647"),
+        ("data.split_seed=-1", "data.split_seed=-1"),
+        ("data.split_seed=2147483648", "data.split_seed=2147483648"),
+        ("generate.seed=-1", "generate.seed=-1"),
+        ("generate.seed=2147483648", "generate.seed=2147483648"),
+        ("train.learning_rate=inf", "train.learning_rate=inf: .*finite number"),
+        ("train.learning_rate=nan", "train.learning_rate=nan: .*finite number"),
+        ("train.weight_decay=inf", "train.weight_decay=inf"),
+        ("train.clip=nan", "train.clip=nan"),
+        ("train.warmup=nan", "train.warmup=nan"),
+        ("generate.temperature=inf", "generate.temperature=inf"),
+        ("generate.temperature=nan", "generate.temperature=nan"),
     ],
 )
 def test_wrong_settings_are_refused(assignment: str, says: str) -> None:
     with pytest.raises(SettingsError, match=says):
         resolve(assignments=[assignment])
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1])
+def test_the_ends_of_the_range_of_seeds_can_be_used(seed: int) -> None:
+    from instil.data.loader import Loader
+    from instil.generate.sampling import sampler
+
+    chosen = resolve(assignments=[f"{name}={seed}" for name in ("train.seed", "generate.seed", "data.split_seed")])
+    rows = [Encoded((1, 2), (True, True))] * 3
+    assert sorted(Loader(rows, 2, pad_id=0, seed=chosen.train.seed).order(99_999)) == [0, 1, 2]
+    warm = chosen.generate.changed(temperature=1.0)
+    assert int(sampler(warm)(torch.zeros(1, 5), [10**6])) in range(5)
+    assert len(split_grouped([Example(f"{n}") for n in range(20)], chosen.data.split_seed).train) == 17
 
 
 def test_a_broken_settings_file_is_refused(tmp_path: Path) -> None:

@@ -208,6 +208,16 @@ def test_a_validation_loss_is_weighted_by_tokens() -> None:
     assert held_out_loss(model, batches).mean != pytest.approx(mean_of_means, rel=1e-3)
 
 
+@pytest.mark.parametrize(("limit", "used"), [(0, 3), (1, 1), (2, 2), (9, 3)])
+def test_so_many_validation_batches_are_used(limit: int, used: int) -> None:
+    validation = list(Loader(some_rows(6), 2, pad_id=0, shuffle=False).batches())
+    options = TrainOptions(max_steps=1, eval_batches=limit)
+    result = train(decoder(), Loader(some_rows(), 4, pad_id=0), options, validation=validation)
+    means = [held_out_loss(decoder(), validation[:count]).mean for count in (1, 2, 3)]
+    assert len(set(means)) == 3
+    assert result.records[0].val_loss == means[used - 1]
+
+
 def test_no_targets_at_all_is_zero_of_zero() -> None:
     batch = collate([Encoded((1, 2, 3), (False, False, False))], 0)
     assert float(nll_sum(decoder(), batch).detach()) == 0.0
@@ -220,6 +230,40 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows() -> None:
         model.norm.weight.fill_(float("inf"))
     with pytest.raises(TrainingDiverged, match=r"step 1: .*rows \["):
         train(model, Loader(some_rows(), 4, pad_id=0), TrainOptions(eval_every=0))
+
+
+@pytest.mark.parametrize("rate", [1e300, 1e308])  # finite weights too large to compute with, and infinite ones
+def test_a_last_update_that_diverges_is_no_result(rate: float) -> None:
+    """The loss of a step is that before its update, so the last update has no loss to show it."""
+    seen: list[StepRecord] = []
+    options = TrainOptions(max_steps=1, learning_rate=rate, weight_decay=0.1 if rate < 1e301 else 10.0)
+    with pytest.raises(TrainingDiverged, match=r"step 1: the last update .* set train\.clip=1"):
+        train(decoder("gpt2"), Loader(some_rows(), 4, pad_id=0), options, on_record=seen.append)
+    assert seen[1].train_loss is not None
+    assert math.isfinite(seen[1].train_loss)
+
+
+def test_a_weight_that_is_no_number_is_found_where_no_row_shows_it() -> None:
+    model = decoder()
+    with torch.no_grad():
+        model.embed.weight[16] = float("inf")
+    rows = [Encoded(tuple(i % 16 for i in row.ids), row.trained, row.prompt_length) for row in some_rows()]
+    with pytest.raises(TrainingDiverged, match="the last update"):
+        train(model, Loader(rows, 4, pad_id=0), TrainOptions(max_steps=1))
+
+
+def test_a_validation_loss_that_is_no_number_is_never_recorded() -> None:
+    seen: list[StepRecord] = []
+    loader = Loader(some_rows(), 4, pad_id=0)
+    options = TrainOptions(max_steps=9, learning_rate=1e300, eval_every=1)
+    with pytest.raises(TrainingDiverged, match=r"step 1: the validation loss is nan\. .* set train\.clip=1"):
+        train(decoder("gpt2"), loader, options, validation=list(loader.batches()), on_record=seen.append)
+    assert [record.step for record in seen] == [0]
+    model = decoder()
+    with torch.no_grad():
+        model.norm.weight.fill_(float("inf"))
+    with pytest.raises(TrainingDiverged, match=r"step 0: the validation loss is nan.*before the first update"):
+        train(model, loader, options, validation=list(loader.batches()))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])

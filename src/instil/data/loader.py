@@ -63,6 +63,10 @@ class Loader:
         whole, rest = divmod(len(self.rows), self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
+    def ids(self) -> list[int]:
+        """Every token id that some batch may hold, in order."""
+        return sorted({self._pad_id}.union(*(row.ids for row in self.rows)))
+
     def order(self, epoch: int) -> list[int]:
         """The rows of an epoch in the order they are seen: a function of seed and epoch only."""
         if not self.shuffle:

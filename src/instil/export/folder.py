@@ -24,7 +24,7 @@ def export_folder(decoder: Decoder, tokenizer: Tokenizer, template: Template, fo
     tokenizer.save(unfinished)
     (unfinished / "chat_template.jinja").write_text(template.chat_template(), encoding="utf-8")
     _write_json(unfinished / TEMPLATE_FILE, template.as_json())
-    save_decoder(decoder, unfinished, eos_id=stop_id(template, tokenizer))
+    save_decoder(decoder, unfinished, eos_id=stop_id(template, tokenizer), stop_ids=tokenizer.stop_ids)
     if folder.exists():
         shutil.rmtree(folder)
     unfinished.replace(folder)

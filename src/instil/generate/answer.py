@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -34,13 +36,18 @@ def answer(
     prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
     generated: dict[int, Generated] = {}
+    draw = sampler(options)
+
+    def pick(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
+        return draw(logits_BV, [fits[row] for row in rows])  # a row's stream goes by its place among all
+
     if fits:
         found = generate(
             decoder,
             [prompts[index] for index in fits],
             max_new_tokens=options.max_new_tokens,
             stop_ids=tokenizer.stop_ids | {stop_id(template, tokenizer)},
-            pick=sampler(options),
+            pick=pick,
             batch_size=options.batch_size,
             on_done=lambda row, result: on_done(),
         )

@@ -8,7 +8,7 @@ checked for shape, and copied, one at a time, so that no second copy of the mode
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -247,8 +247,15 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
             yield source, (part.T if stored.transposed and part.dim() == 2 else part).contiguous()
 
 
-def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int) -> None:
-    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``."""
+def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = ()) -> None:
+    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``.
+
+    Args:
+        decoder: its weights are written in the precision they have.
+        folder: must exist.
+        eos_id: the end token it was tuned to say.
+        stop_ids: other ids that end an answer; they stand after ``eos_id`` in the generation settings.
+    """
     from safetensors.torch import save_file
 
     family = FAMILIES[decoder.spec.family]
@@ -261,7 +268,8 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int) -> None:
         "bos_token_id": None,
         "use_cache": True,
     }
-    generation = {"eos_token_id": eos_id, "pad_token_id": eos_id, "do_sample": False}
+    others = sorted(set(stop_ids) - {eos_id})
+    generation = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": eos_id, "do_sample": False}
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", generation)
     tensors = {name: tensor.cpu() for name, tensor in hub_tensors(decoder)}

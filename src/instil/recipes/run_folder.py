@@ -134,6 +134,10 @@ class RunFolder:
         for key, kind in {"data": str, "settings": dict, "hashes": dict}.items():
             if not isinstance(found.get(key), kind):
                 raise DataError(f"{file}: damaged, it has no {key!r}")
+        if not all(isinstance(section, dict) for section in found["settings"].values()):
+            raise DataError(f"{file}: damaged, wanted sections in its 'settings'")
+        if not isinstance(found.get("data_path", ""), str):
+            raise DataError(f"{file}: damaged, its 'data_path' is no text")
         return found
 
     def read_split(self) -> dict[str, list[int]]:
@@ -144,7 +148,8 @@ class RunFolder:
         """
         file = self.path / "split.json"
         found = _read_json(file)
-        if not isinstance(found, dict) or not all(isinstance(found.get(part), list) for part in PARTS):
+        numbers = [found.get(part) for part in PARTS] if isinstance(found, dict) else [None]
+        if not all(isinstance(rows, list) and all(type(row) is int for row in rows) for rows in numbers):
             raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
         return {part: found[part] for part in PARTS}
 

@@ -198,6 +198,7 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
             evaluator=evaluator,
             on_record=on_record,
             on_sample=on_sample if sampled else None,
+            seen_ids=loader.ids(),
         )
     plot_losses(result.records, folder.path)
     return result

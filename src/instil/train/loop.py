@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -19,11 +20,12 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
-from instil.train.losses import LossSum, nll_sum
+from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import StepRecord
 from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
+from instil.train.touched import TouchedRows
 
 
 class Steps(Protocol):
@@ -61,6 +63,7 @@ def train(
     evaluator: Evaluator | None = None,
     on_record: Callable[[StepRecord], None] = lambda record: None,
     on_sample: Callable[[int], None] | None = None,
+    seen_ids: Sequence[int] = (),
 ) -> TrainResult:
     """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
 
@@ -76,10 +79,15 @@ def train(
         on_record: called after step 0 (before training) and after every step.
         on_sample: called with the number of finished steps, between steps, when a sample is due
             (``options.sample``).
+        seen_ids: every id the loader will give, if known: of an untied embedding only their rows are trained,
+            and the others decay, which is the same (`instil.train.touched`).
 
     Raises:
-        TrainingDiverged: a loss, or a weight after the last step, is not finite.
+        TrainingDiverged: a loss, that after the last update included, is not finite.
     """
+    touched = None
+    if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
+        touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
     updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
     total = planned_steps(len(loader), options)
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches)
@@ -88,10 +96,16 @@ def train(
     spent = 0.0  # seconds of training alone, without validation and samples
 
     def evaluate() -> Evaluation:
-        decoder.eval()
-        found = evaluator(decoder)
-        decoder.train()
+        with _aside(decoder, touched):
+            found = evaluator(decoder)
+        if found.validation is not None and not math.isfinite(found.validation):
+            raise TrainingDiverged(f"step {done}: the validation loss is {found.validation}. {_advice(options, done)}")
         return found
+
+    def sample() -> None:
+        if on_sample:
+            with _aside(decoder, touched):
+                on_sample(done)
 
     def report(train_loss: float | None, rate: float, tokens: int, seconds: float, found: Evaluation | None) -> None:
         record = StepRecord(
@@ -108,38 +122,57 @@ def train(
         records.append(record)
         on_record(record)
 
-    last = evaluate()
-    report(None, 0.0, 0, 0.0, last)
-    if on_sample and options.sample == "evaluation":
-        on_sample(0)
-    decoder.train()
-    for epoch in range(math.ceil(total / len(loader))):
-        for step in islice(loader.steps(epoch), total - done):
-            started = time.perf_counter()
-            rate = updates.rate = learning_rate(done, total, options)
-            loss, tokens = _step(decoder, step, updates)
-            if not math.isfinite(loss.total):
-                rows = [row for batch in step for row in batch.examples]
-                raise TrainingDiverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options)}")
-            seconds = time.perf_counter() - started
-            done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
-            ends_epoch = done == total or done % len(loader) == 0
-            due = evaluator.due(done, ends_epoch)
-            if due:
-                last = evaluate()
-            report(loss.mean, rate, tokens, seconds, last if due else None)
-            if on_sample and (due if options.sample == "evaluation" else ends_epoch):
-                on_sample(done)
-                decoder.train()
-    decoder.eval()
-    updates.close()
-    if not all(torch.isfinite(parameter).all() for parameter in updates.parameters):
-        raise TrainingDiverged(f"step {done}: the last update left weights that are not finite. {_advice(options)}")
+    try:
+        last = evaluate()
+        report(None, 0.0, 0, 0.0, last)
+        if options.sample == "evaluation":
+            sample()
+        for epoch in range(math.ceil(total / len(loader))):
+            for step in islice(loader.steps(epoch), total - done):
+                started = time.perf_counter()
+                rate = updates.rate = learning_rate(done, total, options)
+                loss, tokens = _step(decoder, step, updates)
+                if not math.isfinite(loss.total):
+                    rows = [row for batch in step for row in batch.examples]
+                    raise TrainingDiverged(
+                        f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options, done)}"
+                    )
+                if touched is not None:
+                    touched.step(rate)
+                seconds = time.perf_counter() - started
+                done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
+                ends_epoch = done == total or done % len(loader) == 0
+                due = evaluator.due(done, ends_epoch)
+                if due:
+                    last = evaluate()
+                report(loss.mean, rate, tokens, seconds, last if due else None)
+                if due if options.sample == "evaluation" else ends_epoch:
+                    sample()
+    finally:
+        decoder.eval()
+        updates.close()
+        if touched is not None:
+            touched.settle()
+    # No later step shows what the last update did, and weights can be finite but too large to compute with.
+    usable = all(torch.isfinite(parameter).all() for parameter in decoder.parameters())
+    if not usable or not math.isfinite(held_out_loss(decoder, step[:1], decoder.device).total):
+        raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
     return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
 
 
-def _advice(options: TrainOptions) -> str:
+def _advice(options: TrainOptions, done: int) -> str:
+    if not done:
+        return "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
     return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
+
+
+@contextmanager
+def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
+    """Something other than a training step: the model whole, and not in training mode."""
+    decoder.eval()
+    with touched.whole() if touched is not None else nullcontext():
+        yield
+    decoder.train()
 
 
 def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates) -> tuple[LossSum, int]:

@@ -63,7 +63,7 @@ class _Part(nn.Embedding):
     """Some rows of a table, looked up by their ids in the whole."""
 
     def __init__(self, weight_RD: Tensor, rows_R: Tensor, vocabulary: int) -> None:
-        super().__init__(*weight_RD.shape, _weight=weight_RD)
+        super().__init__(weight_RD.shape[0], weight_RD.shape[1], _weight=weight_RD)
         slots_V = torch.full((vocabulary,), -1, device=rows_R.device)
         slots_V[rows_R] = torch.arange(len(rows_R), device=rows_R.device)
         self.register_buffer("slots_V", slots_V, persistent=False)

@@ -1,4 +1,4 @@
-"""How the process treats memory and threads; nothing here changes a number that is computed (E0).
+"""Where the process computes and how it treats memory; nothing here changes a number that is computed (E0).
 
 A training step makes and drops hundreds of megabytes. glibc gives every large block back to the kernel at
 once, which then has to map and clear new pages for the next one; and pages of 4 KiB cost far more look-ups
@@ -10,6 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+
+from instil.errors import SettingsError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's mallopt
 
@@ -26,3 +28,16 @@ def settle() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def device_for(asked: str) -> str:
+    """Where to compute: ``"auto"`` is a GPU if there is one.
+
+    Raises:
+        SettingsError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("train.device=cuda, but torch sees no GPU here; use cpu or auto, or a torch with CUDA")
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

@@ -155,3 +155,20 @@ def test_batches_of_a_loader_share_unless_told_otherwise() -> None:
 
     assert isinstance(layouts()[0].layout, Shared)
     assert not isinstance(layouts(layout="padded")[0].layout, Shared)
+
+
+def test_bf16_is_close_and_keeps_weights_in_float32() -> None:
+    """Not exact, and so named; products are narrow, and what is added up and updated is not."""
+    from instil.train.loop import train
+    from instil.train.options import TrainOptions
+
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        model = decoder("llama").float()
+        rows = [encoded(1, 2, 3, 4, 5 + i % 7, 6) for i in range(24)]
+        options = TrainOptions(epochs=2, batch_size=4, learning_rate=3e-3, precision=precision)  # type: ignore[arg-type]
+        records = train(model, Loader(rows, 4, pad_id=0), options).records
+        losses[precision] = [record.train_loss for record in records[1:]]
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]

@@ -20,6 +20,7 @@ from instil.model.hub import find_model
 from instil.model.weights import load_decoder
 from instil.recipes.run_folder import RUN_FILE, RunFolder, read_template
 from instil.records import Completion, Example
+from instil.runtime import device_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,7 @@ def load(path: str | Path, *, template: str | None = None, **generate: Any) -> A
     if stored is not None and template is not None and template_named(template).hash != stored.hash:
         raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
     chosen = stored or template_named(template or "alpaca")
-    decoder = load_decoder(found)
+    decoder = load_decoder(found, device=device_for("auto"))
     tokenizer = load_tokenizer(found)
     check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
     return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))

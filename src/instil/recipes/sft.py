@@ -32,6 +32,7 @@ from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder, read_template
 from instil.recipes.settings import Settings
 from instil.records import Batch, Encoded, Example
+from instil.runtime import device_for
 from instil.train.evaluation import AsInBook, Evaluator, HeldOut
 from instil.train.loop import TrainResult, planned_steps, train
 from instil.train.metrics import MetricsFile, StepRecord
@@ -95,6 +96,7 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         split, encoded, max_length, context=spec.context, misspelt=misspelt, unusable=source.skipped, notes=source.notes
     )
     prepared = Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
+    device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
     return prepared
 
@@ -115,7 +117,7 @@ def _template(model: Path, settings: Settings) -> Template:
 
 def load(prepared: Prepared) -> Decoder:
     """The decoder with its weights."""
-    decoder = load_decoder(prepared.model_path)
+    decoder = load_decoder(prepared.model_path, device=device_for(prepared.settings.train.device))
     if prepared.settings.train.untie_head:
         decoder.untie()
     return decoder

@@ -40,15 +40,15 @@ def head_nll_sum(
         weights_S: how many times each prediction counts.
         tied: takes the head's gradient where the head is the embedding, too.
     """
-    weights_S = weights_S.to(hidden_UD.dtype)
+    narrow = _narrow(hidden_UD)
+    weights_S = weights_S.to(torch.promote_types(hidden_UD.dtype, torch.float32))
     if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad):
-        loss: Tensor = _HeadLoss.apply(hidden_UD, weight_VD, row_S, targets_S, weights_S, tied)  # type: ignore[no-untyped-call]
-        return loss
-    total = hidden_UD.new_zeros(())
+        inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied)
+        return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    total = weights_S.new_zeros(())
     for rows, part in _chunks(hidden_UD, weight_VD, row_S):
-        total += _scores_to_gradient(
-            product(hidden_UD[rows], weight_VD), row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False
-        )
+        scores_UV = _scores(hidden_UD[rows], weight_VD, narrow)
+        total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
     return total
 
 
@@ -61,41 +61,57 @@ class _HeadLoss(torch.autograd.Function):
         row_S: Tensor,
         targets_S: Tensor,
         weights_S: Tensor,
+        narrow: torch.dtype,
         tied: TiedGradient | None,
     ) -> Tensor:
-        ctx.tied = tied
+        ctx.narrow, ctx.tied = narrow, tied
         chunks = _chunks(hidden_UD, weight_VD, row_S)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
-            scores_UV = product(hidden_UD, weight_VD)
+            scores_UV = _scores(hidden_UD, weight_VD, narrow)
             loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S)
-            ctx.save_for_backward(hidden_UD, weight_VD, scores_UV)
+            ctx.save_for_backward(hidden_UD, weight_VD, scores_UV.to(narrow))
             return loss
-        loss = hidden_UD.new_zeros(())
+        loss = weights_S.new_zeros(())
         for_hidden_UD = torch.empty_like(hidden_UD)
         for_weight_VD = torch.zeros_like(weight_VD)
         for rows, part in chunks:
-            scores_UV = product(hidden_UD[rows], weight_VD)
+            scores_UV = _scores(hidden_UD[rows], weight_VD, narrow)
             loss += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part])
-            for_hidden_UD[rows] = product(scores_UV, weight_VD.t())
-            for_weight_VD.addmm_(scores_UV.t(), hidden_UD[rows])
+            scores_UV = scores_UV.to(narrow)
+            for_hidden_UD[rows] = product(scores_UV, weight_VD.to(narrow).t()).to(hidden_UD.dtype)
+            for_weight_VD += weight_gradient(scores_UV, hidden_UD[rows].to(narrow))
         ctx.save_for_backward(for_hidden_UD, for_weight_VD)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+        for_weight_VD: Tensor | None = None
         if ctx.whole:
             hidden_UD, weight_VD, scores_UV = ctx.saved_tensors
-            for_hidden_UD = product(scores_UV, weight_VD.t())
-            for_weight_VD = weight_gradient(scores_UV, hidden_UD * grad) if ctx.needs_input_grad[1] else None
+            for_hidden_UD = product(scores_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
+            if ctx.needs_input_grad[1]:  # the factor goes to the smaller of the two
+                hidden_UD = (hidden_UD * grad).to(ctx.narrow)
+                for_weight_VD = weight_gradient(scores_UV, hidden_UD).to(weight_VD.dtype)
         else:
             for_hidden_UD, for_weight_VD = ctx.saved_tensors
             for_weight_VD = for_weight_VD * grad
         if ctx.tied is not None and for_weight_VD is not None:
             ctx.tied.leave(for_weight_VD)
             for_weight_VD = None
-        return for_hidden_UD * grad, for_weight_VD, None, None, None, None
+        return (for_hidden_UD * grad).to(for_hidden_UD.dtype), for_weight_VD, None, None, None, None, None
+
+
+def _narrow(hidden_UD: Tensor) -> torch.dtype:
+    """The type to multiply in: that of autocast where it is on. Losses are computed in float32 at least."""
+    kind = hidden_UD.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_UD.dtype
+
+
+def _scores(hidden_UD: Tensor, weight_VD: Tensor, narrow: torch.dtype) -> Tensor:
+    scores_UV = product(hidden_UD.to(narrow), weight_VD.to(narrow))
+    return scores_UV.to(torch.promote_types(narrow, torch.float32))
 
 
 def _chunks(hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor) -> list[tuple[slice, Tensor | slice]]:

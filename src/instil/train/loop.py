@@ -131,7 +131,7 @@ def train(
             for step in islice(loader.steps(epoch), total - done):
                 started = time.perf_counter()
                 rate = updates.rate = learning_rate(done, total, options)
-                loss, tokens = _step(decoder, step, updates)
+                loss, tokens = _step(decoder, step, updates, options.precision)
                 if not math.isfinite(loss.total):
                     rows = [row for batch in step for row in batch.examples]
                     raise TrainingDiverged(
@@ -175,7 +175,7 @@ def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
     decoder.train()
 
 
-def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates) -> tuple[LossSum, int]:
+def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates, precision: str = "fp32") -> tuple[LossSum, int]:
     """One optimizer step on the mean loss of all its micro-batches; return their summed loss and real tokens.
 
     A loss that is not finite ends it before anything is updated.
@@ -185,7 +185,8 @@ def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates) -> tuple[Lo
     loss = LossSum(0.0, 0)
     tokens = 0
     for index, batch in enumerate(batches):
-        total = nll_sum(decoder, batch.to(decoder.device))
+        with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            total = nll_sum(decoder, batch.to(decoder.device))
         loss += LossSum(float(total.detach()), batch.trained_tokens)
         if not math.isfinite(loss.total):
             return loss, tokens

@@ -18,6 +18,10 @@ class TrainOptions(BaseModel):
     layout: Literal["shared", "padded"] = Field(
         "shared", description="shared: no padding, and what all rows begin with computed once; padded: as the book"
     )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: products in bfloat16, weights and updates in float32; faster, not exact"
+    )
     epochs: int = Field(3, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")

@@ -91,7 +91,13 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     max_length = min(options.max_length, spec.context)
     misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
     preflight = check(
-        split, encoded, max_length, context=spec.context, misspelt=misspelt, unusable=source.skipped, notes=source.notes
+        split,
+        encoded,
+        max_length,
+        context=spec.context,
+        misspelt=misspelt,
+        unusable=source.skipped,
+        notes=(*source.notes, *_header_notes(template, settings)),
     )
     prepared = Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
     loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
@@ -110,6 +116,16 @@ def _template(model: Path, settings: Settings) -> Template:
             f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
         )
     return stored
+
+
+def _header_notes(template: Template, settings: Settings) -> list[str]:
+    """A warning where the model is left to write a header that it is never trained to write."""
+    if settings.generate.header or settings.data.train_on != "response" or not template.header:
+        return []
+    return [
+        f"the header {template.header.strip()!r} is neither put into the prompt (generate.header=false) nor trained on "
+        "(data.train_on=response); set generate.header=true, or data.train_on=response_with_header as the book does"
+    ]
 
 
 def load(prepared: Prepared) -> Decoder:

@@ -187,7 +187,7 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
                 screen.say(_progress_line(records, steps))
 
         def on_sample(step: int) -> None:
-            greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS)
+            greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS, header=prepared.settings.generate.header)
             for example, said in zip(
                 sampled,
                 answer(decoder, prepared.tokenizer, prepared.template, sampled, greedy),

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -105,6 +105,7 @@ def create_loaders(
                 settings.train.batch_size,
                 pad_id=tokenizer.eos_id,
                 max_length=max_length,
+                micro_batch=settings.train.micro_batch,
                 shuffle=part == "train",
                 drop_last=settings.train.drop_last and part == "train",
                 seed=settings.train.seed,
@@ -135,16 +136,22 @@ def show_answers(assistant: Assistant, examples: Sequence[Example], when: str) -
     return answers
 
 
+def opener(loader: Loader | None) -> Callable[[], Any]:
+    """Opens a loader anew; in the chapter every evaluation does so, and thereby draws another order."""
+    if loader is None:
+        return list
+    return loader.draw if isinstance(loader, BookLoader) else loader.steps
+
+
 def fine_tune(assistant: Assistant, loaders: dict[Part, Loader], settings: Settings, shown: Example, out: Path) -> None:
     """Train, say how it goes, and draw the losses."""
     section("7.6", "Fine-tuning")
     show_answers(assistant, [shown], "before training")
     options, training, validation = settings.train, loaders["train"], loaders.get("validation")
     evaluator: Evaluator
-    if isinstance(training, BookLoader):  # the chapter's order of rows depends on its evaluations, so they go together
+    if options.evaluation == "book":
         torch.manual_seed(options.seed)
-        held_out = validation.draw if isinstance(validation, BookLoader) else list
-        evaluator = AsInBook(training.draw, held_out, options.eval_every, options.eval_batches)
+        evaluator = AsInBook(opener(training), opener(validation), options.eval_every, options.eval_batches)
     else:
         batches = list(validation.batches()) if validation else []
         evaluator = HeldOut(batches, options.eval_every, options.eval_batches)

@@ -154,3 +154,61 @@ def test_characters_outside_the_vocabulary_are_noticed() -> None:
     assert is_spellable(Example("naïve 漢字 🙂\n", "ok"), SMOLLM)
     assert not is_spellable(Example("a\x04b", "ok"), SMOLLM)
     assert is_spellable(Example("a\x04b", "ok"), BYTE_PAIR)
+
+
+def masked_as_in_exercise_7_2(example: Example, name: str) -> list[int]:
+    """Targets of one row the exercise's way: the whole text's ids, shifted, then overwritten up to a count."""
+    if name == "alpaca":
+        asked = (
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+            f"\n\n### Instruction:\n{example.instruction}"
+            + (f"\n\n### Input:\n{example.input}" if example.input else "")
+        )
+        answered = f"\n\n### Response:\n{example.output}"
+    else:
+        asked = f"<|user|>\n{example.instruction}" + (f"\n{example.input}" if example.input else "")
+        answered = f"\n<|assistant|>\n{example.output}"
+    targets = [*BYTE_PAIR.encode(asked + answered), 50256][1:]
+    count = len(BYTE_PAIR.encode(asked))
+    targets[: count - 1] = [IGNORED] * (count - 1)
+    return targets
+
+
+EXERCISE = [
+    Example(
+        "Sort the following list in alphabetical order.", "Crocodile, Elephant, Zebra", "Zebra, Elephant, Crocodile"
+    ),
+    Example("Name a colour.", "Red."),
+    Example("End in a blank. ", "So be it.", "x\n"),  # the blank joins the header's first newline
+]
+
+
+@pytest.mark.parametrize("example", EXERCISE)
+@pytest.mark.parametrize("name", ["alpaca", "phi3"])
+def test_response_with_header_masks_as_exercise_7_2_does(name: str, example: Example) -> None:
+    row = encode(example, template_named(name), BYTE_PAIR, "response_with_header")
+    assert collate([row]).targets[0].tolist() == masked_as_in_exercise_7_2(example, name)
+    assert row.ids == encode(example, template_named(name), BYTE_PAIR, "all").ids
+
+
+@pytest.mark.parametrize(("name", "header"), [("alpaca", "\n\n### Response:\n"), ("phi3", "\n<|assistant|>\n")])
+def test_only_the_header_lies_between_the_two_ways(name: str, header: str) -> None:
+    for example in EXERCISE[:2]:
+        clean = encode(example, template_named(name), BYTE_PAIR, "response")
+        books = encode(example, template_named(name), BYTE_PAIR, "response_with_header")
+        more = [i for i, a, b in zip(clean.ids, clean.trained, books.trained, strict=True) if b and not a]
+        assert BYTE_PAIR.decode(more) == header
+        assert all(b for a, b in zip(clean.trained, books.trained, strict=True) if a)
+
+
+def test_the_header_is_the_exercises_ids() -> None:
+    """What the solution to exercise 7.2 prints of this row: 46 masked, then two newlines, "###", " Response", ..."""
+    targets = collate([encode(EXERCISE[0], template_named("alpaca"), BYTE_PAIR, "response_with_header")]).targets[0]
+    header, response = [198, 198, 21017, 18261, 25, 198], [34, 12204, 375, 576, 11, 42651, 11, 1168, 37052, 50256]
+    assert targets.tolist() == [IGNORED] * 46 + header + response
+
+
+@pytest.mark.parametrize("name", ["chatml", "plain"])
+def test_a_header_that_is_not_there_cannot_be_trained(name: str) -> None:
+    with pytest.raises(DataError, match="has no response header"):
+        encode(EXERCISE[0], template_named(name), SMOLLM, "response_with_header")

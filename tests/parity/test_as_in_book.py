@@ -12,8 +12,10 @@ import transformers
 
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import ModelError
+from instil.generate.answer import answer
 from instil.model.hub import find_model
 from instil.model.weights import hub_tensors, load_decoder
+from instil.recipes import sft
 from instil.recipes.progress import Screen
 from instil.recipes.run import run
 from instil.recipes.run_folder import RunFolder
@@ -121,14 +123,22 @@ def test_the_switch_sets_the_chapters_choices(tiny_gpt2: Path) -> None:
     assert (changed.train.epochs, changed.data.template, changed.train.drop_last) == (1, "phi3", True)
 
 
-def test_a_run_as_in_the_book(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_a_run_as_in_the_book(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample after each epoch, an untied head in the saved model, and the header left to the model."""
+    asked: list[bool] = []
+
+    def spy(*arguments: Any) -> Any:
+        asked.append(arguments[4].header)
+        return answer(*arguments)
+
+    monkeypatch.setattr(sft, "answer", spy)
     made = run(
         entries(), tiny_gpt2, tmp_path / "run", resolve(as_in_book=True, values={"max_new_tokens": 4}),
         screen=Screen(quiet=True),
     )  # fmt: skip
     samples = [json.loads(line) for line in (made.path / "samples.jsonl").read_text().splitlines()]
     assert sorted({sample["step"] for sample in samples}) == [11, 22]
+    assert asked == [False, False]
     assert json.loads((made.path / "model" / "config.json").read_text())["tie_word_embeddings"] is False
     assert len(read_metrics(made.path / "metrics.jsonl")) == 23
 

@@ -15,6 +15,7 @@ from instil.evaluate.offline import means, score_offline
 from instil.model.decoder import batch_of_ids
 from instil.recipes.run import Run, run
 from instil.recipes.settings import resolve
+from instil.recipes.sft import prepare
 from instil.records import Example
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
@@ -176,6 +177,34 @@ def test_rows_beyond_the_context_are_reported_not_lost(tiny_folder: Path, tmp_pa
     report = (made.path / "report.html").read_text()
     assert "1 rows are longer than 512 tokens" in report
     assert "1 rows are skipped" in report
+
+
+@pytest.mark.parametrize(
+    ("train_on", "header", "warned"),
+    [
+        ("response", False, True),
+        ("response", True, False),
+        ("response_with_header", False, False),
+        ("all", False, False),
+    ],
+)
+def test_a_header_that_nobody_writes_is_pointed_out(
+    train_on: str, header: bool, warned: bool, tiny_folder: Path
+) -> None:
+    settings = resolve(values={"train_on": train_on, "generate": {"header": header}})
+    notes = prepare(rows(12), tiny_folder, settings).preflight.notes
+    assert any("generate.header=true" in note for note in notes) is warned
+
+
+@pytest.mark.parametrize("template", ["alpaca", "phi3"])
+def test_a_run_whose_header_is_trained(template: str, tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f"[data]\ntemplate = '{template}'\ntrain_on = 'response_with_header'\n")
+    made = run(
+        rows(12), tiny_folder, tmp_path / "made", resolve(config=file, values={"max_steps": 1, "max_new_tokens": 2})
+    )
+    assert made.steps == 1
+    assert 'train_on = "response_with_header"' in (made.path / "run.toml").read_text()
 
 
 @pytest.mark.parametrize("template", ["phi3", "plain"])

@@ -6,8 +6,7 @@ for ids or markers. Prompt and response are encoded apart, as they are when the 
 
 from __future__ import annotations
 
-from typing import Literal
-
+from instil.data.options import TrainOn
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, encode_pieces
 from instil.errors import DataError
@@ -18,22 +17,37 @@ def encode(
     example: Example,
     template: Template,
     tokenizer: Tokenizer,
-    train_on: Literal["all", "response"] = "response",
+    train_on: TrainOn = "response",
 ) -> Encoded:
     """Ids of prompt, response and end token, and which of them are targets.
 
-    With ``train_on="response"`` the response and the end token are targets; with ``"all"`` every id
-    is (the book's way). The end token is a target in both. Exercise 7.2 masks by searching; here the
-    mask is known before the ids are joined.
+    ==========================  ==========================================================
+    ``train_on``                targets
+    ==========================  ==========================================================
+    ``"response"``              the response and the end token
+    ``"response_with_header"``  those and the header that announces the response, because the
+                                masked ids are counted without it (the book's exercise 7.2)
+    ``"all"``                   every id (chapter 7.3)
+    ==========================  ==========================================================
 
     Raises:
-        DataError: the vocabulary lacks a control token of the template.
+        DataError: the header is to be trained, but the template has none.
+        ModelError: the vocabulary lacks a control token of the template.
     """
     prompt = encode_prompt(example, template, tokenizer)
     response = tokenizer.encode(example.output)
     ids = (*prompt, *response, stop_id(template, tokenizer))
-    trained_prompt = train_on == "all"
-    trained = (trained_prompt,) * len(prompt) + (True,) * (len(response) + 1)
+    masked = len(prompt)
+    if train_on == "all":
+        masked = 0
+    elif train_on == "response_with_header":
+        if not template.header:
+            raise DataError(
+                f"the template {template.name!r} has no response header to train on; "
+                "use data.train_on=response, or a template that has one (alpaca, phi3)"
+            )
+        masked = min(masked, len(encode_prompt(example, template, tokenizer, header=False)))
+    trained = (False,) * masked + (True,) * (len(ids) - masked)
     return Encoded(ids, trained, prompt_length=len(prompt), row=example.row)
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**31 - 1
+TrainOn = Literal["all", "response", "response_with_header"]
 
 
 class DataOptions(BaseModel):
@@ -17,8 +18,10 @@ class DataOptions(BaseModel):
     template: Literal["alpaca", "phi3", "chatml", "plain"] = Field(
         "alpaca", description="the form in which instruction and input are put to the model"
     )
-    train_on: Literal["all", "response"] = Field(
-        "response", description="which tokens are targets: the whole text, or the response and its end"
+    train_on: TrainOn = Field(
+        "response",
+        description="which tokens are targets: all; response: the response and its end; response_with_header: "
+        "the template's response header too, as in the book's exercise 7.2",
     )
     max_length: int = Field(1024, ge=2, description="tokens kept of a row; what is cut is reported")
     split: Literal["book", "grouped"] = Field(

@@ -93,7 +93,13 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     max_length = min(options.max_length, spec.context)
     misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
     preflight = check(
-        split, encoded, max_length, context=spec.context, misspelt=misspelt, unusable=source.skipped, notes=source.notes
+        split,
+        encoded,
+        max_length,
+        context=spec.context,
+        misspelt=misspelt,
+        unusable=source.skipped,
+        notes=(*source.notes, *_header_notes(template, settings)),
     )
     prepared = Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
     device_for(settings.train.device)
@@ -113,6 +119,16 @@ def _template(model: Path, settings: Settings) -> Template:
             f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
         )
     return stored
+
+
+def _header_notes(template: Template, settings: Settings) -> list[str]:
+    """A warning where the model is left to write a header that it is never trained to write."""
+    if settings.generate.header or settings.data.train_on != "response" or not template.header:
+        return []
+    return [
+        f"the header {template.header.strip()!r} is neither put into the prompt (generate.header=false) nor trained on "
+        "(data.train_on=response); set generate.header=true, or data.train_on=response_with_header as the book does"
+    ]
 
 
 def load(prepared: Prepared) -> Decoder:
@@ -180,7 +196,7 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
                 screen.say(_progress_line(records, steps))
 
         def on_sample(step: int) -> None:
-            greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS)
+            greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS, header=prepared.settings.generate.header)
             for example, said in zip(
                 sampled,
                 answer(decoder, prepared.tokenizer, prepared.template, sampled, greedy),

@@ -1,0 +1,298 @@
+"""Chapter 7 of "Build a Large Language Model (From Scratch)", section by section, with the parts of `instil`.
+
+    python examples/chapter7.py --data instruction-data.json --model gpt2-medium --as-in-book
+
+Without ``--as-in-book`` the corrected defaults are used; docs/book.md explains each difference. Without any
+option it tunes SmolLM2-135M on the starter rows. ``--rows``, ``--steps`` and ``--answers`` make it short.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+import instil
+from instil import Assistant, Completion, Decoder, Example, Loader, Template
+from instil.data.encoding import check_vocabulary
+from instil.data.loader import BookLoader
+from instil.data.preflight import has_target
+from instil.data.sources import read_source
+from instil.data.splits import PARTS, Part, Split, split_examples
+from instil.data.tokenizers import Tokenizer
+from instil.errors import InstilError
+from instil.evaluate.offline import means
+from instil.model.hub import find_model
+from instil.model.pth_file import load_pth, save_pth
+from instil.model.weights import open_model
+from instil.recipes.run_folder import response_rows
+from instil.recipes.settings import Settings, resolve
+from instil.train.evaluation import AsInBook, Evaluator, HeldOut
+from instil.train.metrics import MetricsFile, StepRecord
+from instil.train.plot import plot_losses
+
+SIZES = {"gpt2-small": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
+
+
+def section(number: str, title: str) -> None:
+    """A heading."""
+    print(f"\n{number} {title}\n{'-' * (len(number) + 1 + len(title))}")
+
+
+def prepare_data(data: str, rows: int, template: Template, settings: Settings) -> Split:
+    """Read the rows, look at two of them, put them into the prompt's form and split them."""
+    section("7.2", "The rows and their form")
+    examples = read_source(data).examples[: rows or None]
+    print(f"Number of entries: {len(examples)}")
+    for number in (50, 999):  # one with an input and, in the book's data, one without
+        if number < len(examples):
+            print(f"\nentry {number}: {examples[number].as_json()}\n\n{template.full_text(examples[number])}")
+    split = split_examples(examples, settings.data)
+    print(f"\n{len(split.train)} rows to train on, {len(split.test)} to test, {len(split.validation)} to validate")
+    return split
+
+
+def organise_batches(tokenizer: Tokenizer, template: Template, settings: Settings, example: Example) -> None:
+    """From a row to ids, and from rows of unequal length to two tensors."""
+    section("7.3", "From rows to batches")
+    row = instil.encode(example, template, tokenizer, settings.data.train_on)
+    print(f"A row of {len(row.ids)} ids, of which {sum(row.trained[1:])} are targets (data.train_on=", end="")
+    print(f"{settings.data.train_on}):\n{list(row.ids)}")
+    print(f"End of text: [{tokenizer.eos_id}]; written in a row it is plain text: {tokenizer.encode('<|endoftext|>')}")
+
+    batch = instil.collate([[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]], pad_id=50256)
+    print(f"\nDraft 1, rows padded to the longest:\n{batch.inputs}")
+    everywhere = batch.targets.masked_fill(batch.targets == -100, 50256)
+    print(f"\nDraft 2, targets are the inputs moved by one:\n{everywhere}")
+    print(f"\nFinal, of the padding only the first is a target, the end of the text:\n{batch.targets}")
+    cut = instil.collate([[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]], pad_id=50256, max_length=3)
+    print(f"\nCut at max_length=3:\n{cut.inputs}\n{cut.targets}")
+
+    two = torch.tensor([[-1.0, 1.0], [-0.5, 1.5]])
+    three = torch.tensor([[-1.0, 1.0], [-0.5, 1.5], [-0.5, 1.5]])
+    print("\nWhat -100 does to the cross entropy:")
+    print(f"  two predictions:             {F.cross_entropy(two, torch.tensor([0, 1])):.4f}")
+    print(f"  a third one:                 {F.cross_entropy(three, torch.tensor([0, 1, 1])):.4f}")
+    print(f"  the third one's target -100: {F.cross_entropy(three, torch.tensor([0, 1, -100])):.4f}")
+
+
+def create_loaders(
+    split: Split, template: Template, tokenizer: Tokenizer, context: int, settings: Settings
+) -> dict[Part, Loader]:
+    """Loaders for each part that has rows."""
+    section("7.4", "Loaders")
+    max_length = min(settings.data.max_length, context)
+    loaders: dict[Part, Loader] = {}
+    for part in PARTS:
+        encoded = [instil.encode(row, template, tokenizer, settings.data.train_on) for row in split.part(part)]
+        kept = [row for row in encoded if has_target(row, max_length)]
+        if len(kept) < len(encoded):
+            print(f"{len(encoded) - len(kept)} {part} rows fill {max_length} tokens with their prompt: left out")
+        if kept:
+            kind = BookLoader if settings.train.order == "book" else Loader
+            loaders[part] = kind(
+                kept,
+                settings.train.batch_size,
+                pad_id=tokenizer.eos_id,
+                max_length=max_length,
+                micro_batch=settings.train.micro_batch,
+                shuffle=part == "train",
+                drop_last=settings.train.drop_last and part == "train",
+                seed=settings.train.seed,
+            )
+    print(f"Train loader, the first of its {len(loaders['train'])} batches:")
+    for batch in islice(loaders["train"].batches(), 7):
+        print(f"{batch.inputs.shape} {batch.targets.shape}")
+    return loaders
+
+
+def load_model(model: Path, name: str, settings: Settings) -> Decoder:
+    """The pretrained weights."""
+    section("7.5", "The pretrained model")
+    decoder = instil.load_decoder(model)
+    print(f"{name}: {decoder.parameter_count:,} parameters, {decoder.spec.layers} layers of width {decoder.spec.width}")
+    if settings.train.untie_head:
+        decoder.untie()
+        print(f"with a head of its own, as in the book: {decoder.parameter_count:,}")
+    return decoder
+
+
+def show_answers(assistant: Assistant, examples: Sequence[Example], when: str) -> list[Completion]:
+    """Answers beside the right ones."""
+    answers = assistant.respond_to(examples)
+    for example, said in zip(examples, answers, strict=True):
+        print("\n" + "".join(assistant.template.pieces(example, header=False)))
+        print(f"\nCorrect response:\n>> {example.output}\n\nModel response {when}:\n>> {said.text}\n{'-' * 37}")
+    return answers
+
+
+def opener(loader: Loader | None) -> Callable[[], Any]:
+    """Opens a loader anew; in the chapter every evaluation does so, and thereby draws another order."""
+    if loader is None:
+        return list
+    return loader.draw if isinstance(loader, BookLoader) else loader.steps
+
+
+def fine_tune(assistant: Assistant, loaders: dict[Part, Loader], settings: Settings, shown: Example, out: Path) -> None:
+    """Train, say how it goes, and draw the losses."""
+    section("7.6", "Fine-tuning")
+    show_answers(assistant, [shown], "before training")
+    options, training, validation = settings.train, loaders["train"], loaders.get("validation")
+    evaluator: Evaluator
+    if options.evaluation == "book":
+        torch.manual_seed(options.seed)
+        evaluator = AsInBook(opener(training), opener(validation), options.eval_every, options.eval_batches)
+    else:
+        batches = list(validation.batches()) if validation else []
+        evaluator = HeldOut(batches, options.eval_every, options.eval_batches)
+
+    with MetricsFile(out / "metrics.jsonl") as metrics:
+
+        def on_record(record: StepRecord) -> None:
+            metrics.write(record)
+            train_loss = record.train_loss if record.eval_train_loss is None else record.eval_train_loss
+            named = {"training loss": train_loss, "validation loss": record.val_loss}
+            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in named.items() if loss is not None)
+            if record.step == 0:
+                print(f"Before training: {losses or 'no validation rows'}", flush=True)
+            elif record.val_loss is not None or record.step == 1:
+                print(f"Epoch {record.epoch:.2f}, step {record.step:>4}: {losses}", flush=True)
+
+        result = instil.train(
+            assistant.decoder,
+            training,
+            options,
+            evaluator=evaluator,
+            on_record=on_record,
+            on_sample=lambda step: show_answers(assistant, [shown], f"after {step} steps"),
+        )
+    print(f"Training completed in {result.seconds / 60:.2f} minutes.")
+    plot_losses(result.records, out)
+    print(f"Losses drawn in {out / 'loss.png'} and {out / 'loss.pdf'}")
+
+
+def file_name(model: str) -> str:
+    """What the chapter calls the tuned model: ``gpt2-medium355M-sft.pth``."""
+    return f"{Path(model).stem}{SIZES.get(model, '')}-sft.pth"
+
+
+def save_and_load(assistant: Assistant, name: str, asked: Sequence[Example], out: Path) -> list[dict[str, Any]]:
+    """Answer the test rows, save the weights, load them into a new model and answer again."""
+    section("7.7", "Answers, and the model in a file")
+    shown = show_answers(assistant, asked[:3], "after training")
+    rows = response_rows(asked, assistant.respond_to(asked))
+    answered = out / "instruction-data-with-response.json"
+    answered.write_text(json.dumps(rows, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{len(rows)} answered rows in {answered}")
+
+    file = out / file_name(name)
+    save_pth(assistant.decoder, file)
+    print(f"Model saved as {file}")
+    again = Decoder(assistant.decoder.spec)
+    load_pth(again, file)
+    repeated = replace(assistant, decoder=again).respond_to(asked[:3])
+    same = [answer.ids for answer in repeated] == [answer.ids for answer in shown]
+    print(f"Loaded back into a new model: it gives {'the same' if same else 'OTHER'} answers.")
+    return rows
+
+
+def evaluate(rows: list[dict[str, Any]], server: str, judge: str) -> None:
+    """Scores without a judge always, and by a model behind Ollama where one is running."""
+    section("7.8", "Scores")
+    found = means(instil.score(rows))
+    print(f"Offline, over {len(rows)} rows (words and letters in common with the reference, not meaning):")
+    print(f"  exact match {found['exact_match']:.1%}, chrF {found['chrf']:.1f}, ROUGE-L {found['rouge_l']:.3f}")
+    try:
+        models = [model["name"] for model in ask_ollama(f"{server}/api/tags")["models"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"Ollama: no server answers at {server} ({error}), so no model has judged the answers.")
+        return
+    if not any(name in (judge, f"{judge}:latest") for name in models):
+        print(f"Ollama: it runs, but has no model {judge!r}; `ollama pull {judge}` fetches it.")
+        return
+    scores = [judged(row, server, judge) for row in rows]
+    given = [number for number in scores if number is not None]
+    if given:
+        print(f"{judge}: {len(given)} of {len(scores)} answers scored, mean {mean(given):.2f} of 100")
+    else:
+        print(f"{judge}: none of the {len(scores)} answers got a score that can be read")
+
+
+def judged(row: dict[str, Any], server: str, judge: str) -> int | None:
+    """A model's score for one answer, or None; an unreadable verdict is never counted as a number."""
+    prompt = (
+        f"Instruction:\n{row['instruction']}\n{row['input']}\n\nCorrect answer:\n{row['output']}\n\n"
+        f"Answer to be scored:\n{row['model_response']}\n\n"
+        "Score the answer from 0 to 100, where 100 is best. Reply with the score alone, as JSON."
+    )
+    schema = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
+    body = {
+        "model": judge,
+        "messages": [{"role": "user", "content": prompt}],
+        "options": {"seed": 123, "temperature": 0, "num_ctx": 2048},  # ignored anywhere but under "options"
+        "format": schema,
+        "stream": False,
+    }
+    try:
+        number = json.loads(ask_ollama(f"{server}/api/chat", body, seconds=300)["message"]["content"])["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return number if type(number) is int and 0 <= number <= 100 else None
+
+
+def ask_ollama(url: str, body: dict[str, Any] | None = None, seconds: float = 5) -> Any:
+    """One call of Ollama's REST API: GET without a body, POST with one."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=seconds) as reply:
+        return json.load(reply)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m", help="a name, a folder, a GGUF file (%(default)s)")
+    parser.add_argument("--data", default="starter", help="a name or a JSON file (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("runs/chapter7"), help="folder for the files (%(default)s)")
+    parser.add_argument("--as-in-book", action="store_true", help="the chapter's settings")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    parser.add_argument("--rows", type=int, default=0, help="use the first rows only")
+    parser.add_argument("--steps", type=int, default=0, help="train for so many steps only")
+    parser.add_argument("--answers", type=int, default=0, help="answer so many test rows only")
+    parser.add_argument("--ollama", default="http://localhost:11434", help="where a judge may run (%(default)s)")
+    parser.add_argument("--judge", default="llama3", help="its model (%(default)s)")
+    given = parser.parse_args()
+
+    short = [f"train.max_steps={given.steps}"] if given.steps else []
+    settings = resolve(as_in_book=given.as_in_book, assignments=["train.sample=epoch", *given.set, *short])
+    given.out.mkdir(parents=True, exist_ok=True)
+    template = instil.template_named(settings.data.template)
+
+    split = prepare_data(given.data, given.rows, template, settings)
+    model = find_model(given.model)
+    spec, tokenizer = open_model(model).spec, instil.load_tokenizer(model)
+    check_vocabulary(template, tokenizer, spec.vocab_size)
+    organise_batches(tokenizer, template, settings, split.train[0])
+    loaders = create_loaders(split, template, tokenizer, spec.context, settings)
+    assistant = Assistant(load_model(model, given.model, settings), tokenizer, template, settings.generate)
+    fine_tune(assistant, loaders, settings, (split.validation or split.train)[0], given.out)
+    asked = (split.test or split.validation or split.train)[: given.answers or None]
+    rows = save_and_load(assistant, given.model, asked, given.out)
+    evaluate(rows, given.ollama.rstrip("/"), given.judge)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InstilError as error:
+        print(f"chapter7: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

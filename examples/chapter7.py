@@ -14,6 +14,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -100,7 +101,8 @@ def create_loaders(
             print(f"{len(encoded) - len(kept)} {part} rows fill {max_length} tokens with their prompt: left out")
         if kept:
             kind = BookLoader if settings.train.order == "book" else Loader
-            loaders[part] = kind(
+            make = partial(
+                kind,
                 kept,
                 settings.train.batch_size,
                 pad_id=tokenizer.eos_id,
@@ -110,8 +112,11 @@ def create_loaders(
                 drop_last=settings.train.drop_last and part == "train",
                 seed=settings.train.seed,
             )
-    print(f"Train loader, the first of its {len(loaders['train'])} batches:")
-    for batch in islice(loaders["train"].batches(), 7):
+            loaders[part] = make(layout=settings.train.layout)
+            if part == "train":
+                padded = make(layout="padded")
+    print(f"Train loader, the first of its {len(padded)} batches, padded as the chapter has them:")
+    for batch in islice(padded.batches(), 7):
         print(f"{batch.inputs.shape} {batch.targets.shape}")
     return loaders
 

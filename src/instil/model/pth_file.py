@@ -24,6 +24,7 @@ from instil.model.families.gpt2 import BOOK_HEAD_WIDTH, BOOK_NAMES, gpt2_spec
 from instil.model.spec import DecoderSpec
 
 SAFE_TORCH = (2, 10)  # earlier versions have holes in weights_only (CVE-2025-32434, CVE-2026-24747)
+BOOK_NORM_EPS = 1e-5
 MASK = "trf_blocks.{i}.att.mask"
 
 
@@ -93,9 +94,24 @@ def _spec_of_book(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> DecoderS
         heads=width // BOOK_HEAD_WIDTH,
         mlp_width=shape("trf_blocks.0.ff.layers.0.weight", 2)[0],
         context=shape("pos_emb.weight", 2)[0],
-        norm_eps=1e-5,
+        norm_eps=BOOK_NORM_EPS,
         tied=False,
     )
+
+
+def reads_back(spec: DecoderSpec) -> bool:
+    """Whether a ``.pth`` file of such a model can be loaded without being told its spec."""
+    book = gpt2_spec(
+        vocab_size=spec.vocab_size,
+        width=spec.width,
+        layers=spec.layers,
+        heads=max(spec.width // BOOK_HEAD_WIDTH, 1),
+        mlp_width=spec.mlp_width,
+        context=spec.context,
+        norm_eps=BOOK_NORM_EPS,
+        tied=spec.tied,
+    )
+    return spec == book
 
 
 def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:

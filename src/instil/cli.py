@@ -208,6 +208,26 @@ def fetch_command(
         typer.echo(str(found.path))
 
 
+@app.command("export")
+def export_command(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model.")],
+    to: Annotated[str, typer.Option("--to", help="hf: a folder for transformers; pth: the book's state dictionary.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf or NAME.pth, here]")
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Take a model elsewhere: a folder that transformers opens, or the .pth of chapter 7."""
+    from instil.recipes.export import export
+
+    written = export(model, to, out, template=template)
+    if as_json:
+        _print_json(written.as_json())
+    else:
+        typer.echo(str(written.path))
+
+
 @app.command("settings")
 def settings_command(as_json: JsonOpt = False) -> None:
     """Every setting with its default and its meaning."""

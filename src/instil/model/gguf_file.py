@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,11 +78,12 @@ class GgufFile:
         kind = tensor.tensor_type.name
         if kind not in READABLE:
             raise ModelError(f"{self.path}: tensor {name} is stored as {kind}; read here: {', '.join(READABLE)}")
-        try:
-            values = dequantize(tensor.data, tensor.tensor_type)
+        try:  # read here, not through the package's memory map: its pages would count as our memory
+            stored = np.fromfile(self.path, tensor.data.dtype, tensor.data.size, offset=int(tensor.data_offset))
+            values = dequantize(stored.reshape(tensor.data.shape), tensor.tensor_type)
         except (ValueError, NotImplementedError) as error:
             raise ModelError(f"{self.path}: tensor {name} ({kind}) cannot be dequantised: {error}") from error
-        return torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(tensor.shape))).copy())
+        return torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(tensor.shape))))
 
     def _family(self) -> Family:
         architecture = self._meta.get("general.architecture")

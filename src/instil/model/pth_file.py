@@ -24,6 +24,7 @@ from instil.model.families.gpt2 import BOOK_HEAD_WIDTH, BOOK_NAMES, gpt2_spec
 from instil.model.spec import DecoderSpec
 
 SAFE_TORCH = (2, 10)  # earlier versions have holes in weights_only (CVE-2025-32434, CVE-2026-24747)
+BOOK_NORM_EPS = 1e-5
 MASK = "trf_blocks.{i}.att.mask"
 
 
@@ -41,53 +42,80 @@ class PthFile:
 
     def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
         self.path = path
-        self._tensors = read_state(path)
-        book = "tok_emb.weight" in self._tensors
+        state = read_state(path, mmap=True)  # for names and shapes; no weight is read
+        book = "tok_emb.weight" in state
         if spec is None:
             if not book:
                 raise ModelError(
                     f"{path}: a .pth file carries no configuration, and its names are not those of the book's GPT-2 "
-                    f"(found {', '.join(sorted(self._tensors)[:3]) or 'nothing'}); use a model folder instead"
+                    f"(found {', '.join(sorted(state)[:3]) or 'nothing'}); use a model folder instead"
                 )
-            spec = self._spec_of_book()
+            spec = _spec_of_book(path, {name: tuple(tensor.shape) for name, tensor in state.items()})
         self.spec = spec
         self.family = FAMILIES[spec.family]
         self.table = BOOK_NAMES if book else self.family.hub
-        if not book:
-            prefix = self.family.prefix
-            self._tensors = {name.removeprefix(prefix): value for name, value in self._tensors.items()}
+        prefix = "" if book else self.family.prefix
+        self._where = {name.removeprefix(prefix): name for name in state if not name.endswith(".att.mask")}
+        self._unread: dict[str, Tensor] | None = None
+        self._taken: set[int] = set()
 
     def names(self) -> set[str]:
-        return {name for name in self._tensors if not name.endswith(".att.mask")}
+        return set(self._where)
 
     def get(self, name: str) -> Tensor:
-        return self._tensors[name]
-
-    def _spec_of_book(self) -> DecoderSpec:
-        def shape(name: str, dimensions: int) -> tuple[int, ...]:
-            found = self._tensors.get(name)
-            if found is None or found.dim() != dimensions:
-                raise ModelError(f"{self.path}: no tensor {name!r} of {dimensions} dimensions; the file is incomplete")
-            return tuple(found.shape)
-
-        vocab_size, width = shape("tok_emb.weight", 2)
-        if width % BOOK_HEAD_WIDTH:
-            raise ModelError(f"{self.path}: its width of {width} is not a multiple of {BOOK_HEAD_WIDTH}: not a GPT-2")
-        blocks = [int(name.split(".")[1]) for name in self._tensors if name.startswith("trf_blocks.")]
-        return gpt2_spec(
-            vocab_size=vocab_size,
-            width=width,
-            layers=max(blocks, default=-1) + 1,
-            heads=width // BOOK_HEAD_WIDTH,
-            mlp_width=shape("trf_blocks.0.ff.layers.0.weight", 2)[0],
-            context=shape("pos_emb.weight", 2)[0],
-            norm_eps=1e-5,
-            tied=False,
-        )
+        """A tensor, which is not kept here: so no second copy of the file is ever in memory."""
+        if self._unread is None:
+            state = read_state(self.path)
+            self._unread = {ours: state[theirs] for ours, theirs in self._where.items()}
+        tensor = self._unread.pop(name)
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in self._taken or storage.nbytes() != tensor.nbytes
+        self._taken.add(storage.data_ptr())
+        return tensor.clone() if shared else tensor  # tensors that share memory would be trained as one
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.pth`` file.
+def _spec_of_book(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
+    """The book's GPT-2 whose state dictionary has these shapes."""
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        found = shapes.get(name, ())
+        if len(found) != dimensions:
+            raise ModelError(f"{path}: no tensor {name!r} of {dimensions} dimensions; the file is incomplete")
+        return found
+
+    vocab_size, width = shape("tok_emb.weight", 2)
+    if width % BOOK_HEAD_WIDTH:
+        raise ModelError(f"{path}: its width of {width} is not a multiple of {BOOK_HEAD_WIDTH}: not a GPT-2")
+    blocks = [int(name.split(".")[1]) for name in shapes if name.startswith("trf_blocks.")]
+    return gpt2_spec(
+        vocab_size=vocab_size,
+        width=width,
+        layers=max(blocks, default=-1) + 1,
+        heads=width // BOOK_HEAD_WIDTH,
+        mlp_width=shape("trf_blocks.0.ff.layers.0.weight", 2)[0],
+        context=shape("pos_emb.weight", 2)[0],
+        norm_eps=BOOK_NORM_EPS,
+        tied=False,
+    )
+
+
+def reads_back(spec: DecoderSpec) -> bool:
+    """Whether a ``.pth`` file of such a model can be loaded without being told its spec."""
+    book = gpt2_spec(
+        vocab_size=spec.vocab_size,
+        width=spec.width,
+        layers=spec.layers,
+        heads=max(spec.width // BOOK_HEAD_WIDTH, 1),
+        mlp_width=spec.mlp_width,
+        context=spec.context,
+        norm_eps=BOOK_NORM_EPS,
+        tied=spec.tied,
+    )
+    return spec == book
+
+
+def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
+    """The tensors of a ``.pth`` file; with ``mmap`` their bytes are read when they are looked at.
 
     Raises:
         ModelError: it is empty, cut off, something else altogether, or would run code.
@@ -102,7 +130,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             start = file.read(16)
         raise ModelError(f"{path}: not a file of torch.save, or cut off (it starts with {start!r}). Fetch it again.")
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path}: refused, it holds more than tensors; nothing in it was run") from error
     except Exception as error:  # a damaged archive raises whatever the reader raises

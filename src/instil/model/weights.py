@@ -2,7 +2,7 @@
 
 Readers differ (`SafetensorsFolder` here, `GgufFile` and `TensorflowCheckpoint` beside); the filling is
 one: each parameter of ours is looked up in its family's table, put together from the tensors named there,
-checked for shape, and copied, one at a time, so that no second copy of the model is ever in memory.
+checked for shape, and taken over, one at a time, so that no second copy of the model is ever in memory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.hub import find_model
+from instil.model.memory import own_memory
+from instil.model.safetensors_file import SafetensorsFile
 from instil.model.spec import DecoderSpec
 
 WEIGHTS = "model.safetensors"
@@ -38,7 +41,7 @@ class Reader(Protocol):
         """Names of the tensors, in the table's form."""
 
     def get(self, name: str) -> Tensor:
-        """One tensor in [out, in] order as the file has it, floating point."""
+        """One tensor as the file has it, floating point, in memory that the caller may keep. Asked for once."""
 
 
 def load_decoder(
@@ -53,10 +56,25 @@ def load_decoder(
         ModelError: there is no such model, it is damaged, or of a kind that is not read here.
     """
     reader = open_model(find_model(model))
-    with torch.device("meta"):
-        decoder = Decoder(reader.spec)
+    decoder = blank_decoder(reader.spec)
     fill(decoder, reader, dtype, torch.device(device))
     return decoder.eval()
+
+
+def blank_decoder(spec: DecoderSpec) -> Decoder:
+    """A decoder whose parameters have shapes and no memory (torch's ``meta`` device)."""
+    with torch.device("meta"), _NoValues():
+        return Decoder(spec)
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out the drawing of first values: on the meta device it does nothing but import 75 MB of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def open_model(path: Path) -> Reader:
@@ -103,7 +121,7 @@ class SafetensorsFolder:
         self._where = {
             name.removeprefix(self.family.prefix): (file, name)
             for file, handle in self._files.items()
-            for name in handle.keys()  # noqa: SIM118 - a safetensors handle is not a mapping
+            for name in handle.names()
         }
 
     def names(self) -> set[str]:
@@ -111,11 +129,9 @@ class SafetensorsFolder:
 
     def get(self, name: str) -> Tensor:
         file, full_name = self._where[name]
-        return self._files[file].get_tensor(full_name)  # type: ignore[no-any-return]
+        return self._files[file].get(full_name)
 
-    def _open_files(self) -> dict[str, Any]:
-        from safetensors import SafetensorError, safe_open
-
+    def _open_files(self) -> dict[str, SafetensorsFile]:
         if (self.path / INDEX).is_file():
             index = _json_object(self.path / INDEX)
             where = index.get("weight_map")
@@ -127,14 +143,11 @@ class SafetensorsFolder:
         else:
             found = sorted(entry.name for entry in self.path.iterdir())[:10]
             raise ModelError(f"{self.path}: no {WEIGHTS} in it; found {', '.join(found) or 'nothing'}")
-        opened: dict[str, Any] = {}
+        opened: dict[str, SafetensorsFile] = {}
         for name in names:
             if Path(name).name != name or not (self.path / name).is_file():
                 raise ModelError(f"{self.path}: the index names {name!r}, which is not in the folder")
-            try:
-                opened[name] = safe_open(str(self.path / name), framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise ModelError(f"{self.path / name}: damaged or cut off: {error}. Fetch it again.") from error
+            opened[name] = SafetensorsFile(self.path / name)
         return opened
 
 
@@ -164,28 +177,45 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
                 f"{reader.path}: {name} wants shape {list(meta.shape)}, the file has {found}; "
                 "file and configuration do not belong together"
             )
-        value = torch.empty(meta.shape, dtype=dtype, device=device)
-        at = 0
-        for part in parts:
-            value[at : at + part.shape[0]].copy_(part)
-            at += part.shape[0]
+        value = _joined(parts, dtype, device)
+        del parts
         if not torch.stack(torch.aminmax(value)).isfinite().all():  # isfinite of all would need two copies more
             raise ModelError(f"{reader.path}: {', '.join(names)} hold values that are not finite numbers")
         seen[id(meta)] = torch.nn.Parameter(value)
         _assign(decoder, name, seen[id(meta)])
+        if name == "embed.weight" and decoder.spec.tied:  # now, while little else is in memory
+            used.update(_same_head(reader, known, value))
     left = {name for name in known - used if not name.endswith(reader.family.unused or ("\0",))}
-    if decoder.spec.tied:
-        for head in _lookup(reader.table, "head.weight")[1]:
-            if head in left and not torch.equal(reader.get(head).to(decoder.embed.weight), decoder.embed.weight):
-                raise ModelError(
-                    f"{reader.path}: the head is said to be tied to the embedding, but {head} is another matrix"
-                )
-            left.discard(head)
     if left:
         raise ModelError(
             f"{reader.path}: tensors {', '.join(sorted(left)[:5])} are not part of a {reader.family.name} model "
             "as built here; loading without them would give wrong answers"
         )
+
+
+def _joined(parts: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Parts under one another; a single one that is already what is wanted is taken as it is."""
+    first = parts[0]
+    if len(parts) == 1 and first.dtype == dtype and first.device == device and first.is_contiguous():
+        return first
+    rows = sum(part.shape[0] for part in parts)
+    value = own_memory((rows, *first.shape[1:]), dtype, device)
+    at = 0
+    for part in parts:
+        value[at : at + part.shape[0]].copy_(part)
+        at += part.shape[0]
+    return value
+
+
+def _same_head(reader: Reader, known: set[str], embedding: Tensor) -> set[str]:
+    """The tensors of a head that the file carries although it is said to be the embedding; they must be it."""
+    heads = known & set(_lookup(reader.table, "head.weight")[1])
+    for head in heads:
+        if not torch.equal(reader.get(head).to(embedding), embedding):
+            raise ModelError(
+                f"{reader.path}: the head is said to be tied to the embedding, but {head} is another matrix"
+            )
+    return heads
 
 
 def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:

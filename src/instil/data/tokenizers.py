@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instil.errors import ModelError
+from instil.gguf_header import read_gguf
 
 GPT2_FILES = {  # the hashes that tiktoken itself checks
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -209,12 +210,7 @@ class FastTokenizer:
         Raises:
             ModelError: the vocabulary is of a kind that is not built here (see `PRE_TOKENIZERS`).
         """
-        from gguf import GGUFReader
-
-        try:
-            fields = GGUFReader(str(path)).fields
-        except Exception as error:
-            raise ModelError(f"{path}: not a GGUF file that can be read: {error}") from error
+        fields = read_gguf(path).fields
 
         def value(key: str) -> Any:
             field = fields.get(f"tokenizer.{key}")

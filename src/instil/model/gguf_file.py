@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from instil.errors import ModelError
+from instil.gguf_header import read_gguf
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.spec import DecoderSpec
@@ -54,7 +55,7 @@ class GgufFile:
                 f"{path}: not a GGUF file (it starts with {start!r}, not {MAGIC!r}); wanted a GGUF file "
                 "or a folder of transformers"
             )
-        reader = _read(path)
+        reader = read_gguf(path)
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._meta = _scalars(reader)
         self._check_extent()
@@ -100,18 +101,6 @@ class GgufFile:
                     f"{self.path}: tensor {tensor.name} ends at byte {end:,} of a file of {size:,}; "
                     "the file is cut off, fetch it again"
                 )
-
-
-def _read(path: Path) -> Any:
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(str(path))
-    except Exception as error:  # the package raises whatever numpy raises on a damaged file
-        size = path.stat().st_size
-        raise ModelError(
-            f"{path}: damaged or cut off ({size:,} bytes; {type(error).__name__}: {error}). Fetch it again."
-        ) from error
 
 
 def _scalars(reader: Any) -> dict[str, Any]:

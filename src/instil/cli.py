@@ -80,6 +80,33 @@ def train_command(
     _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=False)
 
 
+@app.command("plan")
+def plan_command(
+    data: Annotated[str | None, typer.Argument(help="The rows, as for run.  [default: starter]")] = None,
+    model: ModelOpt = "smollm2-135m",
+    data_option: Annotated[str | None, typer.Option("--data", help="The same, as an option.")] = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Time and memory of a run on this machine, from a few timed steps; leaves nothing behind."""
+    if data is not None and data_option is not None:
+        raise UserError("the rows are given twice; leave out --data")
+    chosen = _settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    from instil.recipes.plan import plan, tables
+
+    made = plan(data or data_option or "starter", model, chosen)
+    if as_json:
+        _print_json(made.as_json())
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for shown in tables(made):
+        console.print(shown)
+
+
 @app.command("inspect")
 def inspect_command(
     data: DataArg = "starter",

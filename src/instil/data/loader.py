@@ -86,6 +86,25 @@ class Loader:
         for step in self.steps():
             yield from step
 
+    def sizes(self, epoch: int = 0) -> list[list[int]]:
+        """Positions computed (padding included) for each micro-batch of each step, without making a batch."""
+        lengths = [self._length(index) for index in self.order(epoch)]
+        steps = []
+        for step in range(len(self)):
+            chosen = lengths[step * self.batch_size : (step + 1) * self.batch_size]
+            micro = [chosen[first : first + self.micro_batch] for first in range(0, len(chosen), self.micro_batch)]
+            steps.append([len(some) * max(some) for some in micro])
+        return steps
+
+    def longest(self) -> list[Batch]:
+        """A step of the longest rows: what needs the most memory."""
+        by_length = sorted(range(len(self.rows)), key=self._length, reverse=True)
+        return self._micro_batches(by_length[: self.batch_size])
+
+    def _length(self, index: int) -> int:
+        whole = len(self.rows[index].ids) - 1  # the last id is only ever predicted
+        return whole if self._max_length is None else min(whole, self._max_length)
+
     def _micro_batches(self, chosen: Sequence[int]) -> list[Batch]:
         return [
             self._collate(chosen[first : first + self.micro_batch]) for first in range(0, len(chosen), self.micro_batch)

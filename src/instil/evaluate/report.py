@@ -37,6 +37,7 @@ class ReportData:
     samples: Path
     loss_picture: Path
     unended: dict[str, list[str]]
+    outlook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def write_report(data: ReportData, path: Path) -> None:
         peak=data.peak_memory_gb,
         speed=data.result.tokens_seen / data.result.seconds if data.result.seconds else 0.0,
         unended=data.unended,
+        outlook=data.outlook,
     )
     path.write_text(html, encoding="utf-8")
 

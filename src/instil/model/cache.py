@@ -43,6 +43,7 @@ class Cache:
 
     def keep(self, rows_B: Tensor) -> None:
         """Let go of every row but these."""
-        self.keys = [keys.index_select(0, rows_B) for keys in self.keys]
-        self.values = [values.index_select(0, rows_B) for values in self.values]
+        for held in (self.keys, self.values):  # layer by layer, so that there is never a second cache
+            for layer, states in enumerate(held):
+                held[layer] = states.index_select(0, rows_B)
         self.lengths_B = self.lengths_B.index_select(0, rows_B)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +14,8 @@ from instil.evaluate.report import ReportData, write_report
 from instil.export.folder import export_folder
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
+from instil.recipes.estimate import Forecast
+from instil.recipes.machine import peak_memory
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import Settings
@@ -38,6 +38,7 @@ class Run:
     seconds: dict[str, float]
     validation_loss: float | None
     facts: dict[str, Any] = field(default_factory=dict)
+    outlook: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -63,6 +64,36 @@ class Stopwatch:
         started = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - started, 2)
+
+
+@dataclass
+class Outlook:
+    """How long a run was said to take, early on, and how long it took; seconds from its start to its last answer."""
+
+    started: float = field(default_factory=time.perf_counter)
+    estimated: float = 0.0
+    took: float = 0.0
+
+    def foresee(self, left: float) -> None:
+        """So much is left from now on."""
+        self.estimated = time.perf_counter() - self.started + left
+
+    def end(self) -> None:
+        """It is done."""
+        self.took = time.perf_counter() - self.started
+
+    def line(self) -> str:
+        """Both, side by side; nothing where the run was too short for an estimate."""
+        if not self.estimated:
+            return ""
+        share = self.estimated / self.took
+        return f"estimated {clock(self.estimated)} after the first steps, took {clock(self.took)} ({share:.0%})"
+
+    def as_json(self) -> dict[str, float] | None:
+        """For ``--json``."""
+        if not self.estimated:
+            return None
+        return {"estimated_seconds": round(self.estimated, 2), "took_seconds": round(self.took, 2)}
 
 
 def run(
@@ -96,6 +127,7 @@ def run(
     inputs = [Path(given) for given in (data, model) if isinstance(given, str | Path) and Path(given).exists()]
     folder.check_free(overwrite=overwrite, inputs=inputs)
     watch = Stopwatch()
+    outlook = Outlook()
 
     screen.head("Pre-flight")
     with watch.stage("prepare"):
@@ -113,31 +145,41 @@ def run(
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
     folder.write_json("split.json", prepared.split.as_json())
+    answers = answers and bool(examples)
+
+    def foresee(left: float) -> None:
+        left += watch.seconds["load model"]  # what is saved is about what was loaded
+        outlook.foresee(left)
+        screen.say(f"  about {clock(left)} to go until the last answer, {clock(outlook.estimated)} in all")
+
+    forecast = Forecast(prepared, foresee, answers=answers)
 
     said: dict[str, list[Completion]] = {}
     verdicts: dict[str, list[Verdict]] = {}
-    if answers and examples:
+    if answers:
         screen.head(f"Before: answering {len(examples)} {part} rows")
         with watch.stage("answer before"):
             said["base"] = _answer(prepared, decoder, examples, screen)
+        forecast.saw_answers(said["base"], settings.generate.batch_size, watch.seconds["answer before"])
         verdicts["base"] = _keep(folder, "base", examples, said["base"])
         verdicts["echo"] = trivial_baseline(examples)
         screen.say(f"  {_score_line(means(verdicts['base']))}")
 
     screen.head("Training")
     with watch.stage("train"):
-        result = tune(prepared, decoder, folder, screen)
+        result = tune(prepared, decoder, folder, screen, forecast)
     with watch.stage("save"):
         export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
 
-    if answers and examples:
+    if answers:
         screen.head(f"After: answering {len(examples)} {part} rows")
         with watch.stage("answer after"):
             said["tuned"] = _answer(prepared, decoder, examples, screen)
         verdicts["tuned"] = _keep(folder, "tuned", examples, said["tuned"])
         screen.say(f"  {_score_line(means(verdicts['tuned']))}")
 
-    finished = _finished(folder, result, watch, verdicts, facts)
+    outlook.end()
+    finished = _finished(folder, result, watch, verdicts, facts, outlook)
     write_report(
         ReportData(
             facts=facts,
@@ -149,6 +191,7 @@ def run(
             result=result,
             seconds=watch.seconds,
             peak_memory_gb=peak_memory_gb(),
+            outlook=outlook.line(),
             samples=folder.samples,
             loss_picture=folder.path / "loss.png",
             unended={which: unended(found, prepared.settings.generate.max_new_tokens) for which, found in said.items()},
@@ -193,6 +236,8 @@ def summary(finished: Run) -> list[str]:
     if finished.validation_loss is not None:
         lines.append(f"validation loss {finished.validation_loss:.3f} after {finished.steps} steps")
     lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")
+    if finished.outlook:
+        lines.append(finished.outlook)
     lines.append(f"report: {finished.path / 'report.html'}")
     lines.append(f"model:  {finished.path / 'model'}")
     lines.append(f'try it: instil respond {finished.path} --instruction "Name three colours."')
@@ -212,8 +257,7 @@ def unended(answers: Sequence[Completion], limit: int) -> list[str]:
 
 def peak_memory_gb() -> float:
     """The most memory this process has held, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return peak_memory() / 1e9
 
 
 def _answer(prepared: Prepared, decoder: Decoder, examples: Sequence[Example], screen: Screen) -> list[Completion]:
@@ -237,6 +281,7 @@ def _finished(
     watch: Stopwatch,
     verdicts: dict[str, list[Verdict]],
     facts: dict[str, Any],
+    outlook: Outlook,
 ) -> Run:
     return Run(
         path=folder.path,
@@ -244,7 +289,13 @@ def _finished(
         steps=result.steps,
         seconds=dict(watch.seconds),
         validation_loss=result.validation_loss,
-        facts={"data": facts["data"], "model": facts["model"], "peak_memory_gb": round(peak_memory_gb(), 3)},
+        facts={
+            "data": facts["data"],
+            "model": facts["model"],
+            "peak_memory_gb": round(peak_memory_gb(), 3),
+            "estimate": outlook.as_json(),
+        },
+        outlook=outlook.line(),
     )
 
 

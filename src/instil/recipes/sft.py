@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -33,10 +34,13 @@ from instil.recipes.run_folder import RunFolder, read_template
 from instil.recipes.settings import Settings
 from instil.records import Batch, Encoded, Example
 from instil.runtime import device_for
-from instil.train.evaluation import AsInBook, Evaluator, HeldOut
+from instil.train.evaluation import AsInBook, Evaluation, Evaluator, HeldOut
 from instil.train.loop import TrainResult, planned_steps, train
 from instil.train.metrics import MetricsFile, StepRecord
 from instil.train.plot import plot_losses
+
+if TYPE_CHECKING:
+    from instil.recipes.estimate import Forecast
 
 Data = str | Path | Sequence[dict[str, Any]]
 SAMPLE_ROWS = 2
@@ -65,6 +69,11 @@ class Prepared:
         if self.split.test:
             return "test", self.split.test
         return "validation", self.split.validation
+
+    @property
+    def sampled(self) -> tuple[Example, ...]:
+        """The few rows that are answered as training goes on."""
+        return (self.split.validation or self.split.test)[:SAMPLE_ROWS]
 
 
 def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
@@ -165,20 +174,46 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
     )
 
 
-def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen) -> TrainResult:
+def evaluator_for(prepared: Prepared, loader: Loader) -> Evaluator:
+    """What evaluates during training, as the settings have it."""
+    options = prepared.settings.train
+    held_back = loader_for(prepared, "validation")
+    if options.evaluation == "book":
+        return AsInBook(_opener(loader), _opener(held_back), options.eval_every, options.eval_batches)
+    return HeldOut(list(held_back.batches()) if held_back else [], options.eval_every, options.eval_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """An evaluator that tells a forecast how long it took."""
+
+    evaluator: Evaluator
+    forecast: Forecast
+
+    def __call__(self, decoder: Decoder) -> Evaluation:
+        started = time.perf_counter()
+        found = self.evaluator(decoder)
+        self.forecast.saw_evaluation(time.perf_counter() - started)
+        return found
+
+    def due(self, done: int, ends_epoch: bool) -> bool:
+        return self.evaluator.due(done, ends_epoch)
+
+
+def tune(
+    prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen, forecast: Forecast | None = None
+) -> TrainResult:
     """Train, and leave ``metrics.jsonl``, ``samples.jsonl`` and the loss curves behind."""
     options = prepared.settings.train
     loader = loader_for(prepared, "train")
     assert loader is not None, "pre-flight refuses data without a trainable row"
-    held_back = loader_for(prepared, "validation")
-    evaluator: Evaluator
     if options.evaluation == "book":
         torch.manual_seed(options.seed)
-        evaluator = AsInBook(_opener(loader), _opener(held_back), options.eval_every, options.eval_batches)
-    else:
-        evaluator = HeldOut(list(held_back.batches()) if held_back else [], options.eval_every, options.eval_batches)
+    evaluator = evaluator_for(prepared, loader)
+    if forecast is not None:
+        evaluator = _Timed(evaluator, forecast)
     steps = planned_steps(len(loader), options)
-    sampled = (prepared.split.validation or prepared.split.test)[:SAMPLE_ROWS]
+    sampled = prepared.sampled
     records: list[StepRecord] = []
 
     with (
@@ -190,6 +225,8 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
         def on_record(record: StepRecord) -> None:
             metrics.write(record)
             records.append(record)
+            if record.step and forecast is not None:
+                forecast.saw_step(record.seconds - records[-2].seconds)
             if record.step:
                 advance(f"loss {record.train_loss:.3f}  {record.tokens_per_second:.0f} tokens/s")
             if record.val_loss is not None or record.step == steps:
@@ -197,11 +234,11 @@ def tune(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen
 
         def on_sample(step: int) -> None:
             greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS, header=prepared.settings.generate.header)
-            for example, said in zip(
-                sampled,
-                answer(decoder, prepared.tokenizer, prepared.template, sampled, greedy),
-                strict=True,
-            ):
+            started = time.perf_counter()
+            answers = answer(decoder, prepared.tokenizer, prepared.template, sampled, greedy)
+            if forecast is not None:
+                forecast.saw_sample(answers, time.perf_counter() - started)
+            for example, said in zip(sampled, answers, strict=True):
                 line = {"step": step, "row": example.row, **example.as_json(), "model_response": said.text}
                 samples.write(json.dumps(line, ensure_ascii=False) + "\n")
                 samples.flush()

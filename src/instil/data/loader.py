@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from instil.data.collate import collate, collate_shared
+from instil.data.collate import collate, collate_shared, common_prefix
 from instil.errors import DataError
 from instil.records import Batch, Encoded
 
@@ -88,13 +88,20 @@ class Loader:
 
     def sizes(self, epoch: int = 0) -> list[list[int]]:
         """Positions computed (padding included) for each micro-batch of each step, without making a batch."""
-        lengths = [self._length(index) for index in self.order(epoch)]
+        order = self.order(epoch)
         steps = []
         for step in range(len(self)):
-            chosen = lengths[step * self.batch_size : (step + 1) * self.batch_size]
+            chosen = order[step * self.batch_size : (step + 1) * self.batch_size]
             micro = [chosen[first : first + self.micro_batch] for first in range(0, len(chosen), self.micro_batch)]
-            steps.append([len(some) * max(some) for some in micro])
+            steps.append([self._positions(some) for some in micro])
         return steps
+
+    def _positions(self, chosen: Sequence[int]) -> int:
+        lengths = [self._length(index) for index in chosen]
+        if self.layout == "padded":
+            return len(lengths) * max(lengths)
+        shared = common_prefix([self.rows[index].ids for index in chosen], min(lengths) - 1) if len(chosen) > 1 else 0
+        return sum(lengths) - (len(chosen) - 1) * shared
 
     def longest(self) -> list[Batch]:
         """A step of the longest rows: what needs the most memory."""

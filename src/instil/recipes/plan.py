@@ -26,7 +26,7 @@ from instil.recipes.machine import machine_memory, memory_now
 from instil.recipes.progress import Screen, clock
 from instil.recipes.settings import Settings
 from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, prepare
-from instil.recipes.timing import time_answers, time_evaluation, time_steps
+from instil.recipes.timing import holds_gradients, time_answers, time_evaluation, time_steps
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,11 +55,15 @@ FLOAT = 4  # bytes; weights are trained in float32
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. ``activations`` and ``peak`` are for the longest rows, measured where they fitted."""
+    """Bytes. ``gradients`` are those held all at once (`holds_gradients`).
+
+    ``activations`` and ``peak`` are for the longest rows, measured where they fitted.
+    """
 
     machine: int
     now: int
     weights: int
+    gradients: int
     activations: int
     cache: int
     others: int
@@ -68,7 +72,7 @@ class Memory:
     @property
     def training(self) -> int:
         """Weights, gradients, AdamW's two moments, activations, and what Python and torch need."""
-        return 4 * self.weights + self.activations + self.others
+        return 3 * self.weights + self.gradients + self.activations + self.others
 
     @property
     def answering(self) -> int:
@@ -167,7 +171,8 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
         "answered": len(prepared.held_out[1]),
         "work": work,
     }
-    memory = Memory(machine, others, weights, 0, cache, others, measured=False)
+    gradients = weights if holds_gradients(prepared.settings.train) else 0
+    memory = Memory(machine, others, weights, gradients, 0, cache, others, measured=False)
     if not memory.fits:  # timing it would bring the machine to a stop
         return Plan(**facts, seconds={}, step_seconds=0.0, timed_steps=0, memory=memory)
 
@@ -176,8 +181,9 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     decoder = load(prepared)
     seconds["load model"] = seconds["save"] = time.perf_counter() - started
     now = memory_now()
-    steps = time_steps(prepared, decoder, loader, weights=weights, room=machine, screen=screen)
-    memory = Memory(machine, now, weights, steps.activations, cache, max(now - weights, 0), steps.measured)
+    steps = time_steps(prepared, decoder, loader, held=2 * weights + gradients, room=machine, screen=screen)
+    others = max(now - weights, 0)
+    memory = Memory(machine, now, weights, gradients, steps.activations, cache, others, steps.measured)
     pace = pace_of(steps.steps)
     seconds["train"] = work.steps * pace.seconds(work.step)
     seconds["evaluate"] = work.evaluations * time_evaluation(decoder, loader).seconds(work.evaluation)
@@ -231,7 +237,7 @@ def tables(plan: Plan) -> Iterator[Table | Text]:
     room = _table("Memory, GB", "", "")
     room.add_row("now, with the model" if plan.seconds else "now, without the model", _gb(memory.now))
     room.add_row("weights", _gb(memory.weights))
-    room.add_row("gradients", _gb(memory.weights))
+    room.add_row("gradients held at once", _gb(memory.gradients))
     room.add_row("AdamW's two moments", _gb(2 * memory.weights))
     if plan.seconds:
         how = "measured" if memory.measured else "scaled from shorter rows"

@@ -20,6 +20,7 @@ from instil.train.evaluation import Evaluation
 from instil.train.loop import train
 from instil.train.losses import held_out_loss
 from instil.train.metrics import StepRecord
+from instil.train.options import TrainOptions
 
 QUANTILES = (0.1, 0.5, 0.9)  # of the sizes of an epoch's steps: these are timed
 ROUNDS = 3  # how often at most
@@ -73,15 +74,15 @@ class _Steps:
 
     Args:
         loader: the training rows.
-        weights: bytes of the weights.
+        held: bytes of gradients and of AdamW's moments.
         room: bytes of the machine's memory.
         advance: called after each step.
     """
 
-    def __init__(self, loader: Loader, weights: int, room: int, advance: Advance) -> None:
+    def __init__(self, loader: Loader, held: int, room: int, advance: Advance) -> None:
         self._typical = typical_steps(loader)
         self._longest = loader.longest()
-        self._without_activations = memory_now() + 3 * weights  # gradients, and AdamW's two moments
+        self._without_activations = memory_now() + held
         self._room = room
         self._advance = advance
         self.done: list[Work] = []
@@ -119,8 +120,13 @@ class _Steps:
             self._advance()
 
 
+def holds_gradients(options: TrainOptions) -> bool:
+    """Whether all gradients are in memory at once, and not only each until its parameter is updated."""
+    return options.clip > 0 or 0 < options.micro_batch < options.batch_size
+
+
 def time_steps(
-    prepared: Prepared, decoder: Decoder, loader: Loader, *, weights: int, room: int, screen: Screen
+    prepared: Prepared, decoder: Decoder, loader: Loader, *, held: int, room: int, screen: Screen
 ) -> TimedSteps:
     """Real optimizer steps through the loop itself, so small that the model hardly changes.
 
@@ -128,13 +134,13 @@ def time_steps(
         prepared: the run.
         decoder: the model; it is trained a little.
         loader: the training rows.
-        weights: bytes of its weights.
+        held: bytes of gradients that are held at once, and of AdamW's two moments.
         room: bytes of the machine's memory; the longest rows are left out if they would not fit.
         screen: where progress is shown.
     """
     options = prepared.settings.train.model_copy(update={"epochs": 1, "max_steps": 0, "learning_rate": 1e-9})
     with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
-        chosen = _Steps(loader, weights, room, advance)
+        chosen = _Steps(loader, held, room, advance)
         train(decoder, chosen, options, evaluator=_Nothing(), on_record=chosen.saw)
     seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]
     timed = list(zip(chosen.done, seconds, strict=True))

@@ -1,0 +1,55 @@
+"""instil: its own loader, its own loop, its defaults, but for what the job fixes."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+
+from benchmarks.contenders.track import Job, Track, arguments
+
+
+def main(job: Job, variant: str, track: Track) -> None:
+    """Train as `instil train` does, without validation and samples."""
+    if importlib.util.find_spec("instil.runtime"):
+        importlib.import_module("instil.runtime").settle()  # the command line's first act
+
+    from instil.data.loader import Loader
+    from instil.model.weights import load_decoder
+    from instil.records import Encoded
+    from instil.train.loop import train
+    from instil.train.metrics import StepRecord
+    from instil.train.options import TrainOptions
+
+    decoder = load_decoder(job.folder)
+    if variant == "untied":
+        decoder.untie()
+    options = TrainOptions(
+        layout="padded" if variant == "padded" else "shared",
+        epochs=1,
+        batch_size=job.batch_size,
+        learning_rate=job.learning_rate,
+        weight_decay=job.weight_decay,
+        schedule="constant",
+        eval_every=0,
+    )
+    loader = Loader(
+        [Encoded(tuple(ids), tuple(trained)) for step in job.steps for ids, trained in step],
+        options.batch_size,
+        pad_id=job.pad_id,
+        max_length=job.max_length,
+        shuffle=False,  # the job's rows are in order already
+        layout=options.layout,
+    )
+
+    def on_record(record: StepRecord) -> None:
+        if record.train_loss is not None:
+            track.step(record.train_loss)
+
+    track.begin()
+    train(decoder, loader, options, on_record=on_record)
+    gemm = importlib.import_module("instil.model.gemm")
+    track.end(layout=options.layout, gemm=gemm.backend())
+
+
+if __name__ == "__main__":
+    main(*arguments(), Track())

@@ -1,0 +1,217 @@
+"""The arithmetic of the benchmarks by hand, and that the script runs; no time is asserted."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import gemm, train
+from benchmarks.contenders import CONTENDERS, Contender
+from benchmarks.contenders.track import Job
+from benchmarks.contenders.trl_sft import labels
+from benchmarks.floor import Work, layer_shapes, linear_weights
+from benchmarks.machine import hardware, slug
+from benchmarks.table import Session, efficiency, markdown, paired_ratios, summary, unequal_losses
+from instil.data.collate import collate, collate_shared
+from instil.records import Encoded
+from tests.train.test_training import SPECS
+
+ROWS = [Encoded((1, 2, 3, 4), (False, False, True, True)), Encoded((1, 2, 5, 6, 7), (False, False, False, True, True))]
+
+
+def test_linear_weights_by_hand() -> None:
+    """GPT-2: 3 heads of 4 and a width of 12; Llama: 4 heads and 2 of keys and values, 6 wide, gated MLP."""
+    assert layer_shapes(SPECS["gpt2"]) == [(36, 12), (12, 12), (20, 12), (12, 20)]
+    assert linear_weights(SPECS["gpt2"]) == (2 * (432 + 144 + 240 + 240), 17 * 12)
+    assert layer_shapes(SPECS["llama"]) == [(48, 12), (12, 24), (40, 12), (12, 20)]
+
+
+def test_work_of_a_batch_by_hand() -> None:
+    """Two rows of 3 and 4 inputs begin alike for 2: 2 + 1 + 2 are computed; 2 and 2 targets, two at one position."""
+    work = Work.of(SPECS["gpt2"], collate_shared(ROWS), parameters=1000)
+    assert (work.tokens, work.rows, work.scored) == (7, 5, 4)
+    everything = [Encoded(row.ids, (True,) * len(row.ids)) for row in ROWS]
+    assert Work.of(SPECS["gpt2"], collate_shared(everything), 1000).scored == 5  # the last shared one predicts both
+
+
+def test_the_floor_by_hand() -> None:
+    work = Work(tokens=20, rows=10, scored=3, body=100, head=50, parameters=200)
+    assert work.flops == 6 * (100 * 10 + 50 * 3)
+    assert work.seconds(peak=6900.0, bandwidth=2800.0) == pytest.approx(1.0 + 2.0)
+    assert work.seconds(peak=6900.0, bandwidth=2800.0, untied=True) == pytest.approx(1.0 + 2.5)
+
+
+WORK = [Work(tokens=tokens, rows=10, scored=3, body=100, head=50, parameters=200) for tokens in (70, 60, 50)]
+
+
+def session(name: str = "instil", number: int = 0, pace: float = 1.0, **changes: Any) -> Session:
+    """Started at 100, its first step after 3 s and the others ``pace`` apart."""
+    at = tuple(103.0 + pace * step for step in range(3))
+    values = {"begin": 102.0, "at": at, "losses": (3.0, 2.0, 1.0), "end": {"peak_bytes": 2_000_000_000}}
+    return Session(name, number, 100.0, **{**values, **changes})
+
+
+def test_real_tokens_over_the_steps_that_count() -> None:
+    assert session(pace=2.0).tokens_per_second(WORK, 1) == (60 + 50) / 4
+    assert session(pace=2.0).tokens_per_second(WORK, 0) == (70 + 60 + 50) / 5
+    assert session().first_step == 3.0
+    cut = session(at=(103.0,), losses=(3.0,))  # ended in its warmup: what there is counts
+    assert cut.tokens_per_second(WORK, 2) == 70
+    assert session(at=(), losses=()).tokens_per_second(WORK, 1) is None
+    assert session(pace=2.0).over_floor(WORK, 1, 6900.0, 2800.0, untied=False) == pytest.approx(4 / 6)
+
+
+def test_ratios_are_taken_within_a_round_and_their_median_is_reported() -> None:
+    ours = [session(number=number, pace=pace) for number, pace in enumerate((1.0, 2.0, 1.0))]
+    theirs = [session("TRL, tuned", number, pace) for number, pace in enumerate((3.0, 4.0, 5.0))]
+    assert paired_ratios(ours, theirs, WORK, 1) == pytest.approx([3.0, 2.0, 5.0])
+    kinds = [one for one in CONTENDERS if one.name in ("instil", "TRL, tuned")]
+    rows = {
+        row["contender"]: row for row in summary(kinds, [*ours, *theirs], WORK, 1, {"sgemm_best": 1, "bandwidth": 1})
+    }
+    assert rows["TRL, tuned"]["instil_times_as_fast"] == pytest.approx(3.0)
+    assert rows["TRL, tuned"]["range"] == pytest.approx([2.0, 5.0])
+    assert rows["instil"]["instil_times_as_fast"] == 1.0
+    assert rows["instil"]["tokens_per_second"] == 55.0
+    assert rows["instil"]["peak_gb"] == 2.0
+    assert rows["instil"]["over_floor_fma"] is None  # there was no C compiler
+    lines = markdown(list(rows.values())).splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| instil | 3 | 55.00 | 1.00 | 1.00 to 1.00 | 1.00 | 2.00 | 3.00 | - |")
+
+
+def test_the_ratio_of_equal_mathematics_is_to_the_counterpart() -> None:
+    sessions = [session(), session("instil, untied head", pace=2.0), session("the book's code", pace=8.0)]
+    rows = {row["contender"]: row for row in summary(CONTENDERS, sessions, WORK, 1, {"bandwidth": 1})}
+    assert rows["the book's code"]["instil_times_as_fast"] == pytest.approx(8.0)
+    assert rows["the book's code"]["same_mathematics_times_as_fast"] == pytest.approx(4.0)
+
+
+def test_what_share_of_the_peaks_is_reached() -> None:
+    reached = efficiency([session(pace=2.0)], WORK, 1, {"fma": 6900.0, "sgemm_best": 3450.0}, shapes=1.0)
+    assert reached["of_fma"] == pytest.approx(0.5)
+    assert reached["of_sgemm"] == pytest.approx(1.0)
+    assert reached["of_best_at_shapes"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "told"),
+    [
+        ("TRL, tuned", (3.0, 2.0, 1.0), 0),
+        ("TRL, tuned", (3.0001, 2.0001, 1.00005), 0),
+        ("TRL, tuned", (3.0, 2.001, 1.0), 1),
+        ("TRL, tuned", (3.0, 2.0, math.nan), 1),
+        ("the book's code", (3.001, 2.0, 1.0), 1),  # all begin from the same weights
+        ("the book's code", (3.0, 2.5, 1.5), 0),  # but a head of one's own learns otherwise
+        ("TRL, as shipped", (9.0, 9.0, 9.0), 0),  # bfloat16 is not claimed to be equal
+    ],
+)
+def test_losses_that_must_be_equal(name: str, losses: tuple[float, ...], told: int) -> None:
+    assert len(unequal_losses([session(), session(name, losses=losses)], CONTENDERS)) == told
+
+
+def job(rows: list[Encoded]) -> Job:
+    steps = [[(list(row.ids), list(row.trained)) for row in rows]]
+    return Job("gpt2", Path(), steps, len(rows), 1024, 0, 1e-4, 0.1, Path(), {})
+
+
+def test_peers_get_the_batch_that_instil_pads() -> None:
+    batch = collate(ROWS, pad_id=0)
+    inputs, targets = job(ROWS).padded(0)
+    assert inputs.tolist() == batch.inputs.tolist()
+    assert targets.tolist() == batch.targets.tolist()
+
+
+def test_labels_count_what_is_predicted() -> None:
+    assert labels([5, 6, 7], [True, True, True]) == [-100, 6, 7]
+    assert labels([5, 6, 7], [False, False, True]) == [-100, -100, 7]
+
+
+def test_every_counterpart_is_ours_and_computes_the_same() -> None:
+    by_name: dict[str, Contender] = {one.name: one for one in CONTENDERS}
+    for one in CONTENDERS:
+        other = by_name[one.counterpart]
+        assert other.ours
+        assert one.mathematics in ("", other.mathematics)
+        assert set(one.models) <= set(other.models)
+
+
+@pytest.mark.parametrize("backend", gemm.BACKENDS)
+def test_every_product_is_the_product(backend: str) -> None:
+    import torch
+
+    torch.manual_seed(3)
+    try:
+        found = {form: torch.as_tensor(work()) for form, work in gemm.products(backend, 5, 7, 3).items()}
+    except LookupError as error:
+        pytest.skip(str(error))
+    torch.manual_seed(3)
+    wanted = {form: torch.as_tensor(work()) for form, work in gemm.products("torch", 5, 7, 3).items()}
+    assert {form: tuple(value.shape) for form, value in found.items()} == {"NT": (5, 7), "NN": (5, 3), "TN": (7, 3)}
+    torch.testing.assert_close(found, wanted)
+
+
+def test_hardware_names_no_machine() -> None:
+    import platform
+
+    told = hardware()
+    assert told["cores"] >= 1
+    assert slug(told).endswith(("core", "cores"))
+    assert platform.node() not in json.dumps(told).split('"')
+
+
+def test_warmup_must_leave_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train.parsed(["--steps", "2", "--warmup", "2"])
+    assert "leaves none of 2 steps" in capsys.readouterr().err
+
+
+def test_the_better_of_two_measurements_of_a_peak() -> None:
+    def told(fma: float | None, sgemm: float, seconds: float) -> dict[str, Any]:
+        peaks = {"fma": fma, "sgemm_best": sgemm, "bandwidth": 5.0, "sgemm": {"torch": sgemm}}
+        return {"peaks": peaks, "shapes": {"case": {"seconds": seconds}}}
+
+    best = train.best_of(told(None, 3.0, 2.0), told(None, 4.0, 1.0))
+    assert best == told(None, 4.0, 1.0)
+    assert train.best_of(told(7.0, 3.0, 1.0), told(6.0, 4.0, 2.0)) == told(7.0, 4.0, 1.0)
+
+
+def test_one_that_takes_too_long_is_ended_and_its_steps_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dawdler.py").write_text(
+        "import json, time\n"
+        "for event in ({'event': 'begin', 'at': 1.0}, {'event': 'step', 'loss': 3.5, 'at': 2.0}):\n"
+        "    print('BENCH', json.dumps(event), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    (tmp_path / "benchmarks" / "contenders").mkdir(parents=True)
+    (tmp_path / "dawdler.py").rename(tmp_path / "benchmarks" / "contenders" / "dawdler.py")
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    asked = train.parsed(["--work", str(tmp_path), "--limit", "2"])
+    one = train.run(Contender("slow", "dawdler", "", ("gpt2",), "", "slow"), tmp_path / "job.json", 0, asked)
+    assert (one.begin, one.at, one.losses, one.failure) == (1.0, (2.0,), (3.5,), "ended after 2 s")
+
+
+def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny model, instil alone: every figure is there, losses agree, and nothing names this machine."""
+    asked = ["--tiny", "--contenders", "instil", "instil, padded", "--cases", "gpt2-response", "--rounds", "1"]
+    asked += ["--steps", "3", "--warmup", "1", "--batch", "4", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    assert train.main(asked) == 0
+    capsys.readouterr()
+    text = next(tmp_path.glob("*.json")).read_text(encoding="utf-8")
+    case = json.loads(text)["cases"]["gpt2-response"]
+    assert [row["contender"] for row in case["rows"]] == ["instil", "instil, padded"]
+    for row in case["rows"]:
+        assert len(row["losses"]) == 3
+        assert row["tokens_per_second"] > 0
+        assert row["peak_gb"] > 0
+        assert row["first_step_seconds"] > 0
+        assert row["over_floor_sgemm"] > 0
+    assert case["unequal_losses"] == []
+    assert str(tmp_path) not in text
+    assert sys.prefix not in text
+    assert "## gpt2-response" in next(tmp_path.glob("*.md")).read_text(encoding="utf-8")

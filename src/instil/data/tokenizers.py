@@ -210,11 +210,10 @@ class FastTokenizer:
         Raises:
             ModelError: the vocabulary is of a kind that is not built here (see `PRE_TOKENIZERS`).
         """
-        fields = read_gguf(path).fields
+        values = read_gguf(path).values
 
         def value(key: str) -> Any:
-            field = fields.get(f"tokenizer.{key}")
-            return None if field is None else field.contents()
+            return values.get(f"tokenizer.{key}")
 
         model, pre = value("ggml.model"), value("ggml.pre") or "gpt-2"
         if model != "gpt2" or pre not in PRE_TOKENIZERS:

@@ -5,6 +5,7 @@ Before anything is allocated the header is held against the file: every tensor m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,13 +56,13 @@ class GgufFile:
                 f"{path}: not a GGUF file (it starts with {start!r}, not {MAGIC!r}); wanted a GGUF file "
                 "or a folder of transformers"
             )
-        reader = read_gguf(path)
-        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self._meta = _scalars(reader)
+        header = read_gguf(path)
+        self._tensors = header.tensors
+        self._meta = _scalars(header.values)
         self._check_extent()
         self.family = self._family()
         self.table = self.family.gguf
-        shapes = {name: tuple(int(n) for n in reversed(t.shape)) for name, t in self._tensors.items()}
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         try:
             self.spec = self.family.spec_from_gguf(self._meta, shapes)
         except KeyError as error:
@@ -76,15 +77,15 @@ class GgufFile:
         from gguf.quants import dequantize
 
         tensor = self._tensors[name]
-        kind = tensor.tensor_type.name
+        kind = tensor.kind.name
         if kind not in READABLE:
             raise ModelError(f"{self.path}: tensor {name} is stored as {kind}; read here: {', '.join(READABLE)}")
         try:  # read here, not through the package's memory map: its pages would count as our memory
-            stored = np.fromfile(self.path, tensor.data.dtype, tensor.data.size, offset=int(tensor.data_offset))
-            values = dequantize(stored.reshape(tensor.data.shape), tensor.tensor_type)
+            stored = np.fromfile(self.path, tensor.dtype, math.prod(tensor.stored_shape), offset=tensor.offset)
+            values = dequantize(stored.reshape(tensor.stored_shape), tensor.kind)
         except (ValueError, NotImplementedError) as error:
             raise ModelError(f"{self.path}: tensor {name} ({kind}) cannot be dequantised: {error}") from error
-        return torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(tensor.shape))))
+        return torch.from_numpy(values.reshape(tensor.shape))
 
     def _family(self) -> Family:
         architecture = self._meta.get("general.architecture")
@@ -95,7 +96,7 @@ class GgufFile:
     def _check_extent(self) -> None:
         size = self.path.stat().st_size
         for tensor in self._tensors.values():
-            end = int(tensor.data_offset) + int(tensor.n_bytes)
+            end = tensor.offset + tensor.size
             if end > size:
                 raise ModelError(
                     f"{self.path}: tensor {tensor.name} ends at byte {end:,} of a file of {size:,}; "
@@ -103,12 +104,6 @@ class GgufFile:
                 )
 
 
-def _scalars(reader: Any) -> dict[str, Any]:
+def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     """The header's single values and short lists; the vocabulary's long ones are the tokenizer's business."""
-    from gguf import GGUFValueType
-
-    return {
-        name: field.contents()
-        for name, field in reader.fields.items()
-        if field.types and (field.types[0] != GGUFValueType.ARRAY or len(field.data) <= SHORT_LIST)
-    }
+    return {name: value for name, value in values.items() if not isinstance(value, list) or len(value) <= SHORT_LIST}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache
+from instil.model.fused import gated, rms_norm
 from instil.model.gemm import Linear
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
@@ -65,7 +66,7 @@ class GeluMLP(nn.Module):
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return self.down(_gelu(self.up(x_ND)))  # type: ignore[no-any-return]
+        return self.down(F.gelu(self.up(x_ND), approximate="tanh"))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -73,13 +74,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.activation = F.silu if spec.mlp == "swiglu" else _gelu
+        self.activation = "silu" if spec.mlp == "swiglu" else "gelu"
         self.gate_up = Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        gate_NF, up_NF = self.gate_up(x_ND).chunk(2, dim=-1)
-        return self.down(self.activation(gate_NF) * up_NF)  # type: ignore[no-any-return]
+        return self.down(gated(self.gate_up(x_ND), self.activation))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -105,6 +105,18 @@ class Block(nn.Module):
         return x_ND + mixed_ND  # type: ignore[no-any-return]
 
 
+class RMSNorm(nn.Module):
+    """A norm without a mean and a bias (Llama)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
 class OffsetRMSNorm(nn.Module):
     """RMSNorm whose weights say how far a scale is from one, so that weight decay draws it to one (Gemma).
 
@@ -118,7 +130,7 @@ class OffsetRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), self.weight.shape, 1 + self.weight.to(wide), self.eps).to(x.dtype)
+        return rms_norm(x.to(wide), 1 + self.weight.to(wide), self.eps).to(x.dtype)
 
 
 class Decoder(nn.Module):
@@ -212,8 +224,4 @@ def batch_of_ids(ids_BT: Tensor) -> Batch:
 def _norm(spec: DecoderSpec, width: int) -> nn.Module:
     if spec.norm == "layer":
         return nn.LayerNorm(width, eps=spec.norm_eps)
-    return nn.RMSNorm(width, eps=spec.norm_eps) if spec.norm == "rms" else OffsetRMSNorm(width, spec.norm_eps)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+    return RMSNorm(width, spec.norm_eps) if spec.norm == "rms" else OffsetRMSNorm(width, spec.norm_eps)

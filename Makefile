@@ -7,7 +7,7 @@ BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/bin/pip --disable-pip-version-check --quiet
 
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
-DEMO   ?= --set train.max_steps=40 --set generate.max_new_tokens=64
+DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
 
 # What `make bench-train` is asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
 BENCH_TRAIN ?=

@@ -159,7 +159,7 @@ def guessed_lengths(ended: int, tokens: int, limit: int, count: int) -> list[flo
     >>> guessed_lengths(0, 100, 256, 2)
     [256.0, 256.0]
     >>> [round(length) for length in guessed_lengths(10, 100, 256, 3)]
-    [7, 15, 3]
+    [7, 1, 13]
     """
     chance = ended / tokens if tokens else 0.0
     if not chance:

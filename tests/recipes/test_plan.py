@@ -13,7 +13,7 @@ from instil.recipes.plan import Memory, Plan, plan
 from instil.recipes.progress import Screen
 from instil.recipes.settings import resolve
 from instil.recipes.sft import loader_for, prepare
-from instil.recipes.timing import typical_steps, work_of
+from instil.recipes.timing import holds_gradients, typical_steps, work_of
 from tests.conftest import rows
 from tests.e2e.test_cli import instil as command
 
@@ -22,7 +22,7 @@ GB = 10**9
 
 @pytest.fixture(scope="module")
 def planned(tiny_folder: Path) -> Plan:
-    return plan(rows(40), tiny_folder, resolve(values={"max_new_tokens": 8}), Screen(quiet=True))
+    return plan(rows(40), tiny_folder, resolve(values={"max_new_tokens": 8, "epochs": 2}), Screen(quiet=True))
 
 
 def test_a_plan_says_all_there_is_to_know(planned: Plan) -> None:
@@ -75,7 +75,7 @@ def test_longest_rows_that_would_not_fit_are_scaled(tiny_folder: Path, monkeypat
 
 
 def test_the_cache_of_answers_counts() -> None:
-    memory = Memory(8 * GB, 0, GB, 0, 9 * GB, 0, measured=True)
+    memory = Memory(8 * GB, 0, GB, GB, 0, 9 * GB, 0, measured=True)
     assert memory.training == 4 * GB
     assert memory.predicted == memory.answering == 10 * GB
     assert not memory.fits
@@ -88,7 +88,7 @@ def test_the_command_leaves_nothing_behind(tiny_folder: Path, data_file: Path, t
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["steps"] == 10
+    assert said["steps"] == 20
     assert said["memory"]["fits"]
     assert said["chapter_minutes"]["A100 GPU"] == {"gpt2-small": 0.39, "gpt2-medium": 0.86}
     shown = command("plan", data_file, "-m", tiny_folder, "-s", "generate.max_new_tokens=2", cwd=tmp_path)
@@ -109,3 +109,11 @@ def test_the_steps_timed_are_a_small_one_a_middling_one_and_a_large_one(tiny_fol
         assert sizes == sorted(sizes)
         assert sizes[0] < sizes[-1]
         assert set(sizes) <= {sum(step) for step in loader.sizes()}
+
+
+@pytest.mark.parametrize(
+    ("options", "held"),
+    [({}, False), ({"clip": 1.0}, True), ({"micro_batch": 4}, True), ({"micro_batch": 8}, False)],
+)
+def test_gradients_are_held_only_where_something_waits_for_all(options: dict[str, float], held: bool) -> None:
+    assert holds_gradients(resolve(values=options).train) is held

@@ -77,7 +77,7 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
     >>> first, second = Encoded((1, 2, 3, 4), (True,) * 4), Encoded((1, 2, 5), (True,) * 3)
     >>> batch = collate_shared([first, second])
     >>> batch.ids_N.tolist(), batch.layout
-    ([1, 2, 3], Shared(prefix=1, lengths=(2, 1)))
+    ([1, 2, 3, 2], Shared(prefix=1, lengths=(2, 1)))
 
     Raises:
         ValueError: as `collate`.

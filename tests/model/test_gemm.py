@@ -1,0 +1,67 @@
+"""The seam of matrix products: oneDNN's give what torch's give, values and gradients, and the choice is one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from instil.model import gemm
+
+
+@pytest.fixture(params=["torch", "onednn"])
+def chosen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of the two, for small matrices too."""
+    monkeypatch.setenv("INSTIL_GEMM", request.param)
+    monkeypatch.setattr(gemm, "SMALL", 0)
+    gemm.backend.cache_clear()
+    yield request.param
+    gemm.backend.cache_clear()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("tokens", [1, 2, 37])
+def test_values_and_gradients(chosen: str, tokens: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = gemm.Linear(24, 40, bias=bias)
+    x = torch.randn(tokens, 24, requires_grad=True)
+    ours, theirs = layer(x), F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    direction = torch.randn_like(ours)
+    inputs = [x, *layer.parameters()]
+    found = torch.autograd.grad(ours, inputs, direction)
+    torch.testing.assert_close(found, torch.autograd.grad(theirs, inputs, direction), rtol=1e-5, atol=1e-5)
+    name = type(ours.grad_fn).__name__
+    assert (name == "_LinearBackward") == (chosen == "onednn" and tokens > 1)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_other_types_are_torchs(chosen: str) -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        layer = gemm.Linear(8, 8).to(dtype)
+        x = torch.randn(3, 8, dtype=dtype)
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+
+
+def test_a_frozen_weight_gets_no_gradient(chosen: str) -> None:
+    layer = gemm.Linear(8, 8)
+    layer.weight.requires_grad_(False)
+    x = torch.randn(3, 8, requires_grad=True)
+    layer(x).sum().backward()  # type: ignore[no-untyped-call]
+    assert layer.weight.grad is None
+    assert x.grad is not None
+    assert layer.bias.grad is not None
+
+
+@pytest.mark.parametrize(("gain", "backend"), [(1.1, "torch"), (1.2, "onednn")])
+def test_it_is_chosen_by_a_clear_gain(gain: float, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INSTIL_GEMM", raising=False)
+    monkeypatch.setattr(gemm, "_gain", lambda: gain)
+    gemm.backend.cache_clear()
+    assert gemm.backend() == backend
+    gemm.backend.cache_clear()
+
+
+def test_both_are_measured() -> None:
+    assert 0.01 < gemm._gain(rounds=1) < 100

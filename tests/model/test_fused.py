@@ -73,3 +73,11 @@ def test_they_keep_their_input_and_little_else() -> None:
     x, weight = torch.randn(64, 32, requires_grad=True), torch.randn(32, requires_grad=True)
     assert kept(lambda: rms_norm(x, weight, 1e-5)) == 64 * 32 + 32 + 64
     assert kept(lambda: gated(x, "silu")) == 64 * 32
+
+
+def test_narrow_types_keep_torchs_norm() -> None:
+    """Squares of half-precision numbers overflow."""
+    x = (torch.ones(2, 64) * 300).half().requires_grad_()
+    weight = torch.ones(64).half()
+    assert torch.equal(rms_norm(x, weight, 1e-5), F.rms_norm(x, (64,), weight, 1e-5))
+    assert float(rms_norm(x, weight, 1e-5).detach().float().mean()) == pytest.approx(1.0, rel=1e-2)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from instil.errors import SettingsError
 from instil.model import gemm
 
 
@@ -65,3 +66,22 @@ def test_it_is_chosen_by_a_clear_gain(gain: float, backend: str, monkeypatch: py
 
 def test_both_are_measured() -> None:
     assert 0.01 < gemm._gain(rounds=1) < 100
+
+
+def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTIL_GEMM", "blas")
+    gemm.backend.cache_clear()
+    with pytest.raises(SettingsError, match="wanted torch or onednn"):
+        gemm.backend()
+
+
+def test_measuring_leaves_random_numbers_and_default_types_alone() -> None:
+    torch.manual_seed(1)
+    wanted = torch.rand(1)
+    torch.manual_seed(1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        gemm._gain(rounds=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.rand(1), wanted)

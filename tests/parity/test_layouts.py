@@ -172,3 +172,14 @@ def test_bf16_is_close_and_keeps_weights_in_float32() -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
+
+
+@pytest.mark.parametrize("part", ["blocks", "norm", "positions"])
+def test_a_backward_that_ends_before_the_embedding_leaves_nothing_behind(part: str) -> None:
+    model = decoder("gpt2")
+    loss = nll_sum(model, collate_shared([encoded(1, 2, 3, 4), encoded(1, 2, 5, 6)]))
+    table = [model.embed.weight]
+    (wanted,) = torch.autograd.grad(loss, table, retain_graph=True)
+    some = [parameter for name, parameter in model.named_parameters() if name.startswith(part)]
+    torch.autograd.grad(loss, some, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, table)[0], wanted, **CLOSE)

@@ -73,3 +73,23 @@ def test_what_is_frozen_stays() -> None:
     matrix.requires_grad_(False)
     updates = Updates([matrix, bias], weight_decay=0.1)
     assert updates.parameters == [bias]
+
+
+def test_an_earlier_gradient_is_no_part_of_the_first_step() -> None:
+    ours, theirs = parameters(), parameters()
+    losses(ours, 7)[0].backward()  # type: ignore[no-untyped-call]
+    for weights in (ours, theirs):
+        updates = Updates(weights, weight_decay=0.1)
+        updates.rate = 0.1
+        updates.backward(losses(weights, 0)[0], last=True)
+        updates.finish()
+    assert all(torch.equal(mine, wanted) for mine, wanted in zip(ours, theirs, strict=True))
+
+
+def test_what_an_interrupted_step_left_is_dropped() -> None:
+    weights = parameters()
+    updates = Updates(weights, weight_decay=0.1)
+    updates.backward(losses(weights, 0)[0], last=False)
+    assert weights[0].grad is not None
+    updates.close()
+    assert weights[0].grad is None

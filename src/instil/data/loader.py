@@ -43,6 +43,8 @@ class Loader:
     ) -> None:
         if not rows:
             raise DataError("there are no rows to make batches of")
+        if batch_size < 1 or micro_batch < 0:
+            raise ValueError(f"batch_size is {batch_size}, micro_batch {micro_batch}; wanted at least 1 and at least 0")
         self.rows = tuple(rows)
         self.batch_size = batch_size
         self.micro_batch = micro_batch or batch_size

@@ -37,9 +37,10 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
 
 def _plain(x: Tensor, weight: Tensor) -> bool:
-    """Whether backward will come and one type is used throughout."""
+    """Whether backward will come and one type is used throughout; squares of narrow types would overflow."""
     needed = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    return needed and x.dtype == weight.dtype and not torch.is_autocast_enabled(x.device.type)
+    wide = x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return needed and wide and not torch.is_autocast_enabled(x.device.type)
 
 
 class _RMSNorm(torch.autograd.Function):

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instil.errors import SettingsError
+
 WORTH_IT = 1.15  # the gain below which torch's own product stays
 SMALL = 1 << 17  # elements of a weight below which calling costs more than computing
 WIDE = 1 << 15  # output widths (vocabularies) whose weight gradient torch computes faster
@@ -93,8 +95,10 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def backend() -> str:
     """``"torch"`` or ``"onednn"``: the faster of the two on this machine, or what ``INSTIL_GEMM`` says."""
     asked = os.environ.get("INSTIL_GEMM", "")
+    if asked not in ("", "torch", "onednn"):
+        raise SettingsError(f"INSTIL_GEMM is {asked!r}; wanted torch or onednn, or nothing to have it measured")
     able = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-    if asked in ("torch", "onednn"):
+    if asked:
         return asked if able else "torch"
     return "onednn" if able and _gain() >= WORTH_IT else "torch"
 
@@ -103,12 +107,11 @@ def backend() -> str:
 def _gain(rounds: int = 5) -> float:
     """How many times as fast oneDNN runs the products of a small model's layers, best of some rounds each."""
     ours = theirs = 0.0
+    draw = functools.partial(  # numbers of its own, so that nobody's change
+        torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    )
     for tokens, width_in, width_out in FORMS.values():
-        x, weight, grad = (
-            torch.randn(tokens, width_in),
-            torch.randn(width_out, width_in),
-            torch.randn(tokens, width_out),
-        )
+        x, weight, grad = draw(tokens, width_in), draw(width_out, width_in), draw(tokens, width_out)
         theirs += _seconds(rounds, lambda x=x, w=weight, g=grad: (F.linear(x, w), g @ w, g.t() @ x))
         ours += _seconds(
             rounds,

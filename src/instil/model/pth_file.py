@@ -160,7 +160,8 @@ def save_pth(decoder: Decoder, path: Path) -> None:
     else:
         state = dict(hub_tensors(decoder))
     unfinished = path.with_name(path.name + ".unfinished")
-    torch.save(state, unfinished)
+    here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
+    torch.save({name: here[id(tensor)] for name, tensor in state.items()}, unfinished)
     unfinished.replace(path)
 
 

@@ -20,15 +20,24 @@ class TiedGradient:
 
     def __init__(self) -> None:
         self.from_head_VD: Tensor | None = None
+        self.backward = -1  # which run of backward left it: one may end before it comes to the embedding
 
     def leave(self, grad_VD: Tensor) -> None:
         """The head's share; a head applied several times in one pass leaves several."""
-        self.from_head_VD = grad_VD if self.from_head_VD is None else self.from_head_VD.add_(grad_VD)
+        left = self.from_head_VD if self.backward == _backward() else None
+        self.from_head_VD = grad_VD if left is None else left.add_(grad_VD)
+        self.backward = _backward()
 
     def take(self, like_VD: Tensor) -> Tensor:
-        """What the head left, or zeros."""
-        taken, self.from_head_VD = self.from_head_VD, None
-        return torch.zeros_like(like_VD) if taken is None else taken
+        """What the head left in this backward, or zeros."""
+        left = self.from_head_VD if self.backward == _backward() else None
+        self.from_head_VD = None
+        return torch.zeros_like(like_VD) if left is None else left
+
+
+def _backward() -> int:
+    """The number of the running backward."""
+    return torch._C._current_graph_task_id()
 
 
 def embed_tied(ids_N: Tensor, weight_VD: Tensor, tied: TiedGradient) -> Tensor:

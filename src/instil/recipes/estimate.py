@@ -98,14 +98,14 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
     due, epochs = _due(evaluator, steps, len(loader))
     held_back = loader_for(prepared, "validation")
     parts = [held_back, loader] if options.evaluation == "book" else [held_back]
-    sizes = [[size for step in part.sizes() for size in step] for part in parts if part is not None]
     limit = options.eval_batches or None
+    sizes = [[size for step in part.sizes()[:limit] for size in step] for part in parts if part is not None]
     by_evaluation = options.sample == "evaluation"
     return Workload(
         steps=steps,
         step=(1 / len(loader)) * _work(size for step in loader.sizes() for size in step),
         evaluations=1 + due,
-        evaluation=sum((_work(part[:limit]) for part in sizes), Work()),
+        evaluation=sum((_work(part) for part in sizes), Work()),
         samples=(1 + due if by_evaluation else epochs) if prepared.sampled else 0,
         sample=answering(
             prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
@@ -196,6 +196,7 @@ class Forecast:
             )
         self._steps: list[float] = []
         self._evaluation = 0.0
+        self._evaluated = 0
         self._samples = 0
         self._answers: list[tuple[Work, float]] = []
 
@@ -213,6 +214,7 @@ class Forecast:
 
     def saw_evaluation(self, seconds: float) -> None:
         """The model was evaluated; the first time counts."""
+        self._evaluated += 1
         self._evaluation = self._evaluation or seconds
 
     def saw_step(self, seconds: float) -> None:
@@ -228,7 +230,7 @@ class Forecast:
         answers = pace_of(self._answers)
         return (
             (self.work.steps - len(self._steps)) * step
-            + (self.work.evaluations - 1) * self._evaluation
+            + max(self.work.evaluations - self._evaluated, 0) * self._evaluation
             + (self.work.samples - self._samples) * answers.seconds(self.work.sample)
             + answers.seconds(self._after)
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +181,9 @@ def evaluator_for(prepared: Prepared, loader: Loader) -> Evaluator:
     held_back = loader_for(prepared, "validation")
     if options.evaluation == "book":
         return AsInBook(_opener(loader), _opener(held_back), options.eval_every, options.eval_batches)
-    return HeldOut(list(held_back.batches()) if held_back else [], options.eval_every, options.eval_batches)
+    steps = held_back.steps() if held_back else iter(())
+    batches = [batch for step in islice(steps, options.eval_batches or None) for batch in step]
+    return HeldOut(batches, options.eval_every)
 
 
 @dataclass(frozen=True, slots=True)

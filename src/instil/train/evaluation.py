@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from statistics import mean
@@ -16,7 +16,7 @@ import torch
 
 from instil.model.decoder import Decoder
 from instil.records import Batch
-from instil.train.losses import held_out_loss, nll_sum
+from instil.train.losses import held_out_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,6 @@ class AsInBook:
         return bool(self._every) and (done - 1) % self._every == 0
 
     def _mean_of_means(self, decoder: Decoder, steps: Iterable[Sequence[Batch]]) -> float | None:
-        means = [
-            float(nll_sum(decoder, batch.to(decoder.device))) / batch.trained_tokens
-            for batch in islice(_flat(steps), self._limit or None)
-        ]
+        """Micro-batches are one batch here, too."""
+        means = [held_out_loss(decoder, step, decoder.device).mean for step in islice(steps, self._limit or None)]
         return mean(means) if means else None
-
-
-def _flat(steps: Iterable[Sequence[Batch]]) -> Iterator[Batch]:
-    for step in steps:
-        yield from step

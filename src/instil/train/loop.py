@@ -76,7 +76,8 @@ def train(
         options: see `TrainOptions`.
         validation: batches for the periodic validation loss; may be empty.
         evaluator: another way to evaluate than `HeldOut` over ``validation``.
-        on_record: called after step 0 (before training) and after every step.
+        on_record: called after step 0 (before training) and after every step; the decoder's embedding is not to
+            be read then (see ``seen_ids``), but in ``on_sample``.
         on_sample: called with the number of finished steps, between steps, when a sample is due
             (``options.sample``).
         seen_ids: every id the loader will give, if known: of an untied embedding only their rows are trained,
@@ -128,8 +129,8 @@ def train(
         if options.sample == "evaluation":
             sample()
         for epoch in range(math.ceil(total / len(loader))):
+            started = time.perf_counter()  # making a batch is part of a step
             for step in islice(loader.steps(epoch), total - done):
-                started = time.perf_counter()
                 rate = updates.rate = learning_rate(done, total, options)
                 loss, tokens = _step(decoder, step, updates, options.precision)
                 if not math.isfinite(loss.total):
@@ -137,7 +138,7 @@ def train(
                     raise TrainingDiverged(
                         f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options, done)}"
                     )
-                if touched is not None:
+                if touched is not None and loss.tokens:
                     touched.step(rate)
                 seconds = time.perf_counter() - started
                 done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
@@ -148,6 +149,9 @@ def train(
                 report(loss.mean, rate, tokens, seconds, last if due else None)
                 if due if options.sample == "evaluation" else ends_epoch:
                     sample()
+                started = time.perf_counter()
+        if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
+            last = evaluate()
     finally:
         decoder.eval()
         updates.close()
@@ -163,7 +167,8 @@ def train(
 def _advice(options: TrainOptions, done: int) -> str:
     if not done:
         return "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
-    return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}) or set train.clip=1"
+    clip = "" if options.clip else " or set train.clip=1"
+    return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}){clip}"
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class Updates:
         self.rate = 0.0
         self.state: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}
         self._complete = False
+        self._forget()  # what an earlier backward left is no part of the first step
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
             for parameter in self.parameters
@@ -39,8 +40,10 @@ class Updates:
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of a micro-batch; with the ``last`` of a step its parameters are updated on the way."""
         self._complete = last and not self.clip
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._complete = False
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        finally:
+            self._complete = False
 
     def finish(self) -> None:
         """End an optimizer step: update what was not updated on the way."""
@@ -54,6 +57,11 @@ class Updates:
         """Let go of the parameters."""
         for hook in self._hooks:
             hook.remove()
+        self._forget()
+
+    def _forget(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._complete:

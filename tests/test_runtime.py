@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -22,19 +23,55 @@ def test_the_users_own_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
 def test_memory_that_is_freed_stays_with_the_process() -> None:
-    """A block far above glibc's own threshold for giving back leaves the process as large as it was."""
+    """Blocks that glibc would give back on its own leave the process as large as it was; huge ones go."""
     code = (
         "from instil import runtime; {}\n"
         "import ctypes; c = ctypes.CDLL(None); c.malloc.restype = ctypes.c_void_p\n"
         "c.free.argtypes = [ctypes.c_void_p]\n"
-        "b = c.malloc(ctypes.c_size_t(200 << 20)); ctypes.memset(ctypes.c_void_p(b), 1, 200 << 20); c.free(b)\n"
+        "blocks = [c.malloc(ctypes.c_size_t(20 << 20)) for _ in range(10)]\n"
+        "for b in blocks: ctypes.memset(ctypes.c_void_p(b), 1, 20 << 20)\n"
+        "for b in blocks: c.free(b)\n"
+        "b = c.malloc(ctypes.c_size_t(400 << 20)); ctypes.memset(ctypes.c_void_p(b), 1, 400 << 20); c.free(b)\n"
         "print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmRSS')) >> 10)"
     )
     sizes = [
         int(subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, check=True).stdout)
         for call in ("runtime.settle()", "None")
     ]
-    assert sizes[0] > 200 > sizes[1]
+    assert 400 > sizes[0] > 200 > sizes[1]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="of glibc")
+def test_memory_does_not_grow_with_every_new_shape() -> None:
+    """Left alone, oneDNN keeps a product for each number of tokens, some megabytes for a model's layers."""
+    code = (
+        "from instil import runtime; {}\n"
+        "import ctypes, torch\n"
+        "from instil.model.gemm import Linear\n"
+        "class Info(ctypes.Structure):\n"
+        "    _fields_ = [(name, ctypes.c_size_t) for name in 'abcdefghij']\n"
+        "libc = ctypes.CDLL(None); libc.mallinfo2.restype = Info\n"
+        "def used(): info = libc.mallinfo2(); return (info.e + info.h) >> 20\n"
+        "layers = [Linear(576, width, bias=False) for width in (960, 1536, 3072)]\n"
+        "def step(tokens):\n"
+        "    for layer in layers: layer(torch.ones(tokens, 576, requires_grad=True)).sum().backward()\n"
+        "step(200); before = used()\n"
+        "for tokens in range(80, 140): step(tokens)\n"
+        "print(used() - before)"
+    )
+    environment = {**os.environ, "INSTIL_GEMM": "onednn"}
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        environment.pop(cache, None)
+    grown = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", code.format(call)], capture_output=True, check=True, env=environment
+            ).stdout
+        )
+        for call in ("runtime.settle()", "None")
+    ]
+    assert grown[0] < 20
+    assert grown[0] < grown[1] / 2
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,11 @@ class Kept(Updates):
         assert parameter.grad is not None
         self.gradients[parameter], parameter.grad = parameter.grad, None
 
+    def _update_rows(self, parameter: torch.Tensor, rows: slice, grad: torch.Tensor) -> None:
+        assert (parameter in self.gradients) == (rows.start > 0), "one update a step"
+        before = [self.gradients[parameter]] if rows.start else []
+        self.gradients[parameter] = torch.cat([*before, grad])
+
 
 def naive_training(model: Decoder, loader: Loader, options: TrainOptions) -> list[float]:
     """Twenty lines that share nothing with the loop: padded tensors, mean loss, torch's AdamW."""

@@ -9,6 +9,7 @@ F width inside the MLP · V vocabulary · S rows the head is asked for · B rows
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache
-from instil.model.fused import gated, rms_norm
+from instil.model.fused import after, gated, rms_norm
 from instil.model.gemm import Linear
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
@@ -43,8 +44,8 @@ class Attention(nn.Module):
         self.q_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
         self.k_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
 
-    def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
-        qkv_NKW = self.qkv(x_ND).unflatten(-1, (-1, self.head_width))
+    def forward(self, norm: nn.Module, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
+        qkv_NKW = after(self.qkv, norm, x_ND).unflatten(-1, (-1, self.head_width))  # type: ignore[no-untyped-call]
         if rope is not None:  # queries and keys lie side by side, so one pass turns both
             turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
             if self.q_norm is not None and self.k_norm is not None:
@@ -65,8 +66,8 @@ class GeluMLP(nn.Module):
         self.up = Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x_ND), approximate="tanh"))  # type: ignore[no-any-return]
+    def forward(self, norm: nn.Module, x_ND: Tensor) -> Tensor:
+        return after(self.down, functools.partial(F.gelu, approximate="tanh"), after(self.up, norm, x_ND))
 
 
 class GatedMLP(nn.Module):
@@ -78,8 +79,8 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
-    def forward(self, x_ND: Tensor) -> Tensor:
-        return self.down(gated(self.gate_up(x_ND), self.activation))  # type: ignore[no-any-return]
+    def forward(self, norm: nn.Module, x_ND: Tensor) -> Tensor:
+        return after(self.down, functools.partial(gated, activation=self.activation), after(self.gate_up, norm, x_ND))
 
 
 class Block(nn.Module):
@@ -95,11 +96,11 @@ class Block(nn.Module):
         self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else None
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
-        attended_ND = self.attention(self.norm1(x_ND), attend, rope)
+        attended_ND = self.attention(self.norm1, x_ND, attend, rope)
         if self.post_norm1 is not None:
             attended_ND = self.post_norm1(attended_ND)
         x_ND = x_ND + attended_ND
-        mixed_ND = self.mlp(self.norm2(x_ND))
+        mixed_ND = self.mlp(self.norm2, x_ND)
         if self.post_norm2 is not None:
             mixed_ND = self.post_norm2(mixed_ND)
         return x_ND + mixed_ND  # type: ignore[no-any-return]

@@ -91,15 +91,18 @@ class _HeadLoss(torch.autograd.Function):
         if ctx.whole:
             hidden_UD, weight_VD, scores_UV = ctx.saved_tensors
             for_hidden_UD = product(scores_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
-            if ctx.needs_input_grad[1]:  # the factor goes to the smaller of the two
-                hidden_UD = (hidden_UD * grad).to(ctx.narrow)
-                for_weight_VD = weight_gradient(scores_UV, hidden_UD).to(weight_VD.dtype)
+            if ctx.needs_input_grad[1]:
+                hidden_UD = (hidden_UD * grad).to(ctx.narrow)  # the factor goes to the smaller of the two
+                if ctx.tied is not None:
+                    ctx.tied.leave(scores_UV, hidden_UD)
+                else:
+                    for_weight_VD = weight_gradient(scores_UV, hidden_UD).to(weight_VD.dtype)
         else:
             for_hidden_UD, for_weight_VD = ctx.saved_tensors
             for_weight_VD = for_weight_VD * grad
-        if ctx.tied is not None and for_weight_VD is not None:
-            ctx.tied.leave(for_weight_VD)
-            for_weight_VD = None
+            if ctx.tied is not None:
+                ctx.tied.leave_table(for_weight_VD)
+                for_weight_VD = None
         return (for_hidden_UD * grad).to(for_hidden_UD.dtype), for_weight_VD, None, None, None, None, None
 
 

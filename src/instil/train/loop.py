@@ -190,12 +190,14 @@ def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates, precision: 
     loss = LossSum(0.0, 0)
     tokens = 0
     for index, batch in enumerate(batches):
+        last = index == len(batches) - 1
+        receiver = updates.receiver(decoder.head.weight) if last else None
         with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total = nll_sum(decoder, batch.to(decoder.device))
+            total = nll_sum(decoder, batch.to(decoder.device), receiver)
         loss += LossSum(float(total.detach()), batch.trained_tokens)
         if not math.isfinite(loss.total):
             return loss, tokens
-        updates.backward(total / targets, last=index == len(batches) - 1)
+        updates.backward(total / targets, last=last)
         tokens += batch.real_tokens
     updates.finish()
     return loss, tokens

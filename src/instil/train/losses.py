@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
-from instil.model.tied import TiedGradient
+from instil.model.tied import Receiver, TiedGradient
 from instil.records import Batch
 from instil.train.head_loss import head_nll_sum
 
@@ -38,14 +38,15 @@ class LossSum:
         return LossSum(self.total + other.total, self.tokens + other.tokens)
 
 
-def nll_sum(decoder: Decoder, batch: Batch) -> Tensor:
+def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
     """Summed negative log-likelihood of a batch's targets, a scalar that can be differentiated.
 
-    The head is applied to the supervised rows alone. A batch without targets gives zero.
+    The head is applied to the supervised rows alone. A batch without targets gives zero. ``receiver`` is given
+    the gradient of a tied table in pieces (`instil.model.tied`), which then does not go to ``.grad``.
     """
     weight_VD = decoder.head.weight
     joined = torch.is_grad_enabled() and weight_VD.requires_grad and weight_VD is decoder.embed.weight
-    tied = TiedGradient() if joined else None
+    tied = TiedGradient(receiver) if joined else None
     hidden_ND = decoder(batch, tied=tied)
     at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
     return head_nll_sum(hidden_ND[at_U], weight_VD, row_S, batch.targets_S, batch.weights_S, tied)

@@ -7,11 +7,14 @@ it the update waits. Either way every parameter gets the same update by the same
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
+
+from instil.model.tied import Receiver
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -29,7 +32,16 @@ class Updates:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.weight_decay, self.clip = weight_decay, clip
         self.rate = 0.0
-        self.state: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {}
+        # All at once, before the first activations: made one by one in the first backward, the moments would
+        # come to lie between the activations and break up what these leave behind.
+        self.state: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {
+            parameter: (
+                torch.zeros_like(parameter, requires_grad=False),
+                torch.zeros_like(parameter, requires_grad=False),
+                torch.zeros((), dtype=torch.float32, device=parameter.device),
+            )
+            for parameter in self.parameters
+        }
         self._complete = False
         self._forget()  # what an earlier backward left is no part of the first step
         self._hooks = [
@@ -64,19 +76,33 @@ class Updates:
             parameter.grad = None
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        if self._complete:
+        if self._complete and parameter.grad is not None:  # none where a receiver has had it
             self._update(parameter)
 
-    @torch.no_grad()
+    def receiver(self, parameter: Tensor) -> Receiver | None:
+        """Takes the gradient of a matrix by rows and updates them, for the last backward of a step.
+
+        None where the whole gradient is needed: to clip it, or to add it to an earlier micro-batch's.
+        """
+        if self.clip or parameter not in self.state or parameter.grad is not None:
+            return None
+        return functools.partial(self._update_rows, parameter)
+
     def _update(self, parameter: Tensor) -> None:
-        if parameter not in self.state:
-            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            self.state[parameter] = (torch.zeros_like(parameter), torch.zeros_like(parameter), step)
-        first, second, step = self.state[parameter]
         assert parameter.grad is not None
+        self._step(parameter.detach(), parameter.grad, *self.state[parameter])
+        parameter.grad = None
+
+    def _update_rows(self, parameter: Tensor, rows: slice, grad: Tensor) -> None:
+        first, second, step = self.state[parameter]
+        if rows.stop < len(parameter):
+            step = step.clone()  # a step is counted once, with its last rows
+        self._step(parameter.detach()[rows], grad, first[rows], second[rows], step)
+
+    @torch.no_grad()
+    def _step(self, weight: Tensor, grad: Tensor, first: Tensor, second: Tensor, step: Tensor) -> None:
         adamw(
-            [parameter], [parameter.grad], [first], [second], [], [step],
+            [weight], [grad], [first], [second], [], [step],
             fused=True, amsgrad=False, maximize=False,
             beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.rate, weight_decay=self.weight_decay,
         )  # fmt: skip
-        parameter.grad = None

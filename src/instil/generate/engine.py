@@ -122,9 +122,8 @@ def _prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: Cache) -
         torch.tensor(owners),
         Grid(len(prompts), longest),
     )
-    hidden_ND = decoder(batch.to(decoder.device), cache)
     last_B = torch.tensor([row * longest + length - 1 for row, length in enumerate(lengths)])
-    return decoder.logits(hidden_ND[last_B.to(decoder.device)])
+    return decoder.logits(decoder(batch.to(decoder.device), cache, wanted_U=last_B.to(decoder.device)))
 
 
 def _one_token_each(ids_B: Tensor, lengths_B: Tensor) -> Batch:

@@ -4,7 +4,8 @@ It takes a `Batch`, which says what every token is and where it stands, and retu
 head is applied by the caller to the rows he asks for (`Decoder.logits`).
 
 Shape suffixes: N tokens, flat · D model width · H query heads · K key/value heads · W head width ·
-F width inside the MLP · V vocabulary · S rows the head is asked for · B rows · T positions.
+F width inside the MLP · V vocabulary · S rows the head is asked for · U tokens whose states are asked for · B rows ·
+T positions.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Attention(nn.Module):
         self.q_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
         self.k_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
 
-    def forward(self, norm: nn.Module, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
+    def forward(
+        self, norm: nn.Module, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None
+    ) -> Tensor:
         qkv_NKW = after(self.qkv, norm, x_ND).unflatten(-1, (-1, self.head_width))  # type: ignore[no-untyped-call]
         if rope is not None:  # queries and keys lie side by side, so one pass turns both
             turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
@@ -55,7 +58,8 @@ class Attention(nn.Module):
         else:
             q_NHW, k_NKW, v_NKW = torch.split(qkv_NKW, [self.heads, self.kv_heads, self.kv_heads], dim=1)
         out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW, self.window, self.scale)
-        return self.out(out_NHW.flatten(1))  # type: ignore[no-any-return]
+        out_ND = out_NHW.flatten(1)
+        return self.out(out_ND if wanted_U is None else out_ND[wanted_U])  # type: ignore[no-any-return]
 
 
 class GeluMLP(nn.Module):
@@ -95,11 +99,11 @@ class Block(nn.Module):
         self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
         self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else None
 
-    def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None) -> Tensor:
-        attended_ND = self.attention(self.norm1, x_ND, attend, rope)
+    def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None = None) -> Tensor:
+        attended_ND = self.attention(self.norm1, x_ND, attend, rope, wanted_U)
         if self.post_norm1 is not None:
             attended_ND = self.post_norm1(attended_ND)
-        x_ND = x_ND + attended_ND
+        x_ND = (x_ND if wanted_U is None else x_ND[wanted_U]) + attended_ND
         mixed_ND = self.mlp(self.norm2, x_ND)
         if self.post_norm2 is not None:
             mixed_ND = self.post_norm2(mixed_ND)
@@ -160,12 +164,19 @@ class Decoder(nn.Module):
             if parameter.dim() > 1 and not parameter.is_meta:
                 nn.init.normal_(parameter, std=0.02)
 
-    def forward(self, batch: Batch, cache: Cache | None = None, tied: TiedGradient | None = None) -> Tensor:
-        """Hidden states after the last norm, [N, D].
+    def forward(
+        self,
+        batch: Batch,
+        cache: Cache | None = None,
+        tied: TiedGradient | None = None,
+        wanted_U: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the last norm, [N, D], or of the wanted tokens alone, [U, D].
 
         With a cache the batch holds only new tokens; their positions say how far each row has come,
         and the cache is extended by the batch's real tokens. ``tied`` joins the gradients of a table that is
-        embedding and head, for who leaves the head's there.
+        embedding and head, for who leaves the head's there. Of tokens that are not wanted the last layer computes
+        only what the others see.
         """
         spec = self.spec
         x_ND = self.embed(batch.ids_N) if tied is None else embed_tied(batch.ids_N, self.embed.weight, tied)
@@ -180,7 +191,7 @@ class Decoder(nn.Module):
                 ropes[window] = rope_tables(batch.positions_N, spec.head_width, *spec.rope_of(window), x_ND.dtype)
         attend = pattern_for(batch, cache)
         for block, window in zip(self.blocks, windows, strict=True):
-            x_ND = block(x_ND, attend, ropes.get(window))
+            x_ND = block(x_ND, attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
         if cache is not None:
             cache.advance((batch.rows_N.view(batch.layout.rows, -1) >= 0).sum(1))
         return self.norm(x_ND)  # type: ignore[no-any-return]

@@ -47,9 +47,9 @@ def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) ->
     weight_VD = decoder.head.weight
     joined = torch.is_grad_enabled() and weight_VD.requires_grad and weight_VD is decoder.embed.weight
     tied = TiedGradient(receiver) if joined else None
-    hidden_ND = decoder(batch, tied=tied)
     at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
-    return head_nll_sum(hidden_ND[at_U], weight_VD, row_S, batch.targets_S, batch.weights_S, tied)
+    hidden_UD = decoder(batch, tied=tied, wanted_U=at_U if len(at_U) < len(batch.ids_N) else None)
+    return head_nll_sum(hidden_UD, weight_VD, row_S, batch.targets_S, batch.weights_S, tied)
 
 
 @torch.inference_mode()

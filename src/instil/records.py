@@ -140,7 +140,7 @@ class Batch:
         return self.layout
 
     @staticmethod
-    def untargeted(ids_N: Tensor, positions_N: Tensor, rows_N: Tensor, layout: Grid) -> Batch:
+    def untargeted(ids_N: Tensor, positions_N: Tensor, rows_N: Tensor, layout: Grid | Shared) -> Batch:
         """Tokens of which nothing is to be predicted by the loss: prompts, and tokens being generated."""
         none = ids_N.new_empty(0)
         return Batch(ids_N, positions_N, rows_N, none, none, none.float(), layout)
@@ -159,7 +159,7 @@ class Batch:
         )
 
 
-Finish = Literal["stop", "length", "no_room"]
+Finish = Literal["stop", "length", "no_room", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)

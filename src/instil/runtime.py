@@ -12,11 +12,31 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from instil.errors import SettingsError
 
+if TYPE_CHECKING:
+    import torch
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT = 1 << 25  # bytes of the largest block that stays with the process, and the most that glibc takes here
+# Of either version of Linux control groups: limit, use, and how much of the use is cached files.
+CONTROL_GROUPS = (
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.stat",
+        "inactive_file",
+    ),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
 PRODUCTS = "32"  # shapes of products kept: those of one training step
 
 
@@ -47,3 +67,38 @@ def device_for(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise SettingsError("train.device=cuda, but torch sees no GPU here; use cpu or auto, or a torch with CUDA")
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device: of this machine, or of what its control group leaves."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    told = _numbers("/proc/meminfo")
+    if "MemAvailable:" in told:
+        free = told["MemAvailable:"] << 10
+    for limit, used, facts, cached in CONTROL_GROUPS:
+        most, now = _number(limit), _number(used)
+        if most is not None and now is not None:
+            free = min(free, most - now + _numbers(facts).get(cached, 0))
+    return max(free, 0)
+
+
+def _number(path: str) -> int | None:
+    """The one number in a file of the kernel's, if it holds one."""
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _numbers(path: str) -> dict[str, int]:
+    """Lines of a name and a number."""
+    try:
+        lines = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}

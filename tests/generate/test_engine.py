@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,12 +13,14 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair
 from instil.errors import DataError
 from instil.generate.answer import answer
-from instil.generate.engine import generate
+from instil.generate.engine import Engine, Generated, Request, generate
 from instil.generate.options import GenerateOptions
-from instil.generate.sampling import sampler, top_k
+from instil.generate.prefixes import Prefixes
+from instil.generate.speculation import Lookup
+from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Example, Grid
+from instil.records import Batch, Example, Shared
 from tests.train.test_training import SPECS, decoder
 
 PROMPTS = st.lists(st.lists(st.integers(0, 16), min_size=1, max_size=9), min_size=1, max_size=5)
@@ -48,48 +52,192 @@ def test_cached_equals_uncached(
     assert [(list(one.ids), one.finish) for one in found] == [naive(model, p, limit, stop) for p in prompts]
 
 
-@given(st.integers(1, 10))
-@pytest.mark.parametrize("family", SPECS)
-def test_the_cache_is_invisible(family: str, cut: int) -> None:
-    """E1: hidden states in two pieces through a cache, against one pass."""
-    model = decoder(family)
-    ids = torch.randint(0, 17, (2, 11), generator=torch.Generator().manual_seed(cut))
-    cache = model.new_cache(rows=2, length=11)
+def whole_and_pieces(model: Decoder, ids: list[int], cuts: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states in one pass, and through a cache in pieces."""
+    cache = model.new_cache(len(ids))
+    cache.add()
     pieces = []
-    for first, last in ((0, cut), (cut, 11)):
-        part = ids[:, first:last]
-        batch = batch_of_ids(part)
-        shifted = Batch.untargeted(batch.ids_N, batch.positions_N + first, batch.rows_N, Grid(2, last - first))
-        pieces.append(model(shifted, cache).view(2, last - first, -1))
-    whole = model(batch_of_ids(ids)).view(2, 11, -1)
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-11, atol=1e-12)
-    assert cache.lengths_B.tolist() == [11, 11]
+    for first, last in zip([0, *cuts], [*cuts, len(ids)], strict=True):
+        part = torch.tensor(ids[first:last])
+        batch = Batch.untargeted(part, torch.arange(first, last), torch.zeros(len(part)), Shared(0, (len(part),)))
+        pieces.append(model(batch, [Part(cache, (0,), (len(part),))]))
+    assert cache.lengths == [len(ids)]
+    return model(batch_of_ids(torch.tensor([ids]))), torch.cat(pieces)
 
 
-def test_sampling_does_not_depend_on_the_neighbours() -> None:
+@given(st.lists(st.integers(0, 16), min_size=2, max_size=15), st.data())
+@pytest.mark.parametrize("family", SPECS)
+def test_the_cache_is_invisible(family: str, ids: list[int], data: st.DataObject) -> None:
+    """E1: hidden states in pieces through a cache, against one pass."""
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(ids) - 1), max_size=4)))
+    whole, pieces = whole_and_pieces(decoder(family), ids, cuts)
+    torch.testing.assert_close(pieces, whole, rtol=1e-11, atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(PROMPTS, st.integers(1, 9), st.integers(1, 3), st.integers(0, 3), st.data())
+@pytest.mark.parametrize("family", SPECS)
+def test_rows_that_come_and_go_do_not_matter(
+    family: str, prompts: list[list[int]], limit: int, rows: int, seed: int, data: st.DataObject
+) -> None:
+    """E2: requests handed in at any time, some cancelled, with prompts in pieces and seats that are outgrown."""
+    model = decoder(family, seed)
+    stop = frozenset({3})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("instil.generate.engine.PROMPT_TOKENS", data.draw(st.integers(1, 12)))
+        patch.setattr("instil.generate.seats.SMALLEST", 2)
+        engine = Engine(model, rows=rows, memory=1 << 30, speculate=data.draw(st.booleans()))
+        found, tickets, cancelled = {}, {}, set()
+        for prompt in prompts:
+            request = Request(prompt, limit, stop, keep=data.draw(st.booleans()))
+            tickets[engine.submit(request)] = prompt
+            for _ in range(data.draw(st.integers(0, 3))):
+                found.update(engine.step())
+            if data.draw(st.integers(0, 5)) == 0:
+                cancelled.add(ticket := data.draw(st.sampled_from(sorted(tickets))))
+                engine.cancel(ticket)
+        found.update(engine.run())
+    assert set(found) == set(tickets)
+    for ticket, prompt in tickets.items():
+        ids, finish = naive(model, prompt, limit, stop)
+        if found[ticket].finish == "cancelled":
+            assert ticket in cancelled
+            assert list(found[ticket].ids) == ids[: len(found[ticket].ids)]
+        else:
+            assert (list(found[ticket].ids), found[ticket].finish) == (ids, finish)
+
+
+def test_a_cancelled_row_is_gone_after_the_step() -> None:
+    engine = Engine(decoder(), rows=1)
+    first, second = (engine.submit(Request([1, 2], 8)) for _ in range(2))
+    engine.step()
+    engine.cancel(first)
+    (gone,) = engine.step()
+    assert gone[0] == first
+    assert gone[1].finish == "cancelled"
+    assert len(gone[1].ids) == 1
+    assert [ticket for ticket, _ in engine.run()] == [second]
+    engine.cancel(second)
+    engine.cancel(99)
+    assert engine.step() == []
+
+
+class Tied(Decoder):
+    """Two scores so close that a pass with others beside it may exchange them."""
+
+    def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
+        scores = torch.zeros(len(hidden_SD), self.spec.vocab_size)
+        alone = self.whole_text
+        scores[:, 5], scores[:, 6] = (1.0, 1.0001) if alone else (1.0001, 1.0)
+        return scores
+
+    def forward(self, batch: Batch, past: Any = None, **rest: Any) -> torch.Tensor:
+        self.whole_text = past is None
+        return super().forward(batch, past, **rest)  # type: ignore[no-any-return]
+
+
+def test_a_near_tie_is_decided_alone() -> None:
+    model = Tied(SPECS["llama"])
+    engine = Engine(model)
+    found = generate(model, [[1, 2], [3]], max_new_tokens=2, stop_ids=frozenset(), engine=engine)
+    assert [one.ids for one in found] == [(6, 6), (6, 6)]
+    assert engine.recomputed == 4
+
+
+def test_what_prompts_begin_with_alike_is_computed_once() -> None:
     model = decoder()
-    prompts = [[1, 2, 3], [4, 5], [6], [7, 8, 9, 10]]
-    options = GenerateOptions(temperature=1.5, top_k=5, seed=3)
-
-    def run(batch_size: int, seed: int) -> list[tuple[int, ...]]:
-        pick = sampler(options.model_copy(update={"seed": seed}))
-        found = generate(model, prompts, max_new_tokens=8, stop_ids=frozenset({0}), pick=pick, batch_size=batch_size)
-        return [one.ids for one in found]
-
-    assert run(1, 3) == run(4, 3) == run(2, 3)
-    assert run(4, 3) != run(4, 4)
+    prompts = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7, 8], [1, 2, 3, 4, 5, 9]]
+    engine = Engine(model, speculate=False)
+    found = generate(model, prompts, max_new_tokens=1, stop_ids=frozenset(), engine=engine)
+    assert [list(one.ids) for one in found] == [naive(model, prompt, 1, frozenset())[0] for prompt in prompts]
+    assert engine.tokens == 1 + 2 + 1  # beside the five that were computed before
+    assert len(engine.prefixes) == 1
 
 
-def test_top_k_keeps_the_largest() -> None:
-    logits = torch.tensor([[0.0, 5.0, 3.0, 4.0]])
-    drawn = set()
-    pick = sampler(GenerateOptions(temperature=5.0, top_k=2))
-    for _ in range(60):
-        drawn.add(int(pick(logits, [0])))
-    assert drawn == {1, 3}
-    assert int(sampler(GenerateOptions())(logits, [0])) == 1
-    assert torch.equal(top_k(logits, 0), logits)
-    assert torch.equal(top_k(logits, 9), logits)
+def test_a_conversation_goes_on_from_where_it_was() -> None:
+    model = decoder()
+    engine = Engine(model, speculate=False)
+    first = [1, 2, 3]
+    ((_, said),) = [*ends(engine, Request(first, 4, keep=True))]
+    before = engine.tokens
+    second = [*first, *said.ids, 9, 9]
+    ((_, again),) = [*ends(engine, Request(second, 1))]
+    assert list(again.ids) == naive(model, second, 1, frozenset())[0]
+    assert engine.tokens - before == 3  # the last token that was said was never computed
+
+
+def test_what_is_remembered_is_forgotten_with_the_weights() -> None:
+    model = decoder()
+    engine = Engine(model)
+    prompts = [[1, 2, 3, 4, 5], [1, 2, 3, 4, 6]]
+    generate(model, prompts, max_new_tokens=2, stop_ids=frozenset(), engine=engine)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    found = generate(model, prompts, max_new_tokens=2, stop_ids=frozenset(), engine=engine)
+    assert [list(one.ids) for one in found] == [naive(model, prompt, 2, frozenset())[0] for prompt in prompts]
+
+
+def test_prefixes_stay_within_their_memory() -> None:
+    model = decoder()
+    each = position_bytes(model.spec, torch.float64)
+    prefixes = Prefixes(model, 7 * each)
+    cache = model.new_cache(8)
+    cache.add()
+    cache.lengths[0] = 8
+    prefixes.keep([1, 2, 3], cache, 0)
+    prefixes.keep([4, 5, 6], cache, 0)
+    assert prefixes.fill([1, 2, 9], cache, 0) == 2  # used just now, so the other one goes
+    prefixes.keep([7, 8, 9], cache, 0)
+    assert (len(prefixes), prefixes.bytes) == (2, 6 * each)
+    assert prefixes.fill([4, 5, 6, 7], cache, 0) == 0
+    assert prefixes.fill([1, 2, 3], cache, 0) == 2  # the last id is always computed
+    prefixes.keep([1, 2], cache, 0)
+    prefixes.keep(range(8), cache, 0)
+    assert len(prefixes) == 2
+    prefixes.keep([1, 2, 3, 4], cache, 0)  # covers the shorter one
+    assert (len(prefixes), prefixes.bytes) == (2, 7 * each)
+
+
+def test_memory_sizes_the_batch_down_or_refuses() -> None:
+    model = decoder()
+    each = position_bytes(model.spec, torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("instil.generate.seats.SMALLEST", 4)
+        engine = Engine(model, rows=8, memory=2 * 8 * each, speculate=False)
+        with pytest.raises(DataError, match=r"need 0\.00 GB and 0\.00 GB are there"):
+            Engine(model, memory=4 * each).submit(Request([1, 2, 3], 5))
+        for _ in range(3):
+            engine.submit(Request([1, 2, 3], 5))
+        engine.step()
+        assert (len(engine._active), len(engine._waiting)) == (2, 1)
+        assert len(list(engine.run())) == 3
+
+
+def test_guessing_saves_passes_and_changes_nothing() -> None:
+    """A model that repeats itself is foreseen."""
+    model = decoder(seed=1)
+    prompt = [1, 2, 3]
+    wanted = naive(model, prompt, 12, frozenset())[0]
+    engines = [Engine(model, speculate=speculate) for speculate in (True, False)]
+    found = [[one for _, one in ends(engine, Request(prompt, 12))] for engine in engines]
+    assert [list(one.ids) for (one,) in found] == [wanted, wanted]
+    assert len(set(wanted)) < 8, "the case is one of repetition"
+    assert engines[0].passes < engines[1].passes == 12
+
+
+def test_guessing_that_does_not_pay_ends() -> None:
+    lookup = Lookup()
+    ids = [1, 2, 3, 1, 2]
+    assert lookup.guess(ids, 5) == [3, 1, 2]
+    assert lookup.guess(ids, 0) == []
+    lookup.saw(30, 2)
+    assert lookup.guess(ids, 5) == []
+
+
+def ends(engine: Engine, request: Request) -> list[tuple[int, Generated]]:
+    engine.submit(request)
+    return list(engine.run())
 
 
 def test_prompts_that_cannot_be_answered_are_refused_with_numbers() -> None:
@@ -100,7 +248,10 @@ def test_prompts_that_cannot_be_answered_are_refused_with_numbers() -> None:
 
 
 class Parrot(Decoder):
-    """Says what it was told to, whatever the prompt: a decoder for tests of what is around it."""
+    """Says what it was told to, whatever the prompt: a decoder for tests of what is around it.
+
+    Its hidden states are positions, so that each token's answer goes by where it stands.
+    """
 
     def __init__(self, tokenizer: BytePair, text: str) -> None:
         super().__init__(
@@ -110,13 +261,20 @@ class Parrot(Decoder):
             )
         )  # fmt: skip
         self.script = [*tokenizer.encode(text), tokenizer.eos_id]
-        self.spoken = -1
+        self.first: float | None = None
+
+    def forward(self, batch: Batch, past: Any = None, tied: Any = None, wanted_U: Any = None) -> torch.Tensor:
+        super().forward(batch, past)
+        positions = batch.positions_N if wanted_U is None else batch.positions_N[wanted_U]
+        return positions[:, None].float()
 
     def logits(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        self.spoken += 1
-        wanted = torch.full((hidden_SD.shape[0], 50257), -1.0)
-        wanted[:, self.script[self.spoken]] = 1.0
-        return wanted
+        if self.first is None:
+            self.first = float(hidden_SD[0])
+        said = [self.script[min(int(at - self.first), len(self.script) - 1)] for at in hidden_SD[:, 0].tolist()]
+        scores = torch.full((len(said), 50257), -1.0)
+        scores[torch.arange(len(said)), said] = 1.0
+        return scores
 
 
 def test_the_response_is_cut_by_position() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair
@@ -13,7 +16,7 @@ from instil.errors import SettingsError
 from instil.generate.answer import answer
 from instil.generate.engine import generate
 from instil.generate.options import GenerateOptions
-from instil.generate.sampling import sampler
+from instil.generate.sampling import Sampling, Stream, penalised, probabilities
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec
 from instil.records import Example
@@ -23,7 +26,9 @@ WARM = GenerateOptions(temperature=1.5, seed=3)
 
 
 def sampled(prompts: list[list[int]], options: GenerateOptions = WARM) -> list[tuple[int, ...]]:
-    found = generate(decoder(), prompts, max_new_tokens=8, stop_ids=frozenset(), pick=sampler(options))
+    found = generate(
+        decoder(), prompts, max_new_tokens=8, stop_ids=frozenset(), sampling=lambda row: Sampling.of(options, row)
+    )
     return [one.ids for one in found]
 
 
@@ -62,17 +67,84 @@ def test_a_prompt_without_room_does_not_change_the_answers_after_it() -> None:
 @pytest.mark.parametrize(("temperature", "share"), [(1.0, 1 / 4), (0.5, 1 / 10), (2.0, 1 / (1 + math.sqrt(3)))])
 def test_the_temperature_is_what_it_says(temperature: float, share: float) -> None:
     """Two tokens, one three times as likely: at temperature t the odds are 3^(1/t)."""
-    rows = 4000
-    logits = torch.tensor([0.0, math.log(3.0)]).expand(rows, 2)
-    drawn = sampler(GenerateOptions(temperature=temperature))(logits, range(rows))
-    assert float((drawn == 0).double().mean()) == pytest.approx(share, abs=0.025)  # over three standard errors
+    shares = probabilities(torch.tensor([[0.0, math.log(3.0)]]), Sampling(temperature=temperature))[0]
+    assert shares.tolist() == pytest.approx([share, 1 - share])
+    stream = Stream(3)
+    drawn = [stream.draw(shares) for _ in range(4000)]
+    assert drawn.count(0) / len(drawn) == pytest.approx(share, abs=0.025)  # over three standard errors
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-300])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(1)) * 20
-    drawn = sampler(GenerateOptions(temperature=temperature))(logits, range(50))
-    assert torch.equal(drawn, logits.argmax(-1))
+    shares = probabilities(logits, Sampling(temperature=temperature))
+    assert [Stream(row).draw(shares[row]) for row in range(50)] == logits.argmax(-1).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(-50, 50), min_size=4, max_size=9, unique=True),
+    st.floats(0.1, 3),
+    st.integers(0, 5),
+    st.floats(0.05, 1),
+    st.floats(0, 0.9),
+    st.floats(0.5, 2),
+    st.lists(st.integers(0, 3), max_size=4),
+)
+def test_it_is_the_fields_sampling(
+    scores: list[int], temperature: float, k: int, p: float, least: float, penalty: float, said: list[int]
+) -> None:
+    """Against the processors of transformers, in its order."""
+    from transformers.generation import logits_process as theirs
+
+    logits = torch.tensor([scores], dtype=torch.float64) / 10
+    ids = torch.tensor([said], dtype=torch.long)
+    wanted = theirs.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits) if said else logits
+    for process in (
+        theirs.TemperatureLogitsWarper(temperature),
+        *([theirs.TopKLogitsWarper(k)] if k else []),
+        theirs.TopPLogitsWarper(p),
+        theirs.MinPLogitsWarper(least),
+    ):
+        wanted = process(ids, wanted)
+    sampling = Sampling(temperature, k, p, least, penalty)
+    found = probabilities(penalised(logits[0].clone(), said, penalty)[None], sampling)
+    if not torch.equal(
+        found > 0, wanted.softmax(-1) > 0
+    ):  # a sum may reach p in one order of adding and not in another
+        near = probabilities(penalised(logits[0].clone(), said, penalty)[None], replace(sampling, top_p=1.0, min_p=0.0))
+        sums = near.sort(-1).values.cumsum(-1)
+        assert ((sums - (1 - p)).abs().min() < 1e-9) or ((near / near.max() - least).abs().min() < 1e-9)
+        return
+    torch.testing.assert_close(found, wanted.softmax(-1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -1.0), ("temperature", math.nan), ("temperature", math.inf), ("top_k", -1), ("top_p", 0.0),
+        ("top_p", 1.5), ("min_p", -0.1), ("repetition_penalty", 0.0), ("repetition_penalty", 1e9),
+    ],
+)  # fmt: skip
+def test_absurd_values_are_refused(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"{name} is .*; wanted"):
+        Sampling(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match=f"generate.{name}="):
+        GenerateOptions().changed(**{name: value})
+
+
+def test_a_penalty_ends_repetition() -> None:
+    plain, changed = (
+        generate(
+            decoder(seed=1),
+            [[1, 2, 3]],
+            max_new_tokens=12,
+            stop_ids=frozenset(),
+            sampling=lambda row, value=penalty: Sampling(repetition_penalty=value),
+        )[0].ids
+        for penalty in (1.0, 100.0)
+    )
+    assert len(set(changed)) > len(set(plain))
 
 
 def test_changed_options_are_checked_as_if_given_anew() -> None:

@@ -2,27 +2,86 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from instil.generate.engine import generate
+from instil.generate.seats import Seat, Seats
 from instil.model.cache import Cache
 from tests.generate.test_engine import naive
 from tests.train.test_training import SPECS, decoder
 
 
-def test_keep_takes_keys_values_and_lengths_of_the_same_rows() -> None:
-    cache = Cache(SPECS["llama"], rows=3, length=4, dtype=torch.float32, device=torch.device("cpu"))
-    row_of_each = torch.arange(3.0)[:, None, None, None]
-    cache.keys = [keys + row_of_each for keys in cache.keys]
-    cache.values = [values + 10 * row_of_each for values in cache.values]
-    cache.advance(torch.tensor([2, 4, 3]))
-    cache.keep(torch.tensor([1, 2]))
-    assert cache.rows == 2
-    assert cache.lengths_B.tolist() == [4, 3]
-    for keys, values in zip(cache.keys, cache.values, strict=True):
-        assert keys[:, 0, 0, 0].tolist() == [1, 2]
-        assert values[:, 0, 0, 0].tolist() == [10, 20]
-        assert keys.shape == values.shape == (2, 2, 4, 6)
+def cache_of(lengths: list[int], room: int = 4) -> Cache:
+    """A cache whose keys tell row and position, and whose values are ten times that."""
+    cache = Cache(SPECS["llama"], room, dtype=torch.float32, device=torch.device("cpu"))
+    for row, length in enumerate(lengths):
+        cache.add()
+        numbers = row + torch.arange(room) / 10
+        for keys, values in zip(cache.keys, cache.values, strict=True):
+            keys[row] = numbers[None, :, None]
+            values[row] = 10 * numbers[None, :, None]
+        cache.lengths[row] = length
+    return cache
+
+
+def test_the_last_row_takes_the_place_of_one_that_leaves() -> None:
+    cache = cache_of([2, 4, 3])
+    assert cache.drop(0) == 2
+    assert cache.lengths == [3, 4]
+    for layer in range(len(cache.keys)):
+        keys, values = cache.read(layer, [0, 1], 3)
+        assert keys[:, 0, :, 0].tolist() == torch.tensor([[2, 2.1, 2.2], [1, 1.1, 1.2]]).tolist()
+        torch.testing.assert_close(values, 10 * keys)
+    assert cache.drop(1) == 1
+    assert cache.lengths == [3]
+
+
+def test_rows_side_by_side_are_read_in_place_and_others_too() -> None:
+    cache = cache_of([4, 4, 4])
+    keys, _ = cache.read(0, [1, 2], 4)
+    assert keys.untyped_storage().data_ptr() == cache.keys[0].untyped_storage().data_ptr()
+    keys, _ = cache.read(0, [2, 0], 2)
+    assert keys[:, 0, 0, 0].tolist() == [2, 0]
+
+
+def test_growing_keeps_what_is_there() -> None:
+    cache = cache_of([4])
+    for _ in range(40):
+        cache.add()
+    assert cache.rows == 41
+    assert cache.read(0, [0], 4)[0][0, 0, :, 0].tolist() == (torch.arange(4) / 10).tolist()
+    assert not cache.read(0, [40], 4)[0].any()
+
+
+@given(st.lists(st.tuples(st.sampled_from(["take", "leave", "write"]), st.integers(0, 9)), max_size=40))
+def test_a_row_keeps_its_own_through_all_moves(moves: list[tuple[str, int]]) -> None:
+    """Rows come, grow from seat to seat, and go; each one always reads what it wrote."""
+    model = decoder()
+    seats = Seats(model)
+    held: list[tuple[Seat, list[float]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("instil.generate.seats.SMALLEST", 2)
+        for step, (what, which) in enumerate(moves):
+            if what == "take":
+                held.append((seats.take(1 + which % 4), []))
+            elif held and what == "leave":
+                seats.leave(held.pop(which % len(held))[0])
+            elif held:
+                seat, wrote = held[which % len(held)]
+                if len(wrote) < 16:
+                    seats.widen(seat, len(wrote) + 1)
+                    seat.cache.keys[0][seat.place, :, len(wrote)] = step
+                    wrote.append(step)
+                    seat.filled = len(wrote)
+            for seat, wrote in held:
+                assert seat.filled == len(wrote)
+                assert seat.cache.read(0, [seat.place], len(wrote))[0][0, 0, :, 0].tolist() == wrote
+    for seat, _ in held:
+        seats.leave(seat)
+    assert not seats._taken
 
 
 def test_a_short_row_that_stops_first_leaves_the_others_as_they_are() -> None:

@@ -1,4 +1,4 @@
-"""Rows answered: examples in, completions out.
+"""Rows answered: examples in, completions out; or one answer as it comes.
 
 The response is what comes after the prompt by token position; text is never searched or replaced, so
 an answer may itself contain ``### Response:``.
@@ -6,16 +6,15 @@ an answer may itself contain ``### Response:``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from torch import Tensor
+from collections.abc import Callable, Iterator, Sequence
 
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
-from instil.generate.engine import Generated, generate
+from instil.generate.engine import Engine, Generated, Request, generate
 from instil.generate.options import GenerateOptions
-from instil.generate.sampling import sampler
+from instil.generate.sampling import Sampling
+from instil.generate.text import TextStream
 from instil.model.decoder import Decoder
 from instil.records import Completion, Example
 
@@ -27,6 +26,7 @@ def answer(
     examples: Sequence[Example],
     options: GenerateOptions,
     on_done: Callable[[], None] = lambda: None,
+    engine: Engine | None = None,
 ) -> list[Completion]:
     """Answer every example, in their order.
 
@@ -35,29 +35,28 @@ def answer(
     """
     prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
+    texts = {index: TextStream(tokenizer, options.stop) for index in fits} if options.stop else {}
     generated: dict[int, Generated] = {}
-    draw = sampler(options)
-
-    def pick(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-        return draw(logits_BV, [fits[row] for row in rows])  # a row's stream goes by its place among all
-
     if fits:
         found = generate(
             decoder,
             [prompts[index] for index in fits],
             max_new_tokens=options.max_new_tokens,
             stop_ids=tokenizer.stop_ids | {stop_id(template, tokenizer)},
-            pick=pick,
+            sampling=lambda row: Sampling.of(options, fits[row]),  # a row's stream goes by its place among all
             batch_size=options.batch_size,
+            on_token=(lambda row, token: _ends(texts[fits[row]], token)) if texts else None,
             on_done=lambda row, result: on_done(),
+            engine=engine,
         )
         generated = dict(zip(fits, found, strict=True))
     completions = []
     for index, example in enumerate(examples):
         result = generated.get(index, Generated((), "no_room"))
+        text = texts[index].text if index in texts else tokenizer.decode(result.ids)
         completions.append(
             Completion(
-                text=_text(tokenizer.decode(result.ids), "" if options.header else template.header),
+                text=_text(text, "" if options.header else template.header),
                 ids=result.ids,
                 finish=result.finish,
                 prompt_tokens=len(prompts[index]),
@@ -65,6 +64,44 @@ def answer(
             )
         )
     return completions
+
+
+def stream(
+    engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], stop_ids: frozenset[int], options: GenerateOptions
+) -> Iterator[str]:
+    """The answer to one prompt in pieces, as they become certain; leaving early ends the work on it.
+
+    Prompt and answer are remembered, so that a next turn that begins with them goes on from there.
+
+    Raises:
+        DataError: as `Engine.submit`.
+    """
+    text = TextStream(tokenizer, options.stop)
+    pieces: list[str] = []
+
+    def take(token: int) -> bool:
+        pieces.append(text.push(token))
+        return text.stopped
+
+    ticket = engine.submit(
+        Request(prompt, options.max_new_tokens, stop_ids, Sampling.of(options), keep=True, on_token=take)
+    )
+    done = False
+    try:
+        while not done:
+            done = any(finished == ticket for finished, _ in engine.step())
+            yield from filter(None, pieces)
+            pieces.clear()
+        if rest := text.finish():
+            yield rest
+    finally:
+        if not done:
+            engine.cancel(ticket)
+
+
+def _ends(text: TextStream, token: int) -> bool:
+    text.push(token)
+    return text.stopped
 
 
 def _text(decoded: str, header: str) -> str:

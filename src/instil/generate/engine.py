@@ -1,23 +1,41 @@
-"""The engine: prompts in, new ids out, with a cache, several rows side by side.
+"""The engine: prompts in, new ids out; rows start and finish on their own while all of them share each pass.
 
-It speaks ids only. Rows that have finished leave the batch, so that no work is spent on them.
+It speaks ids only. A pass takes the next token of every row that is being answered and as much of the waiting prompts
+as fits beside them, row after row without padding, so that the linear layers compute nothing in vain; the head sees
+the last position of each row (continuous batching: Yu et al., 2022, Orca). What is known of a prompt's beginning is not
+computed again (`instil.generate.prefixes`).
 
-Shape suffixes: B rows · T positions · N tokens, flat · D width · V vocabulary.
+Greedy answers are those of the loop that computes the whole text again for every token (E2): where the two best scores
+lie so close that rounding could exchange them, that token is taken from such a computation.
+
+Shape suffixes: R rows with a pick to make · N tokens, flat · D width · V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from instil.data.collate import common_prefix
 from instil.errors import DataError
-from instil.generate.sampling import Pick, greedy
-from instil.model.cache import Cache
-from instil.model.decoder import Decoder
-from instil.records import Batch, Finish, Grid
+from instil.generate.prefixes import Prefixes
+from instil.generate.sampling import CLOSE, Sampling, Stream, most_likely, penalised, probabilities
+from instil.generate.seats import Seat, Seats
+from instil.generate.speculation import Lookup
+from instil.model.cache import Part, position_bytes
+from instil.model.decoder import Decoder, batch_of_ids
+from instil.records import Batch, Finish, Shared
+from instil.runtime import available_memory
+
+PROMPT_TOKENS = 1024  # of waiting prompts in one pass; more would keep the rows being answered waiting
+ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little
+WORTH_SHARING = 4  # tokens that prompts begin with alike for which a pass of their own pays
+SHARE = 3  # one part in so many of the free memory is for keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +46,308 @@ class Generated:
     finish: Finish
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and how it is to be answered.
+
+    Attributes:
+        prompt: ids.
+        max_new_tokens: longest answer.
+        stop_ids: ids that end it; they are no part of it.
+        sampling: how tokens are picked.
+        keep: remember prompt and answer for a later prompt that begins so, such as the next turn of a chat.
+        on_token: told every new id as it comes; the answer ends with it if this returns true.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    stop_ids: frozenset[int] = frozenset()
+    sampling: Sampling = field(default_factory=Sampling)
+    keep: bool = False
+    on_token: Callable[[int], bool | None] = lambda token: None
+
+
+class _Row:
+    """A request being answered."""
+
+    def __init__(self, ticket: int, request: Request, seat: Seat, reserved: int) -> None:
+        self.ticket, self.request, self.seat, self.reserved = ticket, request, seat, reserved
+        self.ids = list(request.prompt)
+        self.stream = Stream(request.sampling.seed)
+        self.lookup = Lookup()
+        self.finish: Finish | None = None
+
+    @property
+    def said(self) -> int:
+        return len(self.ids) - len(self.request.prompt)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that are known and not computed yet."""
+        return len(self.ids) - self.seat.filled
+
+
+class Engine:
+    """Answers requests with one decoder. Not for several threads at once.
+
+    Args:
+        decoder: its weights must not change while something is being answered.
+        rows: answered side by side, at most.
+        memory: bytes for keys and values; by default a third of what is free.
+        prefix_memory: bytes for beginnings that are remembered.
+        speculate: check guessed tokens where that is nearly free (greedy answers only, which stay the same).
+
+    >>> from instil.model.spec import DecoderSpec
+    >>> spec = DecoderSpec(family="gpt2", vocab_size=11, width=8, layers=1, heads=2, kv_heads=2,
+    ...     head_width=4, mlp_width=16, context=9, norm="layer", norm_eps=1e-5, mlp="gelu",
+    ...     positions="learned", attention_bias=True, mlp_bias=True)
+    >>> engine = Engine(Decoder(spec))
+    >>> ticket = engine.submit(Request([1, 2, 3], max_new_tokens=4))
+    >>> [(done == ticket, len(answer.ids), answer.finish) for done, answer in engine.run()]
+    [(True, 4, 'length')]
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        rows: int = 64,
+        memory: int | None = None,
+        prefix_memory: int = 1 << 28,
+        speculate: bool = True,
+    ) -> None:
+        self.decoder, self.rows, self.speculate = decoder.eval(), rows, speculate
+        self.memory = available_memory(decoder.device) // SHARE if memory is None else memory
+        self.prefixes = Prefixes(decoder, min(prefix_memory, self.memory))
+        self.passes = self.tokens = self.recomputed = 0
+        self._seats = Seats(decoder)
+        self._each = position_bytes(decoder.spec, decoder.embed.weight.dtype)
+        self._waiting: deque[tuple[int, Request, int]] = deque()
+        self._active: list[_Row] = []
+        self._cancelled: set[int] = set()
+        self._tickets = 0
+
+    def submit(self, request: Request) -> int:
+        """Line up a request; its ticket.
+
+        Raises:
+            DataError: the prompt is empty, leaves no room in the model's context, or its keys and values would not
+                fit into memory.
+        """
+        context, prompt = self.decoder.spec.context, len(request.prompt)
+        if not prompt:
+            raise DataError("the prompt is empty")
+        if prompt >= context:
+            raise DataError(f"the prompt has {prompt:,} tokens; the model's context is {context:,}")
+        if request.max_new_tokens < 1:
+            raise DataError(f"max_new_tokens is {request.max_new_tokens}; wanted 1 or more")
+        needed = self._seats.size(min(prompt + request.max_new_tokens, context)) * self._each
+        if needed > self.memory:
+            raise DataError(
+                f"keys and values of a prompt of {prompt:,} tokens with up to {request.max_new_tokens:,} new ones need "
+                f"{needed / 1e9:.2f} GB and {self.memory / 1e9:.2f} GB are there for them; lower max_new_tokens"
+            )
+        self._tickets += 1
+        self._waiting.append((self._tickets, request, needed))
+        return self._tickets
+
+    def cancel(self, ticket: int) -> None:
+        """End a request; it comes out of the next step with what it has, ``finish="cancelled"``."""
+        self._cancelled.add(ticket)
+
+    def run(self) -> Iterator[tuple[int, Generated]]:
+        """Steps until nothing is left to answer; tickets and answers as they finish."""
+        while self._waiting or self._active:
+            yield from self.step()
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, Generated]]:
+        """One pass; what has finished."""
+        done = self._let_go()
+        self._admit()
+        if self._active:
+            self._advance()
+            done += self._collect()
+        return done
+
+    @torch.inference_mode()
+    def warm(self, ids: Sequence[int]) -> None:
+        """Compute a beginning and remember it, for requests that have it in common."""
+        seat = self._seats.take(len(ids))
+        try:
+            filled = self.prefixes.fill(ids, seat.cache, seat.place)
+            part = Part(seat.cache, (seat.place,), (len(ids) - filled,))
+            self.decoder(_batch([(filled, ids[filled:])], self.decoder.device), [part])
+            self.prefixes.keep(ids, seat.cache, seat.place)
+        finally:
+            self._seats.leave(seat)
+
+    def _let_go(self) -> list[tuple[int, Generated]]:
+        if not self._cancelled:
+            return []
+        gone = [(ticket, Generated((), "cancelled")) for ticket, _, _ in self._waiting if ticket in self._cancelled]
+        self._waiting = deque(one for one in self._waiting if one[0] not in self._cancelled)
+        for row in self._active:
+            if row.ticket in self._cancelled:
+                row.finish = "cancelled"
+        self._cancelled.clear()
+        return gone + self._collect()
+
+    def _admit(self) -> None:
+        """Seat waiting requests while there are rows and memory for them."""
+        reserved = sum(row.reserved for row in self._active)
+        while self._waiting and len(self._active) < self.rows:
+            ticket, request, needed = self._waiting[0]
+            if self._active and reserved + needed > self.memory:
+                return
+            self._waiting.popleft()
+            reserved += needed
+            row = _Row(ticket, request, self._seats.take(len(request.prompt) + 1), needed)
+            row.seat.filled = self.prefixes.fill(row.ids, row.seat.cache, row.seat.place)
+            self._active.append(row)
+
+    def _advance(self) -> None:
+        """One forward pass, and a new token for every row whose text it completes."""
+        fed = self._plan()
+        device = self.decoder.device
+        groups: dict[tuple[int, bool], list[tuple[_Row, list[int]]]] = {}
+        for row, ids in fed:
+            self._seats.widen(row.seat, row.seat.filled + len(ids))
+        for row, ids in sorted(fed, key=lambda one: one[0].seat.place):
+            groups.setdefault((row.seat.cache.length, len(ids) > 1), []).append((row, ids))
+        parts, tokens = [], []
+        wanted: list[int] = []
+        picks: list[tuple[_Row, list[int]]] = []  # rows with picks to make, and what was guessed for them
+        count = 0
+        for group in groups.values():
+            places = tuple(row.seat.place for row, _ in group)
+            parts.append(Part(group[0][0].seat.cache, places, tuple(len(ids) for _, ids in group)))
+            for row, ids in group:
+                start = row.seat.filled
+                tokens.append((start, ids))
+                count += len(ids)
+                guesses = start + len(ids) - len(row.ids)
+                if guesses >= 0:
+                    wanted.extend(range(count - guesses - 1, count))
+                    picks.append((row, ids[len(ids) - guesses :]))
+        self.passes, self.tokens = self.passes + 1, self.tokens + count
+        hidden_RD = self.decoder(
+            _batch(tokens, device), parts, wanted_U=torch.tensor(wanted, dtype=torch.long, device=device)
+        )
+        if picks:
+            self._pick(self.decoder.logits(hidden_RD), picks)
+
+    def _plan(self) -> list[tuple[_Row, list[int]]]:
+        """What each row computes in the next pass: its last token, a piece of its prompt, or nothing yet."""
+        budget = PROMPT_TOKENS
+        guessing = self.speculate and len(self._active) <= ALONE and not self._waiting
+        fed = []
+        for row in self._active:
+            filled = row.seat.filled
+            if row.pending == 1:
+                ids = row.ids[-1:]
+                if guessing and row.request.sampling.greedy:
+                    room = min(row.request.max_new_tokens - row.said, self.decoder.spec.context - len(row.ids)) - 1
+                    ids = ids + row.lookup.guess(row.ids, room)
+            else:
+                ids = row.ids[filled : filled + budget]
+                budget -= len(ids)
+            if ids:
+                fed.append((row, ids))
+        return fed
+
+    def _pick(self, logits_RV: Tensor, picks: list[tuple[_Row, list[int]]]) -> None:
+        at = 0
+        greedy: list[tuple[_Row, list[int], int]] = []
+        drawn: dict[Sampling, list[tuple[_Row, int]]] = {}
+        for row, guesses in picks:
+            for index in range(len(guesses) + 1):
+                text = row.ids + guesses[:index]
+                penalised(logits_RV[at + index], text, row.request.sampling.repetition_penalty)
+            if row.request.sampling.greedy:
+                greedy.append((row, guesses, at))
+            else:
+                drawn.setdefault(replace(row.request.sampling, seed=0), []).append((row, at))
+            at += len(guesses) + 1
+        for sampling, rows in drawn.items():
+            shares_RV = probabilities(logits_RV[[at for _, at in rows]], sampling)
+            for (row, _), shares_V in zip(rows, shares_RV, strict=True):
+                self._accept(row, row.stream.draw(shares_V))
+        if greedy:
+            ids, leads = most_likely(logits_RV)
+            for row, guesses, at in greedy:
+                self._follow(row, guesses, ids[at : at + len(guesses) + 1], leads[at : at + len(guesses) + 1])
+
+    def _follow(self, row: _Row, guesses: list[int], ids: list[int], leads: list[float]) -> None:
+        """Take what the model says after each guess, up to the first that it would not have said."""
+        right = 0
+        for index, (token, lead) in enumerate(zip(ids, leads, strict=True)):
+            said = self._alone(row) if lead < CLOSE else token
+            self._accept(row, said)
+            if row.finish or index == len(guesses) or said != guesses[index]:
+                break
+            right += 1
+        if guesses:
+            row.lookup.saw(len(guesses), right)
+            row.seat.filled -= len(guesses) - right
+
+    def _alone(self, row: _Row) -> int:
+        """The likeliest token by a computation of this row's whole text and nothing else."""
+        self.recomputed += 1
+        ids = torch.tensor([row.ids], device=self.decoder.device)
+        logits_V = self.decoder.logits(self.decoder(batch_of_ids(ids))[-1:])[0]
+        return int(penalised(logits_V, row.ids, row.request.sampling.repetition_penalty).argmax())
+
+    def _accept(self, row: _Row, token: int) -> None:
+        if token in row.request.stop_ids:
+            row.finish = "stop"
+            return
+        row.ids.append(token)
+        if row.request.on_token(token):
+            row.finish = "stop"
+        elif row.said == row.request.max_new_tokens or len(row.ids) >= self.decoder.spec.context:
+            row.finish = "length"
+
+    def _collect(self) -> list[tuple[int, Generated]]:
+        """Take out the rows that have finished, and free their seats."""
+        done = []
+        for row in [row for row in self._active if row.finish]:
+            assert row.finish is not None
+            if row.request.keep:
+                filled = min(row.seat.filled, len(row.ids))
+                self.prefixes.keep(row.ids[:filled], row.seat.cache, row.seat.place)
+            self._seats.leave(row.seat)
+            done.append((row.ticket, Generated(tuple(row.ids[len(row.request.prompt) :]), row.finish)))
+        self._active = [row for row in self._active if not row.finish]
+        return done
+
+
 def generate(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
-    pick: Pick = greedy,
+    sampling: Callable[[int], Sampling] = lambda row: Sampling(),
     batch_size: int = 64,
+    on_token: Callable[[int, int], bool | None] | None = None,
     on_done: Callable[[int, Generated], None] = lambda row, generated: None,
+    engine: Engine | None = None,
 ) -> list[Generated]:
-    """Continue each prompt until one of ``stop_ids`` or the limit.
+    """Continue each prompt until one of ``stop_ids`` or the limit; results in the order of the prompts.
 
-    Prompts of like length are computed together; a row's answer does not depend on its neighbours
-    (up to rounding in the last bits). Order of the result is that of the prompts.
+    A row's answer does not depend on its neighbours (sampled ones up to rounding in the last bits).
+
+    Args:
+        decoder: the model.
+        prompts: ids.
+        max_new_tokens: longest answer.
+        stop_ids: ids that end an answer.
+        sampling: how the tokens of a row, by its number, are picked.
+        batch_size: rows side by side, at most.
+        on_token: called with row and id of every new token; the answer ends with it if this returns true.
+        on_done: called with row and result whenever one has finished.
+        engine: one to use, with what it remembers; by default a new one.
 
     Raises:
         DataError: a prompt is empty, or leaves no room in the model's context.
@@ -53,79 +358,31 @@ def generate(
             raise DataError(f"prompt {row} is empty")
         if len(prompt) >= context:
             raise DataError(f"prompt {row} has {len(prompt)} tokens; the model's context is {context}")
-    decoder.eval()
+    engine = engine or Engine(decoder, rows=batch_size)
+    shared = common_prefix(prompts, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
+    if shared >= WORTH_SHARING:
+        engine.warm(prompts[0][:shared])
+    rows = {}
+    for row, prompt in enumerate(prompts):
+        request = Request(prompt, max_new_tokens, stop_ids, sampling(row))
+        if on_token is not None:
+            request = replace(request, on_token=functools.partial(on_token, row))
+        rows[engine.submit(request)] = row
     done: dict[int, Generated] = {}
-
-    def finish(row: int, generated: Generated) -> None:
+    for ticket, generated in engine.run():
+        row = rows[ticket]
         done[row] = generated
         on_done(row, generated)
-
-    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    for first in range(0, len(by_length), batch_size):
-        chosen = by_length[first : first + batch_size]
-        _generate_together(decoder, prompts, chosen, max_new_tokens, stop_ids, pick, finish)
     return [done[row] for row in range(len(prompts))]
 
 
-def _generate_together(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    rows: list[int],
-    max_new_tokens: int,
-    stop_ids: frozenset[int],
-    pick: Pick,
-    finish: Callable[[int, Generated], None],
-) -> None:
-    """Generate for some rows side by side until every one of them has finished."""
-    device = decoder.device
-    longest = max(len(prompts[row]) for row in rows)
-    room = min(longest + max_new_tokens, decoder.spec.context)
-    cache = decoder.new_cache(len(rows), room)
-    answers: dict[int, list[int]] = {row: [] for row in rows}
-    logits_BV = _prefill(decoder, [prompts[row] for row in rows], cache)
-    while rows:
-        ids_B = pick(logits_BV, rows)
-        going: list[int] = []
-        for index, (row, token) in enumerate(zip(rows, ids_B.tolist(), strict=True)):
-            if token in stop_ids:
-                finish(row, Generated(tuple(answers[row]), "stop"))
-                continue
-            answers[row].append(token)
-            full = len(prompts[row]) + len(answers[row]) >= decoder.spec.context
-            if len(answers[row]) == max_new_tokens or full:
-                finish(row, Generated(tuple(answers[row]), "length"))
-                continue
-            going.append(index)
-        if len(going) < len(rows):
-            kept_B = torch.tensor(going, device=device, dtype=torch.long)
-            rows = [rows[index] for index in going]
-            if not rows:
-                return
-            cache.keep(kept_B)
-            ids_B = ids_B.index_select(0, kept_B)
-        logits_BV = decoder.logits(decoder(_one_token_each(ids_B, cache.lengths_B), cache))
-
-
-def _prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], cache: Cache) -> Tensor:
-    """Compute the prompts, fill the cache, and return the logits after each one's last token, [B, V]."""
-    lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
-    ids: list[int] = []
-    owners: list[int] = []
-    for row, prompt in enumerate(prompts):
-        padding = longest - len(prompt)
-        ids.extend((*prompt, *(0,) * padding))
-        owners.extend((*(row,) * len(prompt), *(-1,) * padding))
-    batch = Batch.untargeted(
-        torch.tensor(ids),
-        torch.arange(longest).repeat(len(prompts)),
-        torch.tensor(owners),
-        Grid(len(prompts), longest),
-    )
-    last_B = torch.tensor([row * longest + length - 1 for row, length in enumerate(lengths)])
-    return decoder.logits(decoder(batch.to(decoder.device), cache, wanted_U=last_B.to(decoder.device)))
-
-
-def _one_token_each(ids_B: Tensor, lengths_B: Tensor) -> Batch:
-    rows_B = torch.arange(len(ids_B), device=ids_B.device)
-    return Batch.untargeted(ids_B, lengths_B.clone(), rows_B, Grid(len(ids_B), 1))
+def _batch(tokens: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Batch:
+    """Tokens of several rows, each from a position on."""
+    lengths = [len(ids) for _, ids in tokens]
+    positions = torch.cat([torch.arange(start, start + len(ids)) for start, ids in tokens])
+    return Batch.untargeted(
+        torch.tensor([token for _, ids in tokens for token in ids]),
+        positions,
+        torch.arange(len(tokens)).repeat_interleave(torch.tensor(lengths)),
+        Shared(0, tuple(lengths)),
+    ).to(device)

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from instil.errors import SettingsError, did_you_mean
 
 MAX_SEED = 2**31 - 1
+
+
+def _as_tuple(value: Any) -> Any:
+    """One text, or several as TOML and JSON have them."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+StopText = Annotated[str, Field(min_length=1)]
 
 
 class GenerateOptions(BaseModel):
@@ -19,8 +27,14 @@ class GenerateOptions(BaseModel):
     max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
     temperature: float = Field(0.0, ge=0, le=100, description="0: always the likeliest token (greedy)")
     top_k: int = Field(0, ge=0, description="sample among so many likeliest tokens; 0: all")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest tokens with this probability together")
+    min_p: float = Field(0.0, ge=0, le=1, description="sample among tokens this share as likely as the likeliest")
+    repetition_penalty: float = Field(1.0, gt=0, le=100, description="tokens said already score so much less; 1: off")
+    stop: Annotated[tuple[StopText, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="texts that end an answer and are no part of it"
+    )
     header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
-    batch_size: int = Field(64, ge=1, description="answers made side by side")
+    batch_size: int = Field(64, ge=1, description="answers made side by side, at most")
     seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of sampling; each row has its own stream")
 
     def changed(self, **values: Any) -> GenerateOptions:

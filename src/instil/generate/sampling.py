@@ -1,54 +1,130 @@
-"""How the next token is picked: a function handed to the engine (chapter 5.3).
+"""How the next token is picked, as a value that travels with each row (chapter 5.3, and what came after it).
 
-Shape suffixes: B rows · V vocabulary.
+Shape suffixes: R rows · V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from instil.errors import SettingsError
 from instil.generate.options import GenerateOptions
 
-# Picks a token for each row: (logits_BV, numbers of the rows) -> ids_B.
-Pick = Callable[[Tensor, Sequence[int]], Tensor]
+CLOSE = 1e-3  # scores nearer than this may change places by rounding alone
 
 
-def greedy(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-    """The likeliest token of each row."""
-    del rows
-    return logits_BV.argmax(-1)
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one row's tokens are picked.
 
+    Attributes:
+        temperature: 0 picks the likeliest token (greedy).
+        top_k: sample among so many likeliest tokens; 0: all.
+        top_p: among the fewest likeliest that have this probability together (Holtzman et al., 2020).
+        min_p: among those at least this share as likely as the likeliest (Nguyen et al., 2024).
+        repetition_penalty: scores of tokens that the row holds already are divided by it where positive, multiplied
+            where negative (Keskar et al., 2019); 1: off.
+        seed: of the row's own stream of numbers, so that neighbours do not matter.
 
-def sampler(options: GenerateOptions) -> Pick:
-    """The pick that the options describe; seeded for each row, so that neighbours do not matter."""
-    if options.temperature == 0:
-        return greedy
-    generators: dict[int, torch.Generator] = {}
-
-    def pick(logits_BV: Tensor, rows: Sequence[int]) -> Tensor:
-        kept_BV = top_k(logits_BV.double(), options.top_k)
-        kept_BV = (kept_BV - kept_BV.amax(-1, keepdim=True)) / options.temperature  # no overflow near zero
-        probabilities_BV = torch.softmax(kept_BV, dim=-1).cpu()
-        ids = []
-        for row, probabilities_V in zip(rows, probabilities_BV, strict=True):
-            if row not in generators:
-                generators[row] = torch.Generator().manual_seed(options.seed * 1_000_003 + row)
-            ids.append(torch.multinomial(probabilities_V, 1, generator=generators[row]))
-        return torch.cat(ids).to(logits_BV.device)
-
-    return pick
-
-
-def top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Logits with all but the k largest of each row at minus infinity; 0 keeps all.
-
-    >>> top_k(torch.tensor([[1.0, 3.0, 2.0]]), 2).tolist()
-    [[-inf, 3.0, 2.0]]
+    Raises:
+        SettingsError: a value is out of its range.
     """
-    if k <= 0 or k >= logits_BV.shape[-1]:
-        return logits_BV
-    least_B1 = logits_BV.topk(k, dim=-1).values[:, -1:]
-    return logits_BV.masked_fill(logits_BV < least_B1, float("-inf"))
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, wanted, right in (
+            ("temperature", "0 to 100", 0 <= self.temperature <= 100),
+            ("top_k", "0 or more", self.top_k >= 0),
+            ("top_p", "above 0, up to 1", 0 < self.top_p <= 1),
+            ("min_p", "0 to 1", 0 <= self.min_p <= 1),
+            ("repetition_penalty", "above 0, up to 100", 0 < self.repetition_penalty <= 100),
+        ):
+            if not right:  # what is no number at all compares as false, too
+                raise SettingsError(f"{name} is {getattr(self, name)}; wanted {wanted}")
+
+    @staticmethod
+    def of(options: GenerateOptions, row: int = 0) -> Sampling:
+        """What the options say, with the stream of a row."""
+        return Sampling(
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            repetition_penalty=options.repetition_penalty,
+            seed=options.seed * 1_000_003 + row,
+        )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+
+def most_likely(logits_RV: Tensor) -> tuple[list[int], list[float]]:
+    """The token of each row with the highest score, and by how much it leads. Spoils the scores.
+
+    >>> most_likely(torch.tensor([[1.0, 4.0, 2.5]]))
+    ([1], [1.5])
+    """
+    best_R, ids_R = logits_RV.max(-1)
+    logits_RV.scatter_(1, ids_R[:, None], float("-inf"))
+    return ids_R.tolist(), (best_R - logits_RV.amax(-1)).tolist()
+
+
+def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
+    """Scores of one row under a repetition penalty, in place.
+
+    >>> penalised(torch.tensor([2.0, -1.0, 3.0]), [0, 1, 0], 2.0).tolist()
+    [1.0, -2.0, 3.0]
+    """
+    if penalty != 1 and len(ids):
+        seen = torch.tensor(sorted(set(ids)), device=logits_V.device)
+        scores = logits_V[seen]
+        logits_V[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits_V
+
+
+def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
+    """What is drawn from: the softmax of the scores at a temperature, with the unlikely taken out, [R, V].
+
+    >>> probabilities(torch.tensor([[3.0, 2.0, 1.0]]).log(), Sampling(temperature=1.0, top_k=2)).tolist()
+    [[0.6, 0.4, 0.0]]
+    """
+    scores_RV = logits_RV.double()
+    scores_RV = (scores_RV - scores_RV.amax(-1, keepdim=True)) / sampling.temperature  # no overflow near zero
+    if 0 < sampling.top_k < scores_RV.shape[-1]:
+        least_R1 = scores_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
+        scores_RV = scores_RV.masked_fill(scores_RV < least_R1, float("-inf"))
+    shares_RV = scores_RV.softmax(-1)
+    if sampling.top_p < 1:
+        sorted_RV, order_RV = shares_RV.sort(dim=-1, descending=True, stable=True)
+        before_RV = sorted_RV.cumsum(-1) - sorted_RV
+        dropped_RV = torch.zeros_like(before_RV, dtype=torch.bool).scatter(1, order_RV, before_RV >= sampling.top_p)
+        shares_RV = shares_RV.masked_fill(dropped_RV, 0.0)
+    if sampling.min_p > 0:
+        least_R1 = sampling.min_p * shares_RV.amax(-1, keepdim=True)
+        shares_RV = shares_RV.masked_fill(shares_RV < least_R1, 0.0)
+    return shares_RV / shares_RV.sum(-1, keepdim=True)
+
+
+class Stream:
+    """A row's own random numbers; the same seed gives the same ones, whatever else is going on."""
+
+    def __init__(self, seed: int) -> None:
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, shares_V: Tensor) -> int:
+        """A token by its probability."""
+        point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        sums_V = shares_V.cpu().cumsum(-1)  # a token without probability adds nothing, so it is never met first
+        return int(torch.searchsorted(sums_V, point * sums_V[-1], right=True))

@@ -5,19 +5,20 @@ values of one layer, flat, and returns the attention's output, flat; a new layou
 Where query heads share key/value heads (grouped-query attention, Ainslie et al. 2023) torch's kernel
 reads the shared ones in place, which is far cheaper than repeating a long cache.
 
-Shape suffixes: N tokens · H query heads · K key/value heads · W head width · B rows · T positions ·
-S cached positions.
+Shape suffixes: N tokens · H query heads · K key/value heads · W head width · B, R rows · T positions ·
+S cached positions · P prefix · L own positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instil.model.cache import Cache
+from instil.model.cache import Part
 from instil.records import Batch, Shared
 
 
@@ -60,33 +61,65 @@ class PaddedGrid:
         return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale, enable_gqa=True))
 
 
-class CachedGrid:
-    """The same grid going on from a cache: each new token sees its row's past and itself.
+class Continued:
+    """Rows that go on from what a cache holds of them: each new token sees its row's past and itself.
 
-    A layer with a window reads only those slots of the cache that some token of the grid still sees.
+    The tokens lie row after row without padding, part after part; the linear layers never see any. Within a part
+    queries are set side by side for this one operation, which is free where every row has as many: in decoding.
+    A layer with a window reads only those positions that some token still sees.
     """
 
-    def __init__(self, rows: int, length: int, cache: Cache, positions_N: Tensor) -> None:
-        self.rows, self.length, self.cache = rows, length, cache
-        self.slots_BT = positions_N.view(rows, length)
-        self.slots_S = torch.arange(int(self.slots_BT.max().item()) + 1, device=positions_N.device)
-        self.masks: dict[int | None, tuple[int, Tensor]] = {}
+    def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        self.parts = [_Continued(part, device) for part in parts]
+        self.sizes = [part.tokens for part in parts]
 
     def __call__(
         self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
     ) -> Tensor:
-        q, k, v = (_rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
-        k, v = self.cache.extend(layer, k, v, self.slots_BT)
+        pieces = zip(self.parts, *(torch.split(x, self.sizes) for x in (q_NHW, k_NKW, v_NKW)), strict=True)
+        done = [part(layer, q, k, v, window, scale) for part, q, k, v in pieces]
+        return done[0] if len(done) == 1 else torch.cat(done)
+
+
+class _Continued:
+    """One part: rows of one cache."""
+
+    def __init__(self, part: Part, device: torch.device) -> None:
+        self.cache, self.rows, self.longest = part.cache, part.rows, max(part.lengths)
+        starts = [part.cache.lengths[row] for row in part.rows]
+        self.used = max(start + length for start, length in zip(starts, part.lengths, strict=True))
+        lengths_R, starts_R = torch.tensor(part.lengths), torch.tensor(starts)
+        own_RT = torch.arange(self.longest) < lengths_R[:, None]
+        self.even = bool(own_RT.all())
+        at_RT = starts_R[:, None] + torch.arange(self.longest)
+        self.rows_N = torch.tensor(part.rows).repeat_interleave(lengths_R).to(device)
+        self.positions_N = at_RT[own_RT].to(device)
+        self.slots_N = own_RT.flatten().nonzero()[:, 0].to(device)
+        # A row's padding looks at what its last token sees, so that no query is without a key.
+        self.at_RT = at_RT.minimum((starts_R + lengths_R - 1)[:, None]).to(device)
+        self.first = int(starts_R.min())
+        self.masks: dict[int | None, tuple[int, Tensor | None]] = {}
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None) -> Tensor:
+        self.cache.write(layer, self.rows_N, self.positions_N, k, v)
+        k, v = self.cache.read(layer, self.rows, self.used)
         if window not in self.masks:
             self.masks[window] = self._mask(window)
-        first, mask_B1TS = self.masks[window]
+        first, mask_R1TS = self.masks[window]
         k, v = (k, v) if first == 0 else (k[:, :, first:], v[:, :, first:])
-        return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B1TS, scale=scale, enable_gqa=True))
+        if not self.even:
+            grid = q.new_zeros(len(self.rows) * self.longest, *q.shape[1:])
+            q = grid.index_copy(0, self.slots_N, q)
+        q = _rows_first(q, len(self.rows), self.longest)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_R1TS, scale=scale, enable_gqa=True)
+        return _flat(out) if self.even else _flat(out).index_select(0, self.slots_N)
 
-    def _mask(self, window: int | None) -> tuple[int, Tensor]:
-        """The first slot that any token sees, and which token sees which from there on, [B, 1, T, S]."""
-        first = 0 if window is None else max(0, int(self.slots_BT.min().item()) - window + 1)
-        return first, _visible(self.slots_BT, self.slots_S[first:], window)[:, None]
+    def _mask(self, window: int | None) -> tuple[int, Tensor | None]:
+        """The first position that any token sees, and which token sees which from there on, [R, 1, T, S]."""
+        first = 0 if window is None else max(0, self.first - window + 1)
+        slots_S = torch.arange(first, self.used, device=self.at_RT.device)
+        mask_RTS = _visible(self.at_RT, slots_S, window)
+        return first, None if bool(mask_RTS.all()) else mask_RTS[:, None]
 
 
 class SharedPrefix:
@@ -143,16 +176,13 @@ class SharedPrefix:
         )
 
 
-def pattern_for(batch: Batch, cache: Cache | None) -> Pattern:
-    """The pattern of a batch's layout."""
+def pattern_for(batch: Batch, past: Sequence[Part] | None) -> Pattern:
+    """The pattern of a batch's layout, or of rows that go on from a cache."""
+    if past is not None:
+        return Continued(past, batch.ids_N.device)
     if isinstance(batch.layout, Shared):
-        if cache is not None:
-            raise TypeError("a cache holds rows side by side; a batch that shares its prefix cannot fill it")
         return SharedPrefix(batch.layout, batch.ids_N.device)
-    rows, length = batch.layout.rows, batch.layout.length
-    if cache is None:
-        return PaddedGrid(rows, length)
-    return CachedGrid(rows, length, cache, batch.positions_N)
+    return PaddedGrid(batch.layout.rows, batch.layout.length)
 
 
 def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:

@@ -1,49 +1,96 @@
 """Keys and values of tokens already seen, so that generation computes each token once.
 
-Shape suffixes: B rows · K key/value heads · S cached positions · W head width · T new positions.
+Shape suffixes: R rows · K key/value heads · S positions · W head width · N tokens, flat.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from instil.model.spec import DecoderSpec
 
+ROOM = 8  # rows that a cache is made for at least
+
 
 class Cache:
-    """Room for ``length`` positions of ``rows`` sequences in every layer.
+    """Room for ``length`` positions of any number of sequences in every layer; rows come and go.
 
-    ``lengths_B`` counts the positions of each row that are filled; what lies beyond is never read.
+    ``lengths`` counts the positions of each row that are filled; what lies beyond is never read. Rows are always
+    the first of the tensors, so that all of them together are a view.
     """
 
-    def __init__(self, spec: DecoderSpec, rows: int, length: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        shape = (rows, spec.kv_heads, length, spec.head_width)
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
-        self.lengths_B = torch.zeros(rows, dtype=torch.long, device=device)
+    def __init__(self, spec: DecoderSpec, length: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self.length = length
+        self.lengths: list[int] = []
+        shape = (0, spec.kv_heads, length, spec.head_width)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
 
     @property
     def rows(self) -> int:
         """Number of sequences held."""
-        return self.lengths_B.shape[0]
+        return len(self.lengths)
 
-    def extend(self, layer: int, k_BKTW: Tensor, v_BKTW: Tensor, slots_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values at ``slots_BT`` and return all of the layer's, [B, K, S, W]."""
-        keys, values = self.keys[layer], self.values[layer]
-        index = slots_BT[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
-        keys.scatter_(2, index, k_BKTW)
-        values.scatter_(2, index, v_BKTW)
-        used = int(slots_BT.max().item()) + 1
-        return keys[:, :, :used], values[:, :, :used]
+    def add(self, rows: int = 1) -> int:
+        """Make room for more rows, none of their positions filled; the place of the first."""
+        first, needed, held = self.rows, self.rows + rows, self.keys[0].shape[0]
+        if needed > held:
+            target = max(needed, ROOM if held else needed, held + held // 2)
+            for states in (self.keys, self.values):  # layer by layer, so that there is never a second cache
+                for layer, old in enumerate(states):
+                    # What was never written is read under a mask all the same, so it has to be a number.
+                    states[layer] = old.new_zeros(target, *old.shape[1:])
+                    states[layer][:first] = old[:first]
+        self.lengths += [0] * rows
+        return first
 
-    def advance(self, counts_B: Tensor) -> None:
-        """Say that ``counts_B`` more positions of each row are filled."""
-        self.lengths_B += counts_B
+    def drop(self, row: int) -> int:
+        """Let go of a row. The last one takes its place; its old place is returned."""
+        last = self.rows - 1
+        if row != last:
+            self.copy(last, self, row, self.lengths[last])
+        self.lengths.pop()
+        return last
 
-    def keep(self, rows_B: Tensor) -> None:
-        """Let go of every row but these."""
-        for held in (self.keys, self.values):  # layer by layer, so that there is never a second cache
-            for layer, states in enumerate(held):
-                held[layer] = states.index_select(0, rows_B)
-        self.lengths_B = self.lengths_B.index_select(0, rows_B)
+    def copy(self, row: int, target: Cache, target_row: int, length: int) -> None:
+        """Fill the first positions of another row, there or here, from one of this cache."""
+        for ours, theirs in ((self.keys, target.keys), (self.values, target.values)):
+            for source, to in zip(ours, theirs, strict=True):
+                to[target_row, :, :length] = source[row, :, :length]
+        target.lengths[target_row] = length
+
+    def write(self, layer: int, rows_N: Tensor, positions_N: Tensor, k_NKW: Tensor, v_NKW: Tensor) -> None:
+        """Keys and values of new tokens, each to its row and position."""
+        self.keys[layer][rows_N, :, positions_N] = k_NKW
+        self.values[layer][rows_N, :, positions_N] = v_NKW
+
+    def read(self, layer: int, rows: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """The first positions of some rows, [R, K, S, W]; a view where the rows lie side by side."""
+        first, last = rows[0], rows[-1] + 1
+        if list(rows) == list(range(first, last)):
+            return self.keys[layer][first:last, :, :length], self.values[layer][first:last, :, :length]
+        rows_R = torch.tensor(rows, device=self.keys[layer].device)
+        return self.keys[layer][rows_R, :, :length], self.values[layer][rows_R, :, :length]
+
+
+def position_bytes(spec: DecoderSpec, dtype: torch.dtype) -> int:
+    """What keys and values of one token take in all layers."""
+    return 2 * spec.layers * spec.kv_heads * spec.head_width * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of a cache that get new tokens in a forward pass: so many each, after those that they have."""
+
+    cache: Cache
+    rows: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """New tokens in all."""
+        return sum(self.lengths)

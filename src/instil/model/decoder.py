@@ -11,6 +11,7 @@ T positions.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
-from instil.model.cache import Cache
+from instil.model.cache import Cache, Part
 from instil.model.fused import after, gated, rms_norm
 from instil.model.gemm import Linear
 from instil.model.rope import apply_rope, rope_tables
@@ -167,14 +168,14 @@ class Decoder(nn.Module):
     def forward(
         self,
         batch: Batch,
-        cache: Cache | None = None,
+        past: Sequence[Part] | None = None,
         tied: TiedGradient | None = None,
         wanted_U: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the last norm, [N, D], or of the wanted tokens alone, [U, D].
 
-        With a cache the batch holds only new tokens; their positions say how far each row has come,
-        and the cache is extended by the batch's real tokens. ``tied`` joins the gradients of a table that is
+        With a past the batch holds only new tokens, row after row of each part in turn, without padding, and the
+        caches are extended by them. ``tied`` joins the gradients of a table that is
         embedding and head, for who leaves the head's there. Of tokens that are not wanted the last layer computes
         only what the others see.
         """
@@ -189,21 +190,22 @@ class Decoder(nn.Module):
         else:
             for window in set(windows):
                 ropes[window] = rope_tables(batch.positions_N, spec.head_width, *spec.rope_of(window), x_ND.dtype)
-        attend = pattern_for(batch, cache)
+        attend = pattern_for(batch, past)
         for block, window in zip(self.blocks, windows, strict=True):
             x_ND = block(x_ND, attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
-        if cache is not None:
-            cache.advance((batch.rows_N.view(batch.layout.rows, -1) >= 0).sum(1))
+        for part in past or ():
+            for row, count in zip(part.rows, part.lengths, strict=True):
+                part.cache.lengths[row] += count
         return self.norm(x_ND)  # type: ignore[no-any-return]
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Scores over the vocabulary for the rows of hidden states asked for, [S, V]."""
         return self.head(hidden_SD)  # type: ignore[no-any-return]
 
-    def new_cache(self, rows: int, length: int) -> Cache:
-        """An empty cache of this model's type and device."""
+    def new_cache(self, length: int) -> Cache:
+        """An empty cache of this model's type and device, for rows of up to so many tokens."""
         weight = self.embed.weight
-        return Cache(self.spec, rows, length, dtype=weight.dtype, device=weight.device)
+        return Cache(self.spec, length, dtype=weight.dtype, device=weight.device)
 
     def untie(self) -> None:
         """Give the head its own copy of the embedding (the book's weights are loaded so, chapter 5.5)."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instil.data.encoding import check_vocabulary
+from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.sources import examples_from
 from instil.data.templates import Template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import ModelError, TemplateMismatch
 from instil.export.folder import TEMPLATE_FILE
-from instil.generate.answer import answer
+from instil.generate.answer import answer, stream
+from instil.generate.engine import Engine
 from instil.generate.options import GenerateOptions
 from instil.model.decoder import Decoder
 from instil.model.hub import find_model
@@ -23,14 +25,19 @@ from instil.records import Completion, Example
 from instil.runtime import device_for
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Assistant:
-    """Decoder, tokenizer and template that belong together."""
+    """Decoder, tokenizer and template that belong together, and the engine that they answer with."""
 
     decoder: Decoder
     tokenizer: Tokenizer
     template: Template
     options: GenerateOptions = field(default_factory=GenerateOptions)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What answers; it remembers beginnings, such as the template's preamble, from one request to the next."""
+        return Engine(self.decoder)
 
     def respond(self, instruction: str, input: str = "", **generate: Any) -> str:
         """The answer to one instruction.
@@ -58,7 +65,28 @@ class Assistant:
         on_done: Callable[[], None] = lambda: None,
     ) -> list[Completion]:
         """Answers to examples, in their order."""
-        return answer(self.decoder, self.tokenizer, self.template, examples, options or self.options, on_done)
+        chosen = options or self.options
+        self.engine.rows = chosen.batch_size
+        return answer(self.decoder, self.tokenizer, self.template, examples, chosen, on_done, self.engine)
+
+    def stream(self, instruction: str, input: str = "", **generate: Any) -> Iterator[str]:
+        """The answer to one instruction in pieces, as they come; without the white space around it.
+
+        Raises:
+            DataError: the prompt leaves no room in the model's context, or its keys and values none in memory.
+        """
+        (example,) = examples_from([{"instruction": instruction, "input": input}], need_output=False).examples
+        options = self.options.changed(**generate)
+        prompt = encode_prompt(example, self.template, self.tokenizer, header=options.header)
+        stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
+        begun, held = False, ""
+        for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options):
+            text = held + (piece if begun else piece.lstrip())
+            shown = text.rstrip()
+            held = text[len(shown) :]
+            if shown:
+                begun = True
+                yield shown
 
 
 def load(path: str | Path, *, template: str | None = None, **generate: Any) -> Assistant:

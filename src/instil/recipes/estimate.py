@@ -7,6 +7,7 @@ batch of few rows for one of many.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -115,14 +116,10 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
 
 def answering(prompts: Sequence[int], answers: Sequence[float], batch_size: int) -> Work:
     """The work of answering prompts of so many tokens with answers of so many, as `generate` goes about it."""
-    by_length = sorted(range(len(prompts)), key=lambda row: prompts[row])
-    work = Work()
-    for first in range(0, len(by_length), max(batch_size, 1)):
-        rows = by_length[first : first + batch_size]
-        longest = max(prompts[row] for row in rows)
-        said = [answers[row] for row in rows]
-        work += Work(1 + max(said), len(rows) * longest + sum(said))
-    return work
+    seats = [0.0] * max(min(batch_size, len(prompts)), 1)  # when each is free for the next row
+    for said in answers:
+        heapq.heapreplace(seats, seats[0] + said)
+    return Work(1 + max(seats), sum(prompts) + sum(answers)) if prompts else Work()
 
 
 def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:

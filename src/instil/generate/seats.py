@@ -1,0 +1,79 @@
+"""Places for rows in caches of a few sizes, so that a short row is not stored and read as a long one.
+
+A row begins in the smallest cache that holds it and moves on when it outgrows that. Rows of a size lie side by side:
+attention reads them as one block.
+"""
+
+from __future__ import annotations
+
+from instil.model.cache import Cache
+from instil.model.decoder import Decoder
+
+SMALLEST = 64  # positions; every next size is twice as large
+
+
+class Seat:
+    """Where a row's keys and values are; it changes when others leave."""
+
+    __slots__ = ("cache", "place")
+
+    def __init__(self, cache: Cache, place: int) -> None:
+        self.cache, self.place = cache, place
+
+    @property
+    def filled(self) -> int:
+        """Positions computed so far."""
+        return self.cache.lengths[self.place]
+
+    @filled.setter
+    def filled(self, length: int) -> None:
+        self.cache.lengths[self.place] = length
+
+
+class Seats:
+    """All seats of one engine."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._taken: dict[int, tuple[Cache, list[Seat]]] = {}
+
+    def size(self, length: int) -> int:
+        """Positions of the seat that so many tokens get."""
+        size = SMALLEST
+        while size < length:
+            size *= 2
+        return min(size, max(self._decoder.spec.context, length))
+
+    def take(self, length: int) -> Seat:
+        """A seat for a row of so many tokens, empty."""
+        size = self.size(length)
+        if size not in self._taken:
+            self._taken[size] = (self._decoder.new_cache(size), [])
+        cache, seats = self._taken[size]
+        seat = Seat(cache, cache.add())
+        seats.append(seat)
+        return seat
+
+    def widen(self, seat: Seat, length: int) -> None:
+        """Make sure that a row of so many tokens has room, if need be elsewhere."""
+        if length <= seat.cache.length:
+            return
+        wider = self.take(length)
+        seat.cache.copy(seat.place, wider.cache, wider.place, seat.filled)
+        self._taken[wider.cache.length][1][wider.place] = seat
+        self._empty(seat)
+        seat.cache, seat.place = wider.cache, wider.place
+
+    def leave(self, seat: Seat) -> None:
+        """Give a seat back."""
+        self._empty(seat)
+
+    def _empty(self, seat: Seat) -> None:
+        cache, seats = self._taken[seat.cache.length]
+        cache.drop(seat.place)
+        last = seats.pop()
+        if last is not seat:
+            seats[seat.place] = last
+            last.place = seat.place
+        if not seats:
+            del self._taken[cache.length]

@@ -1,0 +1,52 @@
+"""Ids to text as they come: no broken characters, no part of a stop text, nothing taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instil.data.tokenizers import Tokenizer
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are no character, or not yet
+
+
+class TextStream:
+    """The text of one answer while it is being made.
+
+    All ids are decoded again with every new one, since a tokenizer may join or space them by what stands before.
+
+    Args:
+        tokenizer: turns ids into text.
+        stop: texts that end the answer and are no part of it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self._ids: list[int] = []
+        self._given = 0
+        self.text = ""  # all of it, an unfinished character or stop text at its end included
+        self.stopped = False
+
+    def push(self, token: int) -> str:
+        """Take an id; the text that is certain now and was not before. Nothing after a stop text."""
+        if self.stopped:
+            return ""
+        self._ids.append(token)
+        self.text = self._tokenizer.decode(self._ids)
+        found = [at for stop in self._stop if (at := self.text.find(stop)) >= 0]
+        if found:
+            self.text, self.stopped = self.text[: min(found)], True
+            return self.finish()
+        certain = len(self.text.rstrip(BROKEN))
+        for stop in self._stop:
+            begun = next((size for size in range(len(stop) - 1, 0, -1) if self.text.endswith(stop[:size])), 0)
+            certain = min(certain, len(self.text) - begun)
+        return self._give(certain)
+
+    def finish(self) -> str:
+        """What was held back, once no more ids come."""
+        return self._give(len(self.text))
+
+    def _give(self, upto: int) -> str:
+        new = self.text[self._given : upto]
+        self._given = max(self._given, upto)
+        return new

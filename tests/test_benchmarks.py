@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import gemm, train
+from benchmarks import answer, gemm, train
+from benchmarks.answerers import ANSWERERS
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.contenders.track import Job
 from benchmarks.contenders.trl_sft import labels
@@ -216,3 +217,41 @@ def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert str(tmp_path) not in text
     assert sys.prefix not in text
     assert "## gpt2-response" in next(tmp_path.glob("*.md")).read_text(encoding="utf-8")
+
+
+def said(name: str, number: int, seconds: float, ids: list[list[int]]) -> answer.Said:
+    return answer.Said(name, number, loaded=2.0, first=0.1, seconds=seconds, ids=ids, end={"peak_bytes": 10**9})
+
+
+def test_answers_are_compared_within_a_round_and_token_by_token() -> None:
+    ours = [[1, 2, 3], [4, 5], [6]]
+    rounds = [said("instil", 0, 1.0, ours), said("instil", 1, 3.0, ours), said("instil", 2, 1.0, ours)]
+    other = [[1, 2, 9], [4, 5]]  # a slow one is asked less
+    rounds += [said("the book's generate", number, seconds, other) for number, seconds in enumerate((4.0, 6.0, 8.0))]
+    rows = {row["answerer"]: row for row in answer.summary(ANSWERERS[:2], rounds)}
+    theirs = rows["the book's generate"]
+    assert rows["instil"]["answers_per_second"] == 3.0
+    assert rows["instil"]["instil_times_as_fast"] == 1.0
+    assert theirs["instil_times_as_fast"] == pytest.approx(6.0)  # 3 / 0.5, 1 / 0.33, 3 / 0.25
+    assert theirs["range"] == pytest.approx([3.0, 12.0])
+    assert theirs["same_answers"] == 0.5
+    assert theirs["same_tokens"] == pytest.approx(4 / 5)
+    assert "| instil | 3 | 6 | 3.00 | 1.00 |" in answer.table(list(rows.values()))
+
+
+def test_an_answerer_that_fails_is_told_of() -> None:
+    row = answer.summary(ANSWERERS[:1], [answer.Said("instil", 0, failure="exit 1: gone")])[0]
+    assert row["failures"] == ["exit 1: gone"]
+    assert row["answers_per_second"] is None
+    assert "| instil | 0 | 0 | - | - | - |" in answer.table([row])
+
+
+def test_answering_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--tiny", "--answerers", "instil", "--cases", "gpt2", "--rounds", "2", "--rows", "5"]
+    assert answer.main([*asked, "--work", str(tmp_path / "work"), "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    text = next(tmp_path.glob("*.json")).read_text(encoding="utf-8")
+    (row,) = json.loads(text)["cases"]["gpt2"]["rows"]
+    assert (row["prompts"], row["new_tokens"], row["same_answers"]) == (5, 80, 1.0)
+    assert min(row["answers_per_second"], row["loaded_s"], row["first_token_s"], row["peak_gb"]) > 0
+    assert str(tmp_path) not in text

@@ -6,6 +6,8 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +74,29 @@ def test_memory_does_not_grow_with_every_new_shape() -> None:
     ]
     assert grown[0] < 20
     assert grown[0] < grown[1] / 2
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "wanted"),
+    [("max", "5", "1", 3 << 20), ("1000", "400", "100", 700), ("100", "400", "100", 0), ("junk", "x", "1", 3 << 20)],
+)
+def test_memory_that_can_be_had(
+    limit: str, used: str, cached: str, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    read = Path.read_text
+    told = {"max": limit, "current": used, "stat": f"anon 3\ninactive_file {cached}\n"}
+    files = {f"/sys/fs/cgroup/memory.{name}": text for name, text in told.items()}
+    files["/proc/meminfo"] = "MemTotal: 9000 kB\nMemAvailable: 3072 kB\n"
+
+    def fake(path: Path, **keywords: Any) -> str:
+        if str(path).startswith("/sys/fs/cgroup") and str(path) not in files:
+            raise FileNotFoundError
+        return files[str(path)] if str(path) in files else read(path, **keywords)
+
+    monkeypatch.setattr(Path, "read_text", fake)
+    assert runtime.available_memory(torch.device("cpu")) == wanted
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from instil.model.decoder import batch_of_ids
-from instil.model.memory import LARGE, own_memory
+from instil.model.memory import LARGE, own_memory, untouched_zeros
 from instil.model.pth_file import save_pth
 from instil.model.weights import blank_decoder, load_decoder
 from tests.model.gguf_files import write_gguf
@@ -93,3 +93,18 @@ def test_memory_of_its_own_can_be_used_like_any_other(count: int) -> None:
     (found * found).sum().backward()
     assert found.grad is not None
     assert torch.equal(found.grad, torch.full((count, 1), 4.0))
+
+
+def test_zeros_take_memory_where_they_are_written() -> None:
+    code = (
+        "import torch; from instil.model.memory import untouched_zeros\n"
+        "def size(): return int(open('/proc/self/statm').read().split()[1]) * 4096 >> 20\n"
+        "cpu = torch.device('cpu'); before = size()\n"
+        "x = untouched_zeros((300, 1 << 18), torch.float32, cpu); print(size() - before)\n"
+        "x[:100] = 1; print(size() - before); assert float(x.sum()) == 100 * (1 << 18)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    untouched, touched = map(int, done.stdout.split())
+    assert untouched < 20
+    assert 90 < touched < 150
+    assert untouched_zeros((3, 2), torch.float64, torch.device("cpu")).tolist() == [[0, 0]] * 3

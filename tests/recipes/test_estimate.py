@@ -78,8 +78,8 @@ def test_a_pace_is_never_negative() -> None:
 
 
 def test_answers_are_counted_as_the_engine_makes_them() -> None:
-    # two batches, by length of prompt: [3, 5] and [9]
-    assert answering([9, 3, 5], [4, 10, 2], 2) == Work((1 + 10) + (1 + 4), (2 * 5 + 12) + (9 + 4))
+    # two seats, longest prompts first: 9 for 4 passes; 5 for 2, and then 3 for 10
+    assert answering([9, 3, 5], [4, 10, 2], 2) == Work(1 + 12, 17 + 16)
     assert answering([], [], 64) == Work(0, 0)
 
 

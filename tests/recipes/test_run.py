@@ -43,10 +43,9 @@ def test_the_run_folder_is_complete(finished: Run) -> None:
 def test_the_settings_are_written_as_resolved(finished: Run) -> None:
     facts = tomllib.loads((finished.path / "run.toml").read_text())
     assert facts["settings"]["train"]["epochs"] == 2
-    assert (
-        facts["settings"]
-        == resolve(values={"epochs": 2, "learning_rate": 3e-3, "max_new_tokens": 8, "eval_every": 3}).model_dump()
-    )
+    assert facts["settings"] == resolve(
+        values={"epochs": 2, "learning_rate": 3e-3, "max_new_tokens": 8, "eval_every": 3}
+    ).model_dump(mode="json")
     assert set(facts["hashes"]) == {"data", "model", "template"}
 
 

@@ -29,12 +29,14 @@ from instil.generate.seats import Seat, Seats
 from instil.generate.speculation import Lookup
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.gemm import pack, unpack
 from instil.records import Batch, Finish, Shared
 from instil.runtime import available_memory
 
 PROMPT_TOKENS = 1024  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little
 WORTH_SHARING = 4  # tokens that prompts begin with alike for which a pass of their own pays
+PACK_AFTER = 32  # passes, from which on a second copy of the weights in a faster order is worth making
 SHARE = 3  # one part in so many of the free memory is for keys and values
 
 
@@ -111,7 +113,7 @@ class Engine:
         self,
         decoder: Decoder,
         *,
-        rows: int = 64,
+        rows: int = 128,
         memory: int | None = None,
         prefix_memory: int = 1 << 28,
         speculate: bool = True,
@@ -126,6 +128,7 @@ class Engine:
         self._active: list[_Row] = []
         self._cancelled: set[int] = set()
         self._tickets = 0
+        self._packed, self._opened = False, 0
 
     def submit(self, request: Request) -> int:
         """Line up a request; its ticket.
@@ -182,6 +185,11 @@ class Engine:
         finally:
             self._seats.leave(seat)
 
+    def close(self) -> None:
+        """Let go of what was made of the weights to be faster; the engine can be used on."""
+        unpack(self.decoder)
+        self._packed, self._opened = False, self.passes
+
     def _let_go(self) -> list[tuple[int, Generated]]:
         if not self._cancelled:
             return []
@@ -196,18 +204,26 @@ class Engine:
     def _admit(self) -> None:
         """Seat waiting requests while there are rows and memory for them."""
         reserved = sum(row.reserved for row in self._active)
-        while self._waiting and len(self._active) < self.rows:
-            ticket, request, needed = self._waiting[0]
-            if self._active and reserved + needed > self.memory:
-                return
-            self._waiting.popleft()
+        coming: list[tuple[int, Request, int]] = []
+        while self._waiting and len(self._active) + len(coming) < self.rows:
+            needed = self._waiting[0][2]
+            if (self._active or coming) and reserved + needed > self.memory:
+                break
             reserved += needed
+            coming.append(self._waiting.popleft())
+        self._seats.reserve(len(request.prompt) + 1 for _, request, _ in coming)
+        for ticket, request, needed in coming:
             row = _Row(ticket, request, self._seats.take(len(request.prompt) + 1), needed)
             row.seat.filled = self.prefixes.fill(row.ids, row.seat.cache, row.seat.place)
             self._active.append(row)
 
     def _advance(self) -> None:
         """One forward pass, and a new token for every row whose text it completes."""
+        if self.passes - self._opened >= PACK_AFTER and not self._packed:
+            self._packed = True
+            weights = sum(parameter.nbytes for parameter in self.decoder.parameters())
+            if weights < available_memory(self.decoder.device) // SHARE:
+                pack(self.decoder)
         fed = self._plan()
         device = self.decoder.device
         groups: dict[tuple[int, bool], list[tuple[_Row, list[int]]]] = {}
@@ -329,7 +345,7 @@ def generate(
     max_new_tokens: int,
     stop_ids: frozenset[int],
     sampling: Callable[[int], Sampling] = lambda row: Sampling(),
-    batch_size: int = 64,
+    batch_size: int = 128,
     on_token: Callable[[int, int], bool | None] | None = None,
     on_done: Callable[[int, Generated], None] = lambda row, generated: None,
     engine: Engine | None = None,
@@ -358,13 +374,27 @@ def generate(
             raise DataError(f"prompt {row} is empty")
         if len(prompt) >= context:
             raise DataError(f"prompt {row} has {len(prompt)} tokens; the model's context is {context}")
-    engine = engine or Engine(decoder, rows=batch_size)
+    if engine is None:
+        engine = Engine(decoder, rows=batch_size)
+        try:
+            return generate(
+                decoder,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                stop_ids=stop_ids,
+                sampling=sampling,
+                on_token=on_token,
+                on_done=on_done,
+                engine=engine,
+            )
+        finally:
+            engine.close()
     shared = common_prefix(prompts, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
     if shared >= WORTH_SHARING:
         engine.warm(prompts[0][:shared])
     rows = {}
-    for row, prompt in enumerate(prompts):
-        request = Request(prompt, max_new_tokens, stop_ids, sampling(row))
+    for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True):  # the like side by side
+        request = Request(prompts[row], max_new_tokens, stop_ids, sampling(row))
         if on_token is not None:
             request = replace(request, on_token=functools.partial(on_token, row))
         rows[engine.submit(request)] = row

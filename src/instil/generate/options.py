@@ -34,7 +34,7 @@ class GenerateOptions(BaseModel):
         (), description="texts that end an answer and are no part of it"
     )
     header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
-    batch_size: int = Field(64, ge=1, description="answers made side by side, at most")
+    batch_size: int = Field(128, ge=1, description="answers made side by side, at most")
     seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of sampling; each row has its own stream")
 
     def changed(self, **values: Any) -> GenerateOptions:

@@ -6,10 +6,13 @@ attention reads them as one block.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 from instil.model.cache import Cache
 from instil.model.decoder import Decoder
 
-SMALLEST = 64  # positions; every next size is twice as large
+SMALLEST = 128  # positions; every next size is twice as large
 
 
 class Seat:
@@ -44,12 +47,15 @@ class Seats:
             size *= 2
         return min(size, max(self._decoder.spec.context, length))
 
+    def reserve(self, lengths: Iterable[int]) -> None:
+        """Make room for rows of so many tokens at once, beside those that are there."""
+        for size, rows in Counter(map(self.size, lengths)).items():
+            cache, _ = self._of(size)
+            cache.reserve(cache.rows + rows)
+
     def take(self, length: int) -> Seat:
         """A seat for a row of so many tokens, empty."""
-        size = self.size(length)
-        if size not in self._taken:
-            self._taken[size] = (self._decoder.new_cache(size), [])
-        cache, seats = self._taken[size]
+        cache, seats = self._of(self.size(length))
         seat = Seat(cache, cache.add())
         seats.append(seat)
         return seat
@@ -67,6 +73,11 @@ class Seats:
     def leave(self, seat: Seat) -> None:
         """Give a seat back."""
         self._empty(seat)
+
+    def _of(self, size: int) -> tuple[Cache, list[Seat]]:
+        if size not in self._taken:
+            self._taken[size] = (self._decoder.new_cache(size), [])
+        return self._taken[size]
 
     def _empty(self, seat: Seat) -> None:
         cache, seats = self._taken[seat.cache.length]

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instil.model.memory import untouched_zeros
 from instil.model.spec import DecoderSpec
-
-ROOM = 8  # rows that a cache is made for at least
 
 
 class Cache:
@@ -35,18 +34,23 @@ class Cache:
         """Number of sequences held."""
         return len(self.lengths)
 
-    def add(self, rows: int = 1) -> int:
-        """Make room for more rows, none of their positions filled; the place of the first."""
-        first, needed, held = self.rows, self.rows + rows, self.keys[0].shape[0]
-        if needed > held:
-            target = max(needed, ROOM if held else needed, held + held // 2)
-            for states in (self.keys, self.values):  # layer by layer, so that there is never a second cache
-                for layer, old in enumerate(states):
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows in all."""
+        for states in (self.keys, self.values):  # layer by layer, so that there is never a second cache
+            for layer, old in enumerate(states):
+                if rows > len(old):
                     # What was never written is read under a mask all the same, so it has to be a number.
-                    states[layer] = old.new_zeros(target, *old.shape[1:])
-                    states[layer][:first] = old[:first]
-        self.lengths += [0] * rows
-        return first
+                    states[layer] = untouched_zeros((rows, *old.shape[1:]), old.dtype, old.device)
+                    filled = max(self.lengths, default=0)
+                    states[layer][: self.rows, :, :filled] = old[: self.rows, :, :filled]
+
+    def add(self) -> int:
+        """Another row, none of its positions filled; its place."""
+        held = len(self.keys[0])
+        if self.rows == held:
+            self.reserve(held + max(held // 2, 1))
+        self.lengths.append(0)
+        return self.rows - 1
 
     def drop(self, row: int) -> int:
         """Let go of a row. The last one takes its place; its old place is returned."""

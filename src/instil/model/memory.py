@@ -1,4 +1,4 @@
-"""Memory for weights that goes back to the system the moment it is dropped."""
+"""Memory for weights and caches that goes back to the system the moment it is dropped."""
 
 from __future__ import annotations
 
@@ -20,5 +20,15 @@ def own_memory(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device 
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE or (device is not None and device.type != "cpu"):
         return torch.empty(shape, dtype=dtype, device=device)
+    # All of it will be written, and pages that are asked for together come sooner than one by one when touched.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_POPULATE", 0)
+    return torch.frombuffer(mmap.mmap(-1, size, flags=flags), dtype=dtype).view(shape)
+
+
+def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros of [*shape]; on the CPU a large tensor takes no memory until, and only where, it is written."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE or device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -117,7 +117,7 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
 def answering(prompts: Sequence[int], answers: Sequence[float], batch_size: int) -> Work:
     """The work of answering prompts of so many tokens with answers of so many, as `generate` goes about it."""
     seats = [0.0] * max(min(batch_size, len(prompts)), 1)  # when each is free for the next row
-    for said in answers:
+    for _, said in sorted(zip(prompts, answers, strict=True), key=lambda row: -row[0]):
         heapq.heapreplace(seats, seats[0] + said)
     return Work(1 + max(seats), sum(prompts) + sum(answers)) if prompts else Work()
 

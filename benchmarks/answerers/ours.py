@@ -1,0 +1,40 @@
+"""instil: its engine with its defaults."""
+
+from __future__ import annotations
+
+from benchmarks.answerers.telling import Questions, Tell, arguments
+
+
+def main(job: Questions, variant: str, tell: Tell) -> None:
+    """Answer as `instil respond` does."""
+    del variant
+    from instil.runtime import settle
+
+    settle()
+    from instil.generate.engine import Engine, Request, generate
+    from instil.model.weights import load_decoder
+
+    decoder = load_decoder(job.folder)
+    tell.loaded()
+    first = Engine(decoder)
+    first.submit(Request(job.prompts[0], 1))
+    list(first.run())
+    tell.first()
+    engine = Engine(decoder)
+    tell.answered(
+        lambda: [
+            one.ids
+            for one in generate(
+                decoder,
+                job.prompts,
+                max_new_tokens=job.max_new_tokens,
+                stop_ids=frozenset(job.stop_ids),
+                engine=engine,
+            )
+        ]
+    )
+    tell.end(passes=engine.passes, tokens=engine.tokens, recomputed=engine.recomputed)
+
+
+if __name__ == "__main__":
+    main(*arguments())

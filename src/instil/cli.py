@@ -158,7 +158,7 @@ def respond_command(
 ) -> None:
     """Answers: to one instruction, to the rows of a file, or to a split of the run (test by default)."""
     from instil.recipes.progress import Screen
-    from instil.recipes.respond import respond_one, respond_rows
+    from instil.recipes.respond import respond_one, respond_rows, stream_one
 
     chosen = _settings(settings, None, only="generate")
     if instruction is None and input_text:
@@ -168,11 +168,13 @@ def respond_command(
     if instruction is not None:
         if data or split:
             raise UserError("--instruction answers one row; leave out --data and --split")
-        said = respond_one(model, instruction, input_text, template, chosen)
         if as_json:
+            said = respond_one(model, instruction, input_text, template, chosen)
             _print_json({"instruction": instruction, "input": input_text, **said})
-        else:
-            typer.echo(said["model_response"])
+            return
+        for piece in stream_one(model, instruction, input_text, template, chosen):
+            typer.echo(piece, nl=False)  # which flushes
+        typer.echo()
         return
     if out is not None:  # found out now rather than after the answers
         out.parent.mkdir(parents=True, exist_ok=True)

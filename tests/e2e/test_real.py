@@ -31,3 +31,23 @@ def starter_rows() -> list[dict[str, str]]:
     from importlib import resources
 
     return json.loads((resources.files("instil.data") / "starter.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "rows", [pytest.param(6, marks=pytest.mark.real), pytest.param(110, marks=[pytest.mark.real, pytest.mark.slow])]
+)
+def test_answers_are_those_of_the_chapters_loop(rows: int) -> None:
+    """E2 on real weights: all rows side by side, against one after the other, the whole text again for each token."""
+    from instil.data.encoding import encode_prompt
+    from instil.data.options import DataOptions
+    from instil.data.sources import read_source
+    from instil.data.splits import split_examples
+    from tests.generate.test_engine import naive
+
+    assistant = instil.load("smollm2-135m", max_new_tokens=16)
+    examples = split_examples(read_source("starter").examples, DataOptions()).test[:rows]
+    answers = assistant.respond_to(examples)
+    for example, found in zip(examples, answers, strict=True):
+        prompt = encode_prompt(example, assistant.template, assistant.tokenizer)
+        ids, finish = naive(assistant.decoder, prompt, 16, assistant.tokenizer.stop_ids)
+        assert (list(found.ids), found.finish) == (ids, finish), example

@@ -56,7 +56,7 @@ def answer(
         text = texts[index].text if index in texts else tokenizer.decode(result.ids)
         completions.append(
             Completion(
-                text=_text(text, "" if options.header else template.header),
+                text=without_header(text, "" if options.header else template.header),
                 ids=result.ids,
                 finish=result.finish,
                 prompt_tokens=len(prompts[index]),
@@ -104,7 +104,7 @@ def _ends(text: TextStream, token: int) -> bool:
     return text.stopped
 
 
-def _text(decoded: str, header: str) -> str:
+def without_header(decoded: str, header: str) -> str:
     """The answer without white space around, and without the header where the model had to write it.
 
     Only a header at the very beginning goes; the chapter deletes every occurrence.

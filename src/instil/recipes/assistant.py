@@ -14,7 +14,7 @@ from instil.data.templates import Template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import ModelError, TemplateMismatch
 from instil.export.folder import TEMPLATE_FILE
-from instil.generate.answer import answer, stream
+from instil.generate.answer import answer, stream, without_header
 from instil.generate.engine import Engine
 from instil.generate.options import GenerateOptions
 from instil.model.decoder import Decoder
@@ -79,14 +79,16 @@ class Assistant:
         options = self.options.changed(**generate)
         prompt = encode_prompt(example, self.template, self.tokenizer, header=options.header)
         stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
-        begun, held = False, ""
+        header = "" if options.header else self.template.header
+        said, shown = "", ""
         for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options):
-            text = held + (piece if begun else piece.lstrip())
-            shown = text.rstrip()
-            held = text[len(shown) :]
-            if shown:
-                begun = True
-                yield shown
+            said += piece
+            if header.strip().startswith(said.strip()):
+                continue  # nothing yet, or what may become the header that the model has to write
+            text = without_header(said, header)
+            yield from filter(None, [text[len(shown) :]])
+            shown = text
+        yield from filter(None, [without_header(said, header)[len(shown) :]])
 
 
 def load(path: str | Path, *, template: str | None = None, **generate: Any) -> Assistant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def respond_one(
             f"the prompt has {said.prompt_tokens:,} tokens; the model's context is {assistant.decoder.spec.context:,}"
         )
     return {"model_response": said.text, "finish": said.finish}
+
+
+def stream_one(
+    model: str, instruction: str, input_text: str, template: str | None, settings: Settings
+) -> Iterator[str]:
+    """The answer to one instruction in pieces, as they come."""
+    assistant = _load(model, template, settings)
+    yield from assistant.stream(instruction, input_text)
 
 
 def respond_rows(

@@ -158,7 +158,8 @@ def train(
         if touched is not None:
             touched.settle()
     # No later step shows what the last update did, and weights can be finite but too large to compute with.
-    usable = all(torch.isfinite(parameter).all() for parameter in decoder.parameters())
+    # Their extremes tell it without a second table in memory, and are no numbers where anything is none.
+    usable = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
     if not usable or not math.isfinite(held_out_loss(decoder, step[:1], decoder.device).total):
         raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
     return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)

@@ -34,6 +34,8 @@ class Answerer:
 SMOLLM2 = ("smollm2",)
 ANSWERERS = (
     Answerer("instil", "ours", "", ("gpt2", "smollm2"), "instil"),
+    Answerer("instil, one at a time", "ours", "alone", SMOLLM2, "instil", share=0.3),
+    Answerer("instil int8, one at a time", "ours", "int8", SMOLLM2, "instil", exact=False, share=0.3),
     Answerer("the book's generate", "book", "plain", ("gpt2",), "llms_from_scratch", share=0.1),
     Answerer("the book's generate, cached", "book", "cached", ("gpt2",), "llms_from_scratch", share=0.3),
     Answerer("transformers, batches of 22", "hf", "22", SMOLLM2, "transformers"),

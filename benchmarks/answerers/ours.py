@@ -6,21 +6,23 @@ from benchmarks.answerers.telling import Questions, Tell, arguments
 
 
 def main(job: Questions, variant: str, tell: Tell) -> None:
-    """Answer as `instil respond` does."""
-    del variant
+    """Answer as `instil respond` does: all rows side by side, or one at a time, also with weights in eight bits."""
     from instil.runtime import settle
 
     settle()
     from instil.generate.engine import Engine, Request, generate
+    from instil.model.int8 import quantise
     from instil.model.weights import load_decoder
 
     decoder = load_decoder(job.folder)
+    if variant == "int8":
+        quantise(decoder)
     tell.loaded()
     first = Engine(decoder)
     first.submit(Request(job.prompts[0], 1))
     list(first.run())
     tell.first()
-    engine = Engine(decoder)
+    engine = Engine(decoder, rows=1 if variant else 128)
     tell.answered(
         lambda: [
             one.ids

@@ -153,6 +153,7 @@ def respond_command(
     split: Annotated[str | None, typer.Option("--split", help="Of the run's data: train, validation, test.")] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answered rows here.")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: fast for one row, not exact.")] = False,
     settings: SetOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -165,20 +166,23 @@ def respond_command(
         raise UserError("--input goes with --instruction")
     if instruction is not None and out is not None:
         raise UserError("--out is for the rows of --data or --split; one answer goes to the screen")
+    if int8:
+        typer.echo("weights in eight bits: answers are not exactly the model's", err=True)
     if instruction is not None:
         if data or split:
             raise UserError("--instruction answers one row; leave out --data and --split")
         if as_json:
-            said = respond_one(model, instruction, input_text, template, chosen)
-            _print_json({"instruction": instruction, "input": input_text, **said})
+            said = respond_one(model, instruction, input_text, template, chosen, int8=int8)
+            weights = {"weights": "int8"} if int8 else {}
+            _print_json({"instruction": instruction, "input": input_text, **said, **weights})
             return
-        for piece in stream_one(model, instruction, input_text, template, chosen):
+        for piece in stream_one(model, instruction, input_text, template, chosen, int8=int8):
             typer.echo(piece, nl=False)  # which flushes
         typer.echo()
         return
     if out is not None:  # found out now rather than after the answers
         out.parent.mkdir(parents=True, exist_ok=True)
-    rows = respond_rows(model, data, split, template, chosen, Screen())
+    rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8)
     if out is not None:
         out.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         typer.echo(f"{len(rows)} answered rows in {out}", err=True)

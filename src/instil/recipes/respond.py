@@ -18,10 +18,10 @@ from instil.records import Example
 
 
 def respond_one(
-    model: str, instruction: str, input_text: str, template: str | None, settings: Settings
+    model: str, instruction: str, input_text: str, template: str | None, settings: Settings, *, int8: bool = False
 ) -> dict[str, Any]:
     """The answer to one instruction, with why it ended."""
-    assistant = _load(model, template, settings)
+    assistant = _load(model, template, settings, int8=int8)
     said = assistant.respond_all([{"instruction": instruction, "input": input_text}])[0]
     if said.finish == "no_room":
         raise UserError(
@@ -31,15 +31,22 @@ def respond_one(
 
 
 def stream_one(
-    model: str, instruction: str, input_text: str, template: str | None, settings: Settings
+    model: str, instruction: str, input_text: str, template: str | None, settings: Settings, *, int8: bool = False
 ) -> Iterator[str]:
     """The answer to one instruction in pieces, as they come."""
-    assistant = _load(model, template, settings)
+    assistant = _load(model, template, settings, int8=int8)
     yield from assistant.stream(instruction, input_text)
 
 
 def respond_rows(
-    model: str, data: str | None, split: str | None, template: str | None, settings: Settings, screen: Screen
+    model: str,
+    data: str | None,
+    split: str | None,
+    template: str | None,
+    settings: Settings,
+    screen: Screen,
+    *,
+    int8: bool = False,
 ) -> list[dict[str, Any]]:
     """Answered rows in the book's form (``model_response``).
 
@@ -47,7 +54,7 @@ def respond_rows(
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
     examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, screen)
-    assistant = _load(model, template, settings)
+    assistant = _load(model, template, settings, int8=int8)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
     for line in unended(answers, assistant.options.max_new_tokens):
@@ -55,9 +62,9 @@ def respond_rows(
     return response_rows(examples, answers)
 
 
-def _load(model: str, template: str | None, settings: Settings) -> Assistant:
+def _load(model: str, template: str | None, settings: Settings, *, int8: bool) -> Assistant:
     changed = settings.generate.model_dump(exclude_unset=True)
-    return load(model, template=template, **changed)
+    return load(model, template=template, int8=int8, **changed)
 
 
 def _rows_of_file(data: str, split: str | None, screen: Screen) -> tuple[Example, ...]:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair
-from instil.errors import DataError
+from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.answer import answer
 from instil.generate.engine import Engine, Generated, Request, generate
 from instil.generate.options import GenerateOptions
 from instil.generate.prefixes import Prefixes
+from instil.generate.sampling import Sampling
 from instil.generate.speculation import Lookup
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
@@ -212,6 +213,111 @@ def test_memory_sizes_the_batch_down_or_refuses() -> None:
         engine.step()
         assert (len(engine._active), len(engine._waiting)) == (2, 1)
         assert len(list(engine.run())) == 3
+
+
+def test_an_exception_ends_its_own_request_alone() -> None:
+    model = decoder()
+    wanted = naive(model, [4, 5], 6, frozenset())[0]
+
+    def fails(token: int) -> bool:
+        raise KeyboardInterrupt
+
+    for speculate in (True, False):
+        engine = Engine(model, speculate=speculate)
+        engine.submit(Request([1, 2, 3], 6, on_token=fails))
+        other = engine.submit(Request([4, 5], 6))
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+        found = dict(engine.run())
+        assert list(found.pop(other).ids) == wanted
+        assert [one.finish for one in found.values()] == ["cancelled"]
+        assert not engine._seats._taken
+
+
+def test_a_pass_that_breaks_off_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder()
+    engine = Engine(model)
+    ticket = engine.submit(Request([4, 5], 6))
+    engine.step()
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(model, "logits", lambda hidden: (_ for _ in ()).throw(MemoryError))
+        engine.step()
+    assert list(dict(engine.run())[ticket].ids) == naive(model, [4, 5], 6, frozenset())[0]
+
+
+def test_what_others_left_on_an_engine_does_not_matter() -> None:
+    model = decoder()
+    engine = Engine(model)
+    told: list[Generated] = []
+    engine.submit(Request([7], 3, on_done=told.append))
+    prompts = [[1, 2], [3]]
+    wanted = [naive(model, prompt, 2, frozenset())[0] for prompt in prompts]
+
+    def fails(row: int, token: int) -> bool:
+        raise ValueError(row)
+
+    with pytest.raises(ValueError, match="0"):
+        generate(model, prompts, max_new_tokens=2, stop_ids=frozenset(), engine=engine, on_token=fails)
+    with pytest.raises(DataError):
+        generate(model, [*prompts, [99]], max_new_tokens=2, stop_ids=frozenset(), engine=engine)
+    found = generate(model, prompts, max_new_tokens=2, stop_ids=frozenset(), engine=engine)
+    assert [list(one.ids) for one in found] == wanted
+    list(engine.run())
+    assert [list(one.ids) for one in told] == [naive(model, [7], 3, frozenset())[0]]
+
+
+@pytest.mark.parametrize("how", ["in place", "assigned", "data"])
+def test_every_way_to_change_weights_is_seen(how: str) -> None:
+    model, other = decoder(seed=1), decoder(seed=2)
+    engine = Engine(model)
+    prompt = [1, 2, 3, 4, 5, 6]
+    engine.submit(Request(prompt, 2, keep=True))
+    list(engine.run())
+    if how == "assigned":
+        model.load_state_dict(other.state_dict(), assign=True)
+    for mine, new in zip(model.parameters(), other.parameters(), strict=True):
+        if how == "in place":
+            with torch.no_grad():
+                mine.copy_(new)
+        elif how == "data":
+            mine.data = new.data
+    engine.prefixes.fill(prompt, model.new_cache(8), 0)
+    assert len(engine.prefixes) == 0
+
+
+def test_requests_that_cannot_be_met_are_refused() -> None:
+    engine = Engine(decoder())
+    for prompt in ([17], [-1], [1, 99]):
+        with pytest.raises(DataError, match="ids outside of the model's 17"):
+            engine.submit(Request(prompt, 2))
+    with pytest.raises(DataError, match="max_new_tokens is 0"):
+        engine.submit(Request([1], 0))
+    with pytest.raises(SettingsError, match="rows is 0"):
+        Engine(decoder(), rows=0)
+    engine.warm([])
+    engine.warm([1] * 99)
+    assert len(engine.prefixes) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_are_no_numbers_are_an_error(temperature: float) -> None:
+    model = decoder()
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(InstilError, match="no finite numbers"):
+        generate(
+            model,
+            [[1, 2]],
+            max_new_tokens=3,
+            stop_ids=frozenset(),
+            sampling=lambda row: Sampling(temperature=temperature),
+        )
+
+
+def test_a_model_made_for_inference_alone_answers() -> None:
+    with torch.inference_mode():
+        model = Decoder(SPECS["llama"])
+    assert len(generate(model, [[1, 2]], max_new_tokens=3, stop_ids=frozenset())[0].ids) == 3
 
 
 def test_guessing_saves_passes_and_changes_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -68,6 +70,35 @@ def test_streaming_gives_what_answering_gives(stop: tuple[str, ...]) -> None:
     pieces = list(stream(engine, TOKENIZER, [1, 2, 3], TOKENIZER.stop_ids, options))
     assert "".join(pieces) == ("Ada, B\u00f6b, " if stop else "Ada, B\u00f6b, Cid")
     assert len(pieces) > 3
+
+
+def test_nothing_of_a_stop_text_is_shown_before_its_last_character() -> None:
+    flow = TextStream(TOKENIZER, ["ab\U0001f9ff"])
+    said = [flow.push(token) for token in TOKENIZER.encode("hello ab\U0001f9ff more")]
+    assert "".join(said) == flow.text == "hello "
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("\n\n### Response:\nParis.\n\n### More", "\n\n### Response:\nParis.\n\n"),
+        ("Paris ### More", "Paris "),
+        ("### Resp", "### Resp"),
+    ],
+)
+def test_stop_texts_are_looked_for_after_the_header(said: str, shown: str) -> None:
+    flow = TextStream(TOKENIZER, ["###"], header="\n\n### Response:\n")
+    pieces = [flow.push(token) for token in TOKENIZER.encode(said)]
+    assert "".join(pieces) + flow.finish() == flow.text == shown
+
+
+def test_two_streams_at_a_time() -> None:
+    options = GenerateOptions()
+    engine = Engine(Parrot(TOKENIZER, "Ada, Bob, Cid, Dan, Eve"))
+    alone = "".join(stream(engine, TOKENIZER, [1, 2, 3], TOKENIZER.stop_ids, options))
+    one, two = (stream(engine, TOKENIZER, [1, 2, 3], TOKENIZER.stop_ids, options) for _ in range(2))
+    pairs = list(zip_longest(one, two, fillvalue=""))
+    assert "".join(a for a, _ in pairs) == "".join(b for _, b in pairs) == alone
 
 
 def test_leaving_a_stream_early_frees_its_row() -> None:

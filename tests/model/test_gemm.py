@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,10 @@ def test_packed_weights_give_the_same_until_they_change(chosen: str, tokens: int
         layer.weight = torch.nn.Parameter(torch.zeros(40, 24))
         assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
         gemm.pack(layer)
+        layer.weight.data = torch.ones(40, 24)
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), rtol=1e-5, atol=1e-5)
+        gemm.pack(layer)
+        assert copy.deepcopy(layer).packed is None
         gemm.unpack(layer)
         assert layer.packed is None
         gemm.pack(layer)

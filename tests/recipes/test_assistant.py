@@ -46,6 +46,20 @@ def test_a_header_that_the_model_writes_is_not_shown(
     assert "" not in pieces
 
 
+def test_a_stream_left_early_and_an_interrupt_leave_it_usable(
+    assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = assistant.respond("Go.")
+    flow = assistant.stream("Stay.")
+    next(flow)
+    flow.close()
+    assert assistant.respond("Go.") == wanted
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(assistant.decoder, "logits", lambda hidden: (_ for _ in ()).throw(KeyboardInterrupt))
+        assistant.respond_all([{"instruction": "Go."}, {"instruction": "Come."}])
+    assert assistant.respond("Go.") == wanted
+
+
 def test_the_preamble_is_computed_once_for_all_requests(assistant: Assistant) -> None:
     rows = [{"instruction": "Name a colour."}, {"instruction": "Name a fruit."}]
     first = assistant.respond_all(rows)

@@ -35,7 +35,8 @@ def answer(
     """
     prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
-    texts = {index: TextStream(tokenizer, options.stop) for index in fits} if options.stop else {}
+    header = "" if options.header else template.header
+    texts = {index: TextStream(tokenizer, options.stop, header) for index in fits} if options.stop else {}
     generated: dict[int, Generated] = {}
     if fits:
         found = generate(
@@ -56,7 +57,7 @@ def answer(
         text = texts[index].text if index in texts else tokenizer.decode(result.ids)
         completions.append(
             Completion(
-                text=without_header(text, "" if options.header else template.header),
+                text=without_header(text, header),
                 ids=result.ids,
                 finish=result.finish,
                 prompt_tokens=len(prompts[index]),
@@ -67,35 +68,42 @@ def answer(
 
 
 def stream(
-    engine: Engine, tokenizer: Tokenizer, prompt: Sequence[int], stop_ids: frozenset[int], options: GenerateOptions
+    engine: Engine,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    stop_ids: frozenset[int],
+    options: GenerateOptions,
+    header: str = "",
 ) -> Iterator[str]:
     """The answer to one prompt in pieces, as they become certain; leaving early ends the work on it.
 
-    Prompt and answer are remembered, so that a next turn that begins with them goes on from there.
+    Prompt and answer are remembered, so that a next turn that begins with them goes on from there. ``header`` is what
+    the answer may begin with, where stop texts do not count.
 
     Raises:
         DataError: as `Engine.submit`.
     """
-    text = TextStream(tokenizer, options.stop)
+    text = TextStream(tokenizer, options.stop, header)
     pieces: list[str] = []
+    ended: list[Generated] = []
 
     def take(token: int) -> bool:
         pieces.append(text.push(token))
         return text.stopped
 
-    ticket = engine.submit(
-        Request(prompt, options.max_new_tokens, stop_ids, Sampling.of(options), keep=True, on_token=take)
+    request = Request(
+        prompt, options.max_new_tokens, stop_ids, Sampling.of(options), keep=True, on_token=take, on_done=ended.append
     )
-    done = False
+    ticket = engine.submit(request)
     try:
-        while not done:
-            done = any(finished == ticket for finished, _ in engine.step())
+        while not ended:
+            engine.step()
             yield from filter(None, pieces)
             pieces.clear()
         if rest := text.finish():
             yield rest
     finally:
-        if not done:
+        if not ended:
             engine.cancel(ticket)
 
 

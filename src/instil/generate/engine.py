@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from instil.data.collate import common_prefix
-from instil.errors import DataError
+from instil.errors import DataError, SettingsError
 from instil.generate.prefixes import Prefixes
 from instil.generate.sampling import CLOSE, Sampling, Stream, most_likely, penalised, probabilities
 from instil.generate.seats import Seat, Seats
@@ -59,6 +59,7 @@ class Request:
         sampling: how tokens are picked.
         keep: remember prompt and answer for a later prompt that begins so, such as the next turn of a chat.
         on_token: told every new id as it comes; the answer ends with it if this returns true.
+        on_done: told the answer when it has ended, in whoever's step that is.
     """
 
     prompt: Sequence[int]
@@ -67,6 +68,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     keep: bool = False
     on_token: Callable[[int], bool | None] = lambda token: None
+    on_done: Callable[[Generated], None] = lambda generated: None
 
 
 class _Row:
@@ -93,7 +95,8 @@ class Engine:
     """Answers requests with one decoder. Not for several threads at once.
 
     Args:
-        decoder: its weights must not change while something is being answered.
+        decoder: its weights must not change while something is being answered. After a change what was remembered
+            is forgotten, but for writes through ``.data``, of which torch keeps no count.
         rows: answered side by side, at most.
         memory: bytes for keys and values; by default a third of what is free.
         prefix_memory: bytes for beginnings that are remembered.
@@ -118,6 +121,8 @@ class Engine:
         prefix_memory: int = 1 << 28,
         speculate: bool = True,
     ) -> None:
+        if rows < 1:
+            raise SettingsError(f"rows is {rows}; wanted 1 or more")
         self.decoder, self.rows, self.speculate = decoder.eval(), rows, speculate
         self.memory = available_memory(decoder.device) // SHARE if memory is None else memory
         self.prefixes = Prefixes(decoder, min(prefix_memory, self.memory))
@@ -126,7 +131,9 @@ class Engine:
         self._each = position_bytes(decoder.spec, decoder.embed.weight.dtype)
         self._waiting: deque[tuple[int, Request, int]] = deque()
         self._active: list[_Row] = []
+        self._ended: list[tuple[int, Generated]] = []
         self._cancelled: set[int] = set()
+        self._stepping = False
         self._tickets = 0
         self._packed, self._opened = False, 0
 
@@ -134,14 +141,16 @@ class Engine:
         """Line up a request; its ticket.
 
         Raises:
-            DataError: the prompt is empty, leaves no room in the model's context, or its keys and values would not
-                fit into memory.
+            DataError: the prompt is empty, holds ids that the model does not have, leaves no room in its context, or
+                its keys and values would not fit into memory.
         """
         context, prompt = self.decoder.spec.context, len(request.prompt)
         if not prompt:
             raise DataError("the prompt is empty")
         if prompt >= context:
             raise DataError(f"the prompt has {prompt:,} tokens; the model's context is {context:,}")
+        if not 0 <= min(request.prompt) <= max(request.prompt) < self.decoder.spec.vocab_size:
+            raise DataError(f"the prompt has ids outside of the model's {self.decoder.spec.vocab_size:,}")
         if request.max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {request.max_new_tokens}; wanted 1 or more")
         needed = self._seats.size(min(prompt + request.max_new_tokens, context)) * self._each
@@ -155,32 +164,52 @@ class Engine:
         return self._tickets
 
     def cancel(self, ticket: int) -> None:
-        """End a request; it comes out of the next step with what it has, ``finish="cancelled"``."""
+        """End a request; its seat is free at once, or after the running pass.
+
+        It comes out of the next step with what it has, ``finish="cancelled"``.
+        """
         self._cancelled.add(ticket)
+        if not self._stepping:
+            self._let_go()
 
     def run(self) -> Iterator[tuple[int, Generated]]:
         """Steps until nothing is left to answer; tickets and answers as they finish."""
-        while self._waiting or self._active:
+        while self._waiting or self._active or self._ended:
             yield from self.step()
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Generated]]:
-        """One pass; what has finished."""
-        done = self._let_go()
-        self._admit()
-        if self._active:
-            self._advance()
-            done += self._collect()
-        return done
+        """One pass; what has finished.
+
+        An exception, such as one of a request's own functions, ends that request alone; the others can be gone on with.
+        """
+        self._stepping = True
+        try:
+            self._admit()
+            if self._active:
+                self._advance()
+        finally:
+            self._stepping = False
+            for row in self._active:  # a pass that broke off has computed more than was taken
+                row.seat.filled = min(row.seat.filled, len(row.ids) - (row.finish is None))
+            self._let_go()
+        ended, self._ended = self._ended, []
+        return ended
 
     @torch.inference_mode()
     def warm(self, ids: Sequence[int]) -> None:
-        """Compute a beginning and remember it, for requests that have it in common."""
+        """Compute a beginning and remember it, for requests that have it in common; not one too long to be kept."""
+        if not ids or len(ids) > self.decoder.spec.context or len(ids) * self._each > self.prefixes.limit:
+            return
         seat = self._seats.take(len(ids))
         try:
             filled = self.prefixes.fill(ids, seat.cache, seat.place)
-            part = Part(seat.cache, (seat.place,), (len(ids) - filled,))
-            self.decoder(_batch([(filled, ids[filled:])], self.decoder.device), [part])
+            while filled < len(ids):
+                piece = ids[filled : filled + PROMPT_TOKENS]
+                part = Part(seat.cache, (seat.place,), (len(piece),))
+                last = torch.tensor([len(piece) - 1], device=self.decoder.device)
+                self.decoder(_batch([(filled, piece)], self.decoder.device), [part], wanted_U=last)
+                filled += len(piece)
             self.prefixes.keep(ids, seat.cache, seat.place)
         finally:
             self._seats.leave(seat)
@@ -190,20 +219,32 @@ class Engine:
         unpack(self.decoder)
         self._packed, self._opened = False, self.passes
 
-    def _let_go(self) -> list[tuple[int, Generated]]:
-        if not self._cancelled:
-            return []
-        gone = [(ticket, Generated((), "cancelled")) for ticket, _, _ in self._waiting if ticket in self._cancelled]
+    @torch.inference_mode()
+    def _let_go(self) -> None:
+        """Take out what was cancelled or has finished, free the seats, and tell."""
+        gone = [(request, ticket) for ticket, request, _ in self._waiting if ticket in self._cancelled]
         self._waiting = deque(one for one in self._waiting if one[0] not in self._cancelled)
+        ended = [(request, ticket, Generated((), "cancelled")) for request, ticket in gone]
         for row in self._active:
             if row.ticket in self._cancelled:
                 row.finish = "cancelled"
         self._cancelled.clear()
-        return gone + self._collect()
+        for row in [row for row in self._active if row.finish]:
+            assert row.finish is not None
+            if row.request.keep:
+                filled = min(row.seat.filled, len(row.ids))
+                self.prefixes.keep(row.ids[:filled], row.seat.cache, row.seat.place)
+            self._seats.leave(row.seat)
+            self._active.remove(row)
+            answer = Generated(tuple(row.ids[len(row.request.prompt) :]), row.finish)
+            ended.append((row.request, row.ticket, answer))
+        self._ended += [(ticket, answer) for _, ticket, answer in ended]
+        for request, _, answer in ended:
+            request.on_done(answer)
 
     def _admit(self) -> None:
         """Seat waiting requests while there are rows and memory for them."""
-        reserved = sum(row.reserved for row in self._active)
+        reserved = self.prefixes.bytes + sum(row.reserved for row in self._active)
         coming: list[tuple[int, Request, int]] = []
         while self._waiting and len(self._active) + len(coming) < self.rows:
             needed = self._waiting[0][2]
@@ -319,23 +360,15 @@ class Engine:
             row.finish = "stop"
             return
         row.ids.append(token)
-        if row.request.on_token(token):
+        try:
+            ends = row.request.on_token(token)
+        except BaseException:
+            row.finish = "cancelled"
+            raise
+        if ends:
             row.finish = "stop"
         elif row.said == row.request.max_new_tokens or len(row.ids) >= self.decoder.spec.context:
             row.finish = "length"
-
-    def _collect(self) -> list[tuple[int, Generated]]:
-        """Take out the rows that have finished, and free their seats."""
-        done = []
-        for row in [row for row in self._active if row.finish]:
-            assert row.finish is not None
-            if row.request.keep:
-                filled = min(row.seat.filled, len(row.ids))
-                self.prefixes.keep(row.ids[:filled], row.seat.cache, row.seat.place)
-            self._seats.leave(row.seat)
-            done.append((row.ticket, Generated(tuple(row.ids[len(row.request.prompt) :]), row.finish)))
-        self._active = [row for row in self._active if not row.finish]
-        return done
 
 
 def generate(
@@ -392,17 +425,30 @@ def generate(
     shared = common_prefix(prompts, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
     if shared >= WORTH_SHARING:
         engine.warm(prompts[0][:shared])
-    rows = {}
-    for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True):  # the like side by side
-        request = Request(prompts[row], max_new_tokens, stop_ids, sampling(row))
-        if on_token is not None:
-            request = replace(request, on_token=functools.partial(on_token, row))
-        rows[engine.submit(request)] = row
     done: dict[int, Generated] = {}
-    for ticket, generated in engine.run():
-        row = rows[ticket]
-        done[row] = generated
-        on_done(row, generated)
+    tickets: list[int] = []
+    try:
+        for row in sorted(
+            range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True
+        ):  # the like side by side
+            request = Request(
+                prompts[row],
+                max_new_tokens,
+                stop_ids,
+                sampling(row),
+                on_token=functools.partial(on_token, row) if on_token else lambda token: None,
+                on_done=functools.partial(done.__setitem__, row),
+            )
+            tickets.append(engine.submit(request))
+        told: set[int] = set()
+        while len(told) < len(prompts):
+            engine.step()
+            for row in [row for row in done if row not in told]:
+                told.add(row)
+                on_done(row, done[row])
+    finally:
+        for ticket in tickets if len(done) < len(prompts) else ():
+            engine.cancel(ticket)
     return [done[row] for row in range(len(prompts))]
 
 

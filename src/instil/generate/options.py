@@ -13,7 +13,11 @@ MAX_SEED = 2**31 - 1
 
 def _as_tuple(value: Any) -> Any:
     """One text, or several as TOML and JSON have them."""
-    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError('wanted a text, or a list of texts such as \'["###", "User:"]\'')
+    return tuple(value)
 
 
 StopText = Annotated[str, Field(min_length=1)]
@@ -29,7 +33,9 @@ class GenerateOptions(BaseModel):
     top_k: int = Field(0, ge=0, description="sample among so many likeliest tokens; 0: all")
     top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest tokens with this probability together")
     min_p: float = Field(0.0, ge=0, le=1, description="sample among tokens this share as likely as the likeliest")
-    repetition_penalty: float = Field(1.0, gt=0, le=100, description="tokens said already score so much less; 1: off")
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=100, description="tokens said already score so much less; 1: off"
+    )
     stop: Annotated[tuple[StopText, ...], BeforeValidator(_as_tuple)] = Field(
         (), description="texts that end an answer and are no part of it"
     )

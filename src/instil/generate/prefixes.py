@@ -76,9 +76,12 @@ class Prefixes:
             self._held.clear()
             self._weights = self._version()
 
-    def _version(self) -> int:
-        """A number that grows with every change of the weights."""
-        return sum(parameter._version for parameter in self._decoder.parameters())
+    def _version(self) -> tuple[tuple[int, int], ...]:
+        """What changes with the weights: where they are, and how often they were written."""
+        return tuple(
+            (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
+            for parameter in self._decoder.parameters()
+        )
 
     def _nearest(self, ids: Sequence[int]) -> tuple[tuple[int, ...] | None, int]:
         """The beginning that shares most ids with these, and how many."""

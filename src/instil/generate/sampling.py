@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from instil.errors import SettingsError
+from instil.errors import InstilError, SettingsError
 from instil.generate.options import GenerateOptions
 
+NO_NUMBER = "the model's scores are no finite numbers; its weights are damaged, or training went too far"
 CLOSE = 1e-3  # scores nearer than this may change places by rounding alone
 
 
@@ -47,7 +48,7 @@ class Sampling:
             ("top_k", "0 or more", self.top_k >= 0),
             ("top_p", "above 0, up to 1", 0 < self.top_p <= 1),
             ("min_p", "0 to 1", 0 <= self.min_p <= 1),
-            ("repetition_penalty", "above 0, up to 100", 0 < self.repetition_penalty <= 100),
+            ("repetition_penalty", "0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
         ):
             if not right:  # what is no number at all compares as false, too
                 raise SettingsError(f"{name} is {getattr(self, name)}; wanted {wanted}")
@@ -75,8 +76,13 @@ def most_likely(logits_RV: Tensor) -> tuple[list[int], list[float]]:
 
     >>> most_likely(torch.tensor([[1.0, 4.0, 2.5]]))
     ([1], [1.5])
+
+    Raises:
+        InstilError: a score is no number.
     """
     best_R, ids_R = logits_RV.max(-1)
+    if not bool(best_R.isfinite().all()):
+        raise InstilError(NO_NUMBER)
     logits_RV.scatter_(1, ids_R[:, None], float("-inf"))
     return ids_R.tolist(), (best_R - logits_RV.amax(-1)).tolist()
 
@@ -97,8 +103,8 @@ def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
 def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     """What is drawn from: the softmax of the scores at a temperature, with the unlikely taken out, [R, V].
 
-    >>> probabilities(torch.tensor([[3.0, 2.0, 1.0]]).log(), Sampling(temperature=1.0, top_k=2)).tolist()
-    [[0.6, 0.4, 0.0]]
+    >>> probabilities(torch.tensor([[2.0, 2.0, 1.0]]), Sampling(temperature=1.0, top_k=2)).tolist()
+    [[0.5, 0.5, 0.0]]
     """
     scores_RV = logits_RV.double()
     scores_RV = (scores_RV - scores_RV.amax(-1, keepdim=True)) / sampling.temperature  # no overflow near zero
@@ -126,5 +132,7 @@ class Stream:
     def draw(self, shares_V: Tensor) -> int:
         """A token by its probability."""
         point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        if not bool(shares_V.isfinite().all()):
+            raise InstilError(NO_NUMBER)
         sums_V = shares_V.cpu().cumsum(-1)  # a token without probability adds nothing, so it is never met first
         return int(torch.searchsorted(sums_V, point * sums_V[-1], right=True))

@@ -17,10 +17,11 @@ class TextStream:
     Args:
         tokenizer: turns ids into text.
         stop: texts that end the answer and are no part of it.
+        header: what the answer may begin with; stop texts are looked for after it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer, self._stop = tokenizer, tuple(stop)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), header: str = "") -> None:
+        self._tokenizer, self._stop, self._header = tokenizer, tuple(stop), header.strip()
         self._ids: list[int] = []
         self._given = 0
         self.text = ""  # all of it, an unfinished character or stop text at its end included
@@ -32,19 +33,30 @@ class TextStream:
             return ""
         self._ids.append(token)
         self.text = self._tokenizer.decode(self._ids)
-        found = [at for stop in self._stop if (at := self.text.find(stop)) >= 0]
+        begin = self._begin()
+        if begin is None:
+            return ""
+        found = [at for stop in self._stop if (at := self.text.find(stop, begin)) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
             return self.finish()
         certain = len(self.text.rstrip(BROKEN))
         for stop in self._stop:
-            begun = next((size for size in range(len(stop) - 1, 0, -1) if self.text.endswith(stop[:size])), 0)
-            certain = min(certain, len(self.text) - begun)
+            sure = self.text[begin:certain]
+            certain -= next((size for size in range(len(stop) - 1, 0, -1) if sure.endswith(stop[:size])), 0)
         return self._give(certain)
 
     def finish(self) -> str:
         """What was held back, once no more ids come."""
         return self._give(len(self.text))
+
+    def _begin(self) -> int | None:
+        """Where stop texts are looked for from; None while a header may still be coming."""
+        said = self.text.lstrip()
+        if self._header and self._header.startswith(said) and said != self._header:
+            return None
+        lead = len(self.text) - len(said)
+        return lead + len(self._header) if self._header and said.startswith(self._header) else 0
 
     def _give(self, upto: int) -> str:
         new = self.text[self._given : upto]

@@ -33,17 +33,25 @@ class Linear(nn.Linear):
     For inference a second copy of the weight can be held in oneDNN's own order (`pack`), which few tokens gain by.
     """
 
-    packed: tuple[Tensor, Tensor, int] | None = None  # and the weight that it was made of, in which version
+    packed: tuple[Tensor, tuple[int, int]] | None = None  # and what it was made of
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Outputs, [N, O]."""
         if self.packed is not None:
-            packed, weight_OI, version = self.packed
-            same = weight_OI is self.weight and version == self.weight._version
-            if same and not torch.is_grad_enabled() and _suits(x_NI, weight_OI):
+            packed, made_of = self.packed
+            if made_of == self._state and not torch.is_grad_enabled() and _suits(x_NI, self.weight):
                 return _onednn(x_NI, packed, self.bias)
             self.packed = None  # the weight has changed, or is about to
         return linear(x_NI, self.weight, self.bias)
+
+    @property
+    def _state(self) -> tuple[int, int]:
+        """Where the weight is and how often it was written; writes through ``.data`` do not count."""
+        return self.weight.data_ptr(), 0 if self.weight.is_inference() else self.weight._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the second copy, which can be neither copied nor stored."""
+        return {**self.__dict__, "packed": None}
 
 
 @torch.no_grad()
@@ -56,7 +64,7 @@ def pack(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, Linear) and layer.packed is None and _suits(layer.weight, layer.weight):
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR)
-            layer.packed = packed, layer.weight, layer.weight._version
+            layer.packed = packed, layer._state
 
 
 def unpack(module: nn.Module) -> None:

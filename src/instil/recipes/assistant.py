@@ -82,7 +82,7 @@ class Assistant:
         stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
         header = "" if options.header else self.template.header
         said, shown = "", ""
-        for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options):
+        for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options, header):
             said += piece
             if header.strip().startswith(said.strip()):
                 continue  # nothing yet, or what may become the header that the model has to write

@@ -125,12 +125,13 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
 def _parsed(text: str) -> Any:
     """A value as TOML has it, or the bare word.
 
-    >>> _parsed("1e-4"), _parsed("true"), _parsed("cosine")
-    (0.0001, True, 'cosine')
+    >>> _parsed("1e-4"), _parsed("true"), _parsed("cosine"), _parsed('["###"]'), _parsed("3#4")
+    (0.0001, True, 'cosine', ['###'], '3#4')
     """
     try:
         parsed = tomllib.loads(f"value = {text}")
-        return parsed["value"] if len(parsed) == 1 and "#" not in text else text
+        whole = "#" not in text or isinstance(parsed["value"], str | list)  # else the rest was taken for a comment
+        return parsed["value"] if len(parsed) == 1 and whole else text
     except tomllib.TOMLDecodeError:
         return text
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from instil.generate.engine import SHARE
 from instil.model.spec import DecoderSpec
 from instil.model.weights import blank_decoder, open_model
 from instil.recipes.estimate import (
@@ -27,6 +30,7 @@ from instil.recipes.progress import Screen, clock
 from instil.recipes.settings import Settings
 from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, prepare
 from instil.recipes.timing import holds_gradients, time_answers, time_evaluation, time_steps
+from instil.runtime import available_memory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,14 +209,15 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
 
 
 def _cache_bytes(prepared: Prepared, spec: DecoderSpec) -> int:
-    """The largest cache of keys and values that answering takes."""
+    """The largest cache of keys and values that answering takes; the engine makes do with its share of the memory."""
     prompts = sorted(prompt_lengths(prepared, prepared.held_out[1]), reverse=True)
     if not prompts:
         return 0
     options = prepared.settings.generate
     rows = min(options.batch_size, len(prompts))
     length = min(prompts[0] + options.max_new_tokens, spec.context)
-    return 2 * spec.layers * spec.kv_heads * spec.head_width * rows * length * FLOAT
+    each = 2 * spec.layers * spec.kv_heads * spec.head_width * FLOAT
+    return min(rows * length * each, available_memory(torch.device("cpu")) // SHARE)
 
 
 def tables(plan: Plan) -> Iterator[Table | Text]:

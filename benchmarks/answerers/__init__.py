@@ -37,7 +37,6 @@ ANSWERERS = (
     Answerer("instil, one at a time", "ours", "alone", SMOLLM2, "instil", share=0.3),
     Answerer("instil int8, one at a time", "ours", "int8", SMOLLM2, "instil", exact=False, share=0.3),
     Answerer("the book's generate", "book", "plain", ("gpt2",), "llms_from_scratch", share=0.1),
-    Answerer("the book's generate, cached", "book", "cached", ("gpt2",), "llms_from_scratch", share=0.3),
     Answerer("transformers, batches of 22", "hf", "22", SMOLLM2, "transformers"),
     Answerer("transformers, one at a time", "hf", "1", SMOLLM2, "transformers", share=0.2),
     Answerer("llama.cpp F32, one at a time", "llama", "F32-1", SMOLLM2, "xllamacpp"),

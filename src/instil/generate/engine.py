@@ -33,7 +33,7 @@ from instil.model.gemm import pack, unpack
 from instil.records import Batch, Finish, Shared
 from instil.runtime import available_memory
 
-PROMPT_TOKENS = 1024  # of waiting prompts in one pass; more would keep the rows being answered waiting
+PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little
 WORTH_SHARING = 4  # tokens that prompts begin with alike for which a pass of their own pays
 PACK_AFTER = 32  # passes, from which on a second copy of the weights in a faster order is worth making

@@ -10,7 +10,8 @@ def main(job: Questions, variant: str, tell: Tell) -> None:
     from instil.runtime import settle
 
     settle()
-    from instil.generate.engine import Engine, Request, generate
+    from instil.generate.engine import Engine, generate
+    from instil.generate.request import Request
     from instil.model.int8 import quantise
     from instil.model.weights import load_decoder
 

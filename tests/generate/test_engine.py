@@ -13,9 +13,10 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair
 from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.answer import answer
-from instil.generate.engine import Engine, Generated, Request, generate
+from instil.generate.engine import Engine, generate
 from instil.generate.options import GenerateOptions
 from instil.generate.prefixes import Prefixes
+from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
 from instil.generate.speculation import Lookup
 from instil.model.cache import Part, position_bytes

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
-from instil.generate.engine import Engine, Generated, Request, generate
+from instil.generate.engine import Engine, generate
 from instil.generate.options import GenerateOptions
+from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
 from instil.generate.text import TextStream
 from instil.model.decoder import Decoder

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,13 +24,13 @@ from torch import Tensor
 from instil.data.collate import common_prefix
 from instil.errors import DataError, SettingsError
 from instil.generate.prefixes import Prefixes
-from instil.generate.sampling import CLOSE, Sampling, Stream, most_likely, penalised, probabilities
-from instil.generate.seats import Seat, Seats
-from instil.generate.speculation import Lookup
+from instil.generate.request import Generated, Request, Row
+from instil.generate.sampling import CLOSE, Sampling, most_likely, penalised, probabilities
+from instil.generate.seats import Seats
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.gemm import pack, unpack
-from instil.records import Batch, Finish, Shared
+from instil.records import Batch, Shared
 from instil.runtime import available_memory
 
 PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
@@ -38,57 +38,6 @@ ALONE = 4  # rows up to which a pass is bound by reading the weights, so that gu
 WORTH_SHARING = 4  # tokens that prompts begin with alike for which a pass of their own pays
 PACK_AFTER = 32  # passes, from which on a second copy of the weights in a faster order is worth making
 SHARE = 3  # one part in so many of the free memory is for keys and values
-
-
-@dataclass(frozen=True, slots=True)
-class Generated:
-    """The new ids of one row, without the end token, and why it ended."""
-
-    ids: tuple[int, ...]
-    finish: Finish
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt and how it is to be answered.
-
-    Attributes:
-        prompt: ids.
-        max_new_tokens: longest answer.
-        stop_ids: ids that end it; they are no part of it.
-        sampling: how tokens are picked.
-        keep: remember prompt and answer for a later prompt that begins so, such as the next turn of a chat.
-        on_token: told every new id as it comes; the answer ends with it if this returns true.
-        on_done: told the answer when it has ended, in whoever's step that is.
-    """
-
-    prompt: Sequence[int]
-    max_new_tokens: int
-    stop_ids: frozenset[int] = frozenset()
-    sampling: Sampling = field(default_factory=Sampling)
-    keep: bool = False
-    on_token: Callable[[int], bool | None] = lambda token: None
-    on_done: Callable[[Generated], None] = lambda generated: None
-
-
-class _Row:
-    """A request being answered."""
-
-    def __init__(self, ticket: int, request: Request, seat: Seat, reserved: int) -> None:
-        self.ticket, self.request, self.seat, self.reserved = ticket, request, seat, reserved
-        self.ids = list(request.prompt)
-        self.stream = Stream(request.sampling.seed)
-        self.lookup = Lookup()
-        self.finish: Finish | None = None
-
-    @property
-    def said(self) -> int:
-        return len(self.ids) - len(self.request.prompt)
-
-    @property
-    def pending(self) -> int:
-        """Tokens that are known and not computed yet."""
-        return len(self.ids) - self.seat.filled
 
 
 class Engine:
@@ -130,7 +79,7 @@ class Engine:
         self._seats = Seats(decoder)
         self._each = position_bytes(decoder.spec, decoder.embed.weight.dtype)
         self._waiting: deque[tuple[int, Request, int]] = deque()
-        self._active: list[_Row] = []
+        self._active: list[Row] = []
         self._ended: list[tuple[int, Generated]] = []
         self._cancelled: set[int] = set()
         self._stepping = False
@@ -254,7 +203,7 @@ class Engine:
             coming.append(self._waiting.popleft())
         self._seats.reserve(len(request.prompt) + 1 for _, request, _ in coming)
         for ticket, request, needed in coming:
-            row = _Row(ticket, request, self._seats.take(len(request.prompt) + 1), needed)
+            row = Row(ticket, request, self._seats.take(len(request.prompt) + 1), needed)
             row.seat.filled = self.prefixes.fill(row.ids, row.seat.cache, row.seat.place)
             self._active.append(row)
 
@@ -267,14 +216,14 @@ class Engine:
                 pack(self.decoder)
         fed = self._plan()
         device = self.decoder.device
-        groups: dict[tuple[int, bool], list[tuple[_Row, list[int]]]] = {}
+        groups: dict[tuple[int, bool], list[tuple[Row, list[int]]]] = {}
         for row, ids in fed:
             self._seats.widen(row.seat, row.seat.filled + len(ids))
         for row, ids in sorted(fed, key=lambda one: one[0].seat.place):
             groups.setdefault((row.seat.cache.length, len(ids) > 1), []).append((row, ids))
         parts, tokens = [], []
         wanted: list[int] = []
-        picks: list[tuple[_Row, list[int]]] = []  # rows with picks to make, and what was guessed for them
+        picks: list[tuple[Row, list[int]]] = []  # rows with picks to make, and what was guessed for them
         count = 0
         for group in groups.values():
             places = tuple(row.seat.place for row, _ in group)
@@ -294,7 +243,7 @@ class Engine:
         if picks:
             self._pick(self.decoder.logits(hidden_RD), picks)
 
-    def _plan(self) -> list[tuple[_Row, list[int]]]:
+    def _plan(self) -> list[tuple[Row, list[int]]]:
         """What each row computes in the next pass: its last token, a piece of its prompt, or nothing yet."""
         budget = PROMPT_TOKENS
         guessing = self.speculate and len(self._active) <= ALONE and not self._waiting
@@ -313,10 +262,10 @@ class Engine:
                 fed.append((row, ids))
         return fed
 
-    def _pick(self, logits_RV: Tensor, picks: list[tuple[_Row, list[int]]]) -> None:
+    def _pick(self, logits_RV: Tensor, picks: list[tuple[Row, list[int]]]) -> None:
         at = 0
-        greedy: list[tuple[_Row, list[int], int]] = []
-        drawn: dict[Sampling, list[tuple[_Row, int]]] = {}
+        greedy: list[tuple[Row, list[int], int]] = []
+        drawn: dict[Sampling, list[tuple[Row, int]]] = {}
         for row, guesses in picks:
             for index in range(len(guesses) + 1):
                 text = row.ids + guesses[:index]
@@ -335,7 +284,7 @@ class Engine:
             for row, guesses, at in greedy:
                 self._follow(row, guesses, ids[at : at + len(guesses) + 1], leads[at : at + len(guesses) + 1])
 
-    def _follow(self, row: _Row, guesses: list[int], ids: list[int], leads: list[float]) -> None:
+    def _follow(self, row: Row, guesses: list[int], ids: list[int], leads: list[float]) -> None:
         """Take what the model says after each guess, up to the first that it would not have said."""
         right = 0
         for index, (token, lead) in enumerate(zip(ids, leads, strict=True)):
@@ -348,14 +297,14 @@ class Engine:
             row.lookup.saw(len(guesses), right)
             row.seat.filled -= len(guesses) - right
 
-    def _alone(self, row: _Row) -> int:
+    def _alone(self, row: Row) -> int:
         """The likeliest token by a computation of this row's whole text and nothing else."""
         self.recomputed += 1
         ids = torch.tensor([row.ids], device=self.decoder.device)
         logits_V = self.decoder.logits(self.decoder(batch_of_ids(ids))[-1:])[0]
         return int(penalised(logits_V, row.ids, row.request.sampling.repetition_penalty).argmax())
 
-    def _accept(self, row: _Row, token: int) -> None:
+    def _accept(self, row: Row, token: int) -> None:
         if token in row.request.stop_ids:
             row.finish = "stop"
             return

@@ -139,7 +139,7 @@ class Engine:
                 self._advance()
         finally:
             self._stepping = False
-            for row in self._active:  # a pass that broke off has computed more than was taken
+            for row in self._active:  # wrong guesses, and a pass that broke off, computed more than was taken
                 row.seat.filled = min(row.seat.filled, len(row.ids) - (row.finish is None))
             self._let_go()
         ended, self._ended = self._ended, []
@@ -295,7 +295,6 @@ class Engine:
             right += 1
         if guesses:
             row.lookup.saw(len(guesses), right)
-            row.seat.filled -= len(guesses) - right
 
     def _alone(self, row: Row) -> int:
         """The likeliest token by a computation of this row's whole text and nothing else."""

@@ -1,0 +1,93 @@
+"""Rows that say nearly the same: held-out rows that were as good as seen in training.
+
+Two texts are as near as the cosine of their TF-IDF vectors of single characters, pairs and triples, in lower case and
+without punctuation: the book's bonus material (chapter 7, dataset utilities) finds duplicates so, with 0.9 as its
+threshold. Rarity is smoothed: ln((1 + texts) / (1 + texts with it)) + 1.
+
+Shape suffixes: H held-out rows of a chunk · T training rows · V different n-grams.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from instil.records import Example
+
+NEAR = 0.9
+LONGEST_N_GRAM = 3
+AT_ONCE = 64_000_000  # numbers of a dense chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A held-out row, the training row nearest to it, and their cosine."""
+
+    row: int
+    train_row: int
+    cosine: float
+
+
+def leaked(train: Sequence[Example], held_out: Sequence[Example], threshold: float = NEAR) -> list[Near]:
+    """Held-out rows whose prompt (instruction and input) has a training prompt at least as near as ``threshold``.
+
+    >>> train = [Example("Add 2 and 3.", "5", row=0), Example("Name a colour.", "Red.", row=1)]
+    >>> leaked(train, [Example("Name a color!", "Blue.", row=7), Example("Say hello.", "Hello.", row=8)], 0.8)
+    [Near(row=7, train_row=1, cosine=0.8198)]
+    """
+    if not train or not held_out:
+        return []
+    cosines, nearest = nearest_of([prompt_text(row) for row in train], [prompt_text(row) for row in held_out])
+    return [
+        Near(row.row, train[at].row, round(cosine, 4))
+        for row, at, cosine in zip(held_out, nearest, cosines, strict=True)
+        if cosine >= threshold
+    ]
+
+
+def prompt_text(row: Example) -> str:
+    """What is compared: instruction and input."""
+    return f"{row.instruction} {row.input}"
+
+
+def nearest_of(known: Sequence[str], asked: Sequence[str]) -> tuple[list[float], list[int]]:
+    """For each text asked about the cosine of the nearest known one, and its index."""
+    counts = [_n_grams(text) for text in [*known, *asked]]
+    seen = Counter(gram for count in counts for gram in count)
+    index = {gram: at for at, gram in enumerate(seen)}
+    rarity = torch.tensor([math.log((1 + len(counts)) / (1 + times)) + 1 for times in seen.values()])
+    known_TV = _unit_rows(counts[: len(known)], index, rarity)
+    cosines: list[float] = []
+    nearest: list[int] = []
+    step = max(1, AT_ONCE // max(len(index), len(known)))
+    for start in range(len(known), len(counts), step):
+        asked_HV = _unit_rows(counts[start : start + step], index, rarity).to_dense()
+        best = (known_TV @ asked_HV.T).max(dim=0)
+        cosines += best.values.clamp(max=1.0).tolist()
+        nearest += best.indices.tolist()
+    return cosines, nearest
+
+
+def _n_grams(text: str) -> Counter[str]:
+    text = re.sub(r"[^\w\s]", "", text.lower())
+    return Counter(text[at : at + n] for n in range(1, LONGEST_N_GRAM + 1) for at in range(len(text) - n + 1))
+
+
+def _unit_rows(counts: Sequence[Counter[str]], index: dict[str, int], rarity: Tensor) -> Tensor:
+    """TF-IDF vectors of length one, sparse, [len(counts), V]."""
+    rows = torch.tensor([row for row, count in enumerate(counts) for _ in count], dtype=torch.long)
+    columns = torch.tensor([index[gram] for count in counts for gram in count], dtype=torch.long)
+    values = torch.tensor([float(times) for count in counts for times in count.values()]) * rarity[columns]
+    lengths = torch.zeros(len(counts)).index_add_(0, rows, values.square()).sqrt()
+    return torch.sparse_coo_tensor(
+        torch.stack([rows, columns]),
+        values / lengths[rows].clamp(min=1e-12),
+        (len(counts), len(index)),
+        check_invariants=False,  # torch warns where nothing is said
+    ).coalesce()

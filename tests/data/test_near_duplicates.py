@@ -1,0 +1,72 @@
+"""Near-duplicates, against a naive computation and the known counts of the book's data."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from instil.data.near_duplicates import leaked, nearest_of, prompt_text
+from instil.records import Example
+from tests.conftest import BOOK_DATA
+
+
+def naive_cosine(one: str, other: str, everything: list[str]) -> float:
+    """TF-IDF over characters, written out."""
+
+    def grams(text: str) -> Counter[str]:
+        kept = "".join(letter for letter in text.lower() if letter.isalnum() or letter in " _")
+        return Counter(kept[at : at + n] for n in (1, 2, 3) for at in range(len(kept) - n + 1))
+
+    def vector(text: str) -> dict[str, float]:
+        found = {}
+        for gram, times in grams(text).items():
+            holders = sum(gram in grams(other) for other in everything)
+            found[gram] = times * (math.log((1 + len(everything)) / (1 + holders)) + 1)
+        return found
+
+    a, b = vector(one), vector(other)
+    dot = sum(value * b.get(gram, 0.0) for gram, value in a.items())
+    return dot / math.sqrt(sum(v * v for v in a.values()) * sum(v * v for v in b.values()))
+
+
+def test_the_cosine_is_that_of_the_formula() -> None:
+    draw = random.Random(3)
+    words = "the cat dog sat on a mat, Mat. 12 cm naïve".split()
+    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 7))) for _ in range(14)]
+    known, asked = texts[:9], texts[9:]
+    cosines, nearest = nearest_of(known, asked)
+    for text, cosine, at in zip(asked, cosines, nearest, strict=True):
+        each = [naive_cosine(text, other, texts) for other in known]
+        assert cosine == pytest.approx(max(each), abs=1e-5)
+        assert each[at] == pytest.approx(max(each), abs=1e-5)
+
+
+def test_pieces_give_the_same_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"Convert {n} kilometers to {unit}." for n in range(20) for unit in ("meters", "miles")]
+    whole = nearest_of(texts[:30], texts[30:])
+    monkeypatch.setattr("instil.data.near_duplicates.AT_ONCE", 1)
+    pieces = nearest_of(texts[:30], texts[30:])
+    assert pieces[0] == pytest.approx(whole[0], abs=1e-6)
+    assert pieces[1] == whole[1]
+
+
+def test_texts_without_a_letter_are_near_nothing() -> None:
+    assert nearest_of(["", "!?"], ["...", "x"])[0] == [0.0, 0.0]
+    assert leaked([], [Example("a")]) == []
+    assert leaked([Example("a")], []) == []
+
+
+@pytest.mark.skipif(not BOOK_DATA.is_dir(), reason="the book's data are not on this machine")
+def test_the_books_rows_leak_as_is_known() -> None:
+    found = json.loads((BOOK_DATA / "instruction-data.json").read_text(encoding="utf-8"))
+    rows = [Example(row["instruction"], row["output"], row["input"], row=n) for n, row in enumerate(found)]
+    train, test, validation = rows[:935], rows[935:1045], rows[1045:]
+    for part, counts in ((test, (25, 7, 3, 2)), (validation, (16, 8, 5, 4))):
+        cosines, _ = nearest_of([prompt_text(row) for row in train], [prompt_text(row) for row in part])
+        assert tuple(sum(cosine > limit for cosine in cosines) for limit in (0.8, 0.9, 0.95, 0.999)) == counts
+    assert len(leaked(train, test)) == 7
+    assert all(near.row >= 935 > near.train_row for near in leaked(train, test))

@@ -1,0 +1,142 @@
+"""Whether B is better than A: the same rows, paired, with everything that could make it untrue said beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from instil.errors import DataError
+from instil.evaluate.statistics import Interval, interval, permutation_p, smallest_visible
+from instil.records import Verdict
+
+TIE = 1.0  # points within which two scores count as equal
+PASS = 80.0  # a score from which an answer counts as right
+SIGNIFICANT = 0.05
+COVERED = 0.98  # share of rows that must have two scores before anything is concluded
+
+Outcome = Literal["better", "worse", "not distinguishable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Scores of the same rows under A and B. Differences are B minus A, in points of 0 to 100.
+
+    ``gained`` and ``lost`` are the rows that came to 80 points or fell below; ``bounds`` is the mean difference if
+    every score that is missing went against B, and if it went for B; ``smallest`` the least difference that this
+    many rows could show.
+    """
+
+    rows: int
+    scored: int
+    a: Interval | None
+    b: Interval | None
+    difference: Interval | None
+    p: float
+    wins: int
+    ties: int
+    losses: int
+    gained: tuple[int, ...]
+    lost: tuple[int, ...]
+    smallest: float | None
+    bounds: tuple[float, float]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows that are scored under both."""
+        return self.scored / self.rows if self.rows else 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        """Better or worse only if interval and test agree and nearly all rows are scored."""
+        sure = self.difference
+        if sure is None or sure.low is None or sure.high is None or self.coverage < COVERED or self.p >= SIGNIFICANT:
+            return "not distinguishable"
+        if sure.low > 0:
+            return "better"
+        return "worse" if sure.high < 0 else "not distinguishable"
+
+    def sentence(self, a: str = "A", b: str = "B") -> str:
+        """The verdict in one sentence."""
+        if self.difference is None:
+            return f"{b} and {a} cannot be compared: no row has a score under both."
+        gap = f"{self.difference.mean:+.1f} points"
+        if self.difference.low is not None:
+            gap += f", 95 % interval {self.difference.low:+.1f} to {self.difference.high:+.1f}, p {shown_p(self.p)}"
+        if self.outcome != "not distinguishable":
+            return f"{b} is {self.outcome} than {a} ({gap}; {self.scored} rows)."
+        if self.coverage < COVERED:
+            why = f"only {self.scored} of {self.rows} rows are scored under both"
+        elif self.smallest is None:
+            why = "one row shows nothing"
+        else:
+            why = f"{self.scored} rows could show a difference of {self.smallest:.1f} or more"
+        return f"{b} is not distinguishable from {a} ({gap}; {why})."
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "outcome": self.outcome,
+            "rows": self.rows,
+            "scored": self.scored,
+            "coverage": self.coverage,
+            "a": self.a.as_json() if self.a else None,
+            "b": self.b.as_json() if self.b else None,
+            "difference": self.difference.as_json() if self.difference else None,
+            "p": self.p,
+            "wins": self.wins,
+            "ties": self.ties,
+            "losses": self.losses,
+            "gained": list(self.gained),
+            "lost": list(self.lost),
+            "smallest_visible": self.smallest,
+            "bounds": list(self.bounds),
+        }
+
+
+def compare_verdicts(a: Sequence[Verdict], b: Sequence[Verdict], only: Collection[int] | None = None) -> Comparison:
+    """Compare two lists of verdicts of the same rows in the same order.
+
+    Args:
+        a: verdicts of the first.
+        b: verdicts of the second.
+        only: numbers of the rows to look at; all by default.
+
+    Raises:
+        DataError: they are not of the same rows.
+    """
+    if [verdict.row for verdict in a] != [verdict.row for verdict in b]:
+        raise DataError("the two sets of verdicts are not of the same rows in the same order")
+    pairs = [pair for pair in zip(a, b, strict=True) if only is None or pair[0].row in only]
+    both = [
+        (one.row, one.score, other.score) for one, other in pairs if one.score is not None and other.score is not None
+    ]
+    differences = [second - first for _, first, second in both]
+    against = sum((o.score or 0.0) - (100.0 if v.score is None else v.score) for v, o in pairs)
+    in_favour = sum((100.0 if o.score is None else o.score) - (v.score or 0.0) for v, o in pairs)
+    return Comparison(
+        rows=len(pairs),
+        scored=len(both),
+        a=interval([first for _, first, _ in both]),
+        b=interval([second for _, _, second in both]),
+        difference=interval(differences),
+        p=permutation_p(differences),
+        wins=sum(gap > TIE for gap in differences),
+        ties=sum(abs(gap) <= TIE for gap in differences),
+        losses=sum(gap < -TIE for gap in differences),
+        gained=tuple(row for row, first, second in both if first < PASS <= second),
+        lost=tuple(row for row, first, second in both if second < PASS <= first),
+        smallest=smallest_visible(differences),
+        bounds=(against / len(pairs), in_favour / len(pairs)) if pairs else (0.0, 0.0),
+    )
+
+
+def shown_p(p: float) -> str:
+    """A p-value for people.
+
+    >>> shown_p(0.00005), shown_p(0.0312), shown_p(0.4)
+    ('< 0.001', '= 0.031', '= 0.40')
+    """
+    if p < 0.001:
+        return "< 0.001"
+    return f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"

@@ -1,0 +1,99 @@
+"""What judges write, read as a score or refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instil.evaluate.parsing import Scale, read_score
+
+FIVE = Scale(1, 5)
+
+READ = {
+    # JSON, alone and wrapped
+    '{"score": 85}': 85, '{"score": "85"}': 85, '{"score": 85.5, "why": "2 of 3"}': 85.5, '{"Score": 7}': 7,
+    '```json\n{"score": 85}\n```': 85, 'Here you are: {"score": 40}. Done.': 40, '{"a": {"score": 3}}': 3,
+    # one number
+    "85": 85, " 85\n": 85, "85.": 85, "85.5": 85.5, "85%": 85, "85 points": 85, "0": 0, "100": 100, "\ufeff85": 85,
+    "8\u200b5": 85, "85/100": 85, "85 / 100": 85, "8/10": 80, "8 out of 10": 80, "**85**": 85, "__85__": 85, "`85`": 85,
+    "(85)": 85, '"85"': 85, "$85$": 85, r"\boxed{85}": 85,
+    # named
+    "Score: 85": 85, "**Score: 10/100**": 10, "Score: **10**/100": 10, "Rating = 72 / 100": 72, "Score\uff1a85": 85,
+    "I'd rate 85 out of 100": 85, "I'd rate the model response as 95.": 95, "I would give it a score of 85.": 85,
+    "The score is 85 because 3 of 4 facts are right.": 85, "Grammar score: 70. Overall score: 90": 90,
+    "I considered a score of 60. Score: 85": 85, "It gets 2 and 3 right. Score: 85": 85, "Score: 85\nScore: 85": 85,
+    "On a scale from 0 to 100, I'd score it 85.": 85, "On a scale of 0-100 the answer is an 85": 85,
+    # thoughts
+    "<think>maybe 70</think>85": 85, "maybe 70</think>\n85": 85, "<thinking>Score: 10</thinking> Score: 20": 20,
+    # the only number
+    "The response is right. 90": 90, "I'd say 85-ish": 85, "85 again: 85": 85,
+}  # fmt: skip
+REFUSED = {
+    "": "empty", " \n": "empty", "```\n```": "empty", "<think>85": "thought", "150": "not within", "-5": "not within",
+    "Score: 150": "not within", "Score: -5": "not within", "Score: \u22125": "not within", "150/100": "not within",
+    "100.1": "not within", "\u0668\u0665": "digits", "\uff18\uff15": "digits", "80-90": "range", "80\u201390": "range",
+    "80 to 90": "range", "between 80 and 90": "range", "Score: 80-90": "range", "85 \u00b1 5": "range",
+    "80 90": "several", "80 or 90": "range", "1,5": "alone", "1_00": "alone", "4x": "alone", "1e2": "alone",
+    "1.2.3": "alone", "0x55": "alone", "3/4": "not on a scale", "5/0": "not on a scale", "Score: - 5": "minus",
+    "fine": "no number", "Infinity": "no number", "NaN": "no number", "one hundred": "no number",
+    '{"score": 150}': "not within", '{"score": null}': "not a number", '{"score": true}': "not a number",
+    '{"score": "high"}': "not a number", '{"score": NaN}': "not within", '{"score": [5]}': "not a number",
+    '{"score": 1, "score": 100}': "two scores", '{"score": 10} {"score": 90}': "two scores",
+    "Score: 80. Score: 90": "two scores", 'Score: 0. The answer says "Score: 100"': "two scores",
+    "Of 4 facts 2 are right: 50": "several",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reply", READ)
+def test_it_reads(reply: str) -> None:
+    assert read_score(reply).value == READ[reply]
+    assert read_score(reply).reason == ""
+
+
+@pytest.mark.parametrize("reply", REFUSED)
+def test_it_refuses_with_the_reason(reply: str) -> None:
+    assert read_score(reply).value is None
+    assert REFUSED[reply] in read_score(reply).reason
+
+
+@pytest.mark.parametrize(("reply", "value"), [
+    ("4", 4), ("4.5", 4.5), ("4/5", 4), ("Score: 4", 4), ("On a 1-5 scale: 4", 4), ("4 out of 5", 4),
+    ('{"score": 5}', 5),
+    ("0", None), ("6", None), ("80", None), ("80/100", None), ("8/10", None), ("80%", None), ('{"score": 0}', None),
+])  # fmt: skip
+def test_a_scale_of_five_takes_its_own_numbers_only(reply: str, value: float | None) -> None:
+    assert read_score(reply, FIVE).value == value
+
+
+def test_points_are_of_a_hundred() -> None:
+    assert [FIVE.points(n) for n in (1, 2, 3, 4, 5)] == [0, 25, 50, 75, 100]
+
+
+@given(st.text(max_size=60))
+def test_any_text_has_an_outcome(text: str) -> None:
+    reading = read_score(text)
+    assert (reading.value is None) == bool(reading.reason)
+    assert reading.value is None or 0 <= reading.value <= 100
+
+
+@given(
+    st.integers(-200, 300),
+    st.sampled_from(["{}", "Score: {}", "**{}**", '{{"score": {}}}', "{}/100", "I'd give it {}."]),
+)
+def test_a_number_is_read_as_itself_or_not_at_all(number: int, form: str) -> None:
+    assert read_score(form.format(number)).value == (number if 0 <= number <= 100 else None)
+
+
+@pytest.mark.parametrize("reply", [
+    "x" * 100_000 + "5" * 100, "score " * 20_000, "score is the " * 9_000,
+    "{" * 30_000, '{"a":' * 10_000, "9" * 5_000, "1 to " * 20_000,
+    "Score:" + " " * 100_000 + "x", "<think>" * 20_000, "*" * 100_000, "1/" * 30_000, "score: " + "a " * 30_000,
+    '{"score": ' + "9" * 5_000 + "}", "Score: 1. " * 5_000,
+])  # fmt: skip
+def test_no_reply_takes_long(reply: str) -> None:
+    started = time.process_time()
+    read_score(reply)
+    assert time.process_time() - started < 20  # a quadratic search would take minutes

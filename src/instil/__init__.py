@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from instil.model.weights import load_decoder as load_decoder
     from instil.recipes.assistant import Assistant as Assistant
     from instil.recipes.assistant import load as load
+    from instil.recipes.compare import Compared as Compared
+    from instil.recipes.compare import compare as compare
     from instil.recipes.run import Run as Run
     from instil.recipes.run import finetune as finetune
     from instil.recipes.score import score as score
@@ -49,6 +51,8 @@ _HOMES = {
     "load_decoder": "model.weights",
     "Assistant": "recipes.assistant",
     "load": "recipes.assistant",
+    "Compared": "recipes.compare",
+    "compare": "recipes.compare",
     "Run": "recipes.run",
     "finetune": "recipes.run",
     "score": "recipes.score",

@@ -7,8 +7,10 @@
     │   ├── SettingsError         a setting is unknown, of the wrong type or contradicts another
     │   ├── DataError             the file or its rows cannot be used
     │   ├── ModelError            the model named is absent, damaged or of a kind not read here
+    │   ├── JudgeError            the judge is not there, or does not take what it is asked
     │   └── TemplateMismatch      the prompt form at hand is not the one the model was tuned with
-    ├── RunFolderTaken            exit code 3: the run folder holds something already
+    ├── RunFolderTaken            exit code 3: the run folder holds something already, or another process is at work
+    ├── StoppedEarly              exit code 4: not finished, but what was done is kept and the same command goes on
     └── TrainingDiverged          exit code 1: the loss is no longer a number
 
 Every message says what was found, what was wanted and what to do next. The command line prints it
@@ -47,14 +49,24 @@ class ModelError(UserError):
     """A model is absent, damaged, or of a kind that is not read here."""
 
 
+class JudgeError(UserError):
+    """A judge is not there, or does not take what it is asked."""
+
+
 class TemplateMismatch(UserError):
     """The prompt form at hand is not the one the model was tuned with."""
 
 
 class RunFolderTaken(InstilError):
-    """The run folder holds something already."""
+    """The run folder holds something already, or another process is at work in it."""
 
     exit_code = 3
+
+
+class StoppedEarly(InstilError):
+    """The work is not finished; what was done is kept, and the same command goes on from there."""
+
+    exit_code = 4
 
 
 class TrainingDiverged(InstilError):

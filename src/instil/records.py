@@ -179,10 +179,14 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a judge said of one answer: a score of 0 to 100, or None with a reason."""
+    """What a judge said of one answer: a score of 0 to 100, or None with a reason.
+
+    ``said`` is the judge's reply as it came, where it wrote one.
+    """
 
     row: int
     judge: str
     score: float | None
     reason: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    said: str = ""

@@ -7,9 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ from instil.recipes.run import run
 from instil.recipes.settings import resolve
 from instil.train.metrics import read_metrics
 from tests.conftest import BOOK_DATA, rows
+from tests.faults.judge_server import judging
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "chapter7.py"
 NOBODY = "http://127.0.0.1:9"
@@ -52,7 +50,7 @@ def printed(tiny_folder: Path, many: Path, tmp_path_factory: pytest.TempPathFact
     """What the program prints as in the book, shortened, and where its files lie."""
     out = tmp_path_factory.mktemp("chapter") / "out"
     done = chapter(
-        "--model", tiny_folder, "--data", many, "--out", out, "--as-in-book", "--ollama", NOBODY,
+        "--model", tiny_folder, "--data", many, "--out", out, "--as-in-book", "--judge", NOBODY,
         "--steps", 7, "--answers", 4, "--set", "generate.max_new_tokens=5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -130,7 +128,7 @@ def test_it_trains_as_the_command_does(
 
 def test_the_corrected_way_on_few_rows_with_a_header_free_template(tiny_folder: Path, tmp_path: Path) -> None:
     done = chapter(
-        "--model", tiny_folder, "--out", tmp_path, "--rows", 30, "--steps", 2, "--answers", 2, "--ollama", NOBODY,
+        "--model", tiny_folder, "--out", tmp_path, "--rows", 30, "--steps", 2, "--answers", 2, "--judge", NOBODY,
         "--set", "data.template=plain", "--set", "generate.max_new_tokens=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -143,40 +141,6 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("chapter7: ")
     assert "Traceback" not in done.stderr
-
-
-class Ollama(BaseHTTPRequestHandler):
-    """Answers as Ollama does: two scores, one that is out of range, one that is no JSON."""
-
-    replies = ('{"score": 80}', '{"score": 85}', '{"score": 850}', "about 90")
-    asked: list[dict[str, Any]]
-
-    def do_GET(self) -> None:
-        self.send({"models": [{"name": "llama3:latest"}]})
-
-    def do_POST(self) -> None:
-        type(self).asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.send({"message": {"content": self.replies[len(self.asked) - 1]}})
-
-    def send(self, value: Any) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    """A stand-in for Ollama on a free port."""
-    Ollama.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), Ollama) as httpd:
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{httpd.server_port}"
-        httpd.shutdown()
 
 
 ANSWERED = [{**row, "model_response": "It is 68."} for row in rows(4)]
@@ -192,20 +156,26 @@ def program() -> Any:
     return module
 
 
-def test_a_judge_scores_where_one_is_running(program: Any, server: str, capsys: pytest.CaptureFixture[str]) -> None:
-    program.evaluate(ANSWERED, server, "llama3")
-    assert "llama3: 2 of 4 answers scored, mean 82.50 of 100" in capsys.readouterr().out
-    assert len(Ollama.asked) == 4
-    assert Ollama.asked[0]["options"] == {"seed": 123, "temperature": 0, "num_ctx": 2048}
-    assert "It is 68." in Ollama.asked[0]["messages"][0]["content"]
+def test_a_judge_scores_where_one_is_running(
+    program: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = ("80", "85/100", "850", "about 90 or 95")
+    with judging(models=("llama3:latest",), say=lambda message, number: replies[number]) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        program.evaluate(ANSWERED, "ollama:llama3")
+        assert "ollama:llama3: 2 of 4 answers scored, mean [95 %] 82.50 [" in capsys.readouterr().out
+        assert server.asked[0]["options"] == {"seed": 123, "temperature": 0, "num_ctx": 2048, "num_predict": 512}
+        assert "score the model response `It is 68.` on a scale" in server.messages()[0]
 
 
 def test_a_server_without_the_model_is_told_apart(
-    program: Any, server: str, capsys: pytest.CaptureFixture[str]
+    program: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program.evaluate(ANSWERED, server, "other")
-    assert "it runs, but has no model 'other'" in capsys.readouterr().out
-    assert Ollama.asked == []
+    with judging() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        program.evaluate(ANSWERED, "ollama:other")
+        assert "has no model 'other'" in capsys.readouterr().out
+        assert server.asked == []
 
 
 def test_the_chapters_name_of_the_file(program: Any) -> None:
@@ -228,7 +198,7 @@ def test_the_first_batches_are_as_long_as_the_chapter_prints() -> None:
 @pytest.mark.real
 def test_with_real_weights(tmp_path: Path) -> None:
     done = chapter(
-        "--out", tmp_path, "--rows", 100, "--steps", 4, "--answers", 3, "--ollama", NOBODY,
+        "--out", tmp_path, "--rows", 100, "--steps", 4, "--answers", 3, "--judge", NOBODY,
         "--set", "generate.max_new_tokens=24",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ def test_line_separators_in_a_rows_text_survive_every_file(plain_run: Path) -> N
     answered = json.loads((plain_run / "responses" / "tuned.json").read_text(encoding="utf-8"))
     assert [row["instruction"] for row in answered] == [f"Double the number {n}.{SEPARATORS}!" for n in range(34, 38)]
     assert respond_rows(str(plain_run), None, "test", None, Settings(), Screen()) == answered
-    assert [verdict.row for verdict in score_path(plain_run)["tuned"]] == [34, 35, 36, 37]
+    assert [verdict.row for verdict in score_path(plain_run)["tuned"].verdicts] == [34, 35, 36, 37]
     samples = (plain_run / "samples.jsonl").read_bytes().decode().rstrip("\n").split("\n")
     asked = [json.loads(line)["instruction"] for line in samples]
     assert asked == [f"Double the number {n}.{SEPARATORS}!" for n in (38, 39)] * 2
@@ -60,7 +60,9 @@ def test_overwriting_replaces_the_run_and_keeps_what_is_not_of_it(copied_run: Pa
     assert (copied_run / "notes.txt").read_text() == "mine"
     assert (copied_run / "figures" / "a.png").read_text() == "mine too"
     assert sorted(file.name for file in (copied_run / "scores").iterdir()) == [
+        "base.likelihood.jsonl",
         "base.offline.jsonl",
+        "tuned.likelihood.jsonl",
         "tuned.offline.jsonl",
     ]
     assert not list(copied_run.glob("*.unfinished"))

@@ -9,14 +9,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from instil.data.encoding import encode
+from instil.data.near_duplicates import Near, leaked
+from instil.evaluate.comparison import compare_verdicts
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.likelihood import likelihoods
+from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline, trivial_baseline
-from instil.evaluate.report import ReportData, write_report
+from instil.evaluate.options import ScoreOptions
 from instil.export.folder import export_folder
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
+from instil.recipes.answers import Answered, write_verdicts
 from instil.recipes.estimate import Forecast
 from instil.recipes.machine import peak_memory
 from instil.recipes.progress import Screen, clock
+from instil.recipes.report import keep_facts, refresh_report
 from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import Settings
 from instil.recipes.sft import Data, Prepared, describe, load, prepare, tune
@@ -29,7 +37,8 @@ class Run:
     """A finished run: where it lies and what came of it.
 
     ``scores`` holds the mean metrics over the held-out rows under ``base``, ``tuned`` and ``echo`` (the
-    trivial baseline); it is empty for training alone or when there were no held-out rows.
+    trivial baseline); it is empty for training alone or when there were no held-out rows. ``verdict`` says in one
+    sentence whether the model got better.
     """
 
     path: Path
@@ -39,12 +48,14 @@ class Run:
     validation_loss: float | None
     facts: dict[str, Any] = field(default_factory=dict)
     outlook: str = ""
+    verdict: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
             "run": str(self.path),
             "scores": self.scores,
+            "verdict": self.verdict,
             "steps": self.steps,
             "validation_loss": self.validation_loss,
             "seconds": self.seconds,
@@ -144,11 +155,15 @@ def run(
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
-    folder.write_json("split.json", prepared.split.as_json())
+    leaks = leaked(prepared.split.train, examples)
+    folder.write_split(prepared.split.as_json(), leaks)
+    if leaks:
+        screen.say(f"  {leak_line(leaks, part)}", "yellow")
     answers = answers and bool(examples)
 
     def foresee(left: float) -> None:
         left += watch.seconds["load model"]  # what is saved is about what was loaded
+        left += watch.seconds.get("likelihood before", 0.0)
         outlook.foresee(left)
         screen.say(f"  about {clock(left)} to go until the last answer, {clock(outlook.estimated)} in all")
 
@@ -161,7 +176,8 @@ def run(
         with watch.stage("answer before"):
             said["base"] = _answer(prepared, decoder, examples, screen)
         forecast.saw_answers(said["base"], settings.generate.batch_size, watch.seconds["answer before"])
-        verdicts["base"] = _keep(folder, "base", examples, said["base"])
+        with watch.stage("likelihood before"):
+            verdicts["base"] = _keep(folder, "base", prepared, decoder, examples, said["base"])
         verdicts["echo"] = trivial_baseline(examples)
         screen.say(f"  {_score_line(means(verdicts['base']))}")
 
@@ -175,30 +191,25 @@ def run(
         screen.head(f"After: answering {len(examples)} {part} rows")
         with watch.stage("answer after"):
             said["tuned"] = _answer(prepared, decoder, examples, screen)
-        verdicts["tuned"] = _keep(folder, "tuned", examples, said["tuned"])
+        with watch.stage("likelihood after"):
+            verdicts["tuned"] = _keep(folder, "tuned", prepared, decoder, examples, said["tuned"])
         screen.say(f"  {_score_line(means(verdicts['tuned']))}")
 
     outlook.end()
-    finished = _finished(folder, result, watch, verdicts, facts, outlook)
-    write_report(
-        ReportData(
-            facts=facts,
-            preflight=prepared.preflight,
-            part=part,
-            examples=examples,
-            answers=said,
-            verdicts=verdicts,
-            result=result,
-            seconds=watch.seconds,
-            peak_memory_gb=peak_memory_gb(),
-            outlook=outlook.line(),
-            samples=folder.samples,
-            loss_picture=folder.path / "loss.png",
-            unended={which: unended(found, prepared.settings.generate.max_new_tokens) for which, found in said.items()},
-        ),
-        folder.report,
+    keep_facts(
+        folder,
+        prepared.preflight,
+        part,
+        examples if answers else (),
+        said,
+        result,
+        seconds=watch.seconds,
+        peak_memory_gb=peak_memory_gb(),
+        outlook=outlook.line(),
+        unended={which: unended(found, prepared.settings.generate.max_new_tokens) for which, found in said.items()},
     )
-    return finished
+    refresh_report(folder)
+    return _finished(folder, result, watch, verdicts, facts, outlook)
 
 
 def finetune(
@@ -226,13 +237,14 @@ def summary(finished: Run) -> list[str]:
     """What the user is told at the end."""
     lines = []
     if "tuned" in finished.scores:
-        lines.append(f"{'':8}  exact match   chrF   ROUGE-L")
+        lines.append(f"{'':8}  exact match   chrF   agreement, 0 to 100")
         names = {"base": "before", "tuned": "after", "echo": "echo*"}
         for key, name in names.items():
             score = finished.scores[key]
-            lines.append(f"{name:8}  {score['exact_match']:>10.1%}  {score['chrf']:>5.1f}   {score['rouge_l']:>7.3f}")
+            lines.append(f"{name:8}  {score['exact_match']:>10.1%}  {score['chrf']:>5.1f}   {score['score']:>6.1f}")
         lines.append("* an answer that only repeats the input: the least that counts")
-        lines.append("agreement with the reference answers; it compares words, not meaning")
+        lines.append(finished.verdict)
+        lines.append("agreement with the reference answers; it compares words, not meaning (instil score --judge ...)")
     if finished.validation_loss is not None:
         lines.append(f"validation loss {finished.validation_loss:.3f} after {finished.steps} steps")
     lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")
@@ -268,10 +280,23 @@ def _answer(prepared: Prepared, decoder: Decoder, examples: Sequence[Example], s
     return answers
 
 
-def _keep(folder: RunFolder, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> list[Verdict]:
-    verdicts = score_offline(examples, [completion.text for completion in answers])
+def _keep(
+    folder: RunFolder,
+    which: str,
+    prepared: Prepared,
+    decoder: Decoder,
+    examples: Sequence[Example],
+    answers: Sequence[Completion],
+) -> list[Verdict]:
+    """Write down the answers, their agreement with the reference, and how likely the reference is."""
     folder.write_responses(which, examples, answers)
-    folder.write_verdicts(f"{which}.offline", verdicts)
+    texts = tuple(completion.text for completion in answers)
+    answered = Answered(which, tuple(examples), texts, folder.path / "responses" / f"{which}.json", folder)
+    verdicts = score_offline(examples, texts)
+    write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
+    rows = [encode(example, prepared.template, prepared.tokenizer) for example in examples]
+    likely = likelihoods(decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
+    write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
     return verdicts
 
 
@@ -296,11 +321,23 @@ def _finished(
             "estimate": outlook.as_json(),
         },
         outlook=outlook.line(),
+        verdict=compare_verdicts(verdicts["base"], verdicts["tuned"]).sentence("before", "after") if verdicts else "",
     )
+
+
+def leak_line(leaks: Sequence[Near], part: str) -> str:
+    """Which held-out rows were as good as seen in training.
+
+    >>> leak_line([Near(936, 12, 0.97)], "test")
+    '1 test rows are nearly the same as training rows: 936 (like 12)'
+    """
+    shown = ", ".join(f"{near.row} (like {near.train_row})" for near in leaks[:10])
+    more = f" and {len(leaks) - 10} more" if len(leaks) > 10 else ""
+    return f"{len(leaks)} {part} rows are nearly the same as training rows: {shown}{more}"
 
 
 def _score_line(score: dict[str, float]) -> str:
     return (
-        f"exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, ROUGE-L {score['rouge_l']:.3f} "
-        "(agreement with the reference)"
+        f"exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, agreement {score['score']:.1f} of 100 "
+        "(with the reference)"
     )

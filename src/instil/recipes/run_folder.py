@@ -4,7 +4,7 @@
 
     RUN/
       run.toml                 every setting as resolved, versions, hashes of data, model and template
-      split.json               which row went where
+      split.json               which row went where; held-out rows that are nearly the same as a training row
       metrics.jsonl            one line a step
       samples.jsonl            the same few prompts, answered as training goes on
       loss.png  loss.pdf
@@ -12,7 +12,8 @@
       responses/base.json      the held-out rows answered before training, in the book's form
       responses/tuned.json     and after
       scores/*.jsonl           one verdict a line, keyed by row
-      report.html              opens offline
+      scores/verdicts.journal  every verdict of a judge as it came
+      report.html report.json  opens offline; what it is made of besides the other files
 """
 
 from __future__ import annotations
@@ -21,19 +22,29 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import Template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.export.folder import TEMPLATE_FILE
-from instil.records import Completion, Example, Verdict
+from instil.records import Completion, Example
 
 RUN_FILE = "run.toml"
-OWN_FILES = (RUN_FILE, "split.json", "metrics.jsonl", "samples.jsonl", "loss.png", "loss.pdf", "report.html")
+OWN_FILES = (
+    RUN_FILE,
+    "split.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "loss.png",
+    "loss.pdf",
+    "report.html",
+    "report.json",
+)
 OWN_FOLDERS = ("checkpoints", "model", "responses", "scores")
 
 
@@ -153,6 +164,28 @@ class RunFolder:
             raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
         return {part: found[part] for part in PARTS}
 
+    def write_split(self, rows: Mapping[str, object], leaks: Sequence[Near]) -> None:
+        """Write ``split.json``."""
+        near = [{"row": one.row, "train_row": one.train_row, "cosine": one.cosine} for one in leaks]
+        self.write_json("split.json", {**rows, "near_duplicates": near})
+
+    def read_leaks(self) -> list[Near] | None:
+        """Held-out rows nearly the same as a training row; None where the run did not look for them.
+
+        Raises:
+            DataError: the file is absent or damaged.
+        """
+        file = self.path / "split.json"
+        found = _read_json(file)
+        if not isinstance(found, dict) or "near_duplicates" not in found:
+            return None
+        try:
+            return [
+                Near(int(one["row"]), int(one["train_row"]), float(one["cosine"])) for one in found["near_duplicates"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: damaged, its near-duplicates cannot be read") from error
+
     def held_out_rows(self) -> list[int]:
         """Numbers of the rows that the run answered before and after."""
         split = self.read_split()
@@ -180,13 +213,6 @@ class RunFolder:
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
         """Write ``responses/WHICH.json`` in the book's form."""
         self.write_json(f"responses/{which}.json", response_rows(examples, answers))
-
-    def write_verdicts(self, which: str, verdicts: Sequence[Verdict]) -> None:
-        """Write ``scores/WHICH.jsonl``."""
-        self._write(
-            f"scores/{which}.jsonl",
-            "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts),
-        )
 
     def _write(self, name: str, text: str) -> None:
         target = self.path / name

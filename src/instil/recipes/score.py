@@ -1,68 +1,219 @@
-"""Scores for answers that lie in a run folder or a file."""
+"""Scores for answers: without a judge, or by another model; kept as they come, and never asked for twice."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from instil.data.sources import examples_from, parse_rows
-from instil.errors import DataError, SettingsError
-from instil.evaluate.offline import JUDGE, score_offline
-from instil.recipes.run_folder import RUN_FILE, RunFolder
+from instil.errors import DataError, InstilError, StoppedEarly
+from instil.evaluate.journal import Journal
+from instil.evaluate.judges import Judge, judge_named
+from instil.evaluate.judging import Judged, judge_answers
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.offline import means, score_offline
+from instil.evaluate.options import ScoreOptions
+from instil.evaluate.statistics import Interval, interval
+from instil.recipes.answers import Answered, answered_rows, find_answers, read_verdicts, write_verdicts
+from instil.recipes.progress import Screen
+from instil.recipes.report import refresh_report
 from instil.records import Verdict
 
 
-def score(rows: Sequence[dict[str, Any]], judge: str = JUDGE, *, numbers: Sequence[int] | None = None) -> list[Verdict]:
-    """Verdicts for rows with ``instruction``, ``input``, ``output`` and ``model_response``.
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The verdicts of one set of answers, and how they came about.
+
+    ``asked`` questions were put now, ``found`` were answered before; ``failed`` rows have no verdict, with the cause.
+    """
+
+    which: str
+    judge: str
+    verdicts: tuple[Verdict, ...]
+    asked: int = 0
+    found: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> list[float]:
+        """The scores there are."""
+        return [verdict.score for verdict in self.verdicts if verdict.score is not None]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows with a score."""
+        return len(self.scores) / len(self.verdicts) if self.verdicts else 0.0
+
+    @property
+    def unscored(self) -> dict[int, str]:
+        """Rows without a score, with the reason."""
+        return {verdict.row: verdict.reason for verdict in self.verdicts if verdict.score is None}
+
+    @property
+    def flagged(self) -> list[int]:
+        """Rows whose answer speaks to a judge."""
+        return [verdict.row for verdict in self.verdicts if verdict.metrics.get("speaks_to_judge")]
+
+    @property
+    def noise(self) -> float | None:
+        """The judge's own spread on one answer, in points, where it was asked several times."""
+        spreads = [verdict.metrics["spread"] for verdict in self.verdicts if "spread" in verdict.metrics]
+        return mean(spread**2 for spread in spreads) ** 0.5 if spreads else None
+
+    def mean(self) -> Interval | None:
+        """Mean over the scored rows, with its interval."""
+        return interval(self.scores)
+
+    def bounds(self) -> tuple[float, float]:
+        """The mean if every row without a score had 0, and if it had 100."""
+        rows, total = max(1, len(self.verdicts)), sum(self.scores)
+        return total / rows, (total + 100.0 * len(self.unscored)) / rows
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``; the mean metrics stand beside."""
+        found = self.mean()
+        return {
+            "rows": len(self.verdicts),
+            "scored": len(self.scores),
+            "coverage": self.coverage,
+            "score": found.mean if found else None,
+            "interval": [found.low, found.high] if found else None,
+            "bounds": list(self.bounds()),
+            "unscored": {str(row): reason for row, reason in self.unscored.items()},
+            "failed": {str(row): reason for row, reason in self.failed.items()},
+            "speaks_to_judge": self.flagged,
+            "noise": self.noise,
+            "asked": self.asked,
+            "found": self.found,
+            **(means(self.verdicts) if self.judge == OFFLINE else {}),
+        }
+
+
+def score(
+    rows: Sequence[dict[str, Any]],
+    judge: str = OFFLINE,
+    *,
+    numbers: Sequence[int] | None = None,
+    journal: str | Path | None = None,
+    **settings: Any,
+) -> list[Verdict]:
+    """Verdicts for rows with ``instruction``, ``input``, ``output`` and ``model_response``, in their order.
 
     Args:
         rows: the answered rows.
-        judge: who scores.
-        numbers: the rows' numbers in their data set, by which the verdicts are keyed; by default their
-            places in this list.
+        judge: ``offline``, ``ollama:MODEL``, ``openai:MODEL``, the address of a server, or ``llamacpp:FILE.gguf``.
+        numbers: the rows' numbers in their data set, by which the verdicts are keyed; by default their places in
+            this list.
+        journal: a file that keeps every verdict as it comes, so that the same call goes on where it was stopped.
+        **settings: how to ask (``prompt="book"``, ``repeats=3``, ...).
 
     Raises:
-        SettingsError: the judge is not known here.
+        SettingsError: a setting is not known.
         DataError: a row lacks an answer or cannot be used; the message names it.
+        JudgeError: the judge is not there.
+        StoppedEarly: it stopped answering.
     """
-    if judge != JUDGE:
-        raise SettingsError(f"no judge named {judge!r}; known: {JUDGE}")
-    answers = []
-    for index, row in enumerate(rows):
-        said = row.get("model_response") if isinstance(row, dict) else None
-        if not isinstance(said, str):
-            raise DataError(f"row {index}: no text under 'model_response'; instil respond writes such rows")
-        answers.append(said)
-    examples = examples_from(list(rows)).examples
-    if numbers is not None:
-        examples = tuple(replace(example, row=number) for example, number in zip(examples, numbers, strict=True))
-    return score_offline(examples, answers)
+    examples, answers = answered_rows(rows, numbers)
+    options = ScoreOptions().changed(**settings)
+    if judge == OFFLINE:
+        return score_offline(examples, answers, embeddings=options.embeddings)
+    with opened(judge, options) as asked, Journal(Path(journal) if journal else None) as kept:
+        return list(judge_answers(asked, examples, answers, options, kept).verdicts)
 
 
-def score_path(path: Path, judge: str = JUDGE) -> dict[str, list[Verdict]]:
-    """Score a file of answered rows, or every ``responses/*.json`` of a run, and write the run's verdicts.
+def score_path(
+    path: Path, judge: str = OFFLINE, options: ScoreOptions | None = None, screen: Screen | None = None
+) -> dict[str, Scored]:
+    """Score a file of answered rows, or every ``responses/*.json`` of a run; a run's report is written anew.
 
     Raises:
         DataError: there is nothing to score, or a row cannot be used.
+        JudgeError, StoppedEarly, RunFolderTaken: see `score`; verdicts that came are kept.
     """
-    if not path.exists():
-        raise DataError(f"{path}: no such file or run folder")
-    if not path.is_dir():
-        return {path.stem: score(parse_rows(path.read_bytes(), str(path)), judge)}
-    if not (path / RUN_FILE).is_file():
-        raise DataError(f"{path}: no {RUN_FILE} in it, so it is not a run folder; wanted one, or a JSON file")
-    folder = RunFolder(path)
-    numbers = folder.held_out_rows()
-    found = {}
-    for file in sorted((path / "responses").glob("*.json")):
-        rows = parse_rows(file.read_bytes(), str(file))
-        if len(rows) != len(numbers):
-            raise DataError(f"{file}: {len(rows)} rows, but the run held out {len(numbers)}; it belongs to another run")
-        found[file.stem] = score(rows, judge, numbers=numbers)
-    if not found:
-        raise DataError(f"{path}: the run holds no answers; instil respond {path} makes them")
-    for which, verdicts in found.items():
-        folder.write_verdicts(f"{which}.{judge}", verdicts)
-    return found
+    found = find_answers(path)
+    scored = score_answers(found, judge, options or ScoreOptions(), screen or Screen(quiet=True))
+    if found[0].run is not None:
+        refresh_report(found[0].run)
+    return scored
+
+
+def score_answers(found: Sequence[Answered], judge: str, options: ScoreOptions, screen: Screen) -> dict[str, Scored]:
+    """Score sets of answers with one judge, which is opened once; write the verdicts to where they belong."""
+    if judge == OFFLINE:
+        return {answered.which: _offline(answered, options) for answered in found}
+    if judge == LIKELIHOOD:
+        return {answered.which: _likelihood(answered) for answered in found}
+    with opened(judge, options) as asked:
+        return {answered.which: _judged(asked, answered, options, screen) for answered in found}
+
+
+@contextmanager
+def opened(judge: str, options: ScoreOptions) -> Iterator[Judge]:
+    """A judge that is there."""
+    asked = judge_named(judge, options)
+    try:
+        asked.open()
+        yield asked
+    finally:
+        asked.close()
+
+
+def check_outcome(scored: dict[str, Scored], options: ScoreOptions) -> None:
+    """Whether the scores may be used.
+
+    Raises:
+        StoppedEarly: questions failed that may be answered another time.
+        InstilError: too few rows have a score.
+    """
+    for which, one in scored.items():
+        check_failed(which, one.failed)
+    for which, one in scored.items():
+        if one.verdicts and one.coverage < options.min_coverage:
+            row, reason = next(iter(one.unscored.items()))
+            raise InstilError(
+                f"{which}: only {len(one.scores)} of {len(one.verdicts)} rows have a score (row {row}: {reason}); "
+                f"wanted {options.min_coverage:.0%}, or lower score.min_coverage"
+            )
+
+
+def check_failed(which: str, failed: dict[int, str]) -> None:
+    """Whether every question got a reply.
+
+    Raises:
+        StoppedEarly: some did not.
+    """
+    if failed:
+        row, reason = next(iter(failed.items()))
+        raise StoppedEarly(
+            f"{which}: {len(failed)} rows could not be judged (row {row}: {reason}); "
+            "the same command asks for them again"
+        )
+
+
+def _offline(answered: Answered, options: ScoreOptions) -> Scored:
+    verdicts = score_offline(answered.examples, answered.answers, embeddings=options.embeddings)
+    if answered.run is not None:
+        write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
+    return Scored(answered.which, OFFLINE, tuple(verdicts))
+
+
+def _likelihood(answered: Answered) -> Scored:
+    file = answered.verdicts_at(LIKELIHOOD, ScoreOptions())
+    if answered.run is None or not file.is_file():
+        raise DataError(f"{answered.file}: likelihoods are taken by instil run, with the model at hand; no {file.name}")
+    return Scored(answered.which, LIKELIHOOD, tuple(read_verdicts(file)))
+
+
+def _judged(judge: Judge, answered: Answered, options: ScoreOptions, screen: Screen) -> Scored:
+    with Journal(answered.journal) as journal:
+        if journal.damaged:
+            screen.say(f"{answered.journal}: {journal.damaged} damaged lines are left out", "yellow")
+        total = len(answered.examples) * options.repeats
+        with screen.bar(f"{judge.name} judges {answered.which}", total) as advance:
+            judged: Judged = judge_answers(judge, answered.examples, answered.answers, options, journal, advance)
+        write_verdicts(answered.verdicts_at(judge.name, options), judged.verdicts)
+    return Scored(answered.which, judge.name, judged.verdicts, judged.asked, judged.found, judged.failed)

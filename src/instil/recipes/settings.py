@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instil.data.options import DataOptions
 from instil.errors import SettingsError, did_you_mean
+from instil.evaluate.options import ScoreOptions
 from instil.generate.options import GenerateOptions
 from instil.recipes.book import AS_IN_BOOK
 from instil.train.options import TrainOptions
@@ -28,12 +29,14 @@ class Settings(BaseModel):
     data: DataOptions = Field(default_factory=DataOptions)
     train: TrainOptions = Field(default_factory=TrainOptions)
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
+    score: ScoreOptions = Field(default_factory=ScoreOptions)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataOptions,
     "train": TrainOptions,
     "generate": GenerateOptions,
+    "score": ScoreOptions,
 }
 
 
@@ -106,7 +109,7 @@ def _full_name(key: str) -> str:
     """
     if "." in key:
         return key
-    for section in ("train", "data", "generate"):
+    for section in ("train", "data", "generate", "score"):
         if key in SECTIONS[section].model_fields:
             return f"{section}.{key}"
     return key

@@ -1,0 +1,5 @@
+"""``python -m instil.cli``."""
+
+from instil.cli import main
+
+main()

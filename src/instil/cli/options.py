@@ -1,0 +1,44 @@
+"""Arguments that several verbs share, and what is done with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from instil.errors import UserError
+
+if TYPE_CHECKING:
+    from instil.recipes.settings import Settings
+
+DataArg = Annotated[str, typer.Argument(help="Rows: a JSON or JSONL file, its URL, or a name (starter, book, alpaca).")]
+ModelOpt = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A name (smollm2-135m, gpt2-medium), a folder, a GGUF file, or owner/name."),
+]
+OutOpt = Annotated[Path | None, typer.Option("--out", "-o", help="The run folder.  [default: runs/DATA-MODEL]")]
+SetOpt = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting; 'instil settings' lists all."),
+]
+ConfigOpt = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+BookOpt = Annotated[bool, typer.Option("--as-in-book", help="The chapter's choices (docs/book.md).")]
+OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
+
+
+def chosen_settings(
+    assignments: list[str] | None, config: Path | None, only: str = "", *, as_in_book: bool = False
+) -> Settings:
+    from instil.recipes.settings import resolve
+
+    wrong = [given for given in assignments or [] if only and not given.startswith(f"{only}.")]
+    if wrong:
+        raise UserError(f"--set {wrong[0]}: only {only}.* settings matter here")
+    return resolve(as_in_book=as_in_book, config=config, assignments=assignments or [])
+
+
+def print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False))

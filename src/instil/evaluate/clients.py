@@ -1,0 +1,274 @@
+"""Judges behind HTTP: asking with deadlines, a cap on what comes back, and every failure told from every other.
+
+Only this file of the room uses the network. A request ends in one of four ways: an answer; `Passing`, after which
+another try is worth while; `Refused`, which concerns this one question; `JudgeError`, after which no question is.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from instil.errors import JudgeError
+
+CONNECT = 5.0  # seconds
+SILENCE = 120.0  # seconds without a byte: a server may load its model first
+LOOK = 10.0  # seconds for a question about the server itself
+LARGEST_REPLY = 1024**2
+SHOWN = 200  # characters of a server's message
+
+
+class Passing(Exception):
+    """Not this time; perhaps the next. ``wait`` is how many seconds the server asked for."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+class Refused(Exception):
+    """The server will not answer this question. ``parameter`` names the one it does not know, if it says so."""
+
+    def __init__(self, reason: str, parameter: str = "") -> None:
+        super().__init__(reason)
+        self.parameter = parameter
+
+
+class Unreachable(JudgeError):
+    """Nothing answers at the address."""
+
+
+class Http:
+    """Requests to one server. Each thread has its own connection.
+
+    Args:
+        base: the address that paths are put after; http or https, without user and password.
+        key: a secret, sent as a bearer token and never shown.
+        timeout: seconds for one reply, from the request to its last byte.
+    """
+
+    def __init__(self, base: str, key: str = "", timeout: float = 300.0) -> None:
+        self.base = checked_url(base)
+        self._key, self._timeout = key, timeout
+        self._own = threading.local()
+        self._clients: list[httpx2.Client] = []  # of all threads
+
+    def close(self) -> None:
+        """Close all connections, those in use by other threads as well."""
+        while self._clients:
+            self._clients.pop().close()
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path. One try, a few seconds.
+
+        Raises:
+            Unreachable: nothing answers.
+            Passing, Refused, JudgeError: see the head of this file.
+        """
+        look = min(LOOK, self._timeout)
+        status, head, body = self._send("GET", path, None, look, look)
+        self._check(status, head, body)
+        return self._json(body)
+
+    def post(self, path: str, value: Mapping[str, Any]) -> Any:
+        """The JSON that comes back for a JSON object, all at once when it is made."""
+        status, head, body = self._send("POST", path, value, self._timeout, self._timeout)
+        self._check(status, head, body)
+        return self._json(body)
+
+    def post_lines(self, path: str, value: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The objects that come back for a JSON object, one a line (NDJSON); the last must say ``done``."""
+        status, head, body = self._send("POST", path, value, self._timeout, min(SILENCE, self._timeout))
+        self._check(status, head, body)
+        lines = [self._json(line) for line in body.split(b"\n") if line.strip()]
+        for line in lines:
+            if not isinstance(line, dict):
+                raise Passing("a line of the reply is no JSON object")
+            if "error" in line:  # comes with status 200 once the stream has begun
+                raise self._failure(200, self._shown(line["error"]))
+        if not lines or lines[-1].get("done") is not True:
+            raise Passing("the reply ended before it was done")
+        return lines
+
+    def _send(
+        self, method: str, path: str, value: Mapping[str, Any] | None, timeout: float, silence: float
+    ) -> tuple[int, httpx2.Headers, bytes]:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "instil"}
+        headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        body = b""
+        if value is not None:
+            headers["Content-Type"] = "application/json"
+            body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        end = time.monotonic() + timeout
+        waits = httpx2.Timeout(silence, connect=min(CONNECT, timeout))
+        try:
+            with (
+                self._client(timeout) as client,
+                client.stream(method, self.base + path, content=body, headers=headers, timeout=waits) as answer,
+            ):
+                if answer.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
+                    raise Passing("the reply is compressed, which was not asked for")
+                parts, size = [], 0
+                for part in answer.iter_raw():
+                    parts.append(part)
+                    size += len(part)
+                    if size > LARGEST_REPLY:
+                        raise Passing("the reply is longer than 1 MiB")
+                    if time.monotonic() > end:
+                        raise Passing(f"no end of the reply within {timeout:g} s")
+                return answer.status_code, answer.headers, b"".join(parts)
+        except httpx2.ConnectError as error:
+            raise Unreachable(f"nothing answers at {self.base}: {_first_line(error)}") from error
+        except httpx2.ConnectTimeout as error:
+            raise Unreachable(f"nothing answers at {self.base} within {CONNECT:g} s") from error
+        except httpx2.TimeoutException as error:
+            raise Passing(f"no reply within {silence:g} s") from error
+        except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
+            raise JudgeError(f"{self.base}: not an address: {_first_line(error)}") from error
+        except (httpx2.HTTPError, OSError, RuntimeError) as error:  # a client closed by the watch raises RuntimeError
+            late = f"no end of the reply within {timeout:g} s"
+            raise Passing(late if time.monotonic() > end else self._shown(_first_line(error))) from error
+
+    @contextmanager
+    def _client(self, timeout: float) -> Iterator[httpx2.Client]:
+        """This thread's client, closed by a watch if the request takes too long in any of its parts."""
+        client: httpx2.Client | None = getattr(self._own, "client", None)
+        if client is None or client.is_closed:
+            host = urlsplit(self.base).hostname or ""
+            client = self._own.client = httpx2.Client(
+                trust_env=not is_loopback(host),  # a proxy cannot reach what is on this machine
+                follow_redirects=False,
+            )
+            self._clients.append(client)
+        watch = threading.Timer(timeout + 1.0, client.close)
+        watch.daemon = True
+        watch.start()
+        try:
+            yield client
+        except BaseException:
+            client.close()  # whatever is on its connection belongs to a request that is over
+            raise
+        finally:
+            watch.cancel()
+
+    def _check(self, status: int, head: httpx2.Headers, body: bytes) -> None:
+        if 200 <= status < 300:
+            return
+        said = self._message(body)
+        if status in (408, 425, 429) or status >= 500:
+            if "insufficient_quota" in said:
+                raise JudgeError(f"{self.base}: {said}")
+            raise Passing(f"the server answered {status}{': ' + said if said else ''}", _wait(head))
+        if 300 <= status < 400:
+            raise JudgeError(f"{self.base} answers with another address (status {status}); give that one")
+        raise self._failure(status, said)
+
+    def _failure(self, status: int, said: str) -> Exception:
+        """What an error means that the server explained in words."""
+        low = said.lower()
+        if status in (401, 403):
+            return JudgeError(f"{self.base} refuses the key (status {status}): {said}")
+        if status == 404 or "not found" in low:
+            return JudgeError(f"{self.base} does not have it (status {status}): {said}")
+        if status == 200 or "loading" in low:
+            return Passing(f"the server said: {said}")
+        return Refused(f"the server refused (status {status}): {said}", _parameter(low))
+
+    def _message(self, body: bytes) -> str:
+        """What an error's body says, in one line; nothing of a web page."""
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()
+            return "" if text.startswith("<") else self._shown(text)
+        if isinstance(found, dict) and "error" in found:
+            inner = found["error"]
+            if isinstance(inner, dict):
+                words = [str(inner[key]) for key in ("message", "code", "type", "param") if inner.get(key)]
+                return self._shown("; ".join(dict.fromkeys(words)))
+            return self._shown(inner)
+        return self._shown(found)
+
+    def _shown(self, value: Any) -> str:
+        """A server's words, short, in one line, without control characters and without the key."""
+        text = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
+        if self._key:
+            text = text.replace(self._key, "(key)")
+        return text[:SHOWN] + ("..." if len(text) > SHOWN else "")
+
+    def _json(self, body: bytes) -> Any:
+        try:
+            return json.loads(body.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise Passing("the reply is not UTF-8") from error
+        except (ValueError, RecursionError) as error:
+            kind = "a web page" if body.lstrip()[:1] == b"<" else "not JSON"
+            raise Passing(f"the reply is {kind}") from error
+
+
+def checked_url(url: str) -> str:
+    """An http(s) address without its last slash.
+
+    Raises:
+        JudgeError: it is something else, or carries a password.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise JudgeError(f"not an address: {error}; wanted one such as http://127.0.0.1:8080/v1") from error
+    if parts.scheme not in ("http", "https") or not host:
+        raise JudgeError(f"{url!r} is not an address; wanted one such as http://127.0.0.1:8080/v1")
+    if parts.username is not None or parts.password is not None:
+        raise JudgeError(f"the address of {host} carries a user or password; keys come from the environment only")
+    if parts.query or parts.fragment:
+        raise JudgeError(f"the address of {host} has a query; wanted one such as http://127.0.0.1:8080/v1")
+    return url.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine.
+
+    >>> is_loopback("localhost"), is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("example.org")
+    (True, True, True, False)
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _wait(head: httpx2.Headers) -> float:
+    """Seconds that Retry-After asks for: a number, or a date."""
+    given = head.get("Retry-After", "").strip()
+    if given.isascii() and given.isdigit():
+        return float(given[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
+
+
+def _parameter(said: str) -> str:
+    """Which of our parameters an error is about, if any."""
+    ours = ("response_format", "json_schema", "max_completion_tokens", "max_tokens", "temperature", "seed", "logprobs")
+    named = [name for name in ours if name in said]
+    if "max_completion_tokens" in named and "max_tokens" in named:
+        return "max_tokens"  # "use max_completion_tokens instead of max_tokens"
+    return {"json_schema": "response_format"}.get(named[0], named[0]) if named else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:SHOWN] if lines else type(error).__name__

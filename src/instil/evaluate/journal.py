@@ -1,0 +1,113 @@
+"""The journal of verdicts: one line each, on disk before the next is waited for, never rewritten.
+
+A line is found again by its key, the hash of everything that shaped the question: judge, prompt, row, answer and
+settings. So nothing is asked twice, and nothing that was changed is mistaken for what it was. Verdicts without a
+score are written down, too, but are asked for anew the next time. A last line that was torn by a crash is cut off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from instil.errors import DataError, RunFolderTaken
+
+
+def key_of(*parts: Any) -> str:
+    """The SHA-256 of values as JSON, in hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """Verdicts by their keys, kept in a file; without a file they are kept in memory only.
+
+    Use it in a ``with`` block; one process at a time may hold the same file.
+
+    Raises:
+        RunFolderTaken: another process holds it.
+        DataError: the file cannot be read or written.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.damaged = 0  # lines that could not be read
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._file: Any = None
+        self._lock = FileLock(path.with_name(f".{path.name}.lock")) if path else None
+
+    def __enter__(self) -> Journal:
+        if self.path is None or self._lock is None:
+            return self
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(timeout=0)
+            self._read(self.path)
+            self._file = self.path.open("ab")
+            _sync_folder(self.path.parent)  # else the name of a new file may be lost though its lines are not
+        except Timeout as error:
+            raise RunFolderTaken(f"{self.path}: another process is scoring there; wait for it, or stop it") from error
+        except OSError as error:
+            self._lock.release()
+            raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if self._lock is not None:
+            self._lock.release()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def find(self, key: str) -> dict[str, Any] | None:
+        """What was written down under a key, if it has an outcome that counts."""
+        return self._entries.get(key)
+
+    def add(self, key: str, entry: dict[str, Any], *, counts: bool) -> None:
+        """Write a line down, and to disk; ``counts`` is whether `find` shall find it."""
+        if counts:
+            self._entries[key] = entry
+        if self._file is not None:
+            line = json.dumps({"key": key, **entry, "counts": counts}, ensure_ascii=False)
+            self._file.write(line.encode("utf-8", "replace") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _read(self, path: Path) -> None:
+        if not path.exists():
+            return
+        raw = path.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        if whole < len(raw):
+            self.damaged += 1
+            with path.open("r+b") as file:
+                file.truncate(whole)
+        for line in raw[:whole].split(b"\n"):
+            if not line:
+                continue
+            try:
+                entry = json.loads(line)
+                key, counts = entry.pop("key"), entry.pop("counts")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                self.damaged += 1
+                continue
+            if counts is True and isinstance(key, str):
+                self._entries[key] = entry
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

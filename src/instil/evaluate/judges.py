@@ -1,0 +1,144 @@
+"""Judges behind one protocol: Ollama, any server with OpenAI's interface, llama.cpp in this process.
+
+``ollama:llama3``                        Ollama's own interface, at $OLLAMA_HOST or on this machine
+``openai:gpt-4o``                        OpenAI, or $OPENAI_BASE_URL; the key from $OPENAI_API_KEY
+``http://127.0.0.1:8080/v1[#MODEL]``     any other server (vLLM, llama-server, LM Studio); key from $INSTIL_API_KEY
+``llamacpp:FILE.gguf``                   llama.cpp from the package xllamacpp, in this process
+
+Facts about the interfaces: Ollama's ``api/types.go`` and ``server/routes.go``, llama.cpp's ``tools/server/README.md``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from instil.errors import JudgeError, did_you_mean
+from instil.evaluate.clients import Passing
+from instil.evaluate.options import ScoreOptions
+
+KINDS = ("offline", "ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
+ALTERNATIVES = 20  # most that servers tell of
+LOADING = 120.0  # seconds that a server may take to load its model
+
+Alternatives = tuple[
+    str, Mapping[str, float]
+]  # a token of the reply; texts that could have stood there: log-probability
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One message to a judge. ``num_ctx`` is the context to ask for, in tokens."""
+
+    text: str
+    schema: dict[str, Any] | None
+    seed: int
+    num_ctx: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. ``prompt_tokens`` is how many the judge read, if it says so; ``cut``: it had no more room."""
+
+    text: str
+    cut: bool = False
+    prompt_tokens: int | None = None
+    tokens: tuple[Alternatives, ...] = ()
+
+
+class Judge(Protocol):
+    """Who can be asked.
+
+    ``name`` is for people; ``identity`` says which model it is, as exactly as the server tells; ``workers`` how many
+    questions at once suit it.
+    """
+
+    name: str
+    identity: str
+    workers: int
+
+    def open(self) -> None:
+        """Make sure that it is there.
+
+        Raises:
+            JudgeError: it is not; the message says what would mend that.
+        """
+
+    def ask(self, question: Question) -> Reply:
+        """One reply. Safe to call from several threads.
+
+        Raises:
+            Passing, Refused, JudgeError: see `instil.evaluate.clients`.
+        """
+
+    def close(self) -> None:
+        """Let go of what `open` took."""
+
+
+def judge_named(name: str, options: ScoreOptions) -> Judge:
+    """A judge by its name, not yet opened.
+
+    Raises:
+        JudgeError: there is no such kind of judge, or its key is not set.
+    """
+    kind, _, what = name.partition(":")
+    if kind in ("http", "https"):
+        from instil.evaluate.openai import OpenAI
+
+        url, _, model = name.partition("#")
+        return OpenAI(url, model, options, key=_key("INSTIL_API_KEY"))
+    if kind == "openai" and what:
+        from instil.evaluate.openai import OPENAI, OpenAI
+
+        base = os.environ.get("OPENAI_BASE_URL", OPENAI)
+        key = _key("OPENAI_API_KEY")
+        if not key and base == OPENAI:
+            raise JudgeError(f"{name} needs a key in the environment: export OPENAI_API_KEY=...")
+        return OpenAI(base, what, options, key=key, name=name)
+    if kind == "ollama" and what:
+        from instil.evaluate.ollama import Ollama, host_of_ollama
+
+        return Ollama(host_of_ollama(), what, options, key=_key("OLLAMA_API_KEY"))
+    if kind == "llamacpp" and what:
+        from instil.evaluate.llamacpp import LlamaCpp
+
+        return LlamaCpp(what, options)
+    near = did_you_mean(kind, ("offline", "ollama", "openai", "llamacpp"))
+    raise JudgeError(f"no judge named {name!r}; known: {', '.join(KINDS)}{near}")
+
+
+def alternatives(given: Any) -> list[Alternatives]:
+    """Tokens with what could have stood in their place; nothing where the server's form is not the known one."""
+    found: list[Alternatives] = []
+    for one in given if isinstance(given, list) else []:
+        if not isinstance(one, dict):
+            return []
+        others = one.get("top_logprobs")
+        table: dict[str, float] = {}
+        for other in others if isinstance(others, list) else []:
+            if isinstance(other, dict) and isinstance(other.get("logprob"), int | float):
+                table.setdefault(str(other.get("token", "")), float(other["logprob"]))
+        found.append((str(one.get("token", "")), table))
+    return found
+
+
+def when_ready(look: Callable[[], Any]) -> Any:
+    """Ask again while the server says that it is still loading (503)."""
+    end = time.monotonic() + LOADING
+    while True:
+        try:
+            return look()
+        except Passing as passing:
+            if "503" not in str(passing) or "load" not in str(passing).lower() or time.monotonic() > end:
+                raise
+            time.sleep(1.0)
+
+
+def _key(variable: str) -> str:
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise JudgeError(f"${variable} holds characters that no key has")
+    return key

@@ -1,0 +1,54 @@
+"""How likely the reference answer is under the model: no judge, no sampling, every token counts.
+
+The score is 100 times the geometric mean of the probabilities of the reference's tokens, its end included. It is the
+most sensitive figure between two checkpoints of one model; models with different tokenizers cannot be compared by it.
+
+Shape suffixes: U hidden states · S predictions · D width · V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from instil.data.collate import collate
+from instil.model.decoder import Decoder
+from instil.records import Encoded, Verdict
+
+JUDGE = "likelihood"
+ROWS = 8  # side by side
+
+
+@torch.inference_mode()
+def likelihoods(
+    decoder: Decoder, rows: Sequence[Encoded], pad_id: int, max_length: int, on_done: Callable[[], None] = lambda: None
+) -> list[Verdict]:
+    """A verdict for each row, encoded with its response as target; metrics ``loss`` (nats a token) and ``tokens``.
+
+    A row whose response lies beyond ``max_length`` is unscored.
+    """
+    found: dict[int, Verdict] = {}
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    for start in range(0, len(order), ROWS):
+        chosen = order[start : start + ROWS]
+        batch = collate([rows[index] for index in chosen], pad_id, max_length).to(decoder.device)
+        at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
+        hidden_UD = decoder(batch, wanted_U=at_U)
+        nll_S = cross_entropy(decoder.logits(hidden_UD)[row_S].float(), batch.targets_S, reduction="none").double()
+        owner_S = batch.rows_N[batch.at_S]
+        sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
+        counts = torch.bincount(owner_S, minlength=len(chosen))
+        for index, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):
+            found[index] = _verdict(rows[index].row, total, count)
+            on_done()
+    return [found[index] for index in range(len(rows))]
+
+
+def _verdict(row: int, total: float, count: int) -> Verdict:
+    if not count:
+        return Verdict(row, JUDGE, None, "the reference lies beyond the longest row")
+    loss = total / count
+    return Verdict(row, JUDGE, 100.0 * math.exp(-loss), metrics={"loss": loss, "tokens": float(count)})

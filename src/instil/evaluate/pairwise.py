@@ -1,0 +1,194 @@
+"""Which of two answers is better, asked in both orders: a judge that follows the order has said nothing.
+
+Sources: position bias and the swap, MT-Bench (arXiv 2306.05685) and arXiv 2406.07791; length bias, AlpacaEval 2
+(arXiv 2404.04475).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from instil.evaluate.asking import Breaker, ask_all
+from instil.evaluate.comparison import SIGNIFICANT, shown_p
+from instil.evaluate.journal import Journal, key_of
+from instil.evaluate.judges import Judge, Question
+from instil.evaluate.judging import context_for
+from instil.evaluate.options import ScoreOptions
+from instil.evaluate.prompts import PAIRWISE_SCHEMA, pairwise_text
+from instil.evaluate.statistics import Interval, interval, permutation_p
+from instil.records import Example
+
+CHOICES = ("first", "second", "tie")
+_CHOICE = re.compile(r'"better"\s*:\s*"(first|second|tie)"')
+
+
+@dataclass(frozen=True, slots=True)
+class Duel:
+    """One row: what the judge chose with A shown first, and with B shown first; None where it was not to be read."""
+
+    row: int
+    a_first: str | None
+    b_first: str | None
+    reason: str = ""
+
+    @property
+    def outcome(self) -> str | None:
+        """``b``, ``a`` or ``tie``; a choice that goes with the order is a tie; None without both replies."""
+        if self.a_first is None or self.b_first is None:
+            return None
+        if (self.a_first, self.b_first) == ("second", "first"):
+            return "b"
+        return "a" if (self.a_first, self.b_first) == ("first", "second") else "tie"
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the order made no difference."""
+        return (self.a_first, self.b_first) in (("first", "second"), ("second", "first"), ("tie", "tie"))
+
+
+@dataclass(frozen=True, slots=True)
+class Duels:
+    """All rows. ``same`` are those with equal answers, which nobody was asked about: ties."""
+
+    duels: tuple[Duel, ...]
+    same: tuple[int, ...]
+    lengths: dict[int, int] = field(default_factory=dict)  # characters by which B's answer is longer
+    asked: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+
+    def count(self, outcome: str) -> int:
+        """Rows with that outcome; equal answers are ties."""
+        return sum(duel.outcome == outcome for duel in self.duels) + (len(self.same) if outcome == "tie" else 0)
+
+    @property
+    def rate(self) -> Interval | None:
+        """Share of the rows that B wins, a tie counting half, in percent."""
+        points = {"b": 100.0, "a": 0.0, "tie": 50.0}
+        return interval([points[duel.outcome] for duel in self.duels if duel.outcome] + [50.0] * len(self.same))
+
+    @property
+    def p(self) -> float:
+        """How often so clear a result comes about by chance."""
+        return permutation_p(
+            [1.0 if duel.outcome == "b" else -1.0 for duel in self.duels if duel.outcome in ("a", "b")]
+        )
+
+    @property
+    def consistency(self) -> float | None:
+        """Share of the rows asked about whose outcome does not depend on the order."""
+        known = [duel for duel in self.duels if duel.outcome]
+        return sum(duel.consistent for duel in known) / len(known) if known else None
+
+    @property
+    def longer(self) -> float | None:
+        """Share of the decided rows of unequal length in which the longer answer won."""
+        decided = [(duel.outcome, self.lengths[duel.row]) for duel in self.duels if duel.outcome in ("a", "b")]
+        unequal = [(outcome == "b") == (gap > 0) for outcome, gap in decided if gap]
+        return sum(unequal) / len(unequal) if unequal else None
+
+    def sentence(self, a: str = "A", b: str = "B") -> str:
+        """The verdict in one sentence."""
+        rate = self.rate
+        if rate is None:
+            return f"{b} and {a} cannot be compared: the judge decided no row."
+        counts = f"{self.count('b')} won, {self.count('tie')} tied, {self.count('a')} lost"
+        figures = f"{counts}; {rate.text(0)} % of the rows, a tie counting half; p {shown_p(self.p)}"
+        if self.p >= SIGNIFICANT:
+            return f"{b} is not distinguishable from {a} ({figures})."
+        return f"{b} is {'better' if self.count('b') > self.count('a') else 'worse'} than {a} ({figures})."
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "wins": self.count("b"),
+            "ties": self.count("tie"),
+            "losses": self.count("a"),
+            "same": len(self.same),
+            "unscored": {str(duel.row): duel.reason for duel in self.duels if duel.outcome is None},
+            "rate": self.rate.as_json() if self.rate else None,
+            "p": self.p,
+            "position_consistency": self.consistency,
+            "longer_won": self.longer,
+        }
+
+
+def duel(
+    judge: Judge,
+    examples: Sequence[Example],
+    a: Sequence[str],
+    b: Sequence[str],
+    options: ScoreOptions,
+    journal: Journal,
+    on_done: Callable[[], None] = lambda: None,
+) -> Duels:
+    """Ask an opened judge about every row whose two answers differ, in both orders.
+
+    Raises:
+        JudgeError, StoppedEarly: see `instil.evaluate.judging.judge_answers`.
+    """
+    rows = list(zip(examples, a, b, strict=True))
+    same = tuple(example.row for example, one, other in rows if one.strip() == other.strip())
+    texts = {
+        (example.row, order): pairwise_text(example, *((one, other) if order == "a_first" else (other, one)))
+        for example, one, other in rows
+        if one.strip() != other.strip()
+        for order in ("a_first", "b_first")
+    }
+    num_ctx = options.num_ctx or context_for(texts.values(), options.max_tokens)
+    questions = {place: Question(text, PAIRWISE_SCHEMA, options.seed, num_ctx) for place, text in texts.items()}
+    settings = [options.temperature, options.max_tokens, options.seed, num_ctx]
+    keys = {
+        place: key_of("pairwise", judge.identity, place[0], question.text, settings)
+        for place, question in questions.items()
+    }
+    chosen: dict[tuple[int, str], str] = {}
+    for place, key in keys.items():
+        if (entry := journal.find(key)) is not None:
+            chosen[place] = str(entry["chosen"])
+            on_done()
+    missing = [place for place in questions if place not in chosen]
+    breaker = Breaker(judge.name, len(questions), len(chosen))
+    reasons: dict[int, str] = {}
+    failed: dict[int, str] = {}
+    workers = options.concurrency or judge.workers
+    for outcome in ask_all(missing, lambda place: judge.ask(questions[place]), workers, options.tries):
+        row, order = outcome.task
+        if outcome.result is None:
+            assert outcome.error is not None
+            failed[row] = reasons[row] = str(outcome.error)
+            breaker.failed(outcome.error)
+        else:
+            breaker.succeeded()
+            choice = read_choice(outcome.result.text)
+            entry = {"row": row, "judge": judge.name, "prompt": "pairwise", "order": order, "chosen": choice}
+            journal.add(keys[outcome.task], {**entry, "said": outcome.result.text[:2000]}, counts=choice is not None)
+            if choice is None:
+                reasons[row] = f"no choice in the reply: {outcome.result.text[:60]!r}"
+            else:
+                chosen[outcome.task] = choice
+        on_done()
+    duels = tuple(
+        Duel(row, chosen.get((row, "a_first")), chosen.get((row, "b_first")), reasons.get(row, ""))
+        for row in dict.fromkeys(row for row, _ in texts)
+    )
+    lengths = {example.row: len(other.strip()) - len(one.strip()) for example, one, other in rows}
+    return Duels(duels, same, lengths, len(missing), failed)
+
+
+def read_choice(reply: str) -> str | None:
+    """Which answer a reply names: its JSON, or the one choice that its text holds.
+
+    >>> read_choice('{"better": "second"}'), read_choice("Second."), read_choice("first or second")
+    ('second', 'second', None)
+    """
+    try:
+        found = json.loads(reply)
+        return found["better"] if found["better"] in CHOICES else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    named = set(_CHOICE.findall(reply)) or set(re.findall(r"\b(first|second|tie)\b", reply.lower()))
+    return named.pop() if len(named) == 1 else None

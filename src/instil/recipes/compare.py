@@ -1,0 +1,242 @@
+"""Whether B is better than A: two runs, or two files of answers, row by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from instil.data.near_duplicates import Near
+from instil.errors import DataError, UserError
+from instil.evaluate.comparison import Comparison, compare_verdicts
+from instil.evaluate.journal import Journal
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.options import ScoreOptions
+from instil.evaluate.pairwise import Duels, duel
+from instil.recipes.answers import Answered, find_answers
+from instil.recipes.progress import Screen
+from instil.recipes.score import Scored, opened, score_answers
+from instil.records import Verdict
+
+METRICS = {"exact_match": 100.0, "chrf": 1.0}  # shown beside the score, on a scale of 0 to 100
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The paired verdict on B against A.
+
+    ``clean`` is the same without the rows in ``leaks`` (None where no row leaked); ``looked`` says whether any run
+    knew its training rows; ``only_a`` and ``only_b`` count rows that the other does not have; ``metrics`` compares
+    exact match and chrF where the judge is offline.
+    """
+
+    a: str
+    b: str
+    judge: str
+    comparison: Comparison
+    clean: Comparison | None
+    leaks: tuple[Near, ...]
+    looked: bool
+    only_a: int
+    only_b: int
+    metrics: dict[str, Comparison]
+    scored: tuple[Scored, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "a": self.a,
+            "b": self.b,
+            "judge": self.judge,
+            "verdict": self.comparison.sentence(self.a, self.b),
+            **{key: value for key, value in self.comparison.as_json().items() if key not in ("a", "b")},
+            "mean_a": self.comparison.a.as_json() if self.comparison.a else None,
+            "mean_b": self.comparison.b.as_json() if self.comparison.b else None,
+            "near_duplicates": [near.row for near in self.leaks] if self.looked else None,
+            "without_near_duplicates": self.clean.as_json() if self.clean else None,
+            "only_a": self.only_a,
+            "only_b": self.only_b,
+            "metrics": {name: found.as_json() for name, found in self.metrics.items()},
+        }
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    judge: str = OFFLINE,
+    *,
+    options: ScoreOptions | None = None,
+    screen: Screen | None = None,
+    **settings: Any,
+) -> Compared:
+    """Compare the answers of two runs (those of the tuned model) or of two files, on the rows that both have.
+
+    Args:
+        a: a run folder, one of its ``responses/*.json``, or a file with ``model_response``.
+        b: the same.
+        judge: whose scores; what has been judged before is not asked for again.
+        options: how to ask.
+        screen: where progress is shown; nowhere by default.
+        **settings: single options of judging, such as ``repeats=3``.
+
+    Raises:
+        DataError: there is nothing to compare, or no row is in both.
+        JudgeError, StoppedEarly: see `instil.score`.
+    """
+    options = (options or ScoreOptions()).changed(**settings)
+    first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
+    names = _names(Path(a), Path(b))
+    pairs = _pairs(first, second)
+    both = _both(first, second, judge, options, screen or Screen(quiet=True))
+    one = [_numbered(both[0].verdicts[i], n) for n, (i, _) in enumerate(pairs)]
+    other = [_numbered(both[1].verdicts[j], n) for n, (_, j) in enumerate(pairs)]
+    rows = [second.examples[j].row for _, j in pairs]
+    leaks, looked = _leaks(first, second, pairs)
+    clean = {n for n in range(len(pairs)) if n not in leaks}
+    comparison = _with_rows(compare_verdicts(one, other), rows)
+    return Compared(
+        a=names[0],
+        b=names[1],
+        judge=judge,
+        comparison=comparison,
+        clean=_with_rows(compare_verdicts(one, other, clean), rows) if leaks else None,
+        leaks=tuple(leaks.values()),
+        looked=looked,
+        only_a=len(first.examples) - len(pairs),
+        only_b=len(second.examples) - len(pairs),
+        metrics=_metrics(one, other, rows) if judge == OFFLINE else {},
+        scored=both,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Two sets of answers set against one another by a judge, row by row."""
+
+    a: str
+    b: str
+    judge: str
+    duels: Duels
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        verdict = self.duels.sentence(self.a, self.b)
+        return {"a": self.a, "b": self.b, "judge": self.judge, "verdict": verdict, **self.duels.as_json()}
+
+
+def compare_pairwise(
+    a: str | Path, b: str | Path, judge: str, options: ScoreOptions | None = None, screen: Screen | None = None
+) -> Chosen:
+    """Let a judge choose between the two answers to each row, in both orders; kept in B's journal.
+
+    Raises:
+        UserError: the judge cannot choose (offline).
+        DataError, JudgeError, StoppedEarly: see `compare`.
+    """
+    if judge in (OFFLINE, LIKELIHOOD):
+        raise UserError(f"{judge} gives scores and does not choose; --pairwise needs a model: --judge ollama:llama3")
+    options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
+    first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
+    names = _names(Path(a), Path(b))
+    pairs = _pairs(first, second)
+    examples = [second.examples[j] for _, j in pairs]
+    said = [first.answers[i] for i, _ in pairs], [second.answers[j] for _, j in pairs]
+    with opened(judge, options) as asked, Journal(second.journal) as journal:
+        total = 2 * sum(one.strip() != other.strip() for one, other in zip(*said, strict=True))
+        with screen.bar(f"{asked.name} chooses", total) as advance:
+            duels = duel(asked, examples, *said, options, journal, advance)
+    return Chosen(*names, judge, duels)
+
+
+def _chosen(path: Path, side: str) -> Answered:
+    """The answers meant by a path: of a run the tuned model's."""
+    found = find_answers(path)
+    tuned = [one for one in found if one.which == "tuned"]
+    if len(found) > 1 and not tuned:
+        raise DataError(f"{path}: which answers are meant for {side}? {', '.join(str(one.file) for one in found)}")
+    return tuned[0] if len(found) > 1 else found[0]
+
+
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """Names by which people tell the two apart: the last parts of their paths, as many as it takes."""
+    first, second = a.absolute().parts, b.absolute().parts
+    for count in range(1, max(len(first), len(second)) + 1):
+        names = "/".join(first[-count:]), "/".join(second[-count:])
+        if names[0] != names[1]:
+            return names
+    return "A", "B"
+
+
+def _pairs(first: Answered, second: Answered) -> list[tuple[int, int]]:
+    """Indexes of the rows that both have, in B's order; equal rows are taken one after the other."""
+    places: dict[tuple[str, str, str, int], int] = {}
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for index, row in enumerate(first.examples):
+        same = (row.instruction, row.input, row.output)
+        places[*same, seen[same]] = index
+        seen[same] += 1
+    seen.clear()
+    pairs = []
+    for index, row in enumerate(second.examples):
+        same = (row.instruction, row.input, row.output)
+        if (at := places.get((*same, seen[same]))) is not None:
+            pairs.append((at, index))
+        seen[same] += 1
+    if not pairs:
+        raise DataError(
+            f"{first.file} and {second.file} have no row in common (instruction, input and output must be equal); "
+            "answer the same rows with both: instil respond RUN --data ROWS.json --out FILE.json"
+        )
+    return pairs
+
+
+def _both(
+    first: Answered, second: Answered, judge: str, options: ScoreOptions, screen: Screen
+) -> tuple[Scored, Scored]:
+    """Verdicts on both; a run's own and another's may bear the same name."""
+    one = score_answers([first], judge, options, screen)
+    other = score_answers([second], judge, options, screen)
+    return next(iter(one.values())), next(iter(other.values()))
+
+
+def _leaks(first: Answered, second: Answered, pairs: Sequence[tuple[int, int]]) -> tuple[dict[int, Near], bool]:
+    """Pairs that are nearly the same as a row that either model was trained on, and whether anybody looked."""
+    found: dict[int, Near] = {}
+    looked = False
+    for side, answered in enumerate((first, second)):
+        leaks = answered.run.read_leaks() if answered.run else None
+        if leaks is None:
+            continue
+        looked = True
+        by_row = {near.row: near for near in leaks}
+        for n, pair in enumerate(pairs):
+            near = by_row.get(answered.examples[pair[side]].row)
+            if near is not None:
+                found.setdefault(n, near)
+    return found, looked
+
+
+def _metrics(one: Sequence[Verdict], other: Sequence[Verdict], rows: Sequence[int]) -> dict[str, Comparison]:
+    def of(verdicts: Sequence[Verdict], name: str, scale: float) -> list[Verdict]:
+        return [
+            replace(verdict, score=None if verdict.score is None else verdict.metrics[name] * scale)
+            for verdict in verdicts
+        ]
+
+    return {
+        name: _with_rows(compare_verdicts(of(one, name, scale), of(other, name, scale)), rows)
+        for name, scale in METRICS.items()
+    }
+
+
+def _numbered(verdict: Verdict, row: int) -> Verdict:
+    return replace(verdict, row=row)
+
+
+def _with_rows(comparison: Comparison, rows: Sequence[int]) -> Comparison:
+    """With the rows' own numbers instead of their places among the pairs."""
+    gained, lost = (tuple(rows[n] for n in found) for found in (comparison.gained, comparison.lost))
+    return replace(comparison, gained=gained, lost=lost)

@@ -1,0 +1,117 @@
+"""The report of a run, written from what lies in its folder, so that it can be written anew when a judge has scored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from instil.data.preflight import Preflight
+from instil.errors import DataError
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.offline import trivial_baseline
+from instil.evaluate.report import ReportData, write_report
+from instil.recipes.answers import find_answers, read_verdicts
+from instil.recipes.run_folder import RunFolder
+from instil.records import Completion, Example, Verdict
+from instil.train.loop import TrainResult
+
+FACTS = "report.json"
+
+
+def keep_facts(
+    folder: RunFolder,
+    preflight: Preflight,
+    part: str,
+    examples: Sequence[Example],
+    answers: Mapping[str, Sequence[Completion]],
+    result: TrainResult,
+    **more: Any,
+) -> None:
+    """Write down what the report says and no other file of the run holds (``report.json``).
+
+    ``more`` is what is known at the end: ``seconds``, ``peak_memory_gb``, ``outlook``, ``unended``.
+    """
+    folder.write_json(
+        FACTS,
+        {
+            "part": part,
+            "preflight": preflight.lines(),
+            "tasks": [example.task for example in examples],
+            "finish": {which: [one.finish for one in said] for which, said in answers.items()},
+            "steps": result.steps,
+            "tokens_seen": result.tokens_seen,
+            "train_seconds": result.seconds,
+            **more,
+        },
+    )
+
+
+def refresh_report(folder: RunFolder) -> None:
+    """Write ``report.html`` from what lies in the folder; nothing is done for a run that kept no facts for it.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
+    file = folder.path / FACTS
+    if not file.is_file():
+        return
+    settings = folder.read_settings()
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        data = _data(folder, settings, facts)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{file}: damaged ({type(error).__name__}: {error}); the report is left as it was") from error
+    write_report(data, folder.report)
+
+
+def _data(folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) -> ReportData:
+    found = {one.which: one for one in find_answers(folder.path)} if facts["finish"] else {}
+    examples: tuple[Example, ...] = ()
+    answers: dict[str, Sequence[Completion]] = {}
+    for which, endings in facts["finish"].items():
+        one = found[which]
+        examples = tuple(
+            Example(row.instruction, row.output, row.input, task, row.row)
+            for row, task in zip(one.examples, facts["tasks"], strict=True)
+        )
+        answers[which] = [
+            Completion(text, finish=ending, row=row.row)
+            for text, ending, row in zip(one.answers, endings, one.examples, strict=True)
+        ]
+    return ReportData(
+        title=f"{settings['model']} on {Path(settings['data']).name}",
+        facts=settings,
+        preflight=facts["preflight"],
+        part=facts["part"],
+        examples=examples,
+        answers=answers,
+        verdicts=_verdicts(folder, examples) if answers else {},
+        leaks=folder.read_leaks() or (),
+        steps=facts["steps"],
+        tokens_seen=facts["tokens_seen"],
+        train_seconds=facts["train_seconds"],
+        seconds=facts["seconds"],
+        peak_memory_gb=facts["peak_memory_gb"],
+        samples=folder.samples,
+        loss_picture=folder.path / "loss.png",
+        unended=facts["unended"],
+        outlook=facts["outlook"],
+    )
+
+
+def _verdicts(folder: RunFolder, examples: Sequence[Example]) -> dict[str, dict[str, Sequence[Verdict]]]:
+    """Every finished set of verdicts on these rows: by judge, then by what was judged; the offline ones first."""
+    rows = [example.row for example in examples]
+    by_judge: dict[str, dict[str, Sequence[Verdict]]] = {OFFLINE: {}, LIKELIHOOD: {}}
+    for file in sorted((folder.path / "scores").glob("*.jsonl")):
+        which, _, rest = file.stem.partition(".")
+        verdicts = read_verdicts(file)
+        if which in ("base", "tuned") and [verdict.row for verdict in verdicts] == rows:
+            prompt = next((f" ({name})" for name in ("book-verbose", "book") if rest.endswith(f".{name}")), "")
+            by_judge.setdefault(verdicts[0].judge + prompt, {})[which] = verdicts
+    if by_judge[OFFLINE]:
+        by_judge[OFFLINE]["echo"] = trivial_baseline(examples)
+    return {judge: found for judge, found in by_judge.items() if found}

@@ -1,0 +1,1 @@
+"""What goes wrong outside, and must not go wrong here."""

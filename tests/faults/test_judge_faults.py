@@ -1,0 +1,349 @@
+"""Judges that fail in every way of the catalogue (faults 26 to 34): retried, refused or stopped; never lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instil
+from instil.errors import JudgeError, RunFolderTaken, StoppedEarly
+from instil.evaluate import asking
+from instil.evaluate.journal import Journal
+from instil.evaluate.options import ScoreOptions
+from instil.recipes.score import score_path
+from tests.faults.judge_server import JudgeServer, judging
+
+DATE = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)
+
+
+def answered(count: int) -> list[dict[str, str]]:
+    """Rows with an answer each."""
+    return [
+        {"instruction": f"Double {n}.", "input": "", "output": f"It is {2 * n}.", "model_response": f"{2 * n + n % 3}"}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "FIRST_WAIT", 0.01)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "INSTIL_API_KEY", "OLLAMA_API_KEY", "OLLAMA_HOST"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    with judging() as running:
+        yield running
+
+
+def judge_of(server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The judge's name for one of the two interfaces."""
+    if kind == "ollama":
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        return "ollama:judge"
+    return f"{server.url}/v1"
+
+
+PASSING = [
+    "status 502",
+    'status 503 {"error":"server busy, maximum pending requests exceeded"}',
+    "status 500 oops",
+    "retry-after 0",
+    "retry-after nonsense",
+    "hang 2",
+    "drip 5",
+    "drip-head 5",
+    "torn",
+    "body <html>hello</html>",
+    "body null",
+    "body [1]",
+    "body " + "[" * 100_000,
+    'body {"error":"the model runner has crashed"}',
+    "bytes 7b22fffe227d",
+    "gigabyte",
+    "gzip",
+]
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+@pytest.mark.parametrize("fault", PASSING, ids=lambda fault: fault[:24])
+def test_what_may_pass_is_asked_again_and_nothing_is_lost(
+    server: JudgeServer, kind: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults = {1: fault}
+    started = time.monotonic()
+    verdicts = instil.score(answered(3), judge_of(server, kind, monkeypatch), concurrency=1, timeout=0.8)
+    assert [verdict.score is not None for verdict in verdicts] == [True] * 3
+    assert len(server.asked) == 4
+    assert time.monotonic() - started < 8
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_one_row_that_always_fails_has_its_reason_and_the_others_their_scores(
+    server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults = dict.fromkeys((1, 2), "status 502")
+    verdicts = instil.score(answered(4), judge_of(server, kind, monkeypatch), concurrency=1, tries=2)
+    assert [verdict.score is None for verdict in verdicts] == [False, True, False, False]
+    assert verdicts[1].reason == "the judge failed: the server answered 502"
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_after_five_failures_in_a_row_it_stops_and_keeps_what_it_has(
+    server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.faults = dict.fromkeys(range(7, 100), "status 503")
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(30)))
+    judge = judge_of(server, kind, monkeypatch)
+    with pytest.raises(StoppedEarly, match=r"503.* 7 of 30 verdicts are kept; the same command"):
+        score_path(file, judge, ScoreOptions(concurrency=1, tries=2))
+    assert len(server.asked) == 7 + 5 * 2
+    server.faults = {}
+    found = score_path(file, judge, ScoreOptions(concurrency=1))["said"]
+    assert (found.found, found.asked, found.coverage) == (7, 23, 1.0)
+
+
+@pytest.mark.parametrize(("fault", "words"), [
+    ('status 401 {"error":{"message":"Incorrect API key provided"}}', "refuses the key.*Incorrect API key"),
+    ("""status 404 {"error":"model 'judge' not found"}""", "does not have it.*not found"),
+    ("status 307", "another address"),
+    ('status 429 {"error":{"message":"You exceeded your quota","code":"insufficient_quota"}}', "quota"),
+])  # fmt: skip
+def test_what_cannot_pass_stops_at_once(server: JudgeServer, fault: str, words: str) -> None:
+    server.always = fault
+    with pytest.raises(JudgeError, match=words):
+        instil.score(answered(20), f"{server.url}/v1", concurrency=1)
+    assert len(server.asked) == 1
+
+
+def test_a_wait_that_the_server_asks_for_is_kept(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(asking, "_sleep", lambda stopped, seconds: slept.append(seconds))
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    server.faults = {0: "retry-after 7", 1: f"retry-after {soon}"}
+    instil.score(answered(1), f"{server.url}/v1")
+    assert slept[0] == 7
+    assert 50 < slept[1] <= 60
+
+
+@pytest.mark.parametrize("wait", ["100000", DATE])
+def test_a_wait_that_is_too_long_stops_with_the_work_kept(server: JudgeServer, wait: str) -> None:
+    server.faults = {3: f"retry-after {wait}"}
+    with pytest.raises(StoppedEarly, match=r"429.* 3 of 9 verdicts are kept"):
+        instil.score(answered(9), f"{server.url}/v1", concurrency=1)
+    assert len(server.asked) == 4
+
+
+@pytest.mark.parametrize(("said", "score"), [
+    ("I'd rate 85 out of 100.", 85), ("85/100", 85), ("**85**", 85), ('```json\n{"score": 85}\n```', 85), ("0", 0),
+    ("150", "150 is not within 0 to 100"), ("-5", "-5 is not within"), ("\u0668\u0665", "digits other than 0 to 9"),
+    ("80-90", "a range"), ("80 90", "several numbers"), ("", "empty"), ("<think>85", "thought"), ("fine", "no number"),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_a_reply_is_a_score_or_unscored_with_its_reason(
+    server: JudgeServer, kind: str, said: str, score: int | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.say = lambda message, number: said
+    verdict = instil.score(answered(1), judge_of(server, kind, monkeypatch), prompt="book")[0]
+    if isinstance(score, int):
+        assert (verdict.score, verdict.reason) == (score, "")
+    else:
+        assert verdict.score is None
+        assert score in verdict.reason
+    assert verdict.said == said
+
+
+@pytest.mark.parametrize("content", [None, 85, [], {}])
+def test_content_that_is_no_text_is_no_score(server: JudgeServer, content: Any) -> None:
+    server.always = "body " + json.dumps({"choices": [{"message": {"content": content}}]})
+    assert instil.score(answered(1), f"{server.url}/v1", prompt="book")[0].score is None
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_a_reply_that_was_cut_is_unscored(server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.always = "cut"
+    verdict = instil.score(answered(1), judge_of(server, kind, monkeypatch), prompt="book")[0]
+    assert verdict.score is None
+    assert "score.max_tokens" in verdict.reason
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_a_prompt_that_was_cut_is_noticed(server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = answered(2)
+    rows[1]["model_response"] = "word " * 3000
+    server.read = lambda message: min(len(message) // 4, 1026)
+    verdicts = instil.score(rows, judge_of(server, kind, monkeypatch))
+    assert verdicts[0].score is not None
+    assert verdicts[1].score is None
+    assert "1026 tokens of a prompt of" in verdicts[1].reason
+    assert "score.num_ctx" in verdicts[1].reason
+
+
+def test_a_prompt_that_the_server_refuses_is_unscored_and_the_rest_goes_on(server: JudgeServer) -> None:
+    long = 'status 400 {"error":{"message":"the input length exceeds the context length"}}'
+    server.faults = dict.fromkeys(range(8), long)
+    verdicts = instil.score(answered(10), f"{server.url}/v1", concurrency=1)
+    assert [verdict.score is None for verdict in verdicts] == [True] * 8 + [False] * 2
+    assert "score.num_ctx" in verdicts[0].reason
+
+
+def test_failures_are_never_kept(server: JudgeServer, tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(6)))
+    options = ScoreOptions(concurrency=1, tries=1)
+    server.faults = {1: "status 502", 3: "say none of your business"}
+    first = score_path(file, f"{server.url}/v1", options)["said"]
+    assert set(first.unscored) == {1, 3}
+    assert set(first.failed) == {1}
+    again = score_path(file, f"{server.url}/v1", options)["said"]
+    assert (again.asked, again.found, again.unscored) == (2, 4, {})
+
+
+def test_a_judge_that_dies_at_row_57_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / name / "said.json" for name in ("whole", "broken")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps(answered(110)))
+    with judging() as server:
+        judge = judge_of(server, "ollama", monkeypatch)
+        score_path(files[0], judge)
+    with judging(faults={56: "die"}) as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        with pytest.raises(StoppedEarly, match="56 of 110 verdicts are kept"):
+            score_path(files[1], judge)
+        assert not list(files[1].parent.glob("*.jsonl"))
+    with judging() as server:
+        monkeypatch.setenv("OLLAMA_HOST", server.url)
+        score_path(files[1], judge)
+        assert len(server.asked) == 54
+    whole, broken = (next(file.parent.glob("*.jsonl")).read_bytes() for file in files)
+    assert whole == broken
+    assert whole.count(b"\n") == 110
+
+
+def client(file: Path, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """The command line, as a process of its own."""
+    command = [sys.executable, "-m", "instil.cli", "score", str(file), *more]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
+    )
+
+
+def test_a_client_killed_at_row_57_goes_on_where_it_was(tmp_path: Path) -> None:
+    files = [tmp_path / name / "said.json" for name in ("whole", "broken")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps(answered(110)))
+    with judging() as server:
+        judge = f"{server.url}/v1"
+        assert client(files[0], "--judge", judge, "-s", "score.concurrency=1").wait() == 0
+        server.asked.clear()
+        server.faults = {56: "hang 30"}
+        process = client(files[1], "--judge", judge, "-s", "score.concurrency=1")
+        while len(server.asked) < 57:
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.kill()
+        process.communicate()
+        journal = files[1].with_suffix(".journal")
+        lines = journal.read_bytes()
+        assert lines.count(b"\n") == 56
+        journal.write_bytes(lines + b'{"key": "torn')
+        server.asked.clear()
+        server.faults = {}
+        again = client(files[1], "--judge", judge, "-s", "score.concurrency=1")
+        _, said = again.communicate()
+        assert again.returncode == 0
+        assert len(server.asked) == 54
+        assert "1 damaged line" in said
+    whole, broken = (next(file.parent.glob("*.jsonl")).read_bytes() for file in files)
+    assert whole == broken
+
+
+def test_a_signal_ends_it_at_once_while_the_server_hangs(tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(8)))
+    with judging(faults={3: "hang 60"}) as server:
+        process = client(file, "--judge", f"{server.url}/v1", "-s", "score.concurrency=1")
+        while len(server.asked) < 4:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        _, said = process.communicate()
+        assert process.returncode == 130
+        assert time.monotonic() - started < 10
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("faults", "code", "words"), [
+    ({"always": "status 502"}, 4, "stopped answering"),
+    ({"always": "gigabyte"}, 4, "longer than 1 MiB"),
+    ({"always": "body {"}, 4, "not JSON"),
+    ({"always": "die"}, 4, "stopped answering"),
+    ({"always": 'status 401 {"error":"bad key sk-secret-123"}'}, 2, "refuses the key"),
+    ({"always": "say no"}, 1, "only 0 of 8 rows have a score"),
+    ({"faults": {5: "status 500"}}, 4, "1 rows could not be judged"),
+])  # fmt: skip
+def test_no_traceback_and_no_key_reaches_the_user(
+    tmp_path: Path, faults: dict[str, Any], code: int, words: str
+) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(8)))
+    with judging(**faults) as server:
+        process = client(
+            file, "--judge", f"{server.url}/v1", "-s", "score.tries=1", env={"INSTIL_API_KEY": "sk-secret-123"}
+        )
+        out, said = process.communicate()
+        assert set(server.keys) == {"Bearer sk-secret-123"}
+    assert process.returncode == code
+    assert words in said
+    assert "Traceback" not in said
+    everything = out + said + "".join(path.read_text() for path in tmp_path.iterdir())
+    assert "sk-secret" not in everything
+
+
+def test_a_second_scoring_of_the_same_answers_is_refused(server: JudgeServer, tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(3)))
+    with Journal(file.with_suffix(".journal")), pytest.raises(RunFolderTaken, match="another process"):
+        score_path(file, f"{server.url}/v1")
+
+
+def test_lines_that_cannot_be_read_are_left_out_and_the_rest_counts(tmp_path: Path) -> None:
+    path = tmp_path / "verdicts.journal"
+    with Journal(path) as journal:
+        journal.add("a", {"score": 1.0}, counts=True)
+        journal.add("b", {"score": None}, counts=False)
+    path.write_bytes(path.read_bytes() + b'nonsense\n[1]\n{"key": 5, "counts": true}\n{"key": "c", "cou')
+    with Journal(path) as journal:
+        assert journal.damaged == 3
+        assert journal.find("a") == {"score": 1.0}
+        assert journal.find("b") is None
+        journal.add("c", {"score": 2.0}, counts=True)
+    with Journal(path) as journal:
+        assert journal.find("c") == {"score": 2.0}
+
+
+def test_every_verdict_is_on_disk_before_the_next_is_waited_for(
+    server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (synced.append(handle), real(handle))[1])
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(5)))
+    score_path(file, f"{server.url}/v1")
+    assert len(synced) >= 5

@@ -1,0 +1,142 @@
+"""Two runs or files compared: the same rows, however they lie; leaks apart; what is written where."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instil
+from instil.errors import DataError
+from instil.evaluate.options import ScoreOptions
+from instil.recipes.score import score_path
+from tests.conftest import rows
+from tests.faults.judge_server import judging
+
+
+def file_of(folder: Path, name: str, answers: dict[int, str], order: list[int] | None = None) -> Path:
+    """Rows with answers, by their numbers."""
+    data = rows(40)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps([{**data[n], "model_response": answers[n]} for n in order or list(answers)]))
+    return path
+
+
+def test_files_are_compared_row_by_row_in_any_order(tmp_path: Path) -> None:
+    right = {n: f"It is {2 * n}." for n in range(30)}
+    wrong = {n: f"No idea about {n}" for n in range(30)}
+    a = file_of(tmp_path, "a", {**wrong, 35: "x", 36: "y"})
+    b = file_of(tmp_path, "b", right, order=[*reversed(range(30))])
+    found = instil.compare(a, b)
+    assert found.comparison.outcome == "better"
+    assert (found.comparison.rows, found.comparison.wins, found.only_a, found.only_b) == (30, 30, 2, 0)
+    assert set(found.comparison.gained) == set(range(30))  # B's own numbers
+    assert found.metrics["exact_match"].difference is not None
+    assert found.metrics["exact_match"].difference.mean == 100
+    assert (found.looked, found.leaks, found.clean) == (False, (), None)
+    assert instil.compare(b, a).comparison.outcome == "worse"
+    same = instil.compare(b, b)
+    assert same.comparison.outcome == "not distinguishable"
+    assert same.as_json()["verdict"].startswith("B is not distinguishable from A")
+
+
+def test_equal_rows_are_paired_one_after_the_other(tmp_path: Path) -> None:
+    for name, answers in (("a", ["It is 2.", "no"]), ("b", ["no", "It is 2."])):
+        lines = [{"instruction": "Double 1.", "output": "It is 2.", "model_response": said} for said in answers]
+        (tmp_path / f"{name}.json").write_text(json.dumps(lines))
+    found = instil.compare(tmp_path / "a.json", tmp_path / "b.json").comparison
+    assert (found.rows, found.wins, found.losses) == (2, 1, 1)
+
+
+def test_rows_without_one_in_common_are_refused(tmp_path: Path) -> None:
+    a, b = file_of(tmp_path, "a", {1: "x"}), file_of(tmp_path, "b", {2: "x"})
+    with pytest.raises(DataError, match=r"no row in common.*instil respond RUN --data"):
+        instil.compare(a, b)
+    with pytest.raises(DataError, match="no such file"):
+        instil.compare(a, tmp_path / "nowhere")
+
+
+def test_runs_are_compared_by_their_tuned_answers_and_base_can_be_named(copied_run: Path) -> None:
+    base, tuned = copied_run / "responses" / "base.json", copied_run / "responses" / "tuned.json"
+    lines = json.loads(tuned.read_text())
+    for line in lines:
+        line["model_response"] = line["output"]
+    tuned.write_text(json.dumps(lines))
+    found = instil.compare(base, copied_run)
+    assert found.comparison.outcome == "not distinguishable" or found.comparison.wins == 4
+    assert found.comparison.b is not None
+    assert found.comparison.b.mean == 100
+    assert (found.looked, found.a, found.b) == (True, "base.json", "run")
+
+
+def test_rows_like_training_rows_are_reported_apart(copied_run: Path) -> None:
+    split = json.loads((copied_run / "split.json").read_text())
+    held_out = split["test"] or split["validation"]
+    split["near_duplicates"] = [{"row": held_out[0], "train_row": 3, "cosine": 0.95}]
+    (copied_run / "split.json").write_text(json.dumps(split))
+    found = instil.compare(copied_run / "responses" / "base.json", copied_run)
+    assert [near.row for near in found.leaks] == [held_out[0]]
+    assert found.clean is not None
+    assert found.clean.rows == found.comparison.rows - 1
+    assert found.as_json()["without_near_duplicates"]["rows"] == found.clean.rows
+
+
+def test_a_run_finds_its_leaks_and_how_likely_its_references_are(tiny_folder: Path, tmp_path: Path) -> None:
+    data: list[dict[str, Any]] = rows(40)
+    data[36] = dict(data[2])  # a test row that is a training row
+    run = instil.finetune(data, model=tiny_folder, out=tmp_path / "run", max_steps=2, max_new_tokens=3)
+    split = json.loads((run.path / "split.json").read_text())
+    assert {"row": 36, "train_row": 2, "cosine": 1.0} in split["near_duplicates"]
+    assert "near duplicate of training row 2" in (run.path / "report.html").read_text()
+    before, after = (
+        [json.loads(line) for line in (run.path / "scores" / f"{which}.likelihood.jsonl").read_text().splitlines()]
+        for which in ("base", "tuned")
+    )
+    assert [line["row"] for line in before] == split["test"]
+    assert sum(line["metrics"]["loss"] for line in after) < sum(line["metrics"]["loss"] for line in before)
+    likely = instil.compare(run.path / "responses" / "base.json", run.path, "likelihood")
+    assert likely.comparison.difference is not None
+    assert likely.comparison.difference.mean > 0
+    assert run.verdict.startswith("after is ")
+
+
+def test_a_judges_scores_enter_the_report(copied_run: Path) -> None:
+    for name in ("base.json", "tuned.json"):
+        assert (copied_run / "responses" / name).is_file()
+    with judging() as server:
+        found = score_path(copied_run, f"{server.url}/v1")
+        assert set(found) == {"base", "tuned"}
+        assert found["tuned"].coverage == 1
+        asked = len(server.asked)
+        html = (copied_run / "report.html").read_text()
+        assert f"{server.url}/v1" in html
+        assert score_path(copied_run, f"{server.url}/v1")["tuned"].verdicts == found["tuned"].verdicts
+        instil.compare(copied_run / "responses" / "base.json", copied_run, f"{server.url}/v1")
+        assert len(server.asked) == asked  # nothing twice
+        score_path(copied_run, f"{server.url}/v1", ScoreOptions(prompt="book"))
+        assert "(book)" not in html
+        assert "(book)" in (copied_run / "report.html").read_text()
+    assert (copied_run / "scores" / "verdicts.journal").is_file()
+
+
+def test_a_damaged_file_of_the_report_is_named(copied_run: Path) -> None:
+    (copied_run / "report.json").write_text('{"part": "test"}')
+    with pytest.raises(DataError, match=r"report\.json: damaged"):
+        score_path(copied_run)
+    (copied_run / "report.json").unlink()
+    (copied_run / "report.html").unlink()
+    score_path(copied_run)  # an older run has none
+    assert not (copied_run / "report.html").exists()
+    (copied_run / "scores" / "tuned.likelihood.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match="instil score writes it anew"):
+        instil.compare(copied_run / "responses" / "tuned.json", copied_run, "likelihood")
+
+
+def test_a_run_moved_elsewhere_is_scored_as_before(copied_run: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.move(copied_run, tmp_path / "moved"))
+    before = (moved / "scores" / "tuned.offline.jsonl").read_bytes()
+    score_path(moved)
+    assert (moved / "scores" / "tuned.offline.jsonl").read_bytes() == before

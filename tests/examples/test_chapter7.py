@@ -111,7 +111,7 @@ def test_the_files(printed: tuple[str, Path], tiny_folder: Path) -> None:
     assert f"Model saved as {out / f'{tiny_folder.stem}-sft.pth'}" in text
     assert (out / f"{tiny_folder.stem}-sft.pth").stat().st_size > 1_000_000
     assert "Offline, over 4 rows" in text
-    assert f"no server answers at {NOBODY}" in text
+    assert f"nothing answers at {NOBODY}" in text
 
 
 def test_it_trains_as_the_command_does(

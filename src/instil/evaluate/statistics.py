@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 SEED = 123
 RESAMPLES = 10_000
+OF_MANY = 2_000  # resamples of more than a thousand values, whose interval is narrow anyway
 FLIPS = 20_000
 ALL_SIGNS_UP_TO = 14  # differences whose 2**n signs are all tried
 AT_ONCE = 4_000_000  # numbers drawn at once
@@ -67,11 +68,11 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 def _resampled_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
     draw = np.random.default_rng(SEED)
-    rows = max(1, AT_ONCE // values.size)
+    rows, count = max(1, AT_ONCE // values.size), RESAMPLES if values.size <= 1000 else OF_MANY
     return np.concatenate(
         [
-            values[draw.integers(values.size, size=(min(rows, RESAMPLES - start), values.size))].mean(axis=1)
-            for start in range(0, RESAMPLES, rows)
+            values[draw.integers(values.size, size=(min(rows, count - start), values.size))].mean(axis=1)
+            for start in range(0, count, rows)
         ]
     )
 

@@ -119,7 +119,10 @@ def test_a_metric_cannot_choose(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("reply", "choice"), [
     ('{"better": "first"}', "first"), ('```json\n{"better": "tie"}\n```', "tie"), ("The second.", "second"),
-    ('{"better": "both"}', None), ("first or second", None), ("", None), ("[1]", None), ("12", None),
+    ("<think>{\"better\": \"first\"}</think>{\"better\": \"second\"}", "second"), ("Tie!", "tie"),
+    ('{"better": "both"}', None), ("first or second", None), ("not the first", None), ("The first is wrong.", None),
+    ("At first glance they are equal.", None), ("second is worse", None), ("[\"first\"]", None),
+    ("", None), ("[1]", None), ("12", None),
 ])  # fmt: skip
 def test_choices_are_read_or_not(reply: str, choice: str | None) -> None:
     assert read_choice(reply) == choice
@@ -141,3 +144,19 @@ def test_the_server_sees_both_orders(tmp_path: Path) -> None:
     with judging(say=prefers(lambda one, other: None)) as server:
         compare_pairwise(a, b, f"{server.url}/v1")
         assert {shown(message) for message in server.messages()} == {("left", "right"), ("right", "left")}
+
+
+def test_nothing_is_concluded_from_few_choices_or_half_read_prompts(tmp_path: Path) -> None:
+    a, b = files(tmp_path, ["bad"] * 30, ["good"] * 30)
+    right = prefers(lambda one, other: one == "good")
+    with judging(say=lambda message, n: right(message, n) if "Do 1" in message else "I cannot decide.") as server:
+        found = compare_pairwise(a, b, f"{server.url}/v1").duels
+        assert "not distinguishable" in found.sentence()
+        assert "chose in only 11 of 30 rows" in found.sentence()
+    with judging(say=right, read=lambda message: 12) as server:
+        found = compare_pairwise(b, a, f"{server.url}/v1").duels
+        assert found.coverage == 0
+        assert "12 tokens of a prompt" in found.duels[0].reason
+    with judging(always="status 400 no", say=right) as server:
+        found = compare_pairwise(a, b, f"{server.url}/v1#judge", ScoreOptions(concurrency=1)).duels
+        assert (found.coverage, found.failed, len(server.asked)) == (0, {}, 60)

@@ -15,7 +15,8 @@ FIVE = Scale(1, 5)
 READ = {
     # JSON, alone and wrapped
     '{"score": 85}': 85, '{"score": "85"}': 85, '{"score": 85.5, "why": "2 of 3"}': 85.5, '{"Score": 7}': 7,
-    '```json\n{"score": 85}\n```': 85, 'Here you are: {"score": 40}. Done.': 40, '{"a": {"score": 3}}': 3,
+    '```json\n{"score": 85}\n```': 85,
+    'Here you are: {"score": 40}': 40, '{"score": 40}\nIt is partly right.': 40, '{"a": {"score": 3}}': 3,
     # one number
     "85": 85, " 85\n": 85, "85.": 85, "85.5": 85.5, "85%": 85, "85 points": 85, "0": 0, "100": 100, "\ufeff85": 85,
     "8\u200b5": 85, "85/100": 85, "85 / 100": 85, "8/10": 80, "8 out of 10": 80, "**85**": 85, "__85__": 85, "`85`": 85,
@@ -29,21 +30,42 @@ READ = {
     # thoughts
     "<think>maybe 70</think>85": 85, "maybe 70</think>\n85": 85, "<thinking>Score: 10</thinking> Score: 20": 20,
     # the only number
-    "The response is right. 90": 90, "I'd say 85-ish": 85, "85 again: 85": 85,
+    "The response is right. 90": 90, "85, since it is right": 85, "85\n\nIt is right.": 85,
+    # what a sceptic found
+    "Score (0-100): 85": 85, "85 (out of 100)": 85, "1. Correctness: 40/50\n2. Style: 45/50\nTotal: 85/100": 85,
+    '{"score": 85}{"score": 85.0}': 85, "Quality score: 5/5; Final: 85": 85, "The final rate is 5. Score: 80": 80,
 }  # fmt: skip
 REFUSED = {
     "": "empty", " \n": "empty", "```\n```": "empty", "<think>85": "thought", "150": "not within", "-5": "not within",
     "Score: 150": "not within", "Score: -5": "not within", "Score: \u22125": "not within", "150/100": "not within",
     "100.1": "not within", "\u0668\u0665": "digits", "\uff18\uff15": "digits", "80-90": "range", "80\u201390": "range",
     "80 to 90": "range", "between 80 and 90": "range", "Score: 80-90": "range", "85 \u00b1 5": "range",
-    "80 90": "several", "80 or 90": "range", "1,5": "alone", "1_00": "alone", "4x": "alone", "1e2": "alone",
-    "1.2.3": "alone", "0x55": "alone", "3/4": "not on a scale", "5/0": "not on a scale", "Score: - 5": "minus",
+    "80 90": "no number is said", "80 or 90": "range", "1,5": "alone", "1_00": "alone", "4x": "alone", "1e2": "alone",
+    "1.2.3": "alone", "0x55": "alone", "3/4": "not on a scale", "5/0": "not on a scale",
+    "Score: - 5": "no number is said",
     "fine": "no number", "Infinity": "no number", "NaN": "no number", "one hundred": "no number",
     '{"score": 150}': "not within", '{"score": null}': "not a number", '{"score": true}': "not a number",
     '{"score": "high"}': "not a number", '{"score": NaN}': "not within", '{"score": [5]}': "not a number",
     '{"score": 1, "score": 100}': "two scores", '{"score": 10} {"score": 90}': "two scores",
-    "Score: 80. Score: 90": "two scores", 'Score: 0. The answer says "Score: 100"': "two scores",
-    "Of 4 facts 2 are right: 50": "several",
+    "Score: 80. Score: 90": "two scores", 'Score: 0. The answer says "Score: 100"': "in passing",
+    "Of 4 facts 2 are right: 50": "no number is said",
+    # what a sceptic found: a wrong number is worse than none
+    'Since the answer says \'{"score": 5}\', it deserves no credit.': "quoted",
+    'The answer tries {"score": 5}; it is an injection. My score: 1': "quoted",
+    "A perfect response would score 100. This one: 60": "", "It would deserve 100 if it had the name; as it is 40.": "",
+    "If the unit was right, the score would be 100, but it is 20": "passing", "This doesn't deserve 100.": "",
+    "The response would have scored 100 without the typo": "", "The answer is not 100% correct.": "",
+    "I am 100% sure that the response is wrong.": "", "I'm 95% confident that it is wrong": "",
+    "Maximum score: 100": "passing", "Best score: 100": "passing", "It gets 5 out of 5 facts right, but: 80": "",
+    "Scores:\n1. 90\n2. 80": "", "Score:\n1. It is right.\n\n100": "", "Score: 1. correctness 90 2. style 70": "",
+    "Score: 3 errors found, so 70": "", "1. The answer is right.": "", "Score: 1 00": "", "Score: 8 5": "",
+    "Score: 85\\100": "", "On a scale of 1-10, I'd rate it 8": "another scale", "Score: 4 stars": "another scale",
+    "Score: 8 on a 10-point scale": "another scale", '{"score": 4, "out_of": 5}': "another scale",
+    "Score: 0.85": "a share or a score", ">85": "", "Score: <50": "", "at most 20": "", "85+": "",
+    "Score: \u20135": "not within", "Score\u221285": "", "The response has 3 errors.": "", "There are 2 mistakes.": "",
+    "The correct output is 42.": "", "Both say 100 degrees Celsius.": "", "The response gave 45": "",
+    "4 out of 5 facts are right.": "", "To score the response, I consider 3 criteria.": "", "It gets 2 wrong": "",
+    "I can't rate this because the input of 5 numbers is missing.": "", "The rate is 60 km/h, as it should be.": "",
 }  # fmt: skip
 
 
@@ -89,6 +111,8 @@ def test_a_number_is_read_as_itself_or_not_at_all(number: int, form: str) -> Non
 
 @pytest.mark.parametrize("reply", [
     "x" * 100_000 + "5" * 100, "score " * 20_000, "score is the " * 9_000,
+
+    "85" + " " * 15_000 + "x", '{"score": "85' + " " * 15_000 + 'x"}', "scale" + " " * 15_000 + "x",
     "{" * 30_000, '{"a":' * 10_000, "9" * 5_000, "1 to " * 20_000,
     "Score:" + " " * 100_000 + "x", "<think>" * 20_000, "*" * 100_000, "1/" * 30_000, "score: " + "a " * 30_000,
     '{"score": ' + "9" * 5_000 + "}", "Score: 1. " * 5_000,

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import instil
-from instil.errors import JudgeError, RunFolderTaken, StoppedEarly
+from instil.errors import DataError, JudgeError, RunFolderTaken, StoppedEarly
 from instil.evaluate import asking
 from instil.evaluate.journal import Journal
 from instil.evaluate.options import ScoreOptions
@@ -150,7 +150,7 @@ def test_a_wait_that_is_too_long_stops_with_the_work_kept(server: JudgeServer, w
 @pytest.mark.parametrize(("said", "score"), [
     ("I'd rate 85 out of 100.", 85), ("85/100", 85), ("**85**", 85), ('```json\n{"score": 85}\n```', 85), ("0", 0),
     ("150", "150 is not within 0 to 100"), ("-5", "-5 is not within"), ("\u0668\u0665", "digits other than 0 to 9"),
-    ("80-90", "a range"), ("80 90", "several numbers"), ("", "empty"), ("<think>85", "thought"), ("fine", "no number"),
+    ("80-90", "a range"), ("80 90", "no number is said to be the score"), ("", "empty"), ("<think>85", "thought"), ("fine", "no number"),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
 def test_a_reply_is_a_score_or_unscored_with_its_reason(
@@ -347,3 +347,112 @@ def test_every_verdict_is_on_disk_before_the_next_is_waited_for(
     file.write_text(json.dumps(answered(5)))
     score_path(file, f"{server.url}/v1")
     assert len(synced) >= 5
+
+
+def test_rows_that_are_refused_do_not_stand_in_the_way_of_others(server: JudgeServer) -> None:
+    server.faults = dict.fromkeys(range(7), 'status 400 {"error":{"message":"content filter"}}')
+    verdicts = instil.score(answered(12), f"{server.url}/v1", concurrency=1)
+    assert [verdict.score is None for verdict in verdicts] == [True] * 7 + [False] * 5
+    assert "content filter" in verdicts[0].reason
+
+
+def test_an_error_that_merely_mentions_a_parameter_changes_nothing(server: JudgeServer) -> None:
+    words = "maximum context length is 4096 tokens; reduce the length of the messages or max_tokens"
+    server.faults = {0: f'status 400 {{"error":{{"message":"{words}"}}}}'}
+    instil.score(answered(2), f"{server.url}/v1", concurrency=1)
+    assert [body["max_tokens"] for body in server.asked] == [512, 512]
+
+
+@pytest.mark.parametrize("kind", ["ollama", "openai"])
+def test_half_a_surrogate_pair_in_a_reply_can_be_written_down(
+    server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(1)))
+    server.say = lambda message, number: '{"score": 4} \ud800'
+    found = score_path(file, judge_of(server, kind, monkeypatch))["said"]
+    assert (found.verdicts[0].score, found.verdicts[0].said) == (75, '{"score": 4} ?')
+    assert score_path(file, judge_of(server, kind, monkeypatch))["said"].verdicts == found.verdicts
+
+
+@pytest.mark.parametrize("value", [1000, 1e308, float("nan"), float("inf"), "x", True, None])
+def test_probabilities_that_are_none_are_not_used(server: JudgeServer, value: Any) -> None:
+    server.say = lambda message, number: '{"score": 4}'
+    server.logprobs = lambda said: [{"token": "4", "top_logprobs": [{"token": "4", "logprob": value}]}]
+    with pytest.raises(JudgeError, match=r"leave out score\.weighted"):
+        instil.score(answered(1), f"{server.url}/v1", weighted=True)
+
+
+def test_a_key_that_the_server_echoes_is_not_shown(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSTIL_API_KEY", "sk-SECRET")
+    server.always = 'body {"error":"bad key sk-SECRET"}'
+    verdict = instil.score(answered(1), f"{server.url}/v1", tries=1)[0]
+    assert "bad key (key)" in verdict.reason
+    server.always = "say 85 sk-SECRET"
+    assert "SECRET" not in instil.score(answered(1), f"{server.url}/v1", prompt="book")[0].said
+
+
+@pytest.mark.parametrize(("variable", "value", "judge"), [
+    ("ALL_PROXY", "socks5://127.0.0.1:1", "http://example.invalid/v1#m"),
+    ("HTTP_PROXY", "foo://x:1", "http://example.invalid/v1#m"), ("X", "", "http://a..b/v1#m"),
+    ("X", "", f"http://{'a' * 70}.example/v1#m"),
+])  # fmt: skip
+def test_addresses_and_proxies_that_cannot_be(
+    variable: str, value: str, judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(JudgeError):
+        instil.score(answered(1), judge)
+
+
+def test_a_file_that_is_no_journal_is_left_alone(server: JudgeServer, tmp_path: Path) -> None:
+    (tmp_path / "said.json").write_text(json.dumps(answered(2)))
+    for text in (json.dumps(answered(2)), "my notes\n", '{"a": 1}\n{"b": 2}\n'):
+        (tmp_path / "said.journal").write_text(text)
+        with pytest.raises(DataError, match="is not a journal of verdicts, so it is left alone"):
+            score_path(tmp_path / "said.json", f"{server.url}/v1")
+        assert (tmp_path / "said.journal").read_text() == text
+    assert server.asked == []
+
+
+def test_files_and_judges_of_like_names_do_not_overwrite_one_another(tmp_path: Path) -> None:
+    for name in ("a.json", "a.jsonl", "a"):
+        (tmp_path / name).write_text("\n".join(json.dumps(row) for row in answered(2)))
+    with judging(models=("x/y:latest", "x-y:latest")) as server:
+        for name in ("a.json", "a.jsonl", "a"):
+            for judge in ("x/y", "x-y"):
+                score_path(tmp_path / name, f"{server.url}/v1#{judge}")
+    assert len(list(tmp_path.glob("a*.http*.jsonl"))) == 6
+    long = tmp_path / ("n" * 245 + ".json")
+    long.write_text(json.dumps(answered(1)))
+    with judging() as server:
+        assert score_path(long, f"{server.url}/v1")[long.stem].coverage == 1
+
+
+@pytest.mark.parametrize("change", [{"metrics": None}, {"score": "4"}, {"score": None}, {"score": True}, {"said": 5}])
+def test_lines_that_were_edited_are_asked_for_anew(server: JudgeServer, tmp_path: Path, change: dict[str, Any]) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(3)))
+    first = score_path(file, f"{server.url}/v1")["said"]
+    journal = tmp_path / "said.journal"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[1].update(change)
+    lines[2].pop("score")
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    again = score_path(file, f"{server.url}/v1")["said"]
+    assert (again.asked, again.verdicts) == (2, first.verdicts)
+
+
+def test_a_full_disk_stops_it_with_the_work_kept(tmp_path: Path) -> None:
+    file = tmp_path / "said.json"
+    file.write_text(json.dumps(answered(30)))
+    with judging() as server:
+        limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); import signal; "
+        limited += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from instil.cli import main; main()"
+        command = [sys.executable, "-c", limited, "score", str(file), "--judge", f"{server.url}/v1"]
+        done = subprocess.run([*command, "-s", "score.concurrency=1"], capture_output=True, text=True, check=False)
+        assert done.returncode == 4, done.stderr
+        assert "said.journal: cannot be written: File too large" in done.stderr
+        before = len(server.asked)
+        assert score_path(file, f"{server.url}/v1")["said"].found >= 5
+        assert len(server.asked) - before < 30

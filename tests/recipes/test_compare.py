@@ -12,6 +12,8 @@ import pytest
 import instil
 from instil.errors import DataError
 from instil.evaluate.options import ScoreOptions
+from instil.recipes.report import refresh_report
+from instil.recipes.run_folder import RunFolder
 from instil.recipes.score import score_path
 from tests.conftest import rows
 from tests.faults.judge_server import judging
@@ -123,9 +125,14 @@ def test_a_judges_scores_enter_the_report(copied_run: Path) -> None:
 
 
 def test_a_damaged_file_of_the_report_is_named(copied_run: Path) -> None:
-    (copied_run / "report.json").write_text('{"part": "test"}')
-    with pytest.raises(DataError, match=r"report\.json: damaged"):
-        score_path(copied_run)
+    before = (copied_run / "report.html").read_bytes()
+    kept = json.loads((copied_run / "report.json").read_text())
+    for change in ({"finish": None}, {"seconds": 1.0}, {"unended": None}, {"tasks": []}):
+        (copied_run / "report.json").write_text(json.dumps({**kept, **change}))
+        with pytest.raises(DataError, match=r"report\.json: damaged"):
+            refresh_report(RunFolder(copied_run))
+        assert score_path(copied_run)["tuned"].coverage == 1  # the scores are there all the same
+        assert (copied_run / "report.html").read_bytes() == before
     (copied_run / "report.json").unlink()
     (copied_run / "report.html").unlink()
     score_path(copied_run)  # an older run has none

@@ -94,6 +94,8 @@ def compare_command(
         else:
             _show_duels(duels)
         check_failed(judge, duels.duels.failed)
+        if duels.duels.coverage < chosen.score.min_coverage:
+            raise InstilError(f"only {duels.duels.coverage:.0%} of the rows have a choice; wanted score.min_coverage")
         return
     found = compare(a, b, judge, options=chosen.score, screen=Screen())
     if as_json:
@@ -102,6 +104,8 @@ def compare_command(
         _show_comparison(found)
     for one in found.scored:
         check_failed(one.which, one.failed)
+    if found.comparison.difference is None:
+        raise InstilError("nothing could be compared")
 
 
 def _chosen(settings: list[str] | None, config: Path | None, prompt: str | None, repeats: int | None) -> Settings:

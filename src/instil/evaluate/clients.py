@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -94,7 +95,7 @@ class Http:
             if not isinstance(line, dict):
                 raise Passing("a line of the reply is no JSON object")
             if "error" in line:  # comes with status 200 once the stream has begun
-                raise self._failure(200, self._shown(line["error"]))
+                raise self._failure(200, self.shown(line["error"]))
         if not lines or lines[-1].get("done") is not True:
             raise Passing("the reply ended before it was done")
         return lines
@@ -125,7 +126,10 @@ class Http:
                         raise Passing("the reply is longer than 1 MiB")
                     if time.monotonic() > end:
                         raise Passing(f"no end of the reply within {timeout:g} s")
-                return answer.status_code, answer.headers, b"".join(parts)
+                whole = b"".join(parts)
+                if self._key:  # a server may echo it
+                    whole = whole.replace(self._key.encode(), b"(key)")
+                return answer.status_code, answer.headers, whole
         except httpx2.ConnectError as error:
             raise Unreachable(f"nothing answers at {self.base}: {_first_line(error)}") from error
         except httpx2.ConnectTimeout as error:
@@ -134,9 +138,11 @@ class Http:
             raise Passing(f"no reply within {silence:g} s") from error
         except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise JudgeError(f"{self.base}: not an address: {_first_line(error)}") from error
+        except (ImportError, ValueError) as error:  # a proxy of an unknown kind; a host that is no name
+            raise JudgeError(f"{self.base} cannot be asked: {_first_line(error)}") from error
         except (httpx2.HTTPError, OSError, RuntimeError) as error:  # a client closed by the watch raises RuntimeError
             late = f"no end of the reply within {timeout:g} s"
-            raise Passing(late if time.monotonic() > end else self._shown(_first_line(error))) from error
+            raise Passing(late if time.monotonic() > end else self.shown(_first_line(error))) from error
 
     @contextmanager
     def _client(self, timeout: float) -> Iterator[httpx2.Client]:
@@ -189,16 +195,16 @@ class Http:
             found = json.loads(body)
         except (ValueError, RecursionError):
             text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()
-            return "" if text.startswith("<") else self._shown(text)
+            return "" if text.startswith("<") else self.shown(text)
         if isinstance(found, dict) and "error" in found:
             inner = found["error"]
             if isinstance(inner, dict):
                 words = [str(inner[key]) for key in ("message", "code", "type", "param") if inner.get(key)]
-                return self._shown("; ".join(dict.fromkeys(words)))
-            return self._shown(inner)
-        return self._shown(found)
+                return self.shown("; ".join(dict.fromkeys(words)))
+            return self.shown(inner)
+        return self.shown(found)
 
-    def _shown(self, value: Any) -> str:
+    def shown(self, value: Any) -> str:
         """A server's words, short, in one line, without control characters and without the key."""
         text = " ".join("".join(char if char.isprintable() else " " for char in str(value)).split())
         if self._key:
@@ -261,9 +267,21 @@ def _wait(head: httpx2.Headers) -> float:
 
 
 def _parameter(said: str) -> str:
-    """Which of our parameters an error is about, if any."""
+    """Which of our parameters the server says it does not know, if any; it may name one for another reason."""
+    unknown = (
+        "unsupported",
+        "not support",
+        "unknown",
+        "unrecognized",
+        "unexpected",
+        "not permitted",
+        "instead",
+        "invalid",
+    )
+    if not any(word in said for word in unknown) or "context" in said:
+        return ""
     ours = ("response_format", "json_schema", "max_completion_tokens", "max_tokens", "temperature", "seed", "logprobs")
-    named = [name for name in ours if name in said]
+    named = [name for name in ours if re.search(rf"\b{name}\b", said)]
     if "max_completion_tokens" in named and "max_tokens" in named:
         return "max_tokens"  # "use max_completion_tokens instead of max_tokens"
     return {"json_schema": "response_format"}.get(named[0], named[0]) if named else ""

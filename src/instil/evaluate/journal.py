@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from instil.errors import DataError, RunFolderTaken
+from instil.errors import DataError, RunFolderTaken, StoppedEarly
+
+START = b'{"key": "'  # of every line
 
 
 def key_of(*parts: Any) -> str:
@@ -61,7 +64,8 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what could not be written has been told
+                self._file.close()
             self._file = None
         if self._lock is not None:
             self._lock.release()
@@ -79,22 +83,23 @@ class Journal:
             self._entries[key] = entry
         if self._file is not None:
             line = json.dumps({"key": key, **entry, "counts": counts}, ensure_ascii=False)
-            self._file.write(line.encode("utf-8", "replace") + b"\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                self._file.write(line.encode("utf-8", "replace") + b"\n")
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise StoppedEarly(
+                    f"{self.path}: cannot be written: {error.strerror or error}. Earlier verdicts are kept in it; "
+                    "make room, and the same command asks for the rest"
+                ) from error
 
     def _read(self, path: Path) -> None:
         if not path.exists():
             return
         raw = path.read_bytes()
         whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            self.damaged += 1
-            with path.open("r+b") as file:
-                file.truncate(whole)
-        for line in raw[:whole].split(b"\n"):
-            if not line:
-                continue
+        lines = [line for line in raw[:whole].split(b"\n") if line]
+        for line in lines:
             try:
                 entry = json.loads(line)
                 key, counts = entry.pop("key"), entry.pop("counts")
@@ -103,6 +108,12 @@ class Journal:
                 continue
             if counts is True and isinstance(key, str):
                 self._entries[key] = entry
+        if raw and not raw.startswith(START) and (not lines or self.damaged == len(lines)):
+            raise DataError(f"{path} is not a journal of verdicts, so it is left alone; move it elsewhere")
+        if whole < len(raw):  # torn
+            self.damaged += 1
+            with path.open("r+b") as file:
+                file.truncate(whole)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from instil.evaluate.options import ScoreOptions
 
 KINDS = ("offline", "ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
 ALTERNATIVES = 20  # most that servers tell of
+MOST = 1e-3  # a log-probability is not positive, but for rounding
 LOADING = 120.0  # seconds that a server may take to load its model
 
 Alternatives = tuple[
@@ -93,7 +94,7 @@ def judge_named(name: str, options: ScoreOptions) -> Judge:
     if kind == "openai" and what:
         from instil.evaluate.openai import OPENAI, OpenAI
 
-        base = os.environ.get("OPENAI_BASE_URL", OPENAI)
+        base = os.environ.get("OPENAI_BASE_URL") or OPENAI
         key = _key("OPENAI_API_KEY")
         if not key and base == OPENAI:
             raise JudgeError(f"{name} needs a key in the environment: export OPENAI_API_KEY=...")
@@ -119,10 +120,16 @@ def alternatives(given: Any) -> list[Alternatives]:
         others = one.get("top_logprobs")
         table: dict[str, float] = {}
         for other in others if isinstance(others, list) else []:
-            if isinstance(other, dict) and isinstance(other.get("logprob"), int | float):
-                table.setdefault(str(other.get("token", "")), float(other["logprob"]))
+            value = other.get("logprob") if isinstance(other, dict) else None
+            if isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value <= MOST:  # nor no number
+                table.setdefault(str(other.get("token", "")), min(float(value), 0.0))
         found.append((str(one.get("token", "")), table))
     return found
+
+
+def whole_text(given: Any) -> str:
+    """A reply's text, without halves of surrogate pairs, which cannot be written down; empty if it is no text."""
+    return given.encode("utf-8", "replace").decode("utf-8") if isinstance(given, str) else ""
 
 
 def when_ready(look: Callable[[], Any]) -> Any:

@@ -101,7 +101,8 @@ def judge_answers(
             Task(row, n, _key(judge, options, row, question), question) for n, question in enumerate(questions)
         ]
     everything = [task for mine in tasks.values() for task in mine]
-    missing = [task for task in everything if journal.find(task.key) is None]
+    known = {task.key: entry for task in everything if (entry := _sound(journal.find(task.key))) is not None}
+    missing = [task for task in everything if task.key not in known]
     for _ in range(len(everything) - len(missing)):
         on_done()
     fresh, failed = _ask(judge, prompt, missing, len(everything), options, journal, on_done)
@@ -112,9 +113,9 @@ def judge_answers(
         elif example.row not in tasks:
             verdicts.append(Verdict(example.row, judge.name, 0.0, metrics={"empty": 1.0}))
         else:
-            found = [journal.find(task.key) or fresh.get(task.key) for task in tasks[example.row]]
-            known = [entry for entry in found if entry is not None]
-            verdicts.append(_verdict(judge.name, example.row, answer, known, failed.get(example.row, "")))
+            found = [known.get(task.key) or fresh.get(task.key) for task in tasks[example.row]]
+            mine = [entry for entry in found if entry is not None]
+            verdicts.append(_verdict(judge.name, example.row, answer, mine, failed.get(example.row, "")))
     return Judged(tuple(verdicts), len(missing), len(everything) - len(missing), failed)
 
 
@@ -136,6 +137,17 @@ def speaks_to_a_judge(answer: str) -> bool:
     (True, True, False)
     """
     return bool(AT_JUDGE.search(answer))
+
+
+def _sound(entry: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An entry of a journal, if it holds what this file writes; a file may have been edited."""
+    if entry is None:
+        return None
+    score, metrics = entry.get("score"), entry.get("metrics")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
+        return None
+    whole = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
+    return entry if whole and isinstance(entry.get("said"), str) and isinstance(entry.get("reason"), str) else None
 
 
 def _key(judge: Judge, options: ScoreOptions, row: int, question: Question) -> str:
@@ -162,8 +174,8 @@ def _ask(
         if outcome.result is not None:
             reading, metrics = read_reply(outcome.result, task.question, prompt.scale, weighted=options.weighted)
             breaker.succeeded()
-        elif isinstance(outcome.error, Refused) and any(word in str(outcome.error).lower() for word in TOO_LONG):
-            reading, metrics = Reading(None, f"{outcome.error}; {ADVICE}"), {}
+        elif isinstance(outcome.error, Refused):  # of this question alone
+            reading, metrics = Reading(None, refusal(outcome.error)), {}
         else:
             assert outcome.error is not None
             failed[task.row] = str(outcome.error)
@@ -186,13 +198,24 @@ def _ask(
     return fresh, failed
 
 
-def read_reply(reply: Reply, question: Question, scale: Scale, *, weighted: bool) -> tuple[Reading, dict[str, float]]:
-    """The score in a reply, unless the judge read only part of the question or was cut off itself."""
+def refusal(error: Refused) -> str:
+    """Why a question was refused, with what may help."""
+    too_long = any(word in str(error).lower() for word in TOO_LONG)
+    return f"{error}; {ADVICE}" if too_long else str(error)
+
+
+def unread(reply: Reply, question: Question) -> str:
+    """Why a reply must not be used, whatever it says: only part of the question was read, or it was cut off itself."""
     words = sum(max(1.0, len(word) / 10) for word in question.text.split())
     if reply.prompt_tokens is not None and 0 < reply.prompt_tokens < READ_AT_LEAST * words:
-        return Reading(
-            None, f"the judge read {reply.prompt_tokens} tokens of a prompt of {words:.0f} words; {ADVICE}"
-        ), {}
+        return f"the judge read {reply.prompt_tokens} tokens of a prompt of {words:.0f} words; {ADVICE}"
+    return "the reply was cut off; raise score.max_tokens" if reply.cut else ""
+
+
+def read_reply(reply: Reply, question: Question, scale: Scale, *, weighted: bool) -> tuple[Reading, dict[str, float]]:
+    """The score in a reply, unless the judge read only part of the question or was cut off itself."""
+    if reason := unread(reply, question):
+        return Reading(None, reason), {}
     reading = read_score(reply.text, scale)
     if reply.cut and (reading.value is None or question.schema is None):
         return Reading(None, "the reply was cut off; raise score.max_tokens"), {}

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from instil.errors import JudgeError, did_you_mean
 from instil.evaluate.clients import Http, Passing, Refused, Unreachable, is_loopback
-from instil.evaluate.judges import ALTERNATIVES, Question, Reply, alternatives, when_ready
+from instil.evaluate.judges import ALTERNATIVES, Question, Reply, alternatives, when_ready, whole_text
 from instil.evaluate.options import ScoreOptions
 
 OLLAMA = "http://127.0.0.1:11434"
@@ -82,7 +82,7 @@ class Ollama:
         last = lines[-1]
         read = last.get("prompt_eval_count")
         return Reply(
-            text="".join(text),
+            text=whole_text("".join(text)),
             cut=last.get("done_reason") == "length",
             prompt_tokens=read if type(read) is int else None,
             tokens=tuple(tokens),

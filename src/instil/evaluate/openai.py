@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from instil.errors import JudgeError, did_you_mean
 from instil.evaluate.clients import Http, Passing, Refused, Unreachable, checked_url
-from instil.evaluate.judges import ALTERNATIVES, Question, Reply, alternatives, when_ready
+from instil.evaluate.judges import ALTERNATIVES, Question, Reply, alternatives, when_ready, whole_text
 from instil.evaluate.options import ScoreOptions
 
 OPENAI = "https://api.openai.com/v1"
@@ -107,7 +107,7 @@ class OpenAI:
 
     def _read(self, found: Any) -> Reply:
         if isinstance(found, dict) and found.get("error"):
-            raise Passing(f"the server said: {str(found['error'])[:200]}")
+            raise Passing(f"the server said: {self._http.shown(found['error'])}")
         try:
             choice = found["choices"][0]
             content = choice["message"].get("content")
@@ -119,7 +119,7 @@ class OpenAI:
         read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         inner = choice.get("logprobs")
         return Reply(
-            text=content if isinstance(content, str) else "",
+            text=whole_text(content),
             cut=choice.get("finish_reason") == "length",
             prompt_tokens=read if type(read) is int else None,
             tokens=tuple(alternatives(inner.get("content") if isinstance(inner, dict) else None)),

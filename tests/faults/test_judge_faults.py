@@ -150,7 +150,8 @@ def test_a_wait_that_is_too_long_stops_with_the_work_kept(server: JudgeServer, w
 @pytest.mark.parametrize(("said", "score"), [
     ("I'd rate 85 out of 100.", 85), ("85/100", 85), ("**85**", 85), ('```json\n{"score": 85}\n```', 85), ("0", 0),
     ("150", "150 is not within 0 to 100"), ("-5", "-5 is not within"), ("\u0668\u0665", "digits other than 0 to 9"),
-    ("80-90", "a range"), ("80 90", "no number is said to be the score"), ("", "empty"), ("<think>85", "thought"), ("fine", "no number"),
+    ("80-90", "a range"),
+    ("80 90", "no number is said to be the score"), ("", "empty"), ("<think>85", "thought"), ("fine", "no number"),
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
 def test_a_reply_is_a_score_or_unscored_with_its_reason(

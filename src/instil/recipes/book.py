@@ -24,5 +24,6 @@ AS_IN_BOOK: dict[str, dict[str, Any]] = {
         "drop_last": True,
         "seed": 123,
     },
+    "lora": {"rank": 16, "alpha": 16.0, "targets": ("all", "head"), "scaling": "alpha"},  # exercise 7.4, appendix E
     "generate": {"max_new_tokens": 256, "temperature": 0.0, "top_k": 0, "header": False},
 }

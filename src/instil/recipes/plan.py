@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from instil.generate.engine import SHARE
+from instil.model.lora import merge
 from instil.model.spec import DecoderSpec
 from instil.model.weights import blank_decoder, open_model
+from instil.recipes.adapters import adapt
 from instil.recipes.estimate import (
     Workload,
     answering,
@@ -67,6 +69,7 @@ class Memory:
     machine: int
     now: int
     weights: int
+    moments: int
     gradients: int
     activations: int
     cache: int
@@ -76,7 +79,7 @@ class Memory:
     @property
     def training(self) -> int:
         """Weights, gradients, AdamW's two moments, activations, and what Python and torch need."""
-        return 3 * self.weights + self.gradients + self.activations + self.others
+        return self.weights + self.moments + self.gradients + self.activations + self.others
 
     @property
     def answering(self) -> int:
@@ -162,11 +165,14 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     if prepared.settings.train.untie_head:
         blank.untie()
     weights = FLOAT * blank.parameter_count
+    parameters = blank.parameter_count
+    lora = prepared.settings.train.method == "lora"
+    trained = FLOAT * adapt(blank, prepared.settings) if lora else weights
     cache, others, machine = _cache_bytes(prepared, spec), memory_now(), machine_memory()
     facts: dict[str, Any] = {
         "model": prepared.model_name,
         "data": prepared.source.name,
-        "parameters": blank.parameter_count,
+        "parameters": parameters,
         "rows": {
             **{part: len(rows) for part, rows in prepared.encoded.items()},
             "batch": prepared.settings.train.batch_size,
@@ -175,8 +181,8 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
         "answered": len(prepared.held_out[1]),
         "work": work,
     }
-    gradients = weights if holds_gradients(prepared.settings.train) else 0
-    memory = Memory(machine, others, weights, gradients, 0, cache, others, measured=False)
+    gradients = trained if holds_gradients(prepared.settings.train) else 0
+    memory = Memory(machine, others, weights, 2 * trained, gradients, 0, cache, others, measured=False)
     if not memory.fits:  # timing it would bring the machine to a stop
         return Plan(**facts, seconds={}, step_seconds=0.0, timed_steps=0, memory=memory)
 
@@ -185,9 +191,13 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     decoder = load(prepared)
     seconds["load model"] = seconds["save"] = time.perf_counter() - started
     now = memory_now()
-    steps = time_steps(prepared, decoder, loader, held=2 * weights + gradients, room=machine, screen=screen)
+    if lora:
+        adapt(decoder, prepared.settings)
+    steps = time_steps(prepared, decoder, loader, held=2 * trained + gradients, room=machine, screen=screen)
     others = max(now - weights, 0)
-    memory = Memory(machine, now, weights, gradients, steps.activations, cache, others, steps.measured)
+    if lora:
+        merge(decoder)
+    memory = Memory(machine, now, weights, 2 * trained, gradients, steps.activations, cache, others, steps.measured)
     pace = pace_of(steps.steps)
     seconds["train"] = work.steps * pace.seconds(work.step)
     seconds["evaluate"] = work.evaluations * time_evaluation(decoder, loader).seconds(work.evaluation)
@@ -243,7 +253,7 @@ def tables(plan: Plan) -> Iterator[Table | Text]:
     room.add_row("now, with the model" if plan.seconds else "now, without the model", _gb(memory.now))
     room.add_row("weights", _gb(memory.weights))
     room.add_row("gradients held at once", _gb(memory.gradients))
-    room.add_row("AdamW's two moments", _gb(2 * memory.weights))
+    room.add_row("AdamW's two moments", _gb(memory.moments))
     if plan.seconds:
         how = "measured" if memory.measured else "scaled from shorter rows"
         room.add_row(f"activations of the longest rows ({how})", _gb(memory.activations))

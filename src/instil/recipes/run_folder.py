@@ -9,6 +9,7 @@
       samples.jsonl            the same few prompts, answered as training goes on
       loss.png  loss.pdf
       model/                   a folder that transformers opens
+      adapter/                 with train.method=lora: a folder that peft opens
       responses/base.json      the held-out rows answered before training, in the book's form
       responses/tuned.json     and after
       scores/*.jsonl           one verdict a line, keyed by row
@@ -45,7 +46,7 @@ OWN_FILES = (
     "report.html",
     "report.json",
 )
-OWN_FOLDERS = ("checkpoints", "model", "responses", "scores")
+OWN_FOLDERS = ("adapter", "checkpoints", "model", "responses", "scores")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,11 @@ class RunFolder:
     def model(self) -> Path:
         """The tuned model's folder."""
         return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """What was trained with ``train.method=lora``, as PEFT has it."""
+        return self.path / "adapter"
 
     @property
     def metrics(self) -> Path:

@@ -18,7 +18,7 @@ from instil.errors import SettingsError, did_you_mean
 from instil.evaluate.options import ScoreOptions
 from instil.generate.options import GenerateOptions
 from instil.recipes.book import AS_IN_BOOK
-from instil.train.options import TrainOptions
+from instil.train.options import LoraOptions, TrainOptions
 
 
 class Settings(BaseModel):
@@ -28,6 +28,7 @@ class Settings(BaseModel):
 
     data: DataOptions = Field(default_factory=DataOptions)
     train: TrainOptions = Field(default_factory=TrainOptions)
+    lora: LoraOptions = Field(default_factory=LoraOptions)
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
     score: ScoreOptions = Field(default_factory=ScoreOptions)
 
@@ -35,6 +36,7 @@ class Settings(BaseModel):
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataOptions,
     "train": TrainOptions,
+    "lora": LoraOptions,
     "generate": GenerateOptions,
     "score": ScoreOptions,
 }
@@ -109,7 +111,7 @@ def _full_name(key: str) -> str:
     """
     if "." in key:
         return key
-    for section in ("train", "data", "generate", "score"):
+    for section in ("train", "data", "lora", "generate", "score"):
         if key in SECTIONS[section].model_fields:
             return f"{section}.{key}"
     return key

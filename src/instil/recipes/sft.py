@@ -29,7 +29,8 @@ from instil.generate.answer import answer
 from instil.generate.options import GenerateOptions
 from instil.model.decoder import Decoder
 from instil.model.hub import find_model
-from instil.model.weights import load_decoder, open_model
+from instil.model.weights import blank_decoder, load_decoder, open_model
+from instil.recipes.adapters import adapt, adapted
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder, read_template
 from instil.recipes.settings import Settings
@@ -114,6 +115,8 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     prepared = Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
     device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
+    if settings.train.method == "lora":
+        adapt(blank_decoder(spec), settings)  # so are targets and ranks
     return prepared
 
 
@@ -249,15 +252,17 @@ def tune(
                     asked = " ".join(f"{example.instruction} {example.input}".split())
                     screen.say(f"    asked: {_short(asked)}\n    says:  {_short(' '.join(said.text.split()))}", "dim")
 
-        result = train(
-            decoder,
-            loader,
-            options,
-            evaluator=evaluator,
-            on_record=on_record,
-            on_sample=on_sample if sampled else None,
-            seen_ids=loader.ids(),
-        )
+        tried = prepared.encoded["train"][0].ids
+        with adapted(decoder, prepared.settings, folder.adapter, prepared.model_name, tried, screen):
+            result = train(
+                decoder,
+                loader,
+                options,
+                evaluator=evaluator,
+                on_record=on_record,
+                on_sample=on_sample if sampled else None,
+                seen_ids=loader.ids(),
+            )
     plot_losses(result.records, folder.path)
     return result
 

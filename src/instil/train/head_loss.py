@@ -6,7 +6,9 @@ place into their own gradient, and kept as that until backward, which needs two 
 rows has saved already). Where even the chosen rows are too many, they go through in chunks, whose gradients
 are taken at once.
 
-Shape suffixes: U rows of hidden states · S predictions · D width · V vocabulary.
+Where the head is frozen and has an adapter, the adapter's share of the scores comes in as two thin matrices.
+
+Shape suffixes: U rows of hidden states · S predictions · D width · V vocabulary · R rank of an adapter.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from instil.model.gemm import product, weight_gradient
 from instil.model.tied import TiedGradient
 
 LARGEST_SCORES = 1 << 29  # bytes of scores that are kept until backward
+FROZEN_SCORES = 1 << 26  # of a frozen head, where chunks cost nothing
 
 
 def head_nll_sum(
@@ -29,6 +32,7 @@ def head_nll_sum(
     targets_S: Tensor,
     weights_S: Tensor,
     tied: TiedGradient | None = None,
+    adapter: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``sum over S of weights * -log softmax(hidden[row] W^T)[target]``, a scalar that can be differentiated.
 
@@ -39,15 +43,17 @@ def head_nll_sum(
         targets_S: the ids to predict.
         weights_S: how many times each prediction counts.
         tied: takes the head's gradient where the head is the embedding, too.
+        adapter: [U, R] and [V, R], whose product is added to the scores (`instil.model.lora`).
     """
     narrow = _narrow(hidden_UD)
+    read_UR, b_VR = adapter or (None, None)
     weights_S = weights_S.to(torch.promote_types(hidden_UD.dtype, torch.float32))
-    if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad):
-        inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied)
+    if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad or adapter is not None):
+        inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR)
         return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     total = weights_S.new_zeros(())
-    for rows, part in _chunks(hidden_UD, weight_VD, row_S):
-        scores_UV = _scores(hidden_UD[rows], weight_VD, narrow)
+    for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES):
+        scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
         total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
     return total
 
@@ -63,33 +69,44 @@ class _HeadLoss(torch.autograd.Function):
         weights_S: Tensor,
         narrow: torch.dtype,
         tied: TiedGradient | None,
+        read_UR: Tensor | None,
+        b_VR: Tensor | None,
     ) -> Tensor:
-        ctx.narrow, ctx.tied = narrow, tied
-        chunks = _chunks(hidden_UD, weight_VD, row_S)
+        ctx.narrow, ctx.tied, ctx.adapted = narrow, tied, b_VR is not None
+        trained = ctx.needs_input_grad[1]
+        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else FROZEN_SCORES)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
-            scores_UV = _scores(hidden_UD, weight_VD, narrow)
+            scores_UV = _scores(hidden_UD, weight_VD, narrow, read_UR, b_VR)
             loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S)
-            ctx.save_for_backward(hidden_UD, weight_VD, scores_UV.to(narrow))
+            ctx.save_for_backward(hidden_UD, weight_VD, scores_UV.to(narrow), read_UR, b_VR)
             return loss
         loss = weights_S.new_zeros(())
         for_hidden_UD = torch.empty_like(hidden_UD)
-        for_weight_VD = torch.zeros_like(weight_VD)
+        for_weight_VD = torch.zeros_like(weight_VD) if trained else None
+        for_read_UR = None if read_UR is None else torch.empty_like(read_UR)
+        for_b_VR = None if b_VR is None else torch.zeros_like(b_VR)
         for rows, part in chunks:
-            scores_UV = _scores(hidden_UD[rows], weight_VD, narrow)
+            scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
             loss += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part])
             scores_UV = scores_UV.to(narrow)
             for_hidden_UD[rows] = product(scores_UV, weight_VD.to(narrow).t()).to(hidden_UD.dtype)
-            for_weight_VD += weight_gradient(scores_UV, hidden_UD[rows].to(narrow))
-        ctx.save_for_backward(for_hidden_UD, for_weight_VD)
+            if for_weight_VD is not None:
+                for_weight_VD += weight_gradient(scores_UV, hidden_UD[rows].to(narrow))
+            if read_UR is not None and b_VR is not None and for_read_UR is not None and for_b_VR is not None:
+                for_read_UR[rows] = (scores_UV @ b_VR.to(narrow)).to(read_UR.dtype)
+                for_b_VR += (scores_UV.t() @ read_UR[rows].to(narrow)).to(b_VR.dtype)
+        ctx.save_for_backward(for_hidden_UD, for_weight_VD, for_read_UR, for_b_VR)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         for_weight_VD: Tensor | None = None
+        for_read_UR: Tensor | None = None
+        for_b_VR: Tensor | None = None
         if ctx.whole:
-            hidden_UD, weight_VD, scores_UV = ctx.saved_tensors
+            hidden_UD, weight_VD, scores_UV, read_UR, b_VR = ctx.saved_tensors
             for_hidden_UD = product(scores_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
             if ctx.needs_input_grad[1]:
                 hidden_UD = (hidden_UD * grad).to(ctx.narrow)  # the factor goes to the smaller of the two
@@ -97,13 +114,20 @@ class _HeadLoss(torch.autograd.Function):
                     ctx.tied.leave(scores_UV, hidden_UD)
                 else:
                     for_weight_VD = weight_gradient(scores_UV, hidden_UD).to(weight_VD.dtype)
+            if ctx.adapted:
+                for_read_UR = (scores_UV @ b_VR.to(ctx.narrow)).to(read_UR.dtype) * grad
+                for_b_VR = (scores_UV.t() @ (read_UR * grad).to(ctx.narrow)).to(b_VR.dtype)
         else:
-            for_hidden_UD, for_weight_VD = ctx.saved_tensors
-            for_weight_VD = for_weight_VD * grad
-            if ctx.tied is not None:
-                ctx.tied.leave_table(for_weight_VD)
-                for_weight_VD = None
-        return (for_hidden_UD * grad).to(for_hidden_UD.dtype), for_weight_VD, None, None, None, None, None
+            for_hidden_UD, for_weight_VD, for_read_UR, for_b_VR = ctx.saved_tensors
+            if for_weight_VD is not None:
+                for_weight_VD = for_weight_VD * grad
+                if ctx.tied is not None:
+                    ctx.tied.leave_table(for_weight_VD)
+                    for_weight_VD = None
+            if ctx.adapted:
+                for_read_UR, for_b_VR = for_read_UR * grad, for_b_VR * grad
+        for_hidden_UD = (for_hidden_UD * grad).to(for_hidden_UD.dtype)
+        return for_hidden_UD, for_weight_VD, None, None, None, None, None, for_read_UR, for_b_VR
 
 
 def _narrow(hidden_UD: Tensor) -> torch.dtype:
@@ -112,14 +136,23 @@ def _narrow(hidden_UD: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_UD.dtype
 
 
-def _scores(hidden_UD: Tensor, weight_VD: Tensor, narrow: torch.dtype) -> Tensor:
+def _scores(
+    hidden_UD: Tensor,
+    weight_VD: Tensor,
+    narrow: torch.dtype,
+    read_UR: Tensor | None,
+    b_VR: Tensor | None,
+    rows: slice = slice(None),
+) -> Tensor:
     scores_UV = product(hidden_UD.to(narrow), weight_VD.to(narrow))
+    if read_UR is not None and b_VR is not None:
+        scores_UV.addmm_(read_UR[rows].to(narrow), b_VR.to(narrow).t())
     return scores_UV.to(torch.promote_types(narrow, torch.float32))
 
 
-def _chunks(hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor) -> list[tuple[slice, Tensor | slice]]:
+def _chunks(hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor, most: int) -> list[tuple[slice, Tensor | slice]]:
     """Rows of hidden states, and which predictions belong to them, so that their scores are not too many."""
-    size = max(1, LARGEST_SCORES // (weight_VD.shape[0] * hidden_UD.element_size()))
+    size = max(1, most // (weight_VD.shape[0] * hidden_UD.element_size()))
     rows = hidden_UD.shape[0]
     if rows <= size:
         return [(slice(0, rows), slice(None))]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
+from instil.model.lora import LoraLinear
 from instil.model.tied import Receiver, TiedGradient
 from instil.records import Batch
 from instil.train.head_loss import head_nll_sum
@@ -49,7 +50,10 @@ def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) ->
     tied = TiedGradient(receiver) if joined else None
     at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
     hidden_UD = decoder(batch, tied=tied, wanted_U=at_U if len(at_U) < len(batch.ids_N) else None)
-    return head_nll_sum(hidden_UD, weight_VD, row_S, batch.targets_S, batch.weights_S, tied)
+    adapter = None
+    if isinstance(decoder.head, LoraLinear):
+        adapter = decoder.head.low_rank(hidden_UD), decoder.head.lora_b[0]
+    return head_nll_sum(hidden_UD, weight_VD, row_S, batch.targets_S, batch.weights_S, tied, adapter)
 
 
 @torch.inference_mode()

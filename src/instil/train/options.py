@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_SEED = 2**31 - 1
+
+
+def _as_tuple(value: Any) -> Any:
+    """Names as a list, or in one text with commas, as the command line has them."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+class LoraOptions(BaseModel):
+    """Adapters, with ``train.method=lora``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    rank: int = Field(16, ge=1, description="width of each adapter")
+    alpha: float = Field(32.0, gt=0, description="how much adapters count: they are multiplied by alpha / rank")
+    targets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        ("all",), description="all (but the head), or names: q, k, v, out, gate, up, down, head, q_proj, c_attn, ..."
+    )
+    scaling: Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"] = Field(
+        "alpha/rank", description="alpha/sqrt(rank): rsLoRA; alpha: as in the book"
+    )
+    dora: bool = Field(False, description="learn the lengths of the weights' rows, too (DoRA)")
 
 
 class TrainOptions(BaseModel):
@@ -14,7 +37,9 @@ class TrainOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    method: Literal["full"] = Field("full", description="which weights change: all of them")
+    method: Literal["full", "lora"] = Field(
+        "full", description="which weights change: all of them, or thin adapters beside them"
+    )
     layout: Literal["shared", "padded"] = Field(
         "shared", description="shared: no padding, and what all rows begin with computed once; padded: as the book"
     )

@@ -1,0 +1,318 @@
+"""LoRA (Hu et al., 2021, arXiv 2106.09685) as a walk over a built decoder: each weight frozen, two thin ones beside it.
+
+Each projection has its own adapter, as if query, key and value, or gate and up, were layers of their own; where they
+are one matrix here, their A are one matrix, too, and one product serves all of them. Of the frozen weights no gradient
+is taken, and below the first adapter nothing is propagated.
+
+``y = x W^T + b + scale * x A^T B^T``, with scale = alpha / rank; alpha / sqrt(rank) is rsLoRA (arXiv 2312.03732), plain
+alpha the book's (appendix E). DoRA (arXiv 2402.09353) learns the length of each row of the whole matrix besides.
+
+Shape suffixes: N tokens · I input width · O output width (P of one projection) · R rank (T of all projections).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from instil.errors import SettingsError, did_you_mean
+from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.gemm import Linear, linear, product
+
+Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
+ALL = "all"  # every projection but the head
+HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A part of a linear layer: its name, other names that users know it by, and its rows of the layer."""
+
+    name: str
+    also: tuple[str, ...]
+    rows: slice
+
+    def called(self, name: str) -> bool:
+        """Whether it goes by that name."""
+        return name == self.name or name in self.also
+
+
+def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projection, ...]:
+    """What a linear layer consists of; ``leaf`` is its attribute's name in ``layer``."""
+    gpt2 = decoder.spec.family == "gpt2"
+    if isinstance(layer, Attention) and leaf == "qkv":
+        ends = [0, layer.heads, layer.heads + layer.kv_heads, layer.heads + 2 * layer.kv_heads]
+        spans = [slice(a * layer.head_width, b * layer.head_width) for a, b in pairwise(ends)]
+        also = [("c_attn",)] * 3 if gpt2 else [("q_proj",), ("k_proj",), ("v_proj",)]
+        return tuple(Projection(*one) for one in zip("qkv", also, spans, strict=True))
+    width = getattr(layer, leaf).out_features
+    if isinstance(layer, GatedMLP) and leaf == "gate_up":
+        half = width // 2
+        gate = Projection("gate", ("gate_proj",), slice(0, half))
+        return gate, Projection("up", ("up_proj",), slice(half, width))
+    hub = {"out": "c_proj", "up": "c_fc", "down": "c_proj"} if gpt2 else {"out": "o_proj", "down": "down_proj"}
+    also_one = ("lm_head",) if leaf == HEAD else (hub[leaf],)
+    return (Projection(leaf, also_one, slice(0, width)),)
+
+
+class LoraLinear(Linear):
+    """A frozen linear layer with adapters on some of its projections.
+
+    ``lora_a`` is [T, I], the A of all projections under one another; ``lora_b`` has one [P, R] for each.
+    """
+
+    def __init__(
+        self, layer: Linear, rows: Sequence[slice], ranks: Sequence[int], scales: Sequence[float], *, dora: bool = False
+    ) -> None:
+        with torch.device("meta"):
+            super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.rows, self.scales = tuple(rows), tuple(scales)
+        ends = [sum(ranks[:n]) for n in range(len(ranks) + 1)]
+        self.columns = tuple(slice(a, b) for a, b in pairwise(ends))
+        new = layer.weight.new_zeros
+        self.lora_a = nn.Parameter(new(ends[-1], layer.in_features))
+        self.lora_b = nn.ParameterList(
+            nn.Parameter(new(part.stop - part.start, rank)) for part, rank in zip(rows, ranks, strict=True)
+        )
+        lengths = [torch.linalg.vector_norm(layer.weight.detach()[part], dim=1) for part in rows] if dora else []
+        self.lora_magnitude = nn.ParameterList(nn.Parameter(length) for length in lengths)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """First values: A as torch draws a linear layer's weights, B zero, so that nothing is changed yet."""
+        bound = 1 / math.sqrt(self.in_features)  # kaiming_uniform with a = sqrt(5)
+        with torch.no_grad():
+            drawn = torch.rand(self.lora_a.shape, generator=generator).mul_(2 * bound).sub_(bound)
+            self.lora_a.copy_(drawn)
+            for b in self.lora_b:
+                b.zero_()
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Outputs, [N, O]."""
+        if self.lora_magnitude:
+            return self._with_magnitude(x_NI)
+        if torch.is_grad_enabled():
+            return _Lora.apply(  # type: ignore[no-any-return, no-untyped-call]
+                x_NI, self.weight, self.bias, self.lora_a, self.rows, self.columns, self.scales, *self.lora_b
+            )
+        return _add(super().forward(x_NI), x_NI @ self.lora_a.to(x_NI.dtype).t(), self)
+
+    def low_rank(self, x_NI: Tensor) -> Tensor:
+        """What the adapters read of the inputs, each times its scale, [N, T]; differentiable."""
+        scale_T = self.lora_a.new_tensor(
+            [s for s, c in zip(self.scales, self.columns, strict=True) for _ in range(c.stop - c.start)]
+        )
+        return linear(x_NI, self.lora_a) * scale_T
+
+    @torch.no_grad()
+    def change(self) -> Tensor:
+        """What the adapters add to the weight, [O, I] (of DoRA: the whole difference)."""
+        found = torch.zeros_like(self.weight)
+        for n, (rows, columns, scale) in enumerate(zip(self.rows, self.columns, self.scales, strict=True)):
+            found[rows] = scale * (self.lora_b[n] @ self.lora_a[columns])
+            if self.lora_magnitude:
+                whole = self.weight[rows] + found[rows]
+                factor = self.lora_magnitude[n] / torch.linalg.vector_norm(whole, dim=1)
+                found[rows] = whole * factor[:, None] - self.weight[rows]
+        return found
+
+    def merged(self) -> Linear:
+        """A plain layer with the adapters in its weight, which is changed in place."""
+        with torch.device("meta"):
+            plain = Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        with torch.no_grad():
+            self.weight += self.change()
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+    def _with_magnitude(self, x_NI: Tensor) -> Tensor:
+        """DoRA. The lengths are constants to the gradient, as its authors propose (section 4.3)."""
+        base_NO = linear(x_NI, self.weight)
+        low_NT = self.low_rank(x_NI)
+        pieces = list(torch.split(base_NO, _widths(self.rows, self.out_features), dim=1))
+        for n, (at, columns) in enumerate(zip(_places(self.rows, self.out_features), self.columns, strict=True)):
+            factor = self.lora_magnitude[n] / self._lengths(n)
+            pieces[at] = (pieces[at] + low_NT[:, columns] @ self.lora_b[n].t()) * factor
+        found = torch.cat(pieces, dim=1)
+        return found if self.bias is None else found + self.bias
+
+    @torch.no_grad()
+    def _lengths(self, n: int) -> Tensor:
+        """Length of each row of W + scale * B A, without making that matrix: |w|^2 + 2 s b.(A w) + s^2 b A A^T b."""
+        weight, a, b, scale = self.weight[self.rows[n]], self.lora_a[self.columns[n]], self.lora_b[n], self.scales[n]
+        own = torch.linalg.vecdot(weight, weight)
+        crossed = (b * (weight @ a.t())).sum(1)
+        added = (b @ (a @ a.t()) * b).sum(1)
+        squared: Tensor = own + 2 * scale * crossed + scale**2 * added
+        return squared.clamp_min(0).sqrt()
+
+
+def _widths(rows: Sequence[slice], width: int) -> list[int]:
+    """Widths of the pieces that some rows cut a layer's outputs into.
+
+    >>> _widths([slice(2, 4)], 5), _places([slice(2, 4)], 5)
+    ([2, 2, 1], [1])
+    """
+    ends = sorted({0, width, *(part.start for part in rows), *(part.stop for part in rows)})
+    return [b - a for a, b in pairwise(ends)]
+
+
+def _places(rows: Sequence[slice], width: int) -> list[int]:
+    ends = sorted({0, width, *(part.start for part in rows), *(part.stop for part in rows)})
+    return [ends.index(part.start) for part in rows]
+
+
+def _add(y_NO: Tensor, read_NT: Tensor, layer: Any) -> Tensor:
+    for b, rows, columns, scale in zip(layer.lora_b, layer.rows, layer.columns, layer.scales, strict=True):
+        y_NO[:, rows].addmm_(read_NT[:, columns], b.to(y_NO.dtype).t(), alpha=scale)
+    return y_NO
+
+
+class _Lora(torch.autograd.Function):
+    """A linear layer whose weight is frozen, with its adapters: two wide products instead of three."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None,
+        a_TI: Tensor,
+        rows: tuple[slice, ...],
+        columns: tuple[slice, ...],
+        scales: tuple[float, ...],
+        *b_PR: Tensor,
+    ) -> Tensor:
+        if torch.is_autocast_enabled(x_NI.device.type):
+            narrow = torch.get_autocast_dtype(x_NI.device.type)
+            x_NI, weight_OI = x_NI.to(narrow), weight_OI.to(narrow)
+            a_TI, b_PR = a_TI.to(narrow), tuple(b.to(narrow) for b in b_PR)
+            bias_O = None if bias_O is None else bias_O.to(narrow)
+        y_NO = linear(x_NI, weight_OI, bias_O)
+        read_NT = x_NI @ a_TI.t()
+        for b, part, column, scale in zip(b_PR, rows, columns, scales, strict=True):
+            y_NO[:, part].addmm_(read_NT[:, column], b.t(), alpha=scale)
+        ctx.save_for_backward(x_NI, weight_OI, a_TI, read_NT, *b_PR)
+        ctx.parts = rows, columns, scales
+        return y_NO
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Any, ...]:
+        x_NI, weight_OI, a_TI, read_NT, *b_PR = ctx.saved_tensors
+        grad_NO = grad_NO.contiguous()
+        through_NT = grad_NO.new_empty(read_NT.shape)
+        for_b = []
+        for b, part, column, scale in zip(b_PR, *ctx.parts, strict=True):
+            grad_NP = grad_NO[:, part]
+            through_NT[:, column] = (grad_NP @ b).mul_(scale)
+            for_b.append((grad_NP.t() @ read_NT[:, column]).mul_(scale))
+        for_x = None
+        if ctx.needs_input_grad[0]:
+            for_x = product(grad_NO, weight_OI.t())
+            for_x.addmm_(through_NT, a_TI)
+        return for_x, None, None, through_NT.t() @ x_NI, None, None, None, *for_b
+
+
+def add_lora(
+    decoder: Decoder,
+    *,
+    rank: int = 16,
+    alpha: float = 32.0,
+    targets: Sequence[str] = (ALL,),
+    scaling: Scaling = "alpha/rank",
+    dora: bool = False,
+    seed: int = 123,
+) -> int:
+    """Freeze a decoder and give its projections adapters; returns how many numbers are trained.
+
+    Args:
+        decoder: changed in place; its outputs stay the same until the adapters are trained.
+        rank: of each adapter.
+        alpha: how much the adapters count, see ``scaling``.
+        targets: names of projections (q, k, v, out, gate, up, down, head, or those of transformers, such as q_proj or
+            c_attn); ``all`` is every one but the head.
+        scaling: what the adapters' product is multiplied by.
+        dora: learn the lengths of the rows, too.
+        seed: of the first values.
+
+    Raises:
+        SettingsError: a name matches nothing, the rank exceeds a width, or there are adapters already.
+    """
+    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
+        raise SettingsError("this decoder has adapters already; merge them first")
+    layers = list(_layers(decoder))
+    known = dict.fromkeys([ALL, *(name for *_, parts in layers for part in parts for name in (part.name, *part.also))])
+    for target in targets:
+        if target not in known:
+            raise SettingsError(
+                f"lora.targets: no projection is named {target!r}; here are {', '.join(known)}"
+                + did_you_mean(target, known)
+            )
+    if not targets:
+        raise SettingsError(f"lora.targets is empty; wanted some of {', '.join(known)}")
+    if dora and any(target in (HEAD, "lm_head") for target in targets):
+        raise SettingsError("lora.dora is not made for the head; leave head out of lora.targets")
+    narrowest = min(
+        min(getattr(owner, leaf).in_features, part.rows.stop - part.rows.start)
+        for owner, leaf, parts in layers
+        for part in _chosen(parts, leaf, targets)
+    )
+    if rank > narrowest:
+        raise SettingsError(f"lora.rank={rank} exceeds the narrowest matrix that it is for ({narrowest}); lower it")
+    scale = {"alpha/rank": alpha / rank, "alpha/sqrt(rank)": alpha / math.sqrt(rank), "alpha": alpha}[scaling]
+    generator = torch.Generator().manual_seed(seed)
+    decoder.requires_grad_(False)
+    for owner, leaf, parts in layers:
+        chosen = _chosen(parts, leaf, targets)
+        if chosen:
+            count = len(chosen)
+            adapted = LoraLinear(
+                getattr(owner, leaf), [part.rows for part in chosen], [rank] * count, [scale] * count, dora=dora
+            )
+            adapted.draw(generator)
+            setattr(owner, leaf, adapted)
+    return trained_parameters(decoder)
+
+
+def trained_parameters(decoder: nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
+
+
+def adapters(decoder: Decoder) -> Iterator[tuple[nn.Module, str, LoraLinear]]:
+    """The layers with adapters: their owner, their name in it, themselves."""
+    for owner in decoder.modules():
+        for leaf, child in list(owner.named_children()):
+            if isinstance(child, LoraLinear):
+                yield owner, leaf, child
+
+
+def merge(decoder: Decoder) -> None:
+    """Add every adapter to its weight and let go of it; the decoder is plain again, and all of it can be trained."""
+    for owner, leaf, layer in list(adapters(decoder)):
+        if owner is decoder and decoder.spec.tied:
+            decoder.untie()  # the head alone is changed, not the embedding
+        setattr(owner, leaf, layer.merged())
+    decoder.requires_grad_(True)
+
+
+def _layers(decoder: Decoder) -> Iterator[tuple[nn.Module, str, tuple[Projection, ...]]]:
+    for block in decoder.blocks:
+        for owner in (block.attention, block.mlp):
+            if isinstance(owner, Attention | GatedMLP | GeluMLP):
+                for leaf, child in owner.named_children():
+                    if isinstance(child, Linear):
+                        yield owner, leaf, projections(decoder, owner, leaf)
+    yield decoder, HEAD, projections(decoder, decoder, HEAD)
+
+
+def _chosen(parts: Sequence[Projection], leaf: str, targets: Sequence[str]) -> list[Projection]:
+    every = ALL in targets and leaf != HEAD
+    return [part for part in parts if every or any(part.called(target) for target in targets)]

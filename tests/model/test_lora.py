@@ -1,0 +1,232 @@
+"""Adapters: as if the sum were one matrix, in losses and gradients; counted as the book counts; as PEFT has them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from instil.data.collate import collate, collate_shared
+from instil.errors import ModelError, SettingsError
+from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.families.gpt2 import gpt2_spec
+from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_parameters
+from instil.model.peft_folder import load_adapter, save_adapter
+from instil.model.weights import blank_decoder, load_decoder
+from instil.records import Encoded
+from instil.train.losses import nll_sum
+from tests.conftest import tiny_reference
+
+FAMILIES = ("gpt2", "llama", "gemma3", "qwen3")
+IDS = torch.tensor([[5, 9, 2, 40, 33, 7, 61, 3], [8, 1, 90, 77, 12, 4, 4, 6]])
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of transformers."""
+    path = tmp_path_factory.mktemp(request.param)
+    tiny_reference(request.param).save_pretrained(path)
+    return path
+
+
+def moved(decoder: Decoder, seed: int = 7) -> Decoder:
+    """The same with adapters that have been somewhere."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for *_, layer in adapters(decoder):
+            for parameter in (layer.lora_a, *layer.lora_b):
+                parameter.normal_(std=0.1)
+            for length in layer.lora_magnitude:
+                length.mul_(1.3)
+    return decoder
+
+
+def scores(decoder: Decoder) -> torch.Tensor:
+    with torch.inference_mode():
+        return decoder.logits(decoder(batch_of_ids(IDS)))
+
+
+def test_the_count_is_the_books() -> None:
+    """406,286,336 parameters with a head of its own; 7,898,384 trained at rank 16 (exercise 7.4)."""
+    spec = gpt2_spec(
+        vocab_size=50257, width=1024, layers=24, heads=16, mlp_width=4096, context=1024, norm_eps=1e-5, tied=True
+    )
+    decoder = blank_decoder(spec)
+    decoder.untie()
+    assert decoder.parameter_count == 406_286_336
+    assert add_lora(decoder, rank=16, alpha=16, targets=("all", "head"), scaling="alpha") == 7_898_384
+
+
+def test_nothing_changes_until_they_are_trained(folder: Path) -> None:
+    plain, decoder = load_decoder(folder), load_decoder(folder)
+    assert add_lora(decoder, rank=4, targets=("all", "head")) == trained_parameters(decoder) > 0
+    assert torch.equal(scores(decoder), scores(plain))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_losses_and_gradients_are_those_of_the_whole_matrix(folder: Path, dora: bool, layout: str) -> None:
+    """In float64 to 1e-12: against dense weights that are made from the adapters by autograd."""
+    targets = ("all",) if dora else ("all", "head")
+    decoder = load_decoder(folder, dtype=torch.float64)
+    add_lora(decoder, rank=3, alpha=5, targets=targets, dora=dora)
+    moved(decoder)
+    rows = [
+        Encoded(tuple(row), (False,) * 3 + (True,) * (len(row) - 3))
+        for row in ([5, 9, 2, 40, 33], [5, 9, 7, 3, 1, 2, 2])
+    ]
+    batch = collate_shared(rows) if layout == "shared" else collate(rows, 0)
+
+    reference = copy.deepcopy(decoder)
+    overrides = {}
+    for name, layer in [(n, m) for n, m in reference.named_modules() if isinstance(m, LoraLinear)]:
+        weight = layer.weight.detach().clone()
+        pieces = list(torch.split(weight, 1))
+        for n, part in enumerate(layer.rows):
+            whole = weight[part] + layer.scales[n] * layer.lora_b[n] @ layer.lora_a[layer.columns[n]]
+            if dora:
+                whole = whole * (layer.lora_magnitude[n] / torch.linalg.vector_norm(whole.detach(), dim=1))[:, None]
+            pieces[part] = list(torch.split(whole, 1))
+        overrides[name] = torch.cat(pieces)
+    plain = load_decoder(folder, dtype=torch.float64)
+    if "head" in targets and plain.spec.tied:
+        plain.untie()
+    with_weights = {f"{name}.weight": value for name, value in overrides.items()}
+
+    class Both(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = plain
+
+        def forward(self) -> torch.Tensor:
+            return nll_sum(plain, batch)
+
+    wanted = torch.func.functional_call(Both(), {f"inner.{k}": v for k, v in with_weights.items()}, ())
+    wanted.backward()
+    found = nll_sum(decoder, batch)
+    found.backward()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+    theirs = dict(reference.named_parameters())
+    checked = 0
+    for name, parameter in decoder.named_parameters():
+        if parameter.requires_grad:
+            checked += 1
+            assert parameter.grad is not None, name
+            scale = theirs[name].grad.abs().max().clamp_min(1e-12)
+            assert ((parameter.grad - theirs[name].grad).abs().max() / scale) < 1e-10, name
+        else:
+            assert parameter.grad is None, name
+    assert checked > 8
+
+
+def test_merged_is_adapted_and_not_the_base(folder: Path) -> None:
+    for dora, targets in ((False, ("all", "head")), (True, ("all",)), (False, ("q", "v"))):
+        base, decoder = scores(load_decoder(folder)), load_decoder(folder)
+        add_lora(decoder, rank=4, targets=targets, dora=dora)
+        adapted = scores(moved(decoder))
+        merge(decoder)
+        assert not list(adapters(decoder))
+        largest = adapted.abs().max()
+        assert (scores(decoder) - adapted).abs().max() / largest < 1e-5
+        assert (scores(decoder) - base).abs().max() / largest > 1e-2
+        assert all(parameter.requires_grad for parameter in decoder.parameters())
+
+
+@pytest.mark.parametrize(("how", "targets"), [
+    ({}, ("all",)), ({"dora": True}, ("all",)), ({}, ("v", "down")), ({}, ("all", "head")),
+])  # fmt: skip
+def test_peft_opens_what_is_written(
+    folder: Path, tmp_path: Path, how: dict[str, Any], targets: tuple[str, ...]
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    decoder = load_decoder(folder)
+    if targets[-1] == "head" and decoder.spec.tied:
+        pytest.skip("peft and a tied head are another matter")
+    add_lora(decoder, rank=3, alpha=6, targets=targets, **how)
+    save_adapter(moved(decoder), tmp_path / "adapter", str(folder), 6, 3)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter").eval()
+    with torch.inference_mode():
+        wanted = theirs(IDS).logits.flatten(0, 1)
+    assert (scores(decoder) - wanted).abs().max() / wanted.abs().max() < 1e-5
+    again = load_decoder(folder)
+    load_adapter(again, tmp_path / "adapter")
+    assert (scores(again) - scores(decoder)).abs().max() / wanted.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"0.*(c_attn|q_proj)": 2}}]
+)
+def test_what_peft_writes_is_read(folder: Path, tmp_path: Path, how: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    names = ["c_attn", "c_fc"] if model.config.model_type == "gpt2" else ["q_proj", "v_proj", "up_proj"]
+    config = LoraConfig(r=4, lora_alpha=10, target_modules=names, task_type="CAUSAL_LM", init_lora_weights=False, **how)
+    theirs = get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    with torch.inference_mode():
+        wanted = theirs(IDS).logits.flatten(0, 1)
+    decoder = load_decoder(folder)
+    load_adapter(decoder, tmp_path / "adapter")
+    assert (scores(decoder) - wanted).abs().max() / wanted.abs().max() < 1e-5
+
+
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    tiny_reference("llama").save_pretrained(tmp_path / "llama")
+    tiny_reference("gpt2").save_pretrained(tmp_path / "gpt2")
+    decoder = load_decoder(tmp_path / "llama")
+    add_lora(decoder, rank=2)
+    save_adapter(decoder, tmp_path / "adapter", "x", 1, 2)
+    with pytest.raises(ModelError, match="another model's adapter"):
+        load_adapter(load_decoder(tmp_path / "gpt2"), tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"adapter_config\.json: cannot be read"):
+        load_adapter(load_decoder(tmp_path / "gpt2"), tmp_path)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    for change, words in ({"peft_type": "IA3"}, "type 'IA3'"), ({"bias": "all"}, "bias='all' is not implemented"):
+        file.write_text(json.dumps({**config, **change}))
+        with pytest.raises(ModelError, match=words):
+            load_adapter(load_decoder(tmp_path / "llama"), tmp_path / "adapter")
+
+
+def test_targets_and_ranks_that_cannot_be_are_refused(folder: Path) -> None:
+    decoder = load_decoder(folder)
+    with pytest.raises(SettingsError, match=r"no projection is named 'q_prok'; here are all, q,"):
+        add_lora(decoder, targets=("q_prok",))
+    with pytest.raises(SettingsError, match=r"lora\.targets is empty"):
+        add_lora(decoder, targets=())
+    with pytest.raises(SettingsError, match="exceeds the narrowest matrix"):
+        add_lora(decoder, rank=200)
+    with pytest.raises(SettingsError, match="not made for the head"):
+        add_lora(decoder, rank=2, targets=("all", "head"), dora=True)
+    assert all(parameter.requires_grad for parameter in decoder.parameters())
+    add_lora(decoder, rank=2)
+    with pytest.raises(SettingsError, match="has adapters already"):
+        add_lora(decoder, rank=2)
+
+
+def test_scalings() -> None:
+    for scaling, scale in (("alpha/rank", 2.0), ("alpha/sqrt(rank)", 4.0), ("alpha", 8.0)):
+        decoder = Decoder(gpt2_spec(
+            vocab_size=11, width=8, layers=1, heads=2, mlp_width=12, context=16, norm_eps=1e-5, tied=True
+        ))  # fmt: skip
+        add_lora(decoder, rank=4, alpha=8, scaling=scaling)  # type: ignore[arg-type]
+        assert all(set(layer.scales) == {scale} for *_, layer in adapters(decoder))
+
+
+def test_the_first_values_depend_on_the_seed_alone(folder: Path) -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        decoder = load_decoder(folder)
+        torch.manual_seed(seed + 99)
+        add_lora(decoder, rank=2, seed=seed)
+        return torch.cat([layer.lora_a.flatten() for *_, layer in adapters(decoder)])
+
+    assert torch.equal(drawn(1), drawn(1))
+    assert not torch.equal(drawn(1), drawn(2))

@@ -16,7 +16,6 @@ import pytest
 import typer
 
 from instil.cli import app
-from instil.errors import SettingsError
 from instil.recipes.book import AS_IN_BOOK
 from instil.recipes.progress import Screen
 from instil.recipes.run import run
@@ -153,9 +152,3 @@ def test_exercise_7_3_works_on_rows_of_its_kind(tiny_folder: Path, tmp_path: Pat
     assert "1 rows of the file were left out" in report
     assert "1 rows are longer than 512 tokens" in report
     assert (settings.train.batch_size, settings.data.max_length) == (4, 512)
-
-
-def test_lora_has_its_place() -> None:
-    assert "train.method" in known_settings()
-    with pytest.raises(SettingsError, match=r"train\.method='none'"):
-        resolve(assignments=["train.method=none"])

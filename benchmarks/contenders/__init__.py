@@ -37,8 +37,10 @@ CONTENDERS = (
     Contender("instil", "ours", "shared", BOTH, "tied", "instil"),
     Contender("instil, padded", "ours", "padded", BOTH, "tied", "instil"),
     Contender("instil, untied head", "ours", "untied", BOTH, "untied", "instil, untied head"),
+    Contender("instil, LoRA", "ours", "lora", BOTH, "", "instil, LoRA"),
     Contender("the book's code", "book", "", ("gpt2",), "untied", "instil, untied head", "llms_from_scratch"),
     Contender("TRL, tuned", "trl_sft", "tuned", BOTH, "tied", "instil", "trl"),
+    Contender("TRL with PEFT, tuned", "trl_sft", "lora", BOTH, "", "instil, LoRA", "peft"),
     Contender("LitGPT", "lit", "", ("smollm2",), "untied", "instil, untied head", "litgpt"),
     Contender("TRL, as shipped", "trl_sft", "shipped", BOTH, "", "instil", "trl", slow=True),
 )

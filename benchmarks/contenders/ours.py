@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
-from benchmarks.contenders.track import Job, Track, arguments
+from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
 
 
 def main(job: Job, variant: str, track: Track) -> None:
@@ -23,6 +23,8 @@ def main(job: Job, variant: str, track: Track) -> None:
     decoder = load_decoder(job.folder)
     if variant == "untied":
         decoder.untie()
+    if variant == "lora":
+        importlib.import_module("instil.model.lora").add_lora(decoder, rank=RANK, alpha=ALPHA)
     options = TrainOptions(
         layout="padded" if variant == "padded" else "shared",
         epochs=1,

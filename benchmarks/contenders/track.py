@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+RANK, ALPHA = 16, 32  # of adapters
 MARK = "BENCH "
 
 

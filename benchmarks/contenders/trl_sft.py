@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from benchmarks.contenders.track import Job, Track, arguments
+from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", WANDB_DISABLED="true")
 
@@ -76,12 +76,18 @@ def main(job: Job, variant: str, track: Track) -> None:
 
     rows = [{"input_ids": ids, "labels": labels(ids, trained)} for step in job.steps for ids, trained in step]
     config = trl.SFTConfig(**settings(job, variant))
+    adapters = {}
+    if variant == "lora":  # on every linear layer but the head, as ours
+        import peft
+
+        adapters = {"peft_config": peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")}
     trainer = Trainer(
         model=str(job.folder),
         args=config,
         train_dataset=datasets.Dataset.from_list(rows),
         processing_class=transformers.AutoTokenizer.from_pretrained(str(job.folder)),
         callbacks=[Steps()],
+        **adapters,
     )
     trainer.train()
     told = {name: str(getattr(config, name)) for name in ("bf16", "gradient_checkpointing", "optim", "max_grad_norm")}

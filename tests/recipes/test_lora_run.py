@@ -18,7 +18,9 @@ from instil.recipes.settings import resolve
 from tests.conftest import rows
 
 
-@pytest.mark.parametrize("more", [{}, {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0}, {"dora": True}])
+@pytest.mark.parametrize(
+    "more", [{}, {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0}, {"dora": True}]
+)
 def test_a_run_with_adapters(tiny_folder: Path, tmp_path: Path, more: dict[str, object]) -> None:
     run = instil.finetune(
         rows(40), model=tiny_folder, out=tmp_path / "run", method="lora", lora={"rank": 4, **more},

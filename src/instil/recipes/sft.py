@@ -31,6 +31,7 @@ from instil.model.decoder import Decoder
 from instil.model.hub import find_model
 from instil.model.weights import blank_decoder, load_decoder, open_model
 from instil.recipes.adapters import adapt, adapted
+from instil.recipes.best import BestOnDisk
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder, read_template
 from instil.recipes.settings import Settings
@@ -253,6 +254,7 @@ def tune(
                     screen.say(f"    asked: {_short(asked)}\n    says:  {_short(' '.join(said.text.split()))}", "dim")
 
         tried = prepared.encoded["train"][0].ids
+        kept = BestOnDisk(folder.path / "checkpoints" / "best.safetensors")
         with adapted(decoder, prepared.settings, folder.adapter, prepared.model_name, tried, screen):
             result = train(
                 decoder,
@@ -262,7 +264,11 @@ def tune(
                 on_record=on_record,
                 on_sample=on_sample if sampled else None,
                 seen_ids=loader.ids(),
+                keeper=kept,
             )
+            kept.remove()
+    if result.best_step is not None:
+        screen.say(f"  kept the model of step {result.best_step}, validation loss {result.validation_loss:.3f}")
     plot_losses(result.records, folder.path)
     return result
 

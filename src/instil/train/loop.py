@@ -37,15 +37,26 @@ class Steps(Protocol):
         """The steps of an epoch."""
 
 
+class Keeper(Protocol):
+    """Where the best model is kept while training goes on (`train.patience`)."""
+
+    def save(self, decoder: Decoder) -> None:
+        """Keep what is trained, as it is now."""
+
+    def restore(self, decoder: Decoder) -> None:
+        """Put back what was kept last."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What came of it: every record, and the totals."""
+    """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept."""
 
     records: tuple[StepRecord, ...]
     steps: int
     tokens_seen: int
     seconds: float
     validation_loss: float | None
+    best_step: int | None = None
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -64,6 +75,7 @@ def train(
     on_record: Callable[[StepRecord], None] = lambda record: None,
     on_sample: Callable[[int], None] | None = None,
     seen_ids: Sequence[int] = (),
+    keeper: Keeper | None = None,
 ) -> TrainResult:
     """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
 
@@ -82,6 +94,8 @@ def train(
             (``options.sample``).
         seen_ids: every id the loader will give, if known: of an untied embedding only their rows are trained,
             and the others decay, which is the same (`instil.train.touched`).
+        keeper: keeps the model with the lowest validation loss, which is the one that remains; needed for
+            ``options.patience``.
 
     Raises:
         TrainingDiverged: a loss, that after the last update included, is not finite.
@@ -95,6 +109,7 @@ def train(
     records: list[StepRecord] = []
     done = tokens_seen = 0
     spent = 0.0  # seconds of training alone, without validation and samples
+    best = _Best(keeper if options.patience else None, options.patience)
 
     def evaluate() -> Evaluation:
         with _aside(decoder, touched):
@@ -149,7 +164,14 @@ def train(
                 report(loss.mean, rate, tokens, seconds, last if due else None)
                 if due if options.sample == "evaluation" else ends_epoch:
                     sample()
+                if due:
+                    with _aside(decoder, touched):
+                        best.saw(decoder, last, done)
+                    if best.enough:
+                        break
                 started = time.perf_counter()
+            if best.enough:
+                break
         if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
             last = evaluate()
     finally:
@@ -162,7 +184,40 @@ def train(
     usable = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
     if not usable or not math.isfinite(held_out_loss(decoder, step[:1], decoder.device).total):
         raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
+    if best.step is not None:
+        best.restore(decoder, done)
+        return TrainResult(tuple(records), done, tokens_seen, spent, best.loss, best.step)
     return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
+
+
+class _Best:
+    """The lowest validation loss so far, and for how many validations there was none lower."""
+
+    def __init__(self, keeper: Keeper | None, patience: int) -> None:
+        self._keeper, self._patience = keeper, patience
+        self.loss = math.inf
+        self.step: int | None = None
+        self._worse = 0
+
+    @property
+    def enough(self) -> bool:
+        """Whether to stop."""
+        return self._keeper is not None and self._worse >= self._patience
+
+    def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
+        """A validation."""
+        if self._keeper is None or found.validation is None:
+            return
+        if found.validation < self.loss:
+            self.loss, self.step, self._worse = found.validation, step, 0
+            self._keeper.save(decoder)
+        else:
+            self._worse += 1
+
+    def restore(self, decoder: Decoder, done: int) -> None:
+        """The best model, where the last is another."""
+        if self._keeper is not None and self.step != done:
+            self._keeper.restore(decoder)
 
 
 def _advice(options: TrainOptions, done: int) -> str:

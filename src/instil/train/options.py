@@ -56,6 +56,9 @@ class TrainOptions(BaseModel):
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="the rate after warmup")
     clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
     max_steps: int = Field(0, ge=0, description="stop after so many optimizer steps; 0: after the epochs")
+    patience: int = Field(
+        0, ge=0, description="stop after so many validations without a better loss, and keep the best model; 0: never"
+    )
     eval_every: int = Field(25, ge=0, description="steps between validations; 0: only at the end of an epoch")
     eval_batches: int = Field(0, ge=0, description="validation batches each time; 0: all")
     evaluation: Literal["held_out", "book"] = Field(

@@ -1,0 +1,51 @@
+"""The best model of a run, kept on disk while training goes on: in memory it would be a second model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from instil.errors import InstilError
+from instil.model.decoder import Decoder
+from instil.model.safetensors_file import SafetensorsFile
+
+
+@dataclass(frozen=True, slots=True)
+class BestOnDisk:
+    """Keeps what is trained in one file."""
+
+    path: Path
+
+    def save(self, decoder: Decoder) -> None:
+        """Write what is trained; the file appears whole or not at all.
+
+        Raises:
+            InstilError: it cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        unfinished = self.path.with_name(self.path.name + ".unfinished")
+        tensors = {
+            name: parameter.detach().cpu().contiguous()
+            for name, parameter in decoder.named_parameters()
+            if parameter.requires_grad
+        }
+        try:
+            save_file(tensors, str(unfinished))
+            unfinished.replace(self.path)
+        except Exception as error:  # safetensors raises an error of its own where the disk is full
+            raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
+
+    @torch.no_grad()
+    def restore(self, decoder: Decoder) -> None:
+        """Put back what was written."""
+        file = SafetensorsFile(self.path)
+        for name, parameter in decoder.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(file.get(name))
+
+    def remove(self) -> None:
+        """Let go of the file: what it held is the model now."""
+        self.path.unlink(missing_ok=True)

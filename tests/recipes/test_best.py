@@ -1,0 +1,56 @@
+"""Early stopping: it stops when it said it would, and what remains is the best model, not the last."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import instil
+from instil.model.weights import load_decoder
+from instil.recipes.run_folder import RunFolder
+from instil.recipes.settings import resolve
+from instil.recipes.sft import load, loader_for, prepare
+from instil.train.losses import held_out_loss
+from instil.train.metrics import read_metrics
+from tests.conftest import rows
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_best_model_remains(tiny_folder: Path, tmp_path: Path, method: str) -> None:
+    how = {"method": method, "learning_rate": 0.08, "epochs": 30, "eval_every": 2, "patience": 2}
+    more = {"schedule": "constant", "max_new_tokens": 2}
+    run = instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", **how, **more)
+    records = [one for one in read_metrics(run.path / "metrics.jsonl") if one.val_loss is not None]
+    losses = [one.val_loss for one in records if one.step]
+    best = min(losses)
+    assert run.validation_loss == best
+    assert losses[-1] != best  # it went on for two validations, and then no further
+    assert losses.index(best) == len(losses) - 3
+    assert run.steps == records[-1].step < 150
+    prepared = prepare(rows(40), run.path / "model", resolve(values=how | more))
+    held_out = loader_for(prepared, "validation")
+    assert held_out is not None
+    found = held_out_loss(load(prepared), [batch for step in held_out.steps() for batch in step])
+    assert found.mean == pytest.approx(best, rel=1e-4)
+    assert not list((run.path / "checkpoints").iterdir())
+
+
+def test_without_patience_the_last_model_remains(tiny_folder: Path, tmp_path: Path) -> None:
+    run = instil.finetune(rows(30), model=tiny_folder, out=tmp_path / "run", max_steps=3, max_new_tokens=2)
+    records = read_metrics(run.path / "metrics.jsonl")
+    assert run.validation_loss == records[-1].val_loss
+    assert run.steps == 3
+
+
+def test_what_gets_better_is_not_stopped_and_ends_as_it_would_without(tiny_folder: Path, tmp_path: Path) -> None:
+    settings = {"max_steps": 6, "eval_every": 2, "learning_rate": 1e-3, "max_new_tokens": 2}
+    models = []
+    for patience in (0, 3):
+        run = instil.finetune(rows(30), model=tiny_folder, out=tmp_path / str(patience), patience=patience, **settings)
+        assert run.steps == 6
+        models.append(load_decoder(RunFolder(run.path).model))
+        assert json.loads((run.path / "report.json").read_text())["steps"] == 6
+    assert torch.equal(models[0].embed.weight, models[1].embed.weight)

@@ -225,9 +225,7 @@ def evaluate(rows: list[dict[str, Any]], judge: str) -> None:
     if given is None:
         print(f"{judge}: none of the {len(verdicts)} answers got a score that can be read ({verdicts[0].reason})")
     else:
-        print(
-            f"{judge}: {given.count} of {len(verdicts)} answers scored, mean [95 %] {given.text(2)} of 100"
-        )
+        print(f"{judge}: {given.count} of {len(verdicts)} answers scored, mean [95 %] {given.text(2)} of 100")
 
 
 def main() -> None:

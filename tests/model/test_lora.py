@@ -38,8 +38,9 @@ def moved(decoder: Decoder, seed: int = 7) -> Decoder:
     torch.manual_seed(seed)
     with torch.no_grad():
         for *_, layer in adapters(decoder):
-            for parameter in (layer.lora_a, *layer.lora_b):
-                parameter.normal_(std=0.1)
+            layer.lora_a.normal_(std=0.1)
+            for n in range(len(layer.rows)):
+                layer.block(n).normal_(std=0.1)
             for length in layer.lora_magnitude:
                 length.mul_(1.3)
     return decoder
@@ -87,7 +88,7 @@ def test_losses_and_gradients_are_those_of_the_whole_matrix(folder: Path, dora: 
         weight = layer.weight.detach().clone()
         pieces = list(torch.split(weight, 1))
         for n, part in enumerate(layer.rows):
-            whole = weight[part] + layer.scales[n] * layer.lora_b[n] @ layer.lora_a[layer.columns[n]]
+            whole = weight[part] + layer.scales[n] * layer.block(n) @ layer.lora_a[layer.columns[n]]
             if dora:
                 whole = whole * (layer.lora_magnitude[n] / torch.linalg.vector_norm(whole.detach(), dim=1))[:, None]
             pieces[part] = list(torch.split(whole, 1))
@@ -230,3 +231,23 @@ def test_the_first_values_depend_on_the_seed_alone(folder: Path) -> None:
 
     assert torch.equal(drawn(1), drawn(1))
     assert not torch.equal(drawn(1), drawn(2))
+
+
+def test_what_lies_outside_of_the_blocks_stays_zero(folder: Path) -> None:
+    from instil.train.optimizer import Updates
+
+    decoder = load_decoder(folder)
+    add_lora(decoder, rank=3, targets=("q", "v", "up", "head"))
+    rows = [Encoded((5, 9, 2, 40, 33), (False,) * 2 + (True,) * 3)]
+    updates = Updates(decoder.parameters(), weight_decay=0.1)
+    updates.rate = 0.1
+    for _ in range(3):
+        updates.backward(nll_sum(decoder, collate(rows, 0)), last=True)
+        updates.finish()
+    updates.close()
+    for *_, layer in adapters(decoder):
+        blocks = torch.zeros_like(layer.lora_b)
+        for n in range(len(layer.rows)):
+            blocks[layer.rows[n], layer.columns[n]] = layer.block(n).detach()
+            assert layer.block(n).abs().max() > 0
+        assert torch.equal(blocks, layer.lora_b)

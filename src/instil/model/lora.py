@@ -7,7 +7,7 @@ is taken, and below the first adapter nothing is propagated.
 ``y = x W^T + b + scale * x A^T B^T``, with scale = alpha / rank; alpha / sqrt(rank) is rsLoRA (arXiv 2312.03732), plain
 alpha the book's (appendix E). DoRA (arXiv 2402.09353) learns the length of each row of the whole matrix besides.
 
-Shape suffixes: N tokens · I input width · O output width (P of one projection) · R rank (T of all projections).
+Shape suffixes: N tokens · I input width · O output width · T ranks of all projections of a layer together.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projecti
 class LoraLinear(Linear):
     """A frozen linear layer with adapters on some of its projections.
 
-    ``lora_a`` is [T, I], the A of all projections under one another; ``lora_b`` has one [P, R] for each.
+    ``lora_a`` [T, I] holds the A of all projections under one another, ``lora_b`` [O, T] their B as blocks; what lies
+    outside of the blocks is zero, has no gradient, and so stays zero.
     """
 
     def __init__(
@@ -78,9 +79,19 @@ class LoraLinear(Linear):
         self.columns = tuple(slice(a, b) for a, b in pairwise(ends))
         new = layer.weight.new_zeros
         self.lora_a = nn.Parameter(new(ends[-1], layer.in_features))
-        self.lora_b = nn.ParameterList(
-            nn.Parameter(new(part.stop - part.start, rank)) for part, rank in zip(rows, ranks, strict=True)
-        )
+        self.lora_b = nn.Parameter(new(layer.out_features, ends[-1]))
+        # one number where all scales are the same; else, as what is multiplied by them, one for each column
+        self.scale = scales[0] if len(set(scales)) == 1 else 1.0
+        per_column = [scale / self.scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
+        own_scales = None if len(set(scales)) == 1 else layer.weight.new_tensor(per_column)
+        inside = new(layer.out_features, ends[-1])
+        for part, column in zip(self.rows, self.columns, strict=True):
+            inside[part, column] = 1
+        whole = len(rows) == 1 and rows[0].stop - rows[0].start == layer.out_features
+        self.scale_T: Tensor | None
+        self.inside_OT: Tensor | None
+        self.register_buffer("scale_T", own_scales, persistent=False)
+        self.register_buffer("inside_OT", None if whole else inside, persistent=False)
         lengths = [torch.linalg.vector_norm(layer.weight.detach()[part], dim=1) for part in rows] if dora else []
         self.lora_magnitude = nn.ParameterList(nn.Parameter(length) for length in lengths)
 
@@ -90,8 +101,18 @@ class LoraLinear(Linear):
         with torch.no_grad():
             drawn = torch.rand(self.lora_a.shape, generator=generator).mul_(2 * bound).sub_(bound)
             self.lora_a.copy_(drawn)
-            for b in self.lora_b:
-                b.zero_()
+            self.lora_b.zero_()
+
+    def block(self, n: int) -> Tensor:
+        """The B of the ``n``-th adapter, a view."""
+        return self.lora_b[self.rows[n], self.columns[n]]
+
+    @property
+    def trained(self) -> int:
+        """How many numbers are trained here."""
+        blocks = sum(self.block(n).numel() for n in range(len(self.rows)))
+        lengths: int = sum(length.numel() for length in self.lora_magnitude)
+        return self.lora_a.numel() + blocks + lengths
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Outputs, [N, O]."""
@@ -99,23 +120,25 @@ class LoraLinear(Linear):
             return self._with_magnitude(x_NI)
         if torch.is_grad_enabled():
             return _Lora.apply(  # type: ignore[no-any-return, no-untyped-call]
-                x_NI, self.weight, self.bias, self.lora_a, self.rows, self.columns, self.scales, *self.lora_b
+                x_NI, self.weight, self.bias, self.lora_a, self.lora_b, self.scale, self.scale_T, self.inside_OT
             )
-        return _add(super().forward(x_NI), x_NI @ self.lora_a.to(x_NI.dtype).t(), self)
+        y_NO = super().forward(x_NI)
+        read_NT = x_NI @ self.lora_a.to(x_NI.dtype).t()
+        if self.scale_T is not None:
+            read_NT *= self.scale_T
+        return y_NO.addmm_(read_NT.to(y_NO.dtype), self.lora_b.to(y_NO.dtype).t(), alpha=self.scale)
 
     def low_rank(self, x_NI: Tensor) -> Tensor:
         """What the adapters read of the inputs, each times its scale, [N, T]; differentiable."""
-        scale_T = self.lora_a.new_tensor(
-            [s for s, c in zip(self.scales, self.columns, strict=True) for _ in range(c.stop - c.start)]
-        )
-        return linear(x_NI, self.lora_a) * scale_T
+        read_NT = linear(x_NI, self.lora_a) * self.scale
+        return read_NT if self.scale_T is None else read_NT * self.scale_T
 
     @torch.no_grad()
     def change(self) -> Tensor:
         """What the adapters add to the weight, [O, I] (of DoRA: the whole difference)."""
         found = torch.zeros_like(self.weight)
         for n, (rows, columns, scale) in enumerate(zip(self.rows, self.columns, self.scales, strict=True)):
-            found[rows] = scale * (self.lora_b[n] @ self.lora_a[columns])
+            found[rows] = scale * (self.block(n) @ self.lora_a[columns])
             if self.lora_magnitude:
                 whole = self.weight[rows] + found[rows]
                 factor = self.lora_magnitude[n] / torch.linalg.vector_norm(whole, dim=1)
@@ -138,14 +161,14 @@ class LoraLinear(Linear):
         pieces = list(torch.split(base_NO, _widths(self.rows, self.out_features), dim=1))
         for n, (at, columns) in enumerate(zip(_places(self.rows, self.out_features), self.columns, strict=True)):
             factor = self.lora_magnitude[n] / self._lengths(n)
-            pieces[at] = (pieces[at] + low_NT[:, columns] @ self.lora_b[n].t()) * factor
+            pieces[at] = (pieces[at] + low_NT[:, columns] @ self.block(n).t()) * factor
         found = torch.cat(pieces, dim=1)
         return found if self.bias is None else found + self.bias
 
     @torch.no_grad()
     def _lengths(self, n: int) -> Tensor:
         """Length of each row of W + scale * B A, without making that matrix: |w|^2 + 2 s b.(A w) + s^2 b A A^T b."""
-        weight, a, b, scale = self.weight[self.rows[n]], self.lora_a[self.columns[n]], self.lora_b[n], self.scales[n]
+        weight, a, b, scale = self.weight[self.rows[n]], self.lora_a[self.columns[n]], self.block(n), self.scales[n]
         own = torch.linalg.vecdot(weight, weight)
         crossed = (b * (weight @ a.t())).sum(1)
         added = (b @ (a @ a.t()) * b).sum(1)
@@ -168,12 +191,6 @@ def _places(rows: Sequence[slice], width: int) -> list[int]:
     return [ends.index(part.start) for part in rows]
 
 
-def _add(y_NO: Tensor, read_NT: Tensor, layer: Any) -> Tensor:
-    for b, rows, columns, scale in zip(layer.lora_b, layer.rows, layer.columns, layer.scales, strict=True):
-        y_NO[:, rows].addmm_(read_NT[:, columns], b.to(y_NO.dtype).t(), alpha=scale)
-    return y_NO
-
-
 class _Lora(torch.autograd.Function):
     """A linear layer whose weight is frozen, with its adapters: two wide products instead of three."""
 
@@ -184,40 +201,35 @@ class _Lora(torch.autograd.Function):
         weight_OI: Tensor,
         bias_O: Tensor | None,
         a_TI: Tensor,
-        rows: tuple[slice, ...],
-        columns: tuple[slice, ...],
-        scales: tuple[float, ...],
-        *b_PR: Tensor,
+        b_OT: Tensor,
+        scale: float,
+        scale_T: Tensor | None,
+        inside_OT: Tensor | None,
     ) -> Tensor:
         if torch.is_autocast_enabled(x_NI.device.type):
             narrow = torch.get_autocast_dtype(x_NI.device.type)
-            x_NI, weight_OI = x_NI.to(narrow), weight_OI.to(narrow)
-            a_TI, b_PR = a_TI.to(narrow), tuple(b.to(narrow) for b in b_PR)
+            x_NI, weight_OI, a_TI, b_OT = (tensor.to(narrow) for tensor in (x_NI, weight_OI, a_TI, b_OT))
             bias_O = None if bias_O is None else bias_O.to(narrow)
         y_NO = linear(x_NI, weight_OI, bias_O)
         read_NT = x_NI @ a_TI.t()
-        for b, part, column, scale in zip(b_PR, rows, columns, scales, strict=True):
-            y_NO[:, part].addmm_(read_NT[:, column], b.t(), alpha=scale)
-        ctx.save_for_backward(x_NI, weight_OI, a_TI, read_NT, *b_PR)
-        ctx.parts = rows, columns, scales
+        if scale_T is not None:
+            read_NT *= scale_T
+        y_NO.addmm_(read_NT, b_OT.t(), alpha=scale)
+        ctx.save_for_backward(x_NI, weight_OI, a_TI, b_OT, read_NT, scale_T, inside_OT)
+        ctx.scale = scale
         return y_NO
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Any, ...]:
-        x_NI, weight_OI, a_TI, read_NT, *b_PR = ctx.saved_tensors
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight_OI, a_TI, b_OT, read_NT, scale_T, inside_OT = ctx.saved_tensors
         grad_NO = grad_NO.contiguous()
-        through_NT = grad_NO.new_empty(read_NT.shape)
-        for_b = []
-        for b, part, column, scale in zip(b_PR, *ctx.parts, strict=True):
-            grad_NP = grad_NO[:, part]
-            through_NT[:, column] = (grad_NP @ b).mul_(scale)
-            for_b.append((grad_NP.t() @ read_NT[:, column]).mul_(scale))
+        through_NT = (grad_NO @ b_OT).mul_(ctx.scale if scale_T is None else ctx.scale * scale_T)
+        for_b_OT = (grad_NO.t() @ read_NT).mul_(ctx.scale if inside_OT is None else ctx.scale * inside_OT)
         for_x = None
         if ctx.needs_input_grad[0]:
-            for_x = product(grad_NO, weight_OI.t())
-            for_x.addmm_(through_NT, a_TI)
-        return for_x, None, None, through_NT.t() @ x_NI, None, None, None, *for_b
+            for_x = product(grad_NO, weight_OI.t()).addmm_(through_NT, a_TI)
+        return for_x, None, None, through_NT.t() @ x_NI, for_b_OT, None, None, None
 
 
 def add_lora(
@@ -283,7 +295,10 @@ def add_lora(
 
 def trained_parameters(decoder: nn.Module) -> int:
     """How many numbers are trained."""
-    return sum(parameter.numel() for parameter in decoder.parameters() if parameter.requires_grad)
+    layers = [layer for layer in decoder.modules() if isinstance(layer, LoraLinear)]
+    own = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    others = (parameter for parameter in decoder.parameters() if parameter.requires_grad and id(parameter) not in own)
+    return sum(layer.trained for layer in layers) + sum(parameter.numel() for parameter in others)
 
 
 def adapters(decoder: Decoder) -> Iterator[tuple[nn.Module, str, LoraLinear]]:

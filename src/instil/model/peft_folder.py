@@ -57,8 +57,8 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, alpha: float, rank: 
             b = a.new_zeros(span.stop - span.start, len(a))
             at = 0
             for n in indexes:
-                rows, width = layer.rows[n], layer.lora_b[n].shape[1]
-                b[rows.start - span.start : rows.stop - span.start, at : at + width] = layer.lora_b[n].detach()
+                rows, width = layer.rows[n], layer.block(n).shape[1]
+                b[rows.start - span.start : rows.stop - span.start, at : at + width] = layer.block(n).detach()
                 at += width
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
             tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()
@@ -124,7 +124,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         with torch.no_grad():
             adapted.lora_a.copy_(torch.cat([part["lora_A"] for part in parts]))
             for n, part in enumerate(parts):
-                adapted.lora_b[n].copy_(part["lora_B"])
+                adapted.block(n).copy_(part["lora_B"])
                 if adapted.lora_magnitude:
                     adapted.lora_magnitude[n].copy_(part["lora_magnitude_vector"])
         setattr(owner, leaf, adapted)

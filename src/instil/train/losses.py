@@ -52,7 +52,7 @@ def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) ->
     hidden_UD = decoder(batch, tied=tied, wanted_U=at_U if len(at_U) < len(batch.ids_N) else None)
     adapter = None
     if isinstance(decoder.head, LoraLinear):
-        adapter = decoder.head.low_rank(hidden_UD), decoder.head.lora_b[0]
+        adapter = decoder.head.low_rank(hidden_UD), decoder.head.lora_b
     return head_nll_sum(hidden_UD, weight_VD, row_S, batch.targets_S, batch.weights_S, tied, adapter)
 
 

@@ -252,3 +252,11 @@ def test_the_finished_verdicts_lie_beside_the_file(server: JudgeServer, tmp_path
     (found,) = tmp_path.glob("said.*.jsonl")
     assert [json.loads(line)["row"] for line in found.read_text().splitlines()] == [0, 1, 2]
     assert judge_named(f"{server.url}/v1", ScoreOptions()).name == f"{server.url}/v1"
+
+
+def test_a_server_without_a_list_of_models_is_asked_all_the_same() -> None:
+    with judging(always="no list") as server:
+        server.faults = dict.fromkeys(range(9), "")
+        assert instil.score(answered(1), f"{server.url}/v1")[0].score is not None
+        assert instil.score(answered(1), f"{server.url}/v1#mine")[0].score is not None
+        assert [body["model"] for body in server.asked] == ["default", "mine"]

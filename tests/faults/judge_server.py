@@ -44,10 +44,10 @@ class JudgeServer:
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         """Questions about the server."""
-        if self.always == "not ollama":
+        if self.always == "no list":
+            self.send(handler, 404, b"404 page not found")
+        elif self.always == "not ollama":
             self.send(handler, 200, b"<html>hello</html>")
-        elif handler.path == "/api/version":
-            self.send(handler, 200, b'{"version":"0.33.0"}')
         elif handler.path == "/api/tags":
             tags = [{"name": name, "model": name, "digest": f"sha-{name}"} for name in self.models]
             self.send(handler, 200, json.dumps({"models": tags}).encode())

@@ -40,6 +40,9 @@ def score_command(
     judge: JudgeOpt = "offline",
     prompt: PromptOpt = None,
     repeats: RepeatsOpt = None,
+    min_coverage: Annotated[
+        float | None, typer.Option("--min-coverage", help="Share of the rows that must get a score, else it fails.")
+    ] = None,
     check: Annotated[
         str | None, typer.Option("--check", metavar="JUDGE", help="Instead: can this judge be trusted?")
     ] = None,
@@ -48,7 +51,8 @@ def score_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Scores of answers: agreement with the reference, or another model's verdicts. Goes on where it was stopped."""
-    chosen = _chosen(settings, config, prompt, repeats)
+    more = [f"score.min_coverage={float(min_coverage)}"] if min_coverage is not None else []
+    chosen = _chosen([*(settings or []), *more], config, prompt, repeats)
     if check is not None:
         if path is not None:
             raise UserError("--check asks the judge about answers of its own; leave out the file")

@@ -25,6 +25,7 @@ CONNECT = 5.0  # seconds
 SILENCE = 120.0  # seconds without a byte: a server may load its model first
 LOOK = 10.0  # seconds for a question about the server itself
 LARGEST_REPLY = 1024**2
+ABSENT = (404, 405, 501)  # answers of servers that do not tell of themselves
 SHOWN = 200  # characters of a server's message
 
 
@@ -69,7 +70,7 @@ class Http:
             self._clients.pop().close()
 
     def get(self, path: str) -> Any:
-        """The JSON at a path. One try, a few seconds.
+        """The JSON at a path, or None where the server has no such path. One try, a few seconds.
 
         Raises:
             Unreachable: nothing answers.
@@ -77,6 +78,8 @@ class Http:
         """
         look = min(LOOK, self._timeout)
         status, head, body = self._send("GET", path, None, look, look)
+        if status in ABSENT:
+            return None
         self._check(status, head, body)
         return self._json(body)
 

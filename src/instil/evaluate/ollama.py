@@ -33,14 +33,13 @@ class Ollama:
     def open(self) -> None:
         base = self._http.base
         try:
-            version = when_ready(lambda: self._http.get("/api/version"))
-            found = self._http.get("/api/tags")
+            found = when_ready(lambda: self._http.get("/api/tags"))
         except Unreachable as error:
             raise JudgeError(f"{error}; {_mend(base)}") from error
         except (Passing, Refused, JudgeError) as error:
             raise JudgeError(f"{base} is not an Ollama that can be used: {error}") from error
         models = found.get("models") if isinstance(found, dict) else None
-        if not isinstance(version, dict) or not isinstance(models, list):
+        if not isinstance(models, list):
             raise JudgeError(
                 f"{base} answers, but not as Ollama does; for another server give its address as the judge"
             )

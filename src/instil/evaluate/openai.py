@@ -55,13 +55,10 @@ class OpenAI:
             raise JudgeError(f"{error}; {_mend(base)}") from error
         except (Passing, Refused) as error:
             raise JudgeError(f"{base} cannot be used: {error}") from error
-        except JudgeError as error:
-            if "does not have it" in str(error) and self._model:
-                found = {}  # some servers have no list of models
-            elif "does not have it" in str(error):
-                raise JudgeError(f"{error}; is this the address of its API, such as {OPENAI}?") from error
-            else:
-                raise
+        if found is None:  # some servers have no list; one with a single model does not mind its name
+            self._model = self._model or "default"
+            self.identity = f"{base}#{self._model}"
+            return
         data = found.get("data") if isinstance(found, dict) else None
         models = [str(one.get("id")) for one in data if isinstance(one, dict)] if isinstance(data, list) else []
         if not self._model:

@@ -250,7 +250,9 @@ def test_a_client_killed_at_row_57_goes_on_where_it_was(tmp_path: Path) -> None:
         file.write_text(json.dumps(answered(110)))
     with judging() as server:
         judge = f"{server.url}/v1"
-        assert client(files[0], "--judge", judge, "-s", "score.concurrency=1").wait() == 0
+        whole_run = client(files[0], "--judge", judge, "-s", "score.concurrency=1")
+        whole_run.communicate()
+        assert whole_run.returncode == 0
         server.asked.clear()
         server.faults = {56: "hang 30"}
         process = client(files[1], "--judge", judge, "-s", "score.concurrency=1")

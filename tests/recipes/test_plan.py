@@ -75,7 +75,7 @@ def test_longest_rows_that_would_not_fit_are_scaled(tiny_folder: Path, monkeypat
 
 
 def test_the_cache_of_answers_counts() -> None:
-    memory = Memory(8 * GB, 0, GB, GB, 0, 9 * GB, 0, measured=True)
+    memory = Memory(8 * GB, 0, GB, 2 * GB, GB, 0, 9 * GB, 0, measured=True)
     assert memory.training == 4 * GB
     assert memory.predicted == memory.answering == 10 * GB
     assert not memory.fits

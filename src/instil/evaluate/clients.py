@@ -63,9 +63,11 @@ class Http:
         self._key, self._timeout = key, timeout
         self._own = threading.local()
         self._clients: list[httpx2.Client] = []  # of all threads
+        self._closed = False
 
     def close(self) -> None:
-        """Close all connections, those in use by other threads as well."""
+        """Close all connections, those in use by other threads as well; there are no further ones."""
+        self._closed = True
         while self._clients:
             self._clients.pop().close()
 
@@ -151,6 +153,8 @@ class Http:
     def _client(self, timeout: float) -> Iterator[httpx2.Client]:
         """This thread's client, closed by a watch if the request takes too long in any of its parts."""
         client: httpx2.Client | None = getattr(self._own, "client", None)
+        if self._closed:
+            raise Passing("no further question is wanted")
         if client is None or client.is_closed:
             host = urlsplit(self.base).hostname or ""
             client = self._own.client = httpx2.Client(

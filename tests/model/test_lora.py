@@ -16,7 +16,7 @@ from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.families.gpt2 import gpt2_spec
 from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_parameters
 from instil.model.peft_folder import load_adapter, save_adapter
-from instil.model.weights import blank_decoder, load_decoder
+from instil.model.weights import blank_decoder, hub_tensors, load_decoder
 from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference
@@ -150,7 +150,7 @@ def test_peft_opens_what_is_written(
     if targets[-1] == "head" and decoder.spec.tied:
         pytest.skip("peft and a tied head are another matter")
     add_lora(decoder, rank=3, alpha=6, targets=targets, **how)
-    save_adapter(moved(decoder), tmp_path / "adapter", str(folder), 6, 3)
+    save_adapter(moved(decoder), tmp_path / "adapter", str(folder))
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "adapter").eval()
     with torch.inference_mode():
         wanted = theirs(IDS).logits.flatten(0, 1)
@@ -177,6 +177,14 @@ def test_what_peft_writes_is_read(folder: Path, tmp_path: Path, how: dict[str, A
     decoder = load_decoder(folder)
     load_adapter(decoder, tmp_path / "adapter")
     assert (scores(decoder) - wanted).abs().max() / wanted.abs().max() < 1e-5
+    save_adapter(decoder, tmp_path / "again", "x")  # each with its own rank and scale
+    again = load_decoder(folder)
+    load_adapter(again, tmp_path / "again")
+    assert (scores(again) - wanted).abs().max() / wanted.abs().max() < 1e-5
+    with pytest.raises(ModelError, match="has adapters already"):
+        load_adapter(again, tmp_path / "again")
+    with pytest.raises(ModelError, match="merge them first"):
+        list(hub_tensors(again))
 
 
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
@@ -184,17 +192,35 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     tiny_reference("gpt2").save_pretrained(tmp_path / "gpt2")
     decoder = load_decoder(tmp_path / "llama")
     add_lora(decoder, rank=2)
-    save_adapter(decoder, tmp_path / "adapter", "x", 1, 2)
+    save_adapter(decoder, tmp_path / "adapter", "x")
     with pytest.raises(ModelError, match="another model's adapter"):
         load_adapter(load_decoder(tmp_path / "gpt2"), tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"adapter_config\.json: cannot be read"):
         load_adapter(load_decoder(tmp_path / "gpt2"), tmp_path)
     file = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text())
-    for change, words in ({"peft_type": "IA3"}, "type 'IA3'"), ({"bias": "all"}, "bias='all' is not implemented"):
+    for change, words in (
+        ({"peft_type": "IA3"}, "type 'IA3'"), ({"bias": "all"}, "bias='all' is not implemented"),
+        ({"init_lora_weights": "pissa"}, "changes the base model"),
+        ({"alora_invocation_tokens": [7]}, "not implemented"),
+        ({"lora_alpha": None}, "cannot be read"), ({"lora_alpha": float("nan")}, "is nan"),
+        ({"alpha_pattern": {"(": 3}}, "cannot be read"), ({"alpha_pattern": ["q"]}, "cannot be read"),
+        ({"use_dora": True}, "wanted lora_A, lora_B, lora_magnitude_vector"),
+    ):  # fmt: skip
         file.write_text(json.dumps({**config, **change}))
         with pytest.raises(ModelError, match=words):
             load_adapter(load_decoder(tmp_path / "llama"), tmp_path / "adapter")
+
+
+def test_a_row_of_zeros_stays_zero_with_dora(folder: Path) -> None:
+    decoder = load_decoder(folder)
+    with torch.no_grad():
+        decoder.blocks[0].mlp.down.weight[3] = 0
+    base = scores(decoder)
+    add_lora(decoder, rank=2, dora=True)
+    assert torch.allclose(scores(decoder), base, atol=1e-4)
+    merge(decoder)
+    assert torch.allclose(scores(decoder), base, atol=1e-4)
 
 
 def test_targets_and_ranks_that_cannot_be_are_refused(folder: Path) -> None:

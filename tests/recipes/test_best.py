@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import instil
+from instil.errors import SettingsError, TrainingDiverged
 from instil.model.weights import load_decoder
 from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import resolve
@@ -54,3 +55,29 @@ def test_what_gets_better_is_not_stopped_and_ends_as_it_would_without(tiny_folde
         models.append(load_decoder(RunFolder(run.path).model))
         assert json.loads((run.path / "report.json").read_text())["steps"] == 6
     assert torch.equal(models[0].embed.weight, models[1].embed.weight)
+
+
+def test_without_a_validation_to_look_at_patience_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    how = {"evaluation": "book", "eval_every": 0, "patience": 2}
+    with pytest.raises(SettingsError, match="patience looks at the validation loss"):
+        instil.finetune(rows(20), model=tiny_folder, out=tmp_path / "run", **how)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_model_as_it_ends_is_looked_at_too(tiny_folder: Path, tmp_path: Path) -> None:
+    run = instil.finetune(
+        rows(40), model=tiny_folder, out=tmp_path / "run", evaluation="book", eval_every=5, eval_batches=5, patience=3,
+        max_steps=9, learning_rate=1e-3, max_new_tokens=2,
+    )  # fmt: skip
+    evaluated = [one.val_loss for one in read_metrics(run.path / "metrics.jsonl") if one.val_loss is not None]
+    assert run.validation_loss is not None
+    assert run.validation_loss < min(evaluated)  # step 9 is better than step 6, the last with a record
+
+
+def test_nothing_is_left_behind_when_training_fails(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged):
+        instil.finetune(
+            rows(40), model=tiny_folder, out=tmp_path / "run", learning_rate=1e9, warmup=0.5, patience=9, eval_every=1,
+            max_steps=12,
+        )  # fmt: skip
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.gemm import Linear
+from instil.model.lora import LoraLinear
 
 IN, OUT = 64, 16  # torch's kernel reads whole blocks of these many inputs and outputs, whatever there is
 
@@ -52,10 +53,12 @@ def quantise(decoder: Decoder) -> None:
     Layers with an input width that is no multiple of 64 stay as they are; no model that is read here has any.
 
     Raises:
-        SettingsError: the decoder is not on the CPU, whose product this is.
+        SettingsError: the decoder is not on the CPU, whose product this is, or it has adapters.
     """
     if decoder.device.type != "cpu":
         raise SettingsError("int8 weights are for the CPU; leave them out on a GPU")
+    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
+        raise SettingsError("this decoder has adapters; merge them first")
     for module in list(decoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and child.in_features % IN == 0:

@@ -28,6 +28,7 @@ from instil.model.gemm import Linear, linear, product
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
 ALL = "all"  # every projection but the head
 HEAD = "head"
+TINY = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ class LoraLinear(Linear):
             found[rows] = scale * (self.block(n) @ self.lora_a[columns])
             if self.lora_magnitude:
                 whole = self.weight[rows] + found[rows]
-                factor = self.lora_magnitude[n] / torch.linalg.vector_norm(whole, dim=1)
+                factor = self.lora_magnitude[n] / torch.linalg.vector_norm(whole, dim=1).clamp_min(TINY)
                 found[rows] = whole * factor[:, None] - self.weight[rows]
         return found
 
@@ -160,7 +161,7 @@ class LoraLinear(Linear):
         low_NT = self.low_rank(x_NI)
         pieces = list(torch.split(base_NO, _widths(self.rows, self.out_features), dim=1))
         for n, (at, columns) in enumerate(zip(_places(self.rows, self.out_features), self.columns, strict=True)):
-            factor = self.lora_magnitude[n] / self._lengths(n)
+            factor = self.lora_magnitude[n] / self._lengths(n).clamp_min(TINY)  # a row may be zero
             pieces[at] = (pieces[at] + low_NT[:, columns] @ self.block(n).t()) * factor
         found = torch.cat(pieces, dim=1)
         return found if self.bias is None else found + self.bias

@@ -29,25 +29,31 @@ PREFIX = "base_model.model."
 _KEY = re.compile(
     r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weight|base_model\.model\.(.+)\.(lora_magnitude_vector).*"
 )
-_UNDERSTOOD = ("none", None, False, 0)
+_UNDERSTOOD: tuple[Any, ...] = ("none", None, False, 0, [], {})
+_ELSEWHERE = (  # what changes the base model, or more than the linear layers, or when an adapter acts
+    "bias", "modules_to_save", "layer_replication", "use_qalora", "lora_bias", "trainable_token_indices",
+    "alora_invocation_tokens", "target_parameters", "arrow_config", "corda_config", "megatron_config",
+)  # fmt: skip
+_FIRST_VALUES = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights, too
 
 
-def save_adapter(decoder: Decoder, folder: Path, base: str, alpha: float, rank: int) -> None:
+def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
     """Write a decoder's adapters.
 
     Args:
         decoder: it has adapters (`instil.model.lora.add_lora`).
-        folder: is made.
+        folder: is made; its files appear whole or not at all.
         base: name or path of the model that they belong to.
-        alpha: of one adapter, in PEFT's sense: their scale is alpha / rank.
-        rank: of one adapter.
+
+    Raises:
+        ModelError: there are no adapters, or they cannot be written.
     """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
     modules: list[str] = []
     ranks: dict[str, int] = {}
-    alphas: dict[str, float] = {}
+    scales: dict[str, float] = {}
     dora = False
     for owner, leaf, layer in adapters(decoder):
         dora = dora or bool(layer.lora_magnitude)
@@ -55,10 +61,11 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, alpha: float, rank: 
             columns = [layer.columns[n] for n in indexes]
             a = torch.cat([layer.lora_a.detach()[part] for part in columns])
             b = a.new_zeros(span.stop - span.start, len(a))
-            at = 0
+            scale, at = layer.scales[indexes[0]], 0
             for n in indexes:
                 rows, width = layer.rows[n], layer.block(n).shape[1]
-                b[rows.start - span.start : rows.stop - span.start, at : at + width] = layer.block(n).detach()
+                block = layer.block(n).detach() * (layer.scales[n] / scale)  # a module has one scale
+                b[rows.start - span.start : rows.stop - span.start, at : at + width] = block
                 at += width
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
             tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()
@@ -69,9 +76,11 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, alpha: float, rank: 
                     lengths[rows.start - span.start : rows.stop - span.start] = layer.lora_magnitude[n].detach()
                 tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = lengths
             modules.append(module)
-            if len(a) != rank:
-                ranks[module] = len(a)
-                alphas[module] = alpha * len(a) / rank
+            ranks[module], scales[module] = len(a), scale
+    if not modules:
+        raise ModelError("this decoder has no adapters to write")
+    rank = max(set(ranks.values()), key=list(ranks.values()).count)
+    alpha = next(scales[module] * rank for module in modules if ranks[module] == rank)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -79,8 +88,12 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, alpha: float, rank: 
         "r": rank,
         "lora_alpha": alpha,
         "target_modules": sorted({re.sub(r"^.*\.\d+\.", "", module) for module in modules}),
-        "rank_pattern": {f"^{re.escape(module)}": width for module, width in ranks.items()},
-        "alpha_pattern": {f"^{re.escape(module)}": value for module, value in alphas.items()},
+        "rank_pattern": {_named(module): width for module, width in ranks.items() if width != rank},
+        "alpha_pattern": {
+            _named(module): scale * ranks[module]
+            for module, scale in scales.items()
+            if not math.isclose(scale * ranks[module], alpha)
+        },
         "fan_in_fan_out": decoder.spec.family == "gpt2",
         "use_dora": dora,
         "use_rslora": False,
@@ -88,39 +101,54 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, alpha: float, rank: 
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.cpu() for name, tensor in tensors.items()}, str(folder / WEIGHTS), metadata={"format": "pt"}
-    )
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    unfinished = folder / f"{WEIGHTS}.unfinished"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(unfinished), metadata={"format": "pt"})
+        unfinished.replace(folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except Exception as error:  # safetensors raises an error of its own where the disk is full
+        unfinished.unlink(missing_ok=True)
+        raise ModelError(f"{folder}: the adapters cannot be written: {error}") from error
+
+
+def _named(module: str) -> str:
+    """A module's whole name as PEFT's patterns have it."""
+    return f"^{re.escape(module)}"
 
 
 def load_adapter(decoder: Decoder, folder: Path) -> None:
     """Put the adapters of a PEFT folder on a decoder, which is frozen.
 
     Raises:
-        ModelError: it is no LoRA adapter that is read here, damaged, or of another model.
+        ModelError: it is no LoRA adapter that is read here, damaged, or of another model; or there is one already.
     """
+    if next(adapters(decoder), None) is not None:
+        raise ModelError("this decoder has adapters already; merge them first")
     config = _config(folder)
-    file = SafetensorsFile(folder / WEIGHTS)
-    found: dict[str, dict[str, Tensor]] = {}
-    for name in file.names():
-        match = _KEY.fullmatch(name)
-        if match is None:
-            raise ModelError(f"{folder / WEIGHTS}: {name} is no part of a LoRA adapter as read here")
-        module, kind = (match[1], match[2]) if match[1] else (match[3], match[4])
-        found.setdefault(module, {})[kind] = file.get(name).float()
+    found = _tensors(folder)
+    layers = _hub_layers(decoder)
+    known = {module for *_, places in layers for module, _ in places}
+    if strangers := sorted(found.keys() - known):
+        raise ModelError(
+            f"{folder}: adapters for {', '.join(strangers[:5])}, which a {decoder.spec.family} model as built here "
+            "does not have; is this another model's adapter?"
+        )
+    dora = bool(config.get("use_dora"))
+    for *_, layer, places in layers:  # all of them before anything is changed
+        for module, span in places:
+            if module in found:
+                _check(folder, module, found[module], span.stop - span.start, layer.in_features, dora=dora)
+                _scale(folder, config, module, len(found[module]["lora_A"]))
     decoder.requires_grad_(False)
-    for owner, leaf, layer, places in _hub_layers(decoder):
+    for owner, leaf, layer, places in layers:
         mine = [(module, span) for module, span in places if module in found]
         if not mine:
             continue
-        parts = [found.pop(module) for module, _ in mine]
-        for (module, span), part in zip(mine, parts, strict=True):
-            _check(folder, module, part, span.stop - span.start, layer.in_features)
+        parts = [found[module] for module, _ in mine]
         ranks = [len(part["lora_A"]) for part in parts]
-        scales = [_scale(config, module, rank) for (module, _), rank in zip(mine, ranks, strict=True)]
-        adapted = LoraLinear(layer, [span for _, span in mine], ranks, scales, dora=bool(config.get("use_dora")))
+        scales = [_scale(folder, config, module, rank) for (module, _), rank in zip(mine, ranks, strict=True)]
+        adapted = LoraLinear(layer, [span for _, span in mine], ranks, scales, dora=dora)
         with torch.no_grad():
             adapted.lora_a.copy_(torch.cat([part["lora_A"] for part in parts]))
             for n, part in enumerate(parts):
@@ -128,11 +156,24 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
                 if adapted.lora_magnitude:
                     adapted.lora_magnitude[n].copy_(part["lora_magnitude_vector"])
         setattr(owner, leaf, adapted)
-    if found:
-        raise ModelError(
-            f"{folder}: adapters for {', '.join(sorted(found)[:5])}, which a {decoder.spec.family} model as built here "
-            "does not have; is this another model's adapter?"
-        )
+
+
+def _tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """For each module its A, B and magnitudes."""
+    file = SafetensorsFile(folder / WEIGHTS)
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in file.names():
+        match = _KEY.fullmatch(name)
+        if match is None:
+            raise ModelError(f"{folder / WEIGHTS}: {name} is no part of a LoRA adapter as read here")
+        module, kind = (match[1], match[2]) if match[1] else (match[3], match[4])
+        if kind in found.setdefault(module, {}):
+            raise ModelError(f"{folder / WEIGHTS}: {kind} of {module} is there twice")
+        tensor = file.get(name)
+        if not tensor.is_floating_point():
+            raise ModelError(f"{folder / WEIGHTS}: {name} is stored as {tensor.dtype}; wanted floating point")
+        found[module][kind] = tensor.float()
+    return found
 
 
 def _modules(decoder: Decoder, owner: nn.Module, leaf: str, layer: LoraLinear) -> list[tuple[str, list[int], slice]]:
@@ -168,11 +209,16 @@ def _hub_layers(decoder: Decoder) -> list[tuple[nn.Module, str, Any, list[tuple[
     return found
 
 
-def _check(folder: Path, module: str, part: Mapping[str, Tensor], rows: int, width: int) -> None:
-    if {"lora_A", "lora_B"} - part.keys():
-        raise ModelError(f"{folder / WEIGHTS}: the adapter of {module} is incomplete")
+def _check(folder: Path, module: str, part: Mapping[str, Tensor], rows: int, width: int, *, dora: bool) -> None:
+    wanted = {"lora_A", "lora_B"} | ({"lora_magnitude_vector"} if dora else set())
+    if wanted != part.keys():
+        found = ", ".join(sorted(part))
+        needed = ", ".join(sorted(wanted))
+        raise ModelError(f"{folder / WEIGHTS}: the adapter of {module} has {found}; wanted {needed}")
     a, b = part["lora_A"], part["lora_B"]
-    if a.dim() != 2 or b.dim() != 2 or a.shape[1] != width or b.shape != (rows, a.shape[0]):
+    lengths = part.get("lora_magnitude_vector")
+    fits = a.dim() == 2 and b.dim() == 2 and a.shape[1] == width and len(a) > 0 and b.shape == (rows, a.shape[0])
+    if not fits or (lengths is not None and lengths.shape != (rows,)):
         raise ModelError(
             f"{folder / WEIGHTS}: the adapter of {module} has shapes {list(a.shape)} and {list(b.shape)}; wanted "
             f"[r, {width}] and [{rows}, r]"
@@ -181,8 +227,13 @@ def _check(folder: Path, module: str, part: Mapping[str, Tensor], rows: int, wid
         raise ModelError(f"{folder / WEIGHTS}: the adapter of {module} holds values that are not finite numbers")
 
 
-def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
-    alpha = float(_of(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
+    try:
+        alpha = float(_of(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise ModelError(f"{folder / CONFIG}: lora_alpha or alpha_pattern cannot be read: {error}") from error
+    if not math.isfinite(alpha):
+        raise ModelError(f"{folder / CONFIG}: lora_alpha of {module} is {alpha}")
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
@@ -205,7 +256,12 @@ def _config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ModelError(f"{path}: an adapter of type {kind!r}; read here: LORA")
-    for key in ("bias", "modules_to_save", "layer_replication", "use_qalora", "lora_bias", "trainable_token_indices"):
+    for key in _ELSEWHERE:
         if config.get(key) not in _UNDERSTOOD:
             raise ModelError(f"{path}: {key}={config[key]!r} is not implemented here")
+    if config.get("init_lora_weights") not in _FIRST_VALUES:
+        raise ModelError(
+            f"{path}: init_lora_weights={config['init_lora_weights']!r} changes the base model, too, which is not "
+            "implemented here; merge the adapter with peft"
+        )
     return config

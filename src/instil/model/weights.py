@@ -21,6 +21,7 @@ from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.hub import find_model
+from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.safetensors_file import SafetensorsFile
 from instil.model.spec import DecoderSpec
@@ -268,6 +269,8 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     others evenly.
     """
     spec = decoder.spec
+    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
+        raise ModelError("this decoder has adapters, which are no part of a model; merge them first")
     for name, value in decoder.named_parameters():
         stored, names = _lookup(table, name)
         rows = [value.shape[0] // len(names)] * len(names)

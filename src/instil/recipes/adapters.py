@@ -63,9 +63,7 @@ def adapted(
     trained = adapt(decoder, settings)
     screen.say(f"  trained: {trained:,} numbers in adapters beside {whole:,} frozen ones ({trained / whole:.2%})")
     yield
-    lora = settings.lora
-    alpha = {"alpha/rank": lora.alpha, "alpha": lora.alpha * lora.rank, "alpha/sqrt(rank)": lora.alpha * lora.rank**0.5}
-    save_adapter(decoder, folder, base, alpha[lora.scaling], lora.rank)
+    save_adapter(decoder, folder, base)
     before = _scores(decoder, tried)
     merge(decoder)
     difference = float((_scores(decoder, tried) - before).abs().max() / before.abs().max())

@@ -14,9 +14,20 @@ from instil.model.safetensors_file import SafetensorsFile
 
 @dataclass(frozen=True, slots=True)
 class BestOnDisk:
-    """Keeps what is trained in one file."""
+    """Keeps what is trained in one file, which is gone after the ``with`` block that it is used in."""
 
     path: Path
+
+    def __enter__(self) -> BestOnDisk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.path.unlink(missing_ok=True)
+        self._unfinished.unlink(missing_ok=True)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.path.with_name(self.path.name + ".unfinished")
 
     def save(self, decoder: Decoder) -> None:
         """Write what is trained; the file appears whole or not at all.
@@ -26,15 +37,14 @@ class BestOnDisk:
         """
         from safetensors.torch import save_file
 
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
         tensors = {
             name: parameter.detach().cpu().contiguous()
             for name, parameter in decoder.named_parameters()
             if parameter.requires_grad
         }
         try:
-            save_file(tensors, str(unfinished))
-            unfinished.replace(self.path)
+            save_file(tensors, str(self._unfinished))
+            self._unfinished.replace(self.path)
         except Exception as error:  # safetensors raises an error of its own where the disk is full
             raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
 
@@ -45,7 +55,3 @@ class BestOnDisk:
         for name, parameter in decoder.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(file.get(name))
-
-    def remove(self) -> None:
-        """Let go of the file: what it held is the model now."""
-        self.path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from instil.data.sources import Source, examples_from, read_source
 from instil.data.splits import PARTS, Part, Split, split_examples
 from instil.data.templates import TEMPLATES, Template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import ModelError, TemplateMismatch
+from instil.errors import ModelError, SettingsError, TemplateMismatch
 from instil.export.folder import TEMPLATE_FILE
 from instil.generate.answer import answer
 from instil.generate.options import GenerateOptions
@@ -118,6 +118,10 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
     if settings.train.method == "lora":
         adapt(blank_decoder(spec), settings)  # so are targets and ranks
+    if settings.train.patience and loader_for(prepared, "validation") is None:
+        raise SettingsError("train.patience looks at the validation loss, and no rows are held out for validation")
+    if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:
+        raise SettingsError("train.patience looks at the validation loss; set train.eval_every, which is 0")
     return prepared
 
 
@@ -253,9 +257,9 @@ def tune(
                     asked = " ".join(f"{example.instruction} {example.input}".split())
                     screen.say(f"    asked: {_short(asked)}\n    says:  {_short(' '.join(said.text.split()))}", "dim")
 
-        tried = prepared.encoded["train"][0].ids
+        tried = prepared.encoded["train"][0].ids[: prepared.max_length]
         kept = BestOnDisk(folder.path / "checkpoints" / "best.safetensors")
-        with adapted(decoder, prepared.settings, folder.adapter, prepared.model_name, tried, screen):
+        with adapted(decoder, prepared.settings, folder.adapter, prepared.model_name, tried, screen), kept:
             result = train(
                 decoder,
                 loader,
@@ -266,7 +270,6 @@ def tune(
                 seen_ids=loader.ids(),
                 keeper=kept,
             )
-            kept.remove()
     if result.best_step is not None:
         screen.say(f"  kept the model of step {result.best_step}, validation loss {result.validation_loss:.3f}")
     plot_losses(result.records, folder.path)

@@ -174,6 +174,8 @@ def train(
                 break
         if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
             last = evaluate()
+            with _aside(decoder, touched):
+                best.saw(decoder, last, done)
     finally:
         decoder.eval()
         updates.close()

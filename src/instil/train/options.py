@@ -22,7 +22,7 @@ class LoraOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     rank: int = Field(16, ge=1, description="width of each adapter")
-    alpha: float = Field(32.0, gt=0, description="how much adapters count: they are multiplied by alpha / rank")
+    alpha: float = Field(32.0, gt=0, le=1e6, description="how much adapters count: they are multiplied by alpha / rank")
     targets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         ("all",), description="all (but the head), or names: q, k, v, out, gate, up, down, head, q_proj, c_attn, ..."
     )

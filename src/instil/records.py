@@ -1,7 +1,8 @@
 """What crosses from one room to another.
 
-A JSON object becomes an `Example`, a template and a tokenizer make it `Encoded`, the collate makes a
-`Batch` of several, the decoder answers with a `Completion`, and a judge gives that a `Verdict`.
+A JSON object becomes an `Example` (or a `Pair` of answers to one), a template and a tokenizer make it
+`Encoded`, the collate makes a `Batch` of several, the decoder answers with a `Completion`, and a judge gives
+that a `Verdict`.
 
 Shape suffixes: B rows of a batch · T positions of a row · N tokens to compute (all rows, flat) ·
 S supervised predictions.
@@ -34,6 +35,27 @@ class Example:
     def as_json(self) -> dict[str, str]:
         """The row in Alpaca form, as the book writes it."""
         return {"instruction": self.instruction, "input": self.input, "output": self.output}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two answers to one example, of which the first is preferred: a row of preference data.
+
+    ``example.output`` may be empty; it takes no part in preference tuning.
+    """
+
+    example: Example
+    chosen: str
+    rejected: str
+
+    @property
+    def row(self) -> int:
+        """The position in the file, as the example's."""
+        return self.example.row
+
+    def as_json(self) -> dict[str, str]:
+        """The row in the form of the chapter's ``instruction-data-with-preference.json``."""
+        return {**self.example.as_json(), "chosen": self.chosen, "rejected": self.rejected}
 
 
 @dataclass(frozen=True, slots=True)

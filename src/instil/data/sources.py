@@ -29,6 +29,8 @@ NAMED = {"starter": "starter.json"}
 GITHUB = "https://raw.githubusercontent.com"
 FETCHED = {  # the chapter's 1,100 rows; Alpaca's 52,002, of which 28 have an empty output (exercise 7.3)
     "book": "rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json",
+    "book-preference": "rasbt/LLMs-from-scratch/main/ch07/04_preference-tuning-with-dpo/"
+    "instruction-data-with-preference.json",
     "alpaca": "tatsu-lab/stanford_alpaca/main/alpaca_data.json",
 }
 LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
@@ -72,13 +74,21 @@ def read_source(data: str | Path, *, skip_bad: bool = False, need_output: bool =
     Raises:
         DataError: the file is missing, cannot be fetched, is empty, not JSON, not a list, or has unusable rows.
     """
+    return examples_from(read_rows(data), str(data), skip_bad=skip_bad, need_output=need_output)
+
+
+def read_rows(data: str | Path) -> list[Any]:
+    """The parsed rows of a data set by name, path or URL, as they are.
+
+    Raises:
+        DataError: the file is missing, cannot be fetched, is empty, not JSON, or not a list.
+    """
     name = str(data)
     if name in NAMED:
         raw = (resources.files("instil.data") / NAMED[name]).read_bytes()
     else:
         raw = _read_bytes(fetch_data(name) if comes_from_afar(name) else Path(data))
-    rows = parse_rows(raw, name)
-    return examples_from(rows, name, skip_bad=skip_bad, need_output=need_output)
+    return parse_rows(raw, name)
 
 
 def comes_from_afar(data: str) -> bool:
@@ -134,7 +144,7 @@ def examples_from(
     bad: list[str] = []
     unused: dict[str, int] = {}
     for index, row in enumerate(rows):
-        problem = _problem(row, need_output=need_output)
+        problem = row_problem(row, need_output=need_output)
         if problem:
             bad.append(f"row {index}: {problem}")
             continue
@@ -257,24 +267,26 @@ def _decode(raw: bytes, name: str) -> str:
         ) from error
 
 
-def _problem(row: Any, *, need_output: bool) -> str | None:
+def row_problem(row: Any, *, need_output: bool) -> str | None:
+    """Why a row cannot be used, or None."""
     if not isinstance(row, dict):
         return f"is a {_kind(row)}; wanted an object"
     checks: list[tuple[str, Callable[[Any], str | None]]] = [
-        ("instruction", _text_problem),
-        ("input", _optional_text_problem),
-        ("output", _text_problem if need_output else _optional_text_problem),
-        ("task", _optional_text_problem),
+        ("instruction", text_problem),
+        ("input", optional_text_problem),
+        ("output", text_problem if need_output else optional_text_problem),
+        ("task", optional_text_problem),
     ]
-    problems = [f"{key} {problem}" for key, check in checks if (problem := check(row.get(key, _ABSENT)))]
+    problems = [f"{key} {problem}" for key, check in checks if (problem := check(row.get(key, ABSENT)))]
     return ", ".join(problems) or None
 
 
-_ABSENT = object()
+ABSENT = object()  # for `text_problem`: the row has no such key
 
 
-def _text_problem(value: Any) -> str | None:
-    if value is _ABSENT:
+def text_problem(value: Any) -> str | None:
+    """Why a field that must hold text cannot be used, or None."""
+    if value is ABSENT:
         return "is missing"
     if not isinstance(value, str):
         return f"is {_kind(value)}; wanted text"
@@ -289,10 +301,11 @@ def _text_problem(value: Any) -> str | None:
     return None
 
 
-def _optional_text_problem(value: Any) -> str | None:
-    if value is _ABSENT or value is None or value == "":
+def optional_text_problem(value: Any) -> str | None:
+    """The same for a field that may be absent or empty."""
+    if value is ABSENT or value is None or value == "":
         return None
-    problem = _text_problem(value)
+    problem = text_problem(value)
     return None if problem == "is empty" else problem
 
 

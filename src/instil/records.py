@@ -10,7 +10,7 @@ S supervised predictions.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -77,6 +77,33 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """Two rows that begin with the same prompt, and which of their ids are scored.
+
+    ``chosen_scored`` and ``rejected_scored`` are spans of positions whose log-probabilities belong to the answer;
+    ``reference`` holds these log-probabilities under the reference model, one for each scored id, where they are
+    known. ``other`` is the same prompt with the answers of another row (KTO asks how likely those are).
+    """
+
+    chosen: Encoded
+    rejected: Encoded
+    chosen_scored: range
+    rejected_scored: range
+    reference: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    other: EncodedPair | None = None
+
+    @property
+    def row(self) -> int:
+        """The pair's number in its file."""
+        return self.chosen.row
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of the longer answer's row, for who wants to know lengths."""
+        return max(self.chosen.ids, self.rejected.ids, key=len)
+
+
+@dataclass(frozen=True, slots=True)
 class Grid:
     """A layout: ``rows`` sequences side by side, each padded on the right to ``length`` tokens."""
 
@@ -102,6 +129,28 @@ class Shared:
 
 
 @dataclass(frozen=True, slots=True)
+class Forked:
+    """A layout of pairs: the ``prefix`` of all, then for each pair the stem that its two rows share, then branches.
+
+    ``stems`` counts the tokens of each pair after the prefix that both rows have in common (none is possible), and
+    ``branches`` the tokens after these of each row: of the first pair's two, of the second's, and so on, at least
+    one each.
+    """
+
+    prefix: int
+    stems: tuple[int, ...]
+    branches: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of sequences: two for each pair."""
+        return len(self.branches)
+
+
+Layout = Grid | Shared | Forked
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The tokens to compute, where each one stands, and what is to be predicted from which.
 
@@ -114,7 +163,7 @@ class Batch:
     at_S           [S]    index into N of each supervised prediction
     targets_S      [S]    the id to be predicted there
     weights_S      [S]    how many times that prediction counts (1 in a padded grid)
-    layout         -      which tokens see which (`Grid` or `Shared`: causal within each row)
+    layout         -      which tokens see which (`Grid`, `Shared`, `Forked`: causal within each row)
     examples       [B]    the row numbers of the data set, for messages
     =============  =====  =========================================================
 
@@ -128,7 +177,7 @@ class Batch:
     at_S: Tensor
     targets_S: Tensor
     weights_S: Tensor
-    layout: Grid | Shared
+    layout: Layout
     examples: tuple[int, ...] = ()
 
     @property
@@ -141,6 +190,9 @@ class Batch:
         """How many tokens the rows have, without padding; a shared one counts in every row."""
         if isinstance(self.layout, Shared):
             return self.layout.prefix * self.layout.rows + sum(self.layout.lengths)
+        if isinstance(self.layout, Forked):
+            layout = self.layout
+            return layout.prefix * layout.rows + 2 * sum(layout.stems) + sum(layout.branches)
         return int((self.rows_N >= 0).sum().item())
 
     @property
@@ -157,12 +209,12 @@ class Batch:
 
     @property
     def _grid(self) -> Grid:
-        if isinstance(self.layout, Shared):
+        if not isinstance(self.layout, Grid):
             raise TypeError("a batch that shares its prefix has no rectangle of ids; make it with collate()")
         return self.layout
 
     @staticmethod
-    def untargeted(ids_N: Tensor, positions_N: Tensor, rows_N: Tensor, layout: Grid | Shared) -> Batch:
+    def untargeted(ids_N: Tensor, positions_N: Tensor, rows_N: Tensor, layout: Layout) -> Batch:
         """Tokens of which nothing is to be predicted by the loss: prompts, and tokens being generated."""
         none = ids_N.new_empty(0)
         return Batch(ids_N, positions_N, rows_N, none, none, none.float(), layout)
@@ -178,6 +230,45 @@ class Batch:
             self.weights_S.to(device),
             self.layout,
             self.examples,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PairBatch(Batch):
+    """A batch of preference pairs; the rows are the first pair's chosen and rejected, the second's, and so on.
+
+    Every prediction is made once, however many rows it belongs to. The weights count those of chosen rows that are
+    trained on, for a loss that is a likelihood; what is scored of each row is listed here:
+
+    ============  =====  ==============================================================================
+    field         shape  meaning
+    ============  =====  ==============================================================================
+    prediction_M  [M]    index into S of each scored id of each row, row after row
+    row_M         [M]    the row it belongs to, 0 to 2 * pairs - 1
+    reference_M   [M]    its log-probability under the reference model; zeros where that is not known
+    others        -      the same prompts with answers of other rows, or None
+    ============  =====  ==============================================================================
+    """
+
+    prediction_M: Tensor = None  # type: ignore[assignment]  # fields after those with defaults need one
+    row_M: Tensor = None  # type: ignore[assignment]
+    reference_M: Tensor = None  # type: ignore[assignment]
+    others: PairBatch | None = None
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are."""
+        return self.layout.rows // 2
+
+    def to(self, device: Any) -> PairBatch:
+        """The same batch on another device."""
+        plain = Batch.to(self, device)
+        return PairBatch(
+            **{field.name: getattr(plain, field.name) for field in fields(plain)},
+            prediction_M=self.prediction_M.to(device),
+            row_M=self.row_M.to(device),
+            reference_M=self.reference_M.to(device),
+            others=self.others.to(device) if self.others else None,
         )
 
 

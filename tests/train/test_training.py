@@ -21,6 +21,7 @@ from instil.records import IGNORED, Encoded
 from instil.train.loop import train
 from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import MetricsFile, StepRecord, read_metrics
+from instil.train.objective import Likelihood
 from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
 from instil.train.plot import plot_losses
@@ -95,7 +96,7 @@ def test_accumulated_is_one_big_batch(family: str, rows: list[Encoded], micro: i
     for name, step in (("whole", whole), ("parts", parts)):
         model.zero_grad()
         updates = Kept(model.parameters(), weight_decay=0.0)
-        loss, _ = _step(model, step, updates)
+        loss, _, _ = _step(model, step, updates, Likelihood(), "fp32")
         updates.close()
         found[name] = (loss, {key: updates.gradients[parameter] for key, parameter in model.named_parameters()})
     assert found["whole"][0].tokens == found["parts"][0].tokens

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instil.errors import UserError
+from instil.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from instil.recipes.settings import Settings
@@ -24,20 +24,46 @@ SetOpt = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting; 'instil settings' lists all."),
 ]
 ConfigOpt = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings.")]
+MethodOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        help="full, lora; on preference pairs dpo, ipo, simpo, orpo or kto (which go with lora, too).",
+    ),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 BookOpt = Annotated[bool, typer.Option("--as-in-book", help="The chapter's choices (docs/book.md).")]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 
 
+METHODS = {
+    "full": ("train.method=full",),
+    "lora": ("train.method=lora",),
+    "sft": ("train.objective=sft",),
+    **{loss: ("train.objective=dpo", f"dpo.loss={loss}") for loss in ("dpo", "ipo", "simpo", "orpo", "kto")},
+}
+
+
 def chosen_settings(
-    assignments: list[str] | None, config: Path | None, only: str = "", *, as_in_book: bool = False
+    assignments: list[str] | None,
+    config: Path | None,
+    only: str = "",
+    *,
+    as_in_book: bool = False,
+    methods: list[str] | None = None,
 ) -> Settings:
     from instil.recipes.settings import resolve
 
-    wrong = [given for given in assignments or [] if only and not given.startswith(f"{only}.")]
+    for method in methods or []:
+        if method not in METHODS:
+            raise UserError(f"--method {method}: known: {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+    named = [key for method in methods or [] for key in METHODS[method]]
+    assignments = [*named, *(assignments or [])]
+
+    wrong = [given for given in assignments if only and not given.startswith(f"{only}.")]
     if wrong:
         raise UserError(f"--set {wrong[0]}: only {only}.* settings matter here")
-    return resolve(as_in_book=as_in_book, config=config, assignments=assignments or [])
+    return resolve(as_in_book=as_in_book, config=config, assignments=assignments)
 
 
 def print_json(value: Any) -> None:

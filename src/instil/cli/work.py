@@ -13,6 +13,7 @@ from instil.cli.options import (
     ConfigOpt,
     DataArg,
     JsonOpt,
+    MethodOpt,
     ModelOpt,
     OutOpt,
     OverwriteOpt,
@@ -34,6 +35,7 @@ def run_command(
     data: DataArg = "starter",
     model: ModelOpt = "smollm2-135m",
     out: OutOpt = None,
+    method: MethodOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
@@ -41,7 +43,9 @@ def run_command(
     as_json: JsonOpt = False,
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
-    chosen = chosen_settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method
+    )  # refused before anything heavy loads
     _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=True)
 
 
@@ -50,14 +54,17 @@ def train_command(
     data: DataArg = "starter",
     model: ModelOpt = "smollm2-135m",
     out: OutOpt = None,
+    method: MethodOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Training alone: no answers before or after."""
-    chosen = chosen_settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    """Training alone: no answers before or after. With --method dpo the rows are preference pairs."""
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method
+    )  # refused before anything heavy loads
     _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=False)
 
 
@@ -66,6 +73,7 @@ def plan_command(
     data: Annotated[str | None, typer.Argument(help="The rows, as for run.  [default: starter]")] = None,
     model: ModelOpt = "smollm2-135m",
     data_option: Annotated[str | None, typer.Option("--data", help="The same, as an option.")] = None,
+    method: MethodOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
@@ -74,7 +82,9 @@ def plan_command(
     """Time and memory of a run on this machine, from a few timed steps; leaves nothing behind."""
     if data is not None and data_option is not None:
         raise UserError("the rows are given twice; leave out --data")
-    chosen = chosen_settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method
+    )  # refused before anything heavy loads
     from instil.recipes.plan import plan, tables
 
     made = plan(data or data_option or "starter", model, chosen)

@@ -7,20 +7,20 @@ the middle of epoch 3 goes on with exactly the rows it had not seen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from instil.data.collate import collate, collate_shared, common_prefix
 from instil.errors import DataError
-from instil.records import Batch, Encoded
+from instil.records import Batch, Encoded, EncodedPair
 
 
 class Loader:
     """Optimizer steps over encoded rows; each step is a list of one or more micro-batches.
 
     Args:
-        rows: the encoded rows.
+        rows: the encoded rows (pairs, in `instil.data.pair_loader`).
         batch_size: rows of one optimizer step.
         micro_batch: rows computed at once; 0 means the whole step.
         shuffle: whether epochs are shuffled (seeded) or in file order.
@@ -30,7 +30,7 @@ class Loader:
 
     def __init__(
         self,
-        rows: Sequence[Encoded],
+        rows: Sequence[Encoded] | Sequence[EncodedPair],
         batch_size: int,
         *,
         pad_id: int,
@@ -45,7 +45,7 @@ class Loader:
             raise DataError("there are no rows to make batches of")
         if batch_size < 1 or micro_batch < 0:
             raise ValueError(f"batch_size is {batch_size}, micro_batch {micro_batch}; wanted at least 1 and at least 0")
-        self.rows = tuple(rows)
+        self.rows: tuple[Any, ...] = tuple(rows)
         self.batch_size = batch_size
         self.micro_batch = micro_batch or batch_size
         self.shuffle = shuffle

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.cache import Part
-from instil.records import Batch, Shared
+from instil.records import Batch, Forked, Shared
 
 
 class Pattern(Protocol):
@@ -144,7 +144,7 @@ class SharedPrefix:
         if window not in self.masks:
             self.masks[window] = self._masks(window, q_NHW.device)
         in_prefix, in_rows = self.masks[window]
-        q, k, v = (self._own(x) for x in (q_NHW, k_NKW, v_NKW))
+        q, k, v = (self.own(x) for x in (q_NHW, k_NKW, v_NKW))
         if not self.prefix:
             return self._back(_attend(q, k, v, in_rows, scale))
         prefix = slice(None, self.prefix)
@@ -155,7 +155,7 @@ class SharedPrefix:
         own_NHW = self._back(_attend(q, k, v, in_rows, scale))
         return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scale)), own_NHW])
 
-    def _own(self, x_NHW: Tensor) -> Tensor:
+    def own(self, x_NHW: Tensor) -> Tensor:
         """The rows' own tokens side by side, [B, H, L, W]."""
         grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
         return _rows_first(grid.index_copy(0, self.slots_N, x_NHW[self.prefix :]), self.rows, self.length)
@@ -176,13 +176,69 @@ class SharedPrefix:
         )
 
 
+class Forks:
+    """Pairs of rows: a prefix that all continue, a stem that both rows of a pair continue, and the rows' branches.
+
+    Prefix and stems are a `SharedPrefix` of their own. The branches are set side by side; before each stand the
+    keys and values of the prefix and of its pair's stem, under a mask, because stems differ in length.
+    """
+
+    def __init__(self, layout: Forked, device: torch.device) -> None:
+        self.trunk = SharedPrefix(Shared(layout.prefix, layout.stems), device)
+        self.prefix, self.rows = layout.prefix, layout.rows
+        self.stem, self.length = max(layout.stems), max(layout.branches)
+        self.before = layout.prefix + sum(layout.stems)  # tokens that are no branch's
+        lengths_B = torch.tensor(layout.branches, device=device)
+        own_BL = torch.arange(self.length, device=device) < lengths_B[:, None]
+        self.slots_N = own_BL.flatten().nonzero()[:, 0]
+        stems_B = torch.tensor(layout.stems, device=device).repeat_interleave(2)
+        stem_S, own_L = torch.arange(self.stem, device=device), torch.arange(self.length, device=device)
+        far = layout.prefix + self.stem + self.length  # a position that no token sees
+        ends_B = layout.prefix + stems_B[:, None]
+        self.at_BL = ends_B + own_L
+        keys = [
+            torch.arange(layout.prefix, device=device).expand(self.rows, -1),
+            torch.where(stem_S < stems_B[:, None], layout.prefix + stem_S, far),
+            self.at_BL,
+        ]
+        self.keys_BS = torch.cat(keys, 1)
+        self.masks: dict[int | None, Tensor] = {}
+
+    def __call__(
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+    ) -> Tensor:
+        trunk, branches = slice(None, self.before), slice(self.before, None)
+        trunk_NHW = self.trunk(layer, q_NHW[trunk], k_NKW[trunk], v_NKW[trunk], window, scale)
+        if window not in self.masks:
+            self.masks[window] = _visible(self.at_BL, self.keys_BS[:, None], window)[:, None]
+        q = self._grid(q_NHW[branches])
+        k, v = (self._with_trunk(x_NKW) for x_NKW in (k_NKW, v_NKW))
+        out = _flat(_attend(q, k, v, self.masks[window], scale)).index_select(0, self.slots_N)
+        return torch.cat([trunk_NHW, out])
+
+    def _grid(self, x_NHW: Tensor) -> Tensor:
+        grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
+        return _rows_first(grid.index_copy(0, self.slots_N, x_NHW), self.rows, self.length)
+
+    def _with_trunk(self, x_NKW: Tensor) -> Tensor:
+        """Keys or values of prefix, stem and branch of each row, [B, K, P + S + L, W]."""
+        before = x_NKW[: self.prefix].transpose(0, 1)[None].expand(self.rows, -1, -1, -1)
+        stems = self.trunk.own(x_NKW[: self.before]).repeat_interleave(2, 0)
+        return torch.cat([before, stems, self._grid(x_NKW[self.before :])], 2)
+
+
 def pattern_for(batch: Batch, past: Sequence[Part] | None) -> Pattern:
     """The pattern of a batch's layout, or of rows that go on from a cache."""
     if past is not None:
         return Continued(past, batch.ids_N.device)
-    if isinstance(batch.layout, Shared):
-        return SharedPrefix(batch.layout, batch.ids_N.device)
-    return PaddedGrid(batch.layout.rows, batch.layout.length)
+    layout, device = batch.layout, batch.ids_N.device
+    if isinstance(layout, Forked) and max(layout.stems) == 0:
+        return SharedPrefix(Shared(layout.prefix, layout.branches), device)
+    if isinstance(layout, Forked):
+        return Forks(layout, device)
+    if isinstance(layout, Shared):
+        return SharedPrefix(layout, device)
+    return PaddedGrid(layout.rows, layout.length)
 
 
 def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:

@@ -25,5 +25,11 @@ AS_IN_BOOK: dict[str, dict[str, Any]] = {
         "seed": 123,
     },
     "lora": {"rank": 16, "alpha": 16.0, "targets": ("all", "head"), "scaling": "alpha"},  # exercise 7.4, appendix E
+    "dpo": {"loss": "dpo", "beta": 0.1, "reduction": "mean", "scored": "book", "keep_equal": True},  # chapter 7's bonus
     "generate": {"max_new_tokens": 256, "temperature": 0.0, "top_k": 0, "header": False},
+}
+
+# What the bonus on preference tuning has otherwise, with ``train.objective=dpo``.
+PREFERENCE_AS_IN_BOOK: dict[str, dict[str, Any]] = {
+    "train": {"epochs": 1, "learning_rate": 5e-6, "weight_decay": 0.01},
 }

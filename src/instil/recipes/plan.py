@@ -200,7 +200,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     memory = Memory(machine, now, weights, 2 * trained, gradients, steps.activations, cache, others, steps.measured)
     pace = pace_of(steps.steps)
     seconds["train"] = work.steps * pace.seconds(work.step)
-    seconds["evaluate"] = work.evaluations * time_evaluation(decoder, loader).seconds(work.evaluation)
+    seconds["evaluate"] = work.evaluations * time_evaluation(prepared, decoder, loader).seconds(work.evaluation)
     examples = prepared.held_out[1]
     answers = time_answers(prepared, decoder, examples)
     prompts, options = prompt_lengths(prepared, examples), prepared.settings.generate

@@ -17,8 +17,12 @@ from instil.data.options import DataOptions
 from instil.errors import SettingsError, did_you_mean
 from instil.evaluate.options import ScoreOptions
 from instil.generate.options import GenerateOptions
-from instil.recipes.book import AS_IN_BOOK
-from instil.train.options import LoraOptions, TrainOptions
+from instil.recipes.book import AS_IN_BOOK, PREFERENCE_AS_IN_BOOK
+from instil.train.options import DpoOptions, LoraOptions, TrainOptions
+
+# Preference tuning moves a model that can answer already: smaller steps, and fewer. SimPO's beta multiplies a mean.
+PREFERENCE: dict[str, dict[str, Any]] = {"train": {"epochs": 1, "learning_rate": 5e-6}}
+PREFERENCE_BY_LOSS: dict[str, dict[str, dict[str, Any]]] = {"simpo": {"dpo": {"beta": 2.0}}}
 
 
 class Settings(BaseModel):
@@ -29,6 +33,7 @@ class Settings(BaseModel):
     data: DataOptions = Field(default_factory=DataOptions)
     train: TrainOptions = Field(default_factory=TrainOptions)
     lora: LoraOptions = Field(default_factory=LoraOptions)
+    dpo: DpoOptions = Field(default_factory=DpoOptions)
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
     score: ScoreOptions = Field(default_factory=ScoreOptions)
 
@@ -37,6 +42,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "data": DataOptions,
     "train": TrainOptions,
     "lora": LoraOptions,
+    "dpo": DpoOptions,
     "generate": GenerateOptions,
     "score": ScoreOptions,
 }
@@ -60,14 +66,17 @@ def resolve(
 ) -> Settings:
     """Defaults or the book's choices, overridden by a TOML file, then ``key=value`` pairs, then ``values``.
 
+    Preference tuning has a few defaults of its own.
+
     >>> resolve(assignments=["train.epochs=3"]).train.epochs
     3
+    >>> resolve(assignments=["train.objective=dpo"]).train.learning_rate
+    5e-06
 
     Raises:
         SettingsError: a key is unknown, or a value is not of its kind.
     """
-    base = AS_IN_BOOK if as_in_book else {}
-    chosen: dict[str, dict[str, Any]] = {section: dict(base.get(section, {})) for section in SECTIONS}
+    chosen: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     if config is not None:
         stored = _toml(config)
         if "instil" in stored and isinstance(stored.get("settings"), dict):
@@ -81,6 +90,13 @@ def resolve(
         _set(chosen, key.strip(), _parsed(text.strip()), "--set")
     for key, value in _flat(values or {}).items():
         _set(chosen, _full_name(key), value, "settings")
+    tables = [AS_IN_BOOK] if as_in_book else []
+    if chosen["train"].get("objective") == "dpo":
+        tables.append(PREFERENCE_AS_IN_BOOK if as_in_book else PREFERENCE)
+        tables.append(PREFERENCE_BY_LOSS.get(str(chosen["dpo"].get("loss")), {}))
+    for table in reversed(tables):
+        for section, values_there in table.items():
+            chosen[section] = {**values_there, **chosen[section]}
     try:
         return Settings.model_validate(chosen)
     except ValidationError as error:
@@ -111,7 +127,7 @@ def _full_name(key: str) -> str:
     """
     if "." in key:
         return key
-    for section in ("train", "data", "lora", "generate", "score"):
+    for section in ("train", "data", "lora", "dpo", "generate", "score"):
         if key in SECTIONS[section].model_fields:
             return f"{section}.{key}"
     return key

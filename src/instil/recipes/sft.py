@@ -18,6 +18,8 @@ import torch
 import instil
 from instil.data.encoding import check_vocabulary, encode, is_spellable
 from instil.data.loader import BookLoader, Loader
+from instil.data.pair_loader import BookPairLoader, PairLoader
+from instil.data.pairs import PairSource
 from instil.data.preflight import Preflight, check, has_target
 from instil.data.sources import Source, examples_from, read_source
 from instil.data.splits import PARTS, Part, Split, split_examples
@@ -30,17 +32,21 @@ from instil.generate.options import GenerateOptions
 from instil.model.decoder import Decoder
 from instil.model.hub import find_model
 from instil.model.weights import blank_decoder, load_decoder, open_model
+from instil.recipes import dpo
 from instil.recipes.adapters import adapt, adapted
 from instil.recipes.best import BestOnDisk
+from instil.recipes.dpo import Pairs
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder, read_template
 from instil.recipes.settings import Settings
-from instil.records import Batch, Encoded, Example
+from instil.records import Batch, Encoded, EncodedPair, Example
 from instil.runtime import device_for
 from instil.train.evaluation import AsInBook, Evaluation, Evaluator, HeldOut
 from instil.train.loop import TrainResult, planned_steps, train
 from instil.train.metrics import MetricsFile, StepRecord
+from instil.train.objective import Likelihood, Objective
 from instil.train.plot import plot_losses
+from instil.train.preference import Preference
 
 if TYPE_CHECKING:
     from instil.recipes.estimate import Forecast
@@ -65,6 +71,7 @@ class Prepared:
     model_name: str
     model_path: Path
     max_length: int
+    pairs: Pairs | None = None  # with train.objective=dpo; ``encoded`` are then the chosen answers
 
     @property
     def held_out(self) -> tuple[str, tuple[Example, ...]]:
@@ -86,7 +93,10 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         UserError: something about data, model or settings cannot be used; nothing was written.
     """
     options = settings.data
-    if isinstance(data, str | Path):
+    preferred: PairSource | None = None
+    if settings.train.objective == "dpo":
+        preferred, source = dpo.read(data, settings)
+    elif isinstance(data, str | Path):
         source = read_source(data, skip_bad=options.skip_bad)
     else:
         source = examples_from(list(data), skip_bad=options.skip_bad)
@@ -103,6 +113,11 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         part: [encode(example, template, tokenizer, options.train_on) for example in split.part(part)] for part in PARTS
     }
     max_length = min(options.max_length, spec.context)
+    notes = [*source.notes, *_header_notes(template, settings)]
+    pairs: Pairs | None = None
+    if preferred is not None:
+        pairs = dpo.encoded_pairs(preferred, split, template, tokenizer, settings)
+        notes += dpo.check(pairs, max_length, settings, template, path)
     misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
     preflight = check(
         split,
@@ -111,9 +126,10 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         context=spec.context,
         misspelt=misspelt,
         unusable=source.skipped,
-        notes=(*source.notes, *_header_notes(template, settings)),
+        notes=notes,
     )
-    prepared = Prepared(settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
+    facts = (settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
+    prepared = Prepared(*facts, pairs)
     device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
     if settings.train.method == "lora":
@@ -159,18 +175,22 @@ def load(prepared: Prepared) -> Decoder:
 
 def loader_for(prepared: Prepared, part: Part) -> Loader | None:
     """Batches of a part, without the rows that have nothing to train on; None if there are none."""
-    rows = [row for row in prepared.encoded[part] if has_target(row, prepared.max_length)]
+    rows: Sequence[Encoded] | Sequence[EncodedPair]
+    if prepared.pairs is not None:
+        rows = dpo.usable(prepared.pairs[part], prepared.max_length)
+    else:
+        rows = [row for row in prepared.encoded[part] if has_target(row, prepared.max_length)]
     if not rows:
         return None
     options = prepared.settings.train
     training = part == "train"
-    kind = BookLoader if options.order == "book" else Loader
+    kinds = (Loader, BookLoader) if prepared.pairs is None else (PairLoader, BookPairLoader)
     micro_batch = options.micro_batch or options.batch_size
     whole = not training and not options.eval_batches and options.evaluation == "held_out"
     if whole:  # no gradient is held, so many rows go through at once; what is counted are tokens, not batches
         longest = min(prepared.max_length, max(len(row.ids) for row in rows))
-        micro_batch = max(micro_batch, EVALUATED_TOKENS // longest)
-    return kind(
+        micro_batch = max(micro_batch, EVALUATED_TOKENS // longest // (1 if prepared.pairs is None else 2))
+    return kinds[options.order == "book"](
         rows,
         len(rows) if whole else options.batch_size,
         pad_id=prepared.tokenizer.eos_id,
@@ -183,15 +203,21 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
     )
 
 
+def objective_for(prepared: Prepared) -> Objective:
+    """What training makes smaller."""
+    return Likelihood() if prepared.pairs is None else Preference(prepared.settings.dpo)
+
+
 def evaluator_for(prepared: Prepared, loader: Loader) -> Evaluator:
     """What evaluates during training, as the settings have it."""
     options = prepared.settings.train
     held_back = loader_for(prepared, "validation")
     if options.evaluation == "book":
-        return AsInBook(_opener(loader), _opener(held_back), options.eval_every, options.eval_batches)
+        rhythm = (options.eval_every, options.eval_batches)
+        return AsInBook(_opener(loader), _opener(held_back), *rhythm, objective_for(prepared))
     steps = held_back.steps() if held_back else iter(())
     batches = [batch for step in islice(steps, options.eval_batches or None) for batch in step]
-    return HeldOut(batches, options.eval_every)
+    return HeldOut(batches, options.eval_every, objective=objective_for(prepared))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +242,8 @@ def tune(
 ) -> TrainResult:
     """Train, and leave ``metrics.jsonl``, ``samples.jsonl`` and the loss curves behind."""
     options = prepared.settings.train
+    if prepared.pairs is not None:
+        prepared = dpo.with_reference(prepared, decoder, screen)
     loader = loader_for(prepared, "train")
     assert loader is not None, "pre-flight refuses data without a trainable row"
     if options.evaluation == "book":
@@ -226,6 +254,7 @@ def tune(
     steps = planned_steps(len(loader), options)
     sampled = prepared.sampled
     records: list[StepRecord] = []
+    watch = dpo.Watch()
 
     with (
         MetricsFile(folder.metrics) as metrics,
@@ -242,6 +271,8 @@ def tune(
                 advance(f"loss {record.train_loss:.3f}  {record.tokens_per_second:.0f} tokens/s")
             if record.val_loss is not None or record.step == steps:
                 screen.say(_progress_line(records, steps))
+            if warning := watch.saw(record):
+                screen.say(f"  {warning}", "yellow")
 
         def on_sample(step: int) -> None:
             greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS, header=prepared.settings.generate.header)
@@ -269,6 +300,7 @@ def tune(
                 on_sample=on_sample if sampled else None,
                 seen_ids=loader.ids(),
                 keeper=kept,
+                objective=objective_for(prepared),
             )
     if result.best_step is not None:
         screen.say(f"  kept the model of step {result.best_step}, validation loss {result.validation_loss:.3f}")
@@ -335,7 +367,7 @@ def _progress_line(records: Sequence[StepRecord], steps: int) -> str:
     elif recent:
         line += f"  train {sum(recent) / len(recent):.3f}"
     if last.val_loss is not None:
-        line += f"  validation {last.val_loss:.3f}"
+        line += f"  validation {last.val_loss:.3f}{dpo.measures(last)}"
     if last.step:
         line += f"  {last.tokens_seen / last.seconds:.0f} tokens/s"
         left = last.seconds / last.step * (steps - last.step)

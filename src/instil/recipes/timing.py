@@ -14,12 +14,12 @@ from instil.model.decoder import Decoder
 from instil.recipes.estimate import WARM_UP, Pace, Work, answering, pace_of
 from instil.recipes.machine import memory_now, peak_memory
 from instil.recipes.progress import Advance, Screen
-from instil.recipes.sft import Prepared
+from instil.recipes.sft import Prepared, objective_for
 from instil.records import Batch, Example
 from instil.train.evaluation import Evaluation
 from instil.train.loop import train
-from instil.train.losses import held_out_loss
 from instil.train.metrics import StepRecord
+from instil.train.objective import look
 from instil.train.options import TrainOptions
 
 QUANTILES = (0.1, 0.5, 0.9)  # of the sizes of an epoch's steps: these are timed
@@ -141,19 +141,20 @@ def time_steps(
     options = prepared.settings.train.model_copy(update={"epochs": 1, "max_steps": 0, "learning_rate": 1e-9})
     with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
         chosen = _Steps(loader, held, room, advance)
-        train(decoder, chosen, options, evaluator=_Nothing(), on_record=chosen.saw)
+        objective = objective_for(prepared)
+        train(decoder, chosen, options, evaluator=_Nothing(), on_record=chosen.saw, objective=objective)
     seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]
     timed = list(zip(chosen.done, seconds, strict=True))
     return TimedSteps(timed[WARM_UP:], chosen.activations, chosen.measured)
 
 
-def time_evaluation(decoder: Decoder, loader: Loader) -> Pace:
+def time_evaluation(prepared: Prepared, decoder: Decoder, loader: Loader) -> Pace:
     """The pace of looking at a loss without training on it."""
     decoder.eval()
     timed = []
     for step in typical_steps(loader):
         started = time.perf_counter()
-        held_out_loss(decoder, step, decoder.device)
+        look(objective_for(prepared), decoder, step)
         timed.append((work_of(step), time.perf_counter() - started))
     return pace_of(timed)
 

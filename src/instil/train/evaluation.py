@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from statistics import mean
 from typing import Protocol
@@ -16,15 +16,19 @@ import torch
 
 from instil.model.decoder import Decoder
 from instil.records import Batch
-from instil.train.losses import held_out_loss
+from instil.train.objective import Likelihood, Objective, look
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Losses in nats for each target; None where there were no batches."""
+    """Losses in nats for each target (for each pair in preference tuning); None where there were no batches.
+
+    ``metrics`` is what else is known of the validation rows.
+    """
 
     validation: float | None
     train: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -44,16 +48,21 @@ class HeldOut:
         batches: the validation batches.
         every: steps between evaluations; the end of an epoch is always one; 0 means only those.
         limit: at most so many batches; 0 means all.
+        objective: whose loss it is.
     """
 
-    def __init__(self, batches: Sequence[Batch], every: int = 0, limit: int = 0) -> None:
+    def __init__(
+        self, batches: Sequence[Batch], every: int = 0, limit: int = 0, objective: Objective | None = None
+    ) -> None:
         self._batches = batches[:limit] if limit else batches
         self._every = every
+        self._objective = objective or Likelihood()
 
     def __call__(self, decoder: Decoder) -> Evaluation:
         if not self._batches:
             return Evaluation(None)
-        return Evaluation(held_out_loss(decoder, self._batches, decoder.device).mean)
+        loss, metrics = look(self._objective, decoder, self._batches)
+        return Evaluation(loss.mean, metrics=metrics)
 
     def due(self, done: int, ends_epoch: bool) -> bool:
         return ends_epoch or bool(self._every and done % self._every == 0)
@@ -70,6 +79,7 @@ class AsInBook:
         validation: opens the validation loader.
         every: the chapter's ``eval_freq``.
         limit: the chapter's ``eval_iter``.
+        objective: whose loss it is.
     """
 
     def __init__(
@@ -78,20 +88,28 @@ class AsInBook:
         validation: Callable[[], Iterable[Sequence[Batch]]],
         every: int,
         limit: int,
+        objective: Objective | None = None,
     ) -> None:
         self._train, self._validation = train, validation
         self._every, self._limit = every, limit
+        self._objective = objective or Likelihood()
 
     @torch.inference_mode()
     def __call__(self, decoder: Decoder) -> Evaluation:
-        train = self._mean_of_means(decoder, self._train())
-        return Evaluation(self._mean_of_means(decoder, self._validation()), train)
+        train, _ = self._mean_of_means(decoder, self._train())
+        validation, metrics = self._mean_of_means(decoder, self._validation())
+        return Evaluation(validation, train, metrics)
 
     def due(self, done: int, ends_epoch: bool) -> bool:
         del ends_epoch
         return bool(self._every) and (done - 1) % self._every == 0
 
-    def _mean_of_means(self, decoder: Decoder, steps: Iterable[Sequence[Batch]]) -> float | None:
+    def _mean_of_means(
+        self, decoder: Decoder, steps: Iterable[Sequence[Batch]]
+    ) -> tuple[float | None, dict[str, float]]:
         """Micro-batches are one batch here, too."""
-        means = [held_out_loss(decoder, step, decoder.device).mean for step in islice(steps, self._limit or None)]
-        return mean(means) if means else None
+        found = [look(self._objective, decoder, step) for step in islice(steps, self._limit or None)]
+        if not found:
+            return None, {}
+        names = found[0][1]
+        return mean(loss.mean for loss, _ in found), {name: mean(one[name] for _, one in found) for name in names}

@@ -8,6 +8,9 @@ are taken at once.
 
 Where the head is frozen and has an adapter, the adapter's share of the scores comes in as two thin matrices.
 
+`head_log_probs` gives the log-probabilities themselves, for losses that are functions of them: what each counts is
+known only in backward, so the scores are kept as probabilities (or made again, where they are too many).
+
 Shape suffixes: U rows of hidden states · S predictions · D width · V vocabulary · R rank of an adapter.
 """
 
@@ -130,6 +133,88 @@ class _HeadLoss(torch.autograd.Function):
         return for_hidden_UD, for_weight_VD, None, None, None, None, None, for_read_UR, for_b_VR
 
 
+def head_log_probs(
+    hidden_UD: Tensor,
+    weight_VD: Tensor,
+    row_S: Tensor,
+    targets_S: Tensor,
+    tied: TiedGradient | None = None,
+    adapter: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """``log softmax(hidden[row] W^T)[target]`` of each prediction, [S]; the arguments are those of `head_nll_sum`."""
+    narrow = _narrow(hidden_UD)
+    read_UR, b_VR = adapter or (None, None)
+    if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad or adapter is not None):
+        inputs = (hidden_UD, weight_VD, row_S, targets_S, narrow, tied, read_UR, b_VR)
+        return _HeadLogProbs.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
+    found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
+    for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES):
+        scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
+        found_S[part] = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])[0]
+    return found_S
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_UD: Tensor,
+        weight_VD: Tensor,
+        row_S: Tensor,
+        targets_S: Tensor,
+        narrow: torch.dtype,
+        tied: TiedGradient | None,
+        read_UR: Tensor | None,
+        b_VR: Tensor | None,
+    ) -> Tensor:
+        ctx.narrow, ctx.tied = narrow, tied
+        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES)
+        ctx.whole = len(chunks) == 1
+        found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
+        kept: list[Tensor] = []
+        for rows, part in chunks:
+            scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
+            found_S[part], sums_U = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])
+            kept = [scores_UV, sums_U] if ctx.whole else []
+        ctx.save_for_backward(hidden_UD, weight_VD, row_S, targets_S, read_UR, b_VR, *kept)
+        return found_S
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_UD, weight_VD, row_S, targets_S, read_UR, b_VR, *kept = ctx.saved_tensors
+        trained, adapted = ctx.needs_input_grad[1], b_VR is not None
+        for_hidden_UD = torch.empty_like(hidden_UD)
+        for_weight_VD: Tensor | None = None
+        for_read_UR = torch.empty_like(read_UR) if adapted else None
+        for_b_VR = torch.zeros_like(b_VR) if adapted else None
+        for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES):
+            here_S = row_S[part] - rows.start
+            if ctx.whole:
+                scores_UV, sums_U = kept
+            else:
+                scores_UV = _scores(hidden_UD[rows], weight_VD, ctx.narrow, read_UR, b_VR, rows)
+                sums_U = _scores_to_log_probs(scores_UV, here_S, targets_S[part])[1]
+            # of a log-probability: one at its target, less the probabilities of all
+            weight_U = torch.zeros_like(sums_U).index_add_(0, here_S, grad_S[part])
+            scores_UV.mul_((-weight_U / sums_U)[:, None])
+            scores_UV.index_put_((here_S, targets_S[part]), grad_S[part], accumulate=True)
+            narrow_UV = scores_UV.to(ctx.narrow)
+            for_hidden_UD[rows] = product(narrow_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
+            if trained and ctx.whole and ctx.tied is not None:
+                ctx.tied.leave(narrow_UV, hidden_UD.to(ctx.narrow))
+            elif trained:
+                piece_VD = weight_gradient(narrow_UV, hidden_UD[rows].to(ctx.narrow)).to(weight_VD.dtype)
+                for_weight_VD = piece_VD if for_weight_VD is None else for_weight_VD.add_(piece_VD)
+            if for_read_UR is not None and for_b_VR is not None:
+                for_read_UR[rows] = (narrow_UV @ b_VR.to(ctx.narrow)).to(read_UR.dtype)
+                for_b_VR += (narrow_UV.t() @ read_UR[rows].to(ctx.narrow)).to(b_VR.dtype)
+        if for_weight_VD is not None and ctx.tied is not None:
+            ctx.tied.leave_table(for_weight_VD)
+            for_weight_VD = None
+        return for_hidden_UD, for_weight_VD, None, None, None, None, for_read_UR, for_b_VR
+
+
 def _narrow(hidden_UD: Tensor) -> torch.dtype:
     """The type to multiply in: that of autocast where it is on. Losses are computed in float32 at least."""
     kind = hidden_UD.device.type
@@ -174,3 +259,12 @@ def _scores_to_gradient(
         scores_UV.mul_((weight_U / sums_U)[:, None])
         scores_UV.index_put_((row_S, targets_S), -weights_S, accumulate=True)
     return loss
+
+
+def _scores_to_log_probs(scores_UV: Tensor, row_S: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the targets, [S], and the sums, [U], by which the scores, now exponentials, are divided."""
+    scores_UV.sub_(scores_UV.amax(1, keepdim=True))
+    right_S = scores_UV[row_S, targets_S]
+    scores_UV.exp_()
+    sums_U = scores_UV.sum(1)
+    return right_S - sums_U.log()[row_S], sums_U

@@ -20,8 +20,9 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
-from instil.train.losses import LossSum, held_out_loss, nll_sum
+from instil.train.losses import LossSum
 from instil.train.metrics import StepRecord
+from instil.train.objective import Likelihood, Objective, look
 from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
@@ -76,11 +77,12 @@ def train(
     on_sample: Callable[[int], None] | None = None,
     seen_ids: Sequence[int] = (),
     keeper: Keeper | None = None,
+    objective: Objective | None = None,
 ) -> TrainResult:
     """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
 
     The gradient of a step is that of the summed loss of all its micro-batches divided once by the
-    number of their targets, so micro-batches are exactly one big batch (E1).
+    number of their targets (or pairs), so micro-batches are exactly one big batch (E1).
 
     Args:
         decoder: its weights are changed.
@@ -96,6 +98,7 @@ def train(
             and the others decay, which is the same (`instil.train.touched`).
         keeper: keeps the model with the lowest validation loss, which is the one that remains; needed for
             ``options.patience``.
+        objective: what is made smaller; the negative log-likelihood of the targets by default.
 
     Raises:
         TrainingDiverged: a loss, that after the last update included, is not finite.
@@ -105,7 +108,8 @@ def train(
         touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
     updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
     total = planned_steps(len(loader), options)
-    evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches)
+    objective = objective or Likelihood()
+    evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
     records: list[StepRecord] = []
     done = tokens_seen = 0
     spent = 0.0  # seconds of training alone, without validation and samples
@@ -123,7 +127,14 @@ def train(
             with _aside(decoder, touched):
                 on_sample(done)
 
-    def report(train_loss: float | None, rate: float, tokens: int, seconds: float, found: Evaluation | None) -> None:
+    def report(
+        train_loss: float | None,
+        rate: float,
+        tokens: int,
+        seconds: float,
+        found: Evaluation | None,
+        metrics: dict[str, float],
+    ) -> None:
         record = StepRecord(
             step=done,
             epoch=done / len(loader),
@@ -134,20 +145,22 @@ def train(
             seconds=round(spent, 3),
             tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
             eval_train_loss=found.train if found else None,
+            preference=metrics or None,
+            val_preference=(found.metrics or None) if found else None,
         )
         records.append(record)
         on_record(record)
 
     try:
         last = evaluate()
-        report(None, 0.0, 0, 0.0, last)
+        report(None, 0.0, 0, 0.0, last, {})
         if options.sample == "evaluation":
             sample()
         for epoch in range(math.ceil(total / len(loader))):
             started = time.perf_counter()  # making a batch is part of a step
             for step in islice(loader.steps(epoch), total - done):
                 rate = updates.rate = learning_rate(done, total, options)
-                loss, tokens = _step(decoder, step, updates, options.precision)
+                loss, tokens, metrics = _step(decoder, step, updates, objective, options.precision)
                 if not math.isfinite(loss.total):
                     rows = [row for batch in step for row in batch.examples]
                     raise TrainingDiverged(
@@ -161,7 +174,7 @@ def train(
                 due = evaluator.due(done, ends_epoch)
                 if due:
                     last = evaluate()
-                report(loss.mean, rate, tokens, seconds, last if due else None)
+                report(loss.mean, rate, tokens, seconds, last if due else None, metrics)
                 if due if options.sample == "evaluation" else ends_epoch:
                     sample()
                 if due:
@@ -184,7 +197,7 @@ def train(
     # No later step shows what the last update did, and weights can be finite but too large to compute with.
     # Their extremes tell it without a second table in memory, and are no numbers where anything is none.
     usable = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
-    if not usable or not math.isfinite(held_out_loss(decoder, step[:1], decoder.device).total):
+    if not usable or not math.isfinite(look(objective, decoder, step[:1])[0].total):
         raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
     if best.step is not None:
         best.restore(decoder, done)
@@ -238,24 +251,27 @@ def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
     decoder.train()
 
 
-def _step(decoder: Decoder, step: Sequence[Batch], updates: Updates, precision: str = "fp32") -> tuple[LossSum, int]:
-    """One optimizer step on the mean loss of all its micro-batches; return their summed loss and real tokens.
+def _step(
+    decoder: Decoder, step: Sequence[Batch], updates: Updates, objective: Objective, precision: str
+) -> tuple[LossSum, int, dict[str, float]]:
+    """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
 
     A loss that is not finite ends it before anything is updated.
     """
-    batches = [batch for batch in step if batch.trained_tokens]
-    targets = sum(batch.trained_tokens for batch in batches)
+    batches = [batch for batch in step if objective.count(batch)]
+    count = sum(objective.count(batch) for batch in batches)
+    measure = objective.measure(batches)
     loss = LossSum(0.0, 0)
     tokens = 0
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
         receiver = updates.receiver(decoder.head.weight) if last else None
         with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total = nll_sum(decoder, batch.to(decoder.device), receiver)
-        loss += LossSum(float(total.detach()), batch.trained_tokens)
+            total = measure(decoder, batch.to(decoder.device), receiver)
+        loss += LossSum(float(total.detach()), objective.count(batch))
         if not math.isfinite(loss.total):
-            return loss, tokens
-        updates.backward(total / targets, last=last)
+            return loss, tokens, {}
+        updates.backward(total / count, last=last)
         tokens += batch.real_tokens
     updates.finish()
-    return loss, tokens
+    return loss, tokens, measure.metrics()

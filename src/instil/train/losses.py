@@ -15,7 +15,7 @@ from instil.model.decoder import Decoder
 from instil.model.lora import LoraLinear
 from instil.model.tied import Receiver, TiedGradient
 from instil.records import Batch
-from instil.train.head_loss import head_nll_sum
+from instil.train.head_loss import head_log_probs, head_nll_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,21 @@ def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) ->
     The head is applied to the supervised rows alone. A batch without targets gives zero. ``receiver`` is given
     the gradient of a tied table in pieces (`instil.model.tied`), which then does not go to ``.grad``.
     """
+    hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, receiver)
+    weights = decoder.head.weight, row_S, batch.targets_S, batch.weights_S
+    return head_nll_sum(hidden_UD, *weights, tied, adapter)
+
+
+def log_probs(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
+    """Log-probability of each of a batch's targets, [S], which can be differentiated; otherwise as `nll_sum`."""
+    hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, receiver)
+    return head_log_probs(hidden_UD, decoder.head.weight, row_S, batch.targets_S, tied, adapter)
+
+
+def _at_targets(
+    decoder: Decoder, batch: Batch, receiver: Receiver | None
+) -> tuple[Tensor, Tensor, TiedGradient | None, tuple[Tensor, Tensor] | None]:
+    """Hidden states where something is predicted, which of them each prediction is made from, and the head's extras."""
     weight_VD = decoder.head.weight
     joined = torch.is_grad_enabled() and weight_VD.requires_grad and weight_VD is decoder.embed.weight
     tied = TiedGradient(receiver) if joined else None
@@ -53,7 +68,7 @@ def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) ->
     adapter = None
     if isinstance(decoder.head, LoraLinear):
         adapter = decoder.head.low_rank(hidden_UD), decoder.head.lora_b
-    return head_nll_sum(hidden_UD, weight_VD, row_S, batch.targets_S, batch.weights_S, tied, adapter)
+    return hidden_UD, row_S, tied, adapter
 
 
 @torch.inference_mode()

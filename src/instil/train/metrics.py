@@ -16,6 +16,8 @@ class StepRecord:
     ``step`` counts finished optimizer steps (0 is before training), ``epoch`` is the share of passes
     done, ``tokens_seen`` counts real tokens without padding. ``train_loss`` is the mean over the
     targets of this step (before its update), ``val_loss`` is there on steps that were validated.
+    ``preference`` and ``val_preference`` are there in preference tuning: means over the pairs of the step, and
+    of the validation rows (`instil.train.preference`).
     """
 
     step: int
@@ -27,6 +29,13 @@ class StepRecord:
     seconds: float
     tokens_per_second: float
     eval_train_loss: float | None = None
+    preference: dict[str, float] | None = None
+    val_preference: dict[str, float] | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """One line of the file; what is of preference tuning only where there is any."""
+        line = asdict(self)
+        return {key: value for key, value in line.items() if value is not None or not key.endswith("preference")}
 
 
 class MetricsFile:
@@ -45,7 +54,7 @@ class MetricsFile:
 
     def write(self, record: StepRecord) -> None:
         """Append one line."""
-        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.write(json.dumps(record.as_json()) + "\n")
         self._file.flush()
 
 

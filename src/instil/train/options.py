@@ -32,10 +32,42 @@ class LoraOptions(BaseModel):
     dora: bool = Field(False, description="learn the lengths of the weights' rows, too (DoRA)")
 
 
+class DpoOptions(BaseModel):
+    """Preference tuning, with ``train.objective=dpo``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto"] = Field(
+        "dpo", description="what is made smaller (docs/preference.md); simpo and orpo need no reference"
+    )
+    beta: float = Field(0.1, gt=0, le=1e6, description="how closely the model is held to the reference (orpo: lambda)")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="dpo: share of pairs taken to be the wrong way round")
+    reduction: Literal["sum", "mean"] = Field(
+        "sum",
+        description="dpo, kto: an answer's log-probability is the sum over its tokens, or, as in the book, the mean",
+    )
+    scored: Literal["response", "book"] = Field(
+        "response",
+        description="response: the answer and its end; book: the header's words, too, and not the end",
+    )
+    nll: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the chosen answers' own loss, which keeps them likely (orpo has 1)"
+    )
+    gamma: float = Field(0.5, ge=0, le=1e6, description="simpo: the margin that is wanted")
+    desirable: float = Field(1.0, ge=0, le=1e6, description="kto: weight of chosen answers")
+    undesirable: float = Field(1.0, ge=0, le=1e6, description="kto: weight of rejected answers")
+    reference: str = Field("", description="the reference model; empty: the model as it is before training")
+    keep_equal: bool = Field(False, description="keep pairs with two equal answers, as the book does")
+
+
 class TrainOptions(BaseModel):
     """How the model is tuned."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    objective: Literal["sft", "dpo"] = Field(
+        "sft", description="sft: rows with an answer each; dpo: preference pairs (see dpo.*)"
+    )
 
     method: Literal["full", "lora"] = Field(
         "full", description="which weights change: all of them, or thin adapters beside them"

@@ -1,0 +1,189 @@
+"""Preference tuning: pairs for rows, the reference's log-probabilities, and a watch for collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instil.data.encoding import check_vocabulary
+from instil.data.options import DataOptions
+from instil.data.pair_collate import collate_pairs, encode_pair, with_others
+from instil.data.pair_loader import is_scored
+from instil.data.pairs import PairSource, pairs_from, read_pairs
+from instil.data.sources import Source
+from instil.data.splits import PARTS, Part, Split
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.errors import DataError, ModelError, SettingsError
+from instil.model.decoder import Decoder
+from instil.model.hub import find_model
+from instil.model.weights import load_decoder, open_model
+from instil.recipes.progress import Screen
+from instil.recipes.settings import Settings
+from instil.records import EncodedPair
+from instil.train.metrics import StepRecord
+from instil.train.preference import Preference, reference_log_probs
+
+if TYPE_CHECKING:
+    from instil.recipes.sft import Prepared
+
+Pairs = dict[Part, list[EncodedPair]]
+REFERENCE_PAIRS = 16  # in one batch: no gradient is held
+FADING = -0.5  # nats for each token by which chosen answers may become less likely before it is said
+TRIED = 50  # pairs by which two vocabularies are compared
+
+
+def read(data: str | Path | Sequence[dict[str, Any]], settings: Settings) -> tuple[PairSource, Source]:
+    """The pairs of a file, and the same rows as examples whose wanted answer is the chosen one."""
+    skip_bad, keep_equal = settings.data.skip_bad, settings.dpo.keep_equal
+    if isinstance(data, str | Path):
+        found = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
+    else:
+        found = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
+    examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
+    return found, Source(found.name, examples, found.sha256, found.skipped, found.notes)
+
+
+def encoded_pairs(
+    source: PairSource, split: Split, template: Template, tokenizer: Tokenizer, settings: Settings
+) -> Pairs:
+    """The pairs of each part as ids."""
+    by_row = {pair.row: pair for pair in source.pairs}
+    options: DataOptions = settings.data
+    pairs: Pairs = {}
+    for part in PARTS:
+        rows = [
+            encode_pair(by_row[example.row], template, tokenizer, options.train_on, settings.dpo.scored)
+            for example in split.part(part)
+        ]
+        pairs[part] = with_others(rows) if settings.dpo.loss == "kto" else rows
+    return pairs
+
+
+def usable(pairs: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
+    """Pairs of which both answers have something to score."""
+    return [
+        pair
+        for pair in pairs
+        if is_scored(pair, max_length) and (pair.other is None or is_scored(pair.other, max_length))
+    ]
+
+
+def check(pairs: Pairs, max_length: int, settings: Settings, template: Template, path: Path) -> list[str]:
+    """Refuse what cannot be trained on, and say what will be left out or cut.
+
+    Raises:
+        DataError: no training pair has both answers within the length.
+        ModelError: the reference model is absent, or of another vocabulary.
+        SettingsError: settings contradict one another.
+    """
+    if settings.dpo.label_smoothing and settings.dpo.loss != "dpo":
+        raise SettingsError("dpo.label_smoothing is for dpo.loss=dpo (which it makes cDPO); leave it at 0")
+    if not usable(pairs["train"], max_length):
+        raise DataError(f"no training pair has both answers within {max_length} tokens; raise data.max_length")
+    if settings.dpo.loss == "kto" and len(usable(pairs["train"], max_length)) < 2:
+        raise DataError("dpo.loss=kto asks how likely the answers of other rows are, and there is one pair only")
+    lines = []
+    left_out = [pair.row for part in PARTS for pair in pairs[part] if pair not in usable([pair], max_length)]
+    if left_out:
+        lines.append(
+            f"{len(left_out)} pairs are skipped, an answer lies beyond {max_length} tokens: rows {left_out[:20]}"
+        )
+    cut = [pair.row for part in PARTS for pair in pairs[part] if max(map(len, _ids(pair))) - 1 > max_length]
+    if cut:
+        lines.append(f"{len(cut)} pairs lose the end of an answer at {max_length} tokens: rows {cut[:20]}")
+    if settings.dpo.reference:
+        _check_reference(settings.dpo.reference, pairs, template, path)
+    return lines
+
+
+def _ids(pair: EncodedPair) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return pair.chosen.ids, pair.rejected.ids
+
+
+def _check_reference(name: str, pairs: Pairs, template: Template, model: Path) -> None:
+    """The reference must read the same ids as the same text."""
+    path = find_model(name)
+    theirs, ours = load_tokenizer(path), load_tokenizer(model)
+    spec, own = open_model(path).spec, open_model(model).spec
+    advice = "its log-probabilities would be of other texts; take a reference of the same family"
+    if spec.vocab_size != own.vocab_size:
+        raise ModelError(
+            f"dpo.reference={name} has a vocabulary of {spec.vocab_size:,} ids, the model one of {own.vocab_size:,}; "
+            + advice
+        )
+    check_vocabulary(template, theirs, spec.vocab_size)
+    for pair in pairs["train"][:TRIED]:
+        text = ours.decode(list(pair.rejected.ids[pair.rejected.prompt_length : -1]))
+        if theirs.encode(text) != ours.encode(text):
+            raise ModelError(f"dpo.reference={name} has other ids for the same text (row {pair.row}); {advice}")
+
+
+def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen) -> Prepared:
+    """The pairs with the reference model's log-probabilities, computed once."""
+    assert prepared.pairs is not None
+    objective = Preference(prepared.settings.dpo)
+    if not objective.needs_reference:
+        return prepared
+    name = prepared.settings.dpo.reference
+    reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
+    reference.eval()
+    parts: tuple[Part, ...] = ("train", "validation")
+    total = sum(len(usable(prepared.pairs[part], prepared.max_length)) for part in parts)
+    pairs: Pairs = dict(prepared.pairs)
+    with screen.bar("reference", total) as advance:
+        for part in parts:
+            rows = usable(prepared.pairs[part], prepared.max_length)
+            done: list[EncodedPair] = []
+            for first in range(0, len(rows), REFERENCE_PAIRS):
+                some = rows[first : first + REFERENCE_PAIRS]
+                done += _scored_by(reference, some, prepared)
+                for _ in some:
+                    advance()
+            pairs[part] = done
+    return replace(prepared, pairs=pairs)
+
+
+def _scored_by(reference: Decoder, pairs: list[EncodedPair], prepared: Prepared) -> list[EncodedPair]:
+    batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, prepared.settings.train.layout)
+    scored = [
+        replace(pair, reference=found) for pair, found in zip(pairs, reference_log_probs(reference, batch), strict=True)
+    ]
+    others = [pair.other for pair in scored if pair.other is not None]
+    if not others:
+        return scored
+    return [
+        replace(pair, other=other) for pair, other in zip(scored, _scored_by(reference, others, prepared), strict=True)
+    ]
+
+
+class Watch:
+    """Says it once when chosen answers fade: the margin can grow while both answers become less likely.
+
+    So collapse begins (Pal et al., 2024, arXiv 2402.13228); the margin and the loss do not show it.
+    """
+
+    def __init__(self) -> None:
+        self.warned_at: int | None = None
+
+    def saw(self, record: StepRecord) -> str | None:
+        """A warning, where this record is the first to call for one."""
+        change = (record.val_preference or {}).get("chosen_change", 0.0)
+        if self.warned_at is not None or change > FADING:
+            return None
+        self.warned_at = record.step
+        return (
+            f"chosen answers have become less likely than under the reference ({change:+.2f} nats a token): the model "
+            "may be forgetting how to answer. Add --set dpo.nll=1, lower train.learning_rate, or stop with "
+            "train.patience=2"
+        )
+
+
+def measures(record: StepRecord) -> str:
+    """What a progress line says of the validation pairs."""
+    found = record.val_preference
+    if not found:
+        return ""
+    return f"  margin {found['margin']:+.3f}  accuracy {found['accuracy']:.0%}"

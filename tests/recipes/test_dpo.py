@@ -1,0 +1,157 @@
+"""Preference tuning as a whole: runs that learn what is preferred, and what is refused before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instil
+from instil.data.tokenizers import FastTokenizer
+from instil.errors import DataError, ModelError, SettingsError, UserError
+from instil.recipes.dpo import Watch
+from instil.recipes.plan import plan
+from instil.recipes.progress import Screen
+from instil.recipes.settings import resolve
+from instil.recipes.sft import prepare
+from instil.train.metrics import StepRecord, read_metrics
+from tests.conftest import tiny_reference
+
+BYTES = FastTokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
+
+
+def pairs(count: int) -> list[dict[str, str]]:
+    """One side always ends politely."""
+    return [
+        {
+            "instruction": f"Double the number {n}.",
+            "output": f"It is {2 * n}.",
+            "chosen": f"It is {2 * n}, thanks for asking.",
+            "rejected": f"It is {2 * n}, go away.",
+        }
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo", "kto"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_learns_what_is_preferred(tiny_folder: Path, tmp_path: Path, loss: str, method: str) -> None:
+    run = instil.finetune(
+        pairs(40), model=tiny_folder, out=tmp_path / "run", objective="dpo", loss=loss, method=method,
+        rank=4, learning_rate=5e-3 if method == "full" else 5e-2, epochs=2, max_new_tokens=3, patience=9,
+    )  # fmt: skip
+    records = read_metrics(run.path / "metrics.jsonl")
+    first, last = records[0], records[-1]
+    assert first.val_preference is not None
+    assert last.val_preference is not None
+    assert first.val_loss is not None
+    assert run.validation_loss is not None
+    assert run.validation_loss < first.val_loss
+    assert last.val_preference["margin"] > first.val_preference["margin"] + 1e-3
+    assert last.val_preference["accuracy"] == 1.0
+    assert (run.path / "adapter").is_dir() == (method == "lora")
+    assert instil.load(run.path).respond("Double the number 3.", max_new_tokens=3) is not None
+    line = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert set(line["preference"]) >= {"margin", "accuracy", "chosen_logp", "rejected_logp"}
+    assert ("kl" in line["preference"]) == (loss not in ("simpo", "orpo"))
+    assert run.scores["tuned"]["score"] >= 0  # agreement with the chosen answers
+
+
+def test_plain_rows_have_no_such_columns(tiny_folder: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": row["instruction"], "output": row["output"]} for row in pairs(20)]
+    run = instil.finetune(rows, model=tiny_folder, out=tmp_path / "run", max_steps=1, max_new_tokens=2)
+    assert "preference" not in (run.path / "metrics.jsonl").read_text()
+
+
+def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tiny_reference("llama", vocab_size=50257, seed=5).save_pretrained(other)
+    for file in tiny_folder.iterdir():
+        if not (other / file.name).exists():
+            (other / file.name).write_bytes(file.read_bytes())
+    run = instil.finetune(
+        pairs(20), model=tiny_folder, out=tmp_path / "run", objective="dpo", reference=str(other), max_steps=1,
+        max_new_tokens=2,
+    )  # fmt: skip
+    first = read_metrics(run.path / "metrics.jsonl")[0].val_preference
+    assert first is not None
+    assert abs(first["margin"]) > 1e-4  # the model is not its own reference
+    assert first["kl"] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "error", "said"),
+    [
+        ([{"instruction": "a", "output": "b", "chosen": "c"}] * 9, {}, DataError, "rejected is missing"),
+        ([{"instruction": "a", "chosen": "c", "rejected": "c"}] * 9, {}, DataError, "equal"),
+        (pairs(20), {"max_length": 3}, DataError, "within 3 tokens"),
+        (pairs(20), {"loss": "ipo", "label_smoothing": 0.1}, SettingsError, "label_smoothing"),
+        (pairs(20), {"loss": "dop"}, SettingsError, "dpo.loss"),
+        (pairs(20), {"reference": "no/where/at/all"}, ModelError, "no such file"),
+        (pairs(1), {"loss": "kto"}, DataError, "one pair"),
+        (pairs(20), {"batch_size": 64, "drop_last": True}, DataError, "larger than"),
+        (pairs(20), {"method": "lora", "targets": ("nothing",)}, SettingsError, "lora.targets"),
+    ],
+)
+def test_what_is_refused(
+    tiny_folder: Path, tmp_path: Path, rows: Any, settings: dict[str, Any], error: type[UserError], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        instil.finetune(rows, model=tiny_folder, out=tmp_path / "run", objective="dpo", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_of_another_vocabulary(tiny_folder: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    tiny_reference("gpt2", vocab_size=257).save_pretrained(small)
+    BYTES.save(small)
+    with pytest.raises(ModelError, match="vocabulary of 257 ids"):
+        prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": str(small)}))
+    same_size = tmp_path / "same-size"
+    tiny_reference("llama", vocab_size=50257).save_pretrained(same_size)
+    BYTES.save(same_size)
+    with pytest.raises(ModelError, match="other ids for the same text"):
+        prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": str(same_size)}))
+
+
+def test_pairs_that_are_cut_or_left_out_are_named(tiny_folder: Path) -> None:
+    rows = pairs(20)
+    rows[3]["rejected"] += " Go away." * 30
+    rows[5]["instruction"] *= 20
+    settings = resolve(values={"objective": "dpo", "max_length": 80})
+    lines = "\n".join(prepare(rows, tiny_folder, settings).preflight.lines())
+    assert "1 pairs are skipped, an answer lies beyond 80 tokens: rows [5]" in lines
+    assert "2 pairs lose the end of an answer at 80 tokens: rows [3, 5]" in lines
+
+
+def test_settings_of_preference_tuning() -> None:
+    plain = resolve(values={"objective": "dpo"})
+    assert (plain.train.learning_rate, plain.train.epochs, plain.dpo.beta, plain.dpo.reduction) == (5e-6, 1, 0.1, "sum")
+    assert resolve(values={"objective": "dpo", "learning_rate": 1e-3}).train.learning_rate == 1e-3
+    assert resolve(values={"objective": "dpo", "loss": "simpo"}).dpo.beta == 2.0
+    assert resolve(values={"objective": "dpo", "loss": "simpo", "beta": 5.0}).dpo.beta == 5.0
+    book = resolve(as_in_book=True, values={"objective": "dpo"})
+    assert (book.dpo.reduction, book.dpo.scored, book.dpo.keep_equal) == ("mean", "book", True)
+    assert (book.train.weight_decay, book.train.schedule) == (0.01, "constant")
+    assert resolve(as_in_book=True).train.learning_rate == 5e-5
+
+
+def test_a_plan_of_preference_tuning(tiny_folder: Path) -> None:
+    made = plan(pairs(40), tiny_folder, resolve(values={"objective": "dpo"}), screen=Screen(quiet=True))
+    assert made.work.steps == 5
+    assert made.timed_steps > 0
+
+
+def test_fading_answers_are_told_of_once() -> None:
+    watch = Watch()
+
+    def record(step: int, change: float | None) -> StepRecord:
+        told = None if change is None else {"chosen_change": change}
+        return StepRecord(step, 0.0, 0, 0.1, 0.1, 0.0, 0.0, 0.0, val_preference=told)
+
+    assert watch.saw(record(1, None)) is None
+    assert watch.saw(record(2, -0.1)) is None
+    assert "-0.70 nats" in (watch.saw(record(3, -0.7)) or "")
+    assert watch.saw(record(4, -2.0)) is None

@@ -12,8 +12,9 @@ DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
 # What the benchmarks are asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
 BENCH_TRAIN ?=
 BENCH_ANSWER ?=
+BENCH_PREFER ?=
 
-.PHONY: demo test test-all lint format clean setup setup-dev bench-train bench-answer bench-gemm
+.PHONY: demo test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -67,6 +68,9 @@ bench-train: $(BENCH)/.peers
 
 bench-answer: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.answer $(BENCH_ANSWER)
+
+bench-prefer: $(BENCH)/.peers
+	$(BENCH)/bin/python -m benchmarks.prefer $(BENCH_PREFER)
 
 bench-gemm: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.gemm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import answer, gemm, train
+from benchmarks import answer, gemm, prefer, train
 from benchmarks.answerers import ANSWERERS
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.contenders.track import Job
@@ -258,3 +259,25 @@ def test_answering_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFi
     assert (row["prompts"], row["new_tokens"], row["same_answers"]) == (5, 80, 1.0)
     assert min(row["answers_per_second"], row["loaded_s"], row["first_token_s"], row["peak_gb"]) > 0
     assert str(tmp_path) not in text
+
+
+def test_preference_ratios_by_hand() -> None:
+    """Ours takes 3 s from the beginning and theirs 9; in the steps that count, 2 and 6."""
+    asked = argparse.Namespace(batch=8, steps=3, warmup=1)
+    sessions = [session("instil"), session("TRL, tuned", begin=96.0, at=(99.0, 102.0, 105.0))]
+    ours, theirs = prefer.rows_of(sessions, asked)
+    assert (ours["whole_seconds"], ours["pairs_per_second"]) == (3.0, 8.0)
+    assert (theirs["whole_ratios"], theirs["steps_ratios"]) == ([3.0], [3.0])
+    assert "3.00x (3.00 to 3.00)" in prefer.table([ours, theirs])
+    assert prefer.unequal(sessions) == []
+    assert prefer.unequal([*sessions, session("instil, padded", losses=(3.0, 2.5, 1.0))]) == [
+        "step 2: instil, padded 2.5, others 2"
+    ]
+
+
+@pytest.mark.slow
+def test_preference_tuning_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--contenders", "instil", "instil, padded", "instil, LoRA", "TRL, tuned", "TRL, precomputed"]
+    more = ["--rounds", "1", "--steps", "2", "--warmup", "1", "--work", str(tmp_path), "--out", str(tmp_path)]
+    assert prefer.main(["--tiny", *chosen, *more]) == 0
+    assert "TRL, precomputed" in capsys.readouterr().out

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from instil.train.metrics import StepRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
@@ -20,18 +24,19 @@ def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
 
     trained = [(record.epoch, record.train_loss) for record in records if record.train_loss is not None]
     validated = [(record.epoch, record.val_loss) for record in records if record.val_loss is not None]
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    prefers = any(record.preference for record in records)
+    figure = Figure(figsize=(7.2, 6.4 if prefers else 4.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axis = figure.subplots()
+    axis, *below = figure.subplots(2, 1, squeeze=False)[:, 0] if prefers else [figure.subplots()]
     if trained:
         epochs, losses = zip(*trained, strict=True)
         axis.plot(epochs, losses, color="#2f6f9f", alpha=0.25, linewidth=0.8)
-        axis.plot(epochs, _running_mean(losses), color="#2f6f9f", linewidth=1.8, label="training")
+        axis.plot(epochs, _running_mean(losses, _span(losses)), color="#2f6f9f", linewidth=1.8, label="training")
     if validated:
         epochs, losses = zip(*validated, strict=True)
         axis.plot(epochs, losses, color="#c8553d", linewidth=1.8, marker="o", markersize=3.5, label="validation")
     axis.set_xlabel("epochs")
-    axis.set_ylabel("loss (nats per target token)")
+    axis.set_ylabel("loss of a pair" if prefers else "loss (nats per target token)")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8))
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.2)
@@ -47,15 +52,47 @@ def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
         )
         above.set_xlabel("tokens seen")
         above.xaxis.set_major_formatter(FuncFormatter(_thousands))
+    for axis in below:
+        _margins(axis, records)
     figure.savefig(folder / "loss.png", dpi=150)
     figure.savefig(folder / "loss.pdf")
+
+
+def _margins(axis: Axes, records: Sequence[StepRecord]) -> None:
+    """How far the chosen answers are ahead, and in what share of the pairs."""
+    trained = [(record.epoch, record.preference) for record in records if record.preference]
+    held_out = [(record.epoch, record.val_preference) for record in records if record.val_preference]
+    share = axis.twinx()
+    epochs, margins = zip(*((epoch, found["margin"]) for epoch, found in trained), strict=True)
+    axis.plot(epochs, margins, color="#2f6f9f", alpha=0.25, linewidth=0.8)
+    axis.plot(epochs, _running_mean(margins, _span(margins)), color="#2f6f9f", linewidth=1.8, label="margin, training")
+    if held_out:
+        epochs, margins, right = zip(
+            *((epoch, found["margin"], found["accuracy"]) for epoch, found in held_out), strict=True
+        )
+        axis.plot(
+            epochs, margins, color="#c8553d", linewidth=1.8, marker="o", markersize=3.5, label="margin, validation"
+        )
+        share.plot(epochs, right, color="#6b6b6b", linewidth=1.2, linestyle="--", label="accuracy, validation")
+    axis.set_xlabel("epochs")
+    axis.set_ylabel("margin of the rewards")
+    share.set_ylabel("share of pairs with chosen ahead")
+    share.set_ylim(0, 1.03)
+    axis.grid(alpha=0.2)
+    lines = [*axis.get_lines()[1:], *share.get_lines()]
+    axis.legend(handles=lines, frameon=False, loc="best")
 
 
 def _thousands(value: float, _: int) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 
 
-def _running_mean(values: Sequence[float], span: int = 15) -> list[float]:
+def _span(values: Sequence[float]) -> int:
+    """How many values to take the mean of: few where there are few."""
+    return max(1, min(15, len(values) // 8))
+
+
+def _running_mean(values: Sequence[float], span: int) -> list[float]:
     """The mean of each value and up to ``span - 1`` before it.
 
     >>> _running_mean([1.0, 3.0, 5.0], span=2)

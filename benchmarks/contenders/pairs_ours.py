@@ -1,0 +1,69 @@
+"""instil's preference tuning: the reference's log-probabilities, then its own loop, on its own loader."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
+from instil import runtime
+
+
+def main(job: Job, variant: str, track: Track) -> None:
+    """As ``instil train --method dpo`` does, without validation and samples."""
+    runtime.settle()  # the command line's first act
+
+    from instil.data.pair_collate import collate_pairs
+    from instil.data.pair_loader import PairLoader
+    from instil.model.gemm import backend
+    from instil.model.lora import add_lora
+    from instil.model.weights import load_decoder
+    from instil.recipes.dpo import REFERENCE_PAIRS
+    from instil.records import Encoded, EncodedPair
+    from instil.train.loop import train
+    from instil.train.metrics import StepRecord
+    from instil.train.options import DpoOptions, TrainOptions
+    from instil.train.preference import Preference, reference_log_probs
+
+    decoder = load_decoder(job.folder)
+    pairs = []
+    for step in job.steps:
+        for (chosen, trained), (rejected, _) in zip(step[::2], step[1::2], strict=True):
+            first = trained.index(True)
+            rows = [Encoded(tuple(ids), (False,) * len(ids), first) for ids in (chosen, rejected)]
+            pairs.append(EncodedPair(rows[0], rows[1], range(first, len(chosen)), range(first, len(rejected))))
+    options = TrainOptions(
+        layout="padded" if variant == "padded" else "shared",
+        epochs=1,
+        batch_size=job.batch_size,
+        learning_rate=job.learning_rate,
+        weight_decay=job.weight_decay,
+        schedule="constant",
+        eval_every=0,
+    )
+
+    def on_record(record: StepRecord) -> None:
+        if record.train_loss is not None:
+            track.step(record.train_loss)
+
+    track.begin()
+    scored: list[EncodedPair] = []
+    for at in range(0, len(pairs), REFERENCE_PAIRS):
+        some = pairs[at : at + REFERENCE_PAIRS]
+        found = reference_log_probs(decoder, collate_pairs(some, job.pad_id, job.max_length, options.layout))
+        scored += [replace(pair, reference=one) for pair, one in zip(some, found, strict=True)]
+    if variant == "lora":
+        add_lora(decoder, rank=RANK, alpha=ALPHA)
+    loader = PairLoader(
+        scored,
+        options.batch_size,
+        pad_id=job.pad_id,
+        max_length=job.max_length,
+        shuffle=False,
+        layout=options.layout,
+    )
+    train(decoder, loader, options, on_record=on_record, objective=Preference(DpoOptions()))
+    track.end(layout=options.layout, gemm=backend())
+
+
+if __name__ == "__main__":
+    main(*arguments(), Track())

@@ -175,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "",
         f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB; load before the run {load:.2f}",
         f"- pairs of `{Path(asked.data).name}`, {asked.batch} in a batch, {asked.rounds} rounds of {asked.steps} "
-        f"steps, {asked.warmup} of them not counted in steps; the whole counts all, and the reference's log-probabilities",
+        f"steps, {asked.warmup} of them not counted in steps; the whole counts all, and the reference's share",
     ]
     stored: dict[str, Any] = {"date": date, "hardware": machine, "load_before": round(load, 2), "models": {}}
     bad = False

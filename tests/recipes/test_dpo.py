@@ -12,6 +12,7 @@ import instil
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.recipes.dpo import Watch
+from instil.recipes.inspect import slides
 from instil.recipes.plan import plan
 from instil.recipes.progress import Screen
 from instil.recipes.settings import resolve
@@ -155,3 +156,13 @@ def test_fading_answers_are_told_of_once() -> None:
     assert watch.saw(record(2, -0.1)) is None
     assert "-0.70 nats" in (watch.saw(record(3, -0.7)) or "")
     assert watch.saw(record(4, -2.0)) is None
+
+
+def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:
+    prepared = prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo"}))
+    chosen, rejected = slides(prepared, 2)
+    assert (chosen.part, rejected.part) == ("train, chosen", "train, rejected")
+    for slide, wanted in ((chosen, "It is 4, thanks for asking.<end>"), (rejected, "It is 4, go away.<end>")):
+        assert "".join(token.text for token in slide.tokens if token.fate == "trained").endswith(wanted[-6:])
+        assert "".join(token.text for token in slide.tokens if token.fate == "trained").startswith(wanted[:8])
+    assert slides(prepared, 99) == []

@@ -103,21 +103,22 @@ def inspect_command(
     data: DataArg = "starter",
     model: ModelOpt = "smollm2-135m",
     row: Annotated[list[int] | None, typer.Option("--row", "-r", help="Number of a row (from 0).")] = None,
+    method: MethodOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Pre-flight, and the mask microscope: which tokens of a row are trained on."""
-    from instil.recipes.inspect import slide
+    from instil.recipes.inspect import slides
     from instil.recipes.sft import prepare
 
-    prepared = prepare(data, model, chosen_settings(settings, config))
-    slides: list[Slide] = []
+    prepared = prepare(data, model, chosen_settings(settings, config, methods=method))
+    shown: list[Slide] = []
     for number in row or [prepared.split.train[0].row]:
-        found = slide(prepared, number)
-        if found is None:
+        found = slides(prepared, number)
+        if not found:
             raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
-        slides.append(found)
+        shown += found
     if as_json:
         tokens = [
             {
@@ -125,13 +126,13 @@ def inspect_command(
                 "part": one.part,
                 "tokens": [{"id": token.id, "text": token.text, "fate": token.fate} for token in one.tokens],
             }
-            for one in slides
+            for one in shown
         ]
         print_json({"preflight": prepared.preflight.as_json(), "rows": tokens})
         return
     for line in prepared.preflight.lines():
         typer.echo(line)
-    for one in slides:
+    for one in shown:
         _show_slide(one)
 
 

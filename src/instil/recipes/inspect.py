@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,18 +35,30 @@ class Slide:
         return sum(token.fate == "trained" for token in self.tokens)
 
 
-def slide(prepared: Prepared, row: int) -> Slide | None:
-    """The row of that number in the file, or None if it is not there."""
+def slides(prepared: Prepared, row: int) -> list[Slide]:
+    """The row of that number in the file; of a preference pair both answers; nothing if it is not there."""
     for part, encoded in prepared.encoded.items():
-        for example, coded in zip(prepared.split.part(part), encoded, strict=True):
-            if coded.row == row:
-                return Slide(example, part, tuple(_tokens(prepared, coded)))
-    return None
+        for index, example in enumerate(prepared.split.part(part)):
+            if example.row != row:
+                continue
+            if prepared.pairs is None:
+                return [Slide(example, part, tuple(_tokens(prepared, encoded[index], encoded[index].trained)))]
+            pair = prepared.pairs[part][index]
+            sides = (("chosen", pair.chosen, pair.chosen_scored), ("rejected", pair.rejected, pair.rejected_scored))
+            return [
+                Slide(
+                    example,
+                    f"{part}, {name}",
+                    tuple(_tokens(prepared, one, [position in scored for position in range(len(one.ids))])),
+                )
+                for name, one, scored in sides
+            ]
+    return []
 
 
-def _tokens(prepared: Prepared, row: Encoded) -> list[Token]:
+def _tokens(prepared: Prepared, row: Encoded, targets: Sequence[bool]) -> list[Token]:
     tokens = []
-    for position, (id_, trained) in enumerate(zip(row.ids, row.trained, strict=True)):
+    for position, (id_, trained) in enumerate(zip(row.ids, targets, strict=True)):
         fate: Fate = "trained" if trained and position else "seen"  # nothing comes before the first token
         if position > prepared.max_length:
             fate = "cut"

@@ -83,11 +83,8 @@ def resolve(
             stored = stored["settings"]  # the run.toml of an earlier run
         for key, value in _flat(stored).items():
             _set(chosen, key, value, str(config))
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            raise SettingsError(f"--set {assignment}: wanted key=value, such as --set train.epochs=1")
-        _set(chosen, key.strip(), _parsed(text.strip()), "--set")
+    for key, value in assigned(assignments).items():
+        _set(chosen, key, value, "--set")
     for key, value in _flat(values or {}).items():
         _set(chosen, _full_name(key), value, "settings")
     tables = [AS_IN_BOOK] if as_in_book else []
@@ -105,6 +102,33 @@ def resolve(
             key = ".".join(str(part) for part in problem["loc"][:2])
             problems.append(f"{key}={problem['input']!r}: {problem['msg'].removeprefix('Input ')}")
         raise SettingsError("; ".join(problems)) from error
+
+
+def assigned(assignments: Sequence[str]) -> dict[str, Any]:
+    """What ``key=value`` pairs say; the last of equal keys counts.
+
+    >>> assigned(["train.epochs=3"])
+    {'train.epochs': 3}
+
+    Raises:
+        SettingsError: there is no ``=`` in one.
+    """
+    found = {}
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {assignment}: wanted key=value, such as --set train.epochs=1")
+        found[key.strip()] = _parsed(text.strip())
+    return found
+
+
+def flat_settings(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in sections or by bare names, as a flat table with full names.
+
+    >>> flat_settings({"train": {"seed": 1}, "epochs": 2})
+    {'train.seed': 1, 'train.epochs': 2}
+    """
+    return {_full_name(key): value for key, value in _flat(nested).items()}
 
 
 def _set(chosen: dict[str, dict[str, Any]], key: str, value: Any, where: str) -> None:

@@ -10,6 +10,7 @@ otherwise here, before torch makes its first tensor.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from pathlib import Path
@@ -54,6 +55,17 @@ def settle() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, KEPT)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release() -> None:
+    """Give back the memory of what is no longer used, which `settle` keeps for the next step."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def device_for(asked: str) -> str:

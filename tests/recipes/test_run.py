@@ -47,7 +47,7 @@ def test_the_settings_are_written_as_resolved(finished: Run) -> None:
     assert facts["settings"] == resolve(
         values={"epochs": 2, "learning_rate": 3e-3, "max_new_tokens": 8, "eval_every": 3}
     ).model_dump(mode="json")
-    assert set(facts["hashes"]) == {"data", "model", "template"}
+    assert set(facts["hashes"]) == {"data", "model", "template", "before"}
 
 
 def test_split_and_metrics_agree_with_the_run(finished: Run) -> None:

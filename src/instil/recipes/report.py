@@ -44,6 +44,8 @@ def keep_facts(
             "steps": result.steps,
             "tokens_seen": result.tokens_seen,
             "train_seconds": result.seconds,
+            "validation_loss": result.validation_loss,
+            "trained_parameters": result.trained,
             **more,
         },
     )

@@ -20,7 +20,8 @@ from instil.evaluate.options import ScoreOptions
 from instil.export.folder import export_folder
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
-from instil.recipes.answers import Answered, write_verdicts
+from instil.recipes.answers import Answered, read_verdicts, write_verdicts
+from instil.recipes.before import asked_before, borrow, lender_of
 from instil.recipes.estimate import Forecast
 from instil.recipes.machine import peak_memory
 from instil.recipes.progress import Screen, clock
@@ -115,6 +116,7 @@ def run(
     *,
     overwrite: bool = False,
     answers: bool = True,
+    before: Sequence[Path] = (),
     screen: Screen | None = None,
 ) -> Run:
     """Tune a model on a file of rows and show what it learnt.
@@ -126,6 +128,7 @@ def run(
         settings: see `instil.recipes.settings`.
         overwrite: replace an earlier run at ``out``.
         answers: whether the held-out rows are answered and scored before and after.
+        before: finished runs; one that was asked the same before training lends its answers (`recipes.before`).
         screen: where progress is shown; stderr by default.
 
     Raises:
@@ -152,6 +155,7 @@ def run(
     with watch.stage("load model"):
         decoder = load(prepared)
     facts = describe(prepared, decoder)
+    facts["hashes"]["before"] = asked_before(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
@@ -171,7 +175,15 @@ def run(
 
     said: dict[str, list[Completion]] = {}
     verdicts: dict[str, list[Verdict]] = {}
-    if answers:
+    lender = lender_of(facts["hashes"]["before"], before) if answers else None
+    if lender is not None:
+        screen.head("Before")
+        screen.say(f"  answered the same already; taken over from {lender}")
+        said["base"] = borrow(lender, folder)
+        verdicts["base"] = read_verdicts(lender / "scores" / "base.offline.jsonl")
+        verdicts["echo"] = trivial_baseline(examples)
+        screen.say(f"  {_score_line(means(verdicts['base']))}")
+    elif answers:
         screen.head(f"Before: answering {len(examples)} {part} rows")
         with watch.stage("answer before"):
             said["base"] = _answer(prepared, decoder, examples, screen)
@@ -203,6 +215,7 @@ def run(
         examples if answers else (),
         said,
         result,
+        before_from=str(lender or ""),
         seconds=watch.seconds,
         peak_memory_gb=peak_memory_gb(),
         outlook=outlook.line(),

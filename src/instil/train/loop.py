@@ -18,6 +18,7 @@ import torch
 
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
+from instil.model.lora import trained_parameters
 from instil.records import Batch
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.losses import LossSum
@@ -50,7 +51,10 @@ class Keeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept."""
+    """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept.
+
+    ``trained`` counts the numbers that were trained.
+    """
 
     records: tuple[StepRecord, ...]
     steps: int
@@ -58,6 +62,7 @@ class TrainResult:
     seconds: float
     validation_loss: float | None
     best_step: int | None = None
+    trained: int = 0
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -106,6 +111,7 @@ def train(
     touched = None
     if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
         touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
+    trained = trained_parameters(decoder)
     updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
     total = planned_steps(len(loader), options)
     objective = objective or Likelihood()
@@ -201,8 +207,8 @@ def train(
         raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
     if best.step is not None:
         best.restore(decoder, done)
-        return TrainResult(tuple(records), done, tokens_seen, spent, best.loss, best.step)
-    return TrainResult(tuple(records), done, tokens_seen, spent, last.validation)
+        return TrainResult(tuple(records), done, tokens_seen, spent, best.loss, best.step, trained)
+    return TrainResult(tuple(records), done, tokens_seen, spent, last.validation, None, trained)
 
 
 class _Best:

@@ -12,9 +12,8 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instil.data.near_duplicates import Near
 from instil.evaluate.charts import (
@@ -34,6 +33,9 @@ from instil.evaluate.comparison import PASS, TIE, Comparison, compare_verdicts
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval, interval
 from instil.records import Completion, Example, Verdict
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 LIKELIHOOD = "likelihood"
 LABELS = {OFFLINE: "agreement with the reference", LIKELIHOOD: "likelihood of the reference"}
@@ -144,13 +146,10 @@ class Watched:
 
 def write_report(data: ReportData, path: Path) -> None:
     """Write the report."""
-    from jinja2 import Environment, StrictUndefined
-
-    template = (resources.files("instil.evaluate") / "report.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page = environment()
     page.filters["sha256"] = _sha256
     judges = _judges(data)
-    html = page.from_string(template).render(
+    html = page.get_template("report.html.j2").render(
         title=data.title,
         verdict=_verdict(data, judges),
         charts=_charts(data),
@@ -171,8 +170,25 @@ def write_report(data: ReportData, path: Path) -> None:
         unended=data.unended,
         outlook=data.outlook,
     )
-    html = html.replace("\0", "\ufffd")  # a browser would drop it in silence
-    path.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
+    path.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
+
+
+def environment() -> Environment:
+    """What pages are made with."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("instil.evaluate", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def clean(html: str) -> str:
+    """Without what a browser would drop in silence."""
+    return html.replace("\0", "\ufffd")
 
 
 def _judges(data: ReportData) -> list[Judged]:

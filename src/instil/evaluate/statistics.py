@@ -116,6 +116,20 @@ def smallest_visible(differences: Sequence[float]) -> float | None:
     return float(reach * given.std(ddof=1) / np.sqrt(given.size))
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """p-values adjusted for there being several of them (Holm 1979): each may be read as if it were the only one.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    adjusted = [0.0] * len(ps)
+    largest = 0.0
+    for place, at in enumerate(sorted(range(len(ps)), key=lambda at: ps[at])):
+        largest = max(largest, min(1.0, (len(ps) - place) * ps[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
 def spread(values: Sequence[float]) -> float:
     """Standard deviation (n - 1); 0 below two values."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0

@@ -89,8 +89,21 @@ def compare(
     options = (options or ScoreOptions()).changed(**settings)
     first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
     names = _names(Path(a), Path(b))
-    pairs = _pairs(first, second)
+    _pairs(first, second)  # nothing is asked where no row is in both
     both = _both(first, second, judge, options, screen or Screen(quiet=True))
+    return compare_scored((first, second), both, names, judge)
+
+
+def compare_scored(
+    answered: tuple[Answered, Answered], both: tuple[Scored, Scored], names: tuple[str, str], judge: str
+) -> Compared:
+    """Compare two sets of answers that have been scored.
+
+    Raises:
+        DataError: no row is in both.
+    """
+    first, second = answered
+    pairs = _pairs(first, second)
     one = [_numbered(both[0].verdicts[i], n) for n, (i, _) in enumerate(pairs)]
     other = [_numbered(both[1].verdicts[j], n) for n, (_, j) in enumerate(pairs)]
     rows = [second.examples[j].row for _, j in pairs]

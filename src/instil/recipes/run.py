@@ -23,7 +23,7 @@ from instil.model.decoder import Decoder
 from instil.recipes.answers import Answered, read_verdicts, write_verdicts
 from instil.recipes.before import asked_before, borrow, lender_of
 from instil.recipes.estimate import Forecast
-from instil.recipes.machine import peak_memory
+from instil.recipes.machine import forget_peak, peak_memory
 from instil.recipes.progress import Screen, clock
 from instil.recipes.report import keep_facts, refresh_report
 from instil.recipes.run_folder import RunFolder
@@ -142,6 +142,7 @@ def run(
     folder.check_free(overwrite=overwrite, inputs=inputs)
     watch = Stopwatch()
     outlook = Outlook()
+    own_peak = forget_peak()
 
     screen.head("Pre-flight")
     with watch.stage("prepare"):
@@ -218,6 +219,7 @@ def run(
         before_from=str(lender or ""),
         seconds=watch.seconds,
         peak_memory_gb=peak_memory_gb(),
+        own_peak=own_peak,
         outlook=outlook.line(),
         unended={which: unended(found, prepared.settings.generate.max_new_tokens) for which, found in said.items()},
     )
@@ -281,7 +283,7 @@ def unended(answers: Sequence[Completion], limit: int) -> list[str]:
 
 
 def peak_memory_gb() -> float:
-    """The most memory this process has held, in GB."""
+    """The most memory this process has held since the run began, in GB (where that cannot be told, since it began)."""
     return peak_memory() / 1e9
 
 

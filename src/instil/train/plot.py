@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from instil.train.metrics import StepRecord
 
@@ -81,6 +81,46 @@ def _margins(axis: Axes, records: Sequence[StepRecord]) -> None:
     axis.grid(alpha=0.2)
     lines = [*axis.get_lines()[1:], *share.get_lines()]
     axis.legend(handles=lines, frameon=False, loc="best")
+
+
+COLOURS = ("#2f6f9f", "#c8553d", "#2d7d46", "#8b5fa8", "#b8860b", "#4a5764", "#d0699a", "#3aa0a0")
+LINES = ("-", "--", ":", "-.")  # when the colours have been used up
+
+
+def plot_runs(runs: Mapping[str, Sequence[StepRecord]], path: Path) -> None:
+    """Write the losses of several runs as one picture: of training (running means) beside those of validation."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(10.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for number, (name, records) in enumerate(runs.items()):
+        look: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+            "linewidth": 1.6,
+        }
+        trained = [(record.epoch, record.train_loss) for record in records if record.train_loss is not None]
+        validated = [(record.epoch, record.val_loss) for record in records if record.val_loss is not None]
+        if trained:
+            epochs, losses = zip(*trained, strict=True)
+            left.plot(epochs, _running_mean(losses, _span(losses)), **look)
+        epochs, losses = zip(*validated, strict=True) if validated else ((), ())
+        right.plot(epochs, losses, marker="o", markersize=3, label=name.replace("$", r"\$"), **look)
+    for axis, title in ((left, "training"), (right, "validation")):
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("epochs")
+        axis.xaxis.set_major_locator(MaxNLocator(nbins=7))
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.2)
+        axis.spines[["right", "top"]].set_visible(False)
+    left.set_ylabel("loss (nats per target token)")
+    if runs:
+        rows = min(len(runs), 12)
+        figure.legend(*right.get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=min(rows, 4))
+    figure.savefig(path, dpi=150)
 
 
 def _thousands(value: float, _: int) -> str:

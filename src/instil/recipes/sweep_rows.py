@@ -1,0 +1,223 @@
+"""What a run of a sweep left behind: whether it is finished, and its row of the table. All is read from its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+from instil.errors import DataError, RunFolderTaken
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.options import ScoreOptions
+from instil.evaluate.statistics import Interval, interval
+from instil.evaluate.sweep_table import Status, SweepRow
+from instil.recipes.answers import Answered, find_answers, read_verdicts
+from instil.recipes.compare import Compared, compare_scored
+from instil.recipes.progress import Screen
+from instil.recipes.report import FACTS
+from instil.recipes.run_folder import OWN_FOLDERS, RUN_FILE, RunFolder
+from instil.recipes.score import Scored, score_path
+from instil.recipes.settings import Settings
+from instil.recipes.sft import Prepared, file_hash
+from instil.train.metrics import StepRecord, read_metrics
+
+LAST = 20  # steps whose mean training loss is shown
+FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
+SHOWN = 5  # settings named in a message
+# What a validation loss is a loss of, as people call it, by its setting.
+LOSS_OF = {
+    "targets": ("data", "train_on"),
+    "max_length": ("data", "max_length"),
+    "split": ("data", "split"),
+    "split seed": ("data", "split_seed"),
+    "way of evaluating": ("train", "evaluation"),
+    "number of batches": ("train", "eval_batches"),
+    "objective": ("train", "objective"),
+}
+
+State = Literal["finished", "unfinished", "absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a run the run it is, as `run.toml` has it. How answers are judged is no part of it."""
+
+    settings: dict[str, Any]
+    hashes: dict[str, str]
+
+    @staticmethod
+    def of(prepared: Prepared) -> Identity:
+        """That of a run to be made."""
+        hashes = {
+            "data": prepared.source.sha256,
+            "model": file_hash(prepared.model_path),
+            "template": prepared.template.hash,
+        }
+        return Identity(_shaping(prepared.settings.model_dump(mode="json")), hashes)
+
+    def differences(self, facts: dict[str, Any]) -> list[str]:
+        """In what a finished run is another one."""
+        found, own = (_flat(one) for one in (_shaping(facts["settings"]), self.settings))
+        lines = [
+            f"{key} is {found.get(key)}, now {own.get(key)}"
+            for key in dict.fromkeys([*own, *found])
+            if found.get(key) != own.get(key)
+        ]
+        return lines + [f"another {what}" for what, value in self.hashes.items() if facts["hashes"].get(what) != value]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The answers of a run's tuned model with their scores, as the next one is compared with them."""
+
+    answered: Answered
+    scored: Scored
+
+
+def state_of(folder: RunFolder, wanted: Identity, *, overwrite: bool) -> State:
+    """Whether the run is there already.
+
+    Raises:
+        RunFolderTaken: it is another run, or no run at all.
+    """
+    if _leftovers(folder.path) is None:
+        folder.check_free(overwrite=True)
+    if not (folder.path / RUN_FILE).is_file():
+        return "absent"
+    if not (folder.path / FACTS).is_file():
+        return "unfinished"
+    try:
+        differences = wanted.differences(folder.read_settings())
+    except DataError:
+        return "unfinished"
+    if differences and not overwrite:
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise RunFolderTaken(
+            f"{folder.path} holds a finished run that is another one: {'; '.join(differences[:SHOWN])}{more}. "
+            "Choose another --out, or add --overwrite"
+        )
+    return "unfinished" if differences or not is_whole(folder) else "finished"
+
+
+def is_whole(folder: RunFolder) -> bool:
+    """Whether all files of a finished run are there."""
+    try:
+        settings, held_out = folder.read_settings()["settings"], folder.held_out_rows()
+    except DataError:
+        return False
+    wanted = [folder.path / name for name in FILES]
+    if held_out:
+        for which in ("base", "tuned"):
+            wanted.append(folder.path / "responses" / f"{which}.json")
+            wanted += [folder.path / "scores" / f"{which}.{judge}.jsonl" for judge in (OFFLINE, LIKELIHOOD)]
+    if settings.get("train", {}).get("method") == "lora":
+        wanted.append(folder.adapter)
+    return all(file.exists() for file in wanted) and any(folder.model.glob("*.safetensors"))
+
+
+def clear_leftovers(folder: RunFolder) -> None:
+    """Remove what a run leaves that was killed before its first file was written: empty folders."""
+    for left in _leftovers(folder.path) or ():
+        left.rmdir()
+
+
+def _leftovers(path: Path) -> list[Path] | None:
+    """Those folders; None where there is anything else."""
+    if not path.is_dir():
+        return None
+    found = list(path.iterdir())
+    empty = all(one.name in OWN_FOLDERS and one.is_dir() and not any(one.iterdir()) for one in found)
+    return found if empty else None
+
+
+def measure(folder: RunFolder, judge: str, settings: Settings, screen: Screen) -> dict[str, Measured]:
+    """Scores of the answers of a run, before and after; empty where no rows were held out.
+
+    Raises:
+        DataError: its files are damaged.
+        JudgeError, StoppedEarly, RunFolderTaken: see `instil.score`.
+    """
+    if not folder.held_out_rows():
+        return {}
+    found = {one.which: one for one in find_answers(folder.path) if one.which in ("base", "tuned")}
+    if judge == OFFLINE:
+        return {
+            which: Measured(one, Scored(which, judge, tuple(read_verdicts(one.verdicts_at(judge, ScoreOptions())))))
+            for which, one in found.items()
+        }
+    scored = score_path(folder.path, judge, settings.score, screen)
+    return {which: Measured(one, scored[which]) for which, one in found.items()}
+
+
+def row_of(name: str, folder: RunFolder, status: Status, measured: dict[str, Measured]) -> SweepRow:
+    """The row of a finished run, but for its comparison with the first.
+
+    Raises:
+        DataError: its files are damaged.
+    """
+    facts = folder.read_settings()
+    file = folder.path / FACTS
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+        records = read_metrics(folder.metrics)
+        return SweepRow(
+            name=name,
+            folder=str(folder.path),
+            status=status,
+            model=facts["model"],
+            data=facts["data"],
+            steps=report["steps"],
+            trained=report.get("trained_parameters"),
+            train_seconds=report["train_seconds"],
+            seconds=round(sum(report["seconds"].values()), 2),
+            peak_memory_gb=report["peak_memory_gb"],
+            own_peak=report.get("own_peak", False),
+            train_loss=training_loss(records),
+            validation_loss=report.get("validation_loss"),
+            before=measured["base"].scored.mean() if measured else None,
+            after=measured["tuned"].scored.mean() if measured else None,
+            exact_match=_exact_match(folder) if measured else None,
+            before_from=report.get("before_from", ""),
+            loss_of=_loss_of(facts),
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
+
+
+def against(first: Measured, other: Measured, names: tuple[str, str], judge: str) -> Compared | None:
+    """The paired comparison with the first run, on the rows that both answered; None where there are none."""
+    try:
+        return compare_scored((first.answered, other.answered), (first.scored, other.scored), names, judge)
+    except DataError:
+        return None
+
+
+def training_loss(records: Sequence[StepRecord]) -> float | None:
+    """The training loss at the end: the mean of the last steps, or what the book's way of evaluating found."""
+    evaluated = [record.eval_train_loss for record in records if record.eval_train_loss is not None]
+    steps = [record.train_loss for record in records if record.train_loss is not None]
+    return evaluated[-1] if evaluated else mean(steps[-LAST:]) if steps else None
+
+
+def _exact_match(folder: RunFolder) -> Interval | None:
+    verdicts = read_verdicts(folder.path / "scores" / f"tuned.{OFFLINE}.jsonl")
+    return interval([100.0 * one.metrics["exact_match"] for one in verdicts if one.score is not None])
+
+
+def _loss_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """What the validation loss is a loss of; a run's model counts because its tokens are its own."""
+    settings, hashes = facts["settings"], facts["hashes"]
+    found = {what: settings.get(section, {}).get(name) for what, (section, name) in LOSS_OF.items()}
+    return {"model": hashes.get("model"), "rows": hashes.get("data"), "template": hashes.get("template"), **found}
+
+
+def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
+    return {section: values for section, values in settings.items() if section != "score"}
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}

@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from instil.cli.options import BookOpt, JsonOpt, SetOpt, print_json
+from instil.cli.options import (
+    BookOpt,
+    ConfigOpt,
+    DataArg,
+    JsonOpt,
+    ModelOpt,
+    SetOpt,
+    chosen_settings,
+    print_json,
+)
+from instil.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from instil.evaluate.sweep_table import SweepTable
+    from instil.recipes.probe import Probed
     from instil.recipes.sweep import Swept
 
 commands = typer.Typer()
@@ -73,3 +84,54 @@ def _table(found: SweepTable) -> Table:
     for row in found.rows:
         table.add_row(*map(Text, found.cells(row)), style="red" if row.status == "failed" else "")
     return table
+
+
+@commands.command("probe")
+def probe_command(
+    data: DataArg = "starter",
+    model: ModelOpt = "smollm2-135m",
+    rates: Annotated[
+        str, typer.Option("--rates", metavar="R,R,...", help="Rates to try.  [default: six about the method's usual]")
+    ] = "",
+    steps: Annotated[
+        int,
+        typer.Option("--steps", min=0, help="Of each first run.  [default: a thirtieth of the real run's, 10 to 100]"),
+    ] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for probe.png and probe.json.")] = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """A learning rate for these rows and this model: short runs judged by validation rows, the better half going on."""
+    chosen = chosen_settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    try:
+        wanted = [float(rate) for rate in rates.split(",") if rate.strip()]
+    except ValueError as error:
+        raise UserError(f"--rates {rates}: wanted numbers with commas between, such as 1e-5,1e-4") from error
+    from instil.recipes.probe import probe
+
+    found = probe(data, model, chosen, rates=wanted, steps=steps, out=out)
+    if as_json:
+        print_json(found.as_json())
+        return
+    _show_rates(found)
+    if out is not None:
+        typer.echo(f"picture: {out / 'probe.png'}")
+
+
+def _show_rates(found: Probed) -> None:
+    rounds = sorted({one.steps for one in found.tried})
+    typer.echo(f"\n{'learning rate':>14}" + "".join(f"{f'{steps} steps':>14}" for steps in rounds))
+    for rate in found.rates:
+        losses = found.losses(rate)
+        shown = ["" if steps not in losses else _loss(losses[steps]) for steps in rounds]
+        best = "  <- best" if found.best is not None and rate == found.best.rate else ""
+        typer.echo(f"{rate:>14g}" + "".join(f"{text:>14}" for text in shown) + best)
+    typer.echo(f"validation loss; before training {found.untrained:.3f}; took {found.seconds:.0f} s")
+    for line in found.advice():
+        typer.echo(line)
+
+
+def _loss(loss: float | None) -> str:
+    return "diverged" if loss is None else f"{loss:.4f}"

@@ -123,6 +123,37 @@ def plot_runs(runs: Mapping[str, Sequence[StepRecord]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plot_rates(rounds: Mapping[int, Sequence[tuple[float, float | None]]], untrained: float, path: Path) -> None:
+    """Write the validation loss at each learning rate, a line for each number of steps; crosses have diverged."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    axis.set_xscale("log")
+    axis.axhline(untrained, color="#9aa7b4", linewidth=1, linestyle="--", label="before training")
+    shown = [untrained]
+    for number, (steps, found) in enumerate(rounds.items()):
+        kept = [(rate, min(loss, 2 * untrained)) for rate, loss in found if loss is not None]
+        if kept:
+            rates, losses = zip(*kept, strict=True)
+            shown += losses
+            axis.plot(rates, losses, color=COLOURS[number % len(COLOURS)], marker="o", label=f"{steps} steps")
+    top, bottom = max(shown), min(shown)
+    room = max(0.08 * (top - bottom), 0.01)
+    axis.set_ylim(bottom - room, top + 2 * room)
+    lost = sorted({rate for found in rounds.values() for rate, loss in found if loss is None})
+    if lost:
+        axis.plot(lost, [top + room] * len(lost), "x", color="#b4472f", markersize=8, label="diverged")
+    axis.set_xlabel("learning rate")
+    axis.set_ylabel("validation loss (nats per target token)")
+    axis.grid(alpha=0.2)
+    axis.spines[["right", "top"]].set_visible(False)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
 def _thousands(value: float, _: int) -> str:
     return f"{value / 1000:g}k" if abs(value) >= 1000 else f"{value:g}"
 

@@ -1,0 +1,321 @@
+"""A sweep on a tiny model: its table is that of its runs, it goes on where it stopped, and nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+import instil
+from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly
+from instil.evaluate.comparison import compare_verdicts
+from instil.evaluate.statistics import interval
+from instil.recipes import before as before_module
+from instil.recipes import run as run_module
+from instil.recipes import sweep as sweep_module
+from instil.recipes.answers import read_verdicts
+from instil.recipes.progress import Screen
+from instil.recipes.sweep import Swept, sweep
+from instil.recipes.sweep_file import Overrides
+from instil.train.metrics import read_metrics
+from tests.conftest import rows
+from tests.faults.judge_server import judging
+
+RUNS = """
+[settings]
+train.max_steps = 3
+train.learning_rate = 3e-3
+train.eval_every = 2
+generate.max_new_tokens = 3
+[[run]]
+name = "first"
+[[run]]
+name = "other prompt"
+settings.data.template = "phi3"
+[[run]]
+name = "thin"
+settings.train.method = "lora"
+settings.lora.rank = 2
+"""
+FAILS = '[[run]]\nname = "wild"\nsettings.train.learning_rate = 1e30\n'
+
+
+class Told(Screen):
+    """A screen that keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: str, style: str = "") -> None:
+        self.lines.append(text)
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Here:
+    """A place for sweeps with a tiny model and forty rows."""
+
+    def __init__(self, folder: Path, model: Path, text: str = RUNS) -> None:
+        self.file, self.data, self.out = folder / "some.toml", folder / "rows.json", folder / "out"
+        self.file.write_text(text)
+        self.data.write_text(json.dumps(rows(40)))
+        self.model = model
+        self.screen = Told()
+
+    def go(self, *assignments: str, judge: str | None = None, **options: Any) -> Swept:
+        self.screen = Told()
+        over = Overrides(str(self.data), str(self.model), self.out, judge, assignments)
+        return sweep(self.file, over, screen=self.screen, **options)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, Swept, list[int]]:
+    """A finished sweep, and how many rows each answering before and after training was about."""
+    here = Here(tmp_path_factory.mktemp("sweep"), tiny_folder)
+    answered: list[int] = []
+    answer = run_module.answer
+
+    def counted(decoder: Any, tokenizer: Any, template: Any, examples: Any, *more: Any) -> Any:
+        answered.append(len(examples))
+        return answer(decoder, tokenizer, template, examples, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "answer", counted)
+        return here, here.go(), answered
+
+
+@pytest.fixture
+def copied(made: tuple[Here, Swept, list[int]], tmp_path: Path, tiny_folder: Path) -> Here:
+    """That sweep to be damaged; where the base answers came from is in another folder, which does not matter."""
+    shutil.copytree(made[0].out, tmp_path / "out")
+    return Here(tmp_path, tiny_folder)
+
+
+def test_answers_before_training_are_made_once_for_all_that_ask_the_same(
+    made: tuple[Here, Swept, list[int]],
+) -> None:
+    here, done, answered = made
+    assert answered == [4, 4, 4, 4, 4]  # before and after; before and after with the other template; after
+    first, other, thin = done.table.rows
+    assert (first.before_from, other.before_from, thin.before_from) == ("", "", first.folder)
+    for name in ("responses/base.json", "scores/base.offline.jsonl", "scores/base.likelihood.jsonl"):
+        assert (Path(first.folder) / name).read_bytes() == (Path(thin.folder) / name).read_bytes()
+    facts = json.loads((Path(thin.folder) / "report.json").read_text())
+    assert facts["finish"]["base"] == json.loads((Path(first.folder) / "report.json").read_text())["finish"]["base"]
+    assert "taken over from" in here.screen.text
+    assert "thin took over the answers before training" in "\n".join(done.table.notes())
+
+
+def test_a_run_of_a_sweep_is_the_ordinary_run(
+    made: tuple[Here, Swept, list[int]], tiny_folder: Path, tmp_path: Path
+) -> None:
+    here, done, _ = made
+    alone = instil.finetune(
+        here.data, model=tiny_folder, out=tmp_path / "alone", max_steps=3, learning_rate=3e-3, eval_every=2,
+        max_new_tokens=3, method="lora", rank=2,
+    )  # fmt: skip
+    thin = Path(done.table.rows[2].folder)
+    for name in ("responses/base.json", "responses/tuned.json", "scores/base.likelihood.jsonl", "split.json"):
+        assert (thin / name).read_bytes() == (alone.path / name).read_bytes(), name
+    losses = [[one.train_loss for one in read_metrics(run / "metrics.jsonl")] for run in (thin, alone.path)]
+    assert losses[0] == losses[1]
+    assert {file.name for file in thin.iterdir()} == {file.name for file in alone.path.iterdir()}
+
+
+def test_the_table_is_that_of_the_runs(made: tuple[Here, Swept, list[int]]) -> None:
+    _, done, _ = made
+    first = read_verdicts(Path(done.table.rows[0].folder) / "scores" / "tuned.offline.jsonl")
+    for row in done.table.rows:
+        run = Path(row.folder)
+        report = json.loads((run / "report.json").read_text())
+        records = read_metrics(run / "metrics.jsonl")
+        tuned, base = (read_verdicts(run / "scores" / f"{which}.offline.jsonl") for which in ("tuned", "base"))
+        assert row.steps == 3
+        assert row.train_seconds == report["train_seconds"]
+        assert row.seconds == pytest.approx(sum(report["seconds"].values()))
+        assert row.peak_memory_gb == report["peak_memory_gb"]
+        assert row.validation_loss == records[-1].val_loss
+        assert row.train_loss == pytest.approx(sum(one.train_loss or 0 for one in records[1:]) / 3)
+        assert row.after == interval([one.score for one in tuned if one.score is not None])
+        assert row.before == interval([one.score for one in base if one.score is not None])
+        assert row.exact_match == interval([100 * one.metrics["exact_match"] for one in tuned])
+        if row.name != "first":
+            assert row.against == compare_verdicts(first, tuned)
+    facts = tomllib.loads((Path(done.table.rows[0].folder) / "run.toml").read_text())
+    assert done.table.rows[0].trained == facts["model_facts"]["parameters"]
+    assert 0 < (done.table.rows[2].trained or 0) < 10_000
+
+
+def test_all_its_files_say_the_same(made: tuple[Here, Swept, list[int]]) -> None:
+    here, done, _ = made
+    stored = json.loads((here.out / "sweep.json").read_text())
+    assert stored == done.table.as_json() == {key: value for key, value in done.as_json().items() if key != "out"}
+    lines = list(csv.DictReader((here.out / "sweep.csv").read_text().splitlines()))
+    assert [line["name"] for line in lines] == ["first", "other prompt", "thin"]
+    for line, run in zip(lines, stored["runs"], strict=True):
+        assert float(line["validation_loss"]) == run["validation_loss"]
+        assert float(line["after_low"]) == run["after"]["low"]
+    assert (here.out / "sweep.md").read_text() == done.table.as_markdown()
+    page = (here.out / "sweep.html").read_text()
+    assert 'href="other-prompt/report.html"' in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert (here.out / "loss.png").stat().st_size > 1000
+
+
+def test_losses_of_something_else_are_not_compared(made: tuple[Here, Swept, list[int]]) -> None:
+    notes = "\n".join(made[1].table.notes())
+    assert "The validation losses of other prompt and first are not comparable: different template." in notes
+    assert "of thin and first" not in notes
+
+
+def test_finished_runs_are_kept(copied: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "run", None)
+    stamps = {file: file.stat().st_mtime_ns for file in copied.out.glob("*/**/*")}
+    done = copied.go()
+    assert [row.status for row in done.table.rows] == ["kept"] * 3
+    assert copied.screen.text.count("is finished already") == 3
+    assert {file: file.stat().st_mtime_ns for file in copied.out.glob("*/**/*")} == stamps
+    copied.go("score.min_coverage=0.5")  # how answers are judged makes no other run
+
+
+@pytest.mark.parametrize("lost", ["report.json", "responses/tuned.json", "model"])
+def test_a_run_that_is_not_whole_is_done_again(lost: str, copied: Here) -> None:
+    target = copied.out / "thin" / lost
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    before = (copied.out / "thin" / "metrics.jsonl").stat().st_mtime_ns
+    done = copied.go()
+    assert [row.status for row in done.table.rows] == ["kept", "kept", "done"]
+    assert target.exists()
+    assert (copied.out / "thin" / "metrics.jsonl").stat().st_mtime_ns > before
+    assert done.table.rows[2].before_from == str(copied.out / "first")
+
+
+def test_a_run_killed_before_its_first_file_is_done_again(copied: Here) -> None:
+    shutil.rmtree(copied.out / "thin")
+    for name in ("responses", "scores", "checkpoints"):
+        (copied.out / "thin" / name).mkdir(parents=True)
+    assert [row.status for row in copied.go().table.rows] == ["kept", "kept", "done"]
+
+
+def test_another_finished_run_is_not_replaced_unasked(copied: Here) -> None:
+    with pytest.raises(RunFolderTaken, match=r"train\.epochs is 4, now 7.*--overwrite"):
+        copied.go("train.epochs=7")
+    copied.data.write_text(json.dumps(rows(41)))
+    with pytest.raises(RunFolderTaken, match="another data"):
+        copied.go()
+    copied.file.write_text(RUNS.split('[[run]]\nname = "other', maxsplit=1)[0])
+    assert [row.status for row in copied.go(overwrite=True).table.rows] == ["done"]
+    assert [row.status for row in copied.go(overwrite=True).table.rows] == ["kept"]
+
+
+def test_what_is_no_run_is_left_alone(copied: Here) -> None:
+    shutil.rmtree(copied.out / "thin")
+    (copied.out / "thin").mkdir()
+    (copied.out / "thin" / "letter.txt").write_text("dear")
+    with pytest.raises(InstilError, match="it is not a run, so it is left alone"):
+        copied.go(overwrite=True)
+    assert (copied.out / "thin" / "letter.txt").read_text() == "dear"
+
+
+def test_answers_of_a_damaged_run_are_not_borrowed(copied: Here) -> None:
+    shutil.rmtree(copied.out / "thin")
+    (copied.out / "first" / "scores" / "base.likelihood.jsonl").write_text("{}\n")
+    asked = tomllib.loads((copied.out / "first" / "run.toml").read_text())["hashes"]["before"]
+    assert before_module.lender_of(asked, [copied.out / "first"]) is None
+    assert before_module.lender_of(asked, [copied.out / "other-prompt"]) is None
+    whole = tomllib.loads((copied.out / "other-prompt" / "run.toml").read_text())["hashes"]["before"]
+    assert whole != asked
+    candidates = [copied.out / "none", copied.out / "first", copied.out / "other-prompt"]
+    assert before_module.lender_of(whole, candidates) == copied.out / "other-prompt"
+
+
+def test_a_failing_run_does_not_lose_the_others(tmp_path: Path, tiny_folder: Path) -> None:
+    head, first, *_ = RUNS.split("[[run]]")
+    here = Here(tmp_path, tiny_folder, head + FAILS + "[[run]]" + first)
+    done = here.go("generate.max_new_tokens=2")
+    wild, fine = done.table.rows
+    assert (wild.status, fine.status) == ("failed", "done")
+    assert "Lower train.learning_rate" in wild.reason
+    assert fine.against is None
+    assert "wild is not finished, so nothing could be compared with it." in done.table.notes()
+    assert "1 of 2 runs" in (here.out / "sweep.html").read_text()
+    with pytest.raises(InstilError, match=r"^1 of 2 runs failed\. wild: ") as raised:
+        done.check()
+    assert raised.value.exit_code == 1
+    assert [row.status for row in here.go("generate.max_new_tokens=2").table.rows] == ["failed", "kept"]
+
+
+def test_mistakes_are_found_before_any_work(tmp_path: Path, tiny_folder: Path) -> None:
+    here = Here(tmp_path, tiny_folder, RUNS + '[[run]]\nname = "last"\ndata = "none.json"\n')
+    with pytest.raises(DataError, match=r"run 'last': none\.json"):
+        here.go()
+    here.file.write_text(RUNS + '[[run]]\nname = "last"\nsettings.train.method = "lora"\nsettings.lora.rank = 999\n')
+    with pytest.raises(SettingsError, match=r"run 'last': lora\.rank=999"):
+        here.go()
+    with pytest.raises(InstilError):
+        Here(tmp_path, tiny_folder).go(judge="http://127.0.0.1:9")
+    assert not here.out.exists()
+
+
+def test_one_sweep_at_a_time(tmp_path: Path, tiny_folder: Path) -> None:
+    here = Here(tmp_path, tiny_folder)
+    here.out.mkdir()
+    with FileLock(here.out / ".sweep.lock"), pytest.raises(RunFolderTaken, match="another sweep"):
+        here.go()
+
+
+def test_processes_of_their_own_give_the_same_table(made: tuple[Here, Swept, list[int]], copied: Here) -> None:
+    shutil.rmtree(copied.out / "thin")
+    shutil.rmtree(copied.out / "first")
+    copied.file.write_text(copied.file.read_text() + FAILS)
+    done = copied.go(processes=True)
+    assert [row.status for row in done.table.rows] == ["done", "kept", "done", "failed"]
+    assert "Lower train.learning_rate" in done.table.rows[3].reason
+    for here, there in zip(done.table.rows, made[1].table.rows, strict=False):
+        assert (here.train_loss, here.validation_loss) == (there.train_loss, there.validation_loss)
+        assert (here.after, here.against) == (there.after, there.against)
+    assert done.table.rows[2].before_from == str(copied.out / "first")
+
+
+def test_a_run_that_memory_does_not_allow_gets_its_own_process(copied: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copied.out / "thin")
+    apart: list[Path] = []
+    monkeypatch.setattr(sweep_module, "available_memory", lambda device: 1000)
+    monkeypatch.setattr(sweep_module, "run_apart", lambda data, model, out, **more: apart.append(out))
+    done = copied.go()
+    assert apart == [copied.out / "thin"]
+    assert done.table.rows[2].status == "failed"  # nothing was made
+    assert "in a process of its own" in copied.screen.text
+
+
+def test_a_judge_scores_every_run(copied: Here) -> None:
+    with judging(say=lambda message, number: '{"score": 4}', models=("judge",)) as server:
+        done = copied.go(judge=f"{server.url}/v1")
+        assert [row.after.mean if row.after else None for row in done.table.rows] == [75.0] * 3
+        asked = len(server.asked)
+        assert asked
+        copied.go(judge=f"{server.url}/v1")
+        assert len(server.asked) == asked
+    done.check()
+    assert "those of " in done.table.notes()[0]
+
+
+def test_what_could_not_be_judged_is_taken_up_again(copied: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> Any:
+        raise StoppedEarly("no more")
+
+    monkeypatch.setattr(sweep_module, "_check_judge", lambda file: None)
+    monkeypatch.setattr(sweep_module, "measure", fails)
+    done = copied.go(judge="ollama:x")
+    assert [(row.status, row.after) for row in done.table.rows] == [("kept", None)] * 3
+    with pytest.raises(StoppedEarly, match="the same command goes on"):
+        done.check()

@@ -121,7 +121,7 @@ def test_what_cannot_be_probed(tiny_folder: Path, tmp_path: Path) -> None:
         probed(tiny_folder, rates=(-1.0,))
     with pytest.raises(SettingsError, match="nan is no learning rate"):
         probed(tiny_folder, rates=(float("nan"),))
-    cut = [*rows(7)[:6], {"instruction": "long " * 600, "output": "cut"}]
+    cut = [*rows(5), *[{"instruction": f"{n} long " * 400, "output": "cut"} for n in range(2)]]
     with pytest.raises(DataError, match="no rows are held out for validation"):
         probed(tiny_folder, data=cut)
     (tmp_path / "file").touch()

@@ -14,7 +14,7 @@ BENCH_TRAIN ?=
 BENCH_ANSWER ?=
 BENCH_PREFER ?=
 
-.PHONY: demo test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
+.PHONY: demo exercises test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -37,6 +37,13 @@ $(VENV)/.dev: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/instil run starter --model smollm2-135m --out runs/demo --overwrite $(DEMO)
+
+# The book's exercises side by side; the table goes to its place in docs/exercises.md.
+exercises: $(VENV)/.core
+	$(BIN)/instil sweep examples/exercises.toml --out runs/exercises
+	$(BIN)/python -c "from pathlib import Path; page = Path('docs/exercises.md'); \
+	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
+	  page.write_text(text.split(start)[0] + start + Path('runs/exercises/sweep.md').read_text() + end + text.split(end)[1])"
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

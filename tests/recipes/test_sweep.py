@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import shutil
 import tomllib
@@ -16,6 +17,7 @@ import instil
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.statistics import interval
+from instil.model.decoder import Decoder
 from instil.recipes import before as before_module
 from instil.recipes import run as run_module
 from instil.recipes import sweep as sweep_module
@@ -23,6 +25,7 @@ from instil.recipes.answers import read_verdicts
 from instil.recipes.progress import Screen
 from instil.recipes.sweep import Swept, sweep
 from instil.recipes.sweep_file import Overrides
+from instil.runtime import release
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
 from tests.faults.judge_server import judging
@@ -241,7 +244,17 @@ def test_answers_of_a_damaged_run_are_not_borrowed(copied: Here) -> None:
 def test_a_failing_run_does_not_lose_the_others(tmp_path: Path, tiny_folder: Path) -> None:
     head, first, *_ = RUNS.split("[[run]]")
     here = Here(tmp_path, tiny_folder, head + FAILS + "[[run]]" + first)
-    done = here.go("generate.max_new_tokens=2")
+    alive: list[int] = []
+
+    def released() -> None:
+        release()
+        alive.append(sum(isinstance(one, Decoder) for one in gc.get_objects()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep_module, "release", released)
+        already = sum(isinstance(one, Decoder) for one in gc.get_objects())
+        done = here.go("generate.max_new_tokens=2")
+    assert alive == [already] * 2, "the model of a run is gone before the next one is loaded"
     wild, fine = done.table.rows
     assert (wild.status, fine.status) == ("failed", "done")
     assert "Lower train.learning_rate" in wild.reason

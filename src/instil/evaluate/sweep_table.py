@@ -241,7 +241,7 @@ def _about_losses(done: Sequence[SweepRow]) -> list[str]:
         if different:
             groups.setdefault(listed_names(different), []).append(row.name)
     return [
-        f"The validation losses of {listed_names(names)} and {done[0].name} are not comparable: different {different}."
+        f"The validation losses of {listed_names([*names, done[0].name])} are not comparable: different {different}."
         for different, names in groups.items()
     ]
 

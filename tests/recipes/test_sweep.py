@@ -248,11 +248,11 @@ def test_a_failing_run_does_not_lose_the_others(tmp_path: Path, tiny_folder: Pat
 
     def released() -> None:
         release()
-        alive.append(sum(isinstance(one, Decoder) for one in gc.get_objects()))
+        alive.append(sum(type(one) is Decoder for one in gc.get_objects()))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_module, "release", released)
-        already = sum(isinstance(one, Decoder) for one in gc.get_objects())
+        already = sum(type(one) is Decoder for one in gc.get_objects())
         done = here.go("generate.max_new_tokens=2")
     assert alive == [already] * 2, "the model of a run is gone before the next one is loaded"
     wild, fine = done.table.rows

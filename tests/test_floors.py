@@ -10,7 +10,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "instil"
 FLOOR = {
     "errors": 0, "records": 1, "downloads": 1, "runtime": 1, "gguf_header": 1, "data": 2, "model": 2,
-    "train": 3, "generate": 3, "evaluate": 4, "serve": 5, "export": 5, "recipes": 6, "cli": 7,
+    "train": 3, "generate": 3, "evaluate": 4, "serve": 5, "export": 5, "synthesis": 5, "recipes": 6, "cli": 7,
 }  # fmt: skip
 # Rooms on one floor that have nothing to say to one another.
 APART = {("data", "model"), ("model", "data"), ("train", "generate"), ("generate", "train"), ("serve", "export")}

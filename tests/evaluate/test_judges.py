@@ -83,7 +83,7 @@ def test_a_parameter_that_a_server_does_not_know_is_left_out(server: JudgeServer
 
 def test_one_model_is_taken_and_of_several_one_is_to_be_named() -> None:
     with judging(models=("a:latest", "b:latest")) as server:
-        with pytest.raises(JudgeError, match=r"2 models \(a, b\); name one: --judge .*#MODEL"):
+        with pytest.raises(JudgeError, match=r"2 models \(a, b\); name one: http.*#MODEL"):
             instil.score(answered(1), f"{server.url}/v1")
         with pytest.raises(JudgeError, match=r"no model 'aa'.*did you mean a"):
             instil.score(answered(1), f"{server.url}/v1#aa")

@@ -22,6 +22,11 @@ def graded(message: str, number: int) -> str:
     return json.dumps({"score": int(hashlib.sha256(message.encode()).hexdigest(), 16) % 5 + 1})
 
 
+def message_of(body: dict[str, Any]) -> str:
+    """The message of a chat, or the text that is to be gone on with."""
+    return str(body["messages"][0]["content"] if "messages" in body else body["prompt"])
+
+
 @dataclass
 class JudgeServer:
     """What is said, and what is done instead. ``faults`` gives a fault's name for a question's number."""
@@ -40,7 +45,7 @@ class JudgeServer:
 
     def messages(self) -> list[str]:
         """What was asked, in the order of arrival."""
-        return [body["messages"][0]["content"] for body in self.asked]
+        return [message_of(body) for body in self.asked]
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         """Questions about the server."""
@@ -73,7 +78,7 @@ class JudgeServer:
             return
         if fault and self.misbehave(handler, fault, body):
             return
-        message = body["messages"][0]["content"]
+        message = message_of(body)
         self.reply(handler, body, self.say(message, number), self.read(message))
 
     def reply(self, handler: BaseHTTPRequestHandler, body: dict[str, Any], said: str, read: int) -> None:
@@ -81,12 +86,16 @@ class JudgeServer:
         extra = self.logprobs(said) if self.logprobs else None
         if handler.path.startswith("/api"):
             lines: list[dict[str, Any]] = [{"message": {"role": "assistant", "content": piece}} for piece in said]
+            if handler.path == "/api/generate":
+                lines = [{"response": piece} for piece in said]
             if extra:
                 lines[-1]["logprobs"] = extra
-            last = {"message": {"content": ""}, "done": True, "done_reason": "stop", "prompt_eval_count": read}
+            last = {"done": True, "done_reason": "stop", "prompt_eval_count": read}
             self.send(handler, 200, b"".join(json.dumps(line).encode() + b"\n" for line in [*lines, last]))
             return
         choice: dict[str, Any] = {"message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        if handler.path.endswith("/v1/completions"):
+            choice = {"text": said, "finish_reason": "stop"}
         if extra:
             choice["logprobs"] = {"content": extra}
         self.send(handler, 200, json.dumps({"choices": [choice], "usage": {"prompt_tokens": read}}).encode())
@@ -124,7 +133,7 @@ class JudgeServer:
         elif name == "gzip":
             self.send(handler, 200, b"\x1f\x8b", {"Content-Encoding": "gzip"})
         elif name == "say":
-            self.reply(handler, body, what, self.read(body["messages"][0]["content"]))
+            self.reply(handler, body, what, self.read(message_of(body)))
         elif name == "cut":
             last = {"message": {"content": "8"}, "done": True, "done_reason": "length", "prompt_eval_count": 9999}
             choice = {"message": {"content": "8"}, "finish_reason": "length"}

@@ -412,7 +412,7 @@ def test_a_file_that_is_no_journal_is_left_alone(server: JudgeServer, tmp_path: 
     (tmp_path / "said.json").write_text(json.dumps(answered(2)))
     for text in (json.dumps(answered(2)), "my notes\n", '{"a": 1}\n{"b": 2}\n'):
         (tmp_path / "said.journal").write_text(text)
-        with pytest.raises(DataError, match="is not a journal of verdicts, so it is left alone"):
+        with pytest.raises(DataError, match="is no journal, so it is left alone"):
             score_path(tmp_path / "said.json", f"{server.url}/v1")
         assert (tmp_path / "said.journal").read_text() == text
     assert server.asked == []

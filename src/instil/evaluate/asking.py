@@ -46,10 +46,11 @@ class Breaker:
         judge: its name, for the message.
         total: tasks in all.
         kept: tasks done before this time.
+        what: what tasks end in, for the message.
     """
 
-    def __init__(self, judge: str, total: int, kept: int) -> None:
-        self._judge, self._total, self.done = judge, total, kept
+    def __init__(self, judge: str, total: int, kept: int, what: str = "verdicts") -> None:
+        self._judge, self._total, self.done, self._what = judge, total, kept, what
         self._in_a_row, self._fresh = 0, 0
 
     def succeeded(self) -> None:
@@ -72,7 +73,7 @@ class Breaker:
         asks_to_wait = isinstance(error, Passing) and error.wait > PATIENCE
         if final or asks_to_wait or self._in_a_row >= FAILURES_IN_A_ROW:
             raise StoppedEarly(
-                f"{self._judge} stopped answering: {error}. {self.done} of {self._total} verdicts are kept; "
+                f"{self._judge} stopped answering: {error}. {self.done} of {self._total} {self._what} are kept; "
                 "the same command asks for the rest"
             ) from error
 

@@ -1,4 +1,6 @@
-"""The journal of verdicts: one line each, on disk before the next is waited for, never rewritten.
+"""The journal of verdicts, or of texts that a model wrote: a line each, on disk before the next is waited for.
+
+No line is ever rewritten.
 
 A line is found again by its key, the hash of everything that shaped the question: judge, prompt, row, answer and
 settings. So nothing is asked twice, and nothing that was changed is mistaken for what it was. Verdicts without a
@@ -54,7 +56,7 @@ class Journal:
             self._file = self.path.open("ab")
             _sync_folder(self.path.parent)  # else the name of a new file may be lost though its lines are not
         except Timeout as error:
-            raise RunFolderTaken(f"{self.path}: another process is scoring there; wait for it, or stop it") from error
+            raise RunFolderTaken(f"{self.path}: another process is at work there; wait for it, or stop it") from error
         except OSError as error:
             self._lock.release()
             raise DataError(f"{self.path}: cannot be written: {error.strerror or error}") from error
@@ -89,7 +91,7 @@ class Journal:
                 os.fsync(self._file.fileno())
             except OSError as error:
                 raise StoppedEarly(
-                    f"{self.path}: cannot be written: {error.strerror or error}. Earlier verdicts are kept in it; "
+                    f"{self.path}: cannot be written: {error.strerror or error}. What came before is kept in it; "
                     "make room, and the same command asks for the rest"
                 ) from error
 
@@ -109,7 +111,7 @@ class Journal:
             if counts is True and isinstance(key, str):
                 self._entries[key] = entry
         if raw and not raw.startswith(START) and (not lines or self.damaged == len(lines)):
-            raise DataError(f"{path} is not a journal of verdicts, so it is left alone; move it elsewhere")
+            raise DataError(f"{path} is no journal, so it is left alone; move it elsewhere")
         if whole < len(raw):  # torn
             self.damaged += 1
             with path.open("r+b") as file:

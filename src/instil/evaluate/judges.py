@@ -32,12 +32,13 @@ Alternatives = tuple[
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One message to a judge. ``num_ctx`` is the context to ask for, in tokens."""
+    """One message to a judge. ``num_ctx``: the context to ask for, in tokens; the reply ends before a ``stop`` text."""
 
     text: str
     schema: dict[str, Any] | None
     seed: int
     num_ctx: int
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,14 @@ class Judge(Protocol):
 
         Raises:
             Passing, Refused, JudgeError: see `instil.evaluate.clients`.
+        """
+
+    def complete(self, question: Question) -> Reply:
+        """What the model writes after a text, which it gets as it is, without a chat template.
+
+        Raises:
+            JudgeError: the server has no such interface.
+            Passing, Refused: see `instil.evaluate.clients`.
         """
 
     def close(self) -> None:

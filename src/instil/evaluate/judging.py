@@ -27,7 +27,6 @@ READ_AT_LEAST = 0.7  # tokens for each word; less, and the prompt was cut
 SAID = 2000  # characters kept of a reply
 LIKELY = 0.5  # probability that the scale's numbers must have together
 TOO_LONG = ("context", "too long", "exceed", "too many tokens", "maximum length")
-ADVICE = "raise score.num_ctx, or give the judge's server more context"
 
 AT_JUDGE = re.compile(
     r"\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+|the\s+|your\s+)*(?:previous|above|prior|earlier|instructions)"
@@ -198,18 +197,25 @@ def _ask(
     return fresh, failed
 
 
-def refusal(error: Refused) -> str:
+def refusal(error: Refused, section: str = "score") -> str:
     """Why a question was refused, with what may help."""
     too_long = any(word in str(error).lower() for word in TOO_LONG)
-    return f"{error}; {ADVICE}" if too_long else str(error)
+    return f"{error}; {_advice(section)}" if too_long else str(error)
 
 
-def unread(reply: Reply, question: Question) -> str:
-    """Why a reply must not be used, whatever it says: only part of the question was read, or it was cut off itself."""
+def _advice(section: str) -> str:
+    return f"raise {section}.num_ctx, or give the judge's server more context"
+
+
+def unread(reply: Reply, question: Question, section: str = "score") -> str:
+    """Why a reply must not be used, whatever it says: only part of the question was read, or it was cut off itself.
+
+    ``section`` is where the settings stand that would mend it.
+    """
     words = sum(max(1.0, len(word) / 10) for word in question.text.split())
     if reply.prompt_tokens is not None and 0 < reply.prompt_tokens < READ_AT_LEAST * words:
-        return f"the judge read {reply.prompt_tokens} tokens of a prompt of {words:.0f} words; {ADVICE}"
-    return "the reply was cut off; raise score.max_tokens" if reply.cut else ""
+        return f"the judge read {reply.prompt_tokens} tokens of a prompt of {words:.0f} words; {_advice(section)}"
+    return f"the reply was cut off; raise {section}.max_tokens" if reply.cut else ""
 
 
 def read_reply(reply: Reply, question: Question, scale: Scale, *, weighted: bool) -> tuple[Reading, dict[str, float]]:

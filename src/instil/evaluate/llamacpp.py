@@ -28,7 +28,7 @@ class LlamaCpp:
 
     def __init__(self, model: str, options: ScoreOptions) -> None:
         if importlib.util.find_spec("xllamacpp") is None:
-            raise JudgeError("llamacpp: judges need llama.cpp: pip install xllamacpp")
+            raise JudgeError("llamacpp: needs llama.cpp: pip install xllamacpp")
         try:
             self._file = find_model(model)
         except ModelError as error:
@@ -64,6 +64,10 @@ class LlamaCpp:
     def ask(self, question: Question) -> Reply:
         assert self._client is not None, "open() comes first"
         return self._client.ask(question)
+
+    def complete(self, question: Question) -> Reply:
+        assert self._client is not None, "open() comes first"
+        return self._client.complete(question)
 
     def close(self) -> None:
         if self._client is not None:

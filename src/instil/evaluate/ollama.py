@@ -1,4 +1,4 @@
-"""A judge behind Ollama's own interface, ``/api/chat``.
+"""A judge behind Ollama's own interface, ``/api/chat``, and ``/api/generate`` for raw texts.
 
 Facts: ``api/types.go`` and ``server/routes.go`` of Ollama. Seed, temperature and context count only inside
 ``options``; an error in the middle comes as a line under status 200; the last line says ``done``.
@@ -40,9 +40,7 @@ class Ollama:
             raise JudgeError(f"{base} is not an Ollama that can be used: {error}") from error
         models = found.get("models") if isinstance(found, dict) else None
         if not isinstance(models, list):
-            raise JudgeError(
-                f"{base} answers, but not as Ollama does; for another server give its address as the judge"
-            )
+            raise JudgeError(f"{base} answers, but not as Ollama does; for another server give its address instead")
         digests = {str(one.get("name")): str(one.get("digest", "")) for one in models if isinstance(one, dict)}
         wanted = self._model if ":" in self._model else f"{self._model}:latest"
         if wanted not in digests and self._model not in digests:
@@ -53,10 +51,16 @@ class Ollama:
         self.identity = f"{self.name}@{digests.get(wanted) or digests.get(self._model)}"
 
     def ask(self, question: Question) -> Reply:
+        return self._sent("/api/chat", question, {"messages": [{"role": "user", "content": question.text}]})
+
+    def complete(self, question: Question) -> Reply:
+        return self._sent("/api/generate", question, {"prompt": question.text, "raw": True})
+
+    def _sent(self, path: str, question: Question, what: dict[str, Any]) -> Reply:
         options = self._options
         asked: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": question.text}],
+            **what,
             "stream": True,
             "truncate": False,  # an error instead of half a prompt; older servers do not know these two
             "shift": False,
@@ -65,17 +69,18 @@ class Ollama:
                 "temperature": options.temperature,
                 "num_ctx": question.num_ctx,
                 "num_predict": options.max_tokens,
+                **({"stop": list(question.stop)} if question.stop else {}),
             },
         }
         if question.schema is not None:
             asked["format"] = question.schema
         if options.weighted:
             asked |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
-        lines = self._http.post_lines("/api/chat", asked)
+        lines = self._http.post_lines(path, asked)
         text, tokens = [], []
         for line in lines:
             message = line.get("message")
-            content = message.get("content") if isinstance(message, dict) else None
+            content = message.get("content") if isinstance(message, dict) else line.get("response")
             text.append(content if isinstance(content, str) else "")
             tokens += alternatives(line.get("logprobs"))
         last = lines[-1]

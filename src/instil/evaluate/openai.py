@@ -1,4 +1,7 @@
-"""A judge behind OpenAI's interface, ``/chat/completions``: OpenAI, vLLM, llama-server, LM Studio, Ollama's ``/v1``."""
+"""A judge behind OpenAI's interface, ``/chat/completions``: OpenAI, vLLM, llama-server, LM Studio, Ollama's ``/v1``.
+
+``/completions``, which goes on with a text as it stands, is there in most of them, but not for OpenAI's newer models.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,7 @@ class OpenAI:
         if not self._model:
             if len(models) != 1:
                 there = ", ".join(models[:10]) or "none named"
-                raise JudgeError(f"{base} has {len(models)} models ({there}); name one: --judge {base}#MODEL")
+                raise JudgeError(f"{base} has {len(models)} models ({there}); name one: {base}#MODEL")
             self._model = models[0]
         elif models and self._model not in models and not self._is_openai:
             near = did_you_mean(self._model, models)
@@ -72,32 +75,45 @@ class OpenAI:
         self.identity = f"{base}#{self._model}"
 
     def ask(self, question: Question) -> Reply:
+        return self._read(self._post("/chat/completions", question))
+
+    def complete(self, question: Question) -> Reply:
+        try:
+            return self._read(self._post("/completions", question))
+        except Unreachable:
+            raise
+        except JudgeError as error:
+            raise JudgeError(
+                f"{error}; going on with a raw text needs {self._http.base}/completions, which not every server has"
+            ) from error
+
+    def _post(self, path: str, question: Question) -> Any:
         while True:
             left_out = self._left_out
             try:
-                found = self._http.post("/chat/completions", self._asked(question, left_out))
+                return self._http.post(path, self._asked(question, left_out, raw=path == "/completions"))
             except Refused as refused:
                 if not refused.parameter or refused.parameter in left_out:
                     raise
                 with self._lock:
                     self._left_out |= {refused.parameter}
-                continue
-            return self._read(found)
 
-    def _asked(self, question: Question, left_out: frozenset[str]) -> dict[str, Any]:
+    def _asked(self, question: Question, left_out: frozenset[str], *, raw: bool) -> dict[str, Any]:
         options = self._options
         limit = "max_completion_tokens" if self._is_openai or "max_tokens" in left_out else "max_tokens"
         asked: dict[str, Any] = {
             "model": self._model,
-            "messages": [{"role": "user", "content": question.text}],
+            **({"prompt": question.text} if raw else {"messages": [{"role": "user", "content": question.text}]}),
             "temperature": options.temperature,
             "seed": question.seed,
             limit: options.max_tokens,
             **self._extra,
         }
         if question.schema is not None:
-            schema = {"name": "verdict", "strict": True, "schema": question.schema}
+            schema = {"name": "reply", "strict": True, "schema": question.schema}
             asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if question.stop:
+            asked["stop"] = list(question.stop)
         if options.weighted:
             asked |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return {key: value for key, value in asked.items() if key not in left_out}
@@ -107,7 +123,7 @@ class OpenAI:
             raise Passing(f"the server said: {self._http.shown(found['error'])}")
         try:
             choice = found["choices"][0]
-            content = choice["message"].get("content")
+            content = choice["message"].get("content") if "message" in choice else choice["text"]
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise Passing("the reply is JSON, but no chat completion") from error
         if isinstance(content, list):  # some servers send the text in parts
@@ -130,5 +146,5 @@ def _mend(base: str) -> str:
     port = urlsplit(base).port or 8080
     return (
         f"start a server there, such as: llama-server -m FILE.gguf --port {port}, or: vllm serve MODEL --port {port}; "
-        "or judge without one: --judge llamacpp:FILE.gguf"
+        "or take llama.cpp in this process: llamacpp:FILE.gguf"
     )

@@ -1,0 +1,1 @@
+"""Instruction data made with another language model."""

@@ -1,0 +1,48 @@
+"""Settings of making data, each with its one default and unit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from instil.errors import SettingsError, did_you_mean
+from instil.evaluate.options import ScoreOptions
+
+
+class MakeOptions(BaseModel):
+    """How a model is asked for texts, and which of them are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    temperature: float = Field(0.7, ge=0, le=2, description="sent to the model; at 0 it says little that is new")
+    seed: int = Field(123, ge=0, lt=2**31, description="of draws and of the first request; it counts up from there")
+    max_tokens: int = Field(1024, ge=1, description="longest reply of the model, in tokens")
+    num_ctx: int = Field(
+        0, ge=0, description="the model's context in tokens (Ollama, llama.cpp); 0: what the requests need"
+    )
+    concurrency: int = Field(0, ge=0, le=256, description="requests under way at once; 0: what suits the server")
+    tries: int = Field(4, ge=1, le=20, description="times a request is sent before it counts as failed")
+    timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one reply")
+
+    @property
+    def asking(self) -> ScoreOptions:
+        """The same for the clients, which judges and writers share."""
+        names = ("temperature", "seed", "max_tokens", "num_ctx", "concurrency", "tries", "timeout")
+        return ScoreOptions().changed(**{name: getattr(self, name) for name in names})
+
+    def changed(self, **values: Any) -> MakeOptions:
+        """These options with some changed.
+
+        Raises:
+            SettingsError: there is no such option, or a value is not of its kind.
+        """
+        for name in values:
+            if name not in MakeOptions.model_fields:
+                near = did_you_mean(name, MakeOptions.model_fields)
+                raise SettingsError(f"no setting of making data named {name!r}{near}")
+        try:
+            return MakeOptions.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise SettingsError(f"{problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error

@@ -1,0 +1,184 @@
+"""Texts from a language model: many at once, with patience, on disk as they come, and never asked for twice.
+
+The clients, the patience and the journal are those of the judges. What a model said is final, also where it said
+nothing or was cut off; what failed or was refused is asked for again by the same command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from instil.errors import JudgeError, did_you_mean
+from instil.evaluate.asking import Breaker, ask_all
+from instil.evaluate.clients import Refused
+from instil.evaluate.journal import Journal, key_of
+from instil.evaluate.judges import Judge, Question, Reply, judge_named
+from instil.evaluate.judging import context_for, refusal, unread
+from instil.evaluate.parsing import without_thoughts
+from instil.synthesis.options import MakeOptions
+
+READER = 1  # to be raised whenever a reply is read differently
+WRITERS = ("ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One request: a message to the model, or (``raw``) a text that it goes on with as it stands.
+
+    ``kind`` names the prompt, for the journal's reader; ``schema`` constrains the reply to JSON where the server can
+    do that; a reply ends before a ``stop`` text.
+    """
+
+    row: int
+    text: str
+    seed: int
+    kind: str
+    schema: dict[str, Any] | None = None
+    raw: bool = False
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What came of a request: a text without thoughts, or None with the reason.
+
+    ``found``: it was in the journal; ``failed``: there was no reply, and the same command asks again.
+    """
+
+    row: int
+    text: str | None
+    reason: str = ""
+    key: str = ""
+    found: bool = False
+    failed: bool = False
+
+
+@contextmanager
+def writer(name: str, options: MakeOptions) -> Iterator[Judge]:
+    """A model that writes, by its name, opened.
+
+    Raises:
+        JudgeError: there is no such kind, or it is not there.
+    """
+    kind, _, what = name.partition(":")
+    known = [one.partition(":")[0] for one in WRITERS] + ["https"]
+    if kind not in known or not what:
+        raise JudgeError(f"no model behind {name!r}; known: {', '.join(WRITERS)}{did_you_mean(kind, known)}")
+    asked = judge_named(name, options.asking)
+    try:
+        asked.open()
+        yield asked
+    finally:
+        asked.close()
+
+
+def write_all(
+    model: Judge,
+    wanted: Sequence[Wanted],
+    options: MakeOptions,
+    journal: Journal,
+    on_done: Callable[[Written], None] = lambda written: None,
+) -> list[Written]:
+    """Ask an opened model for every text that the journal does not hold; what came, in the order of the requests.
+
+    Two equal requests (same text and seed) are one. A request that fails has no text, and ``failed`` is set.
+
+    Args:
+        model: who is asked.
+        wanted: the requests.
+        options: how to ask; temperature and the longest reply are part of what a reply is known by.
+        journal: what is known already, and where every reply goes.
+        on_done: called with each request's result as it comes.
+
+    Raises:
+        JudgeError: the model does not take the requests.
+        StoppedEarly: it stopped answering; the journal holds what it said.
+    """
+    keys = [request_key(model, one, options) for one in wanted]
+    done: dict[str, Written] = {}
+    missing: dict[str, Wanted] = {}
+    for key, one in zip(keys, wanted, strict=True):
+        entry = _sound(journal.find(key), options)
+        if entry is not None and key not in done:
+            done[key] = Written(one.row, entry["text"], entry["reason"], key, found=True)
+        elif entry is None:
+            missing.setdefault(key, one)
+    for key in keys:
+        if key in done:
+            on_done(done[key])
+    num_ctx = options.num_ctx or context_for((one.text for one in missing.values()), options.max_tokens)
+    breaker = Breaker(model.name, len(set(keys)), len(done), "replies")
+
+    def ask(task: tuple[str, Wanted]) -> Reply:
+        one = task[1]
+        question = Question(one.text, one.schema, one.seed, num_ctx, one.stop)
+        return model.complete(question) if one.raw else model.ask(question)
+
+    for outcome in ask_all(list(missing.items()), ask, options.concurrency or model.workers, options.tries):
+        key, one = outcome.task
+        if outcome.result is not None:
+            breaker.succeeded()
+            question = Question(one.text, one.schema, one.seed, num_ctx)
+            text, reason = read_text(outcome.result, question)
+            done[key] = Written(one.row, text, reason, key)
+        elif isinstance(outcome.error, Refused):  # of this request alone
+            done[key] = Written(one.row, None, refusal(outcome.error, "make"), key)
+        else:
+            assert outcome.error is not None
+            done[key] = Written(one.row, None, f"the model failed: {outcome.error}", key, failed=True)
+            breaker.failed(outcome.error)
+        entry = {
+            "row": one.row,
+            "writer": model.name,
+            "kind": one.kind,
+            "seed": one.seed,
+            "text": done[key].text,
+            "reason": done[key].reason,
+            "num_ctx": options.num_ctx,
+        }
+        journal.add(key, entry, counts=outcome.result is not None)
+        on_done(done[key])
+    return [_for_row(done[key], one.row) for key, one in zip(keys, wanted, strict=True)]
+
+
+def request_key(model: Judge, one: Wanted, options: MakeOptions) -> str:
+    """What a reply is known by: the model, the request and the settings that shape the reply."""
+    settings = [options.temperature, options.max_tokens, one.seed, one.raw, list(one.stop)]
+    return key_of("writing", READER, model.identity, one.schema, one.text, settings)
+
+
+def read_text(reply: Reply, question: Question) -> tuple[str | None, str]:
+    """The text of a reply without thoughts, or None with the reason: it is cut off, or there is none.
+
+    >>> read_text(Reply("<think>hm</think> A task. "), Question("?", None, 1, 2048))
+    ('A task.', '')
+    >>> read_text(Reply("A tas", cut=True), Question("?", None, 1, 2048))
+    (None, 'the reply was cut off; raise make.max_tokens')
+    """
+    if reason := unread(reply, question, "make"):
+        return None, reason
+    text = without_thoughts(reply.text).replace("\x00", "")
+    if not text:
+        return None, "the reply holds a thought and no text" if reply.text.strip() else "the reply is empty"
+    return text, ""
+
+
+def _sound(entry: dict[str, Any] | None, options: MakeOptions) -> dict[str, Any] | None:
+    """An entry of a journal, if it holds what this file writes; with another context a cut reply is asked for anew."""
+    if entry is None or not isinstance(entry.get("reason"), str):
+        return None
+    text = entry.get("text")
+    if text is None:
+        return entry if entry.get("num_ctx") == options.num_ctx and entry["reason"] else None
+    return entry if isinstance(text, str) and text else None
+
+
+def _for_row(written: Written, row: int) -> Written:
+    return (
+        written
+        if written.row == row
+        else Written(row, written.text, written.reason, written.key, written.found, written.failed)
+    )

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from instil.data.near_duplicates import leaked, nearest_of, prompt_text
+from instil.data.near_duplicates import Seen, leaked, nearest_of, prompt_text
 from instil.records import Example
 from tests.conftest import BOOK_DATA
 
@@ -70,3 +70,26 @@ def test_the_books_rows_leak_as_is_known() -> None:
         assert tuple(sum(cosine > limit for cosine in cosines) for limit in (0.8, 0.9, 0.95, 0.999)) == counts
     assert len(leaked(train, test)) == 7
     assert all(near.row >= 935 > near.train_row for near in leaked(train, test))
+
+
+def test_texts_that_come_one_after_the_other_are_as_near_as_if_they_had_been_there() -> None:
+    draw = random.Random(4)
+    words = "the cat dog sat on a mat, Mat. 12 cm naïve".split()
+    texts = [" ".join(draw.choices(words, k=draw.randrange(1, 7))) for _ in range(14)]
+    there, one_by_one = Seen(texts), Seen(texts[:5], texts[5:])
+    for text in texts[5:]:
+        one_by_one.add(text)
+    assert len(there) == len(one_by_one) == 14
+    for asked in ["the dog sat on a mat", "a naïve cat of 12 cm", "the cat dog"]:
+        cosine, number = there.nearest(asked)
+        assert one_by_one.nearest(asked)[0] == pytest.approx(cosine, rel=1e-5)
+        unseen = [text for text in texts if text != asked]
+        assert cosine == pytest.approx(max(naive_nearest(asked, text, texts) for text in unseen), rel=1e-5)
+        assert naive_nearest(asked, texts[number], texts) == pytest.approx(cosine, rel=1e-5)
+    assert one_by_one.nearest(texts[9])[0] == pytest.approx(1.0)
+    assert Seen([]).nearest("anything") == (0.0, -1)
+
+
+def naive_nearest(asked: str, text: str, everything: list[str]) -> float:
+    """The cosine where rarity is that of ``everything`` alone."""
+    return naive_cosine(asked, text, everything)

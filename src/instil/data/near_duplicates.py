@@ -74,6 +74,61 @@ def nearest_of(known: Sequence[str], asked: Sequence[str]) -> tuple[list[float],
     return cosines, nearest
 
 
+class Seen:
+    """Texts seen so far, to tell whether a further one is near to one of them; texts can be added.
+
+    How rare an n-gram is stays as it was in the first texts, so that a cosine does not depend on what came later.
+
+    Args:
+        texts: what has been seen.
+        common: further texts, from which rarity is taken as well; few texts alone do not tell what is rare.
+
+    >>> seen = Seen(["Name a colour."], ["Add 2 and 3.", "Say hello.", "Sort these words."])
+    >>> seen.nearest("Name a color!")[0] > 0.8 > seen.nearest("Sort these numbers.")[0]
+    True
+    """
+
+    def __init__(self, texts: Sequence[str], common: Sequence[str] = ()) -> None:
+        counts = [_n_grams(text) for text in [*texts, *common]]
+        times = Counter(gram for count in counts for gram in count)
+        self._index = {gram: at for at, gram in enumerate(times)}
+        self._rarity = {gram: math.log((1 + len(counts)) / (1 + there)) + 1 for gram, there in times.items()}
+        self._unknown = math.log(1 + len(counts)) + 1
+        rarity = torch.tensor([self._rarity[gram] for gram in self._index])
+        self._first_TV = _unit_rows(counts[: len(texts)], self._index, rarity) if texts else None
+        self._first = len(texts)
+        self._later: list[dict[str, float]] = []
+
+    def __len__(self) -> int:
+        return self._first + len(self._later)
+
+    def nearest(self, text: str) -> tuple[float, int]:
+        """The cosine of the nearest text, and its number in the order of arrival; 0 and -1 if there is none."""
+        weights = self._weights(text)
+        best, number = 0.0, -1
+        if self._first_TV is not None:
+            asked_V = torch.zeros(len(self._index))
+            known = [gram for gram in weights if gram in self._index]
+            asked_V[[self._index[gram] for gram in known]] = torch.tensor([weights[gram] for gram in known])
+            cosines_T = self._first_TV @ asked_V
+            number = int(cosines_T.argmax().item())
+            best = float(cosines_T[number].item())
+        for at, other in enumerate(self._later, start=self._first):
+            cosine = sum(weight * other[gram] for gram, weight in weights.items() if gram in other)
+            if cosine > best:
+                best, number = cosine, at
+        return min(best, 1.0), number
+
+    def add(self, text: str) -> None:
+        """One more text."""
+        self._later.append(self._weights(text))
+
+    def _weights(self, text: str) -> dict[str, float]:
+        weights = {gram: times * self._rarity.get(gram, self._unknown) for gram, times in _n_grams(text).items()}
+        length = max(math.sqrt(sum(weight**2 for weight in weights.values())), 1e-12)
+        return {gram: weight / length for gram, weight in weights.items()}
+
+
 def _n_grams(text: str) -> Counter[str]:
     text = re.sub(r"[^\w\s]", "", text.lower())
     return Counter(text[at : at + n] for n in range(1, LONGEST_N_GRAM + 1) for at in range(len(text) - n + 1))

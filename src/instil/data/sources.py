@@ -35,7 +35,7 @@ FETCHED = {  # the chapter's 1,100 rows; Alpaca's 52,002, of which 28 have an em
 }
 LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
 LARGEST_TEXT = 4_000_000  # characters of one field
-KNOWN_KEYS = {"instruction", "input", "output", "task"}
+KNOWN_KEYS = {"instruction", "input", "output", "task", "provenance"}  # the last: how a made row came about
 CODECS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),

@@ -18,6 +18,7 @@ from instil.errors import SettingsError, did_you_mean
 from instil.evaluate.options import ScoreOptions
 from instil.generate.options import GenerateOptions
 from instil.recipes.book import AS_IN_BOOK, PREFERENCE_AS_IN_BOOK
+from instil.synthesis.options import MakeOptions
 from instil.train.options import DpoOptions, LoraOptions, TrainOptions
 
 # Preference tuning moves a model that can answer already: smaller steps, and fewer. SimPO's beta multiplies a mean.
@@ -36,6 +37,7 @@ class Settings(BaseModel):
     dpo: DpoOptions = Field(default_factory=DpoOptions)
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
     score: ScoreOptions = Field(default_factory=ScoreOptions)
+    make: MakeOptions = Field(default_factory=MakeOptions)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {
@@ -45,6 +47,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "dpo": DpoOptions,
     "generate": GenerateOptions,
     "score": ScoreOptions,
+    "make": MakeOptions,
 }
 
 
@@ -151,7 +154,7 @@ def _full_name(key: str) -> str:
     """
     if "." in key:
         return key
-    for section in ("train", "data", "lora", "dpo", "generate", "score"):
+    for section in ("train", "data", "lora", "dpo", "generate", "score", "make"):
         if key in SECTIONS[section].model_fields:
             return f"{section}.{key}"
     return key

@@ -24,6 +24,11 @@ class MakeOptions(BaseModel):
     concurrency: int = Field(0, ge=0, le=256, description="requests under way at once; 0: what suits the server")
     tries: int = Field(4, ge=1, le=20, description="times a request is sent before it counts as failed")
     timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one reply")
+    shown: int = Field(3, ge=1, le=50, description="self-instruct: seed rows that a request shows, beside one made row")
+    near: float = Field(
+        0.9, gt=0, le=1, description="a new task this like a known one (cosine of characters) is a repetition"
+    )
+    attempts: float = Field(5.0, ge=1, le=1000, description="requests for each row that is wanted, at most")
 
     @property
     def asking(self) -> ScoreOptions:

@@ -84,12 +84,7 @@ def test_texts_that_come_one_after_the_other_are_as_near_as_if_they_had_been_the
         cosine, number = there.nearest(asked)
         assert one_by_one.nearest(asked)[0] == pytest.approx(cosine, rel=1e-5)
         unseen = [text for text in texts if text != asked]
-        assert cosine == pytest.approx(max(naive_nearest(asked, text, texts) for text in unseen), rel=1e-5)
-        assert naive_nearest(asked, texts[number], texts) == pytest.approx(cosine, rel=1e-5)
+        assert cosine == pytest.approx(max(naive_cosine(asked, text, texts) for text in unseen), rel=1e-5)
+        assert naive_cosine(asked, texts[number], texts) == pytest.approx(cosine, rel=1e-5)
     assert one_by_one.nearest(texts[9])[0] == pytest.approx(1.0)
     assert Seen([]).nearest("anything") == (0.0, -1)
-
-
-def naive_nearest(asked: str, text: str, everything: list[str]) -> float:
-    """The cosine where rarity is that of ``everything`` alone."""
-    return naive_cosine(asked, text, everything)

@@ -133,7 +133,7 @@ def test_what_exists_is_not_repeated(server: JudgeServer, tmp_path: Path, rows_f
 def test_fewer_rows_than_wanted_are_written_and_said(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     server.say = lambda message, number: "nothing of the kind"
     generated = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=2)
-    with pytest.raises(InstilError, match=r"0 of 2 rows, because 10 requests were made .*Raise make\.attempts"):
+    with pytest.raises(InstilError, match=r"0 of 2 rows, because 10 requests .*; 10 times the reply is not JSON\."):
         check_outcome(generated, 2)
     assert json.loads((tmp_path / "new.json").read_text()) == []
     generated = made(server, "reflect", tmp_path / "better.json", rows_file)

@@ -198,9 +198,10 @@ def check_outcome(generated: Generated, count: int | None) -> None:
         InstilError: there are fewer, or none was made.
     """
     if generated.ended:
+        reason, times = next(iter(generated.reasons.items()))
         raise InstilError(
-            f"{generated.made} of {count or COUNT} rows, because {generated.ended}; they are in {generated.out}. "
-            "Raise make.attempts or make.temperature, or give other --seeds; the same command goes on"
+            f"{generated.made} of {count or COUNT} rows, because {generated.ended}; {times} times {reason}. What was "
+            f"made is in {generated.out}; with more make.attempts or another make.seed the same command goes on"
         )
     if not generated.made:
         raise InstilError(f"{generated.out}: nothing was made ({next(iter(generated.reasons), 'nothing to do')})")

@@ -130,6 +130,21 @@ def test_what_exists_is_not_repeated(server: JudgeServer, tmp_path: Path, rows_f
     assert all(one["text"] for one in report["left_out"])
 
 
+def test_given_rows_that_cannot_be_used_are_refused_or_named(
+    server: JudgeServer, tmp_path: Path, rows_file: str
+) -> None:
+    Path(rows_file).write_text(json.dumps([{"instruction": "Say it.", "output": ""}, *ROWS]))  # as Alpaca has them
+    with pytest.raises(UserError, match=r"row 0: output is empty(.|\n)*data\.skip_bad=true"):
+        made(server, "passive", tmp_path / "new.json", rows_file)
+    subprocess.run(
+        [*command(server, tmp_path / "new.json", rows_file), "--set", "data.skip_bad=true"], check=True, timeout=60
+    )
+    report = json.loads(report_file(tmp_path / "new.json").read_text())
+    assert report["given"][rows_file]["skipped"] == ["row 0: output is empty"]
+    rows = json.loads((tmp_path / "new.json").read_text())
+    assert 0 not in {number for row in rows for number in row["provenance"]["from"]}
+
+
 def test_fewer_rows_than_wanted_are_written_and_said(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     server.say = lambda message, number: "nothing of the kind"
     generated = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=2)

@@ -135,6 +135,11 @@ def test_repetitions_of_made_rows_are_named_and_it_ends_when_nothing_new_comes()
     assert {left.reason for left in grown.left} == {"it repeats made row 0"}
 
 
+def test_only_requests_in_a_row_end_it() -> None:
+    grown = instructed(Model(dict.fromkeys([*range(30), *range(31, 60)], "")), 2, attempts=99.0)
+    assert (len(grown.rows), grown.requests, grown.ended) == (2, 61, "")
+
+
 def test_it_ends_when_the_requests_are_used_up() -> None:
     grown = instructed(Model(dict.fromkeys(range(0, 100, 2), "")), 10, attempts=1.5)
     assert grown.requests == 15

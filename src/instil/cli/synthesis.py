@@ -61,11 +61,12 @@ def generate_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Instruction data out of another language model. Goes on where it was stopped; every row says where it is from."""
-    chosen = chosen_settings(settings, config, only="make")
+    given = settings or []
+    chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
+    chosen = chosen_settings(given, config)
     from instil.recipes.generate import check_outcome, generate_rows, report_file
     from instil.recipes.progress import Screen
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     made = generate_rows(
         way,
         model,
@@ -76,6 +77,7 @@ def generate_command(
         what=what,
         chat_template=chat_template,
         options=chosen.make,
+        skip_bad=chosen.data.skip_bad,
         screen=Screen(),
     )
     if as_json:

@@ -132,6 +132,7 @@ def generate_rows(
     what: str = "both",
     chat_template: str = "auto",
     options: MakeOptions | None = None,
+    skip_bad: bool = False,
     screen: Screen | None = None,
 ) -> Generated:
     """Make rows with a model and write them to a file; the same call goes on where it was stopped.
@@ -146,6 +147,7 @@ def generate_rows(
         what: ``instruction``, ``answer`` or ``both``, for ``reflect``.
         chat_template: how the model's chats begin, for ``magpie``.
         options: how to ask.
+        skip_bad: leave given rows out that cannot be used, and name them in the report.
         screen: where progress goes.
 
     Raises:
@@ -156,12 +158,13 @@ def generate_rows(
     options, screen = options or MakeOptions(), screen or Screen(quiet=True)
     _check(way, what, seeds, count)
     turn = user_turn(chat_template, model) if way == "magpie" else None
-    sources = {name: read_source(name) for name in dict.fromkeys([*([seeds] if seeds else []), *existing])}
     if way == "self-instruct" and seeds is None:
         seeds = COMMON
-        sources = {COMMON: read_source(COMMON), **sources}
+    names = dict.fromkeys([*([seeds] if seeds else []), *existing])
+    sources = {name: read_source(name, skip_bad=skip_bad) for name in names}
     for source in sources.values():
-        for note in source.notes:
+        skipped = [f"{len(source.skipped)} rows are left out"] if source.skipped else []
+        for note in [*skipped, *source.notes]:
             screen.say(f"{source.name}: {note}", "dim")
     given = sources[seeds].examples if seeds else ()
     journal_file = out.with_name(f"{out.name}.journal")
@@ -300,7 +303,10 @@ def _write(generated: Generated, sources: dict[str, Source], options: MakeOption
     report = {
         "way": generated.way,
         "made_by": generated.made_by,
-        "given": {name: {"rows": len(source), "sha256": source.sha256} for name, source in sources.items()},
+        "given": {
+            name: {"rows": len(source), "sha256": source.sha256, "skipped": list(source.skipped)}
+            for name, source in sources.items()
+        },
         "count": count,
         "settings": options.model_dump(),
         "rows": len(generated.rows),

@@ -1,0 +1,136 @@
+"""Preference pairs from answers that somebody has judged: two models' answers, or several samples of one.
+
+Nothing is paired by a hair's breadth: ties, choices that went with the order, answers too near in score, equal and
+unended ones are left out, counted under their reason and named by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from instil.evaluate.pairwise import Duels
+from instil.records import Example, Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A pair and where it comes from; ``example.row`` is the row's number in the data it was made of."""
+
+    pair: Pair
+    provenance: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """The chapter's form, with one more key."""
+        return {**self.pair.as_json(), "provenance": {"row": self.pair.row, **self.provenance}}
+
+
+@dataclass(slots=True)
+class Harvest:
+    """Pairs in the order of the rows, and the rows that gave none, by reason."""
+
+    made: list[Made] = field(default_factory=list)
+    left_out: dict[str, list[int]] = field(default_factory=dict)
+
+    def leave(self, row: int, reason: str) -> None:
+        """Write down that a row gives no pair."""
+        self.left_out.setdefault(reason, []).append(row)
+
+    @property
+    def rows(self) -> int:
+        """Rows looked at."""
+        return len(self.made) + sum(map(len, self.left_out.values()))
+
+
+def from_duels(
+    examples: Sequence[Example], a: Sequence[str], b: Sequence[str], duels: Duels, names: tuple[str, str]
+) -> Harvest:
+    """The winner's answer before the loser's, of every row that a judge decided alike in both orders."""
+    harvest = Harvest()
+    by_row = {duel.row: duel for duel in duels.duels}
+    for example, one, other in zip(examples, a, b, strict=True):
+        found = by_row.get(example.row)
+        if found is None:
+            harvest.leave(example.row, "both answers are equal")
+        elif found.outcome is None:
+            harvest.leave(example.row, f"no choice: {found.reason}")
+        elif not found.consistent:
+            harvest.leave(example.row, "the choice went with the order of the answers")
+        elif found.outcome == "tie":
+            harvest.leave(example.row, "a tie")
+        elif not (one.strip() if found.outcome == "a" else other.strip()):
+            harvest.leave(example.row, "the preferred answer is empty")
+        else:
+            sides = [(one, names[0]), (other, names[1])]
+            (chosen, winner), (rejected, loser) = sides if found.outcome == "a" else reversed(sides)
+            if not rejected.strip():
+                harvest.leave(example.row, "the other answer is empty")
+                continue
+            provenance = {"chosen_from": winner, "rejected_from": loser}
+            harvest.made.append(Made(Pair(example, chosen.strip(), rejected.strip()), provenance))
+    return harvest
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sampled answer; ``ended`` is whether the model ended it; ``score`` is 0 to 100, None with the reason."""
+
+    text: str
+    sample: int
+    ended: bool = True
+    score: float | None = None
+    reason: str = ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether it can stand in a pair."""
+        return self.ended and bool(self.text.strip())
+
+
+def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Whole answers, each text once (white space around aside), in the order of sampling."""
+    first: dict[str, Candidate] = {}
+    for candidate in candidates:
+        if candidate.whole:
+            first.setdefault(candidate.text.strip(), candidate)
+    return list(first.values())
+
+
+def from_scores(examples: Sequence[Example], candidates: Sequence[Sequence[Candidate]], gap: float) -> Harvest:
+    """The best against the worst of each row's answers, where ``gap`` points at least lie between them.
+
+    Of equal scores the answer sampled first is taken.
+
+    Args:
+        examples: the rows.
+        candidates: all samples of each row; `distinct` ones are judged.
+        gap: points between chosen and rejected, at least.
+    """
+    harvest = Harvest()
+    for example, samples in zip(examples, candidates, strict=True):
+        different = distinct(samples)
+        scored = [(one.score, one) for one in different if one.score is not None]
+        if len(different) < 2:
+            harvest.leave(example.row, _too_few(samples))
+            continue
+        if len(scored) < 2:
+            reason = next(one.reason for one in different if one.score is None)
+            harvest.leave(example.row, f"fewer than two answers have a score: {reason}")
+            continue
+        high, best = max(scored, key=lambda item: item[0])
+        low, worst = min(scored, key=lambda item: item[0])
+        if high - low < gap or high == low:
+            harvest.leave(example.row, f"best and worst are less than {gap:g} points apart")
+            continue
+        provenance = {"scores": [high, low], "samples": [best.sample, worst.sample]}
+        harvest.made.append(Made(Pair(example, best.text.strip(), worst.text.strip()), provenance))
+    return harvest
+
+
+def _too_few(samples: Sequence[Candidate]) -> str:
+    if all(one.whole for one in samples):
+        return "all samples are equal"
+    if sum(one.ended for one in samples) < 2:
+        return "fewer than two samples came to an end; raise generate.max_new_tokens"
+    return "fewer than two different samples that ended and are not empty"

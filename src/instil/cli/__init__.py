@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from instil import __version__, runtime
-from instil.cli import sweep, synthesis, verdict, work
+from instil.cli import prefer, sweep, synthesis, verdict, work
 from instil.errors import InstilError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (work.commands, verdict.commands, sweep.commands, synthesis.commands):
+for verbs in (work.commands, verdict.commands, sweep.commands, synthesis.commands, prefer.commands):
     app.add_typer(verbs)
 
 

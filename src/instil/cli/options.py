@@ -47,7 +47,7 @@ METHODS = {
 def chosen_settings(
     assignments: list[str] | None,
     config: Path | None,
-    only: str = "",
+    only: str | tuple[str, ...] = "",
     *,
     as_in_book: bool = False,
     methods: list[str] | None = None,
@@ -59,10 +59,10 @@ def chosen_settings(
             raise UserError(f"--method {method}: known: {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
     named = [key for method in methods or [] for key in METHODS[method]]
     assignments = [*named, *(assignments or [])]
-
-    wrong = [given for given in assignments if only and not given.startswith(f"{only}.")]
+    sections = tuple(f"{one}." for one in ((only,) if isinstance(only, str) else only) if one)
+    wrong = [given for given in assignments if sections and not given.startswith(sections)]
     if wrong:
-        raise UserError(f"--set {wrong[0]}: only {only}.* settings matter here")
+        raise UserError(f"--set {wrong[0]}: only {' and '.join(f'{one}*' for one in sections)} settings matter here")
     return resolve(as_in_book=as_in_book, config=config, assignments=assignments)
 
 

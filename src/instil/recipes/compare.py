@@ -12,6 +12,7 @@ from instil.data.near_duplicates import Near
 from instil.errors import DataError, UserError
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.journal import Journal
+from instil.evaluate.judges import Judge
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.options import ScoreOptions
@@ -19,7 +20,7 @@ from instil.evaluate.pairwise import Duels, duel
 from instil.recipes.answers import Answered, find_answers
 from instil.recipes.progress import Screen
 from instil.recipes.score import Scored, opened, score_answers
-from instil.records import Verdict
+from instil.records import Example, Verdict
 
 METRICS = {"exact_match": 100.0, "chrf": 1.0}  # shown beside the score, on a scale of 0 to 100
 
@@ -140,6 +141,47 @@ class Chosen:
         return {"a": self.a, "b": self.b, "judge": self.judge, "verdict": verdict, **self.duels.as_json()}
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """Two answers to each row that both sides have; ``names`` tell the sides apart."""
+
+    names: tuple[str, str]
+    examples: tuple[Example, ...]
+    a: tuple[str, ...]
+    b: tuple[str, ...]
+    journal: Path
+    only_a: int
+    only_b: int
+
+    def decide(self, judge: Judge, options: ScoreOptions, journal: Journal, screen: Screen) -> Duels:
+        """Ask an opened judge about every row whose answers differ, in both orders."""
+        total = 2 * sum(one.strip() != other.strip() for one, other in zip(self.a, self.b, strict=True))
+        with screen.bar(f"{judge.name} chooses", total) as advance:
+            return duel(judge, self.examples, self.a, self.b, options, journal, advance)
+
+
+def contest(a: str | Path, b: str | Path, judge: str) -> Contest:
+    """The rows of two runs or files that a judge is to choose between; ``journal`` is B's.
+
+    Raises:
+        UserError: the judge cannot choose (offline).
+        DataError: there is nothing to compare, or no row is in both.
+    """
+    if judge in (OFFLINE, LIKELIHOOD):
+        raise UserError(f"{judge} gives scores and does not choose, which needs a model: --judge ollama:llama3")
+    first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
+    pairs = _pairs(first, second)
+    return Contest(
+        names=_names(Path(a), Path(b)),
+        examples=tuple(second.examples[j] for _, j in pairs),
+        a=tuple(first.answers[i] for i, _ in pairs),
+        b=tuple(second.answers[j] for _, j in pairs),
+        journal=second.journal,
+        only_a=len(first.examples) - len(pairs),
+        only_b=len(second.examples) - len(pairs),
+    )
+
+
 def compare_pairwise(
     a: str | Path, b: str | Path, judge: str, options: ScoreOptions | None = None, screen: Screen | None = None
 ) -> Chosen:
@@ -149,19 +191,11 @@ def compare_pairwise(
         UserError: the judge cannot choose (offline).
         DataError, JudgeError, StoppedEarly: see `compare`.
     """
-    if judge in (OFFLINE, LIKELIHOOD):
-        raise UserError(f"{judge} gives scores and does not choose; --pairwise needs a model: --judge ollama:llama3")
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
-    first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
-    names = _names(Path(a), Path(b))
-    pairs = _pairs(first, second)
-    examples = [second.examples[j] for _, j in pairs]
-    said = [first.answers[i] for i, _ in pairs], [second.answers[j] for _, j in pairs]
-    with opened(judge, options) as asked, Journal(second.journal) as journal:
-        total = 2 * sum(one.strip() != other.strip() for one, other in zip(*said, strict=True))
-        with screen.bar(f"{asked.name} chooses", total) as advance:
-            duels = duel(asked, examples, *said, options, journal, advance)
-    return Chosen(*names, judge, duels)
+    rows = contest(a, b, judge)
+    with opened(judge, options) as asked, Journal(rows.journal) as journal:
+        duels = rows.decide(asked, options, journal, screen)
+    return Chosen(*rows.names, judge, duels)
 
 
 def _chosen(path: Path, side: str) -> Answered:

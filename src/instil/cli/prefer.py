@@ -1,0 +1,147 @@
+"""The verb that makes preference pairs and looks at them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
+from instil.errors import InstilError, UserError
+
+if TYPE_CHECKING:
+    from instil.recipes.prefer import Preferred
+
+commands = typer.Typer()
+
+WAYS = "--from A B, --samples N, --rewrite, or --check PAIRS"
+GOES_WITH = {  # options by the ways that know them
+    "--judge": ("--from", "--samples"),
+    "--model": ("--samples",),
+    "--template": ("--samples",),
+    "--gap": ("--samples",),
+    "--data": ("--samples", "--rewrite"),
+    "--with": ("--rewrite",),
+    "--both": ("--rewrite",),
+    "--out": ("--from", "--samples", "--rewrite"),
+    "--overwrite": ("--from", "--samples", "--rewrite"),
+}
+SECTIONS = {"--from": ("score",), "--samples": ("generate", "score"), "--rewrite": ("make",)}
+
+
+@commands.command("prefer")
+def prefer_command(
+    between: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--from", metavar="A B", help="Two runs, or files of answers; a judge chooses, in both orders."),
+    ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option("--samples", metavar="N", help="N answers of a model to each row, best against worst."),
+    ] = None,
+    rewrite: Annotated[
+        bool, typer.Option("--rewrite", help="A model rewrites each answer politely or impolitely, by a seeded coin.")
+    ] = False,
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="PAIRS", help="Instead: what is wrong with a file of pairs?")
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            "-j",
+            help="Who chooses or scores: ollama:MODEL, openai:MODEL, the address of an OpenAI-compatible server, "
+            "llamacpp:FILE.gguf; samples can be scored offline, which is their default.",
+        ),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="With --samples: a run, or any model.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="The rows, as for run.")] = None,
+    with_model: Annotated[
+        str | None, typer.Option("--with", metavar="MODEL", help="With --rewrite: who rewrites, named like a judge.")
+    ] = None,
+    both: Annotated[bool, typer.Option("--both", help="Rewrite every answer politely and impolitely.")] = False,
+    gap: Annotated[
+        float | None, typer.Option("--gap", help="Points from best to worst sample, at least; 10 by default.")
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file of pairs; pairs.json by default.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Preference pairs: made in one of three ways, or checked. Goes on where it was stopped."""
+    ways = {"--from": between is not None, "--samples": samples is not None, "--rewrite": rewrite}
+    chosen = [way for way, given in {**ways, "--check": check is not None}.items() if given]
+    if len(chosen) != 1:
+        raise UserError(f"wanted {'one' if chosen else 'a way of making pairs'}: {WAYS}")
+    (way,) = chosen
+    options = {
+        "--judge": judge, "--model": model, "--template": template, "--gap": gap, "--data": data,
+        "--with": with_model, "--both": both or None, "--out": out, "--overwrite": overwrite or None,
+    }  # fmt: skip
+    for name, value in options.items():
+        if value is not None and way not in GOES_WITH[name]:
+            raise UserError(f"{name} goes with {' and '.join(GOES_WITH[name])}, not with {way}")
+    if check is not None:
+        if settings or config:
+            raise UserError("--check has no settings; leave out --set and --config")
+        _check(check, as_json=as_json)
+        return
+    resolved = chosen_settings(settings, config, only=SECTIONS[way])
+    target = out or Path("pairs.json")
+    from instil.recipes.prefer import prefer_between, prefer_rewrite, prefer_samples
+    from instil.recipes.progress import Screen
+
+    screen = Screen()
+    if between is not None:
+        who = _wanted(judge, way, "--judge ollama:llama3")
+        a, b = between
+        made = prefer_between(a, b, who, target, options=resolved.score, screen=screen, overwrite=overwrite)
+    elif samples is not None:
+        made = prefer_samples(
+            _wanted(model, way, "--model RUN"),
+            _wanted(data, way, "--data ROWS.json"),
+            samples,
+            judge or "offline",
+            target,
+            gap=10.0 if gap is None else gap,
+            template=template,
+            settings=resolved,
+            screen=screen,
+            overwrite=overwrite,
+        )
+    else:
+        writer = _wanted(with_model, way, "--with ollama:llama3")
+        rows = _wanted(data, way, "--data ROWS.json")
+        made = prefer_rewrite(rows, writer, target, both=both, settings=resolved, screen=screen, overwrite=overwrite)
+    _show(made, as_json=as_json)
+
+
+def _wanted(value: str | None, way: str, example: str) -> str:
+    if not value:
+        raise UserError(f"{way} needs {example.split(maxsplit=1)[0]}, such as {example}")
+    return value
+
+
+def _show(made: Preferred, *, as_json: bool) -> None:
+    if as_json:
+        print_json(made.as_json())
+        return
+    for line in made.lines():
+        typer.echo(line)
+
+
+def _check(pairs: str, *, as_json: bool) -> None:
+    from instil.recipes.prefer import check_pairs
+
+    found = check_pairs(pairs)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        for line in found.lines():
+            typer.echo(line)
+    if not found.usable:
+        problems = "; ".join(finding.said.partition("\n")[0] for finding in found.of("error"))
+        raise InstilError(f"{pairs} is not to be trained on: {problems}")

@@ -1,0 +1,337 @@
+"""Preference pairs: made from two models' answers, from one model's samples, or by rewriting; and looked at.
+
+Every way leaves the same: a file in the chapter's form with one more key, ``provenance``; beside it a journal, in which
+everything stands that a model has said; and what the doctor says of the pairs. The file appears whole at the end, and a
+way that was stopped goes on with the same command and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from instil.data.pair_doctor import Diagnosis, Finding, diagnose
+from instil.data.pairs import pairs_from, read_pairs
+from instil.data.sources import Source, read_source
+from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError, listed
+from instil.evaluate.journal import Journal
+from instil.evaluate.judging import judge_answers
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.offline import score_offline
+from instil.evaluate.options import ScoreOptions
+from instil.recipes.assistant import load
+from instil.recipes.compare import contest
+from instil.recipes.progress import Screen
+from instil.recipes.samples import sample_rows
+from instil.recipes.score import opened
+from instil.recipes.settings import Settings
+from instil.records import Example, Verdict
+from instil.synthesis.pairing import Candidate, Harvest, Made, distinct, from_duels, from_scores
+from instil.synthesis.rewriting import rewrite_all
+from instil.synthesis.writing import writer
+
+TEMPERATURE = 0.8  # of samples, where none is set
+ROWS_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """The pairs that were written to ``out``, what gave none, and the doctor's findings on them.
+
+    ``asked`` is how many questions were put to a model now; ``notes`` is what else there is to say.
+    """
+
+    way: str
+    out: Path
+    harvest: Harvest
+    diagnosis: Diagnosis
+    asked: int = 0
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For people."""
+        left = [
+            f"left out: {len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in by_size(self.harvest.left_out)
+        ]
+        asked = f" ({self.asked} questions now)" if self.asked else ""
+        made = f"{len(self.harvest.made)} pairs of {self.harvest.rows} rows in {self.out}{asked}"
+        return [made, *left, *self.notes, *self.diagnosis.lines()]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "way": self.way,
+            "out": str(self.out),
+            "rows": self.harvest.rows,
+            "pairs": len(self.harvest.made),
+            "left_out": dict(by_size(self.harvest.left_out)),
+            "asked": self.asked,
+            "notes": list(self.notes),
+            "doctor": self.diagnosis.as_json(),
+        }
+
+
+def check_pairs(data: str | Path) -> Diagnosis:
+    """What the doctor says of a file of pairs; rows that cannot be read as pairs are an error in it.
+
+    Raises:
+        DataError: the file is missing, is no list of rows, or none of them is a pair.
+    """
+    source = read_pairs(data, skip_bad=True, keep_equal=True)
+    found = diagnose(source.pairs)
+    if not source.skipped:
+        return found
+    rows = tuple(int(line.removeprefix("row ").partition(":")[0]) for line in source.skipped)
+    said = f"{len(rows)} of {len(rows) + len(source)} rows cannot be used as preference pairs"
+    unusable = Finding("unusable", "error", f"{said}; mend them:\n{listed(list(source.skipped))}", "", rows)
+    return replace(found, findings=(unusable, *found.findings))
+
+
+def prefer_between(
+    a: str | Path,
+    b: str | Path,
+    judge: str,
+    out: Path,
+    *,
+    options: ScoreOptions | None = None,
+    screen: Screen | None = None,
+    overwrite: bool = False,
+) -> Preferred:
+    """Pairs from two models' answers to the same rows: the judge's choice, asked for in both orders, is the chosen one.
+
+    Args:
+        a: a run (its tuned answers), one of its ``responses/*.json``, or a file with ``model_response``.
+        b: the same.
+        judge: who chooses.
+        out: the file of pairs.
+        options: how to ask.
+        screen: where progress is shown; nowhere by default.
+        overwrite: replace a file that this way has not made.
+
+    Raises:
+        UserError: the judge cannot choose, or there is nothing to choose between.
+        RunFolderTaken: ``out`` is there already.
+        StoppedEarly: the judge stopped answering; what it said is kept.
+        InstilError: no pair came of it.
+    """
+    options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
+    rows = contest(a, b, judge)
+    with _journal(out, [a, b], screen, overwrite=overwrite) as journal, opened(judge, options) as asked:
+        duels = rows.decide(asked, options, journal, screen)
+        _whole(duels.failed, "judged")
+        harvest = from_duels(rows.examples, rows.a, rows.b, duels, rows.names)
+        about = {"judge": asked.name, "identity": asked.identity, "seed": options.seed}
+    notes = []
+    if duels.consistency is not None:
+        notes.append(f"the judge's choice did not depend on the order in {duels.consistency:.0%} of the rows")
+    for name, count in zip(rows.names, (rows.only_a, rows.only_b), strict=True):
+        if count:
+            notes.append(f"{count} rows are only in {name}")
+    return _written("between", out, harvest, about, duels.asked, notes)
+
+
+def prefer_samples(
+    model: str | Path,
+    data: str | Path,
+    count: int,
+    judge: str,
+    out: Path,
+    *,
+    gap: float = 10.0,
+    template: str | None = None,
+    settings: Settings | None = None,
+    screen: Screen | None = None,
+    overwrite: bool = False,
+) -> Preferred:
+    """Pairs from one model's samples: of each row's answers the one with the best score before that with the worst.
+
+    Args:
+        model: a run, or any model.
+        data: the rows; judges compare with their ``output``.
+        count: answers to each row.
+        judge: whose scores.
+        out: the file of pairs.
+        gap: points (of 100) that must lie between the two.
+        template: for a model that carries none.
+        settings: ``generate`` (temperature 0.8 unless set) and ``score``.
+        screen: where progress is shown.
+        overwrite: replace a file that this way has not made.
+
+    Raises:
+        UserError: fewer than two samples, a temperature of 0, or a judge that gives no scores of answers.
+        RunFolderTaken, StoppedEarly, InstilError: as `prefer_between`.
+    """
+    settings, screen = settings or Settings(), screen or Screen(quiet=True)
+    if count < 2:
+        raise SettingsError(f"--samples {count}: a pair takes at least 2")
+    if not 0 <= gap <= 100:
+        raise SettingsError(f"--gap {gap:g}: wanted points from 0 to 100")
+    if judge == LIKELIHOOD:
+        raise UserError("likelihood is taken of references; samples are scored by offline or by a model")
+    given = settings.generate.model_dump(exclude_unset=True)
+    if given.setdefault("temperature", TEMPERATURE) == 0:
+        raise SettingsError("generate.temperature=0 gives one answer again and again; leave it out, or raise it")
+    with _journal(out, [data], screen, overwrite=overwrite) as journal:
+        source = _source(data, screen)
+        assistant = load(model, template=template, **given)
+        with screen.bar("sampling", len(source) * count) as advance:
+            samples = sample_rows(assistant, model, source.examples, count, journal, advance)
+        scored, about, asked, failed = _scored(source.examples, samples, judge, settings.score, journal, screen)
+        _whole(failed, "judged")
+    harvest = from_scores(source.examples, scored, gap)
+    said = {"model": str(model), "temperature": assistant.options.temperature, "seed": assistant.options.seed}
+    cut = sum(not one.ended for row in scored for one in row)
+    limit = assistant.options.max_new_tokens
+    notes = (
+        [f"{cut} of {len(source) * count} samples did not end within {limit} tokens and are not used"] if cut else []
+    )
+    return _written("samples", out, harvest, {**said, **about}, asked, notes)
+
+
+def prefer_rewrite(
+    data: str | Path,
+    with_model: str,
+    out: Path,
+    *,
+    both: bool = False,
+    settings: Settings | None = None,
+    screen: Screen | None = None,
+    overwrite: bool = False,
+) -> Preferred:
+    """Pairs the chapter's way: a model rewrites each answer politely (then it is chosen) or impolitely.
+
+    Args:
+        data: the rows with their answers.
+        with_model: who rewrites: ``ollama:llama3``, or another name that judges have, too.
+        out: the file of pairs.
+        both: rewrite every answer politely and impolitely.
+        settings: ``make``.
+        screen: where progress is shown.
+        overwrite: replace a file that this way has not made.
+
+    Raises:
+        JudgeError: the model is not there.
+        RunFolderTaken, StoppedEarly, InstilError: as `prefer_between`.
+    """
+    settings, screen = settings or Settings(), screen or Screen(quiet=True)
+    options = settings.make
+    with _journal(out, [data], screen, overwrite=overwrite) as journal:
+        source = _source(data, screen)
+        total = len(source) * (2 if both else 1)
+        with writer(with_model, options) as model, screen.bar(f"{model.name} rewrites", total) as advance:
+            found = rewrite_all(model, source.examples, options, journal, advance, both=both)
+    _whole(found.failed, "rewritten")
+    notes = []
+    if found.cut:
+        notes.append(f"a preface was cut off {len(found.cut)} rows ({shown(found.cut)})")
+    if found.again:
+        notes.append(f"{len(found.again)} rows were asked for twice ({shown(found.again)})")
+    return _written("rewrite", out, found.harvest, {"seed": options.seed}, found.asked, notes)
+
+
+def _scored(
+    examples: Sequence[Example],
+    samples: Sequence[Sequence[Candidate]],
+    judge: str,
+    options: ScoreOptions,
+    journal: Journal,
+    screen: Screen,
+) -> tuple[list[list[Candidate]], dict[str, Any], int, dict[int, str]]:
+    """Samples with their scores; each text of a row is judged once. Who judged, questions asked, rows that failed."""
+    flat = [
+        (at, candidate)
+        for at, (example, mine) in enumerate(zip(examples, samples, strict=True))
+        for candidate in distinct(mine)
+        if len(distinct(mine)) > 1
+    ]
+    asked_about = [replace(examples[at], row=n) for n, (at, _) in enumerate(flat)]
+    answers = [candidate.text for _, candidate in flat]
+    verdicts: Sequence[Verdict]
+    if judge == OFFLINE:
+        verdicts = score_offline(asked_about, answers, embeddings=options.embeddings)
+        about, asked, failed = {"judge": OFFLINE}, 0, {}
+    else:
+        with opened(judge, options) as who, screen.bar(f"{who.name} judges", len(flat) * options.repeats) as advance:
+            judged = judge_answers(who, asked_about, answers, options, journal, advance)
+            about = {"judge": who.name, "identity": who.identity, "prompt": options.prompt}
+        verdicts, asked = judged.verdicts, judged.asked
+        failed = {examples[flat[n][0]].row: reason for n, reason in judged.failed.items()}
+    scored: list[list[Candidate]] = [list(mine) for mine in samples]
+    for (at, candidate), verdict in zip(flat, verdicts, strict=True):
+        scored[at][candidate.sample] = replace(candidate, score=verdict.score, reason=verdict.reason)
+    return scored, about, asked, failed
+
+
+@contextmanager
+def _journal(out: Path, inputs: Sequence[str | Path], screen: Screen, *, overwrite: bool) -> Iterator[Journal]:
+    """The journal beside the file to be written, which must not be one of those that are read."""
+    path = out.with_suffix(".journal") if out.suffix == ".json" else out.with_name(f"{out.name}.journal")
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; wanted the name of a file of pairs")
+    if any(Path(one).exists() and out.exists() and Path(one).samefile(out) for one in inputs):
+        raise UserError(f"{out} is what the pairs are made of; give another name with --out")
+    if out.exists() and not path.exists() and not overwrite:
+        raise RunFolderTaken(f"{out} is there already; give another name with --out, or --overwrite")
+    with Journal(path) as journal:
+        if journal.damaged:
+            screen.say(f"{path}: {journal.damaged} damaged lines are left out", "yellow")
+        yield journal
+
+
+def _source(data: str | Path, screen: Screen) -> Source:
+    source = read_source(data)
+    for note in source.notes:
+        screen.say(note, "dim")
+    return source
+
+
+def _whole(failed: dict[int, str] | None, done: str) -> None:
+    """Every question has a reply, or the file is not written yet."""
+    if failed:
+        row, reason = next(iter(failed.items()))
+        raise StoppedEarly(
+            f"{len(failed)} rows could not be {done} (row {row}: {reason}); the same command asks for them again"
+        )
+
+
+def _written(
+    way: str, out: Path, harvest: Harvest, about: dict[str, Any], asked: int, notes: Sequence[str]
+) -> Preferred:
+    """Write the pairs, and have the doctor look at what was written."""
+    if not harvest.made:
+        most = by_size(harvest.left_out)[:3]
+        reasons = "; ".join(f"{len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in most)
+        raise InstilError(f"no pair came of {harvest.rows} rows, so {out} is not written: {reasons}")
+    rows = [Made(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in harvest.made]
+    text = (
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if out.suffix == ".jsonl"
+        else json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    )
+    unfinished = out.with_name(out.name + ".unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
+    return Preferred(way, out, harvest, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))
+
+
+def by_size(left_out: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
+    """Reasons with their rows, the commonest first."""
+    return sorted(left_out.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def shown(rows: Sequence[int]) -> str:
+    """Row numbers, ten of them.
+
+    >>> shown([3, 5]), shown(range(12))
+    ('3, 5', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more')
+    """
+    more = f" and {len(rows) - ROWS_SHOWN} more" if len(rows) > ROWS_SHOWN else ""
+    return f"{', '.join(map(str, rows[:ROWS_SHOWN]))}{more}"

@@ -45,12 +45,12 @@ def test_two_models_answers_become_pairs(tmp_path: Path) -> None:
     assert again.asked == 0
     order = "the choice went with the order of the answers"
     assert made.harvest.left_out == {"both answers are equal": [0, 2, 4, 6], order: [9]}
-    assert [row["provenance"]["row"] for row in written] == [1, 3, 5, 7, 8]
+    assert [row["provenance"]["from"] for row in written] == [[1], [3], [5], [7], [8]]
     assert written[0] == {
         "instruction": "Double the number 1.", "input": "", "output": "It is 2.",
         "chosen": "It is 2.", "rejected": "It is 2",
         "provenance": {
-            "row": 1, "way": "between", "judge": f"{server.url}/v1", "identity": f"{server.url}/v1#judge",
+            "from": [1], "way": "between", "judge": f"{server.url}/v1", "identity": f"{server.url}/v1#judge",
             "seed": 123, "chosen_from": "b.json", "rejected_from": "a.json",
         },
     }  # fmt: skip
@@ -92,7 +92,7 @@ def test_samples_of_one_model_are_ranked(tiny_folder: Path, tmp_path: Path, data
     assert made.harvest.rows == 40
     ended = {n for n, mine in enumerate(said) if mine[2][1] and mine[2][0].strip()}
     assert len(ended) > 10
-    assert {row["provenance"]["row"] for row in written if row["provenance"]["samples"][0] == 2} >= {
+    assert {row["provenance"]["from"][0] for row in written if row["provenance"]["samples"][0] == 2} >= {
         n for n in ended if len({text.strip() for text, done in said[n] if done and text.strip()}) == 4
     }
     for row in written:

@@ -243,12 +243,8 @@ def _scored(
     screen: Screen,
 ) -> tuple[list[list[Candidate]], dict[str, Any], int, dict[int, str]]:
     """Samples with their scores; each text of a row is judged once. Who judged, questions asked, rows that failed."""
-    flat = [
-        (at, candidate)
-        for at, (example, mine) in enumerate(zip(examples, samples, strict=True))
-        for candidate in distinct(mine)
-        if len(distinct(mine)) > 1
-    ]
+    different = [distinct(mine) for mine in samples]
+    flat = [(at, candidate) for at, mine in enumerate(different) if len(mine) > 1 for candidate in mine]
     asked_about = [replace(examples[at], row=n) for n, (at, _) in enumerate(flat)]
     answers = [candidate.text for _, candidate in flat]
     verdicts: Sequence[Verdict]

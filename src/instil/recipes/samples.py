@@ -73,7 +73,10 @@ def sample_rows(
 def weights_hash(model: str | Path) -> str:
     """SHA-256 of the weights that `instil.recipes.assistant.load` would read."""
     path = Path(model)
-    return file_hash(RunFolder(path).model if (path / RUN_FILE).is_file() else find_model(model))
+    found = RunFolder(path).model if (path / RUN_FILE).is_file() else find_model(model)
+    if found.is_file() or any(found.glob("*.safetensors")):
+        return file_hash(found)
+    return key_of(*(file_hash(file) for file in sorted(found.iterdir()) if file.is_file()))  # OpenAI's own files
 
 
 def _seed(seed: int, start: int) -> int:

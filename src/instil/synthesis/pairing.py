@@ -22,8 +22,8 @@ class Made:
     provenance: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
-        """The chapter's form, with one more key."""
-        return {**self.pair.as_json(), "provenance": {"row": self.pair.row, **self.provenance}}
+        """The chapter's form, with one more key; its ``from`` holds the row's number, as in all rows that are made."""
+        return {**self.pair.as_json(), "provenance": {**self.provenance, "from": [self.pair.row]}}
 
 
 @dataclass(slots=True)

@@ -198,9 +198,8 @@ def _pair(harvest: Harvest, example: Example, made: dict[Tone, Rewriting], model
         harvest.leave(example.row, "both rewritings are equal")
         return
     provenance = {
-        "writer": model.name,
-        "identity": model.identity,
-        "prompt": prompt_hash(),
+        "made_by": model.identity,
+        "prompt": f"rewrite-{prompt_hash()}",
         "rewritten": ["chosen" if tone == "polite" else "rejected" for tone in made],
         "seeds": [one.seed for one in made.values()],
         **({"cut": [one.cut for one in made.values()]} if any(one.cut for one in made.values()) else {}),

@@ -121,6 +121,8 @@ def test_samples_are_scored_by_a_judge_once_each(tiny_folder: Path, tmp_path: Pa
         again = prefer_samples(tiny_folder, data, 3, f"{server.url}/v1", tmp_path / "p.json", settings=SHORT)
     assert again.asked == 0
     assert again.harvest == made.harvest
+    poor = [one.pair.row for one in made.harvest.made if one.provenance["scores"][0] < 50]
+    assert any(note.startswith(f"{len(poor)} chosen answers (") for note in made.notes) is bool(poor)
     assert made.harvest.made[0].provenance["scores"][0] in (25.0, 50.0, 75.0, 100.0)
 
 

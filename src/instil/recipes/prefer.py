@@ -36,6 +36,7 @@ from instil.synthesis.rewriting import rewrite_all
 from instil.synthesis.writing import writer
 
 TEMPERATURE = 0.8  # of samples, where none is set
+RIGHT = 50  # points below which a chosen answer is only the best of poor ones
 ROWS_SHOWN = 10
 
 
@@ -190,6 +191,9 @@ def prefer_samples(
     notes = (
         [f"{cut} of {len(source) * count} samples did not end within {limit} tokens and are not used"] if cut else []
     )
+    poor = [one.pair.row for one in harvest.made if one.provenance["scores"][0] < RIGHT]
+    if poor:
+        notes.append(f"{len(poor)} chosen answers ({shown(poor)}) have less than {RIGHT} points: the best of poor ones")
     return _written("samples", out, harvest, {**said, **about}, asked, notes)
 
 

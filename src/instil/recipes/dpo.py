@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from instil.data.encoding import check_vocabulary
 from instil.data.options import DataOptions
 from instil.data.pair_collate import collate_pairs, encode_pair, with_others
+from instil.data.pair_doctor import diagnose
 from instil.data.pair_loader import is_scored
 from instil.data.pairs import PairSource, pairs_from, read_pairs
 from instil.data.sources import Source
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Pairs = dict[Part, list[EncodedPair]]
 REFERENCE_PAIRS = 16  # in one batch: no gradient is held
+LOOKED_AT = 20_000  # pairs that the doctor sees before a run
 FADING = -0.5  # nats for each token by which chosen answers may become less likely before it is said
 TRIED = 50  # pairs by which two vocabularies are compared
 
@@ -43,7 +45,9 @@ def read(data: str | Path | Sequence[dict[str, Any]], settings: Settings) -> tup
     else:
         found = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
     examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
-    return found, Source(found.name, examples, found.sha256, found.skipped, found.notes)
+    looked_at = found.pairs[:LOOKED_AT]
+    warnings = [one.line() for one in diagnose(looked_at).of("warning") if not (one.kind == "equal" and found.equal)]
+    return found, Source(found.name, examples, found.sha256, found.skipped, (*found.notes, *warnings))
 
 
 def encoded_pairs(

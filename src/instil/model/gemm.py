@@ -62,7 +62,9 @@ def pack(module: nn.Module) -> None:
     itself. Nothing is done where torch's own product is used.
     """
     for layer in module.modules():
-        if isinstance(layer, Linear) and layer.packed is None and _suits(layer.weight, layer.weight):
+        if not isinstance(layer, Linear) or layer._parameters["weight"] is None:  # it is held in few bits
+            continue
+        if layer.packed is None and _suits(layer.weight, layer.weight):
             packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR)
             layer.packed = packed, layer._state
 

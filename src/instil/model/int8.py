@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
+from instil.model.frozen import FrozenLinear
 from instil.model.gemm import Linear
 from instil.model.lora import LoraLinear
 
@@ -57,8 +58,8 @@ def quantise(decoder: Decoder) -> None:
     """
     if decoder.device.type != "cpu":
         raise SettingsError("int8 weights are for the CPU; leave them out on a GPU")
-    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
-        raise SettingsError("this decoder has adapters; merge them first")
+    if any(isinstance(module, LoraLinear | FrozenLinear) for module in decoder.modules()):
+        raise SettingsError("this decoder has adapters or weights in few bits; merge them first")
     for module in list(decoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and child.in_features % IN == 0:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.frozen import FrozenLinear, release
 from instil.model.gemm import Linear, linear, product
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
@@ -63,28 +64,37 @@ def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projecti
 
 
 class LoraLinear(Linear):
-    """A frozen linear layer with adapters on some of its projections.
+    """A frozen linear layer with adapters on some of its projections; its weight may be held in few bits (``held``).
 
     ``lora_a`` [T, I] holds the A of all projections under one another, ``lora_b`` [O, T] their B as blocks; what lies
     outside of the blocks is zero, has no gradient, and so stays zero.
     """
 
     def __init__(
-        self, layer: Linear, rows: Sequence[slice], ranks: Sequence[int], scales: Sequence[float], *, dora: bool = False
+        self,
+        layer: Linear | FrozenLinear,
+        rows: Sequence[slice],
+        ranks: Sequence[int],
+        scales: Sequence[float],
+        *,
+        dora: bool = False,
     ) -> None:
         with torch.device("meta"):
             super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        self.weight, self.bias = layer.weight, layer.bias
+        self.held = layer if isinstance(layer, FrozenLinear) else None
+        self.register_parameter("weight", layer._parameters.get("weight"))
+        self.register_parameter("bias", layer._parameters["bias"])
+        whole_OI = layer.weight
         self.rows, self.scales = tuple(rows), tuple(scales)
         ends = [sum(ranks[:n]) for n in range(len(ranks) + 1)]
         self.columns = tuple(slice(a, b) for a, b in pairwise(ends))
-        new = layer.weight.new_zeros
+        new = whole_OI.new_zeros
         self.lora_a = nn.Parameter(new(ends[-1], layer.in_features))
         self.lora_b = nn.Parameter(new(layer.out_features, ends[-1]))
         # one number where all scales are the same; else, as what is multiplied by them, one for each column
         self.scale = scales[0] if len(set(scales)) == 1 else 1.0
         per_column = [scale / self.scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
-        own_scales = None if len(set(scales)) == 1 else layer.weight.new_tensor(per_column)
+        own_scales = None if len(set(scales)) == 1 else whole_OI.new_tensor(per_column)
         inside = new(layer.out_features, ends[-1])
         for part, column in zip(self.rows, self.columns, strict=True):
             inside[part, column] = 1
@@ -93,7 +103,7 @@ class LoraLinear(Linear):
         self.inside_OT: Tensor | None
         self.register_buffer("scale_T", own_scales, persistent=False)
         self.register_buffer("inside_OT", None if whole else inside, persistent=False)
-        lengths = [torch.linalg.vector_norm(layer.weight.detach()[part], dim=1) for part in rows] if dora else []
+        lengths = [torch.linalg.vector_norm(whole_OI.detach()[part], dim=1) for part in rows] if dora else []
         self.lora_magnitude = nn.ParameterList(nn.Parameter(length) for length in lengths)
 
     def draw(self, generator: torch.Generator) -> None:
@@ -121,9 +131,16 @@ class LoraLinear(Linear):
             return self._with_magnitude(x_NI)
         if torch.is_grad_enabled():
             return _Lora.apply(  # type: ignore[no-any-return, no-untyped-call]
-                x_NI, self.weight, self.bias, self.lora_a, self.lora_b, self.scale, self.scale_T, self.inside_OT
+                x_NI,
+                self.held or self.weight,
+                self.bias,
+                self.lora_a,
+                self.lora_b,
+                self.scale,
+                self.scale_T,
+                self.inside_OT,
             )
-        y_NO = super().forward(x_NI)
+        y_NO = super().forward(x_NI) if self.held is None else self.held(x_NI)
         read_NT = x_NI @ self.lora_a.to(x_NI.dtype).t()
         if self.scale_T is not None:
             read_NT *= self.scale_T
@@ -137,7 +154,7 @@ class LoraLinear(Linear):
     @torch.no_grad()
     def change(self) -> Tensor:
         """What the adapters add to the weight, [O, I] (of DoRA: the whole difference)."""
-        found = torch.zeros_like(self.weight)
+        found = torch.zeros_like(self.weight if self.held is None else self.held.weight)
         for n, (rows, columns, scale) in enumerate(zip(self.rows, self.columns, self.scales, strict=True)):
             found[rows] = scale * (self.block(n) @ self.lora_a[columns])
             if self.lora_magnitude:
@@ -147,12 +164,15 @@ class LoraLinear(Linear):
         return found
 
     def merged(self) -> Linear:
-        """A plain layer with the adapters in its weight, which is changed in place."""
-        with torch.device("meta"):
-            plain = Linear(self.in_features, self.out_features, bias=self.bias is not None)
+        """A plain layer with the adapters in its weight, which is changed in place (or made of its few bits)."""
+        if self.held is not None:
+            plain = self.held.plain()
+        else:
+            with torch.device("meta"):
+                plain = Linear(self.in_features, self.out_features, bias=self.bias is not None)
+            plain.weight, plain.bias = self.weight, self.bias
         with torch.no_grad():
-            self.weight += self.change()
-        plain.weight, plain.bias = self.weight, self.bias
+            plain.weight += self.change()
         return plain
 
     def _with_magnitude(self, x_NI: Tensor) -> Tensor:
@@ -199,7 +219,7 @@ class _Lora(torch.autograd.Function):
     def forward(
         ctx: Any,
         x_NI: Tensor,
-        weight_OI: Tensor,
+        weight: Tensor | FrozenLinear,
         bias_O: Tensor | None,
         a_TI: Tensor,
         b_OT: Tensor,
@@ -209,14 +229,17 @@ class _Lora(torch.autograd.Function):
     ) -> Tensor:
         if torch.is_autocast_enabled(x_NI.device.type):
             narrow = torch.get_autocast_dtype(x_NI.device.type)
-            x_NI, weight_OI, a_TI, b_OT = (tensor.to(narrow) for tensor in (x_NI, weight_OI, a_TI, b_OT))
+            x_NI, a_TI, b_OT = (tensor.to(narrow) for tensor in (x_NI, a_TI, b_OT))
             bias_O = None if bias_O is None else bias_O.to(narrow)
+        ctx.held = weight if isinstance(weight, FrozenLinear) else None
+        weight_OI = weight.dense(x_NI.dtype) if isinstance(weight, FrozenLinear) else weight.to(x_NI.dtype)
         y_NO = linear(x_NI, weight_OI, bias_O)
         read_NT = x_NI @ a_TI.t()
         if scale_T is not None:
             read_NT *= scale_T
         y_NO.addmm_(read_NT, b_OT.t(), alpha=scale)
-        ctx.save_for_backward(x_NI, weight_OI, a_TI, b_OT, read_NT, scale_T, inside_OT)
+        kept_OI = None if ctx.held else weight_OI  # what is held in few bits is made again
+        ctx.save_for_backward(x_NI, kept_OI, a_TI, b_OT, read_NT, scale_T, inside_OT)
         ctx.scale = scale
         return y_NO
 
@@ -229,6 +252,7 @@ class _Lora(torch.autograd.Function):
         for_b_OT = (grad_NO.t() @ read_NT).mul_(ctx.scale if inside_OT is None else ctx.scale * inside_OT)
         for_x = None
         if ctx.needs_input_grad[0]:
+            weight_OI = ctx.held.dense(grad_NO.dtype) if ctx.held else weight_OI
             for_x = product(grad_NO, weight_OI.t()).addmm_(through_NT, a_TI)
         return for_x, None, None, through_NT.t() @ x_NI, for_b_OT, None, None, None
 
@@ -272,6 +296,8 @@ def add_lora(
         raise SettingsError(f"lora.targets is empty; wanted some of {', '.join(known)}")
     if dora and any(target in (HEAD, "lm_head") for target in targets):
         raise SettingsError("lora.dora is not made for the head; leave head out of lora.targets")
+    if dora and any(isinstance(module, FrozenLinear) for module in decoder.modules()):
+        raise SettingsError("lora.dora needs the exact weights; set lora.base=fp32, or leave lora.dora out")
     narrowest = min(
         min(getattr(owner, leaf).in_features, part.rows.stop - part.rows.start)
         for owner, leaf, parts in layers
@@ -311,11 +337,15 @@ def adapters(decoder: Decoder) -> Iterator[tuple[nn.Module, str, LoraLinear]]:
 
 
 def merge(decoder: Decoder) -> None:
-    """Add every adapter to its weight and let go of it; the decoder is plain again, and all of it can be trained."""
+    """Add every adapter to its weight and let go of it; the decoder is plain again, and all of it can be trained.
+
+    Weights that were held in few bits stay rounded: they are what the adapters were trained with.
+    """
     for owner, leaf, layer in list(adapters(decoder)):
         if owner is decoder and decoder.spec.tied:
             decoder.untie()  # the head alone is changed, not the embedding
         setattr(owner, leaf, layer.merged())
+    release(decoder)
     decoder.requires_grad_(True)
 
 
@@ -324,7 +354,7 @@ def _layers(decoder: Decoder) -> Iterator[tuple[nn.Module, str, tuple[Projection
         for owner in (block.attention, block.mlp):
             if isinstance(owner, Attention | GatedMLP | GeluMLP):
                 for leaf, child in owner.named_children():
-                    if isinstance(child, Linear):
+                    if isinstance(child, Linear | FrozenLinear):
                         yield owner, leaf, projections(decoder, owner, leaf)
     yield decoder, HEAD, projections(decoder, decoder, HEAD)
 

@@ -20,6 +20,7 @@ from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
+from instil.model.frozen import FrozenLinear
 from instil.model.hub import find_model
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
@@ -269,8 +270,10 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     others evenly.
     """
     spec = decoder.spec
-    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
-        raise ModelError("this decoder has adapters, which are no part of a model; merge them first")
+    if any(isinstance(module, LoraLinear | FrozenLinear) for module in decoder.modules()):
+        raise ModelError(
+            "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"
+        )
     for name, value in decoder.named_parameters():
         stored, names = _lookup(table, name)
         rows = [value.shape[0] // len(names)] * len(names)

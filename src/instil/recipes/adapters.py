@@ -11,6 +11,7 @@ from torch import Tensor
 
 from instil.errors import InstilError
 from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.frozen import BITS, FrozenLinear, hold
 from instil.model.lora import add_lora, merge
 from instil.model.peft_folder import save_adapter
 from instil.recipes.progress import Screen
@@ -23,10 +24,14 @@ TRIED_TOKENS = 64
 def adapt(decoder: Decoder, settings: Settings) -> int:
     """Give a decoder the adapters of the settings; returns how many numbers are trained.
 
+    Where the settings say so, its weights are rounded to few bits before, for good.
+
     Raises:
         SettingsError: a target matches nothing, or the rank is too large.
     """
     lora = settings.lora
+    if lora.base != "fp32":
+        hold(decoder, lora.base)
     return add_lora(
         decoder,
         rank=lora.rank,
@@ -36,6 +41,14 @@ def adapt(decoder: Decoder, settings: Settings) -> int:
         dora=lora.dora,
         seed=settings.train.seed,
     )
+
+
+def not_exact(settings: Settings) -> str:
+    """What a run with such settings has to say of its frozen weights; nothing where they are exact."""
+    base = settings.lora.base
+    if settings.train.method == "full" or base == "fp32":
+        return ""
+    return f"the frozen weights are in {BITS[base]} bits (lora.base={base}): not exact"
 
 
 @contextmanager
@@ -62,6 +75,9 @@ def adapted(
     whole = decoder.parameter_count
     trained = adapt(decoder, settings)
     screen.say(f"  trained: {trained:,} numbers in adapters beside {whole:,} frozen ones ({trained / whole:.2%})")
+    if note := not_exact(settings):
+        held = sum(layer.nbytes for layer in decoder.modules() if isinstance(layer, FrozenLinear))
+        screen.say(f"  {note}; the linear layers take {held / 1e6:.0f} MB", "yellow")
     yield
     save_adapter(decoder, folder, base)
     before = _scores(decoder, tried)

@@ -33,7 +33,7 @@ from instil.model.decoder import Decoder
 from instil.model.hub import find_model
 from instil.model.weights import blank_decoder, load_decoder, open_model
 from instil.recipes import dpo
-from instil.recipes.adapters import adapt, adapted
+from instil.recipes.adapters import adapt, adapted, not_exact
 from instil.recipes.best import BestOnDisk
 from instil.recipes.dpo import Pairs
 from instil.recipes.progress import Screen, clock
@@ -113,7 +113,7 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         part: [encode(example, template, tokenizer, options.train_on) for example in split.part(part)] for part in PARTS
     }
     max_length = min(options.max_length, spec.context)
-    notes = [*source.notes, *_header_notes(template, settings)]
+    notes = [*source.notes, *_header_notes(template, settings), *filter(None, [not_exact(settings)])]
     pairs: Pairs | None = None
     if preferred is not None:
         pairs = dpo.encoded_pairs(preferred, split, template, tokenizer, settings)

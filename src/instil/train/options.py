@@ -30,6 +30,9 @@ class LoraOptions(BaseModel):
         "alpha/rank", description="alpha/sqrt(rank): rsLoRA; alpha: as in the book"
     )
     dora: bool = Field(False, description="learn the lengths of the weights' rows, too (DoRA)")
+    base: Literal["fp32", "int8", "nf4"] = Field(
+        "fp32", description="how frozen weights are held: fp32; int8 or nf4 (4 bits, QLoRA): less memory, not exact"
+    )
 
 
 class DpoOptions(BaseModel):

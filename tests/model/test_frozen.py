@@ -85,7 +85,9 @@ def test_rounding_errs_by_half_a_level_at_most(held: Held, widest: float) -> Non
     error = (FrozenLinear(layer, held).weight.view(-1, BLOCK) - blocks).abs().amax(1) / blocks.abs().amax(1)
     assert 0 < error.max() <= widest * 1.0001
     torch.nn.init.zeros_(layer.weight)
-    assert torch.equal(FrozenLinear(layer, held).weight, layer.weight)
+    zeros = FrozenLinear(layer, held)
+    assert torch.equal(zeros.weight, layer.weight)
+    assert zeros.codes_P.unique().tolist() == [0 if held == "int8" else 7 | 7 << 4]
 
 
 def test_it_takes_an_eighth_and_a_quarter_of_the_memory() -> None:

@@ -10,10 +10,13 @@ import torch
 
 import instil
 from instil.errors import SettingsError, TrainingDiverged
+from instil.model.decoder import Decoder
 from instil.model.weights import load_decoder
 from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import resolve
 from instil.recipes.sft import load, loader_for, prepare
+from instil.train import loop
+from instil.train.evaluation import Evaluation, HeldOut
 from instil.train.losses import held_out_loss
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
@@ -75,9 +78,52 @@ def test_the_model_as_it_ends_is_looked_at_too(tiny_folder: Path, tmp_path: Path
 
 
 def test_nothing_is_left_behind_when_training_fails(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged):
+    with pytest.raises(TrainingDiverged, match="Nothing was saved"):
         instil.finetune(
-            rows(40), model=tiny_folder, out=tmp_path / "run", learning_rate=1e9, warmup=0.5, patience=9, eval_every=1,
+            rows(40), model=tiny_folder, out=tmp_path / "run", learning_rate=1e9, warmup=0.5, patience=9, eval_every=9,
             max_steps=12,
         )  # fmt: skip
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("when", ["loss", "validation", "end"])
+def test_the_best_model_remains_where_training_diverges(
+    tiny_folder: Path, tmp_path: Path, method: str, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a step's loss, at a validation, or after the last update, which nothing but the end looks at."""
+    how = {"method": method, "learning_rate": 1e-3, "eval_every": 2, "patience": 9, "max_steps": 5, "max_new_tokens": 2}
+    spoiled = 4 if when == "validation" else 5
+    before, done = loop._step, 0
+
+    def spoils(decoder: Decoder, *rest: object) -> object:
+        nonlocal done
+        done += 1
+        trained = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+        if when == "loss" and done == spoiled:
+            trained[-1].data.fill_(float("nan"))
+        found = before(decoder, *rest)  # type: ignore[arg-type]
+        if when != "loss" and done == spoiled:
+            trained[-1].data.fill_(float("nan"))
+        return found
+
+    look = HeldOut.__call__
+
+    def blind(self: HeldOut, decoder: Decoder) -> Evaluation:
+        return look(self, decoder) if done < spoiled else Evaluation(99.0)
+
+    monkeypatch.setattr(loop, "_step", spoils)
+    if when == "end":
+        monkeypatch.setattr(HeldOut, "__call__", blind)
+        monkeypatch.setattr(HeldOut, "due", lambda self, step, ends_epoch: step in (2, 4))
+    run = instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", **how)
+    facts = json.loads((run.path / "report.json").read_text())
+    kept = 2 if when == "validation" else 4
+    assert facts["best_step"] == kept
+    assert facts["diverged"].startswith(f"step {spoiled}: the ")
+    assert f"The model of step {kept} is kept. Lower train.learning_rate" in facts["diverged"]
+    assert "diverged at step" in (run.path / "report.html").read_text()
+    losses = {one.step: one.val_loss for one in read_metrics(run.path / "metrics.jsonl")}
+    assert run.validation_loss == losses[kept]
+    assert all(torch.isfinite(parameter).all() for parameter in load_decoder(run.path / "model").parameters())
+    assert not list((run.path / "checkpoints").iterdir())

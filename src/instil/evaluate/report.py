@@ -76,6 +76,7 @@ class ReportData:
     loss_picture: Path
     unended: dict[str, Sequence[str]]
     outlook: str = ""
+    diverged: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,7 @@ def write_report(data: ReportData, path: Path) -> None:
         speed=data.tokens_seen / data.train_seconds if data.train_seconds else 0.0,
         unended=data.unended,
         outlook=data.outlook,
+        diverged=data.diverged,
     )
     path.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
 

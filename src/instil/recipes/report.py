@@ -46,6 +46,8 @@ def keep_facts(
             "train_seconds": result.seconds,
             "validation_loss": result.validation_loss,
             "trained_parameters": result.trained,
+            "best_step": result.best_step,
+            "diverged": result.diverged,
             **more,
         },
     )
@@ -102,6 +104,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) ->
         loss_picture=folder.path / "loss.png",
         unended=facts["unended"],
         outlook=facts["outlook"],
+        diverged=facts.get("diverged", ""),
     )
 
 

@@ -302,6 +302,8 @@ def tune(
                 keeper=kept,
                 objective=objective_for(prepared),
             )
+    if result.diverged:
+        screen.say(f"  training diverged at {result.diverged}", "yellow")
     if result.best_step is not None:
         screen.say(f"  kept the model of step {result.best_step}, validation loss {result.validation_loss:.3f}")
     plot_losses(result.records, folder.path)

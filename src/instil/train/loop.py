@@ -54,6 +54,7 @@ class TrainResult:
     """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept.
 
     ``trained`` counts the numbers that were trained.
+    ``diverged`` says what happened where training could not go on, and the best model so far is what remains.
     """
 
     records: tuple[StepRecord, ...]
@@ -63,6 +64,7 @@ class TrainResult:
     validation_loss: float | None
     best_step: int | None = None
     trained: int = 0
+    diverged: str = ""
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -106,7 +108,7 @@ def train(
         objective: what is made smaller; the negative log-likelihood of the targets by default.
 
     Raises:
-        TrainingDiverged: a loss, that after the last update included, is not finite.
+        TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
     """
     touched = None
     if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
@@ -119,13 +121,14 @@ def train(
     records: list[StepRecord] = []
     done = tokens_seen = 0
     spent = 0.0  # seconds of training alone, without validation and samples
-    best = _Best(keeper if options.patience else None, options.patience)
+    best = _Best(keeper if options.patience else None, options, objective)
+    diverged, step = None, list[Batch]()
 
     def evaluate() -> Evaluation:
         with _aside(decoder, touched):
             found = evaluator(decoder)
         if found.validation is not None and not math.isfinite(found.validation):
-            raise TrainingDiverged(f"step {done}: the validation loss is {found.validation}. {_advice(options, done)}")
+            raise best.diverged(f"step {done}: the validation loss is {found.validation}", done)
         return found
 
     def sample() -> None:
@@ -169,9 +172,7 @@ def train(
                 loss, tokens, metrics = _step(decoder, step, updates, objective, options.precision)
                 if not math.isfinite(loss.total):
                     rows = [row for batch in step for row in batch.examples]
-                    raise TrainingDiverged(
-                        f"step {done + 1}: the loss is {loss.total}; rows {rows}. {_advice(options, done)}"
-                    )
+                    raise best.diverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}", done)
                 if touched is not None and loss.tokens:
                     touched.step(rate)
                 seconds = time.perf_counter() - started
@@ -195,27 +196,23 @@ def train(
             last = evaluate()
             with _aside(decoder, touched):
                 best.saw(decoder, last, done)
+    except TrainingDiverged as error:
+        diverged = error
     finally:
         decoder.eval()
         updates.close()
         if touched is not None:
             touched.settle()
-    # No later step shows what the last update did, and weights can be finite but too large to compute with.
-    # Their extremes tell it without a second table in memory, and are no numbers where anything is none.
-    usable = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
-    if not usable or not math.isfinite(look(objective, decoder, step[:1])[0].total):
-        raise TrainingDiverged(f"step {done}: the last update left a model without a loss. {_advice(options, done)}")
-    if best.step is not None:
-        best.restore(decoder, done)
-        return TrainResult(tuple(records), done, tokens_seen, spent, best.loss, best.step, trained)
-    return TrainResult(tuple(records), done, tokens_seen, spent, last.validation, None, trained)
+    said = best.end(decoder, step, done, diverged)
+    loss_at_end = last.validation if best.step is None else best.loss
+    return TrainResult(tuple(records), done, tokens_seen, spent, loss_at_end, best.step, trained, said)
 
 
 class _Best:
     """The lowest validation loss so far, and for how many validations there was none lower."""
 
-    def __init__(self, keeper: Keeper | None, patience: int) -> None:
-        self._keeper, self._patience = keeper, patience
+    def __init__(self, keeper: Keeper | None, options: TrainOptions, objective: Objective) -> None:
+        self._keeper, self._options, self._objective = keeper, options, objective
         self.loss = math.inf
         self.step: int | None = None
         self._worse = 0
@@ -223,7 +220,7 @@ class _Best:
     @property
     def enough(self) -> bool:
         """Whether to stop."""
-        return self._keeper is not None and self._worse >= self._patience
+        return self._keeper is not None and self._worse >= self._options.patience
 
     def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
         """A validation."""
@@ -235,17 +232,40 @@ class _Best:
         else:
             self._worse += 1
 
-    def restore(self, decoder: Decoder, done: int) -> None:
-        """The best model, where the last is another."""
-        if self._keeper is not None and self.step != done:
+    def diverged(self, what: str, done: int) -> TrainingDiverged:
+        """What there is to say when it cannot go on."""
+        kept = "Nothing was saved" if self.step is None else f"The model of step {self.step} is kept"
+        clip = "" if self._options.clip else " or set train.clip=1"
+        advice = f"{kept}. Lower train.learning_rate (now {self._options.learning_rate:g}){clip}"
+        if not done:
+            advice = "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
+        return TrainingDiverged(f"{what}. {advice}")
+
+    def end(self, decoder: Decoder, step: Sequence[Batch], done: int, diverged: TrainingDiverged | None) -> str:
+        """Leave the best model where one was kept; returns how training diverged, or nothing.
+
+        Raises:
+            TrainingDiverged: there is no model with a loss.
+        """
+        if diverged is None and not _usable(decoder, step, self._objective):  # no later step shows what the last update did
+            self.step = None if self.step == done else self.step  # this very model is no use
+            diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
+        if self._keeper is not None and self.step is not None and (diverged is not None or self.step != done):
             self._keeper.restore(decoder)
+        if diverged is not None and self.step is None:
+            raise diverged
+        if diverged is not None and not _usable(decoder, step, self._objective):
+            raise TrainingDiverged(f"{diverged}. But that model has no loss on these rows either, and was not saved")
+        return str(diverged or "")
 
 
-def _advice(options: TrainOptions, done: int) -> str:
-    if not done:
-        return "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
-    clip = "" if options.clip else " or set train.clip=1"
-    return f"Nothing was saved. Lower train.learning_rate (now {options.learning_rate:g}){clip}"
+def _usable(decoder: Decoder, step: Sequence[Batch], objective: Objective) -> bool:
+    """Whether a model has numbers and a loss; its weights can be finite but too large to compute with.
+
+    Their extremes tell it without a second table in memory, and are no numbers where anything is none.
+    """
+    finite = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
+    return finite and math.isfinite(look(objective, decoder, step[:1])[0].total)
 
 
 @contextmanager

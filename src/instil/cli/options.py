@@ -33,6 +33,9 @@ MethodOpt = Annotated[
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 BookOpt = Annotated[bool, typer.Option("--as-in-book", help="The chapter's choices (docs/book.md).")]
+AdapterOpt = Annotated[
+    Path | None, typer.Option("--adapter", help="A folder of LoRA adapters (PEFT's form) for this model, or their run.")
+]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 
 

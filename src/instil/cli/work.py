@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instil.cli.options import (
+    AdapterOpt,
     BookOpt,
     ConfigOpt,
     DataArg,
@@ -145,6 +146,7 @@ def respond_command(
     split: Annotated[str | None, typer.Option("--split", help="Of the run's data: train, validation, test.")] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answered rows here.")] = None,
+    adapter: AdapterOpt = None,
     int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: fast for one row, not exact.")] = False,
     settings: SetOpt = None,
     as_json: JsonOpt = False,
@@ -164,17 +166,17 @@ def respond_command(
         if data or split:
             raise UserError("--instruction answers one row; leave out --data and --split")
         if as_json:
-            said = respond_one(model, instruction, input_text, template, chosen, int8=int8)
+            said = respond_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter)
             weights = {"weights": "int8"} if int8 else {}
             print_json({"instruction": instruction, "input": input_text, **said, **weights})
             return
-        for piece in stream_one(model, instruction, input_text, template, chosen, int8=int8):
+        for piece in stream_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter):
             typer.echo(piece, nl=False)  # which flushes
         typer.echo()
         return
     if out is not None:  # found out now rather than after the answers
         out.parent.mkdir(parents=True, exist_ok=True)
-    rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8)
+    rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8, adapter=adapter)
     if out is not None:
         out.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         typer.echo(f"{len(rows)} answered rows in {out}", err=True)
@@ -209,12 +211,13 @@ def export_command(
         Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf or NAME.pth, here]")
     ] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
+    adapter: AdapterOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Take a model elsewhere: a folder that transformers opens, or the .pth of chapter 7."""
     from instil.recipes.export import export
 
-    written = export(model, to, out, template=template)
+    written = export(model, to, out, template=template, adapter=adapter)
     if as_json:
         print_json(written.as_json())
     else:

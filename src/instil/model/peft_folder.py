@@ -2,7 +2,8 @@
 
 Names and shapes are those of `transformers`: where it holds query, key and value as one matrix (GPT-2), their adapters
 become one of three times the rank, with a B that is zero outside its blocks; rank and alpha of such a layer stand in
-``rank_pattern`` and ``alpha_pattern``.
+``rank_pattern`` and ``alpha_pattern``. Adapters that were trained beside weights in few bits have a file ``base.json``
+with them, which PEFT does not read: their model is the one with the rounded weights (`instil.model.frozen`).
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
+from instil.model.frozen import BITS, BLOCK, FrozenLinear, Held, hold
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
 from instil.model.safetensors_file import SafetensorsFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+BASE = "base.json"
 PREFIX = "base_model.model."
 _KEY = re.compile(
     r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weight|base_model\.model\.(.+)\.(lora_magnitude_vector).*"
@@ -101,12 +104,16 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
+    held = next((layer.held for layer in decoder.modules() if isinstance(layer, FrozenLinear)), None)
     unfinished = folder / f"{WEIGHTS}.unfinished"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(unfinished), metadata={"format": "pt"})
         unfinished.replace(folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (folder / BASE).unlink(missing_ok=True)
+        if held is not None:
+            (folder / BASE).write_text(json.dumps({"weights": held, "block": BLOCK}) + "\n", encoding="utf-8")
     except Exception as error:  # safetensors raises an error of its own where the disk is full
         unfinished.unlink(missing_ok=True)
         raise ModelError(f"{folder}: the adapters cannot be written: {error}") from error
@@ -119,6 +126,8 @@ def _named(module: str) -> str:
 
 def load_adapter(decoder: Decoder, folder: Path) -> None:
     """Put the adapters of a PEFT folder on a decoder, which is frozen.
+
+    Its weights are rounded to few bits where the adapters were trained so.
 
     Raises:
         ModelError: it is no LoRA adapter that is read here, damaged, or of another model; or there is one already.
@@ -140,6 +149,9 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
             if module in found:
                 _check(folder, module, found[module], span.stop - span.start, layer.in_features, dora=dora)
                 _scale(folder, config, module, len(found[module]["lora_A"]))
+    if (held := _held(folder)) is not None:
+        hold(decoder, held)
+        layers = _hub_layers(decoder)
     decoder.requires_grad_(False)
     for owner, leaf, layer, places in layers:
         mine = [(module, span) for module, span in places if module in found]
@@ -158,8 +170,25 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         setattr(owner, leaf, adapted)
 
 
+def _held(folder: Path) -> Held | None:
+    """The form that the frozen weights had when the adapters were trained; None where they were exact."""
+    path = folder / BASE
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        found: Held = next(held for held in BITS if stored == {"weights": held, "block": BLOCK})
+    except (OSError, ValueError, StopIteration) as error:
+        raise ModelError(f"{path}: damaged; it says how the weights beside the adapters were rounded") from error
+    return found
+
+
 def _tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
     """For each module its A, B and magnitudes."""
+    if not (folder / WEIGHTS).is_file():
+        raise ModelError(
+            f"{folder}: no {WEIGHTS} in it, the form of adapters that is read here; save it anew with peft"
+        )
     file = SafetensorsFile(folder / WEIGHTS)
     found: dict[str, dict[str, Tensor]] = {}
     for name in file.names():

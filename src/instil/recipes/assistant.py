@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.sources import examples_from
 from instil.data.templates import Template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import ModelError, TemplateMismatch
+from instil.errors import ModelError, TemplateMismatch, UserError
 from instil.export.folder import TEMPLATE_FILE
 from instil.generate.answer import answer, stream, without_header
 from instil.generate.engine import Engine
@@ -20,6 +21,8 @@ from instil.generate.options import GenerateOptions
 from instil.model.decoder import Decoder
 from instil.model.hub import find_model
 from instil.model.int8 import quantise
+from instil.model.lora import merge
+from instil.model.peft_folder import WEIGHTS, load_adapter
 from instil.model.weights import load_decoder
 from instil.recipes.run_folder import RUN_FILE, RunFolder, read_template
 from instil.records import Completion, Example
@@ -92,7 +95,14 @@ class Assistant:
         yield from filter(None, [without_header(said, header)[len(shown) :]])
 
 
-def load(path: str | Path, *, template: str | None = None, int8: bool = False, **generate: Any) -> Assistant:
+def load(
+    path: str | Path,
+    *,
+    template: str | None = None,
+    int8: bool = False,
+    adapter: str | Path | None = None,
+    **generate: Any,
+) -> Assistant:
     """Load an assistant from a run folder, a model folder, a GGUF file or a model's name.
 
     Args:
@@ -100,10 +110,12 @@ def load(path: str | Path, *, template: str | None = None, int8: bool = False, *
         template: the prompt form, only for models that come without one (``alpaca`` by default).
         int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
             exactly those of the model.
+        adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
         **generate: settings of generation, such as ``max_new_tokens``.
 
     Raises:
-        ModelError: there is no such model, or it cannot be read.
+        ModelError: there is no such model, or it cannot be read, or the adapter is another model's.
+        UserError: the adapter is the run's own, which is in its model already.
         TemplateMismatch: the run's template is not the one it was tuned with, or another was asked for.
     """
     found, settings = Path(path), GenerateOptions()
@@ -119,12 +131,29 @@ def load(path: str | Path, *, template: str | None = None, int8: bool = False, *
         found = find_model(path)
         if (found / TEMPLATE_FILE).is_file():
             stored = read_template(found / TEMPLATE_FILE)
+    beside = None if adapter is None else _adapter_folder(Path(adapter), found)
+    if beside is not None and (beside / TEMPLATE_FILE).is_file():
+        stored = read_template(beside / TEMPLATE_FILE)  # what it was tuned with last
     if stored is not None and template is not None and template_named(template).hash != stored.hash:
         raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
     chosen = stored or template_named(template or "alpaca")
     decoder = load_decoder(found, device=device_for("auto"))
     tokenizer = load_tokenizer(found)
     check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
+    if beside is not None:
+        load_adapter(decoder, beside)
+        merge(decoder)
     if int8:
         quantise(decoder)
     return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))
+
+
+def _adapter_folder(given: Path, model: Path) -> Path:
+    """Where the adapters lie: in the folder given, or in a run's; not those that are in the model already."""
+    folder = RunFolder(given).adapter if (given / RUN_FILE).is_file() else given
+    run = RunFolder(model.parent)
+    own, its = folder / WEIGHTS, run.adapter / WEIGHTS
+    both = (model.parent / RUN_FILE).is_file() and its.is_file() and own.is_file()
+    if both and filecmp.cmp(its, own, shallow=False):
+        raise UserError(f"{folder}: these adapters are in {model} already; leave the adapter out, or give their base")
+    return folder

@@ -26,7 +26,14 @@ class Exported:
         return {"to": self.form, "out": str(self.path), "bytes": sum(f.stat().st_size for f in files if f.is_file())}
 
 
-def export(model: str | Path, form: str, out: str | Path | None = None, *, template: str | None = None) -> Exported:
+def export(
+    model: str | Path,
+    form: str,
+    out: str | Path | None = None,
+    *,
+    template: str | None = None,
+    adapter: str | Path | None = None,
+) -> Exported:
     """Write a model in another form.
 
     Args:
@@ -34,6 +41,7 @@ def export(model: str | Path, form: str, out: str | Path | None = None, *, templ
         form: ``hf`` (a folder that transformers opens) or ``pth`` (a state dictionary under the book's names).
         out: where to; by default a name made of the model's, in the working directory.
         template: the prompt form that goes along, only for models that come without one.
+        adapter: a folder of LoRA adapters that are merged into the model before.
 
     Raises:
         UserError: there is something at ``out`` already, or the model has no such form; nothing was written.
@@ -44,7 +52,7 @@ def export(model: str | Path, form: str, out: str | Path | None = None, *, templ
     target = Path(out) if out is not None else Path(f"{Path(model).resolve().stem}{ending}")
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; choose another --out")
-    assistant = load(model, template=template)
+    assistant = load(model, template=template, adapter=adapter)
     write(assistant, target)
     return Exported(form, target)
 

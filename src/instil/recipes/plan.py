@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from instil.generate.engine import SHARE
+from instil.model.frozen import FrozenLinear
 from instil.model.lora import merge
 from instil.model.spec import DecoderSpec
 from instil.model.weights import blank_decoder, open_model
@@ -61,7 +62,7 @@ FLOAT = 4  # bytes; weights are trained in float32
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. ``gradients`` are those held all at once (`holds_gradients`).
+    """Bytes. ``gradients`` are those held all at once (`holds_gradients`), ``saved`` what weights in few bits save.
 
     ``activations`` and ``peak`` are for the longest rows, measured where they fitted.
     """
@@ -75,11 +76,12 @@ class Memory:
     cache: int
     others: int
     measured: bool
+    saved: int = 0
 
     @property
     def training(self) -> int:
         """Weights, gradients, AdamW's two moments, activations, and what Python and torch need."""
-        return self.weights + self.moments + self.gradients + self.activations + self.others
+        return self.weights - self.saved + self.moments + self.gradients + self.activations + self.others
 
     @property
     def answering(self) -> int:
@@ -168,6 +170,8 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     parameters = blank.parameter_count
     lora = prepared.settings.train.method == "lora"
     trained = FLOAT * adapt(blank, prepared.settings) if lora else weights
+    held = [layer for layer in blank.modules() if isinstance(layer, FrozenLinear)]
+    saved = sum(FLOAT * layer.in_features * layer.out_features - layer.nbytes for layer in held)
     cache, others, machine = _cache_bytes(prepared, spec), memory_now(), machine_memory()
     facts: dict[str, Any] = {
         "model": prepared.model_name,
@@ -182,7 +186,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
         "work": work,
     }
     gradients = trained if holds_gradients(prepared.settings.train) else 0
-    memory = Memory(machine, others, weights, 2 * trained, gradients, 0, cache, others, measured=False)
+    memory = Memory(machine, others, weights, 2 * trained, gradients, 0, cache, others, measured=False, saved=saved)
     if not memory.fits:  # timing it would bring the machine to a stop
         return Plan(**facts, seconds={}, step_seconds=0.0, timed_steps=0, memory=memory)
 
@@ -197,7 +201,8 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     others = max(now - weights, 0)
     if lora:
         merge(decoder)
-    memory = Memory(machine, now, weights, 2 * trained, gradients, steps.activations, cache, others, steps.measured)
+    taken = steps.activations
+    memory = Memory(machine, now, weights, 2 * trained, gradients, taken, cache, others, steps.measured, saved)
     pace = pace_of(steps.steps)
     seconds["train"] = work.steps * pace.seconds(work.step)
     seconds["evaluate"] = work.evaluations * time_evaluation(prepared, decoder, loader).seconds(work.evaluation)
@@ -252,6 +257,8 @@ def tables(plan: Plan) -> Iterator[Table | Text]:
     room = _table("Memory, GB", "", "")
     room.add_row("now, with the model" if plan.seconds else "now, without the model", _gb(memory.now))
     room.add_row("weights", _gb(memory.weights))
+    if memory.saved:
+        room.add_row("weights while adapters are trained, in few bits: not exact", _gb(memory.weights - memory.saved))
     room.add_row("gradients held at once", _gb(memory.gradients))
     room.add_row("AdamW's two moments", _gb(memory.moments))
     if plan.seconds:

@@ -18,10 +18,17 @@ from instil.records import Example
 
 
 def respond_one(
-    model: str, instruction: str, input_text: str, template: str | None, settings: Settings, *, int8: bool = False
+    model: str,
+    instruction: str,
+    input_text: str,
+    template: str | None,
+    settings: Settings,
+    *,
+    int8: bool = False,
+    adapter: Path | None = None,
 ) -> dict[str, Any]:
     """The answer to one instruction, with why it ended."""
-    assistant = _load(model, template, settings, int8=int8)
+    assistant = _load(model, template, settings, int8=int8, adapter=adapter)
     said = assistant.respond_all([{"instruction": instruction, "input": input_text}])[0]
     if said.finish == "no_room":
         raise UserError(
@@ -31,10 +38,17 @@ def respond_one(
 
 
 def stream_one(
-    model: str, instruction: str, input_text: str, template: str | None, settings: Settings, *, int8: bool = False
+    model: str,
+    instruction: str,
+    input_text: str,
+    template: str | None,
+    settings: Settings,
+    *,
+    int8: bool = False,
+    adapter: Path | None = None,
 ) -> Iterator[str]:
     """The answer to one instruction in pieces, as they come."""
-    assistant = _load(model, template, settings, int8=int8)
+    assistant = _load(model, template, settings, int8=int8, adapter=adapter)
     yield from assistant.stream(instruction, input_text)
 
 
@@ -47,6 +61,7 @@ def respond_rows(
     screen: Screen,
     *,
     int8: bool = False,
+    adapter: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Answered rows in the book's form (``model_response``).
 
@@ -54,7 +69,7 @@ def respond_rows(
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
     examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, screen)
-    assistant = _load(model, template, settings, int8=int8)
+    assistant = _load(model, template, settings, int8=int8, adapter=adapter)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
     for line in unended(answers, assistant.options.max_new_tokens):
@@ -62,9 +77,9 @@ def respond_rows(
     return response_rows(examples, answers)
 
 
-def _load(model: str, template: str | None, settings: Settings, *, int8: bool) -> Assistant:
+def _load(model: str, template: str | None, settings: Settings, *, int8: bool, adapter: Path | None) -> Assistant:
     changed = settings.generate.model_dump(exclude_unset=True)
-    return load(model, template=template, int8=int8, **changed)
+    return load(model, template=template, int8=int8, adapter=adapter, **changed)
 
 
 def _rows_of_file(data: str, split: str | None, screen: Screen) -> tuple[Example, ...]:

@@ -302,6 +302,8 @@ def tune(
                 keeper=kept,
                 objective=objective_for(prepared),
             )
+        if options.method == "lora":  # as in the model folder: it belongs to what was learnt
+            folder.write_json(f"{folder.adapter.name}/{TEMPLATE_FILE}", prepared.template.as_json())
     if result.diverged:
         screen.say(f"  training diverged at {result.diverged}", "yellow")
     if result.best_step is not None:

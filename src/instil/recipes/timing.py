@@ -82,8 +82,8 @@ class _Steps:
     def __init__(self, loader: Loader, held: int, room: int, advance: Advance) -> None:
         self._typical = typical_steps(loader)
         self._longest = loader.longest()
-        self._without_activations = memory_now() + held
-        self._room = room
+        self._without_activations, self._before = memory_now() + held, peak_memory()
+        self._most, self._room = 0, room
         self._advance = advance
         self.done: list[Work] = []
         self.seconds: list[float] = []
@@ -116,7 +116,10 @@ class _Steps:
         """A record of the loop; ``seconds`` counts from its start."""
         if record.step:
             self.seconds.append(record.seconds)
-            self.activations = max(peak_memory() - self._without_activations, 0)
+            peak = peak_memory()
+            now = peak if peak > self._before else memory_now()  # what was loaded may have been larger
+            self._most = max(self._most, now)
+            self.activations = max(self._most - self._without_activations, 0)
             self._advance()
 
 

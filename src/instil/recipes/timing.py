@@ -11,6 +11,7 @@ from instil.data.encoding import encode_prompt, stop_id
 from instil.data.loader import Loader
 from instil.generate.engine import generate
 from instil.model.decoder import Decoder
+from instil.model.frozen import FrozenLinear
 from instil.recipes.estimate import WARM_UP, Pace, Work, answering, pace_of
 from instil.recipes.machine import memory_now, peak_memory
 from instil.recipes.progress import Advance, Screen
@@ -77,9 +78,11 @@ class _Steps:
         held: bytes of gradients and of AdamW's moments.
         room: bytes of the machine's memory.
         advance: called after each step.
+        rounded: whether frozen weights are in few bits, so that the model took more while it was loaded.
     """
 
-    def __init__(self, loader: Loader, held: int, room: int, advance: Advance) -> None:
+    def __init__(self, loader: Loader, held: int, room: int, advance: Advance, *, rounded: bool) -> None:
+        self._rounded = rounded
         self._typical = typical_steps(loader)
         self._longest = loader.longest()
         self._without_activations, self._before = memory_now() + held, peak_memory()
@@ -117,7 +120,8 @@ class _Steps:
         if record.step:
             self.seconds.append(record.seconds)
             peak = peak_memory()
-            now = peak if peak > self._before else memory_now()  # what was loaded may have been larger
+            loading = self._rounded and peak == self._before  # the peak is still that of the whole weights
+            now = memory_now() if loading else peak
             self._most = max(self._most, now)
             self.activations = max(self._most - self._without_activations, 0)
             self._advance()
@@ -143,7 +147,8 @@ def time_steps(
     """
     options = prepared.settings.train.model_copy(update={"epochs": 1, "max_steps": 0, "learning_rate": 1e-9})
     with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
-        chosen = _Steps(loader, held, room, advance)
+        rounded = any(isinstance(module, FrozenLinear) for module in decoder.modules())
+        chosen = _Steps(loader, held, room, advance, rounded=rounded)
         objective = objective_for(prepared)
         train(decoder, chosen, options, evaluator=_Nothing(), on_record=chosen.saw, objective=objective)
     seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]

@@ -247,7 +247,9 @@ class _Best:
         Raises:
             TrainingDiverged: there is no model with a loss.
         """
-        if diverged is None and not _usable(decoder, step, self._objective):  # no later step shows what the last update did
+        if diverged is None and not _usable(
+            decoder, step, self._objective
+        ):  # no later step shows what the last update did
             self.step = None if self.step == done else self.step  # this very model is no use
             diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
         if self._keeper is not None and self.step is not None and (diverged is not None or self.step != done):

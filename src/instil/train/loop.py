@@ -20,10 +20,11 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.lora import trained_parameters
 from instil.records import Batch
+from instil.train.best import Best, Keeper
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.losses import LossSum
 from instil.train.metrics import StepRecord
-from instil.train.objective import Likelihood, Objective, look
+from instil.train.objective import Likelihood, Objective
 from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
@@ -37,16 +38,6 @@ class Steps(Protocol):
 
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
         """The steps of an epoch."""
-
-
-class Keeper(Protocol):
-    """Where the best model is kept while training goes on (`train.patience`)."""
-
-    def save(self, decoder: Decoder) -> None:
-        """Keep what is trained, as it is now."""
-
-    def restore(self, decoder: Decoder) -> None:
-        """Put back what was kept last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,75 +109,48 @@ def train(
     total = planned_steps(len(loader), options)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
-    records: list[StepRecord] = []
-    done = tokens_seen = 0
-    spent = 0.0  # seconds of training alone, without validation and samples
-    best = _Best(keeper if options.patience else None, options, objective)
+    ledger = _Ledger(len(loader), on_record)
+    best = Best(keeper if options.patience else None, options, objective)
     diverged, step = None, list[Batch]()
 
     def evaluate() -> Evaluation:
         with _aside(decoder, touched):
             found = evaluator(decoder)
         if found.validation is not None and not math.isfinite(found.validation):
-            raise best.diverged(f"step {done}: the validation loss is {found.validation}", done)
+            raise best.diverged(f"step {ledger.done}: the validation loss is {found.validation}", ledger.done)
         return found
 
     def sample() -> None:
         if on_sample:
             with _aside(decoder, touched):
-                on_sample(done)
-
-    def report(
-        train_loss: float | None,
-        rate: float,
-        tokens: int,
-        seconds: float,
-        found: Evaluation | None,
-        metrics: dict[str, float],
-    ) -> None:
-        record = StepRecord(
-            step=done,
-            epoch=done / len(loader),
-            tokens_seen=tokens_seen,
-            train_loss=train_loss,
-            val_loss=found.validation if found else None,
-            learning_rate=rate,
-            seconds=round(spent, 3),
-            tokens_per_second=round(tokens / seconds, 1) if seconds else 0.0,
-            eval_train_loss=found.train if found else None,
-            preference=metrics or None,
-            val_preference=(found.metrics or None) if found else None,
-        )
-        records.append(record)
-        on_record(record)
+                on_sample(ledger.done)
 
     try:
         last = evaluate()
-        report(None, 0.0, 0, 0.0, last, {})
+        ledger.report(None, 0.0, last)
         if options.sample == "evaluation":
             sample()
         for epoch in range(math.ceil(total / len(loader))):
             started = time.perf_counter()  # making a batch is part of a step
-            for step in islice(loader.steps(epoch), total - done):
-                rate = updates.rate = learning_rate(done, total, options)
+            for step in islice(loader.steps(epoch), total - ledger.done):
+                rate = updates.rate = learning_rate(ledger.done, total, options)
                 loss, tokens, metrics = _step(decoder, step, updates, objective, options.precision)
                 if not math.isfinite(loss.total):
                     rows = [row for batch in step for row in batch.examples]
-                    raise best.diverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}", done)
+                    raise best.diverged(f"step {ledger.done + 1}: the loss is {loss.total}; rows {rows}", ledger.done)
                 if touched is not None and loss.tokens:
                     touched.step(rate)
-                seconds = time.perf_counter() - started
-                done, tokens_seen, spent = done + 1, tokens_seen + tokens, spent + seconds
-                ends_epoch = done == total or done % len(loader) == 0
-                due = evaluator.due(done, ends_epoch)
+                ledger.add(tokens, time.perf_counter() - started)
+                ends_epoch = ledger.done == total or ledger.done % len(loader) == 0
+                due = evaluator.due(ledger.done, ends_epoch)
                 if due:
                     last = evaluate()
-                report(loss.mean, rate, tokens, seconds, last if due else None, metrics)
+                ledger.report(loss.mean, rate, last if due else None, metrics)
                 if due if options.sample == "evaluation" else ends_epoch:
                     sample()
                 if due:
                     with _aside(decoder, touched):
-                        best.saw(decoder, last, done)
+                        best.saw(decoder, last, ledger.done)
                     if best.enough:
                         break
                 started = time.perf_counter()
@@ -195,7 +159,7 @@ def train(
         if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
             last = evaluate()
             with _aside(decoder, touched):
-                best.saw(decoder, last, done)
+                best.saw(decoder, last, ledger.done)
     except TrainingDiverged as error:
         diverged = error
     finally:
@@ -203,71 +167,45 @@ def train(
         updates.close()
         if touched is not None:
             touched.settle()
-    said = best.end(decoder, step, done, diverged)
+    said = best.end(decoder, step, ledger.done, diverged)
     loss_at_end = last.validation if best.step is None else best.loss
-    return TrainResult(tuple(records), done, tokens_seen, spent, loss_at_end, best.step, trained, said)
+    totals = (tuple(ledger.records), ledger.done, ledger.tokens_seen, ledger.spent)
+    return TrainResult(*totals, loss_at_end, best.step, trained, said)
 
 
-class _Best:
-    """The lowest validation loss so far, and for how many validations there was none lower."""
+class _Ledger:
+    """Where training is, and the record of every step; the seconds are those of training alone."""
 
-    def __init__(self, keeper: Keeper | None, options: TrainOptions, objective: Objective) -> None:
-        self._keeper, self._options, self._objective = keeper, options, objective
-        self.loss = math.inf
-        self.step: int | None = None
-        self._worse = 0
+    def __init__(self, in_an_epoch: int, on_record: Callable[[StepRecord], None]) -> None:
+        self._in_an_epoch, self._on_record = in_an_epoch, on_record
+        self.records: list[StepRecord] = []
+        self.done = self.tokens_seen = 0
+        self.spent = self._speed = 0.0
 
-    @property
-    def enough(self) -> bool:
-        """Whether to stop."""
-        return self._keeper is not None and self._worse >= self._options.patience
+    def add(self, tokens: int, seconds: float) -> None:
+        """A step is done."""
+        self.done, self.tokens_seen, self.spent = self.done + 1, self.tokens_seen + tokens, self.spent + seconds
+        self._speed = tokens / seconds if seconds else 0.0
 
-    def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
-        """A validation."""
-        if self._keeper is None or found.validation is None:
-            return
-        if found.validation < self.loss:
-            self.loss, self.step, self._worse = found.validation, step, 0
-            self._keeper.save(decoder)
-        else:
-            self._worse += 1
-
-    def diverged(self, what: str, done: int) -> TrainingDiverged:
-        """What there is to say when it cannot go on."""
-        kept = "Nothing was saved" if self.step is None else f"The model of step {self.step} is kept"
-        clip = "" if self._options.clip else " or set train.clip=1"
-        advice = f"{kept}. Lower train.learning_rate (now {self._options.learning_rate:g}){clip}"
-        if not done:
-            advice = "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
-        return TrainingDiverged(f"{what}. {advice}")
-
-    def end(self, decoder: Decoder, step: Sequence[Batch], done: int, diverged: TrainingDiverged | None) -> str:
-        """Leave the best model where one was kept; returns how training diverged, or nothing.
-
-        Raises:
-            TrainingDiverged: there is no model with a loss.
-        """
-        if diverged is None and not _usable(
-            decoder, step, self._objective
-        ):  # no later step shows what the last update did
-            self.step = None if self.step == done else self.step  # this very model is no use
-            diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
-        if self._keeper is not None and self.step is not None and (diverged is not None or self.step != done):
-            self._keeper.restore(decoder)
-        if diverged is not None and self.step is None:
-            raise diverged
-        if diverged is not None and not _usable(decoder, step, self._objective):
-            raise TrainingDiverged(f"{diverged}. But that model has no loss on these rows either, and was not saved")
-        return str(diverged or "")
-
-
-def _usable(decoder: Decoder, step: Sequence[Batch], objective: Objective) -> bool:
-    """Whether a model has numbers and a loss; its weights can be finite but too large to compute with.
-
-    Their extremes tell it without a second table in memory, and are no numbers where anything is none.
-    """
-    finite = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
-    return finite and math.isfinite(look(objective, decoder, step[:1])[0].total)
+    def report(
+        self, train_loss: float | None, rate: float, found: Evaluation | None, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Write it down, with the evaluation after it if there was one."""
+        record = StepRecord(
+            step=self.done,
+            epoch=self.done / self._in_an_epoch,
+            tokens_seen=self.tokens_seen,
+            train_loss=train_loss,
+            val_loss=found.validation if found else None,
+            learning_rate=rate,
+            seconds=round(self.spent, 3),
+            tokens_per_second=round(self._speed, 1),
+            eval_train_loss=found.train if found else None,
+            preference=metrics or None,
+            val_preference=(found.metrics or None) if found else None,
+        )
+        self.records.append(record)
+        self._on_record(record)
 
 
 @contextmanager

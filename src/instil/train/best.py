@@ -1,0 +1,88 @@
+"""The best model of a training: kept as it goes on, and what remains of it if it cannot go on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from instil.errors import TrainingDiverged
+from instil.model.decoder import Decoder
+from instil.records import Batch
+from instil.train.evaluation import Evaluation
+from instil.train.objective import Objective, look
+from instil.train.options import TrainOptions
+
+
+class Keeper(Protocol):
+    """Where the best model is kept while training goes on (`train.patience`)."""
+
+    def save(self, decoder: Decoder) -> None:
+        """Keep what is trained, as it is now."""
+
+    def restore(self, decoder: Decoder) -> None:
+        """Put back what was kept last."""
+
+
+class Best:
+    """The lowest validation loss so far, and for how many validations there was none lower."""
+
+    def __init__(self, keeper: Keeper | None, options: TrainOptions, objective: Objective) -> None:
+        self._keeper, self._options, self._objective = keeper, options, objective
+        self.loss = math.inf
+        self.step: int | None = None
+        self._worse = 0
+
+    @property
+    def enough(self) -> bool:
+        """Whether to stop."""
+        return self._keeper is not None and self._worse >= self._options.patience
+
+    def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
+        """A validation."""
+        if self._keeper is None or found.validation is None:
+            return
+        if found.validation < self.loss:
+            self.loss, self.step, self._worse = found.validation, step, 0
+            self._keeper.save(decoder)
+        else:
+            self._worse += 1
+
+    def diverged(self, what: str, done: int) -> TrainingDiverged:
+        """What there is to say when it cannot go on."""
+        kept = "Nothing was saved" if self.step is None else f"The model of step {self.step} is kept"
+        clip = "" if self._options.clip else " or set train.clip=1"
+        advice = f"{kept}. Lower train.learning_rate (now {self._options.learning_rate:g}){clip}"
+        if not done:
+            advice = "That is before the first update, so the model itself or its rows are at fault; nothing was saved"
+        return TrainingDiverged(f"{what}. {advice}")
+
+    def end(self, decoder: Decoder, step: Sequence[Batch], done: int, diverged: TrainingDiverged | None) -> str:
+        """Leave the best model where one was kept; returns how training diverged, or nothing.
+
+        Raises:
+            TrainingDiverged: there is no model with a loss.
+        """
+        if diverged is None and not _usable(
+            decoder, step, self._objective
+        ):  # no later step shows what the last update did
+            self.step = None if self.step == done else self.step  # this very model is no use
+            diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
+        if self._keeper is not None and self.step is not None and (diverged is not None or self.step != done):
+            self._keeper.restore(decoder)
+        if diverged is not None and self.step is None:
+            raise diverged
+        if diverged is not None and not _usable(decoder, step, self._objective):
+            raise TrainingDiverged(f"{diverged}. But that model has no loss on these rows either, and was not saved")
+        return str(diverged or "")
+
+
+def _usable(decoder: Decoder, step: Sequence[Batch], objective: Objective) -> bool:
+    """Whether a model has numbers and a loss; its weights can be finite but too large to compute with.
+
+    Their extremes tell it without a second table in memory, and are no numbers where anything is none.
+    """
+    finite = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
+    return finite and math.isfinite(look(objective, decoder, step[:1])[0].total)

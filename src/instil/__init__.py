@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from instil.records import Completion as Completion
     from instil.records import Encoded as Encoded
     from instil.records import Example as Example
+    from instil.records import Pair as Pair
     from instil.records import Verdict as Verdict
     from instil.train.options import TrainOptions as TrainOptions
 
@@ -60,6 +61,7 @@ _HOMES = {
     "Completion": "records",
     "Encoded": "records",
     "Example": "records",
+    "Pair": "records",
     "Verdict": "records",
     "TrainOptions": "train.options",
 }

@@ -11,12 +11,13 @@ import pytest
 import instil
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
+from instil.recipes import dpo
 from instil.recipes.dpo import Watch
 from instil.recipes.inspect import slides
 from instil.recipes.plan import plan
 from instil.recipes.progress import Screen
 from instil.recipes.settings import resolve
-from instil.recipes.sft import prepare
+from instil.recipes.sft import load, loader_for, prepare
 from instil.train.metrics import StepRecord, read_metrics
 from tests.conftest import tiny_reference
 
@@ -166,3 +167,27 @@ def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:
         assert "".join(token.text for token in slide.tokens if token.fate == "trained").endswith(wanted[-6:])
         assert "".join(token.text for token in slide.tokens if token.fate == "trained").startswith(wanted[:8])
     assert slides(prepared, 99) == []
+
+
+def test_only_pairs_that_are_seen_are_asked_about(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And each of them: nothing is trained on with a reference of zeros."""
+    asked: list[int] = []
+    real = dpo.reference_log_probs
+
+    def counted(decoder: Any, batch: Any) -> Any:
+        asked.extend(batch.examples)
+        return real(decoder, batch)
+
+    monkeypatch.setattr(dpo, "reference_log_probs", counted)
+    for max_steps, wanted in ((2, 16), (0, 34)):
+        asked.clear()
+        prepared = prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo", "max_steps": max_steps}))
+        loader = loader_for(prepared, "train")
+        found = dpo.with_reference(prepared, load(prepared), Screen(quiet=True), loader)
+        assert len(asked) == wanted + 2
+        after = loader_for(found, "train")
+        assert after is not None
+        seen = [batch for step in list(after.steps())[: max_steps or None] for batch in step]
+        assert all(bool((batch.reference_M != 0).all()) for batch in seen)  # type: ignore[attr-defined]
+        assert found.pairs is not None
+        assert len(found.pairs["train"]) == 34

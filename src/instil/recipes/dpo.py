@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instil.data.encoding import check_vocabulary
+from instil.data.loader import BookLoader, Loader
 from instil.data.options import DataOptions
 from instil.data.pair_collate import collate_pairs, encode_pair, with_others
 from instil.data.pair_doctor import diagnose
@@ -24,6 +25,7 @@ from instil.model.weights import load_decoder, open_model
 from instil.recipes.progress import Screen
 from instil.recipes.settings import Settings
 from instil.records import EncodedPair
+from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.preference import Preference, reference_log_probs
 
@@ -125,8 +127,11 @@ def _check_reference(name: str, pairs: Pairs, template: Template, model: Path) -
             raise ModelError(f"dpo.reference={name} has other ids for the same text (row {pair.row}); {advice}")
 
 
-def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen) -> Prepared:
-    """The pairs with the reference model's log-probabilities, computed once."""
+def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, loader: Loader | None) -> Prepared:
+    """The pairs with the reference model's log-probabilities, computed once.
+
+    ``loader`` gives the training pairs; where training ends within an epoch, only those are asked about that it sees.
+    """
     assert prepared.pairs is not None
     objective = Preference(prepared.settings.dpo)
     if not objective.needs_reference:
@@ -134,20 +139,33 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen) -> Prep
     name = prepared.settings.dpo.reference
     reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
     reference.eval()
-    parts: tuple[Part, ...] = ("train", "validation")
-    total = sum(len(usable(prepared.pairs[part], prepared.max_length)) for part in parts)
+    asked: Pairs = {
+        "train": _seen(loader, prepared) or usable(prepared.pairs["train"], prepared.max_length),
+        "validation": usable(prepared.pairs["validation"], prepared.max_length),
+    }
     pairs: Pairs = dict(prepared.pairs)
-    with screen.bar("reference", total) as advance:
-        for part in parts:
-            rows = usable(prepared.pairs[part], prepared.max_length)
+    with screen.bar("reference", sum(map(len, asked.values()))) as advance:
+        for part, rows in asked.items():
             done: list[EncodedPair] = []
             for first in range(0, len(rows), REFERENCE_PAIRS):
                 some = rows[first : first + REFERENCE_PAIRS]
                 done += _scored_by(reference, some, prepared)
                 for _ in some:
                     advance()
-            pairs[part] = done
+            known = {pair.row: pair for pair in done}
+            pairs[part] = [known.get(pair.row, pair) for pair in prepared.pairs[part]]
     return replace(prepared, pairs=pairs)
+
+
+def _seen(loader: Loader | None, prepared: Prepared) -> list[EncodedPair]:
+    """The pairs of a training that ends within its first epoch; nothing where all may be needed."""
+    options = prepared.settings.train
+    if loader is None or isinstance(loader, BookLoader) or options.evaluation == "book":
+        return []
+    steps = planned_steps(len(loader), options)
+    if steps >= len(loader):
+        return []
+    return [loader.rows[index] for index in loader.order(0)[: steps * loader.batch_size]]
 
 
 def _scored_by(reference: Decoder, pairs: list[EncodedPair], prepared: Prepared) -> list[EncodedPair]:

@@ -243,7 +243,7 @@ def tune(
     """Train, and leave ``metrics.jsonl``, ``samples.jsonl`` and the loss curves behind."""
     options = prepared.settings.train
     if prepared.pairs is not None:
-        prepared = dpo.with_reference(prepared, decoder, screen)
+        prepared = dpo.with_reference(prepared, decoder, screen, loader_for(prepared, "train"))
     loader = loader_for(prepared, "train")
     assert loader is not None, "pre-flight refuses data without a trainable row"
     if options.evaluation == "book":

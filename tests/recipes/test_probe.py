@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def test_a_trial_is_an_ordinary_short_run(
         assert one.loss == alone.validation_loss
     first = json.loads((tmp_path / "4" / "metrics.jsonl").read_text().splitlines()[0])
     assert found.untrained == first["val_loss"]
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_preference_tuning_is_probed_as_it_is_done(method: str, tiny_folder: Path, tmp_path: Path) -> None:
+    """The loss is that of the pairs beside the reference, not of their texts."""
+    pairs = [{**row, "chosen": row["output"] + " Yes.", "rejected": row["output"] + " No!"} for row in rows(40)]
+    how = (f"train.method={method}", "train.objective=dpo", "train.epochs=3")
+    found = probe(pairs, tiny_folder, resolve(assignments=how), rates=[1e-3, 1e-2], steps=4, screen=QUIET)
+    assert found.untrained == pytest.approx(math.log(2))
+    chosen = resolve(assignments=[*how, "train.learning_rate=1e-2", "train.max_steps=4"])
+    alone = run(pairs, tiny_folder, tmp_path / "run", chosen, answers=False, screen=QUIET)
+    assert found.losses(1e-2)[4] == alone.validation_loss
 
 
 def test_the_better_half_goes_on(tiny_folder: Path) -> None:

@@ -21,8 +21,9 @@ from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDive
 from instil.model.decoder import Decoder
 from instil.recipes.adapters import adapt
 from instil.recipes.progress import Screen, clock
+from instil.recipes.dpo import with_reference
 from instil.recipes.settings import Settings
-from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, prepare
+from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, objective_for, prepare
 from instil.runtime import available_memory
 from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.loop import planned_steps, train
@@ -35,6 +36,7 @@ RATES = {  # about the usual one of each method, each about three times the one 
 }
 SHARE = 30  # of the real run's steps, in the first round
 FEWEST, MOST = 10, 100  # steps of the first round, where nothing else is said
+GENTLER = 20  # times lower are the usual rates of preference tuning
 ROOM = 3  # times the trained weights that must be free to keep a copy of them
 
 
@@ -137,7 +139,7 @@ def probe(
         UserError: data, model or settings cannot be used, or no rows are held out for validation.
     """
     screen = screen or Screen()
-    wanted = _checked(rates or RATES[settings.train.method])
+    wanted = _checked(rates or _usual(settings))
     if out is not None and out.exists() and not out.is_dir():
         raise RunFolderTaken(f"{out} is a file; choose another --out")
     held_out = settings.train.model_copy(update={"evaluation": "held_out"})  # the book's way moves the order of rows
@@ -200,11 +202,15 @@ class _Bench:
     """Makes short runs, each from the same weights."""
 
     def __init__(self, prepared: Prepared, screen: Screen, total: int) -> None:
-        self._prepared, self._screen, self._total = prepared, screen, total
+        self._screen, self._total = screen, total
         self._done, self._started = 0, time.perf_counter()
         self.advance: Any = lambda note="": None
         self.untrained: float | None = None
-        self._decoder: Decoder | None = self._fresh()
+        decoder = load(prepared)
+        if prepared.pairs is not None:
+            prepared = with_reference(prepared, decoder, screen)
+        self._prepared = prepared
+        self._decoder: Decoder | None = self._adapted(decoder)
         parameters = [one for one in self._decoder.parameters() if one.requires_grad]
         size = sum(one.numel() * one.element_size() for one in parameters)
         self._kept: list[torch.Tensor] | None = None
@@ -235,7 +241,15 @@ class _Bench:
 
         loss = None
         try:
-            result = train(decoder, loader, options, evaluator=evaluator, on_record=on_record, seen_ids=loader.ids())
+            result = train(
+                decoder,
+                loader,
+                options,
+                evaluator=evaluator,
+                on_record=on_record,
+                seen_ids=loader.ids(),
+                objective=objective_for(self._prepared),
+            )
             loss = result.validation_loss
         except TrainingDiverged:
             if evaluator.before is None:  # without any training: no rate is to blame
@@ -252,8 +266,7 @@ class _Bench:
         said = "diverged" if loss is None else f"validation loss {loss:.3f}"
         self._screen.say(f"  rate {rate:<8g} {steps:>4} steps  {said}  {left} left")
 
-    def _fresh(self) -> Decoder:
-        decoder = load(self._prepared)
+    def _adapted(self, decoder: Decoder) -> Decoder:
         if self._prepared.settings.train.method == "lora":
             adapt(decoder, self._prepared.settings)
         return decoder
@@ -264,7 +277,7 @@ class _Bench:
         if self._kept is None and self._done:
             self._decoder = None  # before the next is made
         if self._decoder is None:
-            self._decoder = self._fresh()
+            self._decoder = self._adapted(load(self._prepared))
         elif self._kept is not None:
             parameters = [one for one in self._decoder.parameters() if one.requires_grad]
             for parameter, kept in zip(parameters, self._kept, strict=True):
@@ -295,6 +308,12 @@ class _AtTheEnds:
 
 
 def _checked(rates: Sequence[float]) -> list[float]:
+def _usual(settings: Settings) -> Sequence[float]:
+    """Rates about what is usual."""
+    rates = RATES[settings.train.method]
+    return rates if settings.train.objective == "sft" else [float(f"{rate / GENTLER:.2g}") for rate in rates]
+
+
     """Rates in ascending order, each once."""
     wrong = [rate for rate in rates if not math.isfinite(rate) or rate <= 0]
     if wrong:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged
+from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
 from instil.recipes import probe as probe_module
 from instil.recipes.probe import Probed, Tried, planned_rounds, probe
 from instil.recipes.progress import Screen
@@ -129,7 +129,7 @@ def test_the_last_round_decides_and_short_runs_say_so() -> None:
     assert made(Tried(1.0, 10, 3.5)).best is None
 
 
-def test_what_cannot_be_probed(tiny_folder: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_probed(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError, match="--rates: -1 is no learning rate"):
         probed(tiny_folder, rates=(-1.0,))
     with pytest.raises(SettingsError, match="nan is no learning rate"):
@@ -140,6 +140,11 @@ def test_what_cannot_be_probed(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderTaken, match="is a file"):
         probed(tiny_folder, out=tmp_path / "file")
+    with pytest.raises(RunFolderTaken, match="is a file"):
+        probed(tiny_folder, out=tmp_path / "file" / "out", rates=(1e-3,), steps=1)
+    monkeypatch.setattr(probe_module.os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match="cannot be written to"):
+        probed(tiny_folder, out=tmp_path / "out", rates=(1e-3,), steps=1)
 
 
 def test_a_model_without_a_loss_is_no_matter_of_rates(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from typing import Any
 
 import torch
 
-from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged
+from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
 from instil.model.decoder import Decoder
 from instil.recipes.adapters import adapt
-from instil.recipes.progress import Screen, clock
 from instil.recipes.dpo import with_reference
+from instil.recipes.progress import Screen, clock
 from instil.recipes.settings import Settings
 from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, objective_for, prepare
 from instil.runtime import available_memory
@@ -35,8 +36,8 @@ RATES = {  # about the usual one of each method, each about three times the one 
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
 SHARE = 30  # of the real run's steps, in the first round
-FEWEST, MOST = 10, 100  # steps of the first round, where nothing else is said
 GENTLER = 20  # times lower are the usual rates of preference tuning
+FEWEST, MOST = 10, 100  # steps of the first round, where nothing else is said
 ROOM = 3  # times the trained weights that must be free to keep a copy of them
 
 
@@ -140,8 +141,8 @@ def probe(
     """
     screen = screen or Screen()
     wanted = _checked(rates or _usual(settings))
-    if out is not None and out.exists() and not out.is_dir():
-        raise RunFolderTaken(f"{out} is a file; choose another --out")
+    if out is not None:
+        _check_out(out)
     held_out = settings.train.model_copy(update={"evaluation": "held_out"})  # the book's way moves the order of rows
     prepared = prepare(data, model, settings.model_copy(update={"train": held_out}))
     if loader_for(prepared, "validation") is None:
@@ -307,13 +308,22 @@ class _AtTheEnds:
         return done == self._steps
 
 
-def _checked(rates: Sequence[float]) -> list[float]:
+def _check_out(out: Path) -> None:
+    """Refuse a folder that cannot be written to, before any work."""
+    existing = next(part for part in (out, *out.absolute().parents) if part.exists())
+    if not existing.is_dir():
+        raise RunFolderTaken(f"{existing} is a file; choose another --out")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{existing} cannot be written to; choose another --out")
+
+
 def _usual(settings: Settings) -> Sequence[float]:
     """Rates about what is usual."""
     rates = RATES[settings.train.method]
     return rates if settings.train.objective == "sft" else [float(f"{rate / GENTLER:.2g}") for rate in rates]
 
 
+def _checked(rates: Sequence[float]) -> list[float]:
     """Rates in ascending order, each once."""
     wrong = [rate for rate in rates if not math.isfinite(rate) or rate <= 0]
     if wrong:

@@ -88,6 +88,7 @@ def test_table_and_exit_code_where_a_run_fails(tiny_folder: Path, data_file: Pat
         (("sweep", "none.toml"), "none.toml: cannot be read"),
         (("sweep", "bad.toml"), "unknown key 'settngs' at the top of the file; did you mean settings?"),
         (("probe", "--rates", "1e-4,x"), "--rates 1e-4,x: wanted numbers with commas between"),
+        (("probe", "--rates", ","), "--rates ,: no number in it"),
         (("probe", "--set", "train.epoch=1"), "did you mean train.epochs?"),
     ],
 )

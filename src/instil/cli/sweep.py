@@ -109,6 +109,8 @@ def probe_command(
         wanted = [float(rate) for rate in rates.split(",") if rate.strip()]
     except ValueError as error:
         raise UserError(f"--rates {rates}: wanted numbers with commas between, such as 1e-5,1e-4") from error
+    if rates and not wanted:
+        raise UserError(f"--rates {rates}: no number in it; wanted some, such as 1e-5,1e-4, or no --rates")
     from instil.recipes.probe import probe
 
     found = probe(data, model, chosen, rates=wanted, steps=steps, out=out)

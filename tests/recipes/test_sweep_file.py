@@ -102,6 +102,15 @@ def test_the_command_line_is_for_all_and_wins(tmp_path: Path) -> None:
         ("[grid]\ntrain.seed = [1, 'a']", "train.seed='a'"),
         ("[grid]\ntrain.seed = [1, 1]", "two runs are named 'seed=1'"),
         ("[grid]\ntrain.seed = [" + ",".join(map(str, range(1001))) + "]", "1,001 runs; wanted at most 1,000"),
+        (
+            "[grid]\n" + "\n".join(f"{key} = {list(range(1, 101))}" for key in ("rank", "seed", "epochs", "max_steps")),
+            "100,000,000 runs; wanted at most 1,000",
+        ),
+        ("[grid]\nseed = [1, 2]\ntrain.seed = [3]", "[grid]: train.seed is given twice"),
+        ("[grid]\n'train.seed' = [1, 2]\ntrain.seed = [3]", "[grid]: train.seed is given twice"),
+        ("[settings]\nseed = 1\ntrain.seed = 3\n[[run]]\nname = 'a'", "[settings]: train.seed is given twice"),
+        ("[[run]]\nname = 'a'\nsettings.seed = 1\nsettings.train.seed = 3", "run 'a': train.seed is given twice"),
+        ('out = "a\\u0000"\n[[run]]\nname = "a"', "without a zero character"),
         ("[[run", "not valid TOML"),
     ],
 )
@@ -133,3 +142,11 @@ def test_folders_stay_inside() -> None:
         made = slug(name)
         assert "/" not in made and "\\" not in made and ".." not in made and len(made) <= 80
     assert slug("größe 2") == "größe-2"
+
+
+def test_long_names_have_folders_of_their_own(tmp_path: Path) -> None:
+    long = "漢" * 100
+    made = slug(f"{long} 1"), slug(f"{long} 2")
+    assert made[0] != made[1] and made[0].startswith("漢漢")
+    for one in made:
+        (tmp_path / one).mkdir()  # no file system takes more than 255 bytes

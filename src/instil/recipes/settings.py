@@ -130,8 +130,18 @@ def flat_settings(nested: Mapping[str, Any]) -> dict[str, Any]:
 
     >>> flat_settings({"train": {"seed": 1}, "epochs": 2})
     {'train.seed': 1, 'train.epochs': 2}
+
+    Raises:
+        SettingsError: one is given twice, in two forms.
     """
-    return {_full_name(key): value for key, value in _flat(nested).items()}
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        for name, inner in _flat({key: value}).items():
+            full = _full_name(name)
+            if full in flat:
+                raise SettingsError(f"{full} is given twice; leave one of the two out")
+            flat[full] = inner
+    return flat
 
 
 def _set(chosen: dict[str, dict[str, Any]], key: str, value: Any, where: str) -> None:

@@ -14,6 +14,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import re
 import tomllib
 import unicodedata
@@ -31,7 +33,7 @@ TOP = {"data": str, "model": str, "out": str, "judge": str, "settings": dict, "r
 OF_A_RUN = {"name": str, "data": str, "model": str, "settings": dict}
 KINDS: dict[type, str] = {str: "a text", dict: "a table", list: "an array of tables ([[run]])"}
 DATA, MODEL = "starter", "smollm2-135m"
-LONGEST = 80  # characters of a run's folder
+LONGEST = 80  # bytes of a run's folder
 MOST = 1000  # runs
 
 
@@ -83,20 +85,22 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
         raise SettingsError(f"{path}: not valid TOML: {error}") from error
     _check_keys(found, TOP, str(path), "at the top of the file")
     listed_runs = _listed(found.get("run", []), path)
-    points = _points(found.get("grid", {}), path)
-    if not listed_runs and not points:
+    axes = _axes(found.get("grid", {}), path)
+    if not listed_runs and not axes:
         raise SettingsError(f"{path}: no runs in it; wanted [[run]] tables, a [grid] of values, or both")
-    count = (len(listed_runs) or 1) * (len(points) or 1)
+    count = (len(listed_runs) or 1) * math.prod(map(len, axes.values()))
     if count > MOST:
         raise SettingsError(f"{path}: {count:,} runs; wanted at most {MOST:,}")
     data = over.data or found.get("data", DATA)
     model = over.model or found.get("model", MODEL)
-    common = flat_settings(found.get("settings", {}))
+    points = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+    common = _named_in_full(found.get("settings", {}), f"{path}, [settings]")
     runs = []
     for one in listed_runs or [{}]:
-        for point in points or [{}]:
+        for point in points:
             name = " ".join(filter(None, [one.get("name", ""), _point_name(point)]))
-            chosen = {**common, **flat_settings(one.get("settings", {})), **point}
+            own = _named_in_full(one.get("settings", {}), f"{path}, run {name!r}")
+            chosen = {**common, **own, **point}
             runs.append(
                 Planned(
                     name=name,
@@ -113,13 +117,17 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
 
 
 def slug(name: str) -> str:
-    """A run's name as that of a folder.
+    """A run's name as that of a folder; of a long one the beginning, and a hash by which it differs from others.
 
     >>> slug("LoRA, rank 8"), slug("../x"), slug("seed=1")
     ('LoRA-rank-8', 'x', 'seed=1')
     """
     text = re.sub(r"[^\w.=+-]+", "-", unicodedata.normalize("NFC", name))
-    return re.sub(r"-{2,}", "-", text).strip("-.")[:LONGEST].strip("-.")
+    text = re.sub(r"-{2,}", "-", text).strip("-.")
+    if len(text.encode()) <= LONGEST:
+        return text
+    known = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{text.encode()[: LONGEST - 9].decode(errors='ignore').strip('-.')}-{known}"
 
 
 def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], file: str, where: str) -> None:
@@ -133,6 +141,8 @@ def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], file: str, 
             raise SettingsError(f"{file}: {key}={value!r} {where}: wanted {KINDS[known[key]]}")
         if isinstance(value, str) and not value.strip():
             raise SettingsError(f"{file}: {key} is empty {where}")
+        if isinstance(value, str) and "\0" in value:
+            raise SettingsError(f"{file}: {key}={value!r} {where}: wanted a text without a zero character")
 
 
 def _listed(tables: Sequence[Any], path: Path) -> list[dict[str, Any]]:
@@ -146,10 +156,11 @@ def _listed(tables: Sequence[Any], path: Path) -> list[dict[str, Any]]:
     return list(tables)
 
 
-def _points(grid: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Every combination of the grid's values; the last key changes fastest."""
+def _axes(grid: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
+    """What the grid varies, each with its values; the last changes fastest."""
     whole = {key: value for key, value in grid.items() if key in ("model", "data") and not isinstance(value, dict)}
-    axes = {**whole, **flat_settings({key: value for key, value in grid.items() if key not in whole})}
+    rest = {key: value for key, value in grid.items() if key not in whole}
+    axes = {**whole, **_named_in_full(rest, f"{path}, [grid]")}
     known = {**known_settings(), "model": "", "data": ""}
     for key, values in axes.items():
         if key not in known:
@@ -158,7 +169,15 @@ def _points(grid: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
             raise SettingsError(f"{path}: {key}={values!r} in [grid]: wanted a list of values, such as [1, 2]")
         if key in whole and not all(isinstance(value, str) and value.strip() for value in values):
             raise SettingsError(f"{path}: {key}={values!r} in [grid]: wanted a list of texts")
-    return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())] if axes else []
+    return axes
+
+
+def _named_in_full(table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Settings by their full names."""
+    try:
+        return flat_settings(table)
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
 
 
 def _point_name(point: Mapping[str, Any]) -> str:

@@ -21,8 +21,12 @@ from instil.model.decoder import Decoder
 from instil.recipes import before as before_module
 from instil.recipes import run as run_module
 from instil.recipes import sweep as sweep_module
+from instil.recipes import sweep_rows
 from instil.recipes.answers import read_verdicts
 from instil.recipes.progress import Screen
+from instil.recipes.report import refresh_report
+from instil.recipes.run_folder import RunFolder
+from instil.recipes.settings import resolve
 from instil.recipes.sweep import Swept, sweep
 from instil.recipes.sweep_file import Overrides
 from instil.runtime import release
@@ -241,6 +245,35 @@ def test_answers_of_a_damaged_run_are_not_borrowed(copied: Here) -> None:
     assert before_module.lender_of(whole, candidates) == copied.out / "other-prompt"
 
 
+@pytest.mark.parametrize("name", ["scores/tuned.offline.jsonl", "scores/base.offline.jsonl", "metrics.jsonl"])
+def test_a_damaged_run_is_named_and_does_not_lose_the_others(
+    name: str, copied: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep_module, "run", None)
+    file = copied.out / "other-prompt" / name
+    first = file.read_text().split("\n")[0]
+    file.write_text(first[:20] if name == "metrics.jsonl" else f"{first}\n")
+    done = copied.go()
+    assert [row.status for row in done.table.rows] == ["kept", "failed", "kept"]
+    assert done.table.rows[1].reason.startswith(f"{file}: damaged")
+    assert f"remove {file.parents[len(Path(name).parts) - 1]} to have the run made anew" in done.table.rows[1].reason
+
+
+def test_a_run_of_an_earlier_version_has_its_row_and_its_report(copied: Here) -> None:
+    """Its facts lack what is kept since."""
+    folder = RunFolder(copied.out / "thin")
+    file = folder.path / "report.json"
+    facts = json.loads(file.read_text())
+    for key in ("diverged", "best_step", "trained_parameters", "validation_loss", "before_from", "own_peak"):
+        del facts[key]
+    file.write_text(json.dumps(facts))
+    folder.report.unlink()
+    refresh_report(folder)
+    assert "diverged" not in folder.report.read_text()
+    row = sweep_rows.row_of("thin", folder, "kept", {})
+    assert (row.steps, row.trained, row.validation_loss, row.own_peak) == (3, None, None, False)
+
+
 def test_a_failing_run_does_not_lose_the_others(tmp_path: Path, tiny_folder: Path) -> None:
     head, first, *_ = RUNS.split("[[run]]")
     here = Here(tmp_path, tiny_folder, head + FAILS + "[[run]]" + first)
@@ -284,6 +317,23 @@ def test_one_sweep_at_a_time(tmp_path: Path, tiny_folder: Path) -> None:
     here.out.mkdir()
     with FileLock(here.out / ".sweep.lock"), pytest.raises(RunFolderTaken, match="another sweep"):
         here.go()
+
+
+def test_what_another_sweep_finished_meanwhile_is_kept(copied: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was at work until this one had looked at everything; what it made is not made again."""
+    aside = copied.out.rename(copied.out.with_name("aside"))
+    monkeypatch.setattr(sweep_module, "_check_judge", lambda file: aside.rename(copied.out))
+    monkeypatch.setattr(sweep_module, "run", None)
+    assert [row.status for row in copied.go().table.rows] == ["kept"] * 3
+
+
+def test_losses_of_other_preferences_are_other_losses() -> None:
+    def of(**dpo: Any) -> dict[str, Any]:
+        settings = resolve(assignments=["train.objective=dpo", *(f"dpo.{key}={value}" for key, value in dpo.items())])
+        return sweep_rows._loss_of({"settings": settings.model_dump(mode="json"), "hashes": {}})
+
+    assert of() == of() != of(beta=0.5)
+    assert "preference loss" not in sweep_rows._loss_of({"settings": resolve().model_dump(mode="json"), "hashes": {}})
 
 
 def test_processes_of_their_own_give_the_same_table(made: tuple[Here, Swept, list[int]], copied: Here) -> None:

@@ -76,6 +76,7 @@ class Place:
 
     planned: Planned
     folder: RunFolder
+    identity: Identity
     state: State
     weights: int
 
@@ -107,7 +108,8 @@ def sweep(
     places = _look(file, overwrite=overwrite)
     _check_judge(file)
     file.out.mkdir(parents=True, exist_ok=True)
-    with _alone(file.out):
+    with _alone(file.out):  # another sweep may have been at work here until now
+        places = [replace(place, state=state_of(place.folder, place.identity, overwrite=overwrite)) for place in places]
         return _Sweep(file, places, screen, processes=processes).go()
 
 
@@ -129,7 +131,7 @@ def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
         folder = RunFolder(file.out / planned.folder)
         state = state_of(folder, identity, overwrite=overwrite)
         weights = FLOAT * blank_decoder(open_model(prepared.model_path).spec).parameter_count
-        places.append(Place(planned, folder, state, weights * HELD[planned.settings.train.method]))
+        places.append(Place(planned, folder, identity, state, weights * HELD[planned.settings.train.method]))
     return places
 
 

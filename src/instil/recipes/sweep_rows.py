@@ -218,6 +218,8 @@ def _loss_of(facts: dict[str, Any]) -> dict[str, Any]:
 def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
     return {section: values for section, values in settings.items() if section != "score"}
 
+    if found["objective"] == "dpo":
+        found["preference loss"] = settings.get("dpo")
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}

@@ -196,7 +196,8 @@ class _Sweep:
         try:
             return self._compared(number, place, status)
         except InstilError as error:  # a file of it is damaged
-            return replace(self._rows[number], status="failed", reason=reason_of(error))
+            advice = f"remove {place.folder.path} to have the run made anew"
+            return replace(self._rows[number], status="failed", reason=f"{reason_of(error)}; {advice}")
 
     def _make(self, place: Place) -> None:
         """The ordinary run, here or in a process of its own."""

@@ -145,11 +145,14 @@ def measure(folder: RunFolder, judge: str, settings: Settings, screen: Screen) -
         return {}
     found = {one.which: one for one in find_answers(folder.path) if one.which in ("base", "tuned")}
     if judge == OFFLINE:
-        return {
-            which: Measured(one, Scored(which, judge, tuple(read_verdicts(one.verdicts_at(judge, ScoreOptions())))))
-            for which, one in found.items()
-        }
-    scored = score_path(folder.path, judge, settings.score, screen)
+        files = {which: one.verdicts_at(judge, ScoreOptions()) for which, one in found.items()}
+        scored = {which: Scored(which, judge, tuple(read_verdicts(file))) for which, file in files.items()}
+    else:
+        scored = score_path(folder.path, judge, settings.score, screen)
+    for which, one in found.items():
+        if [verdict.row for verdict in scored[which].verdicts] != [example.row for example in one.examples]:
+            file = one.verdicts_at(judge, ScoreOptions() if judge == OFFLINE else settings.score)
+            raise DataError(f"{file}: damaged, its verdicts are not those of the {len(one.examples)} answers")
     return {which: Measured(one, scored[which]) for which, one in found.items()}
 
 
@@ -162,8 +165,11 @@ def row_of(name: str, folder: RunFolder, status: Status, measured: dict[str, Mea
     facts = folder.read_settings()
     file = folder.path / FACTS
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
         records = read_metrics(folder.metrics)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{folder.metrics}: damaged ({type(error).__name__}: {error})") from error
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
         return SweepRow(
             name=name,
             folder=str(folder.path),
@@ -212,14 +218,14 @@ def _loss_of(facts: dict[str, Any]) -> dict[str, Any]:
     """What the validation loss is a loss of; a run's model counts because its tokens are its own."""
     settings, hashes = facts["settings"], facts["hashes"]
     found = {what: settings.get(section, {}).get(name) for what, (section, name) in LOSS_OF.items()}
+    if found["objective"] == "dpo":
+        found["preference loss"] = settings.get("dpo")
     return {"model": hashes.get("model"), "rows": hashes.get("data"), "template": hashes.get("template"), **found}
 
 
 def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
     return {section: values for section, values in settings.items() if section != "score"}
 
-    if found["objective"] == "dpo":
-        found["preference loss"] = settings.get("dpo")
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, values in settings.items() for name, value in values.items()}

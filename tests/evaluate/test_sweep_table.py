@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,13 @@ def test_a_verdict_must_hold_among_all_comparisons() -> None:
     assert "4 runs are compared with one: p is adjusted for that (Holm)" in told
     assert "Alone, close would be told apart from one." in told
     assert "choose by the validation loss" in told
+
+
+def test_what_has_no_row_in_common_is_said_not_to_be_compared() -> None:
+    table = SweepTable.of("x", "offline", [first(), row("a"), replace(row("b"), against=None)])
+    assert table.cells(table.rows[2])[-2:] == ["not compared", "-"]
+    assert "b answered no row that one answered" in "\n".join(table.notes())
+    assert "answered no row" not in "\n".join(SweepTable.of("x", "offline", [first(), row("a")]).notes())
 
 
 def test_holm_against_its_definition() -> None:

@@ -152,6 +152,12 @@ class SweepTable:
                 "The best of several looks better than it is on the rows it was chosen by: choose by the validation "
                 "loss, or measure the chosen one on other rows."
             )
+        strangers = [row.name for row in self.rows[1:] if first.after and row.after and row.against is None]
+        if strangers:
+            lines.append(
+                f"{listed_names(strangers)} answered no row that {first.name} answered (instruction, input and wanted "
+                "answer alike), so they cannot be compared."
+            )
         for row in compared:
             if row.against and first.after and row.against.rows < first.after.count:
                 lines.append(

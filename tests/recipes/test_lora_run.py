@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def test_a_run_with_adapters(tiny_folder: Path, tmp_path: Path, more: dict[str, 
     assert (found - wanted).abs().max() / wanted.abs().max() < 1e-5
     assert (found - base).abs().max() / base.abs().max() > 1e-3
     assert instil.load(run.path).respond("Double the number 3.", max_new_tokens=3) is not None
+
+
+def test_a_rate_that_silences_the_model_is_not_blamed_on_merging(tiny_folder: Path, tmp_path: Path) -> None:
+    """Norms of what is too large are infinite, so that all scores are zero: before merging and after it."""
+    settings = {"method": "lora", "learning_rate": 1e5, "max_steps": 2, "eval_every": 1, "patience": 1}
+    done = instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", max_new_tokens=2, **settings)
+    assert done.validation_loss == pytest.approx(math.log(50257), rel=1e-6)
 
 
 def test_as_in_book_has_the_exercises_adapters() -> None:

@@ -82,7 +82,8 @@ def adapted(
     save_adapter(decoder, folder, base)
     before = _scores(decoder, tried)
     merge(decoder)
-    difference = float((_scores(decoder, tried) - before).abs().max() / before.abs().max())
+    largest = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)  # too large a rate can make all of them zero
+    difference = float((_scores(decoder, tried) - before).abs().max() / largest)
     if not difference <= SAME:
         raise InstilError(f"merging the adapters changed the model's scores by {difference:.1e}; they lie in {folder}")
 

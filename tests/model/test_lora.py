@@ -161,7 +161,14 @@ def test_peft_opens_what_is_written(
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"use_rslora": True}, {"use_dora": True}, {"rank_pattern": {"0.*(c_attn|q_proj)": 2}}]
+    "how",
+    [
+        {},
+        {"use_rslora": True},
+        {"use_dora": True},
+        {"rank_pattern": {"0.*(c_attn|q_proj)": 2}},
+        {"alpha_pattern": {"0.*(c_attn|q_proj|up_proj)": 0}},
+    ],
 )
 def test_what_peft_writes_is_read(folder: Path, tmp_path: Path, how: dict[str, Any]) -> None:
     from peft import LoraConfig, get_peft_model

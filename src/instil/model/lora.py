@@ -93,7 +93,7 @@ class LoraLinear(Linear):
         self.lora_b = nn.Parameter(new(layer.out_features, ends[-1]))
         # one number where all scales are the same; else, as what is multiplied by them, one for each column
         self.scale = scales[0] if len(set(scales)) == 1 else 1.0
-        per_column = [scale / self.scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
+        per_column = [scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
         own_scales = None if len(set(scales)) == 1 else whole_OI.new_tensor(per_column)
         inside = new(layer.out_features, ends[-1])
         for part, column in zip(self.rows, self.columns, strict=True):

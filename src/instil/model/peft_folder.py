@@ -64,10 +64,12 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
             columns = [layer.columns[n] for n in indexes]
             a = torch.cat([layer.lora_a.detach()[part] for part in columns])
             b = a.new_zeros(span.stop - span.start, len(a))
-            scale, at = layer.scales[indexes[0]], 0
+            scale, at = next((layer.scales[n] for n in indexes if layer.scales[n]), 0.0), 0
             for n in indexes:
                 rows, width = layer.rows[n], layer.block(n).shape[1]
-                block = layer.block(n).detach() * (layer.scales[n] / scale)  # a module has one scale
+                block = layer.block(n).detach()
+                if layer.scales[n] != scale:  # a module has one scale
+                    block = block * (layer.scales[n] / scale)
                 b[rows.start - span.start : rows.stop - span.start, at : at + width] = block
                 at += width
             tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()

@@ -7,6 +7,7 @@ import gc
 import json
 import shutil
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,14 +246,21 @@ def test_answers_of_a_damaged_run_are_not_borrowed(copied: Here) -> None:
     assert before_module.lender_of(whole, candidates) == copied.out / "other-prompt"
 
 
-@pytest.mark.parametrize("name", ["scores/tuned.offline.jsonl", "scores/base.offline.jsonl", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("scores/tuned.offline.jsonl", lambda text: text.split("\n")[0]),
+        ("scores/base.offline.jsonl", lambda text: text.split("\n")[0]),
+        ("metrics.jsonl", lambda text: text[:20]),
+        ("report.json", lambda text: text.replace('"train_seconds": ', '"train_seconds": "x", "other": ')),
+    ],
+)
 def test_a_damaged_run_is_named_and_does_not_lose_the_others(
-    name: str, copied: Here, monkeypatch: pytest.MonkeyPatch
+    name: str, damage: Callable[[str], str], copied: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep_module, "run", None)
     file = copied.out / "other-prompt" / name
-    first = file.read_text().split("\n")[0]
-    file.write_text(first[:20] if name == "metrics.jsonl" else f"{first}\n")
+    file.write_text(damage(file.read_text()))
     done = copied.go()
     assert [row.status for row in done.table.rows] == ["kept", "failed", "kept"]
     assert done.table.rows[1].reason.startswith(f"{file}: damaged")

@@ -27,6 +27,7 @@ from instil.train.metrics import StepRecord, read_metrics
 
 LAST = 20  # steps whose mean training loss is shown
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
+NUMBERS = ("steps", "trained_parameters", "train_seconds", "peak_memory_gb", "validation_loss")
 SHOWN = 5  # settings named in a message
 # What a validation loss is a loss of, as people call it, by its setting.
 LOSS_OF = {
@@ -170,6 +171,9 @@ def row_of(name: str, folder: RunFolder, status: Status, measured: dict[str, Mea
         raise DataError(f"{folder.metrics}: damaged ({type(error).__name__}: {error})") from error
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
+        for key in NUMBERS:
+            if not isinstance(report.get(key, 0), int | float | None):
+                raise TypeError(f"{key} is {report[key]!r}")
         return SweepRow(
             name=name,
             folder=str(folder.path),

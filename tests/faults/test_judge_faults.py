@@ -139,7 +139,7 @@ def test_a_wait_that_the_server_asks_for_is_kept(server: JudgeServer, monkeypatc
     assert 50 < slept[1] <= 60
 
 
-@pytest.mark.parametrize("wait", ["100000", DATE])
+@pytest.mark.parametrize("wait", ["100000", DATE], ids=["seconds", "a date"])
 def test_a_wait_that_is_too_long_stops_with_the_work_kept(server: JudgeServer, wait: str) -> None:
     server.faults = {3: f"retry-after {wait}"}
     with pytest.raises(StoppedEarly, match=r"429.* 3 of 9 verdicts are kept"):

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from instil.data.pair_collate import collate_pairs, scored_within, with_others
+from instil.data.pair_loader import PairLoader
+from instil.train.losses import log_probs
 from instil.train.objective import look
 from instil.train.options import DpoOptions
 from instil.train.preference import (
     Answers,
     Preference,
+    answers_of,
     dpo_loss,
     ipo_loss,
     kto_loss,
@@ -82,7 +85,7 @@ def test_metrics_say_how_far_the_model_has_moved() -> None:
         sum(new) - sum(old)
         for (new, _), (old, _) in zip(reference_log_probs(model, collate_pairs(rows)), reference, strict=True)
     ]
-    assert after["chosen_reward"] == pytest.approx(0.5 * sum(moved) / 3)
+    assert after["chosen_reward"] == pytest.approx(0.5 * sum(moved) / 3, rel=1e-5)
     _, unscaled = look(Preference(DpoOptions(beta=0.5, scored="book")), model, [batch])
     assert unscaled["margin"] == pytest.approx(2 * after["margin"])
 
@@ -95,3 +98,30 @@ def test_the_answers_of_others_stand_after_the_own_prompt() -> None:
     assert (second.other.chosen.ids, second.other.rejected.ids) == ((6, 3, 4), (6, 5))
     assert scored_within(first.other, 99) == (1, 3)
     assert first.other.row == 0
+
+
+def test_a_loader_knows_the_ids_of_the_answers_of_others() -> None:
+    """Of an untied embedding only the rows of these ids are there while it is trained."""
+    rows = with_others([pair((1, 2), (3, 4), (5,), 0), pair((1, 2, 6), (7,), (8, 9), 1)])[:1]  # the second is left out
+    loader = PairLoader(rows, 1, pad_id=0)
+    read = {id_ for batch in loader.batches() for id_ in (*batch.ids_N.tolist(), *batch.others.ids_N.tolist())}
+    assert read <= set(loader.ids())
+    assert {3, 4, 5, 7, 8, 9} <= set(loader.ids())
+
+
+def test_distance_and_answers_are_measured_alike() -> None:
+    """KTO's z is a mean over tokens where answers are."""
+    model = decoder("llama")
+    rows = [pair((1, 2, n), (3, 4, 6, n), (3, 7, n), n) for n in range(3)]
+    batch = collate_pairs(with_others(rows))  # a reference of zeros: ratios are the log-probabilities
+    assert batch.others is not None
+    moved = -10.0
+    others = replace(batch.others, reference_M=torch.full_like(batch.others.reference_M, moved))
+    batch = replace(batch, reference_M=torch.full_like(batch.reference_M, moved), others=others)
+    objective = Preference(DpoOptions(loss="kto", beta=0.3, reduction="mean"))
+    with torch.no_grad():
+        ratio = answers_of(others, log_probs(model, others), mean=True)
+        z = torch.cat([ratio.chosen_ratio_P, ratio.rejected_ratio_P]).mean()
+        assert z > 0
+        wanted = kto_loss(answers_of(batch, log_probs(model, batch), mean=True), 0.3, z).mean()
+    assert look(objective, model, [batch])[0].mean == pytest.approx(float(wanted), rel=1e-9)

@@ -17,7 +17,8 @@ class PairLoader(Loader):
 
     def ids(self) -> list[int]:
         """Every token id that some batch may hold, in order."""
-        sides = [side.ids for pair in self.rows for side in (pair.chosen, pair.rejected)]
+        pairs = [one for pair in self.rows for one in (pair, pair.other) if one is not None]
+        sides = [side.ids for pair in pairs for side in (pair.chosen, pair.rejected)]
         return sorted({self._pad_id}.union(*sides))
 
     def _positions(self, chosen: Sequence[int]) -> int:

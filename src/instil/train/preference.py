@@ -136,6 +136,11 @@ class Preference:
         return self.options.loss not in WITHOUT_REFERENCE
 
     @property
+    def means(self) -> bool:
+        """Whether an answer's log-probability is the mean over its scored ids, and not their sum."""
+        return self.options.reduction == "mean" or self.options.loss in MEANS
+
+    @property
     def reward_scale(self) -> float:
         """What a log-ratio is multiplied by in the metrics: beta, but the chapter shows it as it is."""
         return 1.0 if self.options.scored == "book" else self.options.beta
@@ -156,7 +161,7 @@ class _Measure:
         if options.loss == "kto" and self._z is None:
             self._z = self._distance(decoder)
         found_S = log_probs(decoder, batch, receiver)
-        answers = answers_of(batch, found_S, mean=options.reduction == "mean" or options.loss in MEANS)
+        answers = answers_of(batch, found_S, mean=self.objective.means)
         total = self._loss_P(answers).sum()
         if self.objective.nll and self.targets:
             nll = -(found_S * batch.weights_S).sum()
@@ -184,7 +189,7 @@ class _Measure:
         for batch in self.batches:
             assert batch.others is not None, "KTO needs the answers of other rows"
             others = batch.others.to(decoder.device)
-            answers = answers_of(others, log_probs(decoder, others))
+            answers = answers_of(others, log_probs(decoder, others), mean=self.objective.means)
             ratios += [answers.chosen_ratio_P, answers.rejected_ratio_P]
         return torch.cat(ratios).mean().clamp_min(0)
 

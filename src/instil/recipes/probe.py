@@ -20,6 +20,7 @@ import torch
 
 from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
 from instil.model.decoder import Decoder
+from instil.recipes import dpo
 from instil.recipes.adapters import adapt
 from instil.recipes.dpo import with_reference
 from instil.recipes.progress import Screen, clock
@@ -31,6 +32,7 @@ from instil.train.loop import planned_steps, train
 from instil.train.metrics import StepRecord
 from instil.train.plot import plot_rates
 
+PREFERENCE_SHARE = 0.05  # of these rates where preference is learnt: it moves a model that can answer already
 RATES = {  # about the usual one of each method, each about three times the one before
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
@@ -209,7 +211,7 @@ class _Bench:
         self.untrained: float | None = None
         decoder = load(prepared)
         if prepared.pairs is not None:
-            prepared = with_reference(prepared, decoder, screen)
+            prepared = with_reference(prepared, decoder, screen, None)
         self._prepared = prepared
         self._decoder: Decoder | None = self._adapted(decoder)
         parameters = [one for one in self._decoder.parameters() if one.requires_grad]

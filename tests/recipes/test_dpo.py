@@ -16,7 +16,8 @@ from instil.recipes.dpo import Watch
 from instil.recipes.inspect import slides
 from instil.recipes.plan import plan
 from instil.recipes.progress import Screen
-from instil.recipes.settings import resolve
+from instil.recipes.respond import respond_rows
+from instil.recipes.settings import Settings, resolve
 from instil.recipes.sft import load, loader_for, prepare
 from instil.train.metrics import StepRecord, read_metrics
 from tests.conftest import tiny_reference
@@ -65,6 +66,20 @@ def test_plain_rows_have_no_such_columns(tiny_folder: Path, tmp_path: Path) -> N
     rows = [{"instruction": row["instruction"], "output": row["output"]} for row in pairs(20)]
     run = instil.finetune(rows, model=tiny_folder, out=tmp_path / "run", max_steps=1, max_new_tokens=2)
     assert "preference" not in (run.path / "metrics.jsonl").read_text()
+
+
+def test_the_rows_of_a_run_can_be_answered_again(tiny_folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "pairs.json"
+    rows = pairs(20)
+    del rows[0]["output"]  # which pairs need not have
+    data.write_text(json.dumps(rows))
+    values = {"objective": "dpo", "max_steps": 1, "max_new_tokens": 2}
+    run = instil.finetune(data, model=tiny_folder, out=tmp_path / "run", **values)
+    stored = json.loads((run.path / "responses" / "tuned.json").read_text())
+    assert respond_rows(str(run.path), None, "test", None, Settings(), Screen(quiet=True)) == stored
+    data.write_text(json.dumps(rows).replace("thanks", "thank you", 1))
+    with pytest.raises(UserError, match="has changed since the run"):
+        respond_rows(str(run.path), None, "test", None, Settings(), Screen(quiet=True))
 
 
 def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:

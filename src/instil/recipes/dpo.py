@@ -46,10 +46,15 @@ def read(data: str | Path | Sequence[dict[str, Any]], settings: Settings) -> tup
         found = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
     else:
         found = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
-    examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
     looked_at = found.pairs[:LOOKED_AT]
     warnings = [one.line() for one in diagnose(looked_at).of("warning") if not (one.kind == "equal" and found.equal)]
-    return found, Source(found.name, examples, found.sha256, found.skipped, (*found.notes, *warnings))
+    return found, as_rows(found, warnings)
+
+
+def as_rows(found: PairSource, more_notes: Sequence[str] = ()) -> Source:
+    """Pairs as rows whose wanted answer is the chosen one."""
+    examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
+    return Source(found.name, examples, found.sha256, found.skipped, (*found.notes, *more_notes))
 
 
 def encoded_pairs(

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instil.data.pairs import read_pairs
 from instil.data.sources import IN_MEMORY, read_source
 from instil.data.splits import PARTS
 from instil.errors import DataError, UserError
 from instil.recipes.assistant import Assistant, load
+from instil.recipes.dpo import as_rows
 from instil.recipes.progress import Screen
 from instil.recipes.run import unended
 from instil.recipes.run_folder import RUN_FILE, RunFolder, response_rows
@@ -102,7 +104,13 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     where = facts.get("data_path") or facts["data"]
     if where == IN_MEMORY:
         raise UserError(f"{path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE")
-    source = read_source(where, skip_bad=bool(facts["settings"].get("data", {}).get("skip_bad")))
+    settings = facts["settings"]
+    skip_bad = bool(settings.get("data", {}).get("skip_bad"))
+    if settings.get("train", {}).get("objective") == "dpo":
+        keep_equal = bool(settings.get("dpo", {}).get("keep_equal"))
+        source = as_rows(read_pairs(where, skip_bad=skip_bad, keep_equal=keep_equal))
+    else:
+        source = read_source(where, skip_bad=skip_bad)
     if source.sha256 != facts["hashes"].get("data"):
         raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
     wanted = set(folder.read_split()[part])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import instil
+from instil.cli.options import chosen_settings
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.recipes import dpo
@@ -19,6 +20,7 @@ from instil.recipes.progress import Screen
 from instil.recipes.respond import respond_rows
 from instil.recipes.settings import Settings, resolve
 from instil.recipes.sft import load, loader_for, prepare
+from instil.recipes.sweep_rows import loss_of
 from instil.train.metrics import StepRecord, read_metrics
 from tests.conftest import tiny_reference
 
@@ -153,6 +155,26 @@ def test_settings_of_preference_tuning() -> None:
     assert (book.dpo.reduction, book.dpo.scored, book.dpo.keep_equal) == ("mean", "book", True)
     assert (book.train.weight_decay, book.train.schedule) == (0.01, "constant")
     assert resolve(as_in_book=True).train.learning_rate == 5e-5
+
+
+@pytest.mark.parametrize("methods", [["full", "lora"], ["dpo", "kto"], ["sft", "dpo", "lora"], ["dpo", "full", "ipo"]])
+def test_methods_that_contradict_each_other(methods: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--method \w+ and --method \w+ contradict each other; leave one out"):
+        chosen_settings(None, None, methods=methods)
+
+
+def test_methods_that_go_together() -> None:
+    chosen = chosen_settings(None, None, methods=["lora", "kto", "kto"])
+    assert (chosen.train.method, chosen.train.objective, chosen.dpo.loss) == ("lora", "dpo", "kto")
+
+
+def test_losses_of_preference_that_cannot_be_compared() -> None:
+    def of(**values: Any) -> dict[str, Any]:
+        return loss_of({"settings": resolve(values=values).model_dump(mode="json"), "hashes": {}})
+
+    assert of(objective="dpo", loss="ipo") != of(objective="dpo", loss="dpo")
+    assert of(objective="dpo", beta=0.3) != of(objective="dpo")
+    assert of(beta=0.3) == of()  # of plain rows the loss has no beta
 
 
 def test_a_plan_of_preference_tuning(tiny_folder: Path) -> None:

@@ -60,6 +60,10 @@ def chosen_settings(
     for method in methods or []:
         if method not in METHODS:
             raise UserError(f"--method {method}: known: {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+    for kind in (("full", "lora"), tuple(METHODS)[2:]):  # which weights change; what is learnt
+        both = [method for method in dict.fromkeys(methods or []) if method in kind]
+        if len(both) > 1:
+            raise UserError(f"--method {both[0]} and --method {both[1]} contradict each other; leave one out")
     named = [key for method in methods or [] for key in METHODS[method]]
     assignments = [*named, *(assignments or [])]
     sections = tuple(f"{one}." for one in ((only,) if isinstance(only, str) else only) if one)

@@ -192,7 +192,7 @@ def row_of(name: str, folder: RunFolder, status: Status, measured: dict[str, Mea
             after=measured["tuned"].scored.mean() if measured else None,
             exact_match=_exact_match(folder) if measured else None,
             before_from=report.get("before_from", ""),
-            loss_of=_loss_of(facts),
+            loss_of=loss_of(facts),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
@@ -218,12 +218,12 @@ def _exact_match(folder: RunFolder) -> Interval | None:
     return interval([100.0 * one.metrics["exact_match"] for one in verdicts if one.score is not None])
 
 
-def _loss_of(facts: dict[str, Any]) -> dict[str, Any]:
+def loss_of(facts: dict[str, Any]) -> dict[str, Any]:
     """What the validation loss is a loss of; a run's model counts because its tokens are its own."""
     settings, hashes = facts["settings"], facts["hashes"]
     found = {what: settings.get(section, {}).get(name) for what, (section, name) in LOSS_OF.items()}
     if found["objective"] == "dpo":
-        found["preference loss"] = settings.get("dpo")
+        found |= {f"dpo.{name}": value for name, value in settings.get("dpo", {}).items() if name != "keep_equal"}
     return {"model": hashes.get("model"), "rows": hashes.get("data"), "template": hashes.get("template"), **found}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from instil.cli.options import chosen_settings
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.recipes import dpo
-from instil.recipes.dpo import Watch
+from instil.recipes.dpo import Watch, _at_once
 from instil.recipes.inspect import slides
 from instil.recipes.plan import plan
 from instil.recipes.progress import Screen
@@ -107,6 +108,7 @@ def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
         ([{"instruction": "a", "chosen": "c", "rejected": "c"}] * 9, {}, DataError, "equal"),
         (pairs(20), {"max_length": 3}, DataError, "within 3 tokens"),
         (pairs(20), {"loss": "ipo", "label_smoothing": 0.1}, SettingsError, "label_smoothing"),
+        (pairs(20), {"loss": "simpo", "reference": "any"}, SettingsError, "simpo has no reference"),
         (pairs(20), {"loss": "dop"}, SettingsError, "dpo.loss"),
         (pairs(20), {"reference": "no/where/at/all"}, ModelError, "no such file"),
         (pairs(1), {"loss": "kto"}, DataError, "one pair"),
@@ -133,6 +135,28 @@ def test_a_reference_of_another_vocabulary(tiny_folder: Path, tmp_path: Path) ->
     BYTES.save(same_size)
     with pytest.raises(ModelError, match="other ids for the same text"):
         prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": str(same_size)}))
+
+
+def test_a_reference_that_cannot_hold_the_rows(tiny_folder: Path, tmp_path: Path) -> None:
+    short = Path(shutil.copytree(tiny_folder, tmp_path / "short"))
+    stored = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**stored, "max_position_embeddings": 32}))
+    values = {"objective": "dpo", "reference": str(short)}
+    with pytest.raises(ModelError, match=r"context of 32 tokens, and rows have up to \d+; set data\.max_length=32"):
+        prepare(pairs(20), tiny_folder, resolve(values=values))
+    brief = [{"instruction": "Go.", "chosen": "Yes.", "rejected": "No."}] * 9
+    prepare(brief, tiny_folder, resolve(values={**values, "template": "plain"}))
+
+
+def test_long_pairs_go_through_the_reference_a_few_at_a_time(tiny_folder: Path) -> None:
+    rows = pairs(40)
+    rows[3]["chosen"] *= 60
+    found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo"}))
+    assert found.pairs is not None
+    batches = list(_at_once(found.pairs["train"], 512))
+    assert [pair for batch in batches for pair in batch] == found.pairs["train"]
+    assert max(map(len, batches)) == 16
+    assert all(2 * len(batch) * max(min(512, len(pair.ids)) for pair in batch) <= 8192 for batch in batches)
 
 
 def test_pairs_that_are_cut_or_left_out_are_named(tiny_folder: Path) -> None:
@@ -194,6 +218,10 @@ def test_fading_answers_are_told_of_once() -> None:
     assert watch.saw(record(2, -0.1)) is None
     assert "-0.70 nats" in (watch.saw(record(3, -0.7)) or "")
     assert watch.saw(record(4, -2.0)) is None
+    watch = Watch()
+    assert watch.saw(record(0, -0.9)) is None  # another reference, and nothing has been trained yet
+    assert watch.saw(record(1, -1.2)) is None
+    assert "-0.60 nats" in (watch.saw(record(2, -1.5)) or "")
 
 
 def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:

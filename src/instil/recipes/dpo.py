@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Pairs = dict[Part, list[EncodedPair]]
 REFERENCE_PAIRS = 16  # in one batch: no gradient is held
+REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
 LOOKED_AT = 20_000  # pairs that the doctor sees before a run
 FADING = -0.5  # nats for each token by which chosen answers may become less likely before it is said
 TRIED = 50  # pairs by which two vocabularies are compared
@@ -92,6 +93,8 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
     """
     if settings.dpo.label_smoothing and settings.dpo.loss != "dpo":
         raise SettingsError("dpo.label_smoothing is for dpo.loss=dpo (which it makes cDPO); leave it at 0")
+    if settings.dpo.reference and not Preference(settings.dpo).needs_reference:
+        raise SettingsError(f"dpo.loss={settings.dpo.loss} has no reference; leave dpo.reference out")
     if not usable(pairs["train"], max_length):
         raise DataError(f"no training pair has both answers within {max_length} tokens; raise data.max_length")
     if settings.dpo.loss == "kto" and len(usable(pairs["train"], max_length)) < 2:
@@ -106,7 +109,7 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
     if cut:
         lines.append(f"{len(cut)} pairs lose the end of an answer at {max_length} tokens: rows {cut[:20]}")
     if settings.dpo.reference:
-        _check_reference(settings.dpo.reference, pairs, template, path)
+        _check_reference(settings.dpo.reference, pairs, template, path, max_length)
     return lines
 
 
@@ -114,8 +117,8 @@ def _ids(pair: EncodedPair) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return pair.chosen.ids, pair.rejected.ids
 
 
-def _check_reference(name: str, pairs: Pairs, template: Template, model: Path) -> None:
-    """The reference must read the same ids as the same text."""
+def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, max_length: int) -> None:
+    """The reference must read the same ids as the same text, and all of them."""
     path = find_model(name)
     theirs, ours = load_tokenizer(path), load_tokenizer(model)
     spec, own = open_model(path).spec, open_model(model).spec
@@ -124,6 +127,12 @@ def _check_reference(name: str, pairs: Pairs, template: Template, model: Path) -
         raise ModelError(
             f"dpo.reference={name} has a vocabulary of {spec.vocab_size:,} ids, the model one of {own.vocab_size:,}; "
             + advice
+        )
+    longest = min(max_length, max(len(pair.ids) - 1 for part in PARTS for pair in pairs[part]))
+    if longest > spec.context:
+        raise ModelError(
+            f"dpo.reference={name} has a context of {spec.context:,} tokens, and rows have up to {longest:,}; "
+            f"set data.max_length={spec.context}, or take a reference with a longer context"
         )
     check_vocabulary(template, theirs, spec.vocab_size)
     for pair in pairs["train"][:TRIED]:
@@ -152,8 +161,7 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, loader:
     with screen.bar("reference", sum(map(len, asked.values()))) as advance:
         for part, rows in asked.items():
             done: list[EncodedPair] = []
-            for first in range(0, len(rows), REFERENCE_PAIRS):
-                some = rows[first : first + REFERENCE_PAIRS]
+            for some in _at_once(rows, prepared.max_length):
                 done += _scored_by(reference, some, prepared)
                 for _ in some:
                     advance()
@@ -171,6 +179,20 @@ def _seen(loader: Loader | None, prepared: Prepared) -> list[EncodedPair]:
     if steps >= len(loader):
         return []
     return [loader.rows[index] for index in loader.order(0)[: steps * loader.batch_size]]
+
+
+def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[list[EncodedPair]]:
+    """Pairs of one batch each, fewer where they are long."""
+    some: list[EncodedPair] = []
+    longest = 0
+    for pair in pairs:
+        longest = max(longest, min(max_length, len(pair.ids)))
+        if some and (len(some) == REFERENCE_PAIRS or 2 * longest * (len(some) + 1) > REFERENCE_TOKENS):
+            yield some
+            some, longest = [], min(max_length, len(pair.ids))
+        some.append(pair)
+    if some:
+        yield some
 
 
 def _scored_by(reference: Decoder, pairs: list[EncodedPair], prepared: Prepared) -> list[EncodedPair]:
@@ -194,16 +216,22 @@ class Watch:
 
     def __init__(self) -> None:
         self.warned_at: int | None = None
+        self._at_first: float | None = None  # not zero under another reference, or with weights in few bits
 
     def saw(self, record: StepRecord) -> str | None:
         """A warning, where this record is the first to call for one."""
-        change = (record.val_preference or {}).get("chosen_change", 0.0)
+        found = (record.val_preference or {}).get("chosen_change")
+        if found is None:
+            return None
+        if self._at_first is None:
+            self._at_first = 0.0 if record.step else found
+        change = found - self._at_first
         if self.warned_at is not None or change > FADING:
             return None
         self.warned_at = record.step
         return (
-            f"chosen answers have become less likely than under the reference ({change:+.2f} nats a token): the model "
-            "may be forgetting how to answer. Add --set dpo.nll=1, lower train.learning_rate, or stop with "
+            f"chosen answers have become less likely than before training ({change:+.2f} nats a token): the model may "
+            " be forgetting how to answer. Add --set dpo.nll=1, lower train.learning_rate, or stop with "
             "train.patience=2"
         )
 

@@ -19,9 +19,10 @@ from instil.recipes.inspect import slides
 from instil.recipes.plan import plan
 from instil.recipes.progress import Screen
 from instil.recipes.respond import respond_rows
+from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import Settings, resolve
-from instil.recipes.sft import load, loader_for, prepare
-from instil.recipes.sweep_rows import loss_of
+from instil.recipes.sft import file_hash, load, loader_for, prepare
+from instil.recipes.sweep_rows import Identity, loss_of
 from instil.train.metrics import StepRecord, read_metrics
 from tests.conftest import tiny_reference
 
@@ -99,6 +100,13 @@ def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
     assert first is not None
     assert abs(first["margin"]) > 1e-4  # the model is not its own reference
     assert first["kl"] > 1e-3
+    stored = RunFolder(run.path).read_settings()
+    assert stored["hashes"]["reference"] == file_hash(other)
+    changed = {**stored, "hashes": {**stored["hashes"], "reference": "0"}}
+    chosen = resolve(values={"objective": "dpo", "reference": str(other), "max_steps": 1, "max_new_tokens": 2})
+    identity = Identity.of(prepare(pairs(20), tiny_folder, chosen))
+    assert identity.differences(stored) == []
+    assert identity.differences(changed) == ["another reference"]  # a sweep does not take it for the same run
 
 
 @pytest.mark.parametrize(

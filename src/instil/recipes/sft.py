@@ -334,11 +334,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
             "file": prepared.model_path.name,
             "quantised": prepared.model_path.suffix == ".gguf",
         },
-        "hashes": {
-            "data": prepared.source.sha256,
-            "model": file_hash(prepared.model_path),
-            "template": prepared.template.hash,
-        },
+        "hashes": input_hashes(prepared),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -346,6 +342,18 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def input_hashes(prepared: Prepared) -> dict[str, str]:
+    """Of rows, weights and template; of the reference's weights, too, where preference is learnt with another one."""
+    hashes = {
+        "data": prepared.source.sha256,
+        "model": file_hash(prepared.model_path),
+        "template": prepared.template.hash,
+    }
+    if prepared.pairs is not None and prepared.settings.dpo.reference:
+        hashes["reference"] = file_hash(find_model(prepared.settings.dpo.reference))
+    return hashes
 
 
 def file_hash(path: Path) -> str:

@@ -22,7 +22,7 @@ from instil.recipes.report import FACTS
 from instil.recipes.run_folder import OWN_FOLDERS, RUN_FILE, RunFolder
 from instil.recipes.score import Scored, score_path
 from instil.recipes.settings import Settings
-from instil.recipes.sft import Prepared, file_hash
+from instil.recipes.sft import Prepared, input_hashes
 from instil.train.metrics import StepRecord, read_metrics
 
 LAST = 20  # steps whose mean training loss is shown
@@ -53,12 +53,7 @@ class Identity:
     @staticmethod
     def of(prepared: Prepared) -> Identity:
         """That of a run to be made."""
-        hashes = {
-            "data": prepared.source.sha256,
-            "model": file_hash(prepared.model_path),
-            "template": prepared.template.hash,
-        }
-        return Identity(_shaping(prepared.settings.model_dump(mode="json")), hashes)
+        return Identity(_shaping(prepared.settings.model_dump(mode="json")), input_hashes(prepared))
 
     def differences(self, facts: dict[str, Any]) -> list[str]:
         """In what a finished run is another one."""

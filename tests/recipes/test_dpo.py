@@ -72,6 +72,12 @@ def test_plain_rows_have_no_such_columns(tiny_folder: Path, tmp_path: Path) -> N
     assert "preference" not in (run.path / "metrics.jsonl").read_text()
 
 
+def test_pairs_without_the_method_are_told_of_it(tiny_folder: Path) -> None:
+    rows = [{key: value for key, value in row.items() if key != "output"} for row in pairs(20)]
+    with pytest.raises(DataError, match=r"preference pairs \(row 0: output is missing\); add --method dpo"):
+        prepare(rows, tiny_folder, resolve())
+
+
 def test_the_rows_of_a_run_can_be_answered_again(tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "pairs.json"
     rows = pairs(20)
@@ -84,6 +90,18 @@ def test_the_rows_of_a_run_can_be_answered_again(tiny_folder: Path, tmp_path: Pa
     data.write_text(json.dumps(rows).replace("thanks", "thank you", 1))
     with pytest.raises(UserError, match="has changed since the run"):
         respond_rows(str(run.path), None, "test", None, Settings(), Screen(quiet=True))
+
+
+def test_a_run_that_is_the_reference_is_not_replaced(tiny_folder: Path, tmp_path: Path) -> None:
+    values: dict[str, Any] = {"objective": "dpo", "max_steps": 1, "max_new_tokens": 2}
+    first = instil.finetune(pairs(20), model=tiny_folder, out=tmp_path / "run", **values)
+    kept = (first.path / "model" / "model.safetensors").read_bytes()
+    for reference in (first.path, first.path / "model"):
+        with pytest.raises(UserError, match="run"):
+            instil.finetune(
+                pairs(20), model=tiny_folder, out=first.path, overwrite=True, reference=str(reference), **values
+            )
+        assert (first.path / "model" / "model.safetensors").read_bytes() == kept
 
 
 def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:

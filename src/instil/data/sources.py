@@ -160,6 +160,8 @@ def examples_from(
             )
         )
     if bad and not skip_bad:
+        if need_output and all(isinstance(row, dict) and row.keys() >= {"chosen", "rejected"} for row in rows):
+            raise DataError(f"{name}: these are preference pairs ({bad[0]}); add --method dpo to tune on them")
         raise DataError(
             f"{name}: {len(bad)} of {len(rows)} rows cannot be used (rows are counted from 0):\n{listed(bad)}\n"
             "mend them, or leave them out with --set data.skip_bad=true"

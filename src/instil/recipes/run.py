@@ -138,7 +138,8 @@ def run(
     """
     screen = screen or Screen()
     folder = RunFolder(Path(out))
-    inputs = [Path(given) for given in (data, model) if isinstance(given, str | Path) and Path(given).exists()]
+    read = (data, model, settings.dpo.reference)
+    inputs = [Path(given) for given in read if isinstance(given, str | Path) and str(given) and Path(given).exists()]
     folder.check_free(overwrite=overwrite, inputs=inputs)
     watch = Stopwatch()
     outlook = Outlook()

@@ -15,6 +15,7 @@ from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.recipes import dpo
 from instil.recipes.dpo import Watch, _at_once
+from instil.recipes.estimate import Work, reference_work
 from instil.recipes.inspect import slides
 from instil.recipes.plan import plan
 from instil.recipes.progress import Screen
@@ -231,6 +232,12 @@ def test_a_plan_of_preference_tuning(tiny_folder: Path) -> None:
     made = plan(pairs(40), tiny_folder, resolve(values={"objective": "dpo"}), screen=Screen(quiet=True))
     assert made.work.steps == 5
     assert made.timed_steps > 0
+    assert made.seconds["train"] > made.work.steps * made.step_seconds  # the reference is asked before
+    found = prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo"}))
+    assert reference_work(found).positions > made.work.steps * made.work.step.positions  # of validation rows, too
+    assert (
+        reference_work(prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo", "loss": "orpo"}))) == Work()
+    )
 
 
 def test_fading_answers_are_told_of_once() -> None:

@@ -20,6 +20,7 @@ from instil.recipes.sft import SAMPLE_TOKENS, Prepared, evaluator_for, loader_fo
 from instil.records import Completion, Example
 from instil.train.evaluation import Evaluator
 from instil.train.loop import planned_steps
+from instil.train.preference import Preference
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples spread evenly between 0 and 1
 WARM_UP = 1  # steps whose time is not typical: memory is new, and AdamW's moments are made
@@ -112,6 +113,14 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
             prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
         ),
     )
+
+
+def reference_work(prepared: Prepared) -> Work:
+    """The work of the reference's log-probabilities, before training; none where there is no reference."""
+    if prepared.pairs is None or not Preference(prepared.settings.dpo).needs_reference:
+        return Work()
+    loaders = [loader_for(prepared, "train"), loader_for(prepared, "validation")]
+    return sum((_work(size for step in one.sizes() for size in step) for one in loaders if one), Work())
 
 
 def answering(prompts: Sequence[int], answers: Sequence[float], batch_size: int) -> Work:

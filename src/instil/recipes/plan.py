@@ -26,6 +26,7 @@ from instil.recipes.estimate import (
     pace_of,
     prompt_lengths,
     reference_lengths,
+    reference_work,
     workload,
 )
 from instil.recipes.machine import machine_memory, memory_now
@@ -205,7 +206,9 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     memory = Memory(machine, now, weights, 2 * trained, gradients, taken, cache, others, steps.measured, saved)
     pace = pace_of(steps.steps)
     seconds["train"] = work.steps * pace.seconds(work.step)
-    seconds["evaluate"] = work.evaluations * time_evaluation(prepared, decoder, loader).seconds(work.evaluation)
+    looking = time_evaluation(prepared, decoder, loader)
+    seconds["train"] += looking.seconds(reference_work(prepared))
+    seconds["evaluate"] = work.evaluations * looking.seconds(work.evaluation)
     examples = prepared.held_out[1]
     answers = time_answers(prepared, decoder, examples)
     prompts, options = prompt_lengths(prepared, examples), prepared.settings.generate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,14 @@ def test_a_run_that_is_the_reference_is_not_replaced(tiny_folder: Path, tmp_path
                 pairs(20), model=tiny_folder, out=first.path, overwrite=True, reference=str(reference), **values
             )
         assert (first.path / "model" / "model.safetensors").read_bytes() == kept
+
+
+def test_products_in_bfloat16(tiny_folder: Path, tmp_path: Path) -> None:
+    """More scored tokens than the model is wide: the tied head leaves a table, which is not to be kept in bfloat16."""
+    values: dict[str, Any] = {"objective": "dpo", "precision": "bf16", "max_steps": 1, "max_new_tokens": 2}
+    run = instil.finetune(pairs(20), model=tiny_folder, out=tmp_path / "run", **values)
+    loss = read_metrics(run.path / "metrics.jsonl")[1].train_loss
+    assert loss == pytest.approx(math.log(2), abs=0.02)
 
 
 def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:

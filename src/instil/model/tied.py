@@ -45,7 +45,8 @@ class TiedGradient:
         if grad_UV.shape[0] <= hidden_UD.shape[1]:
             self._factors.append((grad_UV, hidden_UD))
         else:
-            self._add(weight_gradient(grad_UV, hidden_UD))
+            table_VD = weight_gradient(grad_UV, hidden_UD)
+            self._add(table_VD.to(torch.promote_types(table_VD.dtype, torch.float32)))  # products may be in bfloat16
 
     def leave_table(self, grad_VD: Tensor) -> None:
         """The head's share as a table, which is kept and may be changed."""
@@ -67,7 +68,7 @@ class TiedGradient:
         return whole_VD
 
     def _rows(self, rows: slice, ids_N: Tensor, grad_ND: Tensor, weight_VD: Tensor) -> Tensor:
-        total_RD = None if self._table_VD is None else self._table_VD[rows]
+        total_RD = None if self._table_VD is None else self._table_VD[rows].to(weight_VD.dtype)
         for grad_UV, hidden_UD in self._factors:
             part_RD = weight_gradient(grad_UV[:, rows], hidden_UD).to(weight_VD.dtype)
             total_RD = part_RD if total_RD is None else total_RD.add_(part_RD)

@@ -17,7 +17,6 @@ from instil.recipes.progress import Screen
 from instil.recipes.run import run
 from instil.recipes.settings import resolve
 from tests.conftest import rows
-from tests.recipes.test_dpo import pairs
 
 QUIET = Screen(quiet=True)
 RATES = (3e-4, 3e-3, 1e-2, 3e-2)

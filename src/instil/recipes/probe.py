@@ -20,7 +20,6 @@ import torch
 
 from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
 from instil.model.decoder import Decoder
-from instil.recipes import dpo
 from instil.recipes.adapters import adapt
 from instil.recipes.dpo import with_reference
 from instil.recipes.progress import Screen, clock

@@ -13,6 +13,7 @@ from instil.data.pairs import read_pairs
 from instil.data.sources import read_source
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, UserError
 from instil.recipes.prefer import check_pairs, prefer_between, prefer_rewrite, prefer_samples
+from instil.recipes.score import score_path
 from instil.recipes.settings import Settings, resolve
 from tests.conftest import rows
 from tests.faults.judge_server import judging
@@ -179,12 +180,30 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
             prefer_rewrite(data, name, other)
         with pytest.raises(UserError, match="is what the pairs are made of"):
             prefer_rewrite(data, name, data, overwrite=True)
-        with pytest.raises(DataError, match="is a folder"):
-            prefer_rewrite(data, name, tmp_path)
+        for folder in (tmp_path, Path("."), Path("..")):
+            with pytest.raises(DataError, match="is a folder"):
+                prefer_rewrite(data, name, folder)
         assert other.read_text() == "mine"
         assert not server.asked
         prefer_rewrite(data, name, other, overwrite=True)
     assert len(json.loads(other.read_text())) == 3
+
+
+def test_a_journal_beside_a_file_does_not_make_it_ours(tmp_path: Path) -> None:
+    a, b = (answers(tmp_path / f"{name}.json", 3, lambda n, name=name: f"{name} {n}") for name in "ab")
+    before = a.read_text()
+    with judging() as server:
+        score_path(a, f"{server.url}/v1")  # leaves a.journal
+        server.say = lambda message, number: "Well then"
+        with pytest.raises(RunFolderTaken, match=r"a\.json is there already"):
+            prefer_rewrite(b, f"{server.url}/v1", a)
+        assert a.read_text() == before
+        out = tmp_path / "pairs.json"
+        prefer_rewrite(b, f"{server.url}/v1", out)
+        prefer_rewrite(b, f"{server.url}/v1", out)
+        server.say = choose
+        with pytest.raises(RunFolderTaken, match="is there already"):
+            prefer_between(a, b, f"{server.url}/v1", out)
 
 
 def test_rows_that_are_no_pairs_are_an_error_of_the_file(tmp_path: Path) -> None:

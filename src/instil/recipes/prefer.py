@@ -16,7 +16,7 @@ from typing import Any
 
 from instil.data.pair_doctor import Diagnosis, Finding, diagnose
 from instil.data.pairs import pairs_from, read_pairs
-from instil.data.sources import Source, read_source
+from instil.data.sources import Source, read_rows, read_source
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError, listed
 from instil.evaluate.journal import Journal
 from instil.evaluate.judging import judge_answers
@@ -122,7 +122,7 @@ def prefer_between(
     """
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
     rows = contest(a, b, judge)
-    with _journal(out, [a, b], screen, overwrite=overwrite) as journal, opened(judge, options) as asked:
+    with _journal("between", out, [a, b], screen, overwrite=overwrite) as journal, opened(judge, options) as asked:
         duels = rows.decide(asked, options, journal, screen)
         _whole(duels.failed, "judged")
         harvest = from_duels(rows.examples, rows.a, rows.b, duels, rows.names)
@@ -177,7 +177,7 @@ def prefer_samples(
     given = settings.generate.model_dump(exclude_unset=True)
     if given.setdefault("temperature", TEMPERATURE) == 0:
         raise SettingsError("generate.temperature=0 gives one answer again and again; leave it out, or raise it")
-    with _journal(out, [data], screen, overwrite=overwrite) as journal:
+    with _journal("samples", out, [data], screen, overwrite=overwrite) as journal:
         source = _source(data, screen)
         assistant = load(model, template=template, **given)
         with screen.bar("sampling", len(source) * count) as advance:
@@ -224,7 +224,7 @@ def prefer_rewrite(
     """
     settings, screen = settings or Settings(), screen or Screen(quiet=True)
     options = settings.make
-    with _journal(out, [data], screen, overwrite=overwrite) as journal:
+    with _journal("rewrite", out, [data], screen, overwrite=overwrite) as journal:
         source = _source(data, screen)
         total = len(source) * (2 if both else 1)
         with writer(with_model, options) as model, screen.bar(f"{model.name} rewrites", total) as advance:
@@ -268,19 +268,33 @@ def _scored(
 
 
 @contextmanager
-def _journal(out: Path, inputs: Sequence[str | Path], screen: Screen, *, overwrite: bool) -> Iterator[Journal]:
-    """The journal beside the file to be written, which must not be one of those that are read."""
-    path = out.with_suffix(".journal") if out.suffix == ".json" else out.with_name(f"{out.name}.journal")
+def _journal(
+    way: str, out: Path, inputs: Sequence[str | Path], screen: Screen, *, overwrite: bool
+) -> Iterator[Journal]:
+    """The journal beside the file to be written, which must not be one of those that are read, nor another's.
+
+    A journal alone does not tell whose the file is: scoring keeps one at the same place.
+    """
     if out.is_dir():
         raise DataError(f"{out} is a folder; wanted the name of a file of pairs")
+    path = out.with_suffix(".journal") if out.suffix == ".json" else out.with_name(f"{out.name}.journal")
     if any(Path(one).exists() and out.exists() and Path(one).samefile(out) for one in inputs):
         raise UserError(f"{out} is what the pairs are made of; give another name with --out")
-    if out.exists() and not path.exists() and not overwrite:
+    if out.exists() and not overwrite and not (path.exists() and _is_of(way, out)):
         raise RunFolderTaken(f"{out} is there already; give another name with --out, or --overwrite")
     with Journal(path) as journal:
         if journal.damaged:
             screen.say(f"{path}: {journal.damaged} damaged lines are left out", "yellow")
         yield journal
+
+
+def _is_of(way: str, out: Path) -> bool:
+    """Whether all rows of a file say that they were made this way."""
+    try:
+        origins = [row.get("provenance") if isinstance(row, dict) else None for row in read_rows(out)]
+    except DataError:
+        return False
+    return all(isinstance(origin, dict) and origin.get("way") == way for origin in origins)
 
 
 def _source(data: str | Path, screen: Screen) -> Source:

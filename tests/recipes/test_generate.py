@@ -175,6 +175,10 @@ def test_a_key_that_is_revoked_half_way_keeps_what_came(server: JudgeServer, tmp
     ({"way": "magpie", "what": "answer"}, UserError, "--what is for --way reflect"),
     ({"way": "reflect", "what": "all"}, SettingsError, "known: instruction, answer, both"),
     ({"way": "self-instruct", "count": 0}, UserError, "wanted at least 1"),
+    ({"way": "self-instruct", "count": 10**400}, UserError, "at most 10,000,000"),
+    ({"way": "self-instruct", "out": Path()}, UserError, "is a folder"),
+    ({"way": "passive", "seeds": "starter", "existing": ["starter"]}, UserError, "--existing is for"),
+    ({"way": "self-instruct", "chat_template": "nonsense"}, UserError, "--chat-template is for --way magpie"),
     ({"way": "self-instruct", "model": "offline"}, JudgeError, "no model behind 'offline'"),
     ({"way": "self-instruct", "seeds": "nowhere.json"}, UserError, "no such file"),
 ])  # fmt: skip
@@ -193,6 +197,21 @@ def test_a_file_that_is_not_from_here_is_not_written_over(server: JudgeServer, t
     made(server, "self-instruct", tmp_path / "new.json", rows_file, count=1)
     with pytest.raises(RunFolderTaken, match="holds rows of self-instruct"):
         made(server, "passive", tmp_path / "new.json", rows_file)
+
+
+def test_what_is_read_is_not_written_over(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
+    out = tmp_path / "new.json"
+    made(server, "self-instruct", out, rows_file, count=3)
+    before = out.read_bytes()
+    with pytest.raises(UserError, match="is read, so"):
+        made(server, "self-instruct", out, str(out), count=2)
+    with pytest.raises(UserError, match="is read, so"):
+        made(server, "self-instruct", out, rows_file, count=2, existing=[str(out)])
+    assert out.read_bytes() == before
+    rows = tmp_path / "other.made.json"  # where the report would go
+    rows.write_text(json.dumps(ROWS))
+    with pytest.raises(UserError, match=r"other\.made\.json cannot be written"):
+        made(server, "passive", tmp_path / "other.json", str(rows))
 
 
 def command(server: JudgeServer, out: Path, rows: str, *more: str) -> list[str]:

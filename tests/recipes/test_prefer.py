@@ -180,7 +180,7 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
             prefer_rewrite(data, name, other)
         with pytest.raises(UserError, match="is what the pairs are made of"):
             prefer_rewrite(data, name, data, overwrite=True)
-        for folder in (tmp_path, Path("."), Path("..")):
+        for folder in (tmp_path, Path(), Path("..")):
             with pytest.raises(DataError, match="is a folder"):
                 prefer_rewrite(data, name, folder)
         assert other.read_text() == "mine"

@@ -38,6 +38,7 @@ from instil.synthesis.writing import Wanted, Written, write_all, writer
 Way = Literal["self-instruct", "magpie", "reflect", "passive"]
 WAYS: tuple[str, ...] = get_args(Way)
 COUNT = 100
+MOST = 10_000_000  # rows of one file
 COMMON = "starter"  # its rows tell which letters are rare
 SHOWN_FIRST = 3  # rows shown as they come; then one of so many
 SHOWN_EVERY = 10
@@ -156,7 +157,9 @@ def generate_rows(
         StoppedEarly: the model stopped answering; the same command goes on.
     """
     options, screen = options or MakeOptions(), screen or Screen(quiet=True)
-    _check(way, what, seeds, count)
+    _check(way, what, seeds, count, chat_template, existing)
+    if out.is_dir():
+        raise DataError(f"{out} is a folder; wanted the name of the file of rows")
     turn = user_turn(chat_template, model) if way == "magpie" else None
     if way == "self-instruct" and seeds is None:
         seeds = COMMON
@@ -170,6 +173,10 @@ def generate_rows(
     journal_file = out.with_name(f"{out.name}.journal")
     if out.exists() and not journal_file.exists():
         raise RunFolderTaken(f"{out} is there already, and not from here; give another name with --out")
+    for name in names:
+        for path in (out, report_file(out)):
+            if path.exists() and Path(name).exists() and path.samefile(name):
+                raise UserError(f"{name} is read, so {path} cannot be written; give another name with --out")
     _check_earlier(out, way)
     with writer(model, options) as asked, Journal(journal_file) as journal:
         if journal.damaged:
@@ -210,7 +217,9 @@ def check_outcome(generated: Generated, count: int | None) -> None:
         raise InstilError(f"{generated.out}: nothing was made ({next(iter(generated.reasons), 'nothing to do')})")
 
 
-def _check(way: str, what: str, seeds: str | None, count: int | None) -> None:
+def _check(
+    way: str, what: str, seeds: str | None, count: int | None, chat_template: str, existing: Sequence[str]
+) -> None:
     if way not in WAYS:
         raise SettingsError(f"no way named {way!r}; known: {', '.join(WAYS)}{did_you_mean(way, WAYS)}")
     if what not in get_args(What):
@@ -218,8 +227,12 @@ def _check(way: str, what: str, seeds: str | None, count: int | None) -> None:
         raise SettingsError(f"--what {what}: known: {known}{did_you_mean(what, get_args(What))}")
     if what != "both" and way != "reflect":
         raise UserError(f"--what is for --way reflect, not for {way}")
-    if count is not None and count < 1:
-        raise UserError(f"--count {count}: wanted at least 1")
+    if chat_template != "auto" and way != "magpie":
+        raise UserError(f"--chat-template is for --way magpie, not for {way}")
+    if existing and way not in ("self-instruct", "magpie"):
+        raise UserError(f"--existing is for --way self-instruct and magpie, not for {way}")
+    if count is not None and not 1 <= count <= MOST:
+        raise UserError(f"--count {count if count < 1 else 'too large'}: wanted at least 1, at most {MOST:,}")
     if way in ("reflect", "passive") and seeds is None:
         raise UserError(f"--way {way} goes through rows; say which with --seeds FILE")
 

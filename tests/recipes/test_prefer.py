@@ -62,6 +62,19 @@ def test_two_models_answers_become_pairs(tmp_path: Path) -> None:
     assert (tmp_path / "made" / "pairs.journal").is_file()
 
 
+def test_answers_that_cannot_be_written_down_make_no_pair(tmp_path: Path) -> None:
+    odd = {1: "half \ud800.", 2: "nothing\x00."}
+    a = answers(tmp_path / "a.json", 4, lambda n: f"It is {2 * n}")
+    b = answers(tmp_path / "b.json", 4, lambda n: odd.get(n, f"It is {2 * n}."))
+    with judging(say=choose) as server:
+        made = prefer_between(a, b, f"{server.url}/v1", tmp_path / "pairs.json")
+    assert made.harvest.left_out == {
+        "an answer holds half of a surrogate pair (broken Unicode)": [1],
+        "an answer holds a NUL character": [2],
+    }
+    assert [pair.row for pair in read_pairs(tmp_path / "pairs.json").pairs] == [0, 1]
+
+
 def test_a_judge_that_goes_with_the_order_makes_no_pair(tmp_path: Path) -> None:
     a = answers(tmp_path / "a.json", 3, lambda n: f"{n}")
     b = answers(tmp_path / "b.json", 3, lambda n: f"-{n}")

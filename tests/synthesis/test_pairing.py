@@ -58,6 +58,7 @@ def scored(*texts_and_scores: tuple[str, float | None]) -> list[Candidate]:
         (scored(("good", 90.0), ("x", None), ("y", None)), "fewer than two answers have a score: no"),
         ([Candidate("a", 0, False), Candidate("b", 1)], "fewer than two samples came to an end"),
         ([Candidate("a", 0), Candidate(" ", 1)], "fewer than two different samples"),
+        (scored(("good", 90.0), ("bad\x00", 0.0)), "fewer than two different samples"),
     ],
 )
 def test_the_best_is_set_against_the_worst(samples: list[Candidate], found: object) -> None:

@@ -76,6 +76,8 @@ def test_both_ways_at_once(server: JudgeServer) -> None:
         ("Here is the rewritten answer:", "the reply holds a preface and no answer"),
         ("I'm sorry, but I can't help with that.", "the model refuses"),
         ("Gladly: it is 2.\n\n(Note: I kept the number.)", "the reply ends with a remark on the rewriting"),
+        ("Gladly: it is 2.<|im_end|>", "the reply holds marks of a chat template"),
+        ("Gladly! " * 80, "the reply is more than 5 times as long as the answer"),
     ],
 )
 def test_a_bad_reply_is_asked_for_once_more_and_then_left_out(server: JudgeServer, first: str, reason: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.data.sources import text_problem
 from instil.evaluate.pairwise import Duels
 from instil.records import Example, Pair
 
@@ -61,12 +62,13 @@ def from_duels(
             harvest.leave(example.row, "a tie")
         elif not (one.strip() if found.outcome == "a" else other.strip()):
             harvest.leave(example.row, "the preferred answer is empty")
+        elif not (one.strip() and other.strip()):
+            harvest.leave(example.row, "the other answer is empty")
+        elif problem := text_problem(one) or text_problem(other):
+            harvest.leave(example.row, f"an answer {problem}")
         else:
             sides = [(one, names[0]), (other, names[1])]
             (chosen, winner), (rejected, loser) = sides if found.outcome == "a" else reversed(sides)
-            if not rejected.strip():
-                harvest.leave(example.row, "the other answer is empty")
-                continue
             provenance = {"chosen_from": winner, "rejected_from": loser}
             harvest.made.append(Made(Pair(example, chosen.strip(), rejected.strip()), provenance))
     return harvest
@@ -85,7 +87,7 @@ class Candidate:
     @property
     def whole(self) -> bool:
         """Whether it can stand in a pair."""
-        return self.ended and bool(self.text.strip())
+        return self.ended and text_problem(self.text) is None
 
 
 def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -133,4 +135,4 @@ def _too_few(samples: Sequence[Candidate]) -> str:
         return "all samples are equal"
     if sum(one.ended for one in samples) < 2:
         return "fewer than two samples came to an end; raise generate.max_new_tokens"
-    return "fewer than two different samples that ended and are not empty"
+    return "fewer than two different samples that ended, are not empty and can be written down"

@@ -20,11 +20,13 @@ from instil.evaluate.judges import Judge
 from instil.records import Example, Pair
 from instil.synthesis.options import MakeOptions
 from instil.synthesis.pairing import Harvest, Made
+from instil.synthesis.reading import MARKS
 from instil.synthesis.writing import Wanted, Written, write_all
 
 Tone = Literal["polite", "impolite"]
 TONES: tuple[Tone, Tone] = ("polite", "impolite")
 ASKED = 2  # times for one rewriting
+LONGER, SPARE = 5, 400  # times as long as the answer, and characters more, which a rewriting may have
 
 WISHES: dict[Tone, str] = {
     "polite": "more polite and friendly",
@@ -111,6 +113,10 @@ def read_rewriting(reply: str, original: str) -> Rewriting:
         return Rewriting(None, "the model refuses")
     if _REMARK.search(text) and not _REMARK.search(original):
         return Rewriting(None, "the reply ends with a remark on the rewriting")
+    if MARKS.search(text) and not MARKS.search(original):
+        return Rewriting(None, "the reply holds marks of a chat template")
+    if len(text) > LONGER * len(original) + SPARE:
+        return Rewriting(None, f"the reply is more than {LONGER} times as long as the answer")
     if _words(text) == _words(original):
         return Rewriting(None, "the reply is the answer again")
     return Rewriting(text, cut=cut.strip())

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from instil.data.sources import read_source
 from instil.errors import InstilError, JudgeError, RunFolderTaken, SettingsError, StoppedEarly, UserError
 from instil.evaluate import asking
 from instil.recipes.generate import WAYS, Generated, check_outcome, generate_rows, report_file
+from instil.recipes.progress import Advance, Screen
 from instil.synthesis.options import MakeOptions
 from tests.faults.judge_server import JudgeServer, judging
 from tests.synthesis.replies import messages, telling
@@ -212,6 +214,22 @@ def test_what_is_read_is_not_written_over(server: JudgeServer, tmp_path: Path, r
     rows.write_text(json.dumps(ROWS))
     with pytest.raises(UserError, match=r"other\.made\.json cannot be written"):
         made(server, "passive", tmp_path / "other.json", str(rows))
+
+
+def test_a_barren_stretch_tells_its_requests(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Watched(Screen):
+        @contextmanager
+        def bar(self, what: str, total: int) -> Iterator[Advance]:
+            del what, total
+            yield lambda note="", steps=1: told.append((note, steps))
+
+    telling(server)
+    good = server.say
+    server.say = lambda message, number: good(message, number) if number == 3 else "nothing of the kind"
+    made(server, "self-instruct", tmp_path / "new.json", rows_file, count=1, screen=Watched(quiet=True))
+    assert told == [("1 asked", 0), ("2 asked", 0), ("3 asked", 0), ("4 asked", 0), ("", 1)]
 
 
 def command(server: JudgeServer, out: Path, rows: str, *more: str) -> list[str]:

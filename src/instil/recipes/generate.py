@@ -91,7 +91,8 @@ class _Writing:
     model: Judge
     options: MakeOptions
     journal: Journal
-    advance: Advance = field(default=lambda note="": None)
+    advance: Advance = field(default=lambda note="", steps=1: None)
+    steps: int = 1  # of the bar, for each reply; 0 where rows are counted, of which a barren stretch has none
     asked: int = 0
     found: int = 0
 
@@ -119,7 +120,7 @@ class _Writing:
             return
         self.asked += not written.found
         self.found += written.found
-        self.advance()
+        self.advance(f"{self.asked + self.found} asked", self.steps)
 
 
 def generate_rows(
@@ -258,10 +259,11 @@ def _drafting(
 def _grown(drafting: Drafting, count: int, known: Known, write: _Writing, screen: Screen) -> Grown:
     shown = _Shown(screen)
     with screen.bar("new rows", count) as advance:
+        write.advance, write.steps = advance, 0
 
         def on_row(row: Row) -> None:
             shown(row)
-            advance(f"{write.asked + write.found} requests")
+            advance()
 
         return grow(drafting, count, write.options, known, _at_once(write), on_row)
 

@@ -19,9 +19,9 @@ from rich.progress import (
 
 
 class Advance(Protocol):
-    """Say that a piece of the work is done."""
+    """Say that a piece of the work is done, or (``steps`` 0) only a note on what is under way."""
 
-    def __call__(self, note: str = "") -> None: ...
+    def __call__(self, note: str = "", steps: int = 1) -> None: ...
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Screen:
         with progress:
             task = progress.add_task(what, total=total, note="")
 
-            def advance(note: str = "") -> None:
-                progress.advance(task)
+            def advance(note: str = "", steps: int = 1) -> None:
+                progress.advance(task, steps)
                 if note:
                     progress.update(task, note=note)
 

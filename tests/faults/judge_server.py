@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+CLOSING = {"Connection": "close"}  # without it a client sends its next try into a connection that is just being closed
 Say = Callable[[str, int], str]  # the reply to a message; which question it is, from 0
 
 
@@ -105,7 +106,7 @@ class JudgeServer:
         name, _, what = fault.partition(" ")
         if name == "status":
             code, _, text = what.partition(" ")
-            self.send(handler, int(code), text.encode() or b"<html><h1>Bad Gateway</h1></html>")
+            self.send(handler, int(code), text.encode() or b"<html><h1>Bad Gateway</h1></html>", CLOSING)
         elif name == "retry-after":
             self.send(handler, 429, b'{"error":"slow down"}', {"Retry-After": what})
         elif name == "hang":

@@ -96,6 +96,23 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "pairs.json").exists()
 
 
+def test_rows_that_cannot_be_used_are_left_out_by_the_setting_that_the_error_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    holes = rows(4)
+    holes[2]["output"] = ""
+    (tmp_path / "rows.json").write_text(json.dumps(holes))
+    with judging(say=lambda message, number: f"Said {number}, with pleasure") as server:
+        words = ["prefer", "--rewrite", "--data", "rows.json", "--with", f"{server.url}/v1"]
+        refused = CliRunner().invoke(app, words)
+        assert "--set data.skip_bad=true" in str(refused.exception)
+        done = CliRunner().invoke(app, [*words, "--set", "data.skip_bad=true", "--json"])
+    made = json.loads(done.stdout)
+    assert made["pairs"] == 3
+    assert "row 2: output is empty" in made["notes"][0]
+
+
 def test_help_names_every_way() -> None:
     shown = CliRunner().invoke(app, ["prefer", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"})
     for word in ("--from", "--samples", "--rewrite", "--check", "--gap", "--both"):

@@ -89,7 +89,10 @@ def prefer_command(
             raise UserError("--check has no settings; leave out --set and --config")
         _check(check, as_json=as_json)
         return
-    resolved = chosen_settings(settings, config, only=SECTIONS[way])
+    given = settings or []
+    skipping = [one for one in given if way != "--from" and one.startswith("data.skip_bad=")]
+    chosen_settings([one for one in given if one not in skipping], config, only=SECTIONS[way])
+    resolved = chosen_settings(given, config)
     target = out or Path("pairs.json")
     from instil.recipes.prefer import prefer_between, prefer_rewrite, prefer_samples
     from instil.recipes.progress import Screen

@@ -159,7 +159,7 @@ def prefer_samples(
         out: the file of pairs.
         gap: points (of 100) that must lie between the two.
         template: for a model that carries none.
-        settings: ``generate`` (temperature 0.8 unless set) and ``score``.
+        settings: ``generate`` (temperature 0.8 unless set), ``score`` and ``data.skip_bad``.
         screen: where progress is shown.
         overwrite: replace a file that this way has not made.
 
@@ -178,7 +178,7 @@ def prefer_samples(
     if given.setdefault("temperature", TEMPERATURE) == 0:
         raise SettingsError("generate.temperature=0 gives one answer again and again; leave it out, or raise it")
     with _journal("samples", out, [data], screen, overwrite=overwrite) as journal:
-        source = _source(data, screen)
+        source = _source(data, settings, screen)
         assistant = load(model, template=template, **given)
         with screen.bar("sampling", len(source) * count) as advance:
             samples = sample_rows(assistant, model, source.examples, count, journal, advance)
@@ -188,7 +188,7 @@ def prefer_samples(
     said = {"model": str(model), "temperature": assistant.options.temperature, "seed": assistant.options.seed}
     cut = sum(not one.ended for row in scored for one in row)
     limit = assistant.options.max_new_tokens
-    notes = (
+    notes = _skipped(source) + (
         [f"{cut} of {len(source) * count} samples did not end within {limit} tokens and are not used"] if cut else []
     )
     poor = [one.pair.row for one in harvest.made if one.provenance["scores"][0] < RIGHT]
@@ -214,7 +214,7 @@ def prefer_rewrite(
         with_model: who rewrites: ``ollama:llama3``, or another name that judges have, too.
         out: the file of pairs.
         both: rewrite every answer politely and impolitely.
-        settings: ``make``.
+        settings: ``make`` and ``data.skip_bad``.
         screen: where progress is shown.
         overwrite: replace a file that this way has not made.
 
@@ -225,12 +225,12 @@ def prefer_rewrite(
     settings, screen = settings or Settings(), screen or Screen(quiet=True)
     options = settings.make
     with _journal("rewrite", out, [data], screen, overwrite=overwrite) as journal:
-        source = _source(data, screen)
+        source = _source(data, settings, screen)
         total = len(source) * (2 if both else 1)
         with writer(with_model, options) as model, screen.bar(f"{model.name} rewrites", total) as advance:
             found = rewrite_all(model, source.examples, options, journal, advance, both=both)
     _whole(found.failed, "rewritten")
-    notes = []
+    notes = _skipped(source)
     if found.cut:
         notes.append(f"a preface was cut off {len(found.cut)} rows ({shown(found.cut)})")
     if found.again:
@@ -297,8 +297,13 @@ def _is_of(way: str, out: Path) -> bool:
     return all(isinstance(origin, dict) and origin.get("way") == way for origin in origins)
 
 
-def _source(data: str | Path, screen: Screen) -> Source:
-    source = read_source(data)
+def _skipped(source: Source) -> list[str]:
+    """Rows that cannot be used, which were left out because ``data.skip_bad`` says so."""
+    return [f"{len(source.skipped)} rows cannot be used:\n{listed(list(source.skipped))}"] if source.skipped else []
+
+
+def _source(data: str | Path, settings: Settings, screen: Screen) -> Source:
+    source = read_source(data, skip_bad=settings.data.skip_bad)
     for note in source.notes:
         screen.say(note, "dim")
     return source

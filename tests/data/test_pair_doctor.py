@@ -171,3 +171,12 @@ def test_the_chapters_pairs() -> None:
     assert findings["length"].severity == "note"
     assert findings["style_words"].severity == "warning"
     assert diagnosis.figures["told_by_words"] == pytest.approx(0.931, abs=0.005)
+
+
+@pytest.mark.parametrize(("chosen", "rejected", "kinds"), [
+    ("if x > 3", "if x < 3", set()), ("5 + 3", "5 - 3", set()), ("वह की", "वह का", set()), ("😀", "😢", set()),
+    ("`x`, yes.", "X yes", {"nearly_equal"}), ("...", "No.", {"empty"}),
+])  # fmt: skip
+def test_signs_that_are_no_punctuation_make_a_difference(chosen: str, rejected: str, kinds: set[str]) -> None:
+    found = diagnose([Pair(Example("Say it.", row=0), chosen, rejected)])
+    assert {one.kind for one in found.of("warning")} == kinds

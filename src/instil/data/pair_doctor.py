@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ def _nearly_equal(pairs: Sequence[Pair]) -> list[Finding]:
     letters, words = [], []
     for pair in pairs:
         one, other = (_WORD.findall(text.lower()) for text in (pair.chosen, pair.rejected))
-        if one == other:
+        if one == other and _signs(pair.chosen) == _signs(pair.rejected):
             letters.append(pair.row)
         elif min(len(one), len(other)) >= LONG:
             common = (Counter(one) & Counter(other)).total()
@@ -186,12 +187,21 @@ def _nearly_equal(pairs: Sequence[Pair]) -> list[Finding]:
 
 def _empty(pairs: Sequence[Pair]) -> list[Finding]:
     rows = tuple(pair.row for pair in pairs if _says_nothing(pair.chosen))
-    said = f"{len(rows)} chosen answers say nothing (no letter or digit, or a place-holder): {_rows(rows)}"
+    said = f"{len(rows)} chosen answers say nothing (no letter, digit or symbol, or a place-holder): {_rows(rows)}"
     return [Finding("empty", "warning", said, "write them, or leave these pairs out", rows)] if rows else []
 
 
 def _says_nothing(text: str) -> bool:
-    return not _WORD.search(text) or text.strip().strip(".").lower() in _NOTHING
+    return not (_WORD.search(text) or _signs(text)) or text.strip().strip(".").lower() in _NOTHING
+
+
+def _signs(text: str) -> list[str]:
+    """What is no mere punctuation: besides letters and digits also ``<`` and ``+``, emoji, and signs of vowels."""
+    return "".join(char if _counts(unicodedata.category(char)) else " " for char in text.lower()).split()
+
+
+def _counts(category: str) -> bool:
+    return category[0] not in "PZC" and category != "Sk"  # Sk: a back-tick, a circumflex
 
 
 def _prefaces(pairs: Sequence[Pair]) -> list[Finding]:

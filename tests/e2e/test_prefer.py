@@ -107,6 +107,7 @@ def test_rows_that_cannot_be_used_are_left_out_by_the_setting_that_the_error_nam
         words = ["prefer", "--rewrite", "--data", "rows.json", "--with", f"{server.url}/v1"]
         refused = CliRunner().invoke(app, words)
         assert "--set data.skip_bad=true" in str(refused.exception)
+        assert [one.name for one in tmp_path.iterdir()] == ["rows.json"]  # no journal of nothing
         done = CliRunner().invoke(app, [*words, "--set", "data.skip_bad=true", "--json"])
     made = json.loads(done.stdout)
     assert made["pairs"] == 3

@@ -177,8 +177,8 @@ def prefer_samples(
     given = settings.generate.model_dump(exclude_unset=True)
     if given.setdefault("temperature", TEMPERATURE) == 0:
         raise SettingsError("generate.temperature=0 gives one answer again and again; leave it out, or raise it")
+    source = _source(data, settings, screen)
     with _journal("samples", out, [data], screen, overwrite=overwrite) as journal:
-        source = _source(data, settings, screen)
         assistant = load(model, template=template, **given)
         with screen.bar("sampling", len(source) * count) as advance:
             samples = sample_rows(assistant, model, source.examples, count, journal, advance)
@@ -224,11 +224,14 @@ def prefer_rewrite(
     """
     settings, screen = settings or Settings(), screen or Screen(quiet=True)
     options = settings.make
-    with _journal("rewrite", out, [data], screen, overwrite=overwrite) as journal:
-        source = _source(data, settings, screen)
-        total = len(source) * (2 if both else 1)
-        with writer(with_model, options) as model, screen.bar(f"{model.name} rewrites", total) as advance:
-            found = rewrite_all(model, source.examples, options, journal, advance, both=both)
+    source = _source(data, settings, screen)
+    total = len(source) * (2 if both else 1)
+    with (
+        _journal("rewrite", out, [data], screen, overwrite=overwrite) as journal,
+        writer(with_model, options) as model,
+        screen.bar(f"{model.name} rewrites", total) as advance,
+    ):
+        found = rewrite_all(model, source.examples, options, journal, advance, both=both)
     _whole(found.failed, "rewritten")
     notes = _skipped(source)
     if found.cut:

@@ -216,6 +216,13 @@ def test_what_is_read_is_not_written_over(server: JudgeServer, tmp_path: Path, r
         made(server, "passive", tmp_path / "other.json", str(rows))
 
 
+def test_jsonl_is_one_row_a_line(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
+    generated = made(server, "self-instruct", tmp_path / "new.jsonl", rows_file, count=3)
+    lines = (tmp_path / "new.jsonl").read_text().splitlines()
+    assert [json.loads(line)["output"] for line in lines] == [row.example.output for row in generated.rows]
+    assert len(read_source(tmp_path / "new.jsonl")) == 3
+
+
 def test_a_barren_stretch_tells_its_requests(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     told: list[tuple[str, int]] = []
 

@@ -33,7 +33,9 @@ def generate_command(
             "llamacpp:FILE.gguf.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The JSON file to write; a journal grows beside it.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write (.json or .jsonl); a journal grows beside it.")
+    ],
     seeds: Annotated[
         str | None,
         typer.Option(

@@ -142,7 +142,7 @@ def generate_rows(
     Args:
         way: ``self-instruct``, ``magpie``, ``reflect`` or ``passive``.
         model: ``ollama:MODEL``, ``openai:MODEL``, the address of a server, or ``llamacpp:FILE.gguf``.
-        out: the JSON file to write.
+        out: the file to write: JSON, or JSONL by its suffix.
         seeds: the rows to begin with, by name, path or URL; self-instruct takes ``starter`` by default.
         existing: further data sets that are not to be repeated.
         count: rows wanted (100); of the ways that go through rows, how many of them (all).
@@ -330,8 +330,12 @@ def _write(generated: Generated, sources: dict[str, Source], options: MakeOption
         "reasons": generated.reasons,
         "left_out": [one.as_json() for one in generated.left],
     }
-    _land(generated.out, [row.as_json() for row in generated.rows])
-    _land(report_file(generated.out), report)
+    rows = [row.as_json() for row in generated.rows]
+    if generated.out.suffix == ".jsonl":
+        _land(generated.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    else:
+        _land(generated.out, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    _land(report_file(generated.out), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
 
 
 def report_file(out: Path) -> Path:
@@ -339,11 +343,11 @@ def report_file(out: Path) -> Path:
     return out.with_name(f"{out.stem if out.suffix == '.json' else out.name}.made.json")
 
 
-def _land(path: Path, value: Any) -> None:
-    """A JSON file that appears whole or not at all."""
+def _land(path: Path, text: str) -> None:
+    """A file that appears whole or not at all."""
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -180,3 +180,9 @@ def test_the_chapters_pairs() -> None:
 def test_signs_that_are_no_punctuation_make_a_difference(chosen: str, rejected: str, kinds: set[str]) -> None:
     found = diagnose([Pair(Example("Say it.", row=0), chosen, rejected)])
     assert {one.kind for one in found.of("warning")} == kinds
+
+
+def test_pairs_of_one_prompt_say_nothing_of_prompts_not_seen() -> None:
+    diagnosis = diagnose([Pair(Example("Say it.", row=n), f"Sure: {n}", f"Nope. {n}") for n in range(30)])
+    assert "told_by_form" not in diagnosis.figures
+    assert any("so few prompts" in finding.said for finding in diagnosis.findings)

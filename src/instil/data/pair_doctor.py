@@ -29,6 +29,7 @@ STYLE = 0.8  # share of the pairs that trivial marks may decide
 LONG = 20  # words from which answers can be nearly equal
 NEARLY = 0.95  # share of the words that such answers have in common
 FEW = 20  # pairs with which nothing can be said of style
+FEW_PROMPTS = 5  # the same of prompts, which are judged by what others taught
 _WORD = re.compile(r"\w+")
 _NOTHING = {"n/a", "na", "null", "nan", "todo", "tbd", "undefined", "error", "empty", "no answer", "<empty>"}
 
@@ -117,7 +118,10 @@ def diagnose(pairs: Sequence[Pair]) -> Diagnosis:
     ]
     figures = _lengths(told)
     findings += _length_bias(figures, len(told))
-    if len(told) >= FEW:
+    if len(told) >= FEW and len({_prompt(pair) for pair in told}) < FEW_PROMPTS:
+        said = f"{len(told)} pairs of so few prompts say nothing of style that goes from prompt to prompt"
+        findings.append(Finding("few", "note", said))
+    elif len(told) >= FEW:
         form, wording = told_by(told, form_marks), told_by(told, word_marks)
         figures |= {"told_by_form": form.share, "told_by_words": wording.share}
         findings += [*_leak("form", "first words, punctuation and markdown", form)]

@@ -9,6 +9,9 @@ PEERS  := $(BENCH)/bin/pip --disable-pip-version-check --quiet
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
 DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
 
+# Tests run in so many processes of one thread each: tiny models leave a second thread nothing to do.
+WORKERS ?= 2
+
 # What the benchmarks are asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
 BENCH_TRAIN ?=
 BENCH_ANSWER ?=
@@ -47,10 +50,10 @@ exercises: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) -m "not slow"
 
 test-all: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

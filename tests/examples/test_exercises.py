@@ -32,12 +32,18 @@ def test_each_run_differs_from_the_baseline_in_its_exercise_alone() -> None:
         "baseline": {},
         "phi3 prompt": {"data.template": "phi3"},
         "masked instructions": {"data.train_on": "response_with_header"},
-        "LoRA": {"train.method": "lora"},
+        "LoRA": {
+            "train.method": "lora",
+            "lora.alpha": 16.0,
+            "lora.scaling": "alpha",
+            "lora.targets": ("all", "head"),
+        },
     }
     page = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
     for name, changes in different.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| {name} |"))
-        assert all(f"`{key}={value}`" in line for key, value in changes.items())
+        shown = {key: ",".join(value) if isinstance(value, tuple) else value for key, value in changes.items()}
+        assert all(f"`{key}={value}`" in line for key, value in shown.items())
     assert page.count("<!-- table -->\n") == page.count("<!-- end of table -->\n") == 1
 
 

@@ -27,7 +27,6 @@ from instil.recipes.answers import read_verdicts
 from instil.recipes.progress import Screen
 from instil.recipes.report import refresh_report
 from instil.recipes.run_folder import RunFolder
-from instil.recipes.settings import resolve
 from instil.recipes.sweep import Swept, sweep
 from instil.recipes.sweep_file import Overrides
 from instil.runtime import release
@@ -333,15 +332,6 @@ def test_what_another_sweep_finished_meanwhile_is_kept(copied: Here, monkeypatch
     monkeypatch.setattr(sweep_module, "_check_judge", lambda file: aside.rename(copied.out))
     monkeypatch.setattr(sweep_module, "run", None)
     assert [row.status for row in copied.go().table.rows] == ["kept"] * 3
-
-
-def test_losses_of_other_preferences_are_other_losses() -> None:
-    def of(**dpo: Any) -> dict[str, Any]:
-        settings = resolve(assignments=["train.objective=dpo", *(f"dpo.{key}={value}" for key, value in dpo.items())])
-        return sweep_rows._loss_of({"settings": settings.model_dump(mode="json"), "hashes": {}})
-
-    assert of() == of() != of(beta=0.5)
-    assert "preference loss" not in sweep_rows._loss_of({"settings": resolve().model_dump(mode="json"), "hashes": {}})
 
 
 def test_processes_of_their_own_give_the_same_table(made: tuple[Here, Swept, list[int]], copied: Here) -> None:

@@ -12,6 +12,7 @@ from instil.cli.options import (
     ConfigOpt,
     DataArg,
     JsonOpt,
+    MethodOpt,
     ModelOpt,
     SetOpt,
     chosen_settings,
@@ -98,13 +99,14 @@ def probe_command(
         typer.Option("--steps", min=0, help="Of each first run.  [default: a thirtieth of the real run's, 10 to 100]"),
     ] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for probe.png and probe.json.")] = None,
+    method: MethodOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """A learning rate for these rows and this model: short runs judged by validation rows, the better half going on."""
-    chosen = chosen_settings(settings, config, as_in_book=as_in_book)  # refused before anything heavy loads
+    chosen = chosen_settings(settings, config, as_in_book=as_in_book, methods=method)  # before anything heavy loads
     try:
         wanted = [float(rate) for rate in rates.split(",") if rate.strip()]
     except ValueError as error:

@@ -31,13 +31,12 @@ from instil.train.loop import planned_steps, train
 from instil.train.metrics import StepRecord
 from instil.train.plot import plot_rates
 
-PREFERENCE_SHARE = 0.05  # of these rates where preference is learnt: it moves a model that can answer already
 RATES = {  # about the usual one of each method, each about three times the one before
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
 SHARE = 30  # of the real run's steps, in the first round
-GENTLER = 20  # times lower are the usual rates of preference tuning
+GENTLER = 20  # times lower are the usual rates of preference tuning, which moves a model that can answer already
 FEWEST, MOST = 10, 100  # steps of the first round, where nothing else is said
 ROOM = 3  # times the trained weights that must be free to keep a copy of them
 

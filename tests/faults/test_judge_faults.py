@@ -112,8 +112,7 @@ def test_after_five_failures_in_a_row_it_stops_and_keeps_what_it_has(
     with pytest.raises(StoppedEarly, match=r"503.* 7 of 30 verdicts are kept; the same command"):
         score_path(file, judge, ScoreOptions(concurrency=1, tries=2))
     times = list(Counter(server.messages()).values())  # of each row, in the order of asking
-    assert times[:12] == [1] * 7 + [2] * 5
-    assert times[12:] in ([], [1])  # a row that was begun before the fifth failure was known
+    assert times == [1] * 7 + [2] * 5
     server.faults = {}
     found = score_path(file, judge, ScoreOptions(concurrency=1))["said"]
     assert (found.found, found.asked, found.coverage) == (7, 23, 1.0)

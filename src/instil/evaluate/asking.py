@@ -83,16 +83,20 @@ def ask_all(
 ) -> Iterator[Outcome[Task, Result]]:
     """Outcomes as they come. Leave the loop early, and no further task is begun.
 
-    Failures that may pass are tried again, with waits that double, or as long as the server asks for.
+    A worker begins its next task when an outcome has been dealt with, not as soon as it has delivered its own: with
+    one worker, nothing is asked of a judge after the answer that ends the work. Failures that may pass are tried
+    again, with waits that double, or as long as the server asks for.
     """
     waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()
     done: queue.SimpleQueue[Outcome[Task, Result]] = queue.SimpleQueue()
     stopped = threading.Event()
+    workers = min(workers, len(tasks))
+    turns = threading.Semaphore(workers)
     for task in tasks:
         waiting.put(task)
 
     def work() -> None:
-        while not stopped.is_set():
+        while turns.acquire() and not stopped.is_set():
             try:
                 task = waiting.get_nowait()
             except queue.Empty:
@@ -102,13 +106,15 @@ def ask_all(
             except Exception as error:
                 done.put(Outcome(task, None, error))
 
-    for _ in range(min(workers, len(tasks))):
+    for _ in range(workers):
         threading.Thread(target=work, daemon=True).start()
     try:
         for _ in tasks:
             yield done.get()
+            turns.release()
     finally:
         stopped.set()
+        turns.release(max(workers, 1))
 
 
 def _with_patience(ask: Callable[[], Result], tries: int, stopped: threading.Event) -> Result:

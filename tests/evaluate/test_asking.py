@@ -12,11 +12,14 @@ from instil.evaluate.asking import ask_all
 @pytest.mark.parametrize("workers", [1, 3])
 def test_no_more_is_under_way_than_there_are_workers(workers: int) -> None:
     begun: list[int] = []
-    seen = 0
-    for outcome in ask_all(range(12), lambda task: begun.append(task) or task, workers, tries=1):
-        seen += 1
+
+    def ask(task: int) -> int:
+        begun.append(task)
+        return task
+
+    for seen, outcome in enumerate(ask_all(range(12), ask, workers, tries=1)):
         time.sleep(0.02)  # time for a worker that does not wait to go ahead
-        assert len(begun) <= seen - 1 + workers
+        assert len(begun) <= seen + workers
         assert outcome.result == outcome.task
     assert sorted(begun) == list(range(12))
 

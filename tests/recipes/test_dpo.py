@@ -150,6 +150,7 @@ def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
         (pairs(1), {"loss": "kto"}, DataError, "one pair"),
         (pairs(20), {"batch_size": 64, "drop_last": True}, DataError, "larger than"),
         (pairs(20), {"method": "lora", "targets": ("nothing",)}, SettingsError, "lora.targets"),
+        (pairs(20), {"reference": "nowhere"}, ModelError, r"dpo\.reference: nowhere: no such file"),
     ],
 )
 def test_what_is_refused(

@@ -151,3 +151,15 @@ def test_the_python_api_refuses_unknown_settings_of_generation(plain_run: Path) 
 def test_a_prompt_without_room_is_refused_where_it_is_the_only_one(plain_run: Path) -> None:
     with pytest.raises(UserError, match=r"the prompt has \d+ tokens; the model's context is 512"):
         respond_one(str(plain_run), "long " * 700, "", None, Settings())
+
+
+def test_settings_without_an_effect_are_told_of(tiny_folder: Path) -> None:
+    def notes(*assignments: str, book: bool = False) -> list[str]:
+        lines = prepare(rows(20), tiny_folder, resolve(assignments=assignments, as_in_book=book)).preflight.lines()
+        return [line for line in lines if "no effect" in line]
+
+    assert notes() == notes(book=True) == []
+    (said,) = notes("lora.rank=4", "lora.dora=true")
+    assert "lora.rank, lora.dora have no effect with train.method=full; add --method lora, or leave them out" in said
+    (said,) = notes("dpo.beta=0.2", "train.method=lora", "lora.rank=4")
+    assert "dpo.beta has no effect with train.objective=sft; add --method dpo" in said

@@ -119,7 +119,10 @@ def _ids(pair: EncodedPair) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, max_length: int) -> None:
     """The reference must read the same ids as the same text, and all of them."""
-    path = find_model(name)
+    try:
+        path = find_model(name)
+    except ModelError as error:
+        raise ModelError(f"dpo.reference: {error}") from error
     theirs, ours = load_tokenizer(path), load_tokenizer(model)
     spec, own = open_model(path).spec, open_model(model).spec
     advice = "its log-probabilities would be of other texts; take a reference of the same family"

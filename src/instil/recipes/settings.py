@@ -107,6 +107,30 @@ def resolve(
         raise SettingsError("; ".join(problems)) from error
 
 
+def idle(settings: Settings) -> list[str]:
+    """A warning for settings that were chosen and have no effect, since the method that they are for was not.
+
+    >>> idle(resolve(assignments=["lora.rank=4"]))
+    ['lora.rank has no effect with train.method=full; add --method lora, or leave it out']
+    """
+    used = {
+        "lora": (settings.train.method == "lora", f"train.method={settings.train.method}"),
+        "dpo": (settings.train.objective == "dpo", f"train.objective={settings.train.objective}"),
+    }
+    said = []
+    for section, (needed, why) in used.items():
+        options: BaseModel = getattr(settings, section)
+        chosen = [
+            f"{section}.{name}"
+            for name, field in type(options).model_fields.items()
+            if getattr(options, name) not in (field.default, AS_IN_BOOK.get(section, {}).get(name))
+        ]
+        if chosen and not needed:
+            have, them = ("has", "it") if len(chosen) == 1 else ("have", "them")
+            said.append(f"{', '.join(chosen)} {have} no effect with {why}; add --method {section}, or leave {them} out")
+    return said
+
+
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:
     """What ``key=value`` pairs say; the last of equal keys counts.
 

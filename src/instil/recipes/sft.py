@@ -38,7 +38,7 @@ from instil.recipes.best import BestOnDisk
 from instil.recipes.dpo import Pairs
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run_folder import RunFolder, read_template
-from instil.recipes.settings import Settings
+from instil.recipes.settings import Settings, idle
 from instil.records import Batch, Encoded, EncodedPair, Example
 from instil.runtime import device_for
 from instil.train.evaluation import AsInBook, Evaluation, Evaluator, HeldOut
@@ -113,7 +113,7 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
         part: [encode(example, template, tokenizer, options.train_on) for example in split.part(part)] for part in PARTS
     }
     max_length = min(options.max_length, spec.context)
-    notes = [*source.notes, *_header_notes(template, settings), *filter(None, [not_exact(settings)])]
+    notes = [*source.notes, *_header_notes(template, settings), *idle(settings), *filter(None, [not_exact(settings)])]
     pairs: Pairs | None = None
     if preferred is not None:
         pairs = dpo.encoded_pairs(preferred, split, template, tokenizer, settings)

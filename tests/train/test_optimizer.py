@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from instil.train import optimizer as optimizer_room
 from instil.train.optimizer import Updates
 
 
@@ -22,7 +23,9 @@ def losses(weights: list[Tensor], step: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_updates_are_those_of_torchs_adamw(clip: float) -> None:
+@pytest.mark.parametrize("small", [0, 4, 99])  # each by itself, the bias with what is left, all together
+def test_updates_are_those_of_torchs_adamw(clip: float, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer_room, "SMALL", small)
     ours, theirs = parameters(), parameters()
     updates = Updates(ours, weight_decay=0.1, clip=clip)
     optimizer = torch.optim.AdamW(theirs, lr=0.0, weight_decay=0.1, fused=True)
@@ -43,8 +46,9 @@ def test_updates_are_those_of_torchs_adamw(clip: float) -> None:
             assert mine.grad is None
 
 
-def test_without_clipping_a_gradient_is_gone_before_the_next_is_made() -> None:
+def test_without_clipping_a_gradient_is_gone_before_the_next_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deep in backward, the gradients above have been used already."""
+    monkeypatch.setattr(optimizer_room, "SMALL", 0)
     matrix, bias = parameters()
     updates = Updates([matrix, bias], weight_decay=0.0)
     held = []

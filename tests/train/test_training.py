@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,11 @@ class Kept(Updates):
         super().__init__(*args, **kwargs)
         self.gradients: dict[torch.Tensor, torch.Tensor] = {}
 
-    def _update(self, parameter: torch.Tensor) -> None:
-        assert parameter not in self.gradients, "one update a step"
-        assert parameter.grad is not None
-        self.gradients[parameter], parameter.grad = parameter.grad, None
+    def _update(self, parameters: Sequence[torch.Tensor]) -> None:
+        for parameter in parameters:
+            assert parameter not in self.gradients, "one update a step"
+            assert parameter.grad is not None
+            self.gradients[parameter], parameter.grad = parameter.grad, None
 
     def _update_rows(self, parameter: torch.Tensor, rows: slice, grad: torch.Tensor) -> None:
         assert (parameter in self.gradients) == (rows.start > 0), "one update a step"

@@ -22,6 +22,7 @@ from instil.errors import SettingsError
 
 WORTH_IT = 1.15  # the gain below which torch's own product stays
 SMALL = 1 << 17  # elements of a weight below which calling costs more than computing
+FEW = 8  # rows of a thin product up to which the same holds
 PACKED_FOR = 16  # tokens for which the order of packed weights is chosen; it suits others well
 WIDE = 1 << 15  # output widths (vocabularies) whose weight gradient torch computes faster
 FORM = (128, 576, 1536)  # tokens, in, out: what is measured; as telling as larger ones, within 50 ms
@@ -90,14 +91,27 @@ def product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     return _onednn(x_NI, weight_OI, None) if _suits(x_NI, weight_OI) else x_NI @ weight_OI.t()
 
 
+def thin_product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    """``x W^T`` outside of autograd, where one of the three widths is small, as with adapters, [N, O].
+
+    The operands must lie in memory row by row or column by column for oneDNN to be fast.
+    """
+    whole = all(one.is_contiguous() or one.t().is_contiguous() for one in (x_NI, weight_OI))
+    fast = whole and x_NI.shape[0] > FEW and _wanted(x_NI, weight_OI)
+    return _onednn(x_NI, weight_OI, None) if fast else x_NI @ weight_OI.t()
+
+
 def _suits(x_NI: Tensor, weight_OI: Tensor) -> bool:
     """Whether oneDNN's product is to be used: matrices of some size, in float32 on a CPU that gains by it."""
+    return weight_OI.numel() >= SMALL and _wanted(x_NI, weight_OI)
+
+
+def _wanted(x_NI: Tensor, weight_OI: Tensor) -> bool:
     return (
         x_NI.dim() == 2
         and x_NI.shape[0] > 0
         and x_NI.dtype == weight_OI.dtype == torch.float32
         and x_NI.device.type == weight_OI.device.type == "cpu"
-        and weight_OI.numel() >= SMALL
         and not torch.is_autocast_enabled("cpu")
         and backend() == "onednn"
     )

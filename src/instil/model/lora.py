@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
 from instil.model.frozen import FrozenLinear, release
-from instil.model.gemm import Linear, linear, product
+from instil.model.gemm import Linear, linear, product, thin_product
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
 ALL = "all"  # every projection but the head
@@ -100,9 +100,9 @@ class LoraLinear(Linear):
             inside[part, column] = 1
         whole = len(rows) == 1 and rows[0].stop - rows[0].start == layer.out_features
         self.scale_T: Tensor | None
-        self.inside_OT: Tensor | None
+        self.inside_TO: Tensor | None
         self.register_buffer("scale_T", own_scales, persistent=False)
-        self.register_buffer("inside_OT", None if whole else inside, persistent=False)
+        self.register_buffer("inside_TO", None if whole else inside.t().contiguous(), persistent=False)
         lengths = [torch.linalg.vector_norm(whole_OI.detach()[part], dim=1) for part in rows] if dora else []
         self.lora_magnitude = nn.ParameterList(nn.Parameter(length) for length in lengths)
 
@@ -131,20 +131,17 @@ class LoraLinear(Linear):
             return self._with_magnitude(x_NI)
         if torch.is_grad_enabled():
             return _Lora.apply(  # type: ignore[no-any-return, no-untyped-call]
-                x_NI,
-                self.held or self.weight,
-                self.bias,
-                self.lora_a,
-                self.lora_b,
-                self.scale,
-                self.scale_T,
-                self.inside_OT,
+                x_NI, self.held or self.weight, self.bias, self.lora_a, self.lora_b, self
             )
         y_NO = super().forward(x_NI) if self.held is None else self.held(x_NI)
-        read_NT = x_NI @ self.lora_a.to(x_NI.dtype).t()
-        if self.scale_T is not None:
-            read_NT *= self.scale_T
-        return y_NO.addmm_(read_NT.to(y_NO.dtype), self.lora_b.to(y_NO.dtype).t(), alpha=self.scale)
+        read_NT = thin_product(x_NI, self.lora_a.to(x_NI.dtype))
+        return self.add_to(y_NO, read_NT.to(y_NO.dtype), self.lora_b.to(y_NO.dtype))
+
+    def add_to(self, y_NO: Tensor, read_NT: Tensor, b_OT: Tensor) -> Tensor:
+        """Add to some outputs, in place, what the adapters make of what they have read; block by block."""
+        for rows, columns, scale in zip(self.rows, self.columns, self.scales, strict=True):
+            y_NO[:, rows].addmm_(read_NT[:, columns], b_OT[rows, columns].t(), alpha=scale)
+        return y_NO
 
     def low_rank(self, x_NI: Tensor) -> Tensor:
         """What the adapters read of the inputs, each times its scale, [N, T]; differentiable."""
@@ -223,9 +220,7 @@ class _Lora(torch.autograd.Function):
         bias_O: Tensor | None,
         a_TI: Tensor,
         b_OT: Tensor,
-        scale: float,
-        scale_T: Tensor | None,
-        inside_OT: Tensor | None,
+        layer: LoraLinear,
     ) -> Tensor:
         if torch.is_autocast_enabled(x_NI.device.type):
             narrow = torch.get_autocast_dtype(x_NI.device.type)
@@ -234,27 +229,28 @@ class _Lora(torch.autograd.Function):
         ctx.held = weight if isinstance(weight, FrozenLinear) else None
         weight_OI = weight.dense(x_NI.dtype) if isinstance(weight, FrozenLinear) else weight.to(x_NI.dtype)
         y_NO = linear(x_NI, weight_OI, bias_O)
-        read_NT = x_NI @ a_TI.t()
-        if scale_T is not None:
-            read_NT *= scale_T
-        y_NO.addmm_(read_NT, b_OT.t(), alpha=scale)
+        read_NT = thin_product(x_NI, a_TI)
         kept_OI = None if ctx.held else weight_OI  # what is held in few bits is made again
-        ctx.save_for_backward(x_NI, kept_OI, a_TI, b_OT, read_NT, scale_T, inside_OT)
-        ctx.scale = scale
-        return y_NO
+        ctx.save_for_backward(x_NI, kept_OI, a_TI, b_OT, read_NT, layer.scale_T, layer.inside_TO)
+        ctx.scale = layer.scale
+        return layer.add_to(y_NO, read_NT, b_OT)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
-        x_NI, weight_OI, a_TI, b_OT, read_NT, scale_T, inside_OT = ctx.saved_tensors
+        x_NI, weight_OI, a_TI, b_OT, read_NT, scale_T, inside_TO = ctx.saved_tensors
         grad_NO = grad_NO.contiguous()
-        through_NT = (grad_NO @ b_OT).mul_(ctx.scale if scale_T is None else ctx.scale * scale_T)
-        for_b_OT = (grad_NO.t() @ read_NT).mul_(ctx.scale if inside_OT is None else ctx.scale * inside_OT)
+        scale = ctx.scale if scale_T is None else scale_T
+        through_NT = thin_product(grad_NO, b_OT.t()).mul_(scale)
+        for_b_TO = thin_product((read_NT * scale).t(), grad_NO.t())  # [T, O]: several times as fast as [O, T]
+        if inside_TO is not None:
+            for_b_TO *= inside_TO
+        for_a_TI = thin_product(through_NT.t().contiguous(), x_NI.t())
         for_x = None
         if ctx.needs_input_grad[0]:
             weight_OI = ctx.held.dense(grad_NO.dtype) if ctx.held else weight_OI
             for_x = product(grad_NO, weight_OI.t()).addmm_(through_NT, a_TI)
-        return for_x, None, None, through_NT.t() @ x_NI, for_b_OT, None, None, None
+        return for_x, None, None, for_a_TI, for_b_TO.t(), None
 
 
 def add_lora(

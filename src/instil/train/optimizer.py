@@ -2,13 +2,14 @@
 
 A gradient that is used as soon as it is complete is still in the processor's cache and never held with the
 others: less traffic, and four bytes a parameter less memory. Clipping needs the norm of all of them, so with
-it the update waits. Either way every parameter gets the same update by the same kernel (E0).
+it the update waits; so do those of small parameters (norms, adapters), where calling costs more than computing, and
+which are updated together. Either way every parameter gets the same update by the same kernel (E0).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch.optim.adamw import adamw
 from instil.model.tied import Receiver
 
 BETAS, EPS = (0.9, 0.999), 1e-8
+SMALL = 1 << 17  # numbers of a parameter below which its update waits for the others
 
 
 class Updates:
@@ -47,6 +49,7 @@ class Updates:
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
             for parameter in self.parameters
+            if parameter.numel() >= SMALL
         ]
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -62,8 +65,8 @@ class Updates:
         waiting = [parameter for parameter in self.parameters if parameter.grad is not None]
         if self.clip and waiting:
             torch.nn.utils.clip_grad_norm_(waiting, self.clip)
-        for parameter in waiting:
-            self._update(parameter)
+        if waiting:
+            self._update(waiting)
 
     def close(self) -> None:
         """Let go of the parameters."""
@@ -77,7 +80,7 @@ class Updates:
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._complete and parameter.grad is not None:  # none where a receiver has had it
-            self._update(parameter)
+            self._update([parameter])
 
     def receiver(self, parameter: Tensor) -> Receiver | None:
         """Takes the gradient of a matrix by rows and updates them, for the last backward of a step.
@@ -88,21 +91,27 @@ class Updates:
             return None
         return functools.partial(self._update_rows, parameter)
 
-    def _update(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        self._step(parameter.detach(), parameter.grad, *self.state[parameter])
-        parameter.grad = None
+    def _update(self, parameters: Sequence[Tensor]) -> None:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        states = [self.state[parameter] for parameter in parameters]
+        self._step(
+            [parameter.detach() for parameter in parameters], grads, *(list(part) for part in zip(*states, strict=True))
+        )
+        for parameter in parameters:
+            parameter.grad = None
 
     def _update_rows(self, parameter: Tensor, rows: slice, grad: Tensor) -> None:
         first, second, step = self.state[parameter]
         if rows.stop < len(parameter):
             step = step.clone()  # a step is counted once, with its last rows
-        self._step(parameter.detach()[rows], grad, first[rows], second[rows], step)
+        self._step([parameter.detach()[rows]], [grad], [first[rows]], [second[rows]], [step])
 
     @torch.no_grad()
-    def _step(self, weight: Tensor, grad: Tensor, first: Tensor, second: Tensor, step: Tensor) -> None:
+    def _step(
+        self, weights: list[Tensor], grads: list[Tensor], first: list[Tensor], second: list[Tensor], steps: list[Tensor]
+    ) -> None:
         adamw(
-            [weight], [grad], [first], [second], [], [step],
+            weights, grads, first, second, [], steps,
             fused=True, amsgrad=False, maximize=False,
             beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.rate, weight_decay=self.weight_decay,
         )  # fmt: skip

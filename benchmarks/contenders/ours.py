@@ -23,7 +23,7 @@ def main(job: Job, variant: str, track: Track) -> None:
     decoder = load_decoder(job.folder)
     if variant == "untied":
         decoder.untie()
-    if variant == "lora":
+    if variant.startswith("lora"):
         importlib.import_module("instil.model.lora").add_lora(decoder, rank=RANK, alpha=ALPHA)
     options = TrainOptions(
         layout="padded" if variant == "padded" else "shared",
@@ -33,6 +33,7 @@ def main(job: Job, variant: str, track: Track) -> None:
         weight_decay=job.weight_decay,
         schedule="constant",
         eval_every=0,
+        gradient_checkpointing=variant.endswith("checkpointing"),
     )
     loader = Loader(
         [Encoded(tuple(ids), tuple(trained)) for step in job.steps for ids, trained in step],

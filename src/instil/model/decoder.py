@@ -22,6 +22,7 @@ from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache, Part
 from instil.model.fused import after, gated, rms_norm
 from instil.model.gemm import Linear
+from instil.model.recompute import recomputed
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
 from instil.model.tied import TiedGradient, embed_tied
@@ -151,6 +152,8 @@ class Decoder(nn.Module):
     torch.Size([3, 11])
     """
 
+    gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.recompute`)
+
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -192,7 +195,11 @@ class Decoder(nn.Module):
                 ropes[window] = rope_tables(batch.positions_N, spec.head_width, *spec.rope_of(window), x_ND.dtype)
         attend = pattern_for(batch, past)
         for block, window in zip(self.blocks, windows, strict=True):
-            x_ND = block(x_ND, attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
+            rest = (attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
+            if self.gradient_checkpointing:
+                x_ND = recomputed(functools.partial(_block, block, rest), x_ND, block.parameters())
+            else:
+                x_ND = block(x_ND, *rest)
         for part in past or ():
             for row, count in zip(part.rows, part.lengths, strict=True):
                 part.cache.lengths[row] += count
@@ -233,6 +240,10 @@ def batch_of_ids(ids_BT: Tensor) -> Batch:
         torch.arange(rows, device=ids_BT.device).repeat_interleave(length),
         Grid(rows, length),
     )
+
+
+def _block(block: nn.Module, rest: tuple[Pattern, Rope | None, Tensor | None], x_ND: Tensor) -> Tensor:
+    return block(x_ND, *rest)  # type: ignore[no-any-return]
 
 
 def _norm(spec: DecoderSpec, width: int) -> nn.Module:

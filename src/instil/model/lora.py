@@ -229,7 +229,7 @@ class _Lora(torch.autograd.Function):
         ctx.held = weight if isinstance(weight, FrozenLinear) else None
         weight_OI = weight.dense(x_NI.dtype) if isinstance(weight, FrozenLinear) else weight.to(x_NI.dtype)
         y_NO = linear(x_NI, weight_OI, bias_O)
-        read_NT = thin_product(x_NI, a_TI)
+        read_NT = x_NI @ a_TI.t()
         kept_OI = None if ctx.held else weight_OI  # what is held in few bits is made again
         ctx.save_for_backward(x_NI, kept_OI, a_TI, b_OT, read_NT, layer.scale_T, layer.inside_TO)
         ctx.scale = layer.scale
@@ -245,7 +245,7 @@ class _Lora(torch.autograd.Function):
         for_b_TO = thin_product((read_NT * scale).t(), grad_NO.t())  # [T, O]: several times as fast as [O, T]
         if inside_TO is not None:
             for_b_TO *= inside_TO
-        for_a_TI = thin_product(through_NT.t().contiguous(), x_NI.t())
+        for_a_TI = through_NT.t() @ x_NI
         for_x = None
         if ctx.needs_input_grad[0]:
             weight_OI = ctx.held.dense(grad_NO.dtype) if ctx.held else weight_OI

@@ -105,6 +105,7 @@ def train(
     if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
         touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
     trained = trained_parameters(decoder)
+    decoder.gradient_checkpointing = options.gradient_checkpointing
     updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
     total = planned_steps(len(loader), options)
     objective = objective or Likelihood()
@@ -164,6 +165,7 @@ def train(
         diverged = error
     finally:
         decoder.eval()
+        decoder.gradient_checkpointing = False
         updates.close()
         if touched is not None:
             touched.settle()

@@ -82,6 +82,9 @@ class TrainOptions(BaseModel):
     precision: Literal["fp32", "bf16"] = Field(
         "fp32", description="bf16: products in bfloat16, weights and updates in float32; faster, not exact"
     )
+    gradient_checkpointing: bool = Field(
+        False, description="keep only each block's input, and make the rest again in backward: less memory, slower"
+    )
     epochs: int = Field(4, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")

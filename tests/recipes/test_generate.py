@@ -18,10 +18,10 @@ import pytest
 from instil.data.sources import read_source
 from instil.errors import InstilError, JudgeError, RunFolderTaken, SettingsError, StoppedEarly, UserError
 from instil.evaluate import asking
-from instil.recipes.generate import WAYS, Generated, check_outcome, generate_rows, report_file
+from instil.recipes.generate import CALLS, WAYS, Generated, check_outcome, generate_rows, report_file
 from instil.recipes.progress import Advance, Screen
 from instil.synthesis.options import MakeOptions
-from tests.faults.judge_server import JudgeServer, judging
+from tests.faults.judge_server import JudgeServer, judging, message_of
 from tests.synthesis.replies import messages, telling
 
 ONE = MakeOptions(concurrency=1, tries=2)
@@ -108,6 +108,38 @@ def test_a_model_that_dies_and_comes_back_ends_in_the_same_bytes(
     again = made(server, way, tmp_path / "broken.json", rows_file)
     assert again.asked == 0
     assert (tmp_path / "broken.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+class FailingAt(dict[int, str]):
+    """Faults for one request, however often it is made."""
+
+    def __init__(self, server: JudgeServer, message: str) -> None:
+        super().__init__()
+        self.server, self.message = server, message
+
+    def get(self, number: int, default: Any = "") -> Any:
+        return "status 500" if message_of(self.server.asked[number]) == self.message else default
+
+
+def test_a_request_that_always_fails_is_given_up_at_last(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
+    made(server, "self-instruct", tmp_path / "whole.json", rows_file, count=6)
+    server.faults = FailingAt(server, messages(server)[2][0])
+    for _ in range(CALLS - 1):
+        with pytest.raises(StoppedEarly, match=r"500.*the same command asks for the rest"):
+            made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6)
+    for _ in range(2):  # given up once and for all
+        generated = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6)
+        assert len(generated.rows) == 6
+        assert [one.number for one in generated.left] == [2]
+        assert "the model failed 3 times: the server answered 500" in generated.left[0].reason
+
+
+def test_a_given_row_is_never_given_up(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
+    made(server, "passive", tmp_path / "whole.json", rows_file)
+    server.faults = FailingAt(server, messages(server)[2][0])
+    for _ in range(CALLS + 1):
+        with pytest.raises(StoppedEarly):
+            made(server, "passive", tmp_path / "new.json", rows_file)
 
 
 def test_more_rows_go_on_from_those_there_are(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,7 @@ class Journal:
         self.path = path
         self.damaged = 0  # lines that could not be read
         self._entries: dict[str, dict[str, Any]] = {}
+        self._failures: Counter[str] = Counter()
         self._file: Any = None
         self._lock = FileLock(path.with_name(f".{path.name}.lock")) if path else None
 
@@ -79,10 +81,13 @@ class Journal:
         """What was written down under a key, if it has an outcome that counts."""
         return self._entries.get(key)
 
+    def failures(self, key: str) -> int:
+        """How many lines under a key say that it ``failed``."""
+        return self._failures[key]
+
     def add(self, key: str, entry: dict[str, Any], *, counts: bool) -> None:
         """Write a line down, and to disk; ``counts`` is whether `find` shall find it."""
-        if counts:
-            self._entries[key] = entry
+        self._know(key, entry, counts)
         if self._file is not None:
             line = json.dumps({"key": key, **entry, "counts": counts}, ensure_ascii=False)
             try:
@@ -94,6 +99,11 @@ class Journal:
                     f"{self.path}: cannot be written: {error.strerror or error}. What came before is kept in it; "
                     "make room, and the same command asks for the rest"
                 ) from error
+
+    def _know(self, key: str, entry: dict[str, Any], counts: bool) -> None:
+        if counts:
+            self._entries[key] = entry
+        self._failures[key] += entry.get("failed") is True
 
     def _read(self, path: Path) -> None:
         if not path.exists():
@@ -108,8 +118,8 @@ class Journal:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 self.damaged += 1
                 continue
-            if counts is True and isinstance(key, str):
-                self._entries[key] = entry
+            if isinstance(key, str):
+                self._know(key, entry, counts is True)
         if raw and not raw.startswith(START) and (not lines or self.damaged == len(lines)):
             raise DataError(f"{path} is no journal, so it is left alone; move it elsewhere")
         if whole < len(raw):  # torn

@@ -38,6 +38,7 @@ from instil.synthesis.writing import Wanted, Written, write_all, writer
 Way = Literal["self-instruct", "magpie", "reflect", "passive"]
 WAYS: tuple[str, ...] = get_args(Way)
 COUNT = 100
+CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
 MOST = 10_000_000  # rows of one file
 COMMON = "starter"  # its rows tell which letters are rare
 SHOWN_FIRST = 3  # rows shown as they come; then one of so many
@@ -92,6 +93,7 @@ class _Writing:
     options: MakeOptions
     journal: Journal
     advance: Advance = field(default=lambda note="", steps=1: None)
+    calls: int = 0  # at which a request may fail; 0: any number
     steps: int = 1  # of the bar, for each reply; 0 where rows are counted, of which a barren stretch has none
     asked: int = 0
     found: int = 0
@@ -99,7 +101,7 @@ class _Writing:
     def __call__(self, wanted: Sequence[Wanted]) -> list[Written]:
         before = self.asked + self.found
         try:
-            written = write_all(self.model, wanted, self.options, self.journal, self._came)
+            written = write_all(self.model, wanted, self.options, self.journal, self._came, calls=self.calls)
         except (StoppedEarly, JudgeError) as error:
             if (isinstance(error, JudgeError) and not before) or isinstance(error.__cause__, OSError):
                 raise  # it takes no request at all; the journal cannot be written
@@ -183,7 +185,7 @@ def generate_rows(
         if journal.damaged:
             screen.say(f"{journal_file}: {journal.damaged} damaged lines are left out", "yellow")
         screen.say(f"{way} with {asked.identity}", "dim")
-        write = _Writing(asked, options, journal)
+        write = _Writing(asked, options, journal, calls=CALLS if way in ("self-instruct", "magpie") else 0)
         found: Grown | Edited
         if way in ("self-instruct", "magpie"):
             known = Known(

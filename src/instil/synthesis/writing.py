@@ -13,7 +13,7 @@ from typing import Any
 
 from instil.errors import JudgeError, did_you_mean
 from instil.evaluate.asking import Breaker, ask_all
-from instil.evaluate.clients import Refused
+from instil.evaluate.clients import Passing, Refused
 from instil.evaluate.journal import Journal, key_of
 from instil.evaluate.judges import Judge, Question, Reply, judge_named
 from instil.evaluate.judging import context_for, refusal, unread
@@ -81,6 +81,8 @@ def write_all(
     options: MakeOptions,
     journal: Journal,
     on_done: Callable[[Written], None] = lambda written: None,
+    *,
+    calls: int = 0,
 ) -> list[Written]:
     """Ask an opened model for every text that the journal does not hold; what came, in the order of the requests.
 
@@ -92,6 +94,8 @@ def write_all(
         options: how to ask; temperature and the longest reply are part of what a reply is known by.
         journal: what is known already, and where every reply goes.
         on_done: called with each request's result as it comes.
+        calls: a request at which the model fails in so many calls with this journal is given up: it has not ``failed``,
+            but has no text for good. 0: never, as befits texts that nothing else can stand for.
 
     Raises:
         JudgeError: the model does not take the requests.
@@ -119,6 +123,7 @@ def write_all(
 
     for outcome in ask_all(list(missing.items()), ask, options.concurrency or model.workers, options.tries):
         key, one = outcome.task
+        given_up = False
         if outcome.result is not None:
             breaker.succeeded()
             question = Question(one.text, one.schema, one.seed, num_ctx)
@@ -128,7 +133,10 @@ def write_all(
             done[key] = Written(one.row, None, refusal(outcome.error, "make"), key)
         else:
             assert outcome.error is not None
-            done[key] = Written(one.row, None, f"the model failed: {outcome.error}", key, failed=True)
+            failed = isinstance(outcome.error, Passing)  # at this request, maybe; else the model is not there
+            given_up = failed and 0 < calls <= journal.failures(key) + 1
+            times = f" {calls} times" if given_up else ""
+            done[key] = Written(one.row, None, f"the model failed{times}: {outcome.error}", key, failed=not given_up)
             breaker.failed(outcome.error)
         entry = {
             "row": one.row,
@@ -138,8 +146,9 @@ def write_all(
             "text": done[key].text,
             "reason": done[key].reason,
             "num_ctx": options.num_ctx,
+            "failed": isinstance(outcome.error, Passing),
         }
-        journal.add(key, entry, counts=outcome.result is not None)
+        journal.add(key, entry, counts=outcome.result is not None or given_up)
         on_done(done[key])
     return [_for_row(done[key], one.row) for key, one in zip(keys, wanted, strict=True)]
 

@@ -22,6 +22,24 @@ def test_later_sources_win(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("assignments", "rate"),
+    [
+        ([], 1e-4),
+        (["train.method=lora"], 1e-3),
+        (["train.objective=dpo"], 5e-6),
+        (["train.objective=dpo", "train.method=lora"], 5e-5),
+        (["train.objective=dpo", "train.method=lora", "dpo.loss=simpo"], 5e-5),
+        (["train.method=lora", "train.learning_rate=2e-4"], 2e-4),
+        (["train.method=lora", "lora.scaling=alpha"], 1e-4),
+    ],
+)
+def test_methods_have_rates_of_their_own(assignments: list[str], rate: float) -> None:
+    assert resolve(assignments=assignments).train.learning_rate == rate
+    if not assignments[1:]:  # the book's rates are its own
+        assert resolve(assignments=assignments, as_in_book=True).train.learning_rate in (5e-5, 5e-6)
+
+
+@pytest.mark.parametrize(
     ("assignment", "says"),
     [
         ("train.epoch=3", "did you mean train.epochs"),

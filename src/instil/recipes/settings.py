@@ -21,6 +21,10 @@ from instil.recipes.book import AS_IN_BOOK, PREFERENCE_AS_IN_BOOK
 from instil.synthesis.options import MakeOptions
 from instil.train.options import DpoOptions, LoraOptions, TrainOptions
 
+# Adapters want about ten times the rate of full tuning (docs/log.md; also Schulman et al. 2025, "LoRA Without Regret"),
+# unless another scaling makes each step of theirs larger.
+LORA: dict[str, dict[str, Any]] = {"train": {"learning_rate": 1e-3}}
+PREFERENCE_LORA: dict[str, dict[str, Any]] = {"train": {"learning_rate": 5e-5}}
 # Preference tuning moves a model that can answer already: smaller steps, and fewer. SimPO's beta multiplies a mean.
 PREFERENCE: dict[str, dict[str, Any]] = {"train": {"epochs": 1, "learning_rate": 5e-6}}
 PREFERENCE_BY_LOSS: dict[str, dict[str, dict[str, Any]]] = {"simpo": {"dpo": {"beta": 2.0}}}
@@ -69,12 +73,14 @@ def resolve(
 ) -> Settings:
     """Defaults or the book's choices, overridden by a TOML file, then ``key=value`` pairs, then ``values``.
 
-    Preference tuning has a few defaults of its own.
+    Preference tuning and adapters have a few defaults of their own, but as in the book.
 
     >>> resolve(assignments=["train.epochs=3"]).train.epochs
     3
     >>> resolve(assignments=["train.objective=dpo"]).train.learning_rate
     5e-06
+    >>> resolve(assignments=["train.method=lora"]).train.learning_rate
+    0.001
 
     Raises:
         SettingsError: a key is unknown, or a value is not of its kind.
@@ -90,9 +96,12 @@ def resolve(
         _set(chosen, key, value, "--set")
     for key, value in _flat(values or {}).items():
         _set(chosen, _full_name(key), value, "settings")
-    tables = [AS_IN_BOOK] if as_in_book else []
+    scaling = chosen["lora"].get("scaling", LoraOptions().scaling)
+    adapters = chosen["train"].get("method") == "lora" and scaling == LoraOptions().scaling and not as_in_book
+    tables = [AS_IN_BOOK] if as_in_book else [LORA] if adapters else []
     if chosen["train"].get("objective") == "dpo":
         tables.append(PREFERENCE_AS_IN_BOOK if as_in_book else PREFERENCE)
+        tables.append(PREFERENCE_LORA if adapters else {})
         tables.append(PREFERENCE_BY_LOSS.get(str(chosen["dpo"].get("loss")), {}))
     for table in reversed(tables):
         for section, values_there in table.items():

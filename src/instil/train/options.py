@@ -88,7 +88,11 @@ class TrainOptions(BaseModel):
     epochs: int = Field(4, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")
-    learning_rate: float = Field(1e-4, gt=0, description="peak, after warmup")
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        description="peak, after warmup; by default ten times that with adapters, 5e-6 or 5e-5 for preferences",
+    )
     weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay, on every parameter")
     warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps in which the rate rises from zero")
     schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="the rate after warmup")

@@ -14,6 +14,7 @@ from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError, SettingsError
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.families.gpt2 import gpt2_spec
+from instil.model.gemm import Linear, backend
 from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_parameters
 from instil.model.peft_folder import load_adapter, save_adapter
 from instil.model.weights import blank_decoder, hub_tensors, load_decoder
@@ -284,3 +285,33 @@ def test_what_lies_outside_of_the_blocks_stays_zero(folder: Path) -> None:
             blocks[layer.rows[n], layer.columns[n]] = layer.block(n).detach()
             assert layer.block(n).abs().max() > 0
         assert torch.equal(blocks, layer.lora_b)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 20])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_scales_of_their_own(tokens: int, narrow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks and scales differ by block, as PEFT's patterns may have them; also in bfloat16, also without a token."""
+    monkeypatch.setenv("INSTIL_GEMM", "onednn")
+    backend.cache_clear()
+    torch.manual_seed(0)
+    base = Linear(64, 96).requires_grad_(False)
+    layer = LoraLinear(base, [slice(0, 32), slice(64, 96)], [3, 9], [2.0, 0.5])
+    layer.draw(torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for n in range(2):
+            layer.block(n).normal_()
+    x = torch.randn(tokens, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+        made = layer(x)
+    made.float().square().sum().backward()
+    whole = (base.weight + layer.change()).double()
+    wanted_x = x.detach().double().requires_grad_()
+    wanted = wanted_x @ whole.t() + base.bias.double()
+    wanted.square().sum().backward()
+    assert x.grad is not None
+    assert wanted_x.grad is not None
+    for one, other in ((made, wanted), (x.grad, wanted_x.grad)):
+        assert (one - other).norm() <= (0.02 if narrow else 1e-5) * other.norm()
+    assert layer.lora_a.grad is not None
+    assert bool(layer.lora_a.grad.any()) == (tokens > 0)
+    backend.cache_clear()

@@ -134,6 +134,20 @@ def test_a_request_that_always_fails_is_given_up_at_last(server: JudgeServer, tm
         assert "the model failed 3 times: the server answered 500" in generated.left[0].reason
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+def test_an_outage_gives_nothing_up(server: JudgeServer, tmp_path: Path, rows_file: str, workers: int) -> None:
+    """A model that answers nothing at all is not there, however often the command is given."""
+    options = MakeOptions(concurrency=workers, tries=1)
+    made(server, "self-instruct", tmp_path / "whole.json", rows_file, count=6)
+    server.always = "status 503"
+    for _ in range(CALLS + 2):
+        with pytest.raises(StoppedEarly):
+            made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6, options=options)
+    server.always = ""
+    made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6, options=options)
+    assert (tmp_path / "new.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 def test_a_given_row_is_never_given_up(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     made(server, "passive", tmp_path / "whole.json", rows_file)
     server.faults = FailingAt(server, messages(server)[2][0])

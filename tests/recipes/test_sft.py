@@ -163,3 +163,6 @@ def test_settings_without_an_effect_are_told_of(tiny_folder: Path) -> None:
     assert "lora.rank, lora.dora have no effect with train.method=full; add --method lora, or leave them out" in said
     (said,) = notes("dpo.beta=0.2", "train.method=lora", "lora.rank=4")
     assert "dpo.beta has no effect with train.objective=sft; add --method dpo" in said
+    (said,) = notes("dpo.loss=simpo")
+    assert "add --method simpo" in said
+    assert notes("lora.alpha=16.0")  # the book's value, but not as in the book

@@ -8,6 +8,7 @@ import pytest
 
 from instil.errors import SettingsError
 from instil.recipes.sweep_file import Overrides, SweepFile, read_sweep, slug
+from instil.recipes.sweep_rows import Identity
 
 
 def read(folder: Path, text: str, over: Overrides | None = None) -> SweepFile:
@@ -150,3 +151,11 @@ def test_long_names_have_folders_of_their_own(tmp_path: Path) -> None:
     assert made[0] != made[1] and made[0].startswith("漢漢")
     for one in made:
         (tmp_path / one).mkdir()  # no file system takes more than 255 bytes
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run() -> None:
+    """It lacks the settings that came later, which it had as they are by default."""
+    facts = {"settings": {"train": {"epochs": 1}}, "hashes": {}}
+    for again in (False, True):
+        now = Identity({"train": {"epochs": 1, "gradient_checkpointing": again}}, {})
+        assert bool(now.differences(facts)) == again

@@ -45,6 +45,7 @@ class Journal:
         self.damaged = 0  # lines that could not be read
         self._entries: dict[str, dict[str, Any]] = {}
         self._failures: Counter[str] = Counter()
+        self._doubted: dict[str, dict[str, Any]] = {}
         self._file: Any = None
         self._lock = FileLock(path.with_name(f".{path.name}.lock")) if path else None
 
@@ -84,6 +85,17 @@ class Journal:
     def failures(self, key: str) -> int:
         """How many lines under a key say that it ``failed``."""
         return self._failures[key]
+
+    def doubt(self, key: str, entry: dict[str, Any]) -> int:
+        """Keep an outcome that counts once `settle` is called; returns how many such there are."""
+        self._doubted[key] = entry
+        return len(self._doubted)
+
+    def settle(self) -> None:
+        """Write down what was doubted."""
+        for key, entry in self._doubted.items():
+            self.add(key, entry, counts=True)
+        self._doubted.clear()
 
     def add(self, key: str, entry: dict[str, Any], *, counts: bool) -> None:
         """Write a line down, and to disk; ``counts`` is whether `find` shall find it."""

@@ -97,7 +97,7 @@ def thin_product(x_NI: Tensor, weight_OI: Tensor) -> Tensor:
     The operands must lie in memory row by row or column by column for oneDNN to be fast.
     """
     whole = all(one.is_contiguous() or one.t().is_contiguous() for one in (x_NI, weight_OI))
-    fast = whole and x_NI.shape[0] > FEW and _wanted(x_NI, weight_OI)
+    fast = whole and x_NI.shape[0] > FEW and x_NI.shape[1] > 0 and _wanted(x_NI, weight_OI)
     return _onednn(x_NI, weight_OI, None) if fast else x_NI @ weight_OI.t()
 
 

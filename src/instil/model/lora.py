@@ -240,7 +240,7 @@ class _Lora(torch.autograd.Function):
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, ...]:
         x_NI, weight_OI, a_TI, b_OT, read_NT, scale_T, inside_TO = ctx.saved_tensors
         grad_NO = grad_NO.contiguous()
-        scale = ctx.scale if scale_T is None else scale_T
+        scale = ctx.scale if scale_T is None else scale_T.to(grad_NO.dtype)
         through_NT = thin_product(grad_NO, b_OT.t()).mul_(scale)
         for_b_TO = thin_product((read_NT * scale).t(), grad_NO.t())  # [T, O]: several times as fast as [O, T]
         if inside_TO is not None:

@@ -127,16 +127,18 @@ def idle(settings: Settings) -> list[str]:
         "dpo": (settings.train.objective == "dpo", f"train.objective={settings.train.objective}"),
     }
     said = []
+    book = AS_IN_BOOK if "book" in (settings.train.order, settings.train.evaluation) else {}
     for section, (needed, why) in used.items():
         options: BaseModel = getattr(settings, section)
         chosen = [
             f"{section}.{name}"
             for name, field in type(options).model_fields.items()
-            if getattr(options, name) not in (field.default, AS_IN_BOOK.get(section, {}).get(name))
+            if getattr(options, name) not in (field.default, book.get(section, {}).get(name))
         ]
         if chosen and not needed:
+            method = "lora" if section == "lora" else settings.dpo.loss
             have, them = ("has", "it") if len(chosen) == 1 else ("have", "them")
-            said.append(f"{', '.join(chosen)} {have} no effect with {why}; add --method {section}, or leave {them} out")
+            said.append(f"{', '.join(chosen)} {have} no effect with {why}; add --method {method}, or leave {them} out")
     return said
 
 

@@ -28,6 +28,7 @@ from instil.train.metrics import StepRecord, read_metrics
 LAST = 20  # steps whose mean training loss is shown
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
 NUMBERS = ("steps", "trained_parameters", "train_seconds", "peak_memory_gb", "validation_loss")
+LATER = {"train.gradient_checkpointing": False}  # settings that earlier versions lack, with what they did
 SHOWN = 5  # settings named in a message
 # What a validation loss is a loss of, as people call it, by its setting.
 LOSS_OF = {
@@ -58,6 +59,7 @@ class Identity:
     def differences(self, facts: dict[str, Any]) -> list[str]:
         """In what a finished run is another one."""
         found, own = (_flat(one) for one in (_shaping(facts["settings"]), self.settings))
+        found = {**LATER, **found}
         lines = [
             f"{key} is {found.get(key)}, now {own.get(key)}"
             for key in dict.fromkeys([*own, *found])

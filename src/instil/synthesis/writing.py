@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from instil.errors import JudgeError, did_you_mean
-from instil.evaluate.asking import Breaker, ask_all
+from instil.errors import JudgeError, StoppedEarly, did_you_mean
+from instil.evaluate.asking import FAILURES_IN_A_ROW, Breaker, ask_all
 from instil.evaluate.clients import Passing, Refused
 from instil.evaluate.journal import Journal, key_of
 from instil.evaluate.judges import Judge, Question, Reply, judge_named
@@ -95,7 +95,8 @@ def write_all(
         journal: what is known already, and where every reply goes.
         on_done: called with each request's result as it comes.
         calls: a request at which the model fails in so many calls with this journal is given up: it has not ``failed``,
-            but has no text for good. 0: never, as befits texts that nothing else can stand for.
+            but has no text, for good once the model has answered another: till then it may be the model that is not
+            there. 0: never, as befits texts that nothing else can stand for.
 
     Raises:
         JudgeError: the model does not take the requests.
@@ -126,6 +127,7 @@ def write_all(
         given_up = False
         if outcome.result is not None:
             breaker.succeeded()
+            journal.settle()
             question = Question(one.text, one.schema, one.seed, num_ctx)
             text, reason = read_text(outcome.result, question)
             done[key] = Written(one.row, text, reason, key)
@@ -148,7 +150,9 @@ def write_all(
             "num_ctx": options.num_ctx,
             "failed": isinstance(outcome.error, Passing),
         }
-        journal.add(key, entry, counts=outcome.result is not None or given_up)
+        journal.add(key, entry, counts=outcome.result is not None)
+        if given_up and journal.doubt(key, {**entry, "failed": False}) >= FAILURES_IN_A_ROW:
+            raise StoppedEarly(done[key].reason) from outcome.error
         on_done(done[key])
     return [_for_row(done[key], one.row) for key, one in zip(keys, wanted, strict=True)]
 

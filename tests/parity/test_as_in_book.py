@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,12 @@ def test_every_loss_and_gradient_is_the_naive_ones(
     original = Updates._update
     fourth: dict[int, torch.Tensor] = {}
 
-    def spy(self: Updates, parameter: torch.Tensor) -> None:
-        if parameter in self.state and self.state[parameter][2] == 3:
-            assert parameter.grad is not None
-            fourth[id(parameter)] = parameter.grad.clone()
-        original(self, parameter)
+    def spy(self: Updates, parameters: Sequence[torch.Tensor]) -> None:
+        for parameter in parameters:
+            if self.state[parameter][2] == 3:
+                assert parameter.grad is not None
+                fourth[id(parameter)] = parameter.grad.clone()
+        original(self, parameters)
 
     monkeypatch.setattr(Updates, "_update", spy)
     folder = RunFolder(tmp_path / "run")

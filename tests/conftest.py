@@ -3,17 +3,46 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import register_random, settings
 
 from instil.data.tokenizers import BytePair
 
-settings.register_profile("shared-machine", deadline=None)
-settings.load_profile("shared-machine")
+# The same examples in every run, so that a change's tests fail by the change alone. New ones are looked for with
+# `pytest --hypothesis-profile=searching`.
+settings.register_profile("same-every-time", deadline=None, derandomize=True, database=None)
+settings.register_profile("searching", deadline=None)
+settings.load_profile("same-every-time")
+
+
+class _TorchNumbers:
+    """Lets hypothesis begin every example from the same state of torch's own generator."""
+
+    def seed(self, value: int) -> None:
+        torch.manual_seed(value)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+_TORCH = _TorchNumbers()  # hypothesis keeps a weak reference
+register_random(_TORCH)
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Weights that a test draws do not hang on the tests that ran before it in the same process."""
+    torch.manual_seed(0)
+    random.seed(0)
+
 
 GPT2_VOCABULARY = 50257
 BOOK_DATA = Path(__file__).parents[2] / "shared" / "data" / "book"

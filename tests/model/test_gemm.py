@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -98,7 +99,26 @@ def test_it_is_chosen_by_a_clear_gain(gain: float, backend: str, monkeypatch: py
 
 
 def test_both_are_measured() -> None:
-    assert 0.01 < gemm._gain(rounds=1) < 100
+    assert 0.01 < gemm._gain() < 100
+
+
+def test_slow_rounds_at_first_do_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another's work beside ours may last some rounds: who is faster is told by what each can do."""
+    now = [0.0]
+    monkeypatch.setattr(gemm.time, "perf_counter", lambda: now[0])
+
+    def lasting(*seconds: float) -> Callable[[], None]:
+        rounds = iter((seconds[0], *seconds))  # the first one is not counted
+
+        def work() -> None:
+            now[0] += next(rounds, seconds[-1])
+
+        return work
+
+    found = gemm.least_seconds(lasting(2.0, 2.0, 2.0), lasting(6.0, 5.0, 5.0, 1.2, 1.0, 1.0))
+    assert found == pytest.approx([2.0, 1.0])
+    falling = [10 * 0.9**n for n in range(99)]
+    assert gemm.least_seconds(lasting(*falling), most=5) == pytest.approx([falling[4]])  # it ends
 
 
 def test_an_unknown_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +134,7 @@ def test_measuring_leaves_random_numbers_and_default_types_alone() -> None:
     torch.manual_seed(1)
     torch.set_default_dtype(torch.float64)
     try:
-        gemm._gain(rounds=1)
+        gemm._gain()
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.rand(1), wanted)

@@ -10,8 +10,10 @@ Shape suffixes: N tokens · I input width · O output width.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -160,23 +162,38 @@ def backend() -> str:
 
 
 @torch.no_grad()
-def _gain(rounds: int = 3) -> float:
-    """How many times as fast oneDNN runs the products of a small model's layers, best of some rounds each."""
+def _gain() -> float:
+    """How many times as fast oneDNN runs the products of a small model's layers."""
     draw = functools.partial(  # numbers of its own, so that nobody's change
         torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
     )
     tokens, width_in, width_out = FORM
     x, w, g = draw(tokens, width_in), draw(width_out, width_in), draw(tokens, width_out)
-    theirs = _seconds(rounds, lambda: (F.linear(x, w), g @ w, g.t() @ x))
-    ours = _seconds(rounds, lambda: (_onednn(x, w, None), _onednn(g, w.t(), None), _onednn(g.t(), x.t(), None)))
+    theirs, ours = least_seconds(
+        lambda: (F.linear(x, w), g @ w, g.t() @ x),
+        lambda: (_onednn(x, w, None), _onednn(g, w.t(), None), _onednn(g.t(), x.t(), None)),
+    )
     return theirs / ours
 
 
-def _seconds(rounds: int, work: Any) -> float:
-    work()
-    taken = []
-    for _ in range(rounds):
-        started = time.perf_counter()
+def least_seconds(*works: Callable[[], object], steady: int = 3, most: int = 20) -> list[float]:
+    """The least time of each, run in turn until none has become faster by a twentieth in so many rounds.
+
+    A wrong choice costs half of a whole run's speed, and on a machine that others use, too, a few rounds that follow
+    one another may all be slow.
+    """
+    for work in works:
         work()
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    least, unchanged = [math.inf] * len(works), 0
+    for _ in range(most):
+        taken = []
+        for work in works:
+            started = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - started)
+        faster = any(new < 0.95 * old for new, old in zip(taken, least, strict=True))
+        least = [min(pair) for pair in zip(taken, least, strict=True)]
+        unchanged = 0 if faster else unchanged + 1
+        if unchanged == steady:
+            break
+    return least

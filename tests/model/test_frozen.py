@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError, SettingsError
+from instil.model import frozen
 from instil.model.decoder import Decoder
 from instil.model.frozen import BLOCK, LEVELS, FrozenLinear, Held, hold
 from instil.model.gemm import Linear, pack
@@ -197,3 +199,32 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
     copied = copy.deepcopy(decoder)
     assert torch.equal(scores(copied), scores(decoder))
     assert sum(isinstance(layer, LoraLinear) for layer in copied.modules()) == 4 * len(copied.blocks)
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_each_layer_goes_when_it_has_been_replaced(held: Held, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding and merging need one layer beside the model, not a second model."""
+    decoder = load_decoder(folder)
+    places = [
+        (m, leaf) for m in decoder.blocks.modules() for leaf, layer in m.named_children() if type(layer) is Linear
+    ]
+    old = [weakref.ref(getattr(*place).weight) for place in places]
+    alive: list[int] = []
+    rounded = frozen._rounded
+    monkeypatch.setattr(
+        frozen, "_rounded", lambda *args: (alive.append(sum(one() is not None for one in old)), rounded(*args))[1]
+    )
+    hold(decoder, held)
+    assert alive == list(range(len(old), 0, -1))
+    add_lora(decoder, rank=2)
+    held_before = [weakref.ref(layer) for _, _, layer in adapters(decoder)]
+    alive.clear()
+    merged = LoraLinear.merged
+
+    def watched(layer: LoraLinear) -> Linear:
+        alive.append(sum(one() is not None for one in held_before))
+        return merged(layer)
+
+    monkeypatch.setattr(LoraLinear, "merged", watched)
+    merge(decoder)
+    assert alive == list(range(len(held_before), 0, -1))

@@ -140,7 +140,8 @@ def test_scores_in_pieces_are_scores_at_once(monkeypatch: pytest.MonkeyPatch, ad
         add_lora(model, rank=2, targets=("all", "head"))
     found = []
     for most in (1 << 29, 1):  # one row at a time
-        monkeypatch.setattr(head_loss, "LARGEST_SCORES", most)
+        for limit in ("LARGEST_SCORES", "CHEAP_SCORES"):
+            monkeypatch.setattr(head_loss, limit, most)
         values = log_probs(model, batch)
         with torch.inference_mode():
             torch.testing.assert_close(log_probs(model, batch), values.detach(), **CLOSE)

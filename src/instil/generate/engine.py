@@ -36,7 +36,9 @@ from instil.runtime import available_memory
 PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little
 WORTH_SHARING = 4  # tokens that prompts begin with alike for which a pass of their own pays
-PACK_AFTER = 32  # passes, from which on a second copy of the weights in a faster order is worth making
+PACK_AFTER = (
+    32  # passes done and still to come from which on a second copy of the weights in a faster order is worth it
+)
 SHARE = 3  # one part in so many of the free memory is for keys and values
 
 
@@ -209,7 +211,7 @@ class Engine:
 
     def _advance(self) -> None:
         """One forward pass, and a new token for every row whose text it completes."""
-        if self.passes - self._opened >= PACK_AFTER and not self._packed:
+        if not self._packed and min(self.passes - self._opened, self._to_come()) >= PACK_AFTER:
             self._packed = True
             weights = sum(parameter.nbytes for parameter in self.decoder.parameters())
             if weights < available_memory(self.decoder.device) // SHARE:
@@ -242,6 +244,11 @@ class Engine:
         )
         if picks:
             self._pick(self.decoder.logits(hidden_RD), picks)
+
+    def _to_come(self) -> int:
+        """How many passes there can still be for the requests that are known."""
+        wanted = [row.request.max_new_tokens - row.said for row in self._active]
+        return max(*wanted, *(request.max_new_tokens for _, request, _ in self._waiting), 0)
 
     def _plan(self) -> list[tuple[Row, list[int]]]:
         """What each row computes in the next pass: its last token, a piece of its prompt, or nothing yet."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.gemm import Linear, linear, product
+from instil.model.memory import own_memory
 
 Held = Literal["int8", "nf4"]
 BITS: dict[Held, int] = {"int8": 8, "nf4": 4}
@@ -43,7 +44,8 @@ class FrozenLinear(nn.Module):
         self.in_features, self.out_features, self.held = layer.in_features, layer.out_features, held
         self.dtype = layer.weight.dtype
         codes_P, scales_G = _rounded(layer.weight, held)
-        self.register_buffer("codes_P", codes_P)
+        # malloc would put them into the gaps that the next layer's larger intermediates need
+        self.register_buffer("codes_P", own_memory(codes_P.shape, codes_P.dtype, codes_P.device).copy_(codes_P))
         self.register_buffer("scales_G", scales_G)
         bias_O = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
         self.register_parameter("bias", bias_O)
@@ -72,7 +74,8 @@ class FrozenLinear(nn.Module):
         """A layer that can be trained and saved, with the rounded weight."""
         with torch.device("meta"):
             layer = Linear(self.in_features, self.out_features, bias=self.bias is not None)
-        layer.weight = nn.Parameter(self.weight)
+        weight_OI = own_memory((self.out_features, self.in_features), self.dtype, self.codes_P.device)
+        layer.weight = nn.Parameter(weight_OI.copy_(self.weight))
         layer.register_parameter("bias", self.bias)
         return layer
 
@@ -109,21 +112,25 @@ def hold(decoder: Decoder, held: Held) -> int:
     if any(type(module) is not Linear and isinstance(module, Linear | FrozenLinear) for module in decoder.modules()):
         raise SettingsError("this decoder's weights are in few bits already, or have adapters; merge them first")
     saved = 0
-    for owner in list(decoder.blocks.modules()):
-        for leaf, layer in list(owner.named_children()):
-            if isinstance(layer, Linear):
-                frozen = FrozenLinear(layer, held)
-                saved += layer.weight.nbytes - frozen.nbytes
-                setattr(owner, leaf, frozen)
+    for owner, leaf in _places(decoder.blocks, Linear):
+        layer = getattr(owner, leaf)
+        frozen = FrozenLinear(layer, held)
+        saved += layer.weight.nbytes - frozen.nbytes
+        setattr(owner, leaf, frozen)
     return saved
 
 
 def release(decoder: Decoder) -> None:
     """Make every layer in few bits a plain one, with the rounded weight."""
-    for owner in list(decoder.modules()):
-        for leaf, layer in list(owner.named_children()):
-            if isinstance(layer, FrozenLinear):
-                setattr(owner, leaf, layer.plain())
+    for owner, leaf in _places(decoder, FrozenLinear):
+        setattr(owner, leaf, getattr(owner, leaf).plain())
+
+
+def _places(module: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:
+    """Where layers of a kind are; not the layers, which would all stay in memory while they are replaced."""
+    return [
+        (owner, leaf) for owner in module.modules() for leaf, layer in owner.named_children() if isinstance(layer, kind)
+    ]
 
 
 @torch.no_grad()

@@ -337,10 +337,10 @@ def merge(decoder: Decoder) -> None:
 
     Weights that were held in few bits stay rounded: they are what the adapters were trained with.
     """
-    for owner, leaf, layer in list(adapters(decoder)):
+    for owner, leaf in [place[:2] for place in adapters(decoder)]:  # each layer goes when it has been replaced
         if owner is decoder and decoder.spec.tied:
             decoder.untie()  # the head alone is changed, not the embedding
-        setattr(owner, leaf, layer.merged())
+        setattr(owner, leaf, getattr(owner, leaf).merged())
     release(decoder)
     decoder.requires_grad_(True)
 

@@ -23,7 +23,7 @@ from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, Held, hold
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
-from instil.model.safetensors_file import SafetensorsFile
+from instil.model.safetensors_file import SafetensorsFile, write_safetensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,8 +51,6 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
     Raises:
         ModelError: there are no adapters, or they cannot be written.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     modules: list[str] = []
     ranks: dict[str, int] = {}
@@ -110,13 +108,13 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
     unfinished = folder / f"{WEIGHTS}.unfinished"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, str(unfinished), metadata={"format": "pt"})
+        write_safetensors(unfinished, tensors.items())
         unfinished.replace(folder / WEIGHTS)
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (folder / BASE).unlink(missing_ok=True)
         if held is not None:
             (folder / BASE).write_text(json.dumps({"weights": held, "block": BLOCK}) + "\n", encoding="utf-8")
-    except Exception as error:  # safetensors raises an error of its own where the disk is full
+    except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise ModelError(f"{folder}: the adapters cannot be written: {error}") from error
 

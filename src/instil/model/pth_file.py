@@ -152,13 +152,13 @@ def save_pth(decoder: Decoder, path: Path) -> None:
 
     state: dict[str, Tensor]
     if decoder.spec.family == "gpt2":
-        state = dict(stored_tensors(decoder, BOOK_NAMES))
+        state = {name: tensor.contiguous() for name, tensor in stored_tensors(decoder, BOOK_NAMES)}
         state.setdefault("out_head.weight", state["tok_emb.weight"])
         size = decoder.spec.context
         mask = torch.triu(torch.ones(size, size), diagonal=1)
         state |= {MASK.replace("{i}", str(layer)): mask for layer in range(decoder.spec.layers)}
     else:
-        state = dict(hub_tensors(decoder))
+        state = {name: tensor.contiguous() for name, tensor in hub_tensors(decoder)}
     unfinished = path.with_name(path.name + ".unfinished")
     here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
     torch.save({name: here[id(tensor)] for name, tensor in state.items()}, unfinished)

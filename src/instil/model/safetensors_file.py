@@ -1,14 +1,16 @@
-"""One safetensors file, read tensor by tensor into memory of its own.
+"""One safetensors file, read tensor by tensor into memory of its own, and written tensor by tensor.
 
 The `safetensors` package checks the file; the bytes are read here, because its own tensors lie in a memory
-map, and the pages of a map count as memory of this process: a model of 1.4 GB would seem to take 2.8.
-Format: https://huggingface.co/docs/safetensors.
+map, and the pages of a map count as memory of this process: a model of 1.4 GB would seem to take 2.8. They are written
+here, because the package wants all tensors at once in the form they have in the file, and GPT-2's lie the other way
+round: a second model in memory. Format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +94,38 @@ class SafetensorsFile:
                         raise ModelError(f"{self.path}: tensor {name} is cut off. Fetch it again.")
                     target = target[read:]
         return tensor
+
+
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write tensors, which may be views of any strides on any device; beside them one at a time is in memory.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "one.safetensors"
+    >>> write_safetensors(path, [("a", torch.tensor([[1.0, 2.0], [3.0, 4.0]]).T)])
+    >>> SafetensorsFile(path).get("a").tolist()
+    [[1.0, 3.0], [2.0, 4.0]]
+
+    Raises:
+        ValueError: a name comes twice.
+    """
+    names = {kind: name for name, kind in TYPES.items()}
+    ordered = sorted(tensors, key=lambda one: -one[1].dtype.itemsize)  # so that each begins at a multiple of its type
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, tensor in ordered:
+        if name in header:
+            raise ValueError(f"two tensors are named {name!r}")
+        size = tensor.numel() * tensor.dtype.itemsize
+        header[name] = {
+            "dtype": names[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for _, tensor in ordered:
+            flat = tensor.detach().contiguous().cpu().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)

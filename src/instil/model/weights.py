@@ -24,7 +24,7 @@ from instil.model.frozen import FrozenLinear
 from instil.model.hub import find_model
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
-from instil.model.safetensors_file import SafetensorsFile
+from instil.model.safetensors_file import SafetensorsFile, write_safetensors
 from instil.model.spec import DecoderSpec
 
 WEIGHTS = "model.safetensors"
@@ -264,7 +264,7 @@ def hub_tensors(decoder: Decoder) -> Iterator[tuple[str, Tensor]]:
 
 
 def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tuple[str, Tensor]]:
-    """The decoder's weights under the names and in the form of a table.
+    """The decoder's weights under the names and in the form of a table: views, where the form allows.
 
     Tensors joined in one parameter are cut apart: query, key and value by the widths of their heads,
     others evenly.
@@ -280,7 +280,7 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
         if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
             rows = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
         for source, part in zip(names, torch.split(value.detach(), rows), strict=True):
-            yield source, (part.T if stored.transposed and part.dim() == 2 else part).contiguous()
+            yield source, part.T if stored.transposed and part.dim() == 2 else part
 
 
 def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = ()) -> None:
@@ -292,8 +292,6 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
         eos_id: the end token it was tuned to say.
         stop_ids: other ids that end an answer; they stand after ``eos_id`` in the generation settings.
     """
-    from safetensors.torch import save_file
-
     family = FAMILIES[decoder.spec.family]
     dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
     config = {
@@ -308,8 +306,7 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
     generation = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": eos_id, "do_sample": False}
     _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", generation)
-    tensors = {name: tensor.cpu() for name, tensor in hub_tensors(decoder)}
-    save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
+    write_safetensors(folder / WEIGHTS, hub_tensors(decoder))
 
 
 def _write_json(path: Path, value: Any) -> None:

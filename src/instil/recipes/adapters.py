@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from instil import runtime
 from instil.errors import InstilError
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.frozen import BITS, FrozenLinear, hold
@@ -79,6 +80,7 @@ def adapted(
         held = sum(layer.nbytes for layer in decoder.modules() if isinstance(layer, FrozenLinear))
         screen.say(f"  {note}; the linear layers take {held / 1e6:.0f} MB", "yellow")
     yield
+    runtime.release()  # what training took; whole weights may have to be made again
     save_adapter(decoder, folder, base)
     before = _scores(decoder, tried)
     merge(decoder)

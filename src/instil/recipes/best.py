@@ -9,7 +9,7 @@ import torch
 
 from instil.errors import InstilError
 from instil.model.decoder import Decoder
-from instil.model.safetensors_file import SafetensorsFile
+from instil.model.safetensors_file import SafetensorsFile, write_safetensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,11 @@ class BestOnDisk:
         Raises:
             InstilError: it cannot be written.
         """
-        from safetensors.torch import save_file
-
-        tensors = {
-            name: parameter.detach().cpu().contiguous()
-            for name, parameter in decoder.named_parameters()
-            if parameter.requires_grad
-        }
+        trained = (named for named in decoder.named_parameters() if named[1].requires_grad)
         try:
-            save_file(tensors, str(self._unfinished))
+            write_safetensors(self._unfinished, trained)
             self._unfinished.replace(self.path)
-        except Exception as error:  # safetensors raises an error of its own where the disk is full
+        except OSError as error:
             raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
 
     @torch.no_grad()

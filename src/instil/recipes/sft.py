@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 Data = str | Path | Sequence[dict[str, Any]]
 SAMPLE_ROWS = 2
 SAMPLE_TOKENS = 48
-EVALUATED_TOKENS = 8192  # in one batch of validation rows
+EVALUATED_TOKENS = 1024  # in one batch of validation rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,9 @@ from instil.model.gemm import product, weight_gradient
 from instil.model.tied import TiedGradient
 
 LARGEST_SCORES = 1 << 29  # bytes of scores that are kept until backward
-FROZEN_SCORES = 1 << 26  # of a frozen head, where chunks cost nothing
+CHEAP_SCORES = (
+    1 << 25
+)  # where chunks cost nothing: of a frozen head, or without backward; what malloc keeps (`runtime`)
 
 
 def head_nll_sum(
@@ -55,7 +57,7 @@ def head_nll_sum(
         inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR)
         return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     total = weights_S.new_zeros(())
-    for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES):
+    for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
         scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
         total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
     return total
@@ -77,7 +79,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> Tensor:
         ctx.narrow, ctx.tied, ctx.adapted = narrow, tied, b_VR is not None
         trained = ctx.needs_input_grad[1]
-        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else FROZEN_SCORES)
+        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else CHEAP_SCORES)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
             scores_UV = _scores(hidden_UD, weight_VD, narrow, read_UR, b_VR)
@@ -148,7 +150,7 @@ def head_log_probs(
         inputs = (hidden_UD, weight_VD, row_S, targets_S, narrow, tied, read_UR, b_VR)
         return _HeadLogProbs.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
-    for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES):
+    for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
         scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
         found_S[part] = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])[0]
     return found_S

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from instil.model.weights import open_model
 from instil.recipes import plan as plan_module
 from instil.recipes import timing as timing_module
 from instil.recipes.plan import Memory, Plan, plan
@@ -117,3 +118,21 @@ def test_the_steps_timed_are_a_small_one_a_middling_one_and_a_large_one(tiny_fol
 )
 def test_gradients_are_held_only_where_something_waits_for_all(options: dict[str, float], held: bool) -> None:
     assert holds_gradients(resolve(values=options).train) is held
+
+
+@pytest.mark.parametrize(("tokens", "packed"), [(63, 0), (64, 1)])
+def test_answering_takes_two_seats_a_row_and_the_weights_twice(
+    tokens: int, packed: int, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that outgrow their seat move while the old one is still there; and long answers want faster weights."""
+    monkeypatch.setattr(plan_module, "backend", lambda: "onednn")
+    data = [{**row, "instruction": row["instruction"] + " word" * 40} for row in rows(40)]
+    prepared = prepare(data, tiny_folder, resolve(values={"max_new_tokens": tokens}))
+    spec = open_model(prepared.model_path).spec
+    longest = max(len(row.ids[: row.prompt_length]) for row in prepared.encoded["test"])
+    assert longest < 128 < longest + tokens < 256
+    each = 2 * spec.layers * spec.kv_heads * spec.head_width * 4
+    found = plan_module._cache_bytes(prepared, spec, 10**6)
+    assert found == 4 * 256 * each + packed * 10**6
+    monkeypatch.setattr(plan_module, "available_memory", lambda device: 3 * 10**5)
+    assert plan_module._cache_bytes(prepared, spec, 10**6) == 10**5  # a share of what there is

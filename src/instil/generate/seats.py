@@ -15,6 +15,18 @@ from instil.model.decoder import Decoder
 SMALLEST = 128  # positions; every next size is twice as large
 
 
+def most_held(length: int) -> int:
+    """How many positions a row takes at most while it grows to ``length``: those of two seats, when it moves.
+
+    >>> [most_held(length) for length in (100, 200, 300, 600)]
+    [100, 256, 512, 1024]
+    """
+    size = SMALLEST
+    while 2 * size < length:
+        size *= 2
+    return length if length <= SMALLEST else max(length, 2 * size)
+
+
 class Seat:
     """Where a row's keys and values are; it changes when others leave."""
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from instil.generate.engine import SHARE
+from instil.generate.engine import PACK_AFTER, SHARE
+from instil.generate.seats import most_held
 from instil.model.frozen import FrozenLinear
+from instil.model.gemm import backend
 from instil.model.lora import merge
 from instil.model.spec import DecoderSpec
 from instil.model.weights import blank_decoder, open_model
@@ -86,7 +88,7 @@ class Memory:
 
     @property
     def answering(self) -> int:
-        """Weights, and keys and values of all rows that are answered side by side."""
+        """Weights, twice where that is faster, and keys and values of all rows that are answered side by side."""
         return self.weights + self.cache + self.others
 
     @property
@@ -173,7 +175,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     trained = FLOAT * adapt(blank, prepared.settings) if lora else weights
     held = [layer for layer in blank.modules() if isinstance(layer, FrozenLinear)]
     saved = sum(FLOAT * layer.in_features * layer.out_features - layer.nbytes for layer in held)
-    cache, others, machine = _cache_bytes(prepared, spec), memory_now(), machine_memory()
+    cache, others, machine = _cache_bytes(prepared, spec, weights), memory_now(), machine_memory()
     facts: dict[str, Any] = {
         "model": prepared.model_name,
         "data": prepared.source.name,
@@ -226,8 +228,11 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     )
 
 
-def _cache_bytes(prepared: Prepared, spec: DecoderSpec) -> int:
-    """The largest cache of keys and values that answering takes; the engine makes do with its share of the memory."""
+def _cache_bytes(prepared: Prepared, spec: DecoderSpec, weights: int) -> int:
+    """The most that answering takes beside the weights: keys and values, and a second copy of the weights.
+
+    Of either the engine makes do with its share of the memory.
+    """
     prompts = sorted(prompt_lengths(prepared, prepared.held_out[1]), reverse=True)
     if not prompts:
         return 0
@@ -235,7 +240,9 @@ def _cache_bytes(prepared: Prepared, spec: DecoderSpec) -> int:
     rows = min(options.batch_size, len(prompts))
     length = min(prompts[0] + options.max_new_tokens, spec.context)
     each = 2 * spec.layers * spec.kv_heads * spec.head_width * FLOAT
-    return min(rows * length * each, available_memory(torch.device("cpu")) // SHARE)
+    share = available_memory(torch.device("cpu")) // SHARE
+    packed = options.max_new_tokens >= 2 * PACK_AFTER and weights < share and backend() == "onednn"
+    return min(rows * most_held(length) * each, share) + packed * weights
 
 
 def tables(plan: Plan) -> Iterator[Table | Text]:

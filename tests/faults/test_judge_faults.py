@@ -389,12 +389,22 @@ def test_probabilities_that_are_none_are_not_used(server: JudgeServer, value: An
 
 
 def test_a_key_that_the_server_echoes_is_not_shown(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("INSTIL_API_KEY", "sk-SECRET")
-    server.always = 'body {"error":"bad key sk-SECRET"}'
+    monkeypatch.setenv("INSTIL_API_KEY", "sk-SECRET-of-twenty-one")
+    server.always = 'body {"error":"bad key sk-SECRET-of-twenty-one"}'
     verdict = instil.score(answered(1), f"{server.url}/v1", tries=1)[0]
     assert "bad key (key)" in verdict.reason
-    server.always = "say 85 sk-SECRET"
+    server.always = "say 85 sk-SECRET-of-twenty-one"
     assert "SECRET" not in instil.score(answered(1), f"{server.url}/v1", prompt="book")[0].said
+
+
+@pytest.mark.parametrize("key", ["score", "no-key-required"])
+def test_a_key_that_is_a_word_stays_in_the_replies(
+    server: JudgeServer, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Servers that ask for none are given any word."""
+    monkeypatch.setenv("INSTIL_API_KEY", key)
+    server.always = f"say 85 is the {key}"
+    assert instil.score(answered(1), f"{server.url}/v1", prompt="book")[0].said == f"85 is the {key}"
 
 
 @pytest.mark.parametrize(("variable", "value", "judge"), [

@@ -35,3 +35,5 @@ def test_long_ones_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packed_after(monkeypatch, 100) == [32]
     assert packed_after(monkeypatch, 48, 100) == [32]
     assert packed_after(monkeypatch, 48, 48, 48, rows=1) == [32]  # others wait
+    assert packed_after(monkeypatch, *[20] * 12, rows=1) == [32]
+    assert packed_after(monkeypatch, *[20] * 12, rows=8) == []

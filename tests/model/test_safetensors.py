@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.safetensors_file import SafetensorsFile, write_safetensors
 from instil.model.weights import hub_tensors
@@ -67,3 +68,15 @@ def test_no_second_model_is_made_to_be_saved(family: str) -> None:
     added = SPECS[family].family == "gemma3"  # its norms are stored otherwise
     for name, tensor in hub_tensors(decoder):
         assert tensor.untyped_storage().data_ptr() in own or (added and tensor.dim() == 1), name
+
+
+def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, [("a", torch.ones(1))])
+
+    def refused(*args: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ModelError, match=r"x\.safetensors: cannot be read: Permission denied"):
+        SafetensorsFile(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ import instil
 from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.weights import load_decoder
+from instil.recipes.progress import Screen
+from instil.recipes.run import run
 from instil.recipes.run_folder import RunFolder
 from instil.recipes.settings import resolve
 from instil.recipes.sft import load, loader_for, prepare
@@ -127,3 +130,27 @@ def test_the_best_model_remains_where_training_diverges(
     assert run.validation_loss == losses[kept]
     assert all(torch.isfinite(parameter).all() for parameter in load_decoder(run.path / "model").parameters())
     assert not list((run.path / "checkpoints").iterdir())
+
+
+def test_a_model_that_learnt_nothing_is_not_kept_where_training_diverges(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([10.5, 12.0, math.nan])
+    monkeypatch.setattr(HeldOut, "__call__", lambda self, decoder: Evaluation(next(losses)))
+    how = {"eval_every": 1, "patience": 9, "max_steps": 6, "max_new_tokens": 2}
+    with pytest.raises(
+        TrainingDiverged, match=r"learnt nothing: .* 12\.000, above 10\.500 before training; it was not"
+    ):
+        instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", **how)
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(("patience", "rate", "warned"), [(0, 5.0, True), (2, 5.0, True), (0, 1e-3, False)])
+def test_a_loss_that_ends_above_its_beginning_is_told(
+    tiny_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], patience: int, rate: float, warned: bool
+) -> None:
+    how = {"learning_rate": rate, "eval_every": 1, "patience": patience, "max_steps": 4, "max_new_tokens": 2}
+    prepared_rows, settings = rows(40), resolve(values=how)
+    run(prepared_rows, tiny_folder, tmp_path / "run", settings=settings, screen=Screen())
+    said = " ".join("".join(capfd.readouterr()).split())
+    assert ("before training; lower train.learning_rate" in said) == warned

@@ -202,6 +202,23 @@ def test_a_file_that_is_there_is_not_replaced(tmp_path: Path) -> None:
     assert len(json.loads(other.read_text())) == 3
 
 
+def test_pairs_of_other_rows_are_not_replaced(tmp_path: Path) -> None:
+    """The same way and the same place, but another file of rows; with more rows it goes on."""
+    data, fewer = tmp_path / "rows.json", tmp_path / "fewer.json"
+    data.write_text(json.dumps(rows(5)))
+    fewer.write_text(json.dumps(rows(2)))
+    out = tmp_path / "pairs.json"
+    with judging(say=lambda message, number: f"Well {number}") as server:
+        prefer_rewrite(data, f"{server.url}/v1", out)
+        whole = out.read_bytes()
+        with pytest.raises(RunFolderTaken, match="is there already, made otherwise or of other rows"):
+            prefer_rewrite(fewer, f"{server.url}/v1", out)
+        assert out.read_bytes() == whole
+        data.write_text(json.dumps(rows(6)))
+        prefer_rewrite(data, f"{server.url}/v1", out)
+    assert len(json.loads(out.read_text())) == 6
+
+
 def test_a_journal_beside_a_file_does_not_make_it_ours(tmp_path: Path) -> None:
     a, b = (answers(tmp_path / f"{name}.json", 3, lambda n, name=name: f"{name} {n}") for name in "ab")
     before = a.read_text()

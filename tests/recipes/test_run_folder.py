@@ -6,12 +6,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import instil
 from instil.errors import InstilError, UserError
+from instil.model.weights import load_decoder
 from instil.recipes.progress import Screen
 from instil.recipes.respond import respond_rows
 from instil.recipes.run import run
@@ -147,3 +149,19 @@ def test_a_part_of_a_run_that_is_missing_is_named(copied_run: Path) -> None:
     shutil.rmtree(copied_run / "model")
     with pytest.raises(UserError, match="stopped before its model was saved"):
         instil.load(copied_run)
+
+
+def test_a_disk_without_room_is_told_before_any_work(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sum(parameter.nbytes for parameter in load_decoder(tiny_folder).parameters())
+    for free, patience, fits in [(whole, 0, True), (whole - 1, 0, False), (whole, 1, False), (2 * whole, 1, True)]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        out = tmp_path / f"run-{free}-{patience}"
+        settings = resolve(values={"max_steps": 1, "max_new_tokens": 2, "patience": patience})
+        if fits:
+            run(rows(12), tiny_folder, out, settings=settings)
+            continue
+        with pytest.raises(UserError, match=rf"needs \d\.\d\d GB on disk, and .* free at {tmp_path}; make room"):
+            run(rows(12), tiny_folder, out, settings=settings)
+        assert not out.exists()

@@ -206,6 +206,27 @@ def test_a_run_that_is_not_whole_is_done_again(lost: str, copied: Here) -> None:
     assert done.table.rows[2].before_from == str(copied.out / "first")
 
 
+@pytest.mark.parametrize("spoilt", ["metrics.jsonl", "model/model.safetensors"])
+def test_a_run_with_nothing_in_its_files_is_done_again(spoilt: str, copied: Here) -> None:
+    (copied.out / "thin" / spoilt).write_text("x" if spoilt.startswith("model") else "")
+    done = copied.go()
+    assert [row.status for row in done.table.rows] == ["kept", "kept", "done"]
+    assert (copied.out / "thin" / spoilt).stat().st_size > 100
+
+
+def test_an_error_of_any_kind_does_not_lose_the_others(copied: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries raise what they like."""
+    shutil.rmtree(copied.out / "first")
+
+    def broken(*args: object, **options: object) -> None:
+        raise Exception("File too large (os error 27)")  # as tokenizers does
+
+    monkeypatch.setattr(sweep_module, "run", broken)
+    done = copied.go()
+    assert [row.status for row in done.table.rows] == ["failed", "kept", "kept"]
+    assert "File too large" in done.table.rows[0].reason
+
+
 def test_a_run_killed_before_its_first_file_is_done_again(copied: Here) -> None:
     shutil.rmtree(copied.out / "thin")
     for name in ("responses", "scores", "checkpoints"):

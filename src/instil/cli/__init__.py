@@ -5,6 +5,7 @@ Heavy imports happen inside the commands, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ class _Stopped(BaseException):
         self.number = number
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
     del frame
     raise _Stopped(number)
@@ -67,7 +71,9 @@ def main() -> None:
     except _Stopped as stopped:
         _fail("stopped; what the run folder holds so far is kept", 128 + stopped.number)
     except OSError as error:
-        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+        what = f"{error.filename}: " if error.filename else ""
+        full = "; make room there, or choose another place" if error.errno in FULL else ""
+        _fail(f"{what}{error.strerror or error}{full}", 1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

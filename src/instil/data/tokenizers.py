@@ -145,9 +145,10 @@ class FastTokenizer:
     def save(self, folder: Path) -> None:
         self._tokenizer.encode_special_tokens = False  # a setting of ours, not of the file
         try:
-            self._tokenizer.save(str(folder / "tokenizer.json"))
+            text = self._tokenizer.to_str(pretty=True)  # its own way of writing has no error for a full disk
         finally:
             self._tokenizer.encode_special_tokens = True
+        (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self._eos,

@@ -27,6 +27,7 @@ LOOK = 10.0  # seconds for a question about the server itself
 LARGEST_REPLY = 1024**2
 ABSENT = (404, 405, 501)  # answers of servers that do not tell of themselves
 SHOWN = 200  # characters of a server's message
+SECRET = 16  # characters from which on a key is no word that a model says
 
 
 class Passing(Exception):
@@ -132,7 +133,7 @@ class Http:
                     if time.monotonic() > end:
                         raise Passing(f"no end of the reply within {timeout:g} s")
                 whole = b"".join(parts)
-                if self._key:  # a server may echo it
+                if len(self._key) >= SECRET:  # a server may echo it; a shorter one may be a word of the answer
                     whole = whole.replace(self._key.encode(), b"(key)")
                 return answer.status_code, answer.headers, whole
         except httpx2.ConnectError as error:

@@ -248,7 +248,8 @@ class Engine:
     def _to_come(self) -> int:
         """How many passes there can still be for the requests that are known."""
         wanted = [row.request.max_new_tokens - row.said for row in self._active]
-        return max(*wanted, *(request.max_new_tokens for _, request, _ in self._waiting), 0)
+        wanted += [request.max_new_tokens for _, request, _ in self._waiting]
+        return max(*wanted, sum(wanted) // self.rows, 0)
 
     def _plan(self) -> list[tuple[Row, list[int]]]:
         """What each row computes in the next pass: its last token, a piece of its prompt, or nothing yet."""

@@ -52,11 +52,15 @@ class SafetensorsFile:
 
         self.path = path
         try:
-            with safe_open(str(path), framework="np"):  # header, offsets and size of the file fit together
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path}: damaged or cut off: {error}. Fetch it again.") from error
-        with path.open("rb") as file:
+            file = path.open("rb")  # first: the package calls a file missing that it must not read
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+        with file:
+            try:
+                with safe_open(str(path), framework="np"):  # header, offsets and size of the file fit together
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ModelError(f"{path}: damaged or cut off: {error}. Fetch it again.") from error
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         self._entries = {
@@ -107,6 +111,7 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
 
     Raises:
         ValueError: a name comes twice.
+        OSError: it cannot be written.
     """
     names = {kind: name for name, kind in TYPES.items()}
     ordered = sorted(tensors, key=lambda one: -one[1].dtype.itemsize)  # so that each begins at a multiple of its type
@@ -124,8 +129,12 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for _, tensor in ordered:
-            flat = tensor.detach().contiguous().cpu().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+    try:
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for _, tensor in ordered:
+                flat = tensor.detach().contiguous().cpu().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy().data)
+    except OSError as error:  # of a full disk it does not say which file
+        error.filename = error.filename or str(path)
+        raise

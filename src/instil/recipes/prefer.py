@@ -122,7 +122,10 @@ def prefer_between(
     """
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
     rows = contest(a, b, judge)
-    with _journal("between", out, [a, b], screen, overwrite=overwrite) as journal, opened(judge, options) as asked:
+    with (
+        _journal("between", out, [a, b], rows.examples, screen, overwrite=overwrite) as journal,
+        opened(judge, options) as asked,
+    ):
         duels = rows.decide(asked, options, journal, screen)
         _whole(duels.failed, "judged")
         harvest = from_duels(rows.examples, rows.a, rows.b, duels, rows.names)
@@ -178,7 +181,7 @@ def prefer_samples(
     if given.setdefault("temperature", TEMPERATURE) == 0:
         raise SettingsError("generate.temperature=0 gives one answer again and again; leave it out, or raise it")
     source = _source(data, settings, screen)
-    with _journal("samples", out, [data], screen, overwrite=overwrite) as journal:
+    with _journal("samples", out, [data], source.examples, screen, overwrite=overwrite) as journal:
         assistant = load(model, template=template, **given)
         with screen.bar("sampling", len(source) * count) as advance:
             samples = sample_rows(assistant, model, source.examples, count, journal, advance)
@@ -227,7 +230,7 @@ def prefer_rewrite(
     source = _source(data, settings, screen)
     total = len(source) * (2 if both else 1)
     with (
-        _journal("rewrite", out, [data], screen, overwrite=overwrite) as journal,
+        _journal("rewrite", out, [data], source.examples, screen, overwrite=overwrite) as journal,
         writer(with_model, options) as model,
         screen.bar(f"{model.name} rewrites", total) as advance,
     ):
@@ -272,7 +275,13 @@ def _scored(
 
 @contextmanager
 def _journal(
-    way: str, out: Path, inputs: Sequence[str | Path], screen: Screen, *, overwrite: bool
+    way: str,
+    out: Path,
+    inputs: Sequence[str | Path],
+    examples: Sequence[Example],
+    screen: Screen,
+    *,
+    overwrite: bool,
 ) -> Iterator[Journal]:
     """The journal beside the file to be written, which must not be one of those that are read, nor another's.
 
@@ -283,21 +292,30 @@ def _journal(
     path = out.with_suffix(".journal") if out.suffix == ".json" else out.with_name(f"{out.name}.journal")
     if any(Path(one).exists() and out.exists() and Path(one).samefile(out) for one in inputs):
         raise UserError(f"{out} is what the pairs are made of; give another name with --out")
-    if out.exists() and not overwrite and not (path.exists() and _is_of(way, out)):
-        raise RunFolderTaken(f"{out} is there already; give another name with --out, or --overwrite")
+    if out.exists() and not overwrite and not (path.exists() and _is_of(way, out, examples)):
+        raise RunFolderTaken(
+            f"{out} is there already, made otherwise or of other rows; give another name with --out, or --overwrite"
+        )
     with Journal(path) as journal:
         if journal.damaged:
             screen.say(f"{path}: {journal.damaged} damaged lines are left out", "yellow")
         yield journal
 
 
-def _is_of(way: str, out: Path) -> bool:
-    """Whether all rows of a file say that they were made this way."""
+def _is_of(way: str, out: Path, examples: Sequence[Example]) -> bool:
+    """Whether all rows of a file say that they were made this way, and ask what the examples ask."""
+    asked = {(example.instruction, example.input) for example in examples}
     try:
-        origins = [row.get("provenance") if isinstance(row, dict) else None for row in read_rows(out)]
+        rows = read_rows(out)
     except DataError:
         return False
-    return all(isinstance(origin, dict) and origin.get("way") == way for origin in origins)
+    return all(
+        isinstance(row, dict)
+        and isinstance(origin := row.get("provenance"), dict)
+        and origin.get("way") == way
+        and (row.get("instruction"), row.get("input", "")) in asked
+        for row in rows
+    )
 
 
 def _skipped(source: Source) -> list[str]:

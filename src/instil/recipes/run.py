@@ -159,6 +159,7 @@ def run(
     facts = describe(prepared, decoder)
     facts["hashes"]["before"] = asked_before(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
+    folder.check_room(saved_bytes(decoder, settings))
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
     leaks = leaked(prepared.split.train, examples)
@@ -339,6 +340,12 @@ def _finished(
         outlook=outlook.line(),
         verdict=compare_verdicts(verdicts["base"], verdicts["tuned"]).sentence("before", "after") if verdicts else "",
     )
+
+
+def saved_bytes(decoder: Decoder, settings: Settings) -> int:
+    """What a run puts on disk at most: its model, or, while the best one is kept, that and the one that replaces it."""
+    kept = 2 if settings.train.patience and settings.train.method == "full" else 1
+    return kept * sum(parameter.nbytes for parameter in decoder.parameters())
 
 
 def leak_line(leaks: Sequence[Near], part: str) -> str:

@@ -111,6 +111,21 @@ class RunFolder:
                     f"{path} lies inside {self.path}, which --overwrite would replace; choose another --out"
                 )
 
+    def check_room(self, needed: int) -> None:
+        """Refuse a disk that cannot take so many bytes beside what is on it, but for an earlier model here.
+
+        Raises:
+            UserError: there is too little room.
+        """
+        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
+        earlier = sum(file.stat().st_size for file in self.model.glob("*.safetensors"))
+        free = shutil.disk_usage(existing).free + earlier
+        if needed > free:
+            raise UserError(
+                f"the run needs {needed / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free at {existing}; "
+                "make room, or choose another --out"
+            )
+
     def create(self, *, overwrite: bool = False) -> None:
         """Make the folder; of an earlier run only what a run writes is removed, other files stay.
 

@@ -308,8 +308,18 @@ def tune(
         screen.say(f"  training diverged at {result.diverged}", "yellow")
     if result.best_step is not None:
         screen.say(f"  kept the model of step {result.best_step}, validation loss {result.validation_loss:.3f}")
+    if warning := _worse(result):
+        screen.say(f"  {warning}", "yellow")
     plot_losses(result.records, folder.path)
     return result
+
+
+def _worse(result: TrainResult) -> str:
+    """A warning where training has led away from the held-out rows; nothing otherwise."""
+    before, after = result.records[0].val_loss, result.validation_loss
+    if before is None or after is None or not after > before:
+        return ""
+    return f"the validation loss is {after:.3f}, above {before:.3f} before training; lower train.learning_rate"
 
 
 def _opener(loader: Loader | None) -> Callable[[], Iterator[list[Batch]]]:

@@ -189,7 +189,7 @@ class _Sweep:
             status = "done"
             try:
                 self._make(place)
-            except (InstilError, OSError, MemoryError, RuntimeError) as error:
+            except Exception as error:  # whatever it is, the other runs are not lost by it
                 return replace(self._rows[number], status="failed", reason=reason_of(error))
             finally:
                 release()

@@ -9,12 +9,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from instil.errors import DataError, RunFolderTaken
+from instil.errors import DataError, ModelError, RunFolderTaken
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.options import ScoreOptions
 from instil.evaluate.statistics import Interval, interval
 from instil.evaluate.sweep_table import Status, SweepRow
+from instil.model.safetensors_file import SafetensorsFile
 from instil.recipes.answers import Answered, find_answers, read_verdicts
 from instil.recipes.compare import Compared, compare_scored
 from instil.recipes.progress import Screen
@@ -102,7 +103,7 @@ def state_of(folder: RunFolder, wanted: Identity, *, overwrite: bool) -> State:
 
 
 def is_whole(folder: RunFolder) -> bool:
-    """Whether all files of a finished run are there."""
+    """Whether all files of a finished run are there, and the weights are not cut off."""
     try:
         settings, held_out = folder.read_settings()["settings"], folder.held_out_rows()
     except DataError:
@@ -114,7 +115,12 @@ def is_whole(folder: RunFolder) -> bool:
             wanted += [folder.path / "scores" / f"{which}.{judge}.jsonl" for judge in (OFFLINE, LIKELIHOOD)]
     if settings.get("train", {}).get("method") == "lora":
         wanted.append(folder.adapter)
-    return all(file.exists() for file in wanted) and any(folder.model.glob("*.safetensors"))
+    if not all(file.exists() for file in wanted) or not folder.metrics.stat().st_size:
+        return False
+    try:
+        return bool([SafetensorsFile(file) for file in folder.model.glob("*.safetensors")])
+    except ModelError:
+        return False
 
 
 def clear_leftovers(folder: RunFolder) -> None:

@@ -32,6 +32,7 @@ class Best:
     def __init__(self, keeper: Keeper | None, options: TrainOptions, objective: Objective) -> None:
         self._keeper, self._options, self._objective = keeper, options, objective
         self.loss = math.inf
+        self.before: float | None = None  # the loss before training
         self.step: int | None = None
         self._worse = 0
 
@@ -74,6 +75,9 @@ class Best:
             self._keeper.restore(decoder)
         if diverged is not None and self.step is None:
             raise diverged
+        if diverged is not None and self.before is not None and self.loss > self.before:
+            worse = f"its validation loss was {self.loss:.3f}, above {self.before:.3f} before training"
+            raise TrainingDiverged(f"{diverged}. But that model had learnt nothing: {worse}; it was not saved")
         if diverged is not None and not _usable(decoder, step, self._objective):
             raise TrainingDiverged(f"{diverged}. But that model has no loss on these rows either, and was not saved")
         return str(diverged or "")

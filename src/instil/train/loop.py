@@ -128,6 +128,7 @@ def train(
 
     try:
         last = evaluate()
+        best.before = last.validation
         ledger.report(None, 0.0, last)
         if options.sample == "evaluation":
             sample()

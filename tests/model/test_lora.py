@@ -16,7 +16,8 @@ from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.families.gpt2 import gpt2_spec
 from instil.model.gemm import Linear, backend
 from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_parameters
-from instil.model.peft_folder import load_adapter, save_adapter
+from instil.model.peft_folder import BASE_HEAD, WEIGHTS, load_adapter, save_adapter
+from instil.model.safetensors_file import SafetensorsFile
 from instil.model.weights import blank_decoder, hub_tensors, load_decoder
 from instil.records import Encoded
 from instil.train.losses import nll_sum
@@ -195,6 +196,54 @@ def test_what_peft_writes_is_read(folder: Path, tmp_path: Path, how: dict[str, A
         list(hub_tensors(again))
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_that_peft_saves_beside_its_adapter(
+    tmp_path: Path, family: str, tied: bool, dora: bool, kind: torch.dtype
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for name, seed in (("base", 0), ("other", 1)):
+        tiny_reference(family, tied=tied, seed=seed).save_pretrained(tmp_path / name)
+    names = ["c_attn" if family == "gpt2" else "q_proj", "lm_head"]
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=kind)
+    config = LoraConfig(r=4, target_modules=names, use_dora=dora, task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = get_peft_model(model, config).eval()
+    theirs.save_pretrained(tmp_path / "adapter")
+    assert BASE_HEAD in SafetensorsFile(tmp_path / "adapter" / WEIGHTS).names()
+    decoder = load_decoder(tmp_path / "base")
+    load_adapter(decoder, tmp_path / "adapter")
+    if kind == torch.float32:
+        with torch.inference_mode():
+            wanted = theirs(IDS).logits.flatten(0, 1)
+        assert (scores(decoder) - wanted).abs().max() / wanted.abs().max() < 1e-5
+    with pytest.raises(ModelError, match=r"lm_head\.base_layer\.weight.* differs from it in 97 of 97 rows.*merge them"):
+        load_adapter(load_decoder(tmp_path / "other"), tmp_path / "adapter")
+    wide = tiny_reference(family, tied=tied, vocab_size=99)
+    wide.save_pretrained(tmp_path / "other")
+    with pytest.raises(ModelError, match=r"shape \[97, \d+\]; wanted this model's own head, \[99, \d+\]"):
+        load_adapter(load_decoder(tmp_path / "other"), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_adapters_that_peft_has_saved_again(tmp_path: Path, tied: bool) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    tiny_reference("llama", tied=tied).save_pretrained(tmp_path / "base")
+    decoder = load_decoder(tmp_path / "base")
+    add_lora(decoder, rank=3, targets=("q", "head"))
+    save_adapter(moved(decoder), tmp_path / "ours", "x")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    PeftModel.from_pretrained(model, tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    again = load_decoder(tmp_path / "base")
+    load_adapter(again, tmp_path / "theirs")
+    assert torch.equal(scores(again), scores(decoder))
+
+
 def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
     tiny_reference("llama").save_pretrained(tmp_path / "llama")
     tiny_reference("gpt2").save_pretrained(tmp_path / "gpt2")
@@ -214,10 +263,14 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
         ({"lora_alpha": None}, "cannot be read"), ({"lora_alpha": float("nan")}, "is nan"),
         ({"alpha_pattern": {"(": 3}}, "cannot be read"), ({"alpha_pattern": ["q"]}, "cannot be read"),
         ({"use_dora": True}, "wanted lora_A, lora_B, lora_magnitude_vector"),
+        ({"lora_alpha": 10**400}, "cannot be read"), ({"alpha_pattern": {"a{99999999999}": 3}}, "cannot be read"),
     ):  # fmt: skip
         file.write_text(json.dumps({**config, **change}))
         with pytest.raises(ModelError, match=words):
             load_adapter(load_decoder(tmp_path / "llama"), tmp_path / "adapter")
+    file.write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="nested too deeply"):
+        load_adapter(load_decoder(tmp_path / "llama"), tmp_path / "adapter")
 
 
 def test_a_row_of_zeros_stays_zero_with_dora(folder: Path) -> None:

@@ -29,6 +29,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
 PREFIX = "base_model.model."
+BASE_HEAD = f"{PREFIX}lm_head.base_layer.weight"
 _KEY = re.compile(
     r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weight|base_model\.model\.(.+)\.(lora_magnitude_vector).*"
 )
@@ -135,7 +136,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     if next(adapters(decoder), None) is not None:
         raise ModelError("this decoder has adapters already; merge them first")
     config = _config(folder)
-    found = _tensors(folder)
+    found = _tensors(folder, decoder)
     layers = _hub_layers(decoder)
     known = {module for *_, places in layers for module, _ in places}
     if strangers := sorted(found.keys() - known):
@@ -178,12 +179,12 @@ def _held(folder: Path) -> Held | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         found: Held = next(held for held in BITS if stored == {"weights": held, "block": BLOCK})
-    except (OSError, ValueError, StopIteration) as error:
+    except (OSError, ValueError, StopIteration, RecursionError) as error:
         raise ModelError(f"{path}: damaged; it says how the weights beside the adapters were rounded") from error
     return found
 
 
-def _tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
+def _tensors(folder: Path, decoder: Decoder) -> dict[str, dict[str, Tensor]]:
     """For each module its A, B and magnitudes."""
     if not (folder / WEIGHTS).is_file():
         raise ModelError(
@@ -191,7 +192,10 @@ def _tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
         )
     file = SafetensorsFile(folder / WEIGHTS)
     found: dict[str, dict[str, Tensor]] = {}
-    for name in file.names():
+    for name in sorted(file.names()):
+        if name == BASE_HEAD:
+            _check_head(folder, file.get(name), decoder.head.weight.detach())
+            continue
         match = _KEY.fullmatch(name)
         if match is None:
             raise ModelError(f"{folder / WEIGHTS}: {name} is no part of a LoRA adapter as read here")
@@ -203,6 +207,28 @@ def _tensors(folder: Path) -> dict[str, dict[str, Tensor]]:
             raise ModelError(f"{folder / WEIGHTS}: {name} is stored as {tensor.dtype}; wanted floating point")
         found[module][kind] = tensor.float()
     return found
+
+
+def _check_head(folder: Path, stored: Tensor, head: Tensor) -> None:
+    """PEFT saves the base's head beside adapters of it; beside another head they would say something else."""
+    said = f"is stored as {stored.dtype}, with shape {list(stored.shape)}"
+    if stored.is_floating_point() and stored.shape == head.shape:
+        limits = torch.finfo(stored.dtype)
+        apart = 0
+        for theirs, ours in zip(
+            torch.split(stored, 4096), torch.split(head, 4096), strict=True
+        ):  # in parts: it may be the largest
+            rounded = ours.to("cpu", stored.dtype).double()
+            near = torch.isclose(theirs.double(), rounded, rtol=2 * limits.eps, atol=limits.smallest_normal)
+            apart += int((~near).any(1).sum())
+        if not apart:
+            return
+        said = f"differs from it in {apart:,} of {len(head):,} rows"
+    raise ModelError(
+        f"{folder / WEIGHTS}: {BASE_HEAD}, the head that PEFT saved beside its adapter, {said}; wanted this model's "
+        f"own head, {list(head.shape)}. Take the model that the adapters were trained on; save them anew with "
+        "save_embedding_layers=False if the head was not changed; or merge them with peft"
+    )
 
 
 def _modules(decoder: Decoder, owner: nn.Module, leaf: str, layer: LoraLinear) -> list[tuple[str, list[int], slice]]:
@@ -259,7 +285,7 @@ def _check(folder: Path, module: str, part: Mapping[str, Tensor], rows: int, wid
 def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
     try:
         alpha = float(_of(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
-    except (TypeError, ValueError, AttributeError, re.error) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
         raise ModelError(f"{folder / CONFIG}: lora_alpha or alpha_pattern cannot be read: {error}") from error
     if not math.isfinite(alpha):
         raise ModelError(f"{folder / CONFIG}: lora_alpha of {module} is {alpha}")
@@ -282,6 +308,8 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; wanted the folder of a LoRA adapter") from error
     except ValueError as error:
         raise ModelError(f"{path}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ModelError(f"{path}: nested too deeply; wanted the configuration of a LoRA adapter") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ModelError(f"{path}: an adapter of type {kind!r}; read here: LORA")

@@ -12,6 +12,7 @@ import pytest
 
 import instil
 from instil.cli.options import chosen_settings
+from instil.data.splits import PARTS
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.recipes import dpo
@@ -41,6 +42,13 @@ def pairs(count: int) -> list[dict[str, str]]:
             "rejected": f"It is {2 * n}, go away.",
         }
         for n in range(count)
+    ]
+
+
+def alike(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Both answers begin with the same hundred words."""
+    return [
+        {**row, **{side: "The same words here. " * 25 + row[side] for side in ("chosen", "rejected")}} for row in rows
     ]
 
 
@@ -143,6 +151,7 @@ def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
         ([{"instruction": "a", "output": "b", "chosen": "c"}] * 9, {}, DataError, "rejected is missing"),
         ([{"instruction": "a", "chosen": "c", "rejected": "c"}] * 9, {}, DataError, "equal"),
         (pairs(20), {"max_length": 3}, DataError, "within 3 tokens"),
+        (alike(pairs(20)), {"max_length": 80}, DataError, "every training pair are equal within 80 .* raise data.max"),
         (pairs(20), {"loss": "ipo", "label_smoothing": 0.1}, SettingsError, "label_smoothing"),
         (pairs(20), {"loss": "simpo", "reference": "any"}, SettingsError, "simpo has no reference"),
         (pairs(20), {"loss": "dop"}, SettingsError, "dpo.loss"),
@@ -204,6 +213,41 @@ def test_pairs_that_are_cut_or_left_out_are_named(tiny_folder: Path) -> None:
     lines = "\n".join(prepare(rows, tiny_folder, settings).preflight.lines())
     assert "1 pairs are skipped, an answer lies beyond 80 tokens: rows [5]" in lines
     assert "2 pairs lose the end of an answer at 80 tokens: rows [3, 5]" in lines
+
+
+def test_pairs_that_are_equal_once_cut_are_left_out_and_named(tiny_folder: Path) -> None:
+    rows = pairs(60)
+    rows[::3] = alike(rows[::3])
+    settings = resolve(values={"objective": "dpo", "max_length": 80})
+    prepared = prepare(rows, tiny_folder, settings)
+    lines = "\n".join(prepared.preflight.lines())
+    assert prepared.pairs is not None
+    parts = {part: [pair.row for pair in prepared.pairs[part]] for part in PARTS}
+    named = [row for part in PARTS for row in parts[part] if row % 3 == 0]
+    assert all(any(row % 3 == 0 for row in parts[part]) for part in PARTS)
+    assert f"20 pairs are skipped, their answers are equal within 80 tokens and prefer nothing: rows {named}" in lines
+    for part in PARTS:
+        loader = loader_for(prepared, part)
+        assert [row for row in parts[part] if row % 3] == ([] if loader is None else [pair.row for pair in loader.rows])
+    book = resolve(values={"objective": "dpo", "max_length": 80, "keep_equal": True})
+    kept = prepare(rows, tiny_folder, book)
+    assert f"20 pairs have equal answers within 80 tokens, which teaches nothing: rows {named}" in kept.preflight.notes
+    loader = loader_for(kept, "train")
+    assert loader is not None
+    assert [pair.row for pair in loader.rows] == parts["train"]  # type: ignore[attr-defined]
+
+
+def test_the_doctor_sees_the_pairs_as_they_are_cut(tiny_folder: Path) -> None:
+    rows = [
+        {"instruction": f"Double {n}.", "chosen": f"{2 * n}. " + "So it is. " * 40 + "Thanks!",
+         "rejected": f"{2 * n + 1}. " + "So it is. " * 40 + "Bother!"}
+        for n in range(60)
+    ]  # fmt: skip
+    told = "\n".join(prepare(rows, tiny_folder, resolve(values={"objective": "dpo"})).preflight.notes)
+    assert "thanks" in told
+    cut = prepare(rows, tiny_folder, resolve(values={"objective": "dpo", "max_length": 80})).preflight.notes
+    assert "60 pairs lose the end of an answer" in "\n".join(cut)
+    assert "thanks" not in "\n".join(cut)
 
 
 def test_settings_of_preference_tuning() -> None:

@@ -55,3 +55,10 @@ class BookPairLoader(PairLoader, BookLoader):
 def is_scored(pair: EncodedPair, max_length: int) -> bool:
     """Whether something is left to score of both answers within ``max_length`` positions."""
     return all(scored_within(pair, max_length))
+
+
+def is_told_apart(pair: EncodedPair, max_length: int) -> bool:
+    """Whether the two answers still differ in what is scored of them within ``max_length`` positions."""
+    chosen, rejected = pair.chosen_scored, pair.rejected_scored
+    first, second = (min(span.stop, max_length + 1) for span in (chosen, rejected))
+    return pair.chosen.ids[chosen.start : first] != pair.rejected.ids[rejected.start : second]

@@ -12,7 +12,7 @@ from instil.data.loader import BookLoader, Loader
 from instil.data.options import DataOptions
 from instil.data.pair_collate import collate_pairs, encode_pair, with_others
 from instil.data.pair_doctor import diagnose
-from instil.data.pair_loader import is_scored
+from instil.data.pair_loader import is_scored, is_told_apart
 from instil.data.pairs import PairSource, pairs_from, read_pairs
 from instil.data.sources import Source
 from instil.data.splits import PARTS, Part, Split
@@ -24,7 +24,7 @@ from instil.model.hub import find_model
 from instil.model.weights import load_decoder, open_model
 from instil.recipes.progress import Screen
 from instil.recipes.settings import Settings
-from instil.records import EncodedPair
+from instil.records import EncodedPair, Pair
 from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.preference import Preference, reference_log_probs
@@ -47,15 +47,13 @@ def read(data: str | Path | Sequence[dict[str, Any]], settings: Settings) -> tup
         found = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
     else:
         found = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
-    looked_at = found.pairs[:LOOKED_AT]
-    warnings = [one.line() for one in diagnose(looked_at).of("warning") if not (one.kind == "equal" and found.equal)]
-    return found, as_rows(found, warnings)
+    return found, as_rows(found)
 
 
-def as_rows(found: PairSource, more_notes: Sequence[str] = ()) -> Source:
+def as_rows(found: PairSource) -> Source:
     """Pairs as rows whose wanted answer is the chosen one."""
     examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
-    return Source(found.name, examples, found.sha256, found.skipped, (*found.notes, *more_notes))
+    return Source(found.name, examples, found.sha256, found.skipped, found.notes)
 
 
 def encoded_pairs(
@@ -74,20 +72,24 @@ def encoded_pairs(
     return pairs
 
 
-def usable(pairs: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
-    """Pairs of which both answers have something to score."""
+def usable(pairs: Sequence[EncodedPair], max_length: int, settings: Settings) -> list[EncodedPair]:
+    """Pairs of which both answers have something to score, and not the same, unless equal ones are to be kept."""
     return [
         pair
         for pair in pairs
-        if is_scored(pair, max_length) and (pair.other is None or is_scored(pair.other, max_length))
+        if _within(pair, max_length) and (settings.dpo.keep_equal or is_told_apart(pair, max_length))
     ]
+
+
+def _within(pair: EncodedPair, max_length: int) -> bool:
+    return is_scored(pair, max_length) and (pair.other is None or is_scored(pair.other, max_length))
 
 
 def check(pairs: Pairs, max_length: int, settings: Settings, template: Template, path: Path) -> list[str]:
     """Refuse what cannot be trained on, and say what will be left out or cut.
 
     Raises:
-        DataError: no training pair has both answers within the length.
+        DataError: no training pair has both answers, or two different ones, within the length.
         ModelError: the reference model is absent, or of another vocabulary.
         SettingsError: settings contradict one another.
     """
@@ -95,17 +97,36 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
         raise SettingsError("dpo.label_smoothing is for dpo.loss=dpo (which it makes cDPO); leave it at 0")
     if settings.dpo.reference and not Preference(settings.dpo).needs_reference:
         raise SettingsError(f"dpo.loss={settings.dpo.loss} has no reference; leave dpo.reference out")
-    if not usable(pairs["train"], max_length):
+    if not any(_within(pair, max_length) for pair in pairs["train"]):
         raise DataError(f"no training pair has both answers within {max_length} tokens; raise data.max_length")
-    if settings.dpo.loss == "kto" and len(usable(pairs["train"], max_length)) < 2:
+    left = usable(pairs["train"], max_length, settings)
+    if not left:
+        raise DataError(
+            f"the two answers of every training pair are equal within {max_length} tokens, so they prefer nothing; "
+            "raise data.max_length, or put what differs before the limit"
+        )
+    if settings.dpo.loss == "kto" and len(left) < 2:
         raise DataError("dpo.loss=kto asks how likely the answers of other rows are, and there is one pair only")
     lines = []
-    left_out = [pair.row for part in PARTS for pair in pairs[part] if pair not in usable([pair], max_length)]
+    every = [pair for part in PARTS for pair in pairs[part]]
+    left_out = [pair.row for pair in every if not _within(pair, max_length)]
     if left_out:
         lines.append(
             f"{len(left_out)} pairs are skipped, an answer lies beyond {max_length} tokens: rows {left_out[:20]}"
         )
-    cut = [pair.row for part in PARTS for pair in pairs[part] if max(map(len, _ids(pair))) - 1 > max_length]
+    same = [pair.row for pair in every if _within(pair, max_length) and not is_told_apart(pair, max_length)]
+    if same and not settings.dpo.keep_equal:
+        lines.append(
+            f"{len(same)} pairs are skipped, their answers are equal within {max_length} tokens and prefer nothing: "
+            f"rows {same[:20]}"
+        )
+    by_cut = [pair.row for pair in every if pair.row in set(same) and pair.chosen.ids != pair.rejected.ids]
+    if by_cut and settings.dpo.keep_equal:  # of those that are equal in the file the source tells
+        lines.append(
+            f"{len(by_cut)} pairs have equal answers within {max_length} tokens, which teaches nothing: "
+            f"rows {by_cut[:20]}"
+        )
+    cut = [pair.row for pair in every if _is_cut(pair, max_length)]
     if cut:
         lines.append(f"{len(cut)} pairs lose the end of an answer at {max_length} tokens: rows {cut[:20]}")
     if settings.dpo.reference:
@@ -113,8 +134,30 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
     return lines
 
 
-def _ids(pair: EncodedPair) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return pair.chosen.ids, pair.rejected.ids
+def _is_cut(pair: EncodedPair, max_length: int) -> bool:
+    return max(len(pair.chosen.ids), len(pair.rejected.ids)) - 1 > max_length
+
+
+def doubts(
+    source: PairSource, pairs: Pairs, max_length: int, tokenizer: Tokenizer, settings: Settings
+) -> Iterator[str]:
+    """What the doctor says against the pairs as they are trained on: without those left out, and as they are cut."""
+    kept = {pair.row: pair for part in PARTS for pair in usable(pairs[part], max_length, settings)}
+    some = [pair for pair in source.pairs[:LOOKED_AT] if pair.row in kept]
+    looked_at = [_as_cut(pair, kept[pair.row], max_length, tokenizer) for pair in some]
+    for finding in diagnose(looked_at).of("warning"):
+        if finding.kind != "equal":  # those have been told of
+            yield finding.line()
+
+
+def _as_cut(pair: Pair, encoded: EncodedPair, max_length: int, tokenizer: Tokenizer) -> Pair:
+    if not _is_cut(encoded, max_length):
+        return pair
+    texts = (
+        tokenizer.decode(list(row.ids[row.prompt_length : max_length + 1])) if len(row.ids) - 1 > max_length else text
+        for row, text in ((encoded.chosen, pair.chosen), (encoded.rejected, pair.rejected))
+    )
+    return Pair(pair.example, *texts)
 
 
 def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, max_length: int) -> None:
@@ -157,8 +200,8 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, loader:
     reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
     reference.eval()
     asked: Pairs = {
-        "train": _seen(loader, prepared) or usable(prepared.pairs["train"], prepared.max_length),
-        "validation": usable(prepared.pairs["validation"], prepared.max_length),
+        "train": _seen(loader, prepared) or usable(prepared.pairs["train"], prepared.max_length, prepared.settings),
+        "validation": usable(prepared.pairs["validation"], prepared.max_length, prepared.settings),
     }
     pairs: Pairs = dict(prepared.pairs)
     with screen.bar("reference", sum(map(len, asked.values()))) as advance:

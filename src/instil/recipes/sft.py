@@ -118,6 +118,7 @@ def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
     if preferred is not None:
         pairs = dpo.encoded_pairs(preferred, split, template, tokenizer, settings)
         notes += dpo.check(pairs, max_length, settings, template, path)
+        notes += dpo.doubts(preferred, pairs, max_length, tokenizer, settings)
     misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
     preflight = check(
         split,
@@ -177,7 +178,7 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
     """Batches of a part, without the rows that have nothing to train on; None if there are none."""
     rows: Sequence[Encoded] | Sequence[EncodedPair]
     if prepared.pairs is not None:
-        rows = dpo.usable(prepared.pairs[part], prepared.max_length)
+        rows = dpo.usable(prepared.pairs[part], prepared.max_length, prepared.settings)
     else:
         rows = [row for row in prepared.encoded[part] if has_target(row, prepared.max_length)]
     if not rows:

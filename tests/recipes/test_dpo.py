@@ -183,6 +183,18 @@ def test_a_reference_of_another_vocabulary(tiny_folder: Path, tmp_path: Path) ->
         prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": str(same_size)}))
 
 
+def test_a_reference_that_is_no_model(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.json").write_text("[]")
+    Path("empty").mkdir()
+    bare = Path(shutil.copytree(tiny_folder, "bare"))
+    for file in bare.glob("*token*"):
+        file.unlink()
+    for name in ("rows.json", "empty", "bare"):
+        with pytest.raises(ModelError, match=rf"^dpo\.reference: {name} cannot be read as a model.*: {name}"):
+            prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": name}))
+
+
 def test_a_reference_that_cannot_hold_the_rows(tiny_folder: Path, tmp_path: Path) -> None:
     short = Path(shutil.copytree(tiny_folder, tmp_path / "short"))
     stored = json.loads((short / "config.json").read_text())

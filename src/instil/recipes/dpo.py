@@ -166,8 +166,11 @@ def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, m
         path = find_model(name)
     except ModelError as error:
         raise ModelError(f"dpo.reference: {error}") from error
-    theirs, ours = load_tokenizer(path), load_tokenizer(model)
-    spec, own = open_model(path).spec, open_model(model).spec
+    try:  # the model before its tokenizer: of a file that is no model nothing else is worth saying
+        spec, theirs = open_model(path).spec, load_tokenizer(path)
+    except ModelError as error:
+        raise ModelError(f"dpo.reference: {name} cannot be read as a model with its tokenizer: {error}") from error
+    own, ours = open_model(model).spec, load_tokenizer(model)
     advice = "its log-probabilities would be of other texts; take a reference of the same family"
     if spec.vocab_size != own.vocab_size:
         raise ModelError(

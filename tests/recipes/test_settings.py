@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from instil.data.splits import split_grouped
 from instil.errors import SettingsError
-from instil.recipes.settings import SECTIONS, Settings, known_settings, resolve
+from instil.recipes.settings import READ_BY, SECTIONS, Settings, idle, known_settings, resolve
 from instil.records import Encoded, Example
+from instil.train.options import DpoOptions
+from instil.train.preference import Answers, Preference
+
+LOSSES: tuple[Any, ...] = get_args(DpoOptions.model_fields["loss"].annotation)
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -94,6 +100,58 @@ def test_a_broken_settings_file_is_refused(tmp_path: Path) -> None:
     file.write_text("[train\nepochs=1")
     with pytest.raises(SettingsError, match="not valid TOML"):
         resolve(config=file)
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["dpo.gamma=2", "dpo.desirable=0"],
+         ["dpo.gamma (for simpo), dpo.desirable (for kto) have no effect with dpo.loss=dpo; leave them out"]),
+        (["dpo.loss=ipo", "dpo.reduction=sum"],
+         ["dpo.reduction (for dpo and kto) has no effect with dpo.loss=ipo; leave it out"]),
+        (["dpo.loss=kto", "dpo.reduction=mean", "dpo.desirable=2", "dpo.undesirable=2", "dpo.beta=0.2"], []),
+        (["dpo.loss=simpo", "dpo.gamma=2", "dpo.nll=1", "dpo.keep_equal=true"], []),
+    ],
+)  # fmt: skip
+def test_settings_of_another_loss_are_told_of(assignments: list[str], said: list[str]) -> None:
+    settings = resolve(assignments=["train.objective=dpo", *assignments])
+    assert idle(settings) == said
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_settings_that_nobody_chose_are_not_told_of(loss: str) -> None:
+    values = {"objective": "dpo", "loss": loss}
+    assert idle(resolve(values=values)) == []
+    assert idle(resolve(as_in_book=True, values=values)) == []
+    assert idle(resolve(values=resolve(values=values).model_dump())) == []  # as an earlier run wrote them down
+
+
+def test_which_loss_reads_which_settings() -> None:
+    """The rule, the code and the table in the documentation say the same."""
+    own = {name: {loss for loss in LOSSES if loss in losses} for name, losses in READ_BY.items()}
+    changes = {
+        "beta": 0.3, "nll": 0.5, "label_smoothing": 0.1, "reduction": "mean", "gamma": 2.0, "desirable": 2.0,
+        "undesirable": 2.0,
+    }  # fmt: skip
+    of_the_rows = {"scored", "keep_equal"}  # whatever the loss is
+    assert {"loss", "reference", *changes, *of_the_rows} == DpoOptions.model_fields.keys()
+
+    def outcome(loss: str, **change: Any) -> tuple[Any, ...]:
+        objective = Preference(DpoOptions.model_validate({"loss": loss, **change}))
+        measure: Any = objective.measure([])
+        measure._z = torch.tensor(0.2)
+        answers = Answers(*(torch.tensor([value]) for value in (-1.0, -2.0, -1.3, -1.1)))
+        return objective.means, objective.nll, measure._loss_P(answers).tolist()
+
+    for name, value in changes.items():
+        found = {loss for loss in LOSSES if outcome(loss, **{name: value}) != outcome(loss)}
+        assert found == own.get(name, set(LOSSES)), name
+    assert {loss for loss in LOSSES if Preference(DpoOptions(loss=loss)).needs_reference} == own["reference"]
+    page = (Path(__file__).parents[2] / "docs" / "preference.md").read_text()
+    for loss in LOSSES:
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{loss}` |"))
+        wanted = {"beta", *(name for name, losses in own.items() if loss in losses)} - {"reference"}
+        assert set(re.findall("`(.+?)`", row.split("|")[3])) == wanted, loss
 
 
 def test_every_setting_says_what_it_means() -> None:

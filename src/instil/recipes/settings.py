@@ -28,6 +28,15 @@ PREFERENCE_LORA: dict[str, dict[str, Any]] = {"train": {"learning_rate": 5e-5}}
 # Preference tuning moves a model that can answer already: smaller steps, and fewer. SimPO's beta multiplies a mean.
 PREFERENCE: dict[str, dict[str, Any]] = {"train": {"epochs": 1, "learning_rate": 5e-6}}
 PREFERENCE_BY_LOSS: dict[str, dict[str, dict[str, Any]]] = {"simpo": {"dpo": {"beta": 2.0}}}
+# Settings of preference tuning that not every loss reads (`instil.train.preference`), with those that do.
+READ_BY: dict[str, tuple[str, ...]] = {
+    "label_smoothing": ("dpo",),
+    "reduction": ("dpo", "kto"),
+    "gamma": ("simpo",),
+    "desirable": ("kto",),
+    "undesirable": ("kto",),
+    "reference": ("dpo", "ipo", "kto"),
+}
 
 
 class Settings(BaseModel):
@@ -117,10 +126,12 @@ def resolve(
 
 
 def idle(settings: Settings) -> list[str]:
-    """A warning for settings that were chosen and have no effect, since the method that they are for was not.
+    """A warning for settings that were chosen and have no effect, since the method or loss that they are for was not.
 
     >>> idle(resolve(assignments=["lora.rank=4"]))
     ['lora.rank has no effect with train.method=full; add --method lora, or leave it out']
+    >>> idle(resolve(assignments=["train.objective=dpo", "dpo.gamma=2"]))
+    ['dpo.gamma (for simpo) has no effect with dpo.loss=dpo; leave it out']
     """
     used = {
         "lora": (settings.train.method == "lora", f"train.method={settings.train.method}"),
@@ -139,7 +150,30 @@ def idle(settings: Settings) -> list[str]:
             method = "lora" if section == "lora" else settings.dpo.loss
             have, them = ("has", "it") if len(chosen) == 1 else ("have", "them")
             said.append(f"{', '.join(chosen)} {have} no effect with {why}; add --method {method}, or leave {them} out")
+    if settings.train.objective == "dpo":
+        said += _of_other_losses(settings.dpo, book.get("dpo", {}))
     return said
+
+
+def _of_other_losses(options: DpoOptions, book: Mapping[str, Any]) -> list[str]:
+    """A warning for settings that the loss does not read.
+
+    A default that was asked for counts, too: ``reduction=sum`` is not what a loss of means does. In the settings of an
+    earlier run all stand there, and only those that are not defaults were chosen.
+    """
+    fields = type(options).model_fields
+    given = options.model_fields_set if options.model_fields_set < fields.keys() else set()
+    chosen = [
+        f"dpo.{name} (for {' and '.join(losses)})"
+        for name, losses in READ_BY.items()
+        if options.loss not in losses
+        and getattr(options, name) != book.get(name)
+        and (name in given or getattr(options, name) != fields[name].default)
+    ]
+    if not chosen:
+        return []
+    have, them = ("has", "it") if len(chosen) == 1 else ("have", "them")
+    return [f"{', '.join(chosen)} {have} no effect with dpo.loss={options.loss}; leave {them} out"]
 
 
 def assigned(assignments: Sequence[str]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
         (pairs(20), {"loss": "simpo", "reference": "any"}, SettingsError, "simpo has no reference"),
         (pairs(20), {"loss": "dop"}, SettingsError, "dpo.loss"),
         (pairs(20), {"reference": "no/where/at/all"}, ModelError, "no such file"),
-        (pairs(1), {"loss": "kto"}, DataError, "one pair"),
+        (pairs(1), {"loss": "kto"}, DataError, "only one training pair is left; add pairs"),
         (pairs(20), {"batch_size": 64, "drop_last": True}, DataError, "larger than"),
         (pairs(20), {"method": "lora", "targets": ("nothing",)}, SettingsError, "lora.targets"),
         (pairs(20), {"reference": "nowhere"}, ModelError, r"dpo\.reference: nowhere: no such file"),
@@ -247,6 +247,16 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_named(tiny_folder: Path)
     loader = loader_for(kept, "train")
     assert loader is not None
     assert [pair.row for pair in loader.rows] == parts["train"]  # type: ignore[attr-defined]
+
+
+def test_one_training_pair_is_too_few_for_kto(tiny_folder: Path) -> None:
+    """However many the file has."""
+    values = {"objective": "dpo", "loss": "kto", "max_length": 80}
+    first = prepare(pairs(20), tiny_folder, resolve(values=values)).split.train[0].row
+    rows = alike(pairs(20))
+    rows[first] = pairs(20)[first]
+    with pytest.raises(DataError, match="only one training pair is left; add pairs, or take another loss"):
+        prepare(rows, tiny_folder, resolve(values=values))
 
 
 def test_the_doctor_sees_the_pairs_as_they_are_cut(tiny_folder: Path) -> None:

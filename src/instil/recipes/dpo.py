@@ -106,7 +106,10 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
             "raise data.max_length, or put what differs before the limit"
         )
     if settings.dpo.loss == "kto" and len(left) < 2:
-        raise DataError("dpo.loss=kto asks how likely the answers of other rows are, and there is one pair only")
+        raise DataError(
+            "dpo.loss=kto asks how likely the answers of other rows are, and only one training pair is left; "
+            "add pairs, or take another loss"
+        )
     lines = []
     every = [pair for part in PARTS for pair in pairs[part]]
     left_out = [pair.row for pair in every if not _within(pair, max_length)]

@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any
 
@@ -59,6 +60,7 @@ class Journal:
             self._file = self.path.open("ab")
             _sync_folder(self.path.parent)  # else the name of a new file may be lost though its lines are not
         except Timeout as error:
+            _check_folder(self.path)
             raise RunFolderTaken(f"{self.path}: another process is at work there; wait for it, or stop it") from error
         except OSError as error:
             self._lock.release()
@@ -138,6 +140,21 @@ class Journal:
             self.damaged += 1
             with path.open("r+b") as file:
                 file.truncate(whole)
+
+
+def _check_folder(path: Path) -> None:
+    """Where no file can be made at all (``/proc``), the lock waits in vain as it does for another process.
+
+    Raises:
+        DataError: so it is.
+    """
+    try:
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written, no file can be made in its folder: {error.strerror or error}; choose another"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instil.errors import DataError
-from instil.evaluate.comparison import compare_verdicts
-from instil.evaluate.statistics import interval, permutation_p, smallest_visible, spread
+from instil.evaluate.comparison import SIGNIFICANT, compare_verdicts
+from instil.evaluate.statistics import FEWEST, interval, permutation_p, smallest_visible, spread
 from instil.records import Verdict
 
 
@@ -82,9 +82,33 @@ def test_the_smallest_difference_that_so_many_rows_show() -> None:
         values = draw.normal(size=count)
         values = (values - values.mean()) / values.std(ddof=1) * 47.3
         assert smallest_visible(values.tolist()) == pytest.approx(seen, abs=0.05)
-    assert smallest_visible([1.0]) is None
     assert spread([1.0]) == 0
     assert spread([1.0, 3.0]) == pytest.approx(2**0.5)
+
+
+def test_too_few_rows_that_differ_show_no_difference_however_large_it_is() -> None:
+    assert permutation_p([100.0] * (FEWEST - 1)) > SIGNIFICANT > permutation_p([100.0] * FEWEST)
+    for others in (0, 100):
+        assert smallest_visible([5.0, 6.0, 7.0, 5.0, 6.0, *[0.0] * others]) is None
+        assert smallest_visible([5.0, 6.0, 7.0, 5.0, 6.0, 7.0, *[0.0] * others]) is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ([2.0, 1.0, 2.0, 1.5], "p = 0.12; 4 rows are too few to show any difference, which takes 6 that differ)."),
+        ([9.0, 8.0, 0.0], "; only 2 of 3 rows differ, too few to show any difference, which takes 6 that differ)."),
+        ([9.0, 0.0], "; only 1 of 2 rows differs, too few to show any difference, which takes 6 that differ)."),
+        ([9.0], "(+9.0 points; one row shows nothing)."),
+        ([0.0], "(+0.0 points; one row shows nothing)."),
+        ([0.0] * 7, "p = 1.00; none of 7 rows differs)."),
+        ([2.0, -1.0, 2.0, -1.5, 2.0, 1.0], "; 6 rows could show a difference of 1.8 or more)."),
+    ],
+)
+def test_the_verdict_promises_only_what_the_test_can_show(changes: list[float], why: str) -> None:
+    found = compare_verdicts(verdicts([50.0] * len(changes)), verdicts([50.0 + change for change in changes]))
+    assert found.sentence().endswith(why)
+    assert found.as_json()["differing"] == sum(change != 0 for change in changes)
 
 
 def test_noise_is_not_told_apart_and_a_gain_is() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from instil.errors import DataError
-from instil.evaluate.statistics import Interval, interval, permutation_p, smallest_visible
+from instil.evaluate.statistics import FEWEST, Interval, differing, interval, permutation_p, smallest_visible
 from instil.records import Verdict
 
 TIE = 1.0  # points within which two scores count as equal
@@ -23,8 +23,8 @@ class Comparison:
     """Scores of the same rows under A and B. Differences are B minus A, in points of 0 to 100.
 
     ``gained`` and ``lost`` are the rows that came to 80 points or fell below; ``bounds`` is the mean difference if
-    every score that is missing went against B, and if it went for B; ``smallest`` the least difference that this
-    many rows could show.
+    every score that is missing went against B, and if it went for B; ``differing`` counts rows whose scores are not
+    equal; ``smallest`` is the least difference that this many rows could show, None where they can show none.
     """
 
     rows: int
@@ -38,6 +38,7 @@ class Comparison:
     losses: int
     gained: tuple[int, ...]
     lost: tuple[int, ...]
+    differing: int
     smallest: float | None
     bounds: tuple[float, float]
 
@@ -67,8 +68,14 @@ class Comparison:
             return f"{b} is {self.outcome} than {a} ({gap}; {self.scored} rows)."
         if self.coverage < COVERED:
             why = f"only {self.scored} of {self.rows} rows are scored under both"
-        elif self.smallest is None:
+        elif self.scored == 1:
             why = "one row shows nothing"
+        elif not self.differing:
+            why = f"none of {self.scored} rows differs"
+        elif self.smallest is None:
+            few = f"only {self.differing} of {self.scored} rows {'differs' if self.differing == 1 else 'differ'},"
+            few = few if self.differing < self.scored else f"{self.scored} rows are"
+            why = f"{few} too few to show any difference, which takes {FEWEST} that differ"
         else:
             why = f"{self.scored} rows could show a difference of {self.smallest:.1f} or more"
         return f"{b} is not distinguishable from {a} ({gap}; {why})."
@@ -89,6 +96,7 @@ class Comparison:
             "losses": self.losses,
             "gained": list(self.gained),
             "lost": list(self.lost),
+            "differing": self.differing,
             "smallest_visible": self.smallest,
             "bounds": list(self.bounds),
         }
@@ -126,6 +134,7 @@ def compare_verdicts(a: Sequence[Verdict], b: Sequence[Verdict], only: Collectio
         losses=sum(gap < -TIE for gap in differences),
         gained=tuple(row for row, first, second in both if first < PASS <= second),
         lost=tuple(row for row, first, second in both if second < PASS <= first),
+        differing=differing(differences),
         smallest=smallest_visible(differences),
         bounds=(against / len(pairs), in_favour / len(pairs)) if pairs else (0.0, 0.0),
     )

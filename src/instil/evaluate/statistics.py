@@ -24,6 +24,7 @@ ALL_SIGNS_UP_TO = 14  # differences whose 2**n signs are all tried
 AT_ONCE = 4_000_000  # numbers drawn at once
 LEVEL = 0.95
 POWER = 0.80
+FEWEST = 6  # differences of which `permutation_p` can be below 5 %: that of n has at least 2 / 2**n
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,18 @@ def permutation_p(differences: Sequence[float]) -> float:
     return (found + 1) / (FLIPS + 1)
 
 
+def differing(differences: Sequence[float]) -> int:
+    """How many rows differ at all. The others take no part in `permutation_p`: their sign is no matter of chance."""
+    return sum(gap != 0 for gap in differences)
+
+
 def smallest_visible(differences: Sequence[float]) -> float | None:
     """The smallest true mean difference that as many rows as these would show in four of five trials (at 5 %).
 
-    None below two differences.
+    None where fewer than six rows differ: however large their differences, the test cannot tell them from chance.
     """
     given = np.asarray(differences, dtype=np.float64)
-    if given.size < 2:
+    if differing(differences) < FEWEST:
         return None
     normal = NormalDist()
     reach = normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)

@@ -73,6 +73,23 @@ class TrainingDiverged(InstilError):
     """The loss is no longer a finite number."""
 
 
+def parsing_problem(error: ValueError | RecursionError) -> str:
+    """What a parser of JSON or TOML found wrong, in words for an error message.
+
+    >>> parsing_problem(RecursionError("maximum recursion depth exceeded"))
+    'nested too deeply'
+    >>> parsing_problem(ValueError("Exceeds the limit (4300 digits) for integer string conversion; use sys..."))
+    'a whole number in it has more than 4,300 digits'
+    """
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not {error.encoding.upper()}"
+    if str(error).startswith("Exceeds the limit"):  # which Python sets (`sys.set_int_max_str_digits`)
+        return "a whole number in it has more than 4,300 digits"
+    return str(error)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The nearest known word as a clause for an error message, or nothing.
 

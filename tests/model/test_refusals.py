@@ -10,6 +10,8 @@ import torch
 
 from instil.errors import ModelError
 from instil.model.hub import find_model
+from instil.model.peft_folder import load_adapter
+from instil.model.tensorflow_checkpoint import read_hparams
 from instil.model.weights import load_decoder
 from tests.conftest import tiny_reference
 from tests.model.gguf_files import write_gguf
@@ -128,3 +130,25 @@ def test_a_gguf_of_another_architecture(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(ModelError, match="'rwkv'; read here: gpt2, llama"):
         load_decoder(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"[" * 100_000, "cannot be read as JSON: nested too deeply"),
+        (b'{"vocab_size": ' + b"9" * 5000 + b"}", "a whole number in it has more than 4,300 digits"),
+        (b"\xff", "byte 0 is not UTF-8"),
+        (b"{", "cannot be read as JSON: Expecting property name"),
+    ],
+)
+def test_json_that_cannot_be_read(folder: Path, text: bytes, says: str, tmp_path: Path) -> None:
+    decoder = load_decoder(folder)
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=rf"config\.json: .*{says}"):
+        load_decoder(folder)
+    (tmp_path / "hparams.json").write_bytes(text)
+    with pytest.raises(ModelError, match=rf"hparams\.json: .*{says}"):
+        read_hparams(tmp_path / "hparams.json")
+    (tmp_path / "adapter_config.json").write_bytes(text)
+    with pytest.raises(ModelError, match=says.removeprefix("cannot be read as JSON: ")):
+        load_adapter(decoder, tmp_path)

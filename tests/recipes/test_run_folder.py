@@ -103,6 +103,7 @@ def respond(path: Path) -> Any:
 DAMAGE: list[tuple[str, str | bytes, Callable[[Path], Any], str]] = [
     ("run.toml", "settings = [", instil.load, "run.toml: not valid TOML"),
     ("run.toml", b"\xff\xfe\x00", instil.load, "run.toml: not valid TOML"),
+    ("run.toml", "a = " + "[" * 3000, instil.load, "run.toml: not valid TOML: nested too deeply"),
     ("run.toml", "", instil.load, "run.toml: damaged, it has no 'data'"),
     ("run.toml", "data = 3\n[settings]\n[hashes]\n", respond, "run.toml: damaged, it has no 'data'"),
     ("run.toml", "data = 'x'\nsettings = 1\n[hashes]\n", instil.load, "damaged, it has no 'settings'"),
@@ -112,6 +113,7 @@ DAMAGE: list[tuple[str, str | bytes, Callable[[Path], Any], str]] = [
     ("run.toml", "data = 'x'\n[settings]\ndata = 3\n[hashes]\n", respond, "damaged, wanted sections"),
     ("run.toml", "data = 'x'\ndata_path = 3\n[settings]\n[hashes]\n", respond, "'data_path' is no text"),
     ("split.json", "{", respond, "split.json: not valid JSON"),
+    ("split.json", "[" * 100_000, respond, "split.json: not valid JSON: nested too deeply"),
     ("split.json", b"\xff\xfe\x00", score_path, "split.json: not valid JSON"),
     ("split.json", "[]", score_path, "split.json: damaged, wanted the row numbers"),
     ("split.json", '{"train": [], "test": 3, "validation": []}', respond, "split.json: damaged"),

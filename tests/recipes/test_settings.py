@@ -12,6 +12,7 @@ import torch
 from instil.data.splits import split_grouped
 from instil.errors import SettingsError
 from instil.recipes.settings import READ_BY, SECTIONS, Settings, idle, known_settings, resolve
+from instil.recipes.sweep_file import read_sweep
 from instil.records import Encoded, Example
 from instil.train.options import DpoOptions
 from instil.train.preference import Answers, Preference
@@ -159,3 +160,24 @@ def test_every_setting_says_what_it_means() -> None:
         for name, field in options.model_fields.items():
             assert field.description, name
     assert len(known_settings()) >= 20
+
+
+UNREADABLE = [
+    ("9" * 5000, "a whole number in it has more than 4,300 digits"),
+    ("0x" + "f" * 5000, "a whole number in it has more than 4,300 digits"),  # whose digits are counted when it is shown
+    ("[" * 3000 + "]" * 3000, "nested too deeply"),
+    ("{" + ".".join("a" * 3000) + " = 1}", "nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("value", "says"), UNREADABLE)
+def test_what_the_parser_of_toml_cannot_hold_is_one_sentence(value: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.toml"
+    file.write_text(f"[train]\nseed = {value}\n")
+    with pytest.raises(SettingsError, match=rf"own\.toml: not valid TOML: {says}$"):
+        resolve(config=file)
+    file.write_text(f"[settings]\ntrain.seed = {value}\n")
+    with pytest.raises(SettingsError, match=rf"own\.toml: not valid TOML: {says}$"):
+        read_sweep(file)
+    with pytest.raises(SettingsError, match=rf"--set train\.seed=.{{49}}\.\.\.: cannot be read: {says}$"):
+        resolve(assignments=[f"train.seed={value}"])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instil.errors import ModelError
+from instil.errors import ModelError, parsing_problem
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, Held, hold
@@ -306,10 +306,8 @@ def _config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; wanted the folder of a LoRA adapter") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise ModelError(f"{path}: nested too deeply; wanted the configuration of a LoRA adapter") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not valid JSON: {parsing_problem(error)}") from error
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
         raise ModelError(f"{path}: an adapter of type {kind!r}; read here: LORA")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instil.errors import ModelError
+from instil.errors import ModelError, parsing_problem
 from instil.model.families.family import Family, Stored
 from instil.model.families.gpt2 import GPT2, GPT2_TENSORFLOW, spec_from_hparams
 from instil.model.spec import DecoderSpec
@@ -143,8 +143,10 @@ def read_hparams(path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
     if not isinstance(found, dict):
         raise ModelError(f"{path}: wanted a JSON object, found a {type(found).__name__}")
     return found

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from instil.errors import ModelError
+from instil.errors import ModelError, parsing_problem
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
@@ -323,8 +323,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: wanted a JSON object, found a {type(value).__name__}")
     return value

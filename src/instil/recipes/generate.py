@@ -244,7 +244,7 @@ def _check_earlier(out: Path, way: str) -> None:
     """A file of another way is not to be written over."""
     try:
         earlier = json.loads(report_file(out).read_bytes()).get("way")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return
     if out.exists() and earlier != way:
         raise RunFolderTaken(f"{out} holds rows of {earlier}; give another name with --out")

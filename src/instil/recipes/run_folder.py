@@ -31,7 +31,7 @@ from typing import Any
 from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import Template
-from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
+from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError, parsing_problem
 from instil.export.folder import TEMPLATE_FILE
 from instil.records import Completion, Example
 
@@ -161,8 +161,8 @@ class RunFolder:
             raise DataError(f"{self.path}: no {RUN_FILE} in it, so it is not a run folder")
         try:
             found = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{file}: not valid TOML: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: not valid TOML: {parsing_problem(error)}") from error
         for key, kind in {"data": str, "settings": dict, "hashes": dict}.items():
             if not isinstance(found.get(key), kind):
                 raise DataError(f"{file}: damaged, it has no {key!r}")
@@ -263,5 +263,5 @@ def _read_json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{file}: not valid JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON: {parsing_problem(error)}") from error

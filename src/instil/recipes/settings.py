@@ -14,13 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from instil.data.options import DataOptions
-from instil.errors import SettingsError, did_you_mean
+from instil.errors import SettingsError, did_you_mean, parsing_problem
 from instil.evaluate.options import ScoreOptions
 from instil.generate.options import GenerateOptions
 from instil.recipes.book import AS_IN_BOOK, PREFERENCE_AS_IN_BOOK
 from instil.synthesis.options import MakeOptions
 from instil.train.options import DpoOptions, LoraOptions, TrainOptions
 
+SHOWN = 60  # characters of an assignment in a message
 # Adapters want about ten times the rate of full tuning (docs/log.md; also Schulman et al. 2025, "LoRA Without Regret"),
 # unless another scaling makes each step of theirs larger.
 LORA: dict[str, dict[str, Any]] = {"train": {"learning_rate": 1e-3}}
@@ -190,7 +191,11 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise SettingsError(f"--set {assignment}: wanted key=value, such as --set train.epochs=1")
-        found[key.strip()] = _parsed(text.strip())
+        try:
+            found[key.strip()] = _parsed(text.strip())
+        except (ValueError, RecursionError) as error:
+            shown = f"{assignment[:SHOWN]}..."
+            raise SettingsError(f"--set {shown}: cannot be read: {parsing_problem(error)}") from error
     return found
 
 
@@ -256,17 +261,28 @@ def _parsed(text: str) -> Any:
     (0.0001, True, 'cosine', ['###'], '3#4')
     """
     try:
-        parsed = tomllib.loads(f"value = {text}")
+        parsed = toml_table(f"value = {text}")
         whole = "#" not in text or isinstance(parsed["value"], str | list)  # else the rest was taken for a comment
         return parsed["value"] if len(parsed) == 1 and whole else text
     except tomllib.TOMLDecodeError:
         return text
 
 
+def toml_table(text: str) -> dict[str, Any]:
+    """The table that a TOML file holds.
+
+    Raises:
+        ValueError, RecursionError: it is not TOML, or holds what no setting can be; see `parsing_problem`.
+    """
+    found = tomllib.loads(text)
+    repr(found)  # dotted keys nest without recursion and 0xff... has no limit; a message could not show either
+    return found
+
+
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return toml_table(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {parsing_problem(error)}") from error

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import tomllib
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from instil.errors import SettingsError, did_you_mean, listed
+from instil.errors import SettingsError, did_you_mean, listed, parsing_problem
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.recipes.settings import SECTIONS, Settings, assigned, flat_settings, known_settings, resolve
+from instil.recipes.settings import SECTIONS, Settings, assigned, flat_settings, known_settings, resolve, toml_table
 
 TOP = {"data": str, "model": str, "out": str, "judge": str, "settings": dict, "run": list, "grid": dict}
 OF_A_RUN = {"name": str, "data": str, "model": str, "settings": dict}
@@ -78,11 +77,11 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
     """
     over = over or Overrides()
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        found = toml_table(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise SettingsError(f"{path}: not valid TOML: {parsing_problem(error)}") from error
     _check_keys(found, TOP, str(path), "at the top of the file")
     listed_runs = _listed(found.get("run", []), path)
     axes = _axes(found.get("grid", {}), path)

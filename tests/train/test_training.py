@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from instil.data.collate import collate
 from instil.data.loader import Loader
@@ -25,7 +26,7 @@ from instil.train.metrics import MetricsFile, StepRecord, read_metrics
 from instil.train.objective import Likelihood
 from instil.train.optimizer import Updates
 from instil.train.options import TrainOptions
-from instil.train.plot import plot_losses
+from instil.train.plot import plot_losses, plot_runs
 from instil.train.schedule import learning_rate
 from tests.closeness import assert_e1
 
@@ -301,3 +302,29 @@ def test_metrics_and_curves_are_written(tmp_path: Path) -> None:
     plot_losses(result.records, tmp_path)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "loss.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("losses", "floor"),
+    [
+        ((3.0, 2.0, 1.0), 0.0),
+        ((10.83, 10.825, 10.82), 10.82),  # from 0 they would lie glued to the upper edge
+        ((3.0, 2.0, 1.1), 1.1),
+        ((0.2, -0.1, -0.3), -0.3),  # of a preference; nothing is cut off
+    ],
+)
+def test_loss_axes_begin_at_zero_only_where_losses_come_near_it(
+    losses: tuple[float, ...], floor: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: drawn.append(figure))
+    records = [StepRecord(n + 1, n + 1.0, 10 * n, loss, loss, 1e-4, 1.0, 1.0) for n, loss in enumerate(losses)]
+    plot_losses(records, tmp_path)
+    plot_runs({"a": records, "b": records}, tmp_path / "loss.png")
+    plot_runs({}, tmp_path / "loss.png")
+    spread = max(losses) - min(losses)
+    for axis in drawn[0].axes[:1] + drawn[2].axes:
+        bottom, top = axis.get_ylim()
+        assert bottom == 0 if floor == 0 else floor - 0.2 * spread < bottom < floor
+        assert top > max(losses)
+    assert drawn[3].axes[0].get_ylim()[0] == 0

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from instil.train.metrics import StepRecord
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
     axis.set_xlabel("epochs")
     axis.set_ylabel("loss of a pair" if prefers else "loss (nats per target token)")
     axis.xaxis.set_major_locator(MaxNLocator(nbins=8))
-    axis.set_ylim(bottom=0)
+    _set_floor(axis)
     axis.grid(alpha=0.2)
     axis.spines[["right"]].set_visible(False)
     if trained or validated:
@@ -113,9 +115,9 @@ def plot_runs(runs: Mapping[str, Sequence[StepRecord]], path: Path) -> None:
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("epochs")
         axis.xaxis.set_major_locator(MaxNLocator(nbins=7))
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.2)
         axis.spines[["right", "top"]].set_visible(False)
+    _set_floor(left, right)
     left.set_ylabel("loss (nats per target token)")
     if runs:
         rows = min(len(runs), 12)
@@ -152,6 +154,17 @@ def plot_rates(rounds: Mapping[int, Sequence[tuple[float, float | None]]], untra
     axis.spines[["right", "top"]].set_visible(False)
     axis.legend(frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _set_floor(*axes: Axes) -> None:
+    """Begin at 0 where losses come down to a third of the largest; else 0 would press the curves to the upper edge."""
+    lines = [line for axis in axes for line in axis.get_lines()]
+    drawn = [loss for line in lines for loss in np.asarray(line.get_ydata(), dtype=float).tolist()]
+    from_zero = not drawn or 0 <= min(drawn) <= max(drawn) / 3  # of all or of none, as they stand side by side
+    for axis in axes:
+        axis.ticklabel_format(axis="y", useOffset=False)  # 10.82 rather than 0.02 and, in a corner, +1.08e1
+        if from_zero:
+            axis.set_ylim(bottom=0)
 
 
 def _thousands(value: float, _: int) -> str:

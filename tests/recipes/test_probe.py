@@ -93,6 +93,9 @@ def test_what_diverges_is_marked_and_out(tiny_folder: Path, tmp_path: Path) -> N
     lost = probed(tiny_folder, rates=(1e30,), steps=3)
     assert lost.best is None
     assert lost.advice()[0].startswith("no rate came below")
+    assert "--rates 1e-05,3e-05,0.0001,0.0003,0.001,0.003" in lost.advice()[0]
+    gentle = probed(tiny_folder, "train.method=lora", rates=(1e30,), steps=1)
+    assert "--rates 0.0001,0.0003,0.001,0.003,0.01,0.03" in gentle.advice()[0]
 
 
 def test_as_in_the_book_every_trial_sees_the_same_rows(tiny_folder: Path) -> None:
@@ -118,6 +121,22 @@ def made(*tried: Tried, real: int = 100) -> Probed:
 def test_the_edge_of_the_grid_is_pointed_out(losses: list[float], says: str) -> None:
     advice = made(*(Tried(rate, 100, loss) for rate, loss in zip((1.0, 2.0, 3.0), losses, strict=True))).advice()
     assert advice[1:] == ([says] if says else [])
+
+
+@pytest.mark.parametrize(
+    ("rates", "says"),
+    [
+        ((1e30,), "try rates about the usual ones (--rates 1e-05,0.001, as without --rates)"),
+        ((0.011,), "try rates about the usual ones"),
+        ((1e-9, 1e-8), "try rates about the usual ones"),
+        ((0.01, 1e30), "try lower rates (--rates 0.001,0.0033) or more --steps"),
+        ((1e-5, 1e-3), "try lower rates (--rates 1e-06,3.3e-06) or more --steps"),
+    ],
+)
+def test_where_no_rate_helps_others_are_named_that_may(rates: tuple[float, ...], says: str) -> None:
+    tried = tuple(Tried(rate, 10, None) for rate in rates)
+    (advice,) = Probed("m", "d", "full", 3.0, 100, tried, 1.0, usual=(1e-5, 1e-3)).advice()
+    assert says in advice
 
 
 def test_the_last_round_decides_and_short_runs_say_so() -> None:

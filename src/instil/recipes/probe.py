@@ -52,7 +52,10 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What came of it: every trial in order, the validation loss before any training, and the rate to take."""
+    """What came of it: every trial in order, the validation loss before any training, and the rate to take.
+
+    ``usual`` are the rates that are tried where none are given.
+    """
 
     model: str
     data: str
@@ -61,6 +64,7 @@ class Probed:
     real_steps: int
     tried: tuple[Tried, ...]
     seconds: float
+    usual: tuple[float, ...] = ()
 
     @property
     def rates(self) -> list[float]:
@@ -83,10 +87,12 @@ class Probed:
     def advice(self) -> list[str]:
         """What to do with it."""
         if self.best is None:
-            return [
-                f"no rate came below the {self.untrained:.3f} that the model has without training; try lower rates "
-                f"(--rates {self.rates[0] / 10:g},{self.rates[0] / 3:.2g}) or more --steps"
-            ]
+            none = f"no rate came below the {self.untrained:.3f} that the model has without training"
+            if self.usual and (self.rates[0] / 10 > self.usual[-1] or self.rates[-1] < self.usual[0]):
+                rates = ",".join(f"{rate:g}" for rate in self.usual)
+                return [f"{none}; try rates about the usual ones (--rates {rates}, as without --rates)"]
+            lower = f"{self.rates[0] / 10:.2g},{self.rates[0] / 3:.2g}"
+            return [f"{none}; try lower rates (--rates {lower}) or more --steps"]
         lines = [f"--set train.learning_rate={self.best.rate:g}"]
         if len(self.rates) > 1 and self.best.rate in (self.rates[0], self.rates[-1]):
             way, factors = ("lowest", (0.1, 0.3)) if self.best.rate == self.rates[0] else ("highest", (3, 10))
@@ -176,6 +182,7 @@ def probe(
         real_steps=real,
         tried=tuple(tried),
         seconds=time.perf_counter() - started,
+        usual=tuple(_usual(settings)),
     )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -117,4 +117,4 @@ def test_cells_for_people() -> None:
 
 def test_the_page_before_anything_is_finished(tmp_path: Path) -> None:
     write_page(SweepTable.of("x", "offline", [SweepRow("a", "o/a")]), tmp_path / "none.png", tmp_path / "p.html")
-    assert "0 of 1 runs are finished." in (tmp_path / "p.html").read_text()
+    assert "0 of 1 run is finished." in (tmp_path / "p.html").read_text()

@@ -20,6 +20,7 @@ from tests.conftest import rows
 
 QUIET = Screen(quiet=True)
 RATES = (3e-4, 3e-3, 1e-2, 3e-2)
+PROC = r"^/proc(/x: the folder cannot be made: .*| cannot be written to); choose another --out$"  # root, others
 
 
 def probed(model: Path, *assignments: str, data: Any = None, **options: Any) -> Probed:
@@ -156,6 +157,8 @@ def test_what_cannot_be_probed(tiny_folder: Path, tmp_path: Path, monkeypatch: p
     cut = [*rows(5), *[{"instruction": f"{n} long " * 400, "output": "cut"} for n in range(2)]]
     with pytest.raises(DataError, match="no rows are held out for validation"):
         probed(tiny_folder, data=cut)
+    with pytest.raises(UserError, match=PROC):
+        probed(tiny_folder, rates=(1e-4,), steps=1, out=Path("/proc/x"))
     (tmp_path / "file").touch()
     with pytest.raises(RunFolderTaken, match="is a file"):
         probed(tiny_folder, out=tmp_path / "file")

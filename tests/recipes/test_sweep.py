@@ -15,7 +15,7 @@ import pytest
 from filelock import FileLock
 
 import instil
-from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly
+from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.statistics import interval
 from instil.model.decoder import Decoder
@@ -51,6 +51,7 @@ settings.train.method = "lora"
 settings.lora.rank = 2
 """
 FAILS = '[[run]]\nname = "wild"\nsettings.train.learning_rate = 1e30\n'
+PROC = r"^/proc(/x: the folder cannot be made: .*| cannot be written to); choose another --out$"  # root, others
 
 
 class Told(Screen):
@@ -338,6 +339,17 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path, tiny_folder: Path) -
     with pytest.raises(InstilError):
         Here(tmp_path, tiny_folder).go(judge="http://127.0.0.1:9")
     assert not here.out.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, tiny_folder: Path) -> None:
+    """Those of /proc look as if one could write there."""
+    here = Here(tmp_path, tiny_folder, '[[run]]\nname = "only"\n')
+    here.out = Path("/proc/x")
+    with pytest.raises(UserError, match=PROC):
+        here.go()
+    assert here.screen.lines == ["\nChecking 1 run"]
+    with pytest.raises(UserError, match=PROC):
+        RunFolder(Path("/proc/x")).create()
 
 
 def test_one_sweep_at_a_time(tmp_path: Path, tiny_folder: Path) -> None:

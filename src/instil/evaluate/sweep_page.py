@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 from urllib.parse import quote
 
+from instil.errors import counted
 from instil.evaluate.charts import Bar, bar
 from instil.evaluate.comparison import shown_p
 from instil.evaluate.offline import JUDGE as OFFLINE
@@ -44,7 +45,7 @@ def _verdict(table: SweepTable) -> str:
     """What the page says in large letters."""
     first = table.rows[0].name
     done = [row for row in table.rows if row.finished]
-    said = f"{len(done)} of {len(table.rows)} runs are finished"
+    said = f"{len(done)} of {counted(len(table.rows), 'run')} {'is' if len(table.rows) == 1 else 'are'} finished"
     if not any(row.against for row in done):
         return f"{said}."
     parts = [said]

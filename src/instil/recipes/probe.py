@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
-from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
+from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError, counted
 from instil.model.decoder import Decoder
 from instil.recipes.adapters import adapt
 from instil.recipes.dpo import with_reference
 from instil.recipes.progress import Screen, clock
+from instil.recipes.run_folder import make_folder
 from instil.recipes.settings import Settings
 from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, objective_for, prepare
 from instil.runtime import available_memory
@@ -102,8 +103,8 @@ class Probed:
             )
         if self.best.steps < self.real_steps:
             lines.append(
-                f"found in runs of {self.best.steps} steps; the real run has {self.real_steps}, for which somewhat "
-                "lower rates are often better still"
+                f"found in runs of {counted(self.best.steps, 'step')}; the real run has {self.real_steps}, for which "
+                "somewhat lower rates are often better still"
             )
         return lines
 
@@ -158,8 +159,10 @@ def probe(
     real = planned_steps(len(loader), settings.train)
     rounds = planned_rounds(len(wanted), steps or min(max(real // SHARE, FEWEST), MOST), real)
     total = sum(count * each for count, each in rounds)
-    screen.head(f"Probing {len(wanted)} learning rates")
-    screen.say(f"  {_said(rounds)}: {total} steps, {total / real:.0%} of the {real} of the real run")
+    screen.head(f"Probing {counted(len(wanted), 'learning rate')}")
+    screen.say(f"  {_said(rounds)}: {counted(total, 'step')}, {total / real:.0%} of the {real} of the real run")
+    if out is not None:
+        make_folder(out)  # what cannot be made is found before the work
     started = time.perf_counter()
     bench = _Bench(prepared, screen, total)
     tried: list[Tried] = []
@@ -185,7 +188,6 @@ def probe(
         usual=tuple(_usual(settings)),
     )
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         plot_rates({each: _curve(tried, each) for _, each in rounds}, probed.untrained, out / "probe.png")
         (out / "probe.json").write_text(json.dumps(probed.as_json(), indent=2) + "\n", encoding="utf-8")
     return probed
@@ -345,7 +347,7 @@ def _said(rounds: Sequence[tuple[int, int]]) -> str:
     '6 rates for 10 steps, then the best 3 for 20'
     """
     (count, steps), *others = rounds
-    named = f"{count} rate{'s' if count > 1 else ''} for {steps} steps"
+    named = f"{counted(count, 'rate')} for {counted(steps, 'step')}"
     return ", then ".join([named, *(f"the best {count} for {steps}" for count, steps in others)])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from instil.data.encoding import encode
 from instil.data.near_duplicates import Near, leaked
+from instil.errors import counted
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods
@@ -187,7 +188,7 @@ def run(
         verdicts["echo"] = trivial_baseline(examples)
         screen.say(f"  {_score_line(means(verdicts['base']))}")
     elif answers:
-        screen.head(f"Before: answering {len(examples)} {part} rows")
+        screen.head(f"Before: answering {counted(len(examples), f'{part} row')}")
         with watch.stage("answer before"):
             said["base"] = _answer(prepared, decoder, examples, screen)
         forecast.saw_answers(said["base"], settings.generate.batch_size, watch.seconds["answer before"])
@@ -203,7 +204,7 @@ def run(
         export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
 
     if answers:
-        screen.head(f"After: answering {len(examples)} {part} rows")
+        screen.head(f"After: answering {counted(len(examples), f'{part} row')}")
         with watch.stage("answer after"):
             said["tuned"] = _answer(prepared, decoder, examples, screen)
         with watch.stage("likelihood after"):
@@ -263,7 +264,7 @@ def summary(finished: Run) -> list[str]:
         lines.append(finished.verdict)
         lines.append("agreement with the reference answers; it compares words, not meaning (instil score --judge ...)")
     if finished.validation_loss is not None:
-        lines.append(f"validation loss {finished.validation_loss:.3f} after {finished.steps} steps")
+        lines.append(f"validation loss {finished.validation_loss:.3f} after {counted(finished.steps, 'step')}")
     lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")
     if finished.outlook:
         lines.append(finished.outlook)
@@ -277,10 +278,11 @@ def unended(answers: Sequence[Completion], limit: int) -> list[str]:
     """How many answers were cut, and how many prompts left no room for one."""
     cut = sum(completion.finish == "length" for completion in answers)
     without_room = [completion.row for completion in answers if completion.finish == "no_room"]
-    lines = [f"{cut} answers did not end within {limit} tokens"] if cut else []
+    lines = [f"{counted(cut, 'answer')} did not end within {limit} tokens"] if cut else []
     if without_room:
         shown = ", ".join(str(row) for row in without_room[:20])
-        lines.append(f"{len(without_room)} prompts fill the model's context and could not be answered: rows {shown}")
+        prompts = counted(len(without_room), "prompt")
+        lines.append(f"{prompts} left no room for an answer in the model's context: rows {shown}")
     return lines
 
 
@@ -352,11 +354,12 @@ def leak_line(leaks: Sequence[Near], part: str) -> str:
     """Which held-out rows were as good as seen in training.
 
     >>> leak_line([Near(936, 12, 0.97)], "test")
-    '1 test rows are nearly the same as training rows: 936 (like 12)'
+    '1 test row is nearly the same as a training row: 936 (like 12)'
     """
     shown = ", ".join(f"{near.row} (like {near.train_row})" for near in leaks[:10])
     more = f" and {len(leaks) - 10} more" if len(leaks) > 10 else ""
-    return f"{len(leaks)} {part} rows are nearly the same as training rows: {shown}{more}"
+    same = "is nearly the same as a training row" if len(leaks) == 1 else "are nearly the same as training rows"
+    return f"{counted(len(leaks), f'{part} row')} {same}: {shown}{more}"
 
 
 def _score_line(score: dict[str, float]) -> str:

@@ -140,7 +140,7 @@ class RunFolder:
             for folder in (self.path / name, self.path / f"{name}.unfinished"):
                 if folder.is_dir():
                     shutil.rmtree(folder)
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         for name in ("responses", "scores", "checkpoints"):
             (self.path / name).mkdir()
 
@@ -247,6 +247,20 @@ def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) ->
     return [
         {**example.as_json(), "model_response": answer.text} for example, answer in zip(examples, answers, strict=True)
     ]
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for what is to be written.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # such as below /proc, whose own rights do not tell
+        raise UserError(
+            f"{path}: the folder cannot be made: {error.strerror or error}; choose another --out"
+        ) from error
 
 
 def read_template(file: Path) -> Template:

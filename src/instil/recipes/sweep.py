@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError
+from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.sweep_page import write_page
@@ -21,7 +21,7 @@ from instil.model.weights import blank_decoder, open_model
 from instil.recipes.machine import machine_memory, memory_now
 from instil.recipes.progress import Screen, clock
 from instil.recipes.run import run
-from instil.recipes.run_folder import RunFolder
+from instil.recipes.run_folder import RunFolder, make_folder
 from instil.recipes.score import opened
 from instil.recipes.sft import Prepared, prepare
 from instil.recipes.sweep_file import Overrides, Planned, SweepFile, read_sweep
@@ -64,7 +64,7 @@ class Swept:
         failed = self.table.failed
         if failed:
             shown = "; ".join(f"{row.name}: {row.reason}" for row in failed)
-            raise InstilError(f"{len(failed)} of {len(self.table.rows)} runs failed. {shown}")
+            raise InstilError(f"{len(failed)} of {counted(len(self.table.rows), 'run')} failed. {shown}")
         if self.unjudged:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.unjudged.items())
             raise StoppedEarly(f"not everything is judged, and the same command goes on. {shown}")
@@ -104,10 +104,10 @@ def sweep(
     """
     screen = screen or Screen()
     file = read_sweep(path, over)
-    screen.head(f"Checking {len(file.runs)} runs")
+    screen.head(f"Checking {counted(len(file.runs), 'run')}")
     places = _look(file, overwrite=overwrite)
     _check_judge(file)
-    file.out.mkdir(parents=True, exist_ok=True)
+    make_folder(file.out)
     with _alone(file.out):  # another sweep may have been at work here until now
         places = [replace(place, state=state_of(place.folder, place.identity, overwrite=overwrite)) for place in places]
         return _Sweep(file, places, screen, processes=processes).go()
@@ -239,7 +239,7 @@ class _Sweep:
             self._screen.say(f"  not judged: {error}", "yellow")
         for which, one in measured.items():
             if one.scored.failed:
-                self._unjudged[name] = f"{len(one.scored.failed)} answers ({which}) could not be judged"
+                self._unjudged[name] = f"{counted(len(one.scored.failed), 'answer')} ({which}) could not be judged"
         row = row_of(name, place.folder, status, measured)
         self._curves[name] = read_metrics(place.folder.metrics)
         if row.seconds is not None and status == "done":

@@ -79,7 +79,5 @@ def _read(path: Path, size: int, changed: int) -> Header:
             for tensor in reader.tensors
         ]
     except Exception as error:  # the package raises whatever numpy raises on a damaged file
-        raise ModelError(
-            f"{path}: damaged or cut off ({size:,} bytes; {type(error).__name__}: {error}). Fetch it again."
-        ) from error
+        raise ModelError(f"{path}: damaged or cut off ({size:,} bytes). Fetch it again.") from error
     return Header(values, {tensor.name: tensor for tensor in tensors})

@@ -127,19 +127,49 @@ def test_a_judges_scores_enter_the_report(copied_run: Path) -> None:
 def test_a_damaged_file_of_the_report_is_named(copied_run: Path) -> None:
     before = (copied_run / "report.html").read_bytes()
     kept = json.loads((copied_run / "report.json").read_text())
-    for change in ({"finish": None}, {"seconds": 1.0}, {"unended": None}, {"tasks": []}):
-        (copied_run / "report.json").write_text(json.dumps({**kept, **change}))
-        with pytest.raises(DataError, match=r"report\.json: damaged"):
+    for change, says in (
+        ({"finish": None}, "'finish' is null; wanted an object of lists of words of stop, length, no_room, cancelled"),
+        ({"finish": {"base": ["done"]}}, "'finish' is an object; wanted an object of lists"),
+        ({"finish": {"base": ["stop"]}}, "'finish' of base has 1 for 4 answers in base.json"),
+        ({"seconds": 1.0}, "'seconds' is a number; wanted an object of numbers"),
+        ({"steps": "3"}, "'steps' is a string; wanted a whole number"),
+        ({"unended": None}, "'unended' is null; wanted an object of lists of texts"),
+        ({"tasks": []}, "'tasks' has 0 for 4 answers in base.json"),
+        ({"validation_loss": []}, "'validation_loss' is a list; wanted a number or null"),
+        ([], "found a list; wanted an object"),
+    ):
+        (copied_run / "report.json").write_text(json.dumps({**kept, **change} if isinstance(change, dict) else change))
+        with pytest.raises(DataError, match=rf"report\.json: damaged: {says}.*; the report is left as it was$"):
             refresh_report(RunFolder(copied_run))
         assert score_path(copied_run)["tuned"].coverage == 1  # the scores are there all the same
         assert (copied_run / "report.html").read_bytes() == before
+    (copied_run / "report.json").write_text(json.dumps(kept))
+    samples = (copied_run / "samples.jsonl").read_text()
+    (copied_run / "samples.jsonl").write_text(samples + '{"step": 3}\n')
+    with pytest.raises(DataError, match=r"samples\.jsonl: damaged: line \d+: it has no 'row'; the report is left"):
+        refresh_report(RunFolder(copied_run))
+    (copied_run / "samples.jsonl").write_text(samples)
+    (copied_run / "responses" / "tuned.json").rename(copied_run / "responses" / "other.json")
+    with pytest.raises(DataError, match=r"no responses/tuned\.json in it; the report is left"):
+        refresh_report(RunFolder(copied_run))
+    (copied_run / "responses" / "other.json").rename(copied_run / "responses" / "tuned.json")
     (copied_run / "report.json").unlink()
     (copied_run / "report.html").unlink()
     score_path(copied_run)  # an older run has none
     assert not (copied_run / "report.html").exists()
-    (copied_run / "scores" / "tuned.likelihood.jsonl").write_text("{}\n")
-    with pytest.raises(DataError, match="instil score writes it anew"):
-        instil.compare(copied_run / "responses" / "tuned.json", copied_run, "likelihood")
+    for line, says in (
+        ("{}", "it has no 'row'"),
+        ("[]", "found a list; wanted an object"),
+        ('{"row": 1, "judge": "likelihood", "score": "1"}', "'score' is a string; wanted a number or null"),
+        ('{"row": true, "judge": "likelihood", "score": 1}', "'row' is true/false; wanted a whole number"),
+        ('{"row": 1, "judge": "likelihood", "score": 1, "why": ""}', "unknown key 'why'"),
+        ('{"row": 1, "judge": "j", "score": 1, "metrics": {"loss": "x"}}', "'metrics' is an object; wanted an object"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{", "Expecting property name"),
+    ):
+        (copied_run / "scores" / "tuned.likelihood.jsonl").write_text(f"\n{line}\n")
+        with pytest.raises(DataError, match=f"damaged: line 2: {says}.*; instil score writes it anew$"):
+            instil.compare(copied_run / "responses" / "tuned.json", copied_run, "likelihood")
 
 
 def test_a_run_moved_elsewhere_is_scored_as_before(copied_run: Path, tmp_path: Path) -> None:

@@ -268,16 +268,21 @@ def test_answers_of_a_damaged_run_are_not_borrowed(copied: Here) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("name", "damage", "says"),
     [
-        ("scores/tuned.offline.jsonl", lambda text: text.split("\n")[0]),
-        ("scores/base.offline.jsonl", lambda text: text.split("\n")[0]),
-        ("metrics.jsonl", lambda text: text[:20]),
-        ("report.json", lambda text: text.replace('"train_seconds": ', '"train_seconds": "x", "other": ')),
+        ("scores/tuned.offline.jsonl", lambda text: text.split("\n")[0], "its verdicts are not those of the 4 answers"),
+        ("scores/base.offline.jsonl", lambda text: text.split("\n")[0], "its verdicts are not those of the 4 answers"),
+        ("scores/tuned.offline.jsonl", lambda text: text.replace("exact_match", "exact"), "no 'exact_match' among its"),
+        ("metrics.jsonl", lambda text: text[:20], "line 1: Expecting"),
+        ("metrics.jsonl", lambda text: f"{text}[3]\n", "found a list; wanted an object"),
+        ("metrics.jsonl", lambda text: text.replace('"step": 2', '"step": "2"'), "'step' is a string; wanted a whole"),
+        ("report.json", lambda text: text.replace('"train_seconds": ', '"train_seconds": "x", "other": '), "a string"),
+        ("report.json", lambda text: "[]", "found a list; wanted an object"),
+        ("run.toml", lambda text: text.replace("\nmodel = ", "\nmodels = ", 1), "it has no 'model'"),
     ],
 )
 def test_a_damaged_run_is_named_and_does_not_lose_the_others(
-    name: str, damage: Callable[[str], str], copied: Here, monkeypatch: pytest.MonkeyPatch
+    name: str, damage: Callable[[str], str], says: str, copied: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sweep_module, "run", None)
     file = copied.out / "other-prompt" / name
@@ -285,6 +290,8 @@ def test_a_damaged_run_is_named_and_does_not_lose_the_others(
     done = copied.go()
     assert [row.status for row in done.table.rows] == ["kept", "failed", "kept"]
     assert done.table.rows[1].reason.startswith(f"{file}: damaged")
+    assert says in done.table.rows[1].reason
+    assert "Error" not in done.table.rows[1].reason
     assert f"remove {file.parents[len(Path(name).parts) - 1]} to have the run made anew" in done.table.rows[1].reason
 
 

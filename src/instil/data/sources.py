@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from instil.downloads import TIMEOUT, Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
-from instil.records import Example
+from instil.records import Example, json_kind
 
 IN_MEMORY = "(rows in memory)"
 NAMED = {"starter": "starter.json"}
@@ -192,7 +192,7 @@ def parse_rows(raw: bytes, name: str) -> list[Any]:
             parsed = [parsed]  # JSONL of a single line
         if not isinstance(parsed, list):
             raise DataError(
-                f"{name}: found a JSON {_kind(parsed)}; wanted a list of objects with instruction and output"
+                f"{name}: found a JSON {json_kind(parsed)}; wanted a list of objects with instruction and output"
             )
         return parsed
     if text.lstrip().startswith("["):
@@ -272,7 +272,7 @@ def _decode(raw: bytes, name: str) -> str:
 def row_problem(row: Any, *, need_output: bool) -> str | None:
     """Why a row cannot be used, or None."""
     if not isinstance(row, dict):
-        return f"is a {_kind(row)}; wanted an object"
+        return f"is a {json_kind(row)}; wanted an object"
     checks: list[tuple[str, Callable[[Any], str | None]]] = [
         ("instruction", text_problem),
         ("input", optional_text_problem),
@@ -291,7 +291,7 @@ def text_problem(value: Any) -> str | None:
     if value is ABSENT:
         return "is missing"
     if not isinstance(value, str):
-        return f"is {_kind(value)}; wanted text"
+        return f"is {json_kind(value)}; wanted text"
     if not value.strip():
         return "is empty"
     if len(value) > LARGEST_TEXT:
@@ -309,10 +309,3 @@ def optional_text_problem(value: Any) -> str | None:
         return None
     problem = text_problem(value)
     return None if problem == "is empty" else problem
-
-
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "true/false", int: "number", float: "number", str: "string", list: "list", dict: "object"}
-    return names.get(type(value), type(value).__name__)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from instil.evaluate.charts import (
 from instil.evaluate.comparison import PASS, TIE, Comparison, compare_verdicts
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval, interval
-from instil.records import Completion, Example, Verdict
+from instil.records import Completion, Example, Verdict, records_in
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -77,6 +76,18 @@ class ReportData:
     unended: dict[str, Sequence[str]]
     outlook: str = ""
     diverged: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line of ``samples.jsonl``: what the model answered to a row after so many steps."""
+
+    step: int
+    row: int
+    instruction: str
+    input: str
+    output: str
+    model_response: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,11 +366,10 @@ def _watched(samples: Path) -> list[Watched]:
     if not samples.exists():
         return []
     watched: dict[int, Watched] = {}
-    for line in filter(None, samples.read_text(encoding="utf-8").split("\n")):
-        sample = json.loads(line)
-        asked = "\n".join(text for text in (sample["instruction"], sample["input"]) if text)
-        one = watched.setdefault(sample["row"], Watched(asked, sample["output"]))
-        one.said.append((sample["step"], sample["model_response"]))
+    for sample in records_in(samples, Sample):
+        asked = "\n".join(text for text in (sample.instruction, sample.input) if text)
+        one = watched.setdefault(sample.row, Watched(asked, sample.output))
+        one.said.append((sample.step, sample.model_response))
     return list(watched.values())
 
 

@@ -24,6 +24,7 @@ from instil.model.families import FAMILIES
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, Held, hold
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
 from instil.model.safetensors_file import SafetensorsFile, write_safetensors
+from instil.records import json_kind
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -308,9 +309,10 @@ def _config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{path}: cannot be read: {error.strerror}; wanted the folder of a LoRA adapter") from error
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not valid JSON: {parsing_problem(error)}") from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else type(config).__name__
-        raise ModelError(f"{path}: an adapter of type {kind!r}; read here: LORA")
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(config)}")
+    if config.get("peft_type") != "LORA":
+        raise ModelError(f"{path}: an adapter of type {config.get('peft_type')!r}; read here: LORA")
     for key in _ELSEWHERE:
         if config.get(key) not in _UNDERSTOOD:
             raise ModelError(f"{path}: {key}={config[key]!r} is not implemented here")

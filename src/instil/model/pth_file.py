@@ -134,7 +134,7 @@ def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path}: refused, it holds more than tensors; nothing in it was run") from error
     except Exception as error:  # a damaged archive raises whatever the reader raises
-        raise ModelError(f"{path}: damaged or cut off ({type(error).__name__}). Fetch it again.") from error
+        raise ModelError(f"{path}: damaged or cut off. Fetch it again.") from error
     if isinstance(state, Mapping) and isinstance(state.get("model_state_dict"), Mapping):
         state = state["model_state_dict"]  # the chapter's way to save model and optimizer together (5.4)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):

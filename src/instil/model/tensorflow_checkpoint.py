@@ -27,6 +27,7 @@ from instil.errors import ModelError, parsing_problem
 from instil.model.families.family import Family, Stored
 from instil.model.families.gpt2 import GPT2, GPT2_TENSORFLOW, spec_from_hparams
 from instil.model.spec import DecoderSpec
+from instil.records import json_kind
 
 HPARAMS = "hparams.json"
 INDEX = "model.ckpt.index"
@@ -148,7 +149,7 @@ def read_hparams(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path}: wanted a JSON object, found a {type(found).__name__}")
+        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(found)}")
     return found
 
 

@@ -26,6 +26,7 @@ from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.safetensors_file import SafetensorsFile, write_safetensors
 from instil.model.spec import DecoderSpec
+from instil.records import json_kind
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -328,5 +329,5 @@ def _json_object(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: wanted a JSON object, found a {type(value).__name__}")
+        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(value)}")
     return value

@@ -14,7 +14,7 @@ from instil.data.sources import examples_from, parse_rows
 from instil.errors import DataError
 from instil.evaluate.options import ScoreOptions
 from instil.recipes.run_folder import RUN_FILE, RunFolder
-from instil.records import Example, Verdict
+from instil.records import Example, Verdict, records_in
 
 JOURNAL = "verdicts.journal"
 LONGEST = 100  # bytes of a part of a file's name
@@ -131,10 +131,4 @@ def read_verdicts(path: Path) -> list[Verdict]:
     Raises:
         DataError: the file is absent or damaged.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-        return [Verdict(**json.loads(line)) for line in lines if line]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{path}: damaged: {error}; instil score writes it anew") from error
+    return records_in(path, Verdict, advice="; instil score writes it anew")

@@ -70,5 +70,5 @@ def _answers(run: Path) -> list[Completion]:
             Completion(text, finish=ending, row=example.row)
             for text, ending, example in zip(found.answers, endings, found.examples, strict=True)
         ]
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file}: no answers before training") from error

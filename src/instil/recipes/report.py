@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instil.data.preflight import Preflight
-from instil.errors import DataError
+from instil.errors import DataError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import trivial_baseline
 from instil.evaluate.report import ReportData, write_report
 from instil.recipes.answers import find_answers, read_verdicts
-from instil.recipes.run_folder import RunFolder
-from instil.records import Completion, Example, Verdict
+from instil.recipes.run_folder import RunFolder, read_json
+from instil.records import Completion, Example, Finish, Verdict, record_of
 from instil.train.loop import TrainResult
 
 FACTS = "report.json"
@@ -53,34 +53,76 @@ def keep_facts(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What of ``report.json`` is read again; what has a default, earlier versions did not write."""
+
+    part: str
+    preflight: list[str]
+    tasks: list[str]
+    finish: dict[str, list[Finish]]
+    steps: int
+    tokens_seen: int
+    train_seconds: float
+    seconds: dict[str, float]
+    peak_memory_gb: float
+    unended: dict[str, list[str]]
+    outlook: str
+    validation_loss: float | None = None
+    trained_parameters: int | None = None
+    own_peak: bool = False
+    before_from: str = ""
+    diverged: str = ""
+
+
+def read_facts(folder: RunFolder) -> Facts:
+    """``report.json``.
+
+    Raises:
+        DataError: it is absent or damaged.
+    """
+    file = folder.path / FACTS
+    try:
+        return record_of(Facts, read_json(file), strict=False)
+    except ValueError as error:
+        raise DataError(f"{file}: damaged: {error}") from error
+
+
 def refresh_report(folder: RunFolder) -> None:
     """Write ``report.html`` from what lies in the folder; nothing is done for a run that kept no facts for it.
 
     Raises:
         DataError: a file of the run is damaged.
     """
-    file = folder.path / FACTS
-    if not file.is_file():
+    if not (folder.path / FACTS).is_file():
         return
     settings = folder.read_settings()
     from jinja2 import TemplateError
 
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
-        write_report(_data(folder, settings, facts), folder.report)
+        write_report(_data(folder, settings, read_facts(folder)), folder.report)
+    except DataError as error:
+        raise DataError(f"{error}; the report is left as it was") from error
     except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
-        raise DataError(f"{file}: damaged ({type(error).__name__}: {error}); the report is left as it was") from error
+        lacks = "its files lack something that the report shows"
+        raise DataError(f"{folder.path}: damaged: {lacks}; the report is left as it was") from error
 
 
-def _data(folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) -> ReportData:
-    found = {one.which: one for one in find_answers(folder.path)} if facts["finish"] else {}
+def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportData:
+    found = {one.which: one for one in find_answers(folder.path)} if facts.finish else {}
     examples: tuple[Example, ...] = ()
     answers: dict[str, Sequence[Completion]] = {}
-    for which, endings in facts["finish"].items():
-        one = found[which]
+    for which, endings in facts.finish.items():
+        one = found.get(which)
+        if one is None:
+            raise DataError(f"{folder.path}: damaged: no responses/{which}.json in it")
+        for name, values in (("'tasks'", facts.tasks), (f"'finish' of {which}", endings)):
+            if len(values) != len(one.examples):
+                wanted = f"{counted(len(one.examples), 'answer')} in {one.file.name}"
+                raise DataError(f"{folder.path / FACTS}: damaged: {name} has {len(values)} for {wanted}")
         examples = tuple(
             Example(row.instruction, row.output, row.input, task, row.row)
-            for row, task in zip(one.examples, facts["tasks"], strict=True)
+            for row, task in zip(one.examples, facts.tasks, strict=True)
         )
         answers[which] = [
             Completion(text, finish=ending, row=row.row)
@@ -89,22 +131,22 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: dict[str, Any]) ->
     return ReportData(
         title=f"{settings['model']} on {Path(settings['data']).name}",
         facts=settings,
-        preflight=facts["preflight"],
-        part=facts["part"],
+        preflight=facts.preflight,
+        part=facts.part,
         examples=examples,
         answers=answers,
         verdicts=_verdicts(folder, examples) if answers else {},
         leaks=folder.read_leaks() or (),
-        steps=facts["steps"],
-        tokens_seen=facts["tokens_seen"],
-        train_seconds=facts["train_seconds"],
-        seconds=facts["seconds"],
-        peak_memory_gb=facts["peak_memory_gb"],
+        steps=facts.steps,
+        tokens_seen=facts.tokens_seen,
+        train_seconds=facts.train_seconds,
+        seconds=facts.seconds,
+        peak_memory_gb=facts.peak_memory_gb,
         samples=folder.samples,
         loss_picture=folder.path / "loss.png",
-        unended=facts["unended"],
-        outlook=facts["outlook"],
-        diverged=facts.get("diverged", ""),
+        unended=dict(facts.unended),
+        outlook=facts.outlook,
+        diverged=facts.diverged,
     )
 
 

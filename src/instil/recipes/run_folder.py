@@ -179,7 +179,7 @@ class RunFolder:
             DataError: the file is absent or damaged.
         """
         file = self.path / "split.json"
-        found = _read_json(file)
+        found = read_json(file)
         numbers = [found.get(part) for part in PARTS] if isinstance(found, dict) else [None]
         if not all(isinstance(rows, list) and all(type(row) is int for row in rows) for rows in numbers):
             raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
@@ -197,7 +197,7 @@ class RunFolder:
             DataError: the file is absent or damaged.
         """
         file = self.path / "split.json"
-        found = _read_json(file)
+        found = read_json(file)
         if not isinstance(found, dict) or "near_duplicates" not in found:
             return None
         try:
@@ -269,10 +269,15 @@ def read_template(file: Path) -> Template:
     Raises:
         DataError: it is absent or damaged.
     """
-    return Template.from_json(_read_json(file), str(file))
+    return Template.from_json(read_json(file), str(file))
 
 
-def _read_json(file: Path) -> Any:
+def read_json(file: Path) -> Any:
+    """What a JSON file of the folder holds.
+
+    Raises:
+        DataError: it is absent, or no JSON.
+    """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

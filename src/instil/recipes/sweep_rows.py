@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from instil.model.safetensors_file import SafetensorsFile
 from instil.recipes.answers import Answered, find_answers, read_verdicts
 from instil.recipes.compare import Compared, compare_scored
 from instil.recipes.progress import Screen
-from instil.recipes.report import FACTS
+from instil.recipes.report import FACTS, read_facts
 from instil.recipes.run_folder import OWN_FOLDERS, RUN_FILE, RunFolder
 from instil.recipes.score import Scored, score_path
 from instil.recipes.settings import Settings
@@ -28,7 +27,6 @@ from instil.train.metrics import StepRecord, read_metrics
 
 LAST = 20  # steps whose mean training loss is shown
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
-NUMBERS = ("steps", "trained_parameters", "train_seconds", "peak_memory_gb", "validation_loss")
 LATER = {"train.gradient_checkpointing": False}  # settings that earlier versions lack, with what they did
 SHOWN = 5  # settings named in a message
 # What a validation loss is a loss of, as people call it, by its setting.
@@ -167,38 +165,29 @@ def row_of(name: str, folder: RunFolder, status: Status, measured: dict[str, Mea
         DataError: its files are damaged.
     """
     facts = folder.read_settings()
-    file = folder.path / FACTS
-    try:
-        records = read_metrics(folder.metrics)
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{folder.metrics}: damaged ({type(error).__name__}: {error})") from error
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        for key in NUMBERS:
-            if not isinstance(report.get(key, 0), int | float | None):
-                raise TypeError(f"{key} is {report[key]!r}")
-        return SweepRow(
-            name=name,
-            folder=str(folder.path),
-            status=status,
-            model=facts["model"],
-            data=facts["data"],
-            steps=report["steps"],
-            trained=report.get("trained_parameters"),
-            train_seconds=report["train_seconds"],
-            seconds=round(sum(report["seconds"].values()), 2),
-            peak_memory_gb=report["peak_memory_gb"],
-            own_peak=report.get("own_peak", False),
-            train_loss=training_loss(records),
-            validation_loss=report.get("validation_loss"),
-            before=measured["base"].scored.mean() if measured else None,
-            after=measured["tuned"].scored.mean() if measured else None,
-            exact_match=_exact_match(folder) if measured else None,
-            before_from=report.get("before_from", ""),
-            loss_of=loss_of(facts),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file}: damaged ({type(error).__name__}: {error})") from error
+    if not isinstance(facts.get("model"), str):
+        raise DataError(f"{folder.path / RUN_FILE}: damaged, it has no 'model'")
+    records, report = read_metrics(folder.metrics), read_facts(folder)
+    return SweepRow(
+        name=name,
+        folder=str(folder.path),
+        status=status,
+        model=facts["model"],
+        data=facts["data"],
+        steps=report.steps,
+        trained=report.trained_parameters,
+        train_seconds=report.train_seconds,
+        seconds=round(sum(report.seconds.values()), 2),
+        peak_memory_gb=report.peak_memory_gb,
+        own_peak=report.own_peak,
+        train_loss=training_loss(records),
+        validation_loss=report.validation_loss,
+        before=measured["base"].scored.mean() if measured else None,
+        after=measured["tuned"].scored.mean() if measured else None,
+        exact_match=_exact_match(folder) if measured else None,
+        before_from=report.before_from,
+        loss_of=loss_of(facts),
+    )
 
 
 def against(first: Measured, other: Measured, names: tuple[str, str], judge: str) -> Compared | None:
@@ -217,7 +206,12 @@ def training_loss(records: Sequence[StepRecord]) -> float | None:
 
 
 def _exact_match(folder: RunFolder) -> Interval | None:
-    verdicts = read_verdicts(folder.path / "scores" / f"tuned.{OFFLINE}.jsonl")
+    file = folder.path / "scores" / f"tuned.{OFFLINE}.jsonl"
+    verdicts = read_verdicts(file)
+    if any(one.score is not None and "exact_match" not in one.metrics for one in verdicts):
+        raise DataError(
+            f"{file}: damaged, a verdict has no 'exact_match' among its metrics; instil score writes it anew"
+        )
     return interval([100.0 * one.metrics["exact_match"] for one in verdicts if one.score is not None])
 
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
+from instil.records import records_in
+
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
@@ -59,5 +61,9 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[StepRecord]:
-    """The records of a run."""
-    return [StepRecord(**json.loads(line)) for line in filter(None, path.read_text(encoding="utf-8").split("\n"))]
+    """The records of a run.
+
+    Raises:
+        DataError: the file is absent or damaged.
+    """
+    return records_in(path, StepRecord)

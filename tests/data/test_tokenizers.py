@@ -116,6 +116,19 @@ def test_a_missing_or_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+def test_endless_nesting_is_no_traceback(saved: FastTokenizer, tmp_path: Path) -> None:
+    endless = "[" * 100_000
+    saved.save(tmp_path)
+    (tmp_path / "config.json").write_text(endless)
+    (tmp_path / "tokenizer_config.json").write_text(endless)
+    with pytest.raises(ModelError, match="no end token"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text(endless)
+    (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(ModelError, match="not GPT-2's vocabulary"):
+        FastTokenizer.from_gpt2_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
+
+
 def test_an_absent_control_token_says_what_to_do(byte_pair: BytePair) -> None:
     with pytest.raises(ModelError, match="im_start"):
         byte_pair.control_id("<|im_start|>")

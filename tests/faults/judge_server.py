@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+WHOLE = ("body", "bytes", "gzip", "say", "cut")  # replies that are complete, after which the connection stays
 CLOSING = {"Connection": "close"}  # without it a client sends its next try into a connection that is just being closed
 Say = Callable[[str, int], str]  # the reply to a message; which question it is, from 0
 
@@ -142,7 +143,7 @@ class JudgeServer:
             self.send(handler, 200, both.encode() + b"\n")
         else:
             raise AssertionError(fault)
-        handler.close_connection = True
+        handler.close_connection = name not in WHOLE
         return True
 
     def drip(self, handler: BaseHTTPRequestHandler, seconds: float) -> None:

@@ -187,7 +187,7 @@ class FastTokenizer:
             lines = merges.read_text(encoding="utf-8").split("\n")
             pairs = [_pair(line) for line in lines if line and not line.startswith("#version")]
             return cls(_byte_level(ids, pairs, "gpt-2", {END_OF_TEXT: ids[END_OF_TEXT]}), END_OF_TEXT)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
             raise ModelError(f"{vocabulary}: not GPT-2's vocabulary and merges: {error}") from error
 
     @classmethod
@@ -325,7 +325,7 @@ def _ends_of_folder(folder: Path, fast: Any) -> tuple[str, list[int]]:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -89,6 +89,8 @@ def test_the_command_line_is_for_all_and_wins(tmp_path: Path) -> None:
         ("[[run]]\nsettings.train.epochs = 1", "[[run]] 1 has no name"),
         ("[[run]]\nname = 3", "name=3 in [[run]] 1: wanted a text"),
         ("[[run]]\nname = 'a'\nsetings.train.epochs = 1", "unknown key 'setings' in [[run]] 1; did you mean settings?"),
+        ("[[run]]\nname = 'a'\ntrain.epochs = 1", "unknown key 'train' in [[run]] 1; write settings.train"),
+        ("[[run]]\nname = 'a'\nrank = 1", "unknown key 'rank' in [[run]] 1; write settings.rank"),
         ("[[run]]\nname = 'a'\nsettings.train.epoch = 1", "run 'a': settings: unknown setting 'train.epoch'; did you"),
         ("[[run]]\nname = 'a'\nsettings.train.epochs = 'x'", "run 'a': train.epochs='x'"),
         ("[[run]]\nname = 'a'\n[[run]]\nname = 'a'\nsettings.train.seed = 1", "two runs are named 'a'"),

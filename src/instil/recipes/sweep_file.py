@@ -134,7 +134,7 @@ def _check_keys(table: Mapping[str, Any], known: Mapping[str, type], file: str, 
         if key not in known:
             hint = did_you_mean(key, known)
             if not hint and (key in SECTIONS or flat_settings({key: 0}).keys() & known_settings().keys()):
-                hint = "; settings belong under [settings]"
+                hint = "; settings belong under [settings]" if known is TOP else f"; write settings.{key}"
             raise SettingsError(f"{file}: unknown key {key!r} {where}{hint or '; known are ' + ', '.join(known)}")
         if not isinstance(value, known[key]):
             raise SettingsError(f"{file}: {key}={value!r} {where}: wanted {KINDS[known[key]]}")

@@ -15,20 +15,21 @@ from typing import Any, Literal, cast
 import torch
 
 from benchmarks.floor import Work
+from instil.assistant.folder import export_folder
 from instil.data.collate import collate_shared
 from instil.data.encoding import encode
 from instil.data.loader import Loader
-from instil.data.options import DataOptions
 from instil.data.sources import read_source
 from instil.data.splits import split_examples
 from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair, load_tokenizer
-from instil.export.folder import export_folder
 from instil.model.decoder import Decoder
 from instil.model.families.gpt2 import BOOK_NAMES, gpt2_spec
-from instil.model.hub import find_model
-from instil.model.weights import load_decoder, stored_tensors
+from instil.model.files.reader import stored_tensors
+from instil.model.find import find_model
+from instil.model.load import load_decoder
 from instil.records import Encoded
+from instil.settings.options import DataOptions
 
 SEED = 123  # of the order of rows; instil's default
 WEIGHTS_SEED = 1

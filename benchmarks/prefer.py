@@ -23,11 +23,11 @@ from benchmarks.inputs import build_model
 from benchmarks.machine import hardware, slug
 from benchmarks.table import DIGITS, Session
 from benchmarks.train import ROOT, run, say
-from instil.data.pair_collate import encode_pair
-from instil.data.pairs import PairSource, pairs_from, read_pairs
 from instil.data.sources import read_source
 from instil.data.templates import template_named
 from instil.data.tokenizers import load_tokenizer
+from instil.tasks.pairs.encoding import encode_pair
+from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
 
 MODELS = ("gpt2", "smollm2")
 CONTENDERS = (

@@ -14,13 +14,13 @@ import gguf
 
 from benchmarks.inputs import build_model, for_the_book
 from instil.data.encoding import encode_prompt, stop_id
-from instil.data.options import DataOptions
 from instil.data.sources import read_source
 from instil.data.splits import split_examples
 from instil.data.templates import template_named
 from instil.data.tokenizers import load_tokenizer
-from instil.model.hub import find_model
+from instil.model.find import find_model
 from instil.records import Example
+from instil.settings.options import DataOptions
 
 
 def examples_of(data: str, split: str, rows: int) -> tuple[Example, ...]:

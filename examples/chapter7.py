@@ -32,14 +32,15 @@ from instil.data.tokenizers import Tokenizer
 from instil.errors import InstilError
 from instil.evaluate.offline import means
 from instil.evaluate.statistics import interval
-from instil.model.hub import find_model
-from instil.model.pth_file import load_pth, save_pth
-from instil.model.weights import open_model
-from instil.recipes.run_folder import response_rows
-from instil.recipes.settings import Settings, resolve
+from instil.model.files.pth import load_pth, save_pth
+from instil.model.find import find_model
+from instil.model.load import open_model
+from instil.runs.folder import response_rows
+from instil.runs.report.curves import plot_losses
+from instil.settings.options import Settings
+from instil.settings.resolve import resolve
 from instil.train.evaluation import AsInBook, Evaluator, HeldOut
 from instil.train.metrics import MetricsFile, StepRecord
-from instil.train.plot import plot_losses
 
 SIZES = {"gpt2-small": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 

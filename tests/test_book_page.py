@@ -16,10 +16,11 @@ import pytest
 import typer
 
 from instil.cli import app
-from instil.recipes.book import AS_IN_BOOK
-from instil.recipes.progress import Screen
 from instil.recipes.run import run
-from instil.recipes.settings import Settings, known_settings, resolve
+from instil.screen import Screen
+from instil.settings.options import Settings
+from instil.settings.presets import AS_IN_BOOK
+from instil.settings.resolve import known_settings, resolve
 from tests.conftest import rows
 
 ROOT = Path(__file__).parents[1]

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from instil.cli import app
-from instil.recipes.settings import known_settings
+from instil.settings.resolve import known_settings
 
 ROOT = Path(__file__).parents[1]
 TEXT = "\n".join(

@@ -7,13 +7,13 @@ from benchmarks.answerers.telling import Questions, Tell, arguments
 
 def main(job: Questions, variant: str, tell: Tell) -> None:
     """Answer as `instil respond` does: all rows side by side, or one at a time, also with weights in eight bits."""
-    from instil.runtime import settle
+    from instil.machine import settle
 
     settle()
     from instil.generate.engine import Engine, generate
     from instil.generate.request import Request
     from instil.model.int8 import quantise
-    from instil.model.weights import load_decoder
+    from instil.model.load import load_decoder
 
     decoder = load_decoder(job.folder)
     if variant == "int8":

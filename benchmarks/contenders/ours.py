@@ -10,15 +10,15 @@ from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
 
 def main(job: Job, variant: str, track: Track) -> None:
     """Train as `instil train` does, without validation and samples."""
-    if importlib.util.find_spec("instil.runtime"):
-        importlib.import_module("instil.runtime").settle()  # the command line's first act
+    if importlib.util.find_spec("instil.machine"):
+        importlib.import_module("instil.machine").settle()  # the command line's first act
 
     from instil.data.loader import Loader
-    from instil.model.weights import load_decoder
+    from instil.model.load import load_decoder
     from instil.records import Encoded
+    from instil.settings.options import TrainOptions
     from instil.train.loop import train
     from instil.train.metrics import StepRecord
-    from instil.train.options import TrainOptions
 
     decoder = load_decoder(job.folder)
     if variant == "untied":
@@ -50,7 +50,7 @@ def main(job: Job, variant: str, track: Track) -> None:
 
     track.begin()
     train(decoder, loader, options, on_record=on_record)
-    gemm = importlib.import_module("instil.model.gemm")
+    gemm = importlib.import_module("instil.model.fast.gemm")
     track.end(layout=options.layout, gemm=gemm.backend())
 
 

@@ -5,24 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
-from instil import runtime
+from instil import machine as runtime
 
 
 def main(job: Job, variant: str, track: Track) -> None:
     """As ``instil train --method dpo`` does, without validation and samples."""
     runtime.settle()  # the command line's first act
 
-    from instil.data.pair_collate import collate_pairs
-    from instil.data.pair_loader import PairLoader
-    from instil.model.gemm import backend
+    from instil.model.fast.gemm import backend
+    from instil.model.load import load_decoder
     from instil.model.lora import add_lora
-    from instil.model.weights import load_decoder
-    from instil.recipes.dpo import REFERENCE_PAIRS
     from instil.records import Encoded, EncodedPair
+    from instil.settings.options import DpoOptions, TrainOptions
+    from instil.tasks.pairs.batches import PairLoader, collate_pairs
+    from instil.tasks.pairs.losses import Preference, reference_log_probs
+    from instil.tasks.pairs.reference import REFERENCE_PAIRS
     from instil.train.loop import train
     from instil.train.metrics import StepRecord
-    from instil.train.options import DpoOptions, TrainOptions
-    from instil.train.preference import Preference, reference_log_probs
 
     decoder = load_decoder(job.folder)
     pairs = []

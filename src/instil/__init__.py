@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from instil.assistant.assistant import Assistant as Assistant
+    from instil.assistant.assistant import load as load
     from instil.data.collate import collate as collate
     from instil.data.encoding import encode as encode
     from instil.data.loader import Loader as Loader
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
     from instil.data.templates import template_named as template_named
     from instil.data.tokenizers import load_tokenizer as load_tokenizer
     from instil.model.decoder import Decoder as Decoder
+    from instil.model.load import load_decoder as load_decoder
     from instil.model.spec import DecoderSpec as DecoderSpec
-    from instil.model.weights import load_decoder as load_decoder
-    from instil.recipes.assistant import Assistant as Assistant
-    from instil.recipes.assistant import load as load
     from instil.recipes.compare import Compared as Compared
     from instil.recipes.compare import compare as compare
     from instil.recipes.run import Run as Run
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from instil.records import Example as Example
     from instil.records import Pair as Pair
     from instil.records import Verdict as Verdict
-    from instil.train.options import TrainOptions as TrainOptions
+    from instil.settings.options import TrainOptions as TrainOptions
 
 __version__ = "0.1.0"
 

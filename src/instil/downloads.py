@@ -2,13 +2,11 @@
 
 A download goes on where it was cut, is held against its length and its hash, is looked at by a check of
 the caller's, and only then takes its name. The connection itself is opened by the rooms that may use the
-network (`model/hub.py`, `data/sources.py`) and handed in; nothing here knows an HTTP library.
+network (`model/find.py`, `data/sources.py`) and handed in; nothing here knows an HTTP library.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import sys
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from instil.errors import UserError
+from instil.files import _read_json, sha256_of, write_json
 
 GIB = 1024**3
 TRIES = 4  # in a row without a byte gained
@@ -282,27 +281,6 @@ class _Part:
     def forget(self) -> None:
         """Remove the note."""
         self._note.unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write an object in one piece: a reader sees the old file or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # A manifest says what was fetched, so that a later change is noticed.

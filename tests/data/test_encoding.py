@@ -13,7 +13,7 @@ from instil.data.loader import Loader
 from instil.data.templates import TEMPLATES, template_named
 from instil.data.tokenizers import BytePair, load_tokenizer
 from instil.errors import DataError, ModelError
-from instil.model.hub import find_model
+from instil.model.find import find_model
 from instil.records import IGNORED, Encoded, Example
 
 BYTE_PAIR = BytePair()

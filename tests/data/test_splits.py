@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instil.data.collate import collate
-from instil.data.options import DataOptions
 from instil.data.preflight import Preflight, check, has_target
 from instil.data.splits import PARTS, split_examples, split_grouped, split_in_order
 from instil.errors import DataError
 from instil.records import Encoded, Example
+from instil.settings.options import DataOptions
 
 
 def examples(count: int, distinct: int = 10**6) -> list[Example]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from instil.data.tokenizers import BytePair, FastTokenizer, load_tokenizer
 from instil.errors import ModelError
-from instil.model.hub import find_model
+from instil.model.find import find_model
 
 TRICKY = ["", " ", "a  b\n\n c", "### Response:\n", "It's 1234 naïve café 漢字 🙂", "x<|endoftext|>y<|im_end|>\t\r\n"]
 

@@ -27,7 +27,7 @@ def llama() -> Iterator[str]:
     """The address of a llama.cpp server in a process of its own."""
     program = (
         "import sys, xllamacpp\n"
-        "from instil.model.hub import find_model\n"
+        "from instil.model.find import find_model\n"
         "params = xllamacpp.CommonParams()\n"
         "params.model.path = str(find_model('smollm2-135m'))\n"
         "params.n_ctx, params.n_parallel, params.verbosity = 2048, 1, -1\n"

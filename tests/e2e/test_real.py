@@ -39,9 +39,9 @@ def starter_rows() -> list[dict[str, str]]:
 def test_answers_are_those_of_the_chapters_loop(rows: int) -> None:
     """E2 on real weights: all rows side by side, against one after the other, the whole text again for each token."""
     from instil.data.encoding import encode_prompt
-    from instil.data.options import DataOptions
     from instil.data.sources import read_source
     from instil.data.splits import split_examples
+    from instil.settings.options import DataOptions
     from tests.generate.test_engine import naive
 
     assistant = instil.load("smollm2-135m", max_new_tokens=16)

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from instil.evaluate.charts import PLOT_HEIGHT, bin_counts
 from instil.evaluate.comparison import TIE
-from instil.evaluate.report import ReportData, write_report
-from tests.evaluate.test_report import HOSTILE, OTHER_JUDGE, page_data
+from instil.runs.report.charts import PLOT_HEIGHT, bin_counts
+from instil.runs.report.page import ReportData, write_report
+from tests.runs.test_report import HOSTILE, OTHER_JUDGE, page_data
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = shutil.which("chromium")

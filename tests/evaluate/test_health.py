@@ -10,10 +10,10 @@ import pytest
 
 from instil.errors import InstilError
 from instil.evaluate.health import CANARIES, TASKS, check_judge, questions
-from instil.evaluate.options import ScoreOptions
-from instil.recipes.health import check
-from instil.recipes.progress import Screen
+from instil.recipes.score import check
 from instil.records import Example, Verdict
+from instil.screen import Screen
+from instil.settings.options import ScoreOptions
 from tests.faults.judge_server import judging
 
 RIGHT = {task[3] for task in TASKS}

@@ -14,7 +14,7 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import load_tokenizer
 from instil.evaluate.likelihood import likelihoods
 from instil.model.decoder import batch_of_ids
-from instil.model.weights import load_decoder
+from instil.model.load import load_decoder
 from tests.conftest import rows
 
 

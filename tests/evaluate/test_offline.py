@@ -10,16 +10,7 @@ from hypothesis import strategies as st
 
 from instil.errors import DataError
 from instil.evaluate import embeddings
-from instil.evaluate.offline import (
-    METRICS,
-    chrf,
-    means,
-    novel_f1,
-    rouge_l,
-    score_offline,
-    token_f1,
-    trivial_baseline,
-)
+from instil.evaluate.offline import METRICS, chrf, means, novel_f1, rouge_l, score_offline, token_f1, trivial_baseline
 from instil.records import Example
 from tests.conftest import BOOK_DATA
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from instil.ask import patience as asking
 from instil.errors import StoppedEarly, UserError
-from instil.evaluate import asking
-from instil.evaluate.options import ScoreOptions
 from instil.evaluate.pairwise import Duel, read_choice
 from instil.recipes.compare import compare_pairwise
+from instil.settings.options import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
 
 

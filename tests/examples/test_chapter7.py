@@ -18,11 +18,11 @@ from instil.data.sources import read_source
 from instil.data.splits import split_in_order
 from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair
-from instil.model.hub import find_model
-from instil.model.weights import load_decoder
-from instil.recipes.progress import Screen
+from instil.model.find import find_model
+from instil.model.load import load_decoder
 from instil.recipes.run import run
-from instil.recipes.settings import resolve
+from instil.screen import Screen
+from instil.settings.resolve import resolve
 from instil.train.metrics import read_metrics
 from tests.conftest import BOOK_DATA, rows
 from tests.faults.judge_server import judging

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from instil.recipes.progress import Screen
-from instil.recipes.sweep import sweep
-from instil.recipes.sweep_file import Overrides, read_sweep
+from instil.recipes.sweep.file import Overrides, read_sweep
+from instil.recipes.sweep.sweep import sweep
+from instil.screen import Screen
 from tests.conftest import rows
 
 ROOT = Path(__file__).parents[2]

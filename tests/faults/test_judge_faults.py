@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 
 import instil
+from instil.ask import patience as asking
+from instil.ask.journal import Journal
 from instil.errors import DataError, JudgeError, RunFolderTaken, StoppedEarly
-from instil.evaluate import asking
-from instil.evaluate.journal import Journal
-from instil.evaluate.options import ScoreOptions
 from instil.recipes.score import score_path
+from instil.settings.options import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
 
 DATE = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from instil.ask import patience as asking
+from instil.ask.journal import Journal
 from instil.errors import RunFolderTaken, StoppedEarly
-from instil.evaluate import asking
-from instil.evaluate.journal import Journal
 from instil.recipes.prefer import prefer_between, prefer_rewrite
-from instil.recipes.settings import resolve
+from instil.settings.resolve import resolve
 from tests.conftest import rows
 from tests.faults.judge_server import judging
 from tests.synthesis.test_rewriting import say

@@ -14,7 +14,6 @@ from instil.data.tokenizers import BytePair
 from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.answer import answer
 from instil.generate.engine import Engine, generate
-from instil.generate.options import GenerateOptions
 from instil.generate.prefixes import Prefixes
 from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
@@ -23,6 +22,7 @@ from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.spec import DecoderSpec
 from instil.records import Batch, Example, Shared
+from instil.settings.options import GenerateOptions
 from tests.train.test_training import SPECS, decoder
 
 PROMPTS = st.lists(st.lists(st.integers(0, 16), min_size=1, max_size=9), min_size=1, max_size=5)
@@ -87,7 +87,7 @@ def test_rows_that_come_and_go_do_not_matter(
     stop = frozenset({3})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("instil.generate.engine.PROMPT_TOKENS", data.draw(st.integers(1, 12)))
-        patch.setattr("instil.generate.seats.SMALLEST", 2)
+        patch.setattr("instil.generate.slots.SMALLEST", 2)
         engine = Engine(model, rows=rows, memory=1 << 30, speculate=data.draw(st.booleans()))
         found, tickets, cancelled = {}, {}, set()
         for prompt in prompts:
@@ -205,7 +205,7 @@ def test_memory_sizes_the_batch_down_or_refuses() -> None:
     model = decoder()
     each = position_bytes(model.spec, torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("instil.generate.seats.SMALLEST", 4)
+        patch.setattr("instil.generate.slots.SMALLEST", 4)
         engine = Engine(model, rows=8, memory=2 * 8 * each, speculate=False)
         with pytest.raises(DataError, match=r"need 0\.00 GB and 0\.00 GB are there"):
             Engine(model, memory=4 * each).submit(Request([1, 2, 3], 5))

@@ -15,11 +15,11 @@ from instil.data.tokenizers import BytePair
 from instil.errors import SettingsError
 from instil.generate.answer import answer
 from instil.generate.engine import generate
-from instil.generate.options import GenerateOptions
 from instil.generate.sampling import Sampling, Stream, penalised, probabilities
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec
 from instil.records import Example
+from instil.settings.options import GenerateOptions
 from tests.train.test_training import decoder
 
 WARM = GenerateOptions(temperature=1.5, seed=3)

@@ -12,9 +12,9 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import BytePair
 from instil.generate.answer import answer, stream
 from instil.generate.engine import Engine
-from instil.generate.options import GenerateOptions
 from instil.generate.text import BROKEN, TextStream
 from instil.records import Example
+from instil.settings.options import GenerateOptions
 from tests.generate.test_engine import Parrot
 
 TOKENIZER = BytePair()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instil.generate.engine import generate
-from instil.generate.seats import Seat, Seats
+from instil.generate.slots import Seat, Seats
 from instil.model.cache import Cache
 from tests.generate.test_engine import naive
 from tests.train.test_training import SPECS, decoder
@@ -63,7 +63,7 @@ def test_a_row_keeps_its_own_through_all_moves(moves: list[tuple[str, int]]) -> 
     seats = Seats(model)
     held: list[tuple[Seat, list[float]]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("instil.generate.seats.SMALLEST", 2)
+        patch.setattr("instil.generate.slots.SMALLEST", 2)
         for step, (what, which) in enumerate(moves):
             if what == "take":
                 held.append((seats.take(1 + which % 4), []))

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 
 from instil.errors import ModelError
 from instil.model.decoder import Decoder, OffsetRMSNorm, batch_of_ids
+from instil.model.files.folder import save_decoder
+from instil.model.files.reader import hub_tensors
+from instil.model.load import load_decoder
 from instil.model.spec import DecoderSpec
-from instil.model.weights import hub_tensors, load_decoder, save_decoder
 from tests.conftest import tiny_reference
-from tests.model.gguf_files import write_gguf
+from tests.model.files.gguf_files import write_gguf
 from tests.model.test_parity import IDS_BT, assert_same_logits
 from tests.train.test_training import SPECS
 

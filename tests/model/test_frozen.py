@@ -15,11 +15,12 @@ from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError, SettingsError
 from instil.model import frozen
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import Linear, pack
+from instil.model.files.reader import hub_tensors
 from instil.model.frozen import BLOCK, LEVELS, FrozenLinear, Held, hold
-from instil.model.gemm import Linear, pack
 from instil.model.int8 import quantise
+from instil.model.load import load_decoder
 from instil.model.lora import LoraLinear, adapters, add_lora, merge
-from instil.model.weights import hub_tensors, load_decoder
 from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference

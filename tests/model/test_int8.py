@@ -10,7 +10,7 @@ import torch
 from instil.errors import SettingsError
 from instil.generate.engine import Engine, generate
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.model.gemm import Linear
+from instil.model.fast.gemm import Linear
 from instil.model.int8 import Int8Linear, quantise
 from tests.train.test_training import SPECS, decoder
 

@@ -14,11 +14,12 @@ from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError, SettingsError
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.families.gpt2 import gpt2_spec
-from instil.model.gemm import Linear, backend
+from instil.model.fast.gemm import Linear, backend
+from instil.model.files.peft import BASE_HEAD, WEIGHTS, load_adapter, save_adapter
+from instil.model.files.reader import hub_tensors
+from instil.model.files.safetensors import SafetensorsFile
+from instil.model.load import blank_decoder, load_decoder
 from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_parameters
-from instil.model.peft_folder import BASE_HEAD, WEIGHTS, load_adapter, save_adapter
-from instil.model.safetensors_file import SafetensorsFile
-from instil.model.weights import blank_decoder, hub_tensors, load_decoder
 from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from instil.model.decoder import batch_of_ids
+from instil.model.files.pth import save_pth
+from instil.model.load import blank_decoder, load_decoder
 from instil.model.memory import LARGE, own_memory, untouched_zeros
-from instil.model.pth_file import save_pth
-from instil.model.weights import blank_decoder, load_decoder
-from tests.model.gguf_files import write_gguf
+from tests.model.files.gguf_files import write_gguf
 
 MEASURE = """
 import json, sys

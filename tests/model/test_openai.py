@@ -14,11 +14,11 @@ import pytest
 from instil import downloads
 from instil.data.tokenizers import BytePair, load_tokenizer
 from instil.errors import ModelError
-from instil.model import hub
-from instil.model.hub import MANIFEST, OPENAI_FILES, WEIGHTS, find_model
+from instil.model import find as hub
+from instil.model.find import MANIFEST, OPENAI_FILES, WEIGHTS, find_model
 from tests.conftest import tiny_reference
 from tests.file_server import FileServer, serving
-from tests.model.tensorflow_files import write_model
+from tests.model.files.tensorflow_files import write_model
 from tests.model.test_parity import assert_same_logits
 
 

@@ -13,10 +13,12 @@ from gguf import GGMLQuantizationType as Kind
 from gguf.quants import dequantize
 
 from instil.model.decoder import batch_of_ids
-from instil.model.hub import find_model
-from instil.model.weights import hub_tensors, load_decoder, save_decoder
+from instil.model.files.folder import save_decoder
+from instil.model.files.reader import hub_tensors
+from instil.model.find import find_model
+from instil.model.load import load_decoder
 from tests.conftest import tiny_reference
-from tests.model.gguf_files import write_gguf
+from tests.model.files.gguf_files import write_gguf
 
 FAMILIES = ["gpt2", "llama", "gemma3", "qwen3"]
 IDS_BT = torch.randint(0, 97, (3, 23), generator=torch.Generator().manual_seed(3))

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from instil.errors import ModelError
-from instil.model.hub import find_model
-from instil.model.peft_folder import load_adapter
-from instil.model.tensorflow_checkpoint import read_hparams
-from instil.model.weights import load_decoder
+from instil.model.files.peft import load_adapter
+from instil.model.files.tensorflow import read_hparams
+from instil.model.find import find_model
+from instil.model.load import load_decoder
 from tests.conftest import tiny_reference
-from tests.model.gguf_files import write_gguf
+from tests.model.files.gguf_files import write_gguf
 
 
 @pytest.fixture

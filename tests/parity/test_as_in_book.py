@@ -15,14 +15,17 @@ import transformers
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import ModelError
 from instil.generate.answer import answer
-from instil.model.hub import find_model
-from instil.model.weights import hub_tensors, load_decoder
-from instil.recipes import sft
-from instil.recipes.progress import Screen
+from instil.model.files.reader import hub_tensors
+from instil.model.find import find_model
+from instil.model.load import load_decoder
 from instil.recipes.run import run
-from instil.recipes.run_folder import RunFolder
-from instil.recipes.settings import resolve
-from instil.recipes.sft import loader_for, prepare, tune
+from instil.runs.folder import RunFolder
+from instil.screen import Screen
+from instil.settings.resolve import resolve
+from instil.tasks import prepare as sft
+from instil.tasks.prepare import prepare
+from instil.tasks.task import loader_for
+from instil.tasks.tune import tune
 from instil.train.metrics import read_metrics
 from instil.train.optimizer import Updates
 from tests.conftest import BOOK_DATA, rows

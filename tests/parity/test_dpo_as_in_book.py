@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 
-from instil.model.weights import load_decoder
-from instil.recipes.progress import Screen
-from instil.recipes.run_folder import RunFolder
-from instil.recipes.settings import resolve
-from instil.recipes.sft import prepare, tune
+from instil.model.load import load_decoder
+from instil.runs.folder import RunFolder
+from instil.screen import Screen
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import prepare
+from instil.tasks.tune import tune
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
 from tests.parity.naive_book import NaiveGPT

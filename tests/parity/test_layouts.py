@@ -128,8 +128,8 @@ def test_a_tied_table_used_in_two_passes_before_either_goes_back() -> None:
 
 def logged(layout: str, epochs: int = 2) -> list[float]:
     """The losses of 20 steps in float32."""
+    from instil.settings.options import TrainOptions
     from instil.train.loop import train
-    from instil.train.options import TrainOptions
 
     generator = torch.Generator().manual_seed(5)
     rows = [
@@ -161,8 +161,8 @@ def test_batches_of_a_loader_share_unless_told_otherwise() -> None:
 
 def test_bf16_is_close_and_keeps_weights_in_float32() -> None:
     """Not exact, and so named; products are narrow, and what is added up and updated is not."""
+    from instil.settings.options import TrainOptions
     from instil.train.loop import train
-    from instil.train.options import TrainOptions
 
     losses = {}
     for precision in ("fp32", "bf16"):

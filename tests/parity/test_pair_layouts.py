@@ -10,17 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from instil.data.pair_collate import collate_pairs, with_others
-from instil.data.pair_loader import PairLoader
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.lora import add_lora
 from instil.records import Encoded, EncodedPair, Forked
+from instil.settings.options import DpoOptions
+from instil.tasks.pairs.batches import PairLoader, collate_pairs
+from instil.tasks.pairs.encoding import with_others
+from instil.tasks.pairs.losses import Preference, answers_of
 from instil.train import head_loss
 from instil.train.losses import log_probs
 from instil.train.objective import look
 from instil.train.optimizer import Updates
-from instil.train.options import DpoOptions
-from instil.train.preference import Preference, answers_of
 from tests.closeness import assert_e1
 from tests.train.test_training import SPECS, decoder
 

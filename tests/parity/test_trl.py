@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from instil.data.pair_collate import collate_pairs, encode_pair, with_others
-from instil.data.pairs import pairs_from
 from instil.data.templates import template_named
 from instil.data.tokenizers import load_tokenizer
 from instil.model.decoder import Decoder
-from instil.model.weights import hub_tensors, load_decoder
+from instil.model.files.reader import hub_tensors
+from instil.model.load import load_decoder
 from instil.records import EncodedPair
+from instil.settings.options import DpoOptions
+from instil.tasks.pairs.batches import collate_pairs
+from instil.tasks.pairs.encoding import encode_pair, with_others
+from instil.tasks.pairs.losses import Preference, reference_log_probs
+from instil.tasks.pairs.source import pairs_from
 from instil.train.objective import look
-from instil.train.options import DpoOptions
-from instil.train.preference import Preference, reference_log_probs
 from tests.conftest import GPT2_VOCABULARY, tiny_reference
 
 ROWS = [

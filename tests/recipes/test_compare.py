@@ -11,10 +11,10 @@ import pytest
 
 import instil
 from instil.errors import DataError
-from instil.evaluate.options import ScoreOptions
-from instil.recipes.report import refresh_report
-from instil.recipes.run_folder import RunFolder
 from instil.recipes.score import score_path
+from instil.runs.folder import RunFolder
+from instil.runs.report.report import refresh_report
+from instil.settings.options import ScoreOptions
 from tests.conftest import rows
 from tests.faults.judge_server import judging
 

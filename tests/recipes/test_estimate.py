@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 import instil
-from instil.recipes.estimate import Pace, Work, answering, guessed_lengths, pace_of, workload
-from instil.recipes.run import Run, summary
-from instil.recipes.settings import resolve
-from instil.recipes.sft import Prepared, evaluator_for, loader_for, prepare
+from instil.cli.show import summary
+from instil.recipes.plan.forecast import workload
+from instil.recipes.plan.work import Pace, Work, answering, guessed_lengths, pace_of
+from instil.recipes.run import Run
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import prepare
+from instil.tasks.task import Prepared, evaluator_for, loader_for
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
 

@@ -12,7 +12,7 @@ import instil
 from instil.data.tokenizers import BytePair
 from instil.errors import ModelError, SettingsError, UserError
 from instil.model.decoder import batch_of_ids
-from instil.model.weights import load_decoder
+from instil.model.load import load_decoder
 from instil.recipes.export import export
 from instil.recipes.run import Run
 from tests.conftest import GPT2_VOCABULARY, rows

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from instil.model.weights import open_model
-from instil.recipes import plan as plan_module
-from instil.recipes import timing as timing_module
-from instil.recipes.plan import Memory, Plan, plan
-from instil.recipes.progress import Screen
-from instil.recipes.settings import resolve
-from instil.recipes.sft import loader_for, prepare
-from instil.recipes.timing import holds_gradients, typical_steps, work_of
+from instil.model.load import open_model
+from instil.recipes.plan import plan as plan_module
+from instil.recipes.plan import timing as timing_module
+from instil.recipes.plan.plan import Memory, Plan, plan
+from instil.recipes.plan.timing import holds_gradients, typical_steps, work_of
+from instil.screen import Screen
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import prepare
+from instil.tasks.task import loader_for
 from tests.conftest import rows
 from tests.e2e.test_cli import instil as command
 

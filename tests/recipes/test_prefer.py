@@ -9,12 +9,13 @@ from zlib import crc32
 
 import pytest
 
-from instil.data.pairs import read_pairs
 from instil.data.sources import read_source
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, UserError
 from instil.recipes.prefer import check_pairs, prefer_between, prefer_rewrite, prefer_samples
 from instil.recipes.score import score_path
-from instil.recipes.settings import Settings, resolve
+from instil.settings.options import Settings
+from instil.settings.resolve import resolve
+from instil.tasks.pairs.source import read_pairs
 from tests.conftest import rows
 from tests.faults.judge_server import judging
 

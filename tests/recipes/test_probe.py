@@ -13,9 +13,9 @@ import pytest
 from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
 from instil.recipes import probe as probe_module
 from instil.recipes.probe import Probed, Tried, planned_rounds, probe
-from instil.recipes.progress import Screen
 from instil.recipes.run import run
-from instil.recipes.settings import resolve
+from instil.screen import Screen
+from instil.settings.resolve import resolve
 from tests.conftest import rows
 
 QUIET = Screen(quiet=True)

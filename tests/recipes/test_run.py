@@ -14,9 +14,9 @@ from instil.errors import DataError, ModelError, RunFolderTaken, TemplateMismatc
 from instil.evaluate.offline import means, score_offline
 from instil.model.decoder import batch_of_ids
 from instil.recipes.run import Run, run
-from instil.recipes.settings import resolve
-from instil.recipes.sft import prepare
 from instil.records import Example
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import prepare
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
 

@@ -18,18 +18,18 @@ import instil
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.statistics import interval
+from instil.machine import release
 from instil.model.decoder import Decoder
-from instil.recipes import before as before_module
 from instil.recipes import run as run_module
-from instil.recipes import sweep as sweep_module
-from instil.recipes import sweep_rows
-from instil.recipes.answers import read_verdicts
-from instil.recipes.progress import Screen
-from instil.recipes.report import refresh_report
-from instil.recipes.run_folder import RunFolder
-from instil.recipes.sweep import Swept, sweep
-from instil.recipes.sweep_file import Overrides
-from instil.runtime import release
+from instil.recipes.sweep import rows as sweep_rows
+from instil.recipes.sweep import sweep as sweep_module
+from instil.recipes.sweep.file import Overrides
+from instil.recipes.sweep.sweep import Swept, sweep
+from instil.runs import baseline as before_module
+from instil.runs.answers import read_verdicts
+from instil.runs.folder import RunFolder
+from instil.runs.report.report import refresh_report
+from instil.screen import Screen
 from instil.train.metrics import read_metrics
 from tests.conftest import rows
 from tests.faults.judge_server import judging

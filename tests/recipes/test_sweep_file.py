@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from instil.errors import SettingsError
-from instil.recipes.sweep_file import Overrides, SweepFile, read_sweep, slug
-from instil.recipes.sweep_rows import Identity
+from instil.recipes.sweep.file import Overrides, SweepFile, read_sweep, slug
+from instil.runs.identity import Identity
 
 
 def read(folder: Path, text: str, over: Overrides | None = None) -> SweepFile:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from instil.evaluate import asking
+from instil.ask import patience as asking
 from tests.faults.judge_server import JudgeServer, judging
 
 

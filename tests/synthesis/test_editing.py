@@ -7,8 +7,8 @@ import json
 import pytest
 
 from instil.records import Example
+from instil.settings.options import MakeOptions
 from instil.synthesis.editing import Edited, What, passive, reflect
-from instil.synthesis.options import MakeOptions
 from instil.synthesis.prompts import PASSIVE, PASSIVE_TASKS, REFLECT_ANSWER, REFLECT_INSTRUCTION
 from tests.synthesis.replies import Model
 

@@ -9,8 +9,8 @@ import pytest
 
 from instil.errors import SettingsError
 from instil.records import Example
+from instil.settings.options import MakeOptions
 from instil.synthesis.growing import BARREN, ROUND, Grown, grow, magpie, self_instruct
-from instil.synthesis.options import MakeOptions
 from instil.synthesis.prompts import SELF_INSTRUCT, USER_TURNS, user_turn
 from instil.synthesis.rows import Known
 from tests.synthesis.replies import Model, reply, words

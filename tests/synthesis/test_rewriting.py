@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from instil.evaluate.journal import Journal
+from instil.ask.journal import Journal
 from instil.records import Example
-from instil.synthesis.options import MakeOptions
+from instil.settings.options import MakeOptions
 from instil.synthesis.rewriting import PROMPT, WISHES, Rewritten, read_rewriting, request, rewrite_all, tone_of
 from instil.synthesis.writing import writer
 from tests.faults.judge_server import JudgeServer

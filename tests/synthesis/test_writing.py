@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from instil.ask.journal import Journal
 from instil.errors import JudgeError, SettingsError, StoppedEarly
-from instil.evaluate.journal import Journal
-from instil.synthesis.options import MakeOptions
+from instil.settings.options import MakeOptions
 from instil.synthesis.writing import Wanted, Written, write_all, writer
 from tests.faults.judge_server import JudgeServer
 

@@ -6,10 +6,10 @@ import pytest
 
 from instil.data.loader import Loader
 from instil.records import Encoded
+from instil.settings.options import TrainOptions
 from instil.train.evaluation import AsInBook
 from instil.train.loop import train
 from instil.train.losses import held_out_loss
-from instil.train.options import TrainOptions
 from tests.train.test_training import decoder
 
 ROWS = [Encoded(tuple(range(1, 4 + i)), (True,) * (3 + i), 0, i) for i in range(8)]

@@ -11,8 +11,8 @@ from instil.data.loader import Loader
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Encoded
+from instil.settings.options import TrainOptions
 from instil.train.loop import train
-from instil.train.options import TrainOptions
 from instil.train.touched import TouchedRows
 from tests.train.test_training import decoder
 

@@ -20,13 +20,13 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec, RopeScaling
 from instil.records import IGNORED, Encoded
+from instil.runs.report.curves import plot_losses, plot_runs
+from instil.settings.options import TrainOptions
 from instil.train.loop import train
 from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import MetricsFile, StepRecord, read_metrics
 from instil.train.objective import Likelihood
 from instil.train.optimizer import Updates
-from instil.train.options import TrainOptions
-from instil.train.plot import plot_losses, plot_runs
 from instil.train.schedule import learning_rate
 from tests.closeness import assert_e1
 

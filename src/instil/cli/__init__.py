@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from instil import __version__, runtime
-from instil.cli import prefer, sweep, synthesis, verdict, work
+from instil import __version__
+from instil.cli import judge, make, models, sweep, tune
 from instil.errors import InstilError
+from instil.machine import settle
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (work.commands, verdict.commands, sweep.commands, synthesis.commands, prefer.commands):
+for verbs in (tune.commands, models.commands, judge.commands, sweep.commands, make.commands):
     app.add_typer(verbs)
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    runtime.settle()
+    settle()
     try:
         app()
     except InstilError as error:

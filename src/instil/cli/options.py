@@ -11,7 +11,7 @@ import typer
 from instil.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from instil.recipes.settings import Settings
+    from instil.settings.options import Settings
 
 DataArg = Annotated[str, typer.Argument(help="Rows: a JSON or JSONL file, its URL, or a name (starter, book, alpaca).")]
 ModelOpt = Annotated[
@@ -55,7 +55,7 @@ def chosen_settings(
     as_in_book: bool = False,
     methods: list[str] | None = None,
 ) -> Settings:
-    from instil.recipes.settings import resolve
+    from instil.settings.resolve import resolve
 
     for method in methods or []:
         if method not in METHODS:

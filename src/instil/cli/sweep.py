@@ -23,9 +23,9 @@ from instil.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from instil.evaluate.sweep_table import SweepTable
     from instil.recipes.probe import Probed
-    from instil.recipes.sweep import Swept
+    from instil.recipes.sweep.sweep import Swept
+    from instil.recipes.sweep.table import SweepTable
 
 commands = typer.Typer()
 WIDE = 200  # columns where stdout is no terminal
@@ -48,11 +48,11 @@ def sweep_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Several runs and a table of what they came to. Goes on where it was stopped; finished runs are kept."""
-    from instil.recipes.sweep_file import Overrides, read_sweep
+    from instil.recipes.sweep.file import Overrides, read_sweep
 
     over = Overrides(data, model, out, judge, tuple(settings or ()), as_in_book)
     read_sweep(file, over)  # refused before anything heavy loads
-    from instil.recipes.sweep import sweep
+    from instil.recipes.sweep.sweep import sweep
 
     done = sweep(file, over, overwrite=overwrite, processes=processes)
     if as_json:

@@ -6,11 +6,11 @@ for ids or markers. Prompt and response are encoded apart, as they are when the 
 
 from __future__ import annotations
 
-from instil.data.options import TrainOn
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, encode_pieces
 from instil.errors import DataError
 from instil.records import Encoded, Example
+from instil.settings.options import TrainOn
 
 
 def encode(

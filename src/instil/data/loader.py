@@ -20,7 +20,7 @@ class Loader:
     """Optimizer steps over encoded rows; each step is a list of one or more micro-batches.
 
     Args:
-        rows: the encoded rows (pairs, in `instil.data.pair_loader`).
+        rows: the encoded rows (pairs, in `instil.tasks.pairs.batches`).
         batch_size: rows of one optimizer step.
         micro_batch: rows computed at once; 0 means the whole step.
         shuffle: whether epochs are shuffled (seeded) or in file order.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instil.errors import counted
 from instil.records import Example
 
 NEAR = 0.9
@@ -146,3 +147,15 @@ def _unit_rows(counts: Sequence[Counter[str]], index: dict[str, int], rarity: Te
         (len(counts), len(index)),
         check_invariants=False,  # torch warns where nothing is said
     ).coalesce()
+
+
+def leak_line(leaks: Sequence[Near], part: str) -> str:
+    """Which held-out rows were as good as seen in training.
+
+    >>> leak_line([Near(936, 12, 0.97)], "test")
+    '1 test row is nearly the same as a training row: 936 (like 12)'
+    """
+    shown = ", ".join(f"{near.row} (like {near.train_row})" for near in leaks[:10])
+    more = f" and {len(leaks) - 10} more" if len(leaks) > 10 else ""
+    same = "is nearly the same as a training row" if len(leaks) == 1 else "are nearly the same as training rows"
+    return f"{counted(len(leaks), f'{part} row')} {same}: {shown}{more}"

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 from instil.downloads import TIMEOUT, Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
-from instil.records import Example, json_kind
+from instil.files import json_kind
+from instil.records import Example
 
 IN_MEMORY = "(rows in memory)"
 NAMED = {"starter": "starter.json"}

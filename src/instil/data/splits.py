@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from instil.data.options import DataOptions
 from instil.records import Example
+from instil.settings.options import DataOptions
 
 TRAIN_SHARE = 0.85
 TEST_SHARE = 0.10

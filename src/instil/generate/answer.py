@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
+from instil.errors import counted
 from instil.generate.engine import Engine, generate
-from instil.generate.options import GenerateOptions
 from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
 from instil.generate.text import TextStream
 from instil.model.decoder import Decoder
 from instil.records import Completion, Example
+from instil.settings.options import GenerateOptions
 
 
 def answer(
@@ -119,3 +120,15 @@ def without_header(decoded: str, header: str) -> str:
     Only a header at the very beginning goes; the chapter deletes every occurrence.
     """
     return decoded.strip().removeprefix(header.strip()).strip()
+
+
+def unended(answers: Sequence[Completion], limit: int) -> list[str]:
+    """How many answers were cut, and how many prompts left no room for one."""
+    cut = sum(completion.finish == "length" for completion in answers)
+    without_room = [completion.row for completion in answers if completion.finish == "no_room"]
+    lines = [f"{counted(cut, 'answer')} did not end within {limit} tokens"] if cut else []
+    if without_room:
+        shown = ", ".join(str(row) for row in without_room[:20])
+        prompts = counted(len(without_room), "prompt")
+        lines.append(f"{prompts} left no room for an answer in the model's context: rows {shown}")
+    return lines

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from instil.generate.sampling import Sampling, Stream
-from instil.generate.seats import Seat
+from instil.generate.slots import Seat
 from instil.generate.speculation import Lookup
 from instil.records import Finish
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from instil.errors import InstilError, SettingsError
-from instil.generate.options import GenerateOptions
+from instil.settings.options import GenerateOptions
 
 NO_NUMBER = "the model's scores are no finite numbers; its weights are damaged, or training went too far"
 CLOSE = 1e-3  # scores nearer than this may change places by rounding alone

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache, Part
-from instil.model.fused import after, gated, rms_norm
-from instil.model.gemm import Linear
-from instil.model.recompute import recomputed
+from instil.model.fast.fused import after, gated, rms_norm
+from instil.model.fast.gemm import Linear
+from instil.model.fast.recompute import recomputed
+from instil.model.fast.tied import TiedGradient, embed_tied
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
-from instil.model.tied import TiedGradient, embed_tied
 from instil.records import Batch, Grid
 
 Rope = tuple[Tensor, Tensor]
@@ -152,7 +152,7 @@ class Decoder(nn.Module):
     torch.Size([3, 11])
     """
 
-    gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.recompute`)
+    gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.fast.recompute`)
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
-from instil.model.gemm import Linear, linear, product
+from instil.model.fast.gemm import Linear, linear, product
 from instil.model.memory import own_memory
 
 Held = Literal["int8", "nf4"]

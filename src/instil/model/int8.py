@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import Linear
 from instil.model.frozen import FrozenLinear
-from instil.model.gemm import Linear
 from instil.model.lora import LoraLinear
 
 IN, OUT = 64, 16  # torch's kernel reads whole blocks of these many inputs and outputs, whatever there is

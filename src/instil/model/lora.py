@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.fast.gemm import Linear, linear, product, thin_product
 from instil.model.frozen import FrozenLinear, release
-from instil.model.gemm import Linear, linear, product, thin_product
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
 ALL = "all"  # every projection but the head

@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instil.ask.journal import Journal
+from instil.ask.named import opened
+from instil.ask.question import Judge
 from instil.data.near_duplicates import Near
 from instil.errors import DataError, UserError
 from instil.evaluate.comparison import Comparison, compare_verdicts
-from instil.evaluate.journal import Journal
-from instil.evaluate.judges import Judge
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.evaluate.options import ScoreOptions
 from instil.evaluate.pairwise import Duels, duel
-from instil.recipes.answers import Answered, find_answers
-from instil.recipes.progress import Screen
-from instil.recipes.score import Scored, opened, score_answers
+from instil.recipes.score import Scored, score_answers
 from instil.records import Example, Verdict
+from instil.runs.answers import Answered, find_answers
+from instil.screen import Screen
+from instil.settings.options import ScoreOptions
 
 METRICS = {"exact_match": 100.0, "chrf": 1.0}  # shown beside the score, on a scale of 0 to 100
 

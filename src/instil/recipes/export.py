@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instil.assistant.assistant import Assistant, load
+from instil.assistant.folder import export_folder
 from instil.errors import ModelError, SettingsError, UserError
-from instil.export.folder import export_folder
-from instil.model.pth_file import reads_back, save_pth
-from instil.recipes.assistant import Assistant, load
+from instil.model.files.pth import reads_back, save_pth
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from instil.data.sources import FETCHED, NAMED, comes_from_afar, fetch_data, parse_rows
 from instil.errors import ModelError, did_you_mean
-from instil.model.hub import NAMED as MODELS
-from instil.model.hub import find_model
+from instil.model.find import NAMED as MODELS
+from instil.model.find import find_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ def fetch(name: str) -> Fetched:
             + did_you_mean(name, known)
         )
     path = find_model(name)
-    from instil.model.tensorflow_checkpoint import TensorflowCheckpoint
-    from instil.model.weights import open_model
+    from instil.model.files.tensorflow import TensorflowCheckpoint
+    from instil.model.load import open_model
 
     reader = open_model(path)
     if isinstance(reader, TensorflowCheckpoint):

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from instil.recipes.sft import Prepared
 from instil.records import Encoded, Example
+from instil.tasks.task import Prepared
 
 Fate = Literal["seen", "trained", "cut"]
 

@@ -14,26 +14,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.pair_doctor import Diagnosis, Finding, diagnose
-from instil.data.pairs import pairs_from, read_pairs
+from instil.ask.journal import Journal
+from instil.ask.named import opened
+from instil.assistant.assistant import load
 from instil.data.sources import Source, read_rows, read_source
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError, listed
-from instil.evaluate.journal import Journal
 from instil.evaluate.judging import judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import score_offline
-from instil.evaluate.options import ScoreOptions
-from instil.recipes.assistant import load
 from instil.recipes.compare import contest
-from instil.recipes.progress import Screen
-from instil.recipes.samples import sample_rows
-from instil.recipes.score import opened
-from instil.recipes.settings import Settings
 from instil.records import Example, Verdict
+from instil.screen import Screen
+from instil.settings.options import ScoreOptions, Settings
 from instil.synthesis.pairing import Candidate, Harvest, Made, distinct, from_duels, from_scores
 from instil.synthesis.rewriting import rewrite_all
+from instil.synthesis.samples import sample_rows
 from instil.synthesis.writing import writer
+from instil.tasks.pairs.doctor import Diagnosis, Finding, diagnose
+from instil.tasks.pairs.source import pairs_from, read_pairs
 
 TEMPERATURE = 0.8  # of samples, where none is set
 RIGHT = 50  # points below which a chosen answer is only the best of poor ones

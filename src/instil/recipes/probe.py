@@ -19,18 +19,19 @@ from typing import Any
 import torch
 
 from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError, counted
+from instil.files import make_folder
+from instil.machine import available_memory
 from instil.model.decoder import Decoder
-from instil.recipes.adapters import adapt
-from instil.recipes.dpo import with_reference
-from instil.recipes.progress import Screen, clock
-from instil.recipes.run_folder import make_folder
-from instil.recipes.settings import Settings
-from instil.recipes.sft import Data, Prepared, evaluator_for, load, loader_for, objective_for, prepare
-from instil.runtime import available_memory
+from instil.runs.report.curves import plot_rates
+from instil.screen import Screen, clock
+from instil.settings.options import Settings
+from instil.tasks.adapters import adapt
+from instil.tasks.pairs.reference import with_reference
+from instil.tasks.prepare import load, prepare
+from instil.tasks.task import Data, Prepared, evaluator_for, loader_for, objective_for
 from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.loop import planned_steps, train
 from instil.train.metrics import StepRecord
-from instil.train.plot import plot_rates
 
 RATES = {  # about the usual one of each method, each about three times the one before
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),

@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instil.data.pairs import read_pairs
+from instil.assistant.assistant import Assistant, load
 from instil.data.sources import IN_MEMORY, read_source
 from instil.data.splits import PARTS
 from instil.errors import DataError, UserError
-from instil.recipes.assistant import Assistant, load
-from instil.recipes.dpo import as_rows
-from instil.recipes.progress import Screen
-from instil.recipes.run import unended
-from instil.recipes.run_folder import RUN_FILE, RunFolder, response_rows
-from instil.recipes.settings import Settings
+from instil.generate.answer import unended
 from instil.records import Example
+from instil.runs.folder import RUN_FILE, RunFolder, response_rows
+from instil.screen import Screen
+from instil.settings.options import Settings
+from instil.tasks.pairs.source import read_pairs
+from instil.tasks.pairs.task import as_rows
 
 
 def respond_one(

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from instil.assistant.folder import export_folder
 from instil.data.encoding import encode
-from instil.data.near_duplicates import Near, leaked
+from instil.data.near_duplicates import leak_line, leaked
 from instil.errors import counted
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline, trivial_baseline
-from instil.evaluate.options import ScoreOptions
-from instil.export.folder import export_folder
-from instil.generate.answer import answer
+from instil.generate.answer import answer, unended
+from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
-from instil.recipes.answers import Answered, read_verdicts, write_verdicts
-from instil.recipes.before import asked_before, borrow, lender_of
-from instil.recipes.estimate import Forecast
-from instil.recipes.machine import forget_peak, peak_memory
-from instil.recipes.progress import Screen, clock
-from instil.recipes.report import keep_facts, refresh_report
-from instil.recipes.run_folder import RunFolder
-from instil.recipes.settings import Settings
-from instil.recipes.sft import Data, Prepared, describe, load, prepare, tune
+from instil.recipes.plan.clock import Outlook, Stopwatch
+from instil.recipes.plan.forecast import Forecast
 from instil.records import Completion, Example, Verdict
+from instil.runs.answers import Answered, read_verdicts, write_verdicts
+from instil.runs.baseline import asked_before, borrow, lender_of
+from instil.runs.checkpoints import saved_bytes
+from instil.runs.facts import describe, keep_facts
+from instil.runs.folder import RunFolder
+from instil.runs.report.report import refresh_report
+from instil.screen import Screen, clock
+from instil.settings.options import ScoreOptions, Settings
+from instil.tasks.prepare import load, prepare
+from instil.tasks.task import Data, Prepared
+from instil.tasks.tune import tune
 from instil.train.loop import TrainResult
 
 
@@ -65,50 +67,6 @@ class Run:
         }
 
 
-@dataclass
-class Stopwatch:
-    """Seconds of each stage, in order."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time what is done inside."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - started, 2)
-
-
-@dataclass
-class Outlook:
-    """How long a run was said to take, early on, and how long it took; seconds from its start to its last answer."""
-
-    started: float = field(default_factory=time.perf_counter)
-    estimated: float = 0.0
-    took: float = 0.0
-
-    def foresee(self, left: float) -> None:
-        """So much is left from now on."""
-        self.estimated = time.perf_counter() - self.started + left
-
-    def end(self) -> None:
-        """It is done."""
-        self.took = time.perf_counter() - self.started
-
-    def line(self) -> str:
-        """Both, side by side; nothing where the run was too short for an estimate."""
-        if not self.estimated:
-            return ""
-        share = self.estimated / self.took
-        return f"estimated {clock(self.estimated)} after the first steps, took {clock(self.took)} ({share:.0%})"
-
-    def as_json(self) -> dict[str, float] | None:
-        """For ``--json``."""
-        if not self.estimated:
-            return None
-        return {"estimated_seconds": round(self.estimated, 2), "took_seconds": round(self.took, 2)}
-
-
 def run(
     data: Data,
     model: str | Path,
@@ -126,7 +84,7 @@ def run(
         data: a name, a path, or the rows themselves (a list of dicts in Alpaca form).
         model: a name, a folder or a GGUF file.
         out: the run folder, which must be free.
-        settings: see `instil.recipes.settings`.
+        settings: see `instil.settings.resolve`.
         overwrite: replace an earlier run at ``out``.
         answers: whether the held-out rows are answered and scored before and after.
         before: finished runs; one that was asked the same before training lends its answers (`recipes.before`).
@@ -246,49 +204,9 @@ def finetune(
     Raises:
         UserError: data, model or settings cannot be used; nothing was written.
     """
-    from instil.recipes.settings import resolve
+    from instil.settings.resolve import resolve
 
     return run(data, model, out, resolve(values=settings), overwrite=overwrite)
-
-
-def summary(finished: Run) -> list[str]:
-    """What the user is told at the end."""
-    lines = []
-    if "tuned" in finished.scores:
-        lines.append(f"{'':8}  exact match   chrF   agreement, 0 to 100")
-        names = {"base": "before", "tuned": "after", "echo": "echo*"}
-        for key, name in names.items():
-            score = finished.scores[key]
-            lines.append(f"{name:8}  {score['exact_match']:>10.1%}  {score['chrf']:>5.1f}   {score['score']:>6.1f}")
-        lines.append("* an answer that only repeats the input: the least that counts")
-        lines.append(finished.verdict)
-        lines.append("agreement with the reference answers; it compares words, not meaning (instil score --judge ...)")
-    if finished.validation_loss is not None:
-        lines.append(f"validation loss {finished.validation_loss:.3f} after {counted(finished.steps, 'step')}")
-    lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")
-    if finished.outlook:
-        lines.append(finished.outlook)
-    lines.append(f"report: {finished.path / 'report.html'}")
-    lines.append(f"model:  {finished.path / 'model'}")
-    lines.append(f'try it: instil respond {finished.path} --instruction "Name three colours."')
-    return lines
-
-
-def unended(answers: Sequence[Completion], limit: int) -> list[str]:
-    """How many answers were cut, and how many prompts left no room for one."""
-    cut = sum(completion.finish == "length" for completion in answers)
-    without_room = [completion.row for completion in answers if completion.finish == "no_room"]
-    lines = [f"{counted(cut, 'answer')} did not end within {limit} tokens"] if cut else []
-    if without_room:
-        shown = ", ".join(str(row) for row in without_room[:20])
-        prompts = counted(len(without_room), "prompt")
-        lines.append(f"{prompts} left no room for an answer in the model's context: rows {shown}")
-    return lines
-
-
-def peak_memory_gb() -> float:
-    """The most memory this process has held since the run began, in GB (where that cannot be told, since it began)."""
-    return peak_memory() / 1e9
 
 
 def _answer(prepared: Prepared, decoder: Decoder, examples: Sequence[Example], screen: Screen) -> list[Completion]:
@@ -342,24 +260,6 @@ def _finished(
         outlook=outlook.line(),
         verdict=compare_verdicts(verdicts["base"], verdicts["tuned"]).sentence("before", "after") if verdicts else "",
     )
-
-
-def saved_bytes(decoder: Decoder, settings: Settings) -> int:
-    """What a run puts on disk at most: its model, or, while the best one is kept, that and the one that replaces it."""
-    kept = 2 if settings.train.patience and settings.train.method == "full" else 1
-    return kept * sum(parameter.nbytes for parameter in decoder.parameters())
-
-
-def leak_line(leaks: Sequence[Near], part: str) -> str:
-    """Which held-out rows were as good as seen in training.
-
-    >>> leak_line([Near(936, 12, 0.97)], "test")
-    '1 test row is nearly the same as a training row: 936 (like 12)'
-    """
-    shown = ", ".join(f"{near.row} (like {near.train_row})" for near in leaks[:10])
-    more = f" and {len(leaks) - 10} more" if len(leaks) > 10 else ""
-    same = "is nearly the same as a training row" if len(leaks) == 1 else "are nearly the same as training rows"
-    return f"{counted(len(leaks), f'{part} row')} {same}: {shown}{more}"
 
 
 def _score_line(score: dict[str, float]) -> str:

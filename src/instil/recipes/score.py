@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from instil.ask.journal import Journal
+from instil.ask.named import opened
+from instil.ask.question import Judge
 from instil.errors import DataError, InstilError, StoppedEarly
-from instil.evaluate.journal import Journal
-from instil.evaluate.judges import Judge, judge_named
+from instil.evaluate.health import Health, check_judge, questions
 from instil.evaluate.judging import Judged, judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline
-from instil.evaluate.options import ScoreOptions
 from instil.evaluate.statistics import Interval, interval
-from instil.recipes.answers import Answered, answered_rows, find_answers, read_verdicts, write_verdicts
-from instil.recipes.progress import Screen
-from instil.recipes.report import refresh_report
-from instil.records import Verdict
+from instil.records import Example, Verdict
+from instil.runs.answers import Answered, answered_rows, find_answers, read_verdicts, write_verdicts
+from instil.runs.report.report import refresh_report
+from instil.screen import Screen
+from instil.settings.options import ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +155,6 @@ def score_answers(found: Sequence[Answered], judge: str, options: ScoreOptions, 
         return {answered.which: _judged(asked, answered, options, screen) for answered in found}
 
 
-@contextmanager
-def opened(judge: str, options: ScoreOptions) -> Iterator[Judge]:
-    """A judge that is there."""
-    asked = judge_named(judge, options)
-    try:
-        asked.open()
-        yield asked
-    finally:
-        asked.close()
-
-
 def check_outcome(scored: dict[str, Scored], options: ScoreOptions) -> None:
     """Whether the scores may be used.
 
@@ -220,3 +210,23 @@ def _judged(judge: Judge, answered: Answered, options: ScoreOptions, screen: Scr
             judged: Judged = judge_answers(judge, answered.examples, answered.answers, options, journal, advance)
         write_verdicts(answered.verdicts_at(judge.name, options), judged.verdicts)
     return Scored(answered.which, judge.name, judged.verdicts, judged.asked, judged.found, judged.failed)
+
+
+def check(judge: str, options: ScoreOptions, screen: Screen) -> Health:
+    """Judge known-good, known-bad and shuffled answers, and canaries; nothing is kept.
+
+    Raises:
+        JudgeError, StoppedEarly: the judge is not there, or stopped answering.
+    """
+    if judge == OFFLINE:
+        return check_judge(judge, score_offline)
+    with (
+        opened(judge, options) as asked,
+        screen.bar(f"checking {asked.name}", questions() * options.repeats) as advance,
+    ):
+
+        def score(examples: Sequence[Example], answers: Sequence[str]) -> tuple[Verdict, ...]:
+            judged = judge_answers(asked, examples, answers, options, Journal(), advance, empty_is_zero=False)
+            return judged.verdicts
+
+        return check_judge(judge, score)

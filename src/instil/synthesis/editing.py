@@ -14,15 +14,8 @@ from typing import Literal
 
 from instil.data.near_duplicates import prompt_text
 from instil.records import Example
-from instil.synthesis.options import MakeOptions
-from instil.synthesis.prompts import (
-    PASSIVE,
-    PASSIVE_TASKS,
-    REFLECT_ANSWER,
-    REFLECT_INSTRUCTION,
-    MakePrompt,
-    shown_row,
-)
+from instil.settings.options import MakeOptions
+from instil.synthesis.prompts import PASSIVE, PASSIVE_TASKS, REFLECT_ANSWER, REFLECT_INSTRUCTION, MakePrompt, shown_row
 from instil.synthesis.reading import answer_problem, folded, read_fields, task_problem
 from instil.synthesis.rows import Ask, Left, Row, kept_row
 from instil.synthesis.writing import Wanted

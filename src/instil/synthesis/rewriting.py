@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from instil.data.prefaces import rewriting_preface, unquoted, without_preface
-from instil.evaluate.journal import Journal
-from instil.evaluate.judges import Judge
+from instil.ask.journal import Journal
+from instil.ask.question import Judge
 from instil.records import Example, Pair
-from instil.synthesis.options import MakeOptions
+from instil.settings.options import MakeOptions
 from instil.synthesis.pairing import Harvest, Made
 from instil.synthesis.reading import MARKS
 from instil.synthesis.writing import Wanted, Written, write_all
+from instil.tasks.pairs.prefaces import rewriting_preface, unquoted, without_preface
 
 Tone = Literal["polite", "impolite"]
 TONES: tuple[Tone, Tone] = ("polite", "impolite")

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from instil.errors import JudgeError, StoppedEarly, did_you_mean
-from instil.evaluate.asking import FAILURES_IN_A_ROW, Breaker, ask_all
-from instil.evaluate.clients import Passing, Refused
-from instil.evaluate.journal import Journal, key_of
-from instil.evaluate.judges import Judge, Question, Reply, judge_named
+from instil.ask.http import Passing, Refused
+from instil.ask.journal import Journal, key_of
+from instil.ask.named import judge_named
+from instil.ask.patience import FAILURES_IN_A_ROW, Breaker, ask_all
+from instil.ask.question import Judge, Question, Reply
+from instil.errors import (
+    JudgeError,
+    StoppedEarly,
+    did_you_mean,
+)
 from instil.evaluate.judging import context_for, refusal, unread
 from instil.evaluate.parsing import without_thoughts
-from instil.synthesis.options import MakeOptions
+from instil.screen import Advance
+from instil.settings.options import MakeOptions
 
 READER = 1  # to be raised whenever a reply is read differently
 WRITERS = ("ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
@@ -195,3 +201,46 @@ def _for_row(written: Written, row: int) -> Written:
         if written.row == row
         else Written(row, written.text, written.reason, written.key, written.found, written.failed)
     )
+
+
+CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
+
+
+@dataclass(slots=True)
+class _Writing:
+    """Requests to one model, counted; a batch in which one failed ends the work, with the journal kept."""
+
+    model: Judge
+    options: MakeOptions
+    journal: Journal
+    advance: Advance = field(default=lambda note="", steps=1: None)
+    calls: int = 0  # at which a request may fail; 0: any number
+    steps: int = 1  # of the bar, for each reply; 0 where rows are counted, of which a barren stretch has none
+    asked: int = 0
+    found: int = 0
+
+    def __call__(self, wanted: Sequence[Wanted]) -> list[Written]:
+        before = self.asked + self.found
+        try:
+            written = write_all(self.model, wanted, self.options, self.journal, self._came, calls=self.calls)
+        except (StoppedEarly, JudgeError) as error:
+            if (isinstance(error, JudgeError) and not before) or isinstance(error.__cause__, OSError):
+                raise  # it takes no request at all; the journal cannot be written
+            raise self._stopped(error.__cause__ or error if isinstance(error, StoppedEarly) else error) from error
+        failed = [one for one in written if one.failed]
+        if failed:
+            raise self._stopped(failed[0].reason)
+        return written
+
+    def _stopped(self, why: object) -> StoppedEarly:
+        kept = self.asked + self.found
+        return StoppedEarly(
+            f"{self.model.name} stopped answering: {why}. {kept} replies are kept; the same command asks for the rest"
+        )
+
+    def _came(self, written: Written) -> None:
+        if written.failed:
+            return
+        self.asked += not written.found
+        self.found += written.found
+        self.advance(f"{self.asked + self.found} asked", self.steps)

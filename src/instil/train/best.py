@@ -11,9 +11,9 @@ import torch
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
+from instil.settings.options import TrainOptions
 from instil.train.evaluation import Evaluation
 from instil.train.objective import Objective, look
-from instil.train.options import TrainOptions
 
 
 class Keeper(Protocol):

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instil.model.gemm import product, weight_gradient
-from instil.model.tied import TiedGradient
+from instil.model.fast.gemm import product, weight_gradient
+from instil.model.fast.tied import TiedGradient
 
 LARGEST_SCORES = 1 << 29  # bytes of scores that are kept until backward
 CHEAP_SCORES = (

@@ -20,13 +20,13 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.lora import trained_parameters
 from instil.records import Batch
+from instil.settings.options import TrainOptions
 from instil.train.best import Best, Keeper
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.losses import LossSum
 from instil.train.metrics import StepRecord
 from instil.train.objective import Likelihood, Objective
 from instil.train.optimizer import Updates
-from instil.train.options import TrainOptions
 from instil.train.schedule import learning_rate
 from instil.train.touched import TouchedRows
 

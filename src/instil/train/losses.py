@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
+from instil.model.fast.tied import Receiver, TiedGradient
 from instil.model.lora import LoraLinear
-from instil.model.tied import Receiver, TiedGradient
 from instil.records import Batch
 from instil.train.head_loss import head_log_probs, head_nll_sum
 
@@ -43,7 +43,7 @@ def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) ->
     """Summed negative log-likelihood of a batch's targets, a scalar that can be differentiated.
 
     The head is applied to the supervised rows alone. A batch without targets gives zero. ``receiver`` is given
-    the gradient of a tied table in pieces (`instil.model.tied`), which then does not go to ``.grad``.
+    the gradient of a tied table in pieces (`instil.model.fast.tied`), which then does not go to ``.grad``.
     """
     hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, receiver)
     weights = decoder.head.weight, row_S, batch.targets_S, batch.weights_S

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from instil.records import records_in
+from instil.files import records_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class StepRecord:
     done, ``tokens_seen`` counts real tokens without padding. ``train_loss`` is the mean over the
     targets of this step (before its update), ``val_loss`` is there on steps that were validated.
     ``preference`` and ``val_preference`` are there in preference tuning: means over the pairs of the step, and
-    of the validation rows (`instil.train.preference`).
+    of the validation rows (`instil.tasks.pairs.losses`).
     """
 
     step: int

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
-from instil.model.tied import Receiver
+from instil.model.fast.tied import Receiver
 from instil.records import Batch
 from instil.train.losses import LossSum, nll_sum
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from instil.model.tied import Receiver
+from instil.model.fast.tied import Receiver
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 SMALL = 1 << 17  # numbers of a parameter below which its update waits for the others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from instil.train.options import TrainOptions
+from instil.settings.options import TrainOptions
 
 
 def learning_rate(step: int, steps: int, options: TrainOptions) -> float:

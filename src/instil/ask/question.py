@@ -1,0 +1,117 @@
+"""Judges behind one protocol: Ollama, any server with OpenAI's interface, llama.cpp in this process.
+
+``ollama:llama3``                        Ollama's own interface, at $OLLAMA_HOST or on this machine
+``openai:gpt-4o``                        OpenAI, or $OPENAI_BASE_URL; the key from $OPENAI_API_KEY
+``http://127.0.0.1:8080/v1[#MODEL]``     any other server (vLLM, llama-server, LM Studio); key from $INSTIL_API_KEY
+``llamacpp:FILE.gguf``                   llama.cpp from the package xllamacpp, in this process
+
+Facts about the interfaces: Ollama's ``api/types.go`` and ``server/routes.go``, llama.cpp's ``tools/server/README.md``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from instil.ask.http import Passing
+
+ALTERNATIVES = 20  # most that servers tell of
+MOST = 1e-3  # a log-probability is not positive, but for rounding
+LOADING = 120.0  # seconds that a server may take to load its model
+
+Alternatives = tuple[
+    str, Mapping[str, float]
+]  # a token of the reply; texts that could have stood there: log-probability
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One message to a judge. ``num_ctx``: the context to ask for, in tokens; the reply ends before a ``stop`` text."""
+
+    text: str
+    schema: dict[str, Any] | None
+    seed: int
+    num_ctx: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came back. ``prompt_tokens`` is how many the judge read, if it says so; ``cut``: it had no more room."""
+
+    text: str
+    cut: bool = False
+    prompt_tokens: int | None = None
+    tokens: tuple[Alternatives, ...] = ()
+
+
+class Judge(Protocol):
+    """Who can be asked.
+
+    ``name`` is for people; ``identity`` says which model it is, as exactly as the server tells; ``workers`` how many
+    questions at once suit it.
+    """
+
+    name: str
+    identity: str
+    workers: int
+
+    def open(self) -> None:
+        """Make sure that it is there.
+
+        Raises:
+            JudgeError: it is not; the message says what would mend that.
+        """
+
+    def ask(self, question: Question) -> Reply:
+        """One reply. Safe to call from several threads.
+
+        Raises:
+            Passing, Refused, JudgeError: see `instil.ask.http`.
+        """
+
+    def complete(self, question: Question) -> Reply:
+        """What the model writes after a text, which it gets as it is, without a chat template.
+
+        Raises:
+            JudgeError: the server has no such interface.
+            Passing, Refused: see `instil.ask.http`.
+        """
+
+    def close(self) -> None:
+        """Let go of what `open` took."""
+
+
+def alternatives(given: Any) -> list[Alternatives]:
+    """Tokens with what could have stood in their place; nothing where the server's form is not the known one."""
+    found: list[Alternatives] = []
+    for one in given if isinstance(given, list) else []:
+        if not isinstance(one, dict):
+            return []
+        others = one.get("top_logprobs")
+        table: dict[str, float] = {}
+        for other in others if isinstance(others, list) else []:
+            value = other.get("logprob") if isinstance(other, dict) else None
+            if isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value <= MOST:  # nor no number
+                table.setdefault(str(other.get("token", "")), min(float(value), 0.0))
+        found.append((str(one.get("token", "")), table))
+    return found
+
+
+def whole_text(given: Any) -> str:
+    """A reply's text, without halves of surrogate pairs, which cannot be written down; empty if it is no text."""
+    return given.encode("utf-8", "replace").decode("utf-8") if isinstance(given, str) else ""
+
+
+def when_ready(look: Callable[[], Any]) -> Any:
+    """Ask again while the server says that it is still loading (503)."""
+    end = time.monotonic() + LOADING
+    while True:
+        try:
+            return look()
+        except Passing as passing:
+            if "503" not in str(passing) or "load" not in str(passing).lower() or time.monotonic() > end:
+                raise
+            time.sleep(1.0)

@@ -1,0 +1,1 @@
+"""A model that answers, and the folder it leaves in."""

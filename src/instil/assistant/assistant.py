@@ -1,0 +1,158 @@
+"""A model that answers: loaded from a run, a model folder, a GGUF file or a name."""
+
+from __future__ import annotations
+
+import filecmp
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
+from instil.data.sources import examples_from
+from instil.data.templates import TEMPLATE_FILE, Template, read_template, template_named
+from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.errors import ModelError, TemplateMismatch, UserError
+from instil.generate.answer import answer, stream, without_header
+from instil.generate.engine import Engine
+from instil.machine import device_for
+from instil.model.decoder import Decoder
+from instil.model.files.peft import WEIGHTS, load_adapter
+from instil.model.find import find_model
+from instil.model.int8 import quantise
+from instil.model.load import load_decoder
+from instil.model.lora import merge
+from instil.records import Completion, Example
+from instil.runs.folder import RUN_FILE, RunFolder
+from instil.settings.options import GenerateOptions
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """Decoder, tokenizer and template that belong together, and the engine that they answer with."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    template: Template
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+
+    @functools.cached_property
+    def engine(self) -> Engine:
+        """What answers; it remembers beginnings, such as the template's preamble, from one request to the next."""
+        return Engine(self.decoder)
+
+    def respond(self, instruction: str, input: str = "", **generate: Any) -> str:
+        """The answer to one instruction.
+
+        Args:
+            instruction: what is to be done.
+            input: what it is to be done with, if anything.
+            **generate: settings of generation for this answer (``max_new_tokens``, ``temperature``, ...).
+        """
+        return self.respond_all([{"instruction": instruction, "input": input}], **generate)[0].text
+
+    def respond_all(self, rows: Sequence[dict[str, Any]], **generate: Any) -> list[Completion]:
+        """Answers to rows in Alpaca form, in their order; ``output`` may be absent.
+
+        Raises:
+            DataError: a row has no instruction.
+        """
+        examples = examples_from(list(rows), need_output=False).examples
+        return self.respond_to(examples, self.options.changed(**generate))
+
+    def respond_to(
+        self,
+        examples: Sequence[Example],
+        options: GenerateOptions | None = None,
+        on_done: Callable[[], None] = lambda: None,
+    ) -> list[Completion]:
+        """Answers to examples, in their order."""
+        chosen = options or self.options
+        self.engine.rows = chosen.batch_size
+        return answer(self.decoder, self.tokenizer, self.template, examples, chosen, on_done, self.engine)
+
+    def stream(self, instruction: str, input: str = "", **generate: Any) -> Iterator[str]:
+        """The answer to one instruction in pieces, as they come; without the white space around it.
+
+        Raises:
+            DataError: the prompt leaves no room in the model's context, or its keys and values none in memory.
+        """
+        (example,) = examples_from([{"instruction": instruction, "input": input}], need_output=False).examples
+        options = self.options.changed(**generate)
+        prompt = encode_prompt(example, self.template, self.tokenizer, header=options.header)
+        stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
+        header = "" if options.header else self.template.header
+        said, shown = "", ""
+        for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options, header):
+            said += piece
+            if header.strip().startswith(said.strip()):
+                continue  # nothing yet, or what may become the header that the model has to write
+            text = without_header(said, header)
+            yield from filter(None, [text[len(shown) :]])
+            shown = text
+        yield from filter(None, [without_header(said, header)[len(shown) :]])
+
+
+def load(
+    path: str | Path,
+    *,
+    template: str | None = None,
+    int8: bool = False,
+    adapter: str | Path | None = None,
+    **generate: Any,
+) -> Assistant:
+    """Load an assistant from a run folder, a model folder, a GGUF file or a model's name.
+
+    Args:
+        path: where it is; a run folder stands for the model inside it.
+        template: the prompt form, only for models that come without one (``alpaca`` by default).
+        int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
+            exactly those of the model.
+        adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
+        **generate: settings of generation, such as ``max_new_tokens``.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read, or the adapter is another model's.
+        UserError: the adapter is the run's own, which is in its model already.
+        TemplateMismatch: the run's template is not the one it was tuned with, or another was asked for.
+    """
+    found, settings = Path(path), GenerateOptions()
+    stored: Template | None = None
+    if (found / RUN_FILE).is_file():
+        folder = RunFolder(found)
+        if not folder.model.is_dir():
+            raise ModelError(f"{found}: the run has no model folder; it was stopped before its model was saved")
+        stored = folder.template()
+        settings = settings.changed(**folder.read_settings()["settings"].get("generate", {}))
+        found = folder.model
+    else:
+        found = find_model(path)
+        if (found / TEMPLATE_FILE).is_file():
+            stored = read_template(found / TEMPLATE_FILE)
+    beside = None if adapter is None else _adapter_folder(Path(adapter), found)
+    if beside is not None and (beside / TEMPLATE_FILE).is_file():
+        stored = read_template(beside / TEMPLATE_FILE)  # what it was tuned with last
+    if stored is not None and template is not None and template_named(template).hash != stored.hash:
+        raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
+    chosen = stored or template_named(template or "alpaca")
+    decoder = load_decoder(found, device=device_for("auto"))
+    tokenizer = load_tokenizer(found)
+    check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
+    if beside is not None:
+        load_adapter(decoder, beside)
+        merge(decoder)
+    if int8:
+        quantise(decoder)
+    return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))
+
+
+def _adapter_folder(given: Path, model: Path) -> Path:
+    """Where the adapters lie: in the folder given, or in a run's; not those that are in the model already."""
+    folder = RunFolder(given).adapter if (given / RUN_FILE).is_file() else given
+    run = RunFolder(model.parent)
+    own, its = folder / WEIGHTS, run.adapter / WEIGHTS
+    both = (model.parent / RUN_FILE).is_file() and its.is_file() and own.is_file()
+    if both and filecmp.cmp(its, own, shallow=False):
+        raise UserError(f"{folder}: these adapters are in {model} already; leave the adapter out, or give their base")
+    return folder

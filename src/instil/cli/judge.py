@@ -1,0 +1,128 @@
+"""The verbs that judge: score and compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
+from instil.errors import InstilError, UserError
+
+if TYPE_CHECKING:
+    from instil.settings.options import Settings
+from instil.cli.show import _show_comparison, _show_duels, _show_health, _show_scores
+
+commands = typer.Typer()
+
+JudgeOpt = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        "-j",
+        help="offline, ollama:MODEL, openai:MODEL, the address of an OpenAI-compatible server, or llamacpp:FILE.gguf.",
+    ),
+]
+PromptOpt = Annotated[str | None, typer.Option("--prompt", help="rubric (default), book or book-verbose.")]
+RepeatsOpt = Annotated[int | None, typer.Option("--repeats", help="Judge each answer so many times.")]
+ASK = "score.* settings say how the judge is asked"
+
+
+@commands.command("score")
+def score_command(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="RUN_OR_FILE", help="A run, or a JSON file with model_response.")
+    ] = None,
+    judge: JudgeOpt = "offline",
+    prompt: PromptOpt = None,
+    repeats: RepeatsOpt = None,
+    min_coverage: Annotated[
+        float | None, typer.Option("--min-coverage", help="Share of the rows that must get a score, else it fails.")
+    ] = None,
+    check: Annotated[
+        str | None, typer.Option("--check", metavar="JUDGE", help="Instead: can this judge be trusted?")
+    ] = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Scores of answers: agreement with the reference, or another model's verdicts. Goes on where it was stopped."""
+    more = [f"score.min_coverage={float(min_coverage)}"] if min_coverage is not None else []
+    chosen = _chosen([*(settings or []), *more], config, prompt, repeats)
+    if check is not None:
+        if path is not None:
+            raise UserError("--check asks the judge about answers of its own; leave out the file")
+        _check(check, chosen, as_json=as_json)
+        return
+    if path is None:
+        raise UserError("wanted a run folder or a file of answered rows, or --check JUDGE")
+    from instil.recipes.score import check_outcome, score_path
+    from instil.screen import Screen
+
+    found = score_path(path, judge, chosen.score, Screen())
+    if as_json:
+        print_json({"judge": judge, "scores": {which: one.as_json() for which, one in found.items()}})
+    else:
+        _show_scores(found, offline=judge == "offline")
+    check_outcome(found, chosen.score)
+
+
+@commands.command("compare")
+def compare_command(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run, one of its responses/*.json, or a file of answers.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
+    judge: JudgeOpt = "offline",
+    prompt: PromptOpt = None,
+    repeats: RepeatsOpt = None,
+    pairwise: Annotated[
+        bool, typer.Option("--pairwise", help="The judge chooses between the two answers, in both orders.")
+    ] = False,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Whether B is better than A, on the rows that both answered: the paired verdict."""
+    chosen = _chosen(settings, config, prompt, repeats)
+    from instil.recipes.compare import compare, compare_pairwise
+    from instil.recipes.score import check_failed
+    from instil.screen import Screen
+
+    if pairwise:
+        duels = compare_pairwise(a, b, judge, chosen.score, Screen())
+        if as_json:
+            print_json(duels.as_json())
+        else:
+            _show_duels(duels)
+        check_failed(judge, duels.duels.failed)
+        if duels.duels.coverage < chosen.score.min_coverage:
+            raise InstilError(f"only {duels.duels.coverage:.0%} of the rows have a choice; wanted score.min_coverage")
+        return
+    found = compare(a, b, judge, options=chosen.score, screen=Screen())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        _show_comparison(found)
+    for one in found.scored:
+        check_failed(one.which, one.failed)
+    if found.comparison.difference is None:
+        raise InstilError("nothing could be compared")
+
+
+def _chosen(settings: list[str] | None, config: Path | None, prompt: str | None, repeats: int | None) -> Settings:
+    more = [f"score.prompt={prompt}"] if prompt is not None else []
+    more += [f"score.repeats={repeats}"] if repeats is not None else []
+    return chosen_settings([*(settings or []), *more], config, only="score")
+
+
+def _check(judge: str, chosen: Settings, *, as_json: bool) -> None:
+    from instil.recipes.score import check
+    from instil.screen import Screen
+
+    health = check(judge, chosen.score, Screen())
+    if as_json:
+        print_json(health.as_json())
+    else:
+        _show_health(health)
+    if health.problems:
+        raise InstilError(f"{judge} is not to be trusted: {'; '.join(health.problems)}")

@@ -1,0 +1,107 @@
+"""The verbs that use and move models: respond, fetch, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instil.cli.options import (
+    AdapterOpt,
+    JsonOpt,
+    SetOpt,
+    chosen_settings,
+    print_json,
+)
+from instil.errors import UserError
+
+commands = typer.Typer()
+
+
+@commands.command("respond")
+def respond_command(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model.")],
+    instruction: Annotated[str | None, typer.Option("--instruction", "-i", help="Answer this one.")] = None,
+    input_text: Annotated[str, typer.Option("--input", help="What the instruction is about.")] = "",
+    data: Annotated[str | None, typer.Option("--data", help="Answer the rows of this file.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Of the run's data: train, validation, test.")] = None,
+    template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answered rows here.")] = None,
+    adapter: AdapterOpt = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: fast for one row, not exact.")] = False,
+    settings: SetOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Answers: to one instruction, to the rows of a file, or to a split of the run (test by default)."""
+    from instil.recipes.respond import respond_one, respond_rows, stream_one
+    from instil.screen import Screen
+
+    chosen = chosen_settings(settings, None, only="generate")
+    if instruction is None and input_text:
+        raise UserError("--input goes with --instruction")
+    if instruction is not None and out is not None:
+        raise UserError("--out is for the rows of --data or --split; one answer goes to the screen")
+    if int8:
+        typer.echo("weights in eight bits: answers are not exactly the model's", err=True)
+    if instruction is not None:
+        if data or split:
+            raise UserError("--instruction answers one row; leave out --data and --split")
+        if as_json:
+            said = respond_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter)
+            weights = {"weights": "int8"} if int8 else {}
+            print_json({"instruction": instruction, "input": input_text, **said, **weights})
+            return
+        for piece in stream_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter):
+            typer.echo(piece, nl=False)  # which flushes
+        typer.echo()
+        return
+    if out is not None:  # found out now rather than after the answers
+        out.parent.mkdir(parents=True, exist_ok=True)
+    rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8, adapter=adapter)
+    if out is not None:
+        out.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        typer.echo(f"{len(rows)} answered rows in {out}", err=True)
+        if as_json:
+            print_json({"rows": len(rows), "out": str(out)})
+    elif as_json:
+        print_json({"rows": rows})
+    else:
+        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+@commands.command("fetch")
+def fetch_command(
+    name: Annotated[str, typer.Argument(help="A model (gpt2-small, owner/name) or a data set (book, alpaca, a URL).")],
+    as_json: JsonOpt = False,
+) -> None:
+    """Download and verify a model or a data set, unless it is there already, and print where it is."""
+    from instil.recipes.fetch import fetch
+
+    found = fetch(name)
+    if as_json:
+        print_json(found.as_json())
+    else:
+        typer.echo(str(found.path))
+
+
+@commands.command("export")
+def export_command(
+    model: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model.")],
+    to: Annotated[str, typer.Option("--to", help="hf: a folder for transformers; pth: the book's state dictionary.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf or NAME.pth, here]")
+    ] = None,
+    template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
+    adapter: AdapterOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Take a model elsewhere: a folder that transformers opens, or the .pth of chapter 7."""
+    from instil.recipes.export import export
+
+    written = export(model, to, out, template=template, adapter=adapter)
+    if as_json:
+        print_json(written.as_json())
+    else:
+        typer.echo(str(written.path))

@@ -1,0 +1,173 @@
+"""The verbs that tune and look beforehand: run, train, plan, inspect, settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from instil.cli.options import (
+    BookOpt,
+    ConfigOpt,
+    DataArg,
+    JsonOpt,
+    MethodOpt,
+    ModelOpt,
+    OutOpt,
+    OverwriteOpt,
+    SetOpt,
+    chosen_settings,
+    print_json,
+)
+from instil.errors import UserError
+
+if TYPE_CHECKING:
+    from instil.recipes.inspect import Slide
+    from instil.settings.options import Settings
+from instil.cli.show import _show_slide
+
+commands = typer.Typer()
+
+
+@commands.command("run")
+def run_command(
+    data: DataArg = "starter",
+    model: ModelOpt = "smollm2-135m",
+    out: OutOpt = None,
+    method: MethodOpt = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method
+    )  # refused before anything heavy loads
+    _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=True)
+
+
+@commands.command("train")
+def train_command(
+    data: DataArg = "starter",
+    model: ModelOpt = "smollm2-135m",
+    out: OutOpt = None,
+    method: MethodOpt = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
+    overwrite: OverwriteOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Training alone: no answers before or after. With --method dpo the rows are preference pairs."""
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method
+    )  # refused before anything heavy loads
+    _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=False)
+
+
+@commands.command("plan")
+def plan_command(
+    data: Annotated[str | None, typer.Argument(help="The rows, as for run.  [default: starter]")] = None,
+    model: ModelOpt = "smollm2-135m",
+    data_option: Annotated[str | None, typer.Option("--data", help="The same, as an option.")] = None,
+    method: MethodOpt = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_in_book: BookOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Time and memory of a run on this machine, from a few timed steps; leaves nothing behind."""
+    if data is not None and data_option is not None:
+        raise UserError("the rows are given twice; leave out --data")
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method
+    )  # refused before anything heavy loads
+    from instil.cli.show import tables
+    from instil.recipes.plan.plan import plan
+
+    made = plan(data or data_option or "starter", model, chosen)
+    if as_json:
+        print_json(made.as_json())
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for shown in tables(made):
+        console.print(shown)
+
+
+@commands.command("inspect")
+def inspect_command(
+    data: DataArg = "starter",
+    model: ModelOpt = "smollm2-135m",
+    row: Annotated[list[int] | None, typer.Option("--row", "-r", help="Number of a row (from 0).")] = None,
+    method: MethodOpt = None,
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Pre-flight, and the mask microscope: which tokens of a row are trained on."""
+    from instil.recipes.inspect import slides
+    from instil.tasks.prepare import prepare
+
+    prepared = prepare(data, model, chosen_settings(settings, config, methods=method))
+    shown: list[Slide] = []
+    for number in row or [prepared.split.train[0].row]:
+        found = slides(prepared, number)
+        if not found:
+            raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
+        shown += found
+    if as_json:
+        tokens = [
+            {
+                "row": one.example.row,
+                "part": one.part,
+                "tokens": [{"id": token.id, "text": token.text, "fate": token.fate} for token in one.tokens],
+            }
+            for one in shown
+        ]
+        print_json({"preflight": prepared.preflight.as_json(), "rows": tokens})
+        return
+    for line in prepared.preflight.lines():
+        typer.echo(line)
+    for one in shown:
+        _show_slide(one)
+
+
+@commands.command("settings")
+def settings_command(as_json: JsonOpt = False) -> None:
+    """Every setting with its default and its meaning."""
+    from instil.settings.options import Settings
+    from instil.settings.resolve import known_settings
+
+    if as_json:
+        print_json(Settings().model_dump())
+        return
+    for name, meaning in known_settings().items():
+        typer.echo(f"{name:24} {meaning}")
+
+
+def _tune(
+    data: str,
+    model: str,
+    out: Path | None,
+    settings: Settings,
+    *,
+    overwrite: bool,
+    as_json: bool,
+    answers: bool,
+) -> None:
+    from instil.cli.show import summary
+    from instil.recipes.run import run
+
+    folder = out or Path("runs") / f"{Path(data).stem}-{Path(model).stem}"
+    finished = run(data, model, folder, settings, overwrite=overwrite, answers=answers)
+    if as_json:
+        print_json(finished.as_json())
+        return
+    typer.echo()
+    for line in summary(finished):
+        typer.echo(line)

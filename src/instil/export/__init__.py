@@ -1,1 +1,0 @@
-"""A tuned model carried out of the door together with its template."""

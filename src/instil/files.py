@@ -1,0 +1,162 @@
+"""Files: written whole or not at all, and read with one set of excuses.
+
+What was written as JSON comes back by `record_of`, which says what is wrong with another shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from instil.errors import DataError, UserError, parsing_problem
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Write an object in one piece: a reader sees the old file or the new one."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for what is to be written.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # such as below /proc, whose own rights do not tell
+        raise UserError(
+            f"{path}: the folder cannot be made: {error.strerror or error}; choose another --out"
+        ) from error
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file of the folder holds.
+
+    Raises:
+        DataError: it is absent, or no JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: not valid JSON: {parsing_problem(error)}") from error
+
+
+Record = TypeVar("Record")
+
+
+def record_of(kind: type[Record], found: Any, *, strict: bool = True) -> Record:
+    """A record out of what was parsed from its JSON.
+
+    Args:
+        kind: its dataclass, of whole numbers, numbers, texts, truth values, and lists and objects of these.
+        found: what the parser gave.
+        strict: refuse keys that the record does not have, instead of leaving them out.
+
+    Raises:
+        ValueError: it has another shape; the message says what was found and what was wanted.
+
+    >>> record_of(Grid, {"rows": 1, "length": "2"})
+    Traceback (most recent call last):
+        ...
+    ValueError: 'length' is a string; wanted a whole number
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"found {_named(found)}; wanted an object")
+    hints = get_type_hints(kind)
+    for one in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        if one.name not in found:
+            if one.default is MISSING and one.default_factory is MISSING:
+                raise ValueError(f"it has no {one.name!r}")
+        elif not _fits(found[one.name], hints[one.name]):
+            wanted = " or ".join(_words(hints[one.name]))
+            raise ValueError(f"{one.name!r} is {_named(found[one.name])}; wanted {wanted}")
+    unknown = [key for key in found if key not in hints]
+    if strict and unknown:
+        raise ValueError(f"unknown key {unknown[0]!r}")
+    return kind(**{key: value for key, value in found.items() if key in hints})
+
+
+def records_in(path: Path, kind: type[Record], *, strict: bool = True, advice: str = "") -> list[Record]:
+    """The records of a JSON Lines file; see `record_of`.
+
+    Raises:
+        DataError: the file is absent or damaged; the message names the line and ends with the advice.
+    """
+    records: list[Record] = []
+    number = 0
+    try:
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            number += 1
+            if line:
+                records.append(record_of(kind, json.loads(line), strict=strict))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: damaged: line {number}: {parsing_problem(error)}{advice}") from error
+    return records
+
+
+def _named(value: Any) -> str:
+    kind = json_kind(value)
+    return kind if kind in ("null", "true/false") else f"{'an' if kind == 'object' else 'a'} {kind}"
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if isinstance(hint, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_fits(one, get_args(hint)[1]) for one in value.values())
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    return type(value) in ((int, float) if hint is float else (hint,))  # true is no number
+
+
+def _words(hint: Any) -> Iterator[str]:
+    if isinstance(hint, UnionType):
+        for one in get_args(hint):
+            yield from _words(one)
+    elif get_origin(hint) in (dict, list):
+        inner = next(_words(get_args(hint)[-1])).removeprefix("a ").split()
+        yield " ".join(["an object of" if get_origin(hint) is dict else "a list of", f"{inner[0]}s", *inner[1:]])
+    elif get_origin(hint) is Literal:
+        yield f"a word of {', '.join(get_args(hint))}"
+    else:
+        yield {int: "a whole number", float: "a number", str: "a text", bool: "true or false", NoneType: "null"}[hint]
+
+
+def json_kind(value: Any) -> str:
+    """What people call a value of JSON.
+
+    >>> json_kind([]), json_kind(1.5), json_kind(None)
+    ('list', 'number', 'null')
+    """
+    if value is None:
+        return "null"
+    names = {bool: "true/false", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,169 @@
+"""Where the process computes and how it treats memory; nothing here changes a number that is computed (E0).
+
+A training step makes and drops hundreds of megabytes. glibc gives every large block back to the kernel at
+once, which then has to map and clear new pages for the next one; and pages of 4 KiB cost far more look-ups
+than those of 2 MiB. oneDNN keeps a compiled product for every shape it has met, and in training every batch has
+its own: the thousand it would keep are some hundred megabytes that are never used again. All three are told
+otherwise here, before torch makes its first tensor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from instil.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+import re
+import resource
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+KEPT = 1 << 25  # bytes of the largest block that stays with the process, and the most that glibc takes here
+# Of either version of Linux control groups: limit, use, and how much of the use is cached files.
+CONTROL_GROUPS = (
+    (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.stat",
+        "inactive_file",
+    ),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+PRODUCTS = "32"  # shapes of products kept: those of one training step
+
+
+def settle() -> None:
+    """Keep freed memory for the next step and ask for huge pages; once, and only on Linux with glibc.
+
+    What the user has set in the environment (``THP_MEM_ALLOC_ENABLE``, ``MALLOC_*``) stays.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch: huge pages for tensors from 2 MiB up
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # oneDNN's, and torch's in front of it
+        os.environ.setdefault(cache, PRODUCTS)
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release() -> None:
+    """Give back the memory of what is no longer used, which `settle` keeps for the next step."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def device_for(asked: str) -> str:
+    """Where to compute: ``"auto"`` is a GPU if there is one.
+
+    Raises:
+        SettingsError: a GPU is asked for and there is none.
+    """
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("train.device=cuda, but torch sees no GPU here; use cpu or auto, or a torch with CUDA")
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a device: of this machine, or of what its control group leaves."""
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    told = _numbers("/proc/meminfo")
+    if "MemAvailable:" in told:
+        free = told["MemAvailable:"] << 10
+    for limit, used, facts, cached in CONTROL_GROUPS:
+        most, now = _number(limit), _number(used)
+        if most is not None and now is not None:
+            free = min(free, most - now + _numbers(facts).get(cached, 0))
+    return max(free, 0)
+
+
+def _number(path: str) -> int | None:
+    """The one number in a file of the kernel's, if it holds one."""
+    try:
+        text = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _numbers(path: str) -> dict[str, int]:
+    """Lines of a name and a number."""
+    try:
+        lines = [line.split() for line in Path(path).read_text(encoding="ascii").splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
+
+
+STATUS = Path("/proc/self/status")
+FORGET = Path("/proc/self/clear_refs")  # Linux: "5" written here makes the peak what is held now
+FORGOTTEN = 1 << 26  # bytes by which the new peak may exceed that
+
+
+def machine_memory() -> int:
+    """The memory there is: the machine's, or less where a container (a control group) has less."""
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    try:
+        text = limit.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return found
+    return min(found, int(text)) if text.isdigit() else found
+
+
+def memory_now() -> int:
+    """What this process holds at the moment; where the system does not tell, the most it has held."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return peak_memory()
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_memory() -> int:
+    """The most this process has held so far, or since `forget_peak`."""
+    try:
+        found = re.search(rb"VmHWM:\s+(\d+) kB", STATUS.read_bytes())
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> bool:
+    """Let the peak begin anew from what is held now; False where the system cannot do that."""
+    try:
+        FORGET.write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return peak_memory() < memory_now() + FORGOTTEN
+
+
+def peak_memory_gb() -> float:
+    """The most memory this process has held since the run began, in GB (where that cannot be told, since it began)."""
+    return peak_memory() / 1e9

@@ -1,0 +1,1 @@
+"""The same numbers with less work: matrix products, fused and recomputed steps, tied tables."""

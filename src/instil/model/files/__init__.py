@@ -1,0 +1,1 @@
+"""Model files of every form, in and out."""

@@ -1,0 +1,139 @@
+"""A model folder of `transformers`: ``config.json`` and safetensors files, read and written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from instil.errors import ModelError, parsing_problem
+from instil.files import json_kind
+from instil.model.decoder import Decoder
+from instil.model.families import FAMILIES
+from instil.model.files.reader import hub_tensors
+from instil.model.files.safetensors import SafetensorsFile, write_safetensors
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsFolder:
+    """A folder as ``save_pretrained`` writes it: ``config.json`` and one or more safetensors files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        config = _read_config(folder)
+        kind = config.get("model_type")
+        families = {family.model_type: family for family in FAMILIES.values()}
+        if not isinstance(kind, str) or kind not in families:
+            more = " (the config describes a vision tower, too, and only text models are read)"
+            raise ModelError(
+                f"{folder}: config.json says model_type {kind!r}{more if 'vision_config' in config else ''}; "
+                f"read here: {', '.join(families)}"
+            )
+        self.family = families[kind]
+        self.table = self.family.hub
+        try:
+            self.spec = self.family.spec_from_config(config)
+        except KeyError as error:
+            raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
+        self._files = self._open_files()
+        self._where = {
+            name.removeprefix(self.family.prefix): (file, name)
+            for file, handle in self._files.items()
+            for name in handle.names()
+        }
+
+    def names(self) -> set[str]:
+        return set(self._where)
+
+    def get(self, name: str) -> Tensor:
+        file, full_name = self._where[name]
+        return self._files[file].get(full_name)
+
+    def _open_files(self) -> dict[str, SafetensorsFile]:
+        if (self.path / INDEX).is_file():
+            index = _json_object(self.path / INDEX)
+            where = index.get("weight_map")
+            if not isinstance(where, dict):
+                raise ModelError(f"{self.path / INDEX}: damaged, it has no weight_map")
+            names = sorted({str(file) for file in where.values()})
+        elif (self.path / WEIGHTS).is_file():
+            names = [WEIGHTS]
+        else:
+            found = sorted(entry.name for entry in self.path.iterdir())[:10]
+            raise ModelError(f"{self.path}: no {WEIGHTS} in it; found {', '.join(found) or 'nothing'}")
+        opened: dict[str, SafetensorsFile] = {}
+        for name in names:
+            if Path(name).name != name or not (self.path / name).is_file():
+                raise ModelError(f"{self.path}: the index names {name!r}, which is not in the folder")
+            opened[name] = SafetensorsFile(self.path / name)
+        return opened
+
+
+def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = ()) -> None:
+    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``.
+
+    Args:
+        decoder: its weights are written in the precision they have.
+        folder: must exist.
+        eos_id: the end token it was tuned to say.
+        stop_ids: other ids that end an answer; they stand after ``eos_id`` in the generation settings.
+    """
+    family = FAMILIES[decoder.spec.family]
+    dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
+    config = {
+        **family.config_from_spec(decoder.spec),
+        "dtype": dtype,
+        "eos_token_id": eos_id,
+        "pad_token_id": eos_id,
+        "bos_token_id": None,
+        "use_cache": True,
+    }
+    others = sorted(set(stop_ids) - {eos_id})
+    generation = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": eos_id, "do_sample": False}
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", generation)
+    write_safetensors(folder / WEIGHTS, hub_tensors(decoder))
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers")
+    return _json_object(path)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(value)}")
+    return value
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a model file, or of all weight files of a folder in order of name."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"{path}: no weight files in it")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,177 @@
+"""State dictionaries in ``.pth`` files, as the chapter saves and loads them (7.8, listing after 7.9).
+
+A GPT-2 is written under the names of the book's ``GPTModel``, so that the book's own code loads it; other
+families under the names of transformers. Files are read with ``weights_only`` always: a pickle that wants
+to run code is refused and runs nothing.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from instil.errors import ModelError
+from instil.model.decoder import Decoder
+from instil.model.families import FAMILIES
+from instil.model.families.family import Family, Stored
+from instil.model.families.gpt2 import BOOK_HEAD_WIDTH, BOOK_NAMES, gpt2_spec
+from instil.model.spec import DecoderSpec
+
+SAFE_TORCH = (2, 10)  # earlier versions have holes in weights_only (CVE-2025-32434, CVE-2026-24747)
+BOOK_NORM_EPS = 1e-5
+MASK = "trf_blocks.{i}.att.mask"
+
+
+class PthFile:
+    """An opened ``.pth`` file.
+
+    A state dictionary carries no configuration, so the spec is either given, or read off the shapes, which
+    works for the book's GPT-2 alone (its heads are 64 wide in every size).
+    """
+
+    path: Path
+    family: Family
+    spec: DecoderSpec
+    table: Mapping[str, Stored]
+
+    def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
+        self.path = path
+        state = read_state(path, mmap=True)  # for names and shapes; no weight is read
+        book = "tok_emb.weight" in state
+        if spec is None:
+            if not book:
+                raise ModelError(
+                    f"{path}: a .pth file carries no configuration, and its names are not those of the book's GPT-2 "
+                    f"(found {', '.join(sorted(state)[:3]) or 'nothing'}); use a model folder instead"
+                )
+            spec = _spec_of_book(path, {name: tuple(tensor.shape) for name, tensor in state.items()})
+        self.spec = spec
+        self.family = FAMILIES[spec.family]
+        self.table = BOOK_NAMES if book else self.family.hub
+        prefix = "" if book else self.family.prefix
+        self._where = {name.removeprefix(prefix): name for name in state if not name.endswith(".att.mask")}
+        self._unread: dict[str, Tensor] | None = None
+        self._taken: set[int] = set()
+
+    def names(self) -> set[str]:
+        return set(self._where)
+
+    def get(self, name: str) -> Tensor:
+        """A tensor, which is not kept here: so no second copy of the file is ever in memory."""
+        if self._unread is None:
+            state = read_state(self.path)
+            self._unread = {ours: state[theirs] for ours, theirs in self._where.items()}
+        tensor = self._unread.pop(name)
+        storage = tensor.untyped_storage()
+        shared = storage.data_ptr() in self._taken or storage.nbytes() != tensor.nbytes
+        self._taken.add(storage.data_ptr())
+        return tensor.clone() if shared else tensor  # tensors that share memory would be trained as one
+
+
+def _spec_of_book(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
+    """The book's GPT-2 whose state dictionary has these shapes."""
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        found = shapes.get(name, ())
+        if len(found) != dimensions:
+            raise ModelError(f"{path}: no tensor {name!r} of {dimensions} dimensions; the file is incomplete")
+        return found
+
+    vocab_size, width = shape("tok_emb.weight", 2)
+    if width % BOOK_HEAD_WIDTH:
+        raise ModelError(f"{path}: its width of {width} is not a multiple of {BOOK_HEAD_WIDTH}: not a GPT-2")
+    blocks = [int(name.split(".")[1]) for name in shapes if name.startswith("trf_blocks.")]
+    return gpt2_spec(
+        vocab_size=vocab_size,
+        width=width,
+        layers=max(blocks, default=-1) + 1,
+        heads=width // BOOK_HEAD_WIDTH,
+        mlp_width=shape("trf_blocks.0.ff.layers.0.weight", 2)[0],
+        context=shape("pos_emb.weight", 2)[0],
+        norm_eps=BOOK_NORM_EPS,
+        tied=False,
+    )
+
+
+def reads_back(spec: DecoderSpec) -> bool:
+    """Whether a ``.pth`` file of such a model can be loaded without being told its spec."""
+    book = gpt2_spec(
+        vocab_size=spec.vocab_size,
+        width=spec.width,
+        layers=spec.layers,
+        heads=max(spec.width // BOOK_HEAD_WIDTH, 1),
+        mlp_width=spec.mlp_width,
+        context=spec.context,
+        norm_eps=BOOK_NORM_EPS,
+        tied=spec.tied,
+    )
+    return spec == book
+
+
+def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
+    """The tensors of a ``.pth`` file; with ``mmap`` their bytes are read when they are looked at.
+
+    Raises:
+        ModelError: it is empty, cut off, something else altogether, or would run code.
+    """
+    version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if version < SAFE_TORCH:
+        raise ModelError(f"{path}: .pth files are read with torch 2.10 or newer only; this is {torch.__version__}")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path}: the file is empty")
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            start = file.read(16)
+        raise ModelError(f"{path}: not a file of torch.save, or cut off (it starts with {start!r}). Fetch it again.")
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ModelError(f"{path}: refused, it holds more than tensors; nothing in it was run") from error
+    except Exception as error:  # a damaged archive raises whatever the reader raises
+        raise ModelError(f"{path}: damaged or cut off. Fetch it again.") from error
+    if isinstance(state, Mapping) and isinstance(state.get("model_state_dict"), Mapping):
+        state = state["model_state_dict"]  # the chapter's way to save model and optimizer together (5.4)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path}: wanted a dictionary of tensors, as model.state_dict() gives")
+    return dict(state)
+
+
+def save_pth(decoder: Decoder, path: Path) -> None:
+    """Write the weights; a GPT-2 in the form that the book's ``GPTModel.load_state_dict`` takes.
+
+    The book's head is always a parameter of its own, and its causal masks are buffers; both are written
+    without using space twice.
+    """
+    from instil.model.files.reader import hub_tensors, stored_tensors
+
+    state: dict[str, Tensor]
+    if decoder.spec.family == "gpt2":
+        state = {name: tensor.contiguous() for name, tensor in stored_tensors(decoder, BOOK_NAMES)}
+        state.setdefault("out_head.weight", state["tok_emb.weight"])
+        size = decoder.spec.context
+        mask = torch.triu(torch.ones(size, size), diagonal=1)
+        state |= {MASK.replace("{i}", str(layer)): mask for layer in range(decoder.spec.layers)}
+    else:
+        state = {name: tensor.contiguous() for name, tensor in hub_tensors(decoder)}
+    unfinished = path.with_name(path.name + ".unfinished")
+    here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
+    torch.save({name: here[id(tensor)] for name, tensor in state.items()}, unfinished)
+    unfinished.replace(path)
+
+
+def load_pth(decoder: Decoder, path: Path) -> None:
+    """Give a decoder the weights of a ``.pth`` file, in place.
+
+    Raises:
+        ModelError: the file cannot be read or does not fit.
+    """
+    from instil.model.files.reader import fill
+
+    weight = decoder.embed.weight
+    fill(decoder, PthFile(path, decoder.spec), weight.dtype, weight.device)

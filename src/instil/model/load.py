@@ -1,0 +1,71 @@
+"""Real weights into a decoder, and out again as a folder that `transformers` opens.
+
+Readers differ (`SafetensorsFolder` here, `GgufFile` and `TensorflowCheckpoint` beside); the filling is
+one: each parameter of ours is looked up in its family's table, put together from the tensors named there,
+checked for shape, and taken over, one at a time, so that no second copy of the model is ever in memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from instil.model.decoder import Decoder
+from instil.model.files.folder import SafetensorsFolder
+from instil.model.files.reader import Reader, fill
+from instil.model.find import find_model
+from instil.model.spec import DecoderSpec
+
+
+def load_decoder(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+) -> Decoder:
+    """Load a decoder by name, from a folder of `transformers` or of OpenAI's, or from a GGUF file.
+
+    Quantised weights are dequantised. Every tensor of the file must be used and every parameter found;
+    anything else is refused rather than guessed.
+
+    Raises:
+        ModelError: there is no such model, it is damaged, or of a kind that is not read here.
+    """
+    reader = open_model(find_model(model))
+    decoder = blank_decoder(reader.spec)
+    fill(decoder, reader, dtype, torch.device(device))
+    return decoder.eval()
+
+
+def blank_decoder(spec: DecoderSpec) -> Decoder:
+    """A decoder whose parameters have shapes and no memory (torch's ``meta`` device)."""
+    with torch.device("meta"), _NoValues():
+        return Decoder(spec)
+
+
+class _NoValues(TorchFunctionMode):
+    """Leaves out the drawing of first values: on the meta device it does nothing but import 75 MB of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def open_model(path: Path) -> Reader:
+    """The right reader for a folder or file."""
+    if path.is_dir():
+        openai = any((path / name).is_file() for name in ("hparams.json", "model.ckpt.index"))
+        if openai and not (path / "config.json").is_file():
+            from instil.model.files.tensorflow import TensorflowCheckpoint
+
+            return TensorflowCheckpoint(path)
+        return SafetensorsFolder(path)
+    if path.suffix == ".pth":
+        from instil.model.files.pth import PthFile
+
+        return PthFile(path)
+    from instil.model.files.gguf import GgufFile
+
+    return GgufFile(path)

@@ -1,0 +1,150 @@
+"""How long a run takes, from how much it computes and how fast a little of it went.
+
+Work is counted in passes through the model and in positions computed (padding included, since it is
+computed too); a pace says what each of both costs. So longest rows do not pass for all rows, nor a
+batch of few rows for one of many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from instil.data.encoding import encode_prompt
+from instil.data.loader import Loader
+from instil.recipes.plan.work import WARM_UP, Work, _work, answering, pace_of
+from instil.records import Completion, Example
+from instil.tasks.pairs.losses import Preference
+from instil.tasks.task import SAMPLE_TOKENS, Prepared, evaluator_for, loader_for
+from instil.train.evaluation import Evaluator
+from instil.train.loop import planned_steps
+
+LOOK_AT = 5  # steps after which a run says how long it will take
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What training computes: how many steps, evaluations and samples there are, and the work of a mean one."""
+
+    steps: int
+    step: Work
+    evaluations: int
+    evaluation: Work
+    samples: int
+    sample: Work
+
+
+def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Workload:
+    """Count the work of training without doing any of it. One epoch stands for all of them."""
+    options = prepared.settings.train
+    steps = planned_steps(len(loader), options)
+    due, epochs = _due(evaluator, steps, len(loader))
+    held_back = loader_for(prepared, "validation")
+    parts = [held_back, loader] if options.evaluation == "book" else [held_back]
+    limit = options.eval_batches or None
+    sizes = [[size for step in part.sizes()[:limit] for size in step] for part in parts if part is not None]
+    by_evaluation = options.sample == "evaluation"
+    return Workload(
+        steps=steps,
+        step=(1 / len(loader)) * _work(size for step in loader.sizes() for size in step),
+        evaluations=1 + due,
+        evaluation=sum((_work(part) for part in sizes), Work()),
+        samples=(1 + due if by_evaluation else epochs) if prepared.sampled else 0,
+        sample=answering(
+            prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
+        ),
+    )
+
+
+def reference_work(prepared: Prepared) -> Work:
+    """The work of the reference's log-probabilities, before training; none where there is no reference."""
+    if prepared.pairs is None or not Preference(prepared.settings.dpo).needs_reference:
+        return Work()
+    loaders = [loader_for(prepared, "train"), loader_for(prepared, "validation")]
+    return sum((_work(size for step in one.sizes() for size in step) for one in loaders if one), Work())
+
+
+def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
+    """Tokens of each prompt."""
+    return [
+        len(encode_prompt(example, prepared.template, prepared.tokenizer, header=prepared.settings.generate.header))
+        for example in examples
+    ]
+
+
+def reference_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
+    """Tokens of each reference answer, at most as many as are generated: what tuned answers come to."""
+    limit = prepared.settings.generate.max_new_tokens
+    return [min(len(prepared.tokenizer.encode(example.output)) + 1, limit) for example in examples]
+
+
+def _due(evaluator: Evaluator, steps: int, in_an_epoch: int) -> tuple[int, int]:
+    """How many evaluations come after the one before training, and how many epochs end."""
+    ends = {*range(in_an_epoch, steps + 1, in_an_epoch), steps}
+    return sum(evaluator.due(step, step in ends) for step in range(1, steps + 1)), len(ends)
+
+
+class Forecast:
+    """A run's guess at its own length, made after its first few steps from what it had to do anyway.
+
+    Args:
+        prepared: the run.
+        ready: called once with the seconds that the run still takes, training and answers.
+        answers: whether the held-out rows are answered after training.
+    """
+
+    def __init__(self, prepared: Prepared, ready: Callable[[float], None], *, answers: bool) -> None:
+        loader = loader_for(prepared, "train")
+        assert loader is not None, "pre-flight refuses data without a trainable row"
+        self.work = workload(prepared, loader, evaluator_for(prepared, loader))
+        self._ready = ready
+        self._sizes = [_work(step) for step in loader.sizes()[:LOOK_AT]]
+        self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
+        self._after = Work()
+        if answers:
+            examples = prepared.held_out[1]
+            self._after = answering(
+                prompt_lengths(prepared, examples),
+                reference_lengths(prepared, examples),
+                prepared.settings.generate.batch_size,
+            )
+        self._steps: list[float] = []
+        self._evaluation = 0.0
+        self._evaluated = 0
+        self._samples = 0
+        self._answers: list[tuple[Work, float]] = []
+
+    def saw_answers(self, answers: Sequence[Completion], batch_size: int, seconds: float) -> None:
+        """Some rows were answered."""
+        prompts = [one.prompt_tokens for one in answers if one.finish != "no_room"]
+        lengths = [len(one.ids) + 1 for one in answers if one.finish != "no_room"]
+        self._answers.append((answering(prompts, lengths, batch_size), seconds))
+
+    def saw_sample(self, answers: Sequence[Completion], seconds: float) -> None:
+        """A sample was answered during training."""
+        self._samples += 1
+        if not self._steps:
+            self.saw_answers(answers, len(answers), seconds)
+
+    def saw_evaluation(self, seconds: float) -> None:
+        """The model was evaluated; the first time counts."""
+        self._evaluated += 1
+        self._evaluation = self._evaluation or seconds
+
+    def saw_step(self, seconds: float) -> None:
+        """An optimizer step was done."""
+        self._steps.append(seconds)
+        if len(self._steps) == self._at:
+            self._ready(self.seconds_left())
+
+    def seconds_left(self) -> float:
+        """What is still to come, by what has been seen so far."""
+        skipped = WARM_UP if self._at > WARM_UP else 0
+        step = pace_of(list(zip(self._sizes, self._steps, strict=False))[skipped:]).seconds(self.work.step)
+        answers = pace_of(self._answers)
+        return (
+            (self.work.steps - len(self._steps)) * step
+            + max(self.work.evaluations - self._evaluated, 0) * self._evaluation
+            + (self.work.samples - self._samples) * answers.seconds(self.work.sample)
+            + answers.seconds(self._after)
+        )

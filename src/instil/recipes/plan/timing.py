@@ -1,0 +1,198 @@
+"""A little of the real work, timed: optimizer steps, evaluation, answers. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from instil.data.encoding import encode_prompt, stop_id
+from instil.data.loader import Loader
+from instil.generate.engine import generate
+from instil.machine import memory_now, peak_memory
+from instil.model.decoder import Decoder
+from instil.model.frozen import FrozenLinear
+from instil.recipes.plan.work import WARM_UP, Pace, Work, answering, pace_of
+from instil.records import Batch, Example
+from instil.screen import Advance, Screen
+from instil.settings.options import TrainOptions
+from instil.tasks.task import Prepared, objective_for
+from instil.train.evaluation import Evaluation
+from instil.train.loop import train
+from instil.train.metrics import StepRecord
+from instil.train.objective import look
+
+QUANTILES = (0.1, 0.5, 0.9)  # of the sizes of an epoch's steps: these are timed
+ROUNDS = 3  # how often at most
+ENOUGH = 4.0  # seconds of timed steps after which there is no further round
+NEW_TOKENS = 16  # made for each row when answering is timed
+NARROW = 2  # rows answered side by side in the other timing
+
+
+@dataclass(frozen=True, slots=True)
+class TimedSteps:
+    """Steps with their seconds, and the bytes of activations that the longest rows need.
+
+    ``measured`` is whether the longest rows were really computed; where there was no room for them their
+    activations are those of the largest step timed, scaled by the number of positions.
+    """
+
+    steps: list[tuple[Work, float]]
+    activations: int
+    measured: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TimedAnswers:
+    """The pace of answering, and after how many tokens so many answers had ended."""
+
+    pace: Pace
+    ended: int
+    tokens: int
+
+
+class _Nothing:
+    """An evaluator that has nothing to say."""
+
+    def __call__(self, decoder: Decoder) -> Evaluation:
+        return Evaluation(None)
+
+    def due(self, done: int, ends_epoch: bool) -> bool:
+        return False
+
+
+def typical_steps(loader: Loader) -> list[list[Batch]]:
+    """Steps of an epoch: a small one, a middling one and a large one."""
+    sizes = [sum(step) for step in loader.sizes()]
+    order = sorted(range(len(sizes)), key=lambda number: sizes[number])
+    numbers = [order[round(quantile * (len(order) - 1))] for quantile in QUANTILES]
+    return [next(Loader.steps(loader, 0, number)) for number in numbers]  # the book's order has no middle
+
+
+class _Steps:
+    """Hands out steps to the loop, as long as there is time and memory for more.
+
+    Args:
+        loader: the training rows.
+        held: bytes of gradients and of AdamW's moments.
+        room: bytes of the machine's memory.
+        advance: called after each step.
+        rounded: whether frozen weights are in few bits, so that the model took more while it was loaded.
+    """
+
+    def __init__(self, loader: Loader, held: int, room: int, advance: Advance, *, rounded: bool) -> None:
+        self._rounded = rounded
+        self._typical = typical_steps(loader)
+        self._longest = loader.longest()
+        self._without_activations, self._before = memory_now() + held, peak_memory()
+        self._most, self._room = 0, room
+        self._advance = advance
+        self.done: list[Work] = []
+        self.seconds: list[float] = []
+        self.activations = 0
+        self.measured = False
+
+    def __len__(self) -> int:
+        return ROUNDS * len(QUANTILES) + 2
+
+    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
+        """A first one to warm up, typical ones, and at last the longest rows if they fit."""
+        del epoch, start
+        for step in self._chosen():
+            self.done.append(work_of(step))
+            yield step
+
+    def _chosen(self) -> Iterator[list[Batch]]:
+        yield self._typical[0]
+        for _ in range(ROUNDS):
+            yield from self._typical
+            if self.seconds[-1] > ENOUGH:
+                break
+        longest = work_of(self._longest).positions
+        self.activations = round(self.activations * max(longest / self.done[-1].positions, 1.0))
+        if self._without_activations + self.activations <= self._room:
+            self.measured = True
+            yield self._longest
+
+    def saw(self, record: StepRecord) -> None:
+        """A record of the loop; ``seconds`` counts from its start."""
+        if record.step:
+            self.seconds.append(record.seconds)
+            peak = peak_memory()
+            loading = self._rounded and peak == self._before  # the peak is still that of the whole weights
+            now = memory_now() if loading else peak
+            self._most = max(self._most, now)
+            self.activations = max(self._most - self._without_activations, 0)
+            self._advance()
+
+
+def holds_gradients(options: TrainOptions) -> bool:
+    """Whether all gradients are in memory at once, and not only each until its parameter is updated."""
+    return options.clip > 0 or 0 < options.micro_batch < options.batch_size
+
+
+def time_steps(
+    prepared: Prepared, decoder: Decoder, loader: Loader, *, held: int, room: int, screen: Screen
+) -> TimedSteps:
+    """Real optimizer steps through the loop itself, so small that the model hardly changes.
+
+    Args:
+        prepared: the run.
+        decoder: the model; it is trained a little.
+        loader: the training rows.
+        held: bytes of gradients that are held at once, and of AdamW's two moments.
+        room: bytes of the machine's memory; the longest rows are left out if they would not fit.
+        screen: where progress is shown.
+    """
+    options = prepared.settings.train.model_copy(update={"epochs": 1, "max_steps": 0, "learning_rate": 1e-9})
+    with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
+        rounded = any(isinstance(module, FrozenLinear) for module in decoder.modules())
+        chosen = _Steps(loader, held, room, advance, rounded=rounded)
+        objective = objective_for(prepared)
+        train(decoder, chosen, options, evaluator=_Nothing(), on_record=chosen.saw, objective=objective)
+    seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]
+    timed = list(zip(chosen.done, seconds, strict=True))
+    return TimedSteps(timed[WARM_UP:], chosen.activations, chosen.measured)
+
+
+def time_evaluation(prepared: Prepared, decoder: Decoder, loader: Loader) -> Pace:
+    """The pace of looking at a loss without training on it."""
+    decoder.eval()
+    timed = []
+    for step in typical_steps(loader):
+        started = time.perf_counter()
+        look(objective_for(prepared), decoder, step)
+        timed.append((work_of(step), time.perf_counter() - started))
+    return pace_of(timed)
+
+
+def time_answers(prepared: Prepared, decoder: Decoder, examples: Sequence[Example]) -> TimedAnswers:
+    """A few tokens for many rows side by side, and for few."""
+    tokenizer, options = prepared.tokenizer, prepared.settings.generate
+    prompts = [
+        prompt
+        for example in examples
+        if len(prompt := encode_prompt(example, prepared.template, tokenizer, header=options.header)) + NEW_TOKENS
+        < decoder.spec.context
+    ][: options.batch_size]
+    if not prompts:
+        return TimedAnswers(Pace(0.0, 0.0), 0, 0)
+    timed = []
+    said: list[tuple[int, ...]] = []
+    for rows in (prompts[:1], prompts[:NARROW], prompts):  # the first warms up
+        started = time.perf_counter()
+        found = generate(decoder, rows, max_new_tokens=NEW_TOKENS, stop_ids=frozenset(), batch_size=len(rows))
+        seconds = time.perf_counter() - started
+        said = [one.ids for one in found]
+        timed.append((answering([len(row) for row in rows], [NEW_TOKENS] * len(rows), len(rows)), seconds))
+    stops = tokenizer.stop_ids | {stop_id(prepared.template, tokenizer)}
+    lengths = [next((at for at, token in enumerate(ids, 1) if token in stops), 0) for ids in said]
+    return TimedAnswers(
+        pace_of(timed[1:]), sum(length > 0 for length in lengths), sum(length or NEW_TOKENS for length in lengths)
+    )
+
+
+def work_of(step: Sequence[Batch]) -> Work:
+    """The work of a step's micro-batches."""
+    return Work(len(step), sum(len(batch.ids_N) for batch in step))

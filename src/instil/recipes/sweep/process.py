@@ -1,0 +1,76 @@
+"""A run in a process of its own, which ends with the one that started it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from instil import machine as runtime
+from instil.errors import InstilError
+from instil.recipes.run import run
+from instil.screen import Screen
+
+
+def run_apart(data: str, model: str, out: Path, *, quiet: bool, **options: Any) -> None:
+    """`run` in a new process; waits for it.
+
+    Raises:
+        InstilError: it failed; the message is its own.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, data, model, out, quiet, options))
+    process.start()
+    theirs.close()
+    try:
+        try:
+            failed = ours.recv()
+        except EOFError:
+            failed = None
+        process.join()
+    finally:
+        if process.is_alive():  # this process was told to stop
+            process.terminate()
+            process.join()
+        ours.close()
+    if failed:
+        raise InstilError(failed)
+    if process.exitcode:
+        killed = process.exitcode == -signal.SIGKILL
+        why = "killed, perhaps for want of memory" if killed else f"exit code {process.exitcode}"
+        raise InstilError(f"the process of the run ended early ({why})")
+
+
+def _work(tell: Connection, data: str, model: str, out: Path, quiet: bool, options: dict[str, Any]) -> None:
+    """What the new process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells both; the other one ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    runtime.settle()
+    message = ""
+    try:
+        run(data, model, out, screen=Screen(quiet=quiet), **options)
+    except Exception as error:
+        message = reason_of(error)
+    tell.send(message)
+    tell.close()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)  # at once: what lies on disk is an unfinished run
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a run failed, in one line."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+        return "out of memory; lower train.micro_batch or generate.batch_size"
+    if isinstance(error, InstilError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"

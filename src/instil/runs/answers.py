@@ -1,0 +1,135 @@
+"""Answered rows as they lie on disk: in a run folder, in one of its files, or in a file of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from instil.data.sources import examples_from, parse_rows
+from instil.errors import DataError
+from instil.files import records_in
+from instil.records import Example, Verdict
+from instil.runs.folder import RUN_FILE, RunFolder
+from instil.settings.options import ScoreOptions
+
+JOURNAL = "verdicts.journal"
+LONGEST = 100  # bytes of a part of a file's name
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Rows with an answer each; ``which`` is "base" or "tuned" in a run, else the file's name."""
+
+    which: str
+    examples: tuple[Example, ...]
+    answers: tuple[str, ...]
+    file: Path
+    run: RunFolder | None = None
+
+    @property
+    def journal(self) -> Path:
+        """Where every verdict on them is written down as it comes."""
+        if self.run:
+            return self.run.path / "scores" / JOURNAL
+        return self.file.with_name(f"{self._name}.journal")
+
+    @property
+    def _name(self) -> str:
+        """What files beside the answers are called after; "a.json" and "a.jsonl" are two."""
+        if self.run:
+            return self.which
+        short = self.file.stem if self.file.suffix == ".json" else self.file.name
+        short = short if self.file.suffix else f"{short}.answers"
+        return short if len(short.encode()) <= LONGEST else f"{_hash(short)}-{short[:40]}"
+
+    def verdicts_at(self, judge: str, options: ScoreOptions) -> Path:
+        """Where the finished verdicts of a judge go; the default prompt needs no name."""
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", judge).strip("-.")
+        if re.search(r"[^A-Za-z0-9._:-]", judge) or len(name) > LONGEST:  # then others would be called the same
+            name = f"{name[:LONGEST]}-{_hash(judge)}"
+        prompt = "" if options.prompt == "rubric" else f"+{options.prompt}"
+        folder = self.run.path / "scores" if self.run else self.file.parent
+        return folder / f"{self._name}.{name}{prompt}.jsonl"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> tuple[tuple[Example, ...], list[str]]:
+    """Examples and answers of rows with ``model_response``.
+
+    Args:
+        rows: rows in the book's form.
+        numbers: the rows' numbers in their data set; by default their places in this list.
+
+    Raises:
+        DataError: a row lacks an answer or cannot be used; the message names it.
+    """
+    answers = []
+    for index, row in enumerate(rows):
+        said = row.get("model_response") if isinstance(row, dict) else None
+        if not isinstance(said, str):
+            raise DataError(f"row {index}: no text under 'model_response'; instil respond writes such rows")
+        answers.append(said)
+    examples = examples_from(list(rows)).examples
+    if numbers is not None:
+        examples = tuple(replace(example, row=number) for example, number in zip(examples, numbers, strict=True))
+    return examples, answers
+
+
+def find_answers(path: Path) -> list[Answered]:
+    """All answered rows at a path: those of a run (before and after), or of one file.
+
+    Raises:
+        DataError: there is nothing, or a row cannot be used.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or run folder")
+    if not path.is_dir():
+        home = path.absolute().parent.parent
+        run = RunFolder(home) if path.absolute().parent.name == "responses" and (home / RUN_FILE).is_file() else None
+        return [_read(path, run)]
+    if not (path / RUN_FILE).is_file():
+        raise DataError(f"{path}: no {RUN_FILE} in it, so it is not a run folder; wanted one, or a JSON file")
+    found = [_read(file, RunFolder(path)) for file in sorted((path / "responses").glob("*.json"))]
+    if not found:
+        raise DataError(f"{path}: the run holds no answers; instil respond {path} makes them")
+    return found
+
+
+def _read(file: Path, run: RunFolder | None) -> Answered:
+    rows = parse_rows(file.read_bytes(), str(file))
+    numbers = run.held_out_rows() if run else None
+    if numbers is not None and len(rows) != len(numbers):
+        raise DataError(f"{file}: {len(rows)} rows, but the run held out {len(numbers)}; it belongs to another run")
+    try:
+        examples, answers = answered_rows(rows, numbers)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+    return Answered(file.stem, examples, tuple(answers), file, run)
+
+
+def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """One verdict a line, in the order of the rows; the file appears whole or not at all."""
+    text = "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def read_verdicts(path: Path) -> list[Verdict]:
+    """Verdicts that were written so.
+
+    Raises:
+        DataError: the file is absent or damaged.
+    """
+    return records_in(path, Verdict, advice="; instil score writes it anew")

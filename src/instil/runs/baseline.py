@@ -1,0 +1,74 @@
+"""Answers before training, once for all runs that ask the same: another run's are taken over where nothing differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import instil
+from instil.ask.journal import key_of
+from instil.errors import DataError
+from instil.machine import device_for
+from instil.records import Completion
+from instil.runs.answers import JOURNAL, find_answers, read_verdicts
+from instil.runs.facts import FACTS
+from instil.runs.folder import RunFolder
+from instil.tasks.task import Prepared
+
+VERDICTS = ("base.offline.jsonl", "base.likelihood.jsonl")
+
+
+def asked_before(prepared: Prepared, model_hash: str) -> str:
+    """The hash of all that shapes the answers before training and their verdicts."""
+    return key_of(
+        instil.__version__,
+        str(prepared.model_path.resolve()),
+        model_hash,
+        prepared.template.hash,
+        prepared.settings.generate.model_dump(mode="json"),
+        device_for(prepared.settings.train.device),
+        prepared.max_length,
+        [[example.row, example.as_json()] for example in prepared.held_out[1]],
+    )
+
+
+def lender_of(asked: str, runs: Sequence[Path]) -> Path | None:
+    """The first of these runs whose answers before training are to the same question, and whole."""
+    for run in runs:
+        try:
+            if RunFolder(run).read_settings()["hashes"].get("before") == asked:
+                rows = [one.row for one in _answers(run)]
+                if all([one.row for one in read_verdicts(run / "scores" / name)] == rows for name in VERDICTS):
+                    return run
+        except DataError:
+            continue  # not finished, or damaged: then they are made anew
+    return None
+
+
+def borrow(lender: Path, folder: RunFolder) -> list[Completion]:
+    """Take over the answers, their verdicts, and what judges said of them; returns the answers (without ids)."""
+    shutil.copyfile(lender / "responses" / "base.json", folder.path / "responses" / "base.json")
+    names = [*VERDICTS, *([JOURNAL] if (lender / "scores" / JOURNAL).is_file() else [])]
+    for name in names:
+        shutil.copyfile(lender / "scores" / name, folder.path / "scores" / name)
+    return _answers(lender)
+
+
+def _answers(run: Path) -> list[Completion]:
+    """The answers of a finished run, with how each ended.
+
+    Raises:
+        DataError: they are not there, or damaged.
+    """
+    file = run / FACTS
+    try:
+        endings = json.loads(file.read_text(encoding="utf-8"))["finish"]["base"]
+        found = next(one for one in find_answers(run) if one.which == "base")
+        return [
+            Completion(text, finish=ending, row=example.row)
+            for text, ending, example in zip(found.answers, endings, found.examples, strict=True)
+        ]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, StopIteration) as error:
+        raise DataError(f"{file}: no answers before training") from error

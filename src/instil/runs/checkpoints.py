@@ -1,0 +1,58 @@
+"""The best model of a run, kept on disk while training goes on: in memory it would be a second model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from instil.errors import InstilError
+from instil.model.decoder import Decoder
+from instil.model.files.safetensors import SafetensorsFile, write_safetensors
+from instil.settings.options import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class BestOnDisk:
+    """Keeps what is trained in one file, which is gone after the ``with`` block that it is used in."""
+
+    path: Path
+
+    def __enter__(self) -> BestOnDisk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.path.unlink(missing_ok=True)
+        self._unfinished.unlink(missing_ok=True)
+
+    @property
+    def _unfinished(self) -> Path:
+        return self.path.with_name(self.path.name + ".unfinished")
+
+    def save(self, decoder: Decoder) -> None:
+        """Write what is trained; the file appears whole or not at all.
+
+        Raises:
+            InstilError: it cannot be written.
+        """
+        trained = (named for named in decoder.named_parameters() if named[1].requires_grad)
+        try:
+            write_safetensors(self._unfinished, trained)
+            self._unfinished.replace(self.path)
+        except OSError as error:
+            raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
+
+    @torch.no_grad()
+    def restore(self, decoder: Decoder) -> None:
+        """Put back what was written."""
+        file = SafetensorsFile(self.path)
+        for name, parameter in decoder.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(file.get(name))
+
+
+def saved_bytes(decoder: Decoder, settings: Settings) -> int:
+    """What a run puts on disk at most: its model, or, while the best one is kept, that and the one that replaces it."""
+    kept = 2 if settings.train.patience and settings.train.method == "full" else 1
+    return kept * sum(parameter.nbytes for parameter in decoder.parameters())

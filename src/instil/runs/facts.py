@@ -1,0 +1,130 @@
+"""What is known of a run: what ``run.toml`` says at its start, and ``report.json`` at its end."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import instil
+from instil.data.preflight import Preflight
+from instil.errors import DataError
+from instil.files import read_json, record_of
+from instil.model.decoder import Decoder
+from instil.model.files.folder import file_hash
+from instil.model.find import find_model
+from instil.records import Completion, Example, Finish
+from instil.runs.folder import RunFolder
+from instil.tasks.task import Prepared
+from instil.train.loop import TrainResult
+
+FACTS = "report.json"
+
+
+def keep_facts(
+    folder: RunFolder,
+    preflight: Preflight,
+    part: str,
+    examples: Sequence[Example],
+    answers: Mapping[str, Sequence[Completion]],
+    result: TrainResult,
+    **more: Any,
+) -> None:
+    """Write down what the report says and no other file of the run holds (``report.json``).
+
+    ``more`` is what is known at the end: ``seconds``, ``peak_memory_gb``, ``outlook``, ``unended``.
+    """
+    folder.write_json(
+        FACTS,
+        {
+            "part": part,
+            "preflight": preflight.lines(),
+            "tasks": [example.task for example in examples],
+            "finish": {which: [one.finish for one in said] for which, said in answers.items()},
+            "steps": result.steps,
+            "tokens_seen": result.tokens_seen,
+            "train_seconds": result.seconds,
+            "validation_loss": result.validation_loss,
+            "trained_parameters": result.trained,
+            "best_step": result.best_step,
+            "diverged": result.diverged,
+            **more,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What of ``report.json`` is read again; what has a default, earlier versions did not write."""
+
+    part: str
+    preflight: list[str]
+    tasks: list[str]
+    finish: dict[str, list[Finish]]
+    steps: int
+    tokens_seen: int
+    train_seconds: float
+    seconds: dict[str, float]
+    peak_memory_gb: float
+    unended: dict[str, list[str]]
+    outlook: str
+    validation_loss: float | None = None
+    trained_parameters: int | None = None
+    own_peak: bool = False
+    before_from: str = ""
+    diverged: str = ""
+
+
+def read_facts(folder: RunFolder) -> Facts:
+    """``report.json``.
+
+    Raises:
+        DataError: it is absent or damaged.
+    """
+    file = folder.path / FACTS
+    try:
+        return record_of(Facts, read_json(file), strict=False)
+    except ValueError as error:
+        raise DataError(f"{file}: damaged: {error}") from error
+
+
+def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
+    """What ``run.toml`` says: settings as resolved, versions, and hashes of data, model and template."""
+    return {
+        "instil": instil.__version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data": prepared.source.name,
+        "data_path": str(Path(prepared.source.name).resolve()) if Path(prepared.source.name).is_file() else "",
+        "model": prepared.model_name,
+        "settings": prepared.settings.model_dump(),
+        "model_facts": {
+            "family": decoder.spec.family,
+            "parameters": decoder.parameter_count,
+            "file": prepared.model_path.name,
+            "quantised": prepared.model_path.suffix == ".gguf",
+        },
+        "hashes": input_hashes(prepared),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": f"{platform.system()} {platform.machine()}",
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def input_hashes(prepared: Prepared) -> dict[str, str]:
+    """Of rows, weights and template; of the reference's weights, too, where preference is learnt with another one."""
+    hashes = {
+        "data": prepared.source.sha256,
+        "model": file_hash(prepared.model_path),
+        "template": prepared.template.hash,
+    }
+    if prepared.pairs is not None and prepared.settings.dpo.reference:
+        hashes["reference"] = file_hash(find_model(prepared.settings.dpo.reference))
+    return hashes

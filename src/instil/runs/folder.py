@@ -1,0 +1,249 @@
+"""The run folder: where everything a run leaves lies, and how it is written.
+
+::
+
+    RUN/
+      run.toml                 every setting as resolved, versions, hashes of data, model and template
+      split.json               which row went where; held-out rows that are nearly the same as a training row
+      metrics.jsonl            one line a step
+      samples.jsonl            the same few prompts, answered as training goes on
+      loss.png  loss.pdf
+      model/                   a folder that transformers opens
+      adapter/                 with train.method=lora: a folder that peft opens
+      responses/base.json      the held-out rows answered before training, in the book's form
+      responses/tuned.json     and after
+      scores/*.jsonl           one verdict a line, keyed by row
+      scores/verdicts.journal  every verdict of a judge as it came
+      report.html report.json  opens offline; what it is made of besides the other files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instil.data.near_duplicates import Near
+from instil.data.splits import PARTS
+from instil.data.templates import TEMPLATE_FILE, Template, read_template
+from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError, parsing_problem
+from instil.files import make_folder, read_json
+from instil.records import Completion, Example
+
+RUN_FILE = "run.toml"
+OWN_FILES = (
+    RUN_FILE,
+    "split.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "loss.png",
+    "loss.pdf",
+    "report.html",
+    "report.json",
+)
+OWN_FOLDERS = ("adapter", "checkpoints", "model", "responses", "scores")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder by its path; nothing is created until `create`."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The tuned model's folder."""
+        return self.path / "model"
+
+    @property
+    def adapter(self) -> Path:
+        """What was trained with ``train.method=lora``, as PEFT has it."""
+        return self.path / "adapter"
+
+    @property
+    def metrics(self) -> Path:
+        """One line a step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """Answers while training went on."""
+        return self.path / "samples.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.path / "report.html"
+
+    def check_free(self, *, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+        """Refuse a path that is taken or cannot be written; nothing is changed.
+
+        Args:
+            overwrite: whether an earlier run may be replaced.
+            inputs: files and folders the new run reads, which must not lie inside the one to be replaced.
+
+        Raises:
+            RunFolderTaken: there is something at the path, and ``overwrite`` is off.
+            UserError: the path cannot be written, ``overwrite`` would remove a folder that is not a run, or
+                one that the new run reads from.
+        """
+        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
+        if not existing.is_dir():
+            raise RunFolderTaken(f"{existing} is a file; choose another --out")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"{existing} cannot be written to; choose another --out")
+        if self.path.is_symlink() and not self.path.exists():
+            raise UserError(f"{self.path} is a link that leads nowhere; choose another --out")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not overwrite:
+            raise RunFolderTaken(f"{self.path} is not empty; choose another --out, or add --overwrite")
+        if not (self.path / RUN_FILE).is_file():
+            raise UserError(f"{self.path} is not empty and holds no {RUN_FILE}; it is not a run, so it is left alone")
+        for path in inputs:
+            if path.resolve().is_relative_to(self.path.resolve()):
+                raise UserError(
+                    f"{path} lies inside {self.path}, which --overwrite would replace; choose another --out"
+                )
+
+    def check_room(self, needed: int) -> None:
+        """Refuse a disk that cannot take so many bytes beside what is on it, but for an earlier model here.
+
+        Raises:
+            UserError: there is too little room.
+        """
+        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
+        earlier = sum(file.stat().st_size for file in self.model.glob("*.safetensors"))
+        free = shutil.disk_usage(existing).free + earlier
+        if needed > free:
+            raise UserError(
+                f"the run needs {needed / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free at {existing}; "
+                "make room, or choose another --out"
+            )
+
+    def create(self, *, overwrite: bool = False) -> None:
+        """Make the folder; of an earlier run only what a run writes is removed, other files stay.
+
+        Raises:
+            RunFolderTaken: something has come to lie there since `check_free`.
+        """
+        self.check_free(overwrite=overwrite)
+        for name in OWN_FILES:
+            for file in (self.path / name, self.path / f"{name}.unfinished"):
+                file.unlink(missing_ok=True)
+        for name in OWN_FOLDERS:
+            for folder in (self.path / name, self.path / f"{name}.unfinished"):
+                if folder.is_dir():
+                    shutil.rmtree(folder)
+        make_folder(self.path)
+        for name in ("responses", "scores", "checkpoints"):
+            (self.path / name).mkdir()
+
+    def write_settings(self, settings: dict[str, Any]) -> None:
+        """Write ``run.toml``."""
+        import tomli_w
+
+        self._write(RUN_FILE, tomli_w.dumps(settings))
+
+    def read_settings(self) -> dict[str, Any]:
+        """Read ``run.toml``.
+
+        Raises:
+            DataError: this is not a run folder, or the file is damaged.
+        """
+        file = self.path / RUN_FILE
+        if not file.is_file():
+            raise DataError(f"{self.path}: no {RUN_FILE} in it, so it is not a run folder")
+        try:
+            found = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: not valid TOML: {parsing_problem(error)}") from error
+        for key, kind in {"data": str, "settings": dict, "hashes": dict}.items():
+            if not isinstance(found.get(key), kind):
+                raise DataError(f"{file}: damaged, it has no {key!r}")
+        if not all(isinstance(section, dict) for section in found["settings"].values()):
+            raise DataError(f"{file}: damaged, wanted sections in its 'settings'")
+        if not isinstance(found.get("data_path", ""), str):
+            raise DataError(f"{file}: damaged, its 'data_path' is no text")
+        return found
+
+    def read_split(self) -> dict[str, list[int]]:
+        """Row numbers of each part, from ``split.json``.
+
+        Raises:
+            DataError: the file is absent or damaged.
+        """
+        file = self.path / "split.json"
+        found = read_json(file)
+        numbers = [found.get(part) for part in PARTS] if isinstance(found, dict) else [None]
+        if not all(isinstance(rows, list) and all(type(row) is int for row in rows) for rows in numbers):
+            raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
+        return {part: found[part] for part in PARTS}
+
+    def write_split(self, rows: Mapping[str, object], leaks: Sequence[Near]) -> None:
+        """Write ``split.json``."""
+        near = [{"row": one.row, "train_row": one.train_row, "cosine": one.cosine} for one in leaks]
+        self.write_json("split.json", {**rows, "near_duplicates": near})
+
+    def read_leaks(self) -> list[Near] | None:
+        """Held-out rows nearly the same as a training row; None where the run did not look for them.
+
+        Raises:
+            DataError: the file is absent or damaged.
+        """
+        file = self.path / "split.json"
+        found = read_json(file)
+        if not isinstance(found, dict) or "near_duplicates" not in found:
+            return None
+        try:
+            return [
+                Near(int(one["row"]), int(one["train_row"]), float(one["cosine"])) for one in found["near_duplicates"]
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: damaged, its near-duplicates cannot be read") from error
+
+    def held_out_rows(self) -> list[int]:
+        """Numbers of the rows that the run answered before and after."""
+        split = self.read_split()
+        return split["test"] or split["validation"]
+
+    def template(self) -> Template:
+        """The template the model was tuned with; ``run.toml`` and the model folder must agree.
+
+        Raises:
+            TemplateMismatch: they do not.
+        """
+        file = self.model / TEMPLATE_FILE
+        template = read_template(file)
+        said = self.read_settings().get("hashes", {}).get("template")
+        if said and said != template.hash:
+            raise TemplateMismatch(
+                f"{file}: template {template.name} has hash {template.hash}, but the run was tuned with {said}"
+            )
+        return template
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the folder, readable by people."""
+        self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
+        """Write ``responses/WHICH.json`` in the book's form."""
+        self.write_json(f"responses/{which}.json", response_rows(examples, answers))
+
+    def _write(self, name: str, text: str) -> None:
+        target = self.path / name
+        unfinished = target.with_name(target.name + ".unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(target)
+
+
+def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) -> list[dict[str, Any]]:
+    """Examples with their ``model_response``, as the chapter's ``instruction-data-with-response.json``."""
+    return [
+        {**example.as_json(), "model_response": answer.text} for example, answer in zip(examples, answers, strict=True)
+    ]

@@ -1,0 +1,94 @@
+"""The report of a run, written from what lies in its folder, so that it can be written anew when a judge has scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from instil.errors import DataError, counted
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.offline import trivial_baseline
+from instil.records import Completion, Example, Verdict
+from instil.runs.answers import find_answers, read_verdicts
+from instil.runs.facts import FACTS, Facts, read_facts
+from instil.runs.folder import RunFolder
+from instil.runs.report.page import ReportData, write_report
+
+
+def refresh_report(folder: RunFolder) -> None:
+    """Write ``report.html`` from what lies in the folder; nothing is done for a run that kept no facts for it.
+
+    Raises:
+        DataError: a file of the run is damaged.
+    """
+    if not (folder.path / FACTS).is_file():
+        return
+    settings = folder.read_settings()
+    from jinja2 import TemplateError
+
+    try:
+        write_report(_data(folder, settings, read_facts(folder)), folder.report)
+    except DataError as error:
+        raise DataError(f"{error}; the report is left as it was") from error
+    except (KeyError, TypeError, ValueError, AttributeError, TemplateError) as error:
+        lacks = "its files lack something that the report shows"
+        raise DataError(f"{folder.path}: damaged: {lacks}; the report is left as it was") from error
+
+
+def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportData:
+    found = {one.which: one for one in find_answers(folder.path)} if facts.finish else {}
+    examples: tuple[Example, ...] = ()
+    answers: dict[str, Sequence[Completion]] = {}
+    for which, endings in facts.finish.items():
+        one = found.get(which)
+        if one is None:
+            raise DataError(f"{folder.path}: damaged: no responses/{which}.json in it")
+        for name, values in (("'tasks'", facts.tasks), (f"'finish' of {which}", endings)):
+            if len(values) != len(one.examples):
+                wanted = f"{counted(len(one.examples), 'answer')} in {one.file.name}"
+                raise DataError(f"{folder.path / FACTS}: damaged: {name} has {len(values)} for {wanted}")
+        examples = tuple(
+            Example(row.instruction, row.output, row.input, task, row.row)
+            for row, task in zip(one.examples, facts.tasks, strict=True)
+        )
+        answers[which] = [
+            Completion(text, finish=ending, row=row.row)
+            for text, ending, row in zip(one.answers, endings, one.examples, strict=True)
+        ]
+    return ReportData(
+        title=f"{settings['model']} on {Path(settings['data']).name}",
+        facts=settings,
+        preflight=facts.preflight,
+        part=facts.part,
+        examples=examples,
+        answers=answers,
+        verdicts=_verdicts(folder, examples) if answers else {},
+        leaks=folder.read_leaks() or (),
+        steps=facts.steps,
+        tokens_seen=facts.tokens_seen,
+        train_seconds=facts.train_seconds,
+        seconds=facts.seconds,
+        peak_memory_gb=facts.peak_memory_gb,
+        samples=folder.samples,
+        loss_picture=folder.path / "loss.png",
+        unended=dict(facts.unended),
+        outlook=facts.outlook,
+        diverged=facts.diverged,
+    )
+
+
+def _verdicts(folder: RunFolder, examples: Sequence[Example]) -> dict[str, dict[str, Sequence[Verdict]]]:
+    """Every finished set of verdicts on these rows: by judge, then by what was judged; the offline ones first."""
+    rows = [example.row for example in examples]
+    by_judge: dict[str, dict[str, Sequence[Verdict]]] = {OFFLINE: {}, LIKELIHOOD: {}}
+    for file in sorted((folder.path / "scores").glob("*.jsonl")):
+        which, _, rest = file.stem.partition(".")
+        verdicts = read_verdicts(file)
+        if which in ("base", "tuned") and [verdict.row for verdict in verdicts] == rows:
+            prompt = next((f" ({name})" for name in ("book-verbose", "book") if rest.endswith(f"+{name}")), "")
+            by_judge.setdefault(verdicts[0].judge + prompt, {})[which] = verdicts
+    if by_judge[OFFLINE]:
+        by_judge[OFFLINE]["echo"] = trivial_baseline(examples)
+    return {judge: found for judge, found in by_judge.items() if found}

@@ -1,0 +1,1 @@
+"""Every setting: its options, presets, and how they are resolved."""

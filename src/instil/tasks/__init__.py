@@ -1,0 +1,1 @@
+"""What is learnt: answers, or which of two answers is better; prepare and tune."""

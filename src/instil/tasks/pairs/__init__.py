@@ -1,0 +1,1 @@
+"""Preference tuning: pairs of answers, of which one is better."""

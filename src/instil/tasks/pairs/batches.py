@@ -1,0 +1,187 @@
+"""Preference pairs as ids, and pairs as one batch in which nothing is computed twice.
+
+Both rows of a pair begin with the same prompt, often with the same words of the answer, and under one template all
+prompts begin alike. In the layout ``shared`` each such token is computed once (`instil.records.Forked`), for the pair
+and for the batch; its log-probability counts in every row that has it. ``padded`` sets all rows side by side, as the
+chapter does. Losses and gradients are the same (E1). Prefix sharing within a pair: Wang and Hegde, 2024
+(arXiv 2410.20305).
+
+Shape suffixes: N tokens · S predictions · M scored ids of all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from instil.data.collate import common_prefix
+from instil.data.loader import BookLoader, Loader
+from instil.records import Encoded, EncodedPair, Forked, Grid, Layout, PairBatch
+from instil.tasks.pairs.encoding import scored_within
+
+
+def collate_pairs(
+    pairs: Sequence[EncodedPair],
+    pad_id: int = 0,
+    max_length: int | None = None,
+    layout: Literal["shared", "padded"] = "shared",
+) -> PairBatch:
+    """Pairs as one batch.
+
+    Args:
+        pairs: at least one, each with a scored id in both of its rows.
+        pad_id: fills short rows of the padded layout.
+        max_length: at most so many positions of each row.
+        layout: ``shared`` or ``padded``.
+
+    Raises:
+        ValueError: there are no pairs, or an answer of one has nothing to score.
+    """
+    limit = max_length or 1 << 62
+    if not pairs or not all(all(scored_within(pair, limit)) for pair in pairs):
+        raise ValueError("a batch needs at least one pair, and each answer of a pair something to score")
+    rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
+    kept = [min(len(row.ids) - 1, limit) for row in rows]
+    flat = _padded(rows, kept, pad_id) if layout == "padded" else _forked(rows, kept)
+    at: list[int] = []
+    targets: list[int] = []
+    weights: list[int] = []
+    known: dict[tuple[int, int], int] = {}
+    predictions: list[int] = []
+    scored_row: list[int] = []
+    reference: list[float] = []
+
+    def prediction(row: int, position: int) -> int:
+        """The prediction of a row's id at ``position``, which rows that share it share."""
+        place, target = flat.places[row][position - 1], rows[row].ids[position]
+        found = known.setdefault((place, target), len(at))
+        if found == len(at):
+            at.append(place)
+            targets.append(target)
+            weights.append(0)
+        return found
+
+    for number, row in enumerate(rows):
+        pair, second = pairs[number // 2], number % 2
+        span = pair.rejected_scored if second else pair.chosen_scored
+        scored = range(span.start, min(span.stop, kept[number] + 1))
+        predictions.extend(prediction(number, position) for position in scored)
+        scored_row.extend([number] * len(scored))
+        reference.extend(pair.reference[second][: len(scored)] if pair.reference else [0.0] * len(scored))
+        if not second:
+            for position in range(1, kept[number] + 1):
+                if row.trained[position]:
+                    weights[prediction(number, position)] += 1
+    kind = torch.get_default_dtype()
+    others = [pair.other for pair in pairs if pair.other]
+    return PairBatch(
+        ids_N=torch.tensor(flat.ids),
+        positions_N=torch.tensor(flat.positions),
+        rows_N=torch.tensor(flat.rows),
+        at_S=torch.tensor(at),
+        targets_S=torch.tensor(targets),
+        weights_S=torch.tensor(weights, dtype=kind),
+        layout=flat.layout,
+        examples=tuple(pair.row for pair in pairs),
+        prediction_M=torch.tensor(predictions),
+        row_M=torch.tensor(scored_row),
+        reference_M=torch.tensor(reference, dtype=kind),
+        others=collate_pairs(others, pad_id, max_length, layout) if others else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Flat:
+    """Tokens one after another; ``places`` says for each row where the token of each of its positions lies."""
+
+    ids: list[int]
+    positions: list[int]
+    rows: list[int]
+    places: list[list[int]]
+    layout: Layout
+
+
+def _padded(rows: Sequence[Encoded], kept: Sequence[int], pad_id: int) -> _Flat:
+    length = max(kept)
+    flat = _Flat([], [], [], [], Grid(len(rows), length))
+    for number, (row, count) in enumerate(zip(rows, kept, strict=True)):
+        flat.places.append(list(range(len(flat.ids), len(flat.ids) + count)))
+        flat.ids.extend((*row.ids[:count], *(pad_id,) * (length - count)))
+        flat.positions.extend(range(length))
+        flat.rows.extend((*(number,) * count, *(-1,) * (length - count)))
+    return flat
+
+
+def _forked(rows: Sequence[Encoded], kept: Sequence[int]) -> _Flat:
+    """Prefix, stems, branches; every branch keeps at least one token of its own."""
+    prefix = common_prefix([row.ids for row in rows], min(kept) - 1)
+    stems = fork_points(rows, kept, prefix)
+    branches = [count - prefix - stems[number // 2] for number, count in enumerate(kept)]
+    flat = _Flat(list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix, [], Forked(prefix, stems, (*branches,)))
+
+    def append(row: int, first: int, last: int) -> range:
+        start = len(flat.ids)
+        flat.ids.extend(rows[row].ids[first:last])
+        flat.positions.extend(range(first, last))
+        flat.rows.extend([row] * (last - first))
+        return range(start, len(flat.ids))
+
+    trunks = [append(2 * pair, prefix, prefix + stem) for pair, stem in enumerate(stems)]
+    for number, count in enumerate(kept):
+        trunk = trunks[number // 2]
+        own = append(number, prefix + len(trunk), count)
+        flat.places.append([*range(prefix), *trunk, *own])
+    return flat
+
+
+def fork_points(rows: Sequence[Encoded], kept: Sequence[int], prefix: int) -> tuple[int, ...]:
+    """How many tokens after the prefix both rows of each pair share."""
+    return tuple(
+        common_prefix([rows[at].ids, rows[at + 1].ids], min(kept[at], kept[at + 1]) - 1) - prefix
+        for at in range(0, len(rows), 2)
+    )
+
+
+class PairLoader(Loader):
+    """As `Loader`, whose arguments it takes, with pairs for rows."""
+
+    rows: tuple[EncodedPair, ...]
+
+    def ids(self) -> list[int]:
+        """Every token id that some batch may hold, in order."""
+        pairs = [one for pair in self.rows for one in (pair, pair.other) if one is not None]
+        sides = [side.ids for pair in pairs for side in (pair.chosen, pair.rejected)]
+        return sorted({self._pad_id}.union(*sides))
+
+    def _positions(self, chosen: Sequence[int]) -> int:
+        rows = [row for index in chosen for row in (self.rows[index].chosen, self.rows[index].rejected)]
+        kept = [self._within(len(row.ids) - 1) for row in rows]
+        others = self._positions_of_others(chosen)
+        if self.layout == "padded":
+            return len(kept) * max(kept) + others
+        shared = common_prefix([row.ids for row in rows], min(kept) - 1)
+        stems = fork_points(rows, kept, shared)
+        return sum(kept) - (len(kept) - 1) * shared - sum(stems) + others
+
+    def _positions_of_others(self, chosen: Sequence[int]) -> int:
+        """Rows that are only looked at cost a third of those that are trained on."""
+        others = [other for index in chosen if (other := self.rows[index].other)]
+        kept = [self._within(len(row.ids) - 1) for pair in others for row in (pair.chosen, pair.rejected)]
+        return sum(kept) // 3
+
+    def _length(self, index: int) -> int:
+        pair = self.rows[index]
+        return sum(self._within(len(row.ids) - 1) for row in (pair.chosen, pair.rejected))
+
+    def _within(self, count: int) -> int:
+        return count if self._max_length is None else min(count, self._max_length)
+
+    def _collate(self, chosen: Sequence[int]) -> PairBatch:
+        return collate_pairs([self.rows[i] for i in chosen], self._pad_id, self._max_length, self.layout)
+
+
+class BookPairLoader(PairLoader, BookLoader):
+    """Pairs in the order in which torch's ``DataLoader`` draws them."""

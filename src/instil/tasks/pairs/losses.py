@@ -1,0 +1,245 @@
+"""Preference tuning: losses of the log-probabilities of chosen and rejected answers, written from their papers.
+
+==========  ===============================================================================  ======================
+``loss``    of a pair, with x = (chosen - its reference) - (rejected - its reference)         source
+==========  ===============================================================================  ======================
+``dpo``     -log sigmoid(beta x); with label smoothing cDPO                                  arXiv 2305.18290, eq. 7
+``ipo``     (x - 1 / (2 beta))^2                                                             arXiv 2310.12036, eq. 17
+``simpo``   -log sigmoid(beta (chosen - rejected) - gamma), without a reference              arXiv 2405.14734, eq. 6
+``orpo``    -beta log sigmoid(log odds of chosen - those of rejected), and the likelihood    arXiv 2403.07691, eq. 6
+            of the chosen answer
+``kto``     1 - sigmoid(beta (chosen's ratio - z)), and 1 - sigmoid(beta (z - rejected's))   arXiv 2402.01306, eq. 8
+==========  ===============================================================================  ======================
+
+An answer's log-probability is the sum over its scored ids (``dpo``, ``kto``), or their mean (``ipo``, as its authors
+compute it; ``simpo``; ``orpo``; and ``dpo`` as chapter 7's bonus has it, ``dpo.reduction=mean``).
+
+The reference's log-probabilities come with the batch: they are computed once, before training.
+
+Shape suffixes: P pairs · M scored ids of all rows · S predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from instil.model.decoder import Decoder
+from instil.model.fast.tied import Receiver
+from instil.records import Batch, PairBatch
+from instil.settings.options import DpoOptions
+from instil.train.losses import log_probs
+from instil.train.objective import Measure
+
+MEANS = ("ipo", "simpo", "orpo")  # losses of mean log-probabilities
+WITHOUT_REFERENCE = ("simpo", "orpo")
+LARGEST = 20.0  # nats by which one id may have become less likely in the estimate of the divergence
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Log-probabilities of the chosen and the rejected answer of each pair, and the reference's, [P] each."""
+
+    chosen_P: Tensor
+    rejected_P: Tensor
+    reference_chosen_P: Tensor
+    reference_rejected_P: Tensor
+
+    @property
+    def chosen_ratio_P(self) -> Tensor:
+        """How much likelier the chosen answer has become, in nats."""
+        return self.chosen_P - self.reference_chosen_P
+
+    @property
+    def rejected_ratio_P(self) -> Tensor:
+        """The same for the rejected answer."""
+        return self.rejected_P - self.reference_rejected_P
+
+
+def dpo_loss(answers: Answers, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """Direct preference optimisation, [P]; with ``label_smoothing`` that share of the labels is taken for wrong (cDPO).
+
+    >>> zero = torch.zeros(1)
+    >>> round(dpo_loss(Answers(zero, zero, zero, zero), beta=0.1).item(), 6)  # ln 2, before anything is learnt
+    0.693147
+    """
+    x_P = beta * (answers.chosen_ratio_P - answers.rejected_ratio_P)
+    return -(1 - label_smoothing) * F.logsigmoid(x_P) - label_smoothing * F.logsigmoid(-x_P)
+
+
+def ipo_loss(answers: Answers, beta: float) -> Tensor:
+    """Identity preference optimisation, [P]: a margin of 1 / (2 beta), and no more."""
+    return (answers.chosen_ratio_P - answers.rejected_ratio_P - 1 / (2 * beta)) ** 2
+
+
+def simpo_loss(answers: Answers, beta: float, gamma: float) -> Tensor:
+    """Simple preference optimisation, [P]: means of log-probabilities, a margin gamma, no reference."""
+    return -F.logsigmoid(beta * (answers.chosen_P - answers.rejected_P) - gamma)
+
+
+def orpo_loss(answers: Answers, beta: float) -> Tensor:
+    """The odds-ratio part of ORPO, [P]; the likelihood of the chosen answer is added by `Preference`."""
+    log_odds_P = answers.chosen_P - answers.rejected_P - _log1mexp(answers.chosen_P) + _log1mexp(answers.rejected_P)
+    return -beta * F.logsigmoid(log_odds_P)
+
+
+def kto_loss(answers: Answers, beta: float, z: Tensor, desirable: float = 1.0, undesirable: float = 1.0) -> Tensor:
+    """Kahneman-Tversky optimisation, [P]: of each pair one wanted and one unwanted answer, their mean.
+
+    Args:
+        answers: log-probabilities.
+        beta: how sharply.
+        z: how far the model is from the reference in nats, at least 0; a constant to the gradient.
+        desirable: weight of chosen answers.
+        undesirable: weight of rejected answers.
+    """
+    gain_P = 1 - torch.sigmoid(beta * (answers.chosen_ratio_P - z))
+    loss_P = 1 - torch.sigmoid(beta * (z - answers.rejected_ratio_P))
+    return (desirable * gain_P + undesirable * loss_P) / 2
+
+
+def _log1mexp(x_P: Tensor) -> Tensor:
+    """log(1 - exp(x)) for x < 0, exact at both ends (Maechler, 2012); what is not used is kept harmless."""
+    near = x_P > -math.log(2)
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(x_P.where(near, x_P.new_tensor(-0.5)).clamp_max(-1e-7))),
+        torch.log1p(-torch.exp(x_P.where(~near, x_P.new_tensor(-1.0)))),
+    )
+
+
+class Preference:
+    """The objective of preference tuning; an item is a pair.
+
+    With ``options.nll`` (and always for ORPO, with weight 1) the mean negative log-likelihood of the chosen answers'
+    targets is added, over all of the step's targets.
+    """
+
+    def __init__(self, options: DpoOptions) -> None:
+        self.options = options
+        self.nll = options.nll + (1.0 if options.loss == "orpo" else 0.0)
+
+    def count(self, batch: Batch) -> int:
+        return batch.pairs if isinstance(batch, PairBatch) else 0
+
+    def measure(self, batches: Sequence[Batch]) -> Measure:
+        return _Measure(self, [batch for batch in batches if isinstance(batch, PairBatch)])
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the log-probabilities of a reference model take part."""
+        return self.options.loss not in WITHOUT_REFERENCE
+
+    @property
+    def means(self) -> bool:
+        """Whether an answer's log-probability is the mean over its scored ids, and not their sum."""
+        return self.options.reduction == "mean" or self.options.loss in MEANS
+
+    @property
+    def reward_scale(self) -> float:
+        """What a log-ratio is multiplied by in the metrics: beta, but the chapter shows it as it is."""
+        return 1.0 if self.options.scored == "book" else self.options.beta
+
+
+class _Measure:
+    def __init__(self, objective: Preference, batches: Sequence[PairBatch]) -> None:
+        self.objective, self.batches = objective, batches
+        self.pairs = sum(batch.pairs for batch in batches)
+        self.targets = sum(batch.trained_tokens for batch in batches)
+        self._z: Tensor | None = None
+        self._sums: dict[str, float] = {}
+        self._measured = 0
+
+    def __call__(self, decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
+        assert isinstance(batch, PairBatch), "preference tuning needs pairs"
+        options = self.objective.options
+        if options.loss == "kto" and self._z is None:
+            self._z = self._distance(decoder)
+        found_S = log_probs(decoder, batch, receiver)
+        answers = answers_of(batch, found_S, mean=self.objective.means)
+        total = self._loss_P(answers).sum()
+        if self.objective.nll and self.targets:
+            nll = -(found_S * batch.weights_S).sum()
+            total = total + self.objective.nll * nll * (self.pairs / self.targets)
+        self._note(batch, answers, found_S)
+        return total
+
+    def _loss_P(self, answers: Answers) -> Tensor:
+        options = self.objective.options
+        if options.loss == "dpo":
+            return dpo_loss(answers, options.beta, options.label_smoothing)
+        if options.loss == "ipo":
+            return ipo_loss(answers, options.beta)
+        if options.loss == "simpo":
+            return simpo_loss(answers, options.beta, options.gamma)
+        if options.loss == "orpo":
+            return orpo_loss(answers, options.beta)
+        assert self._z is not None
+        return kto_loss(answers, options.beta, self._z, options.desirable, options.undesirable)
+
+    @torch.no_grad()
+    def _distance(self, decoder: Decoder) -> Tensor:
+        """KTO's z: the mean log-ratio of answers that belong to other prompts, over the whole step, at least 0."""
+        ratios = []
+        for batch in self.batches:
+            assert batch.others is not None, "KTO needs the answers of other rows"
+            others = batch.others.to(decoder.device)
+            answers = answers_of(others, log_probs(decoder, others), mean=self.objective.means)
+            ratios += [answers.chosen_ratio_P, answers.rejected_ratio_P]
+        return torch.cat(ratios).mean().clamp_min(0)
+
+    @torch.no_grad()
+    def _note(self, batch: PairBatch, answers: Answers, found_S: Tensor) -> None:
+        """Sums over pairs: rewards, whether the chosen answer is ahead, and how far the model has moved."""
+        scale = self.objective.reward_scale
+        chosen_P, rejected_P = scale * answers.chosen_ratio_P, scale * answers.rejected_ratio_P
+        found = {
+            "chosen_reward": chosen_P,
+            "rejected_reward": rejected_P,
+            "margin": chosen_P - rejected_P,
+            "accuracy": chosen_P > rejected_P,
+            "chosen_logp": answers.chosen_P,
+            "rejected_logp": answers.rejected_P,
+        }
+        if self.objective.needs_reference:
+            change_M = found_S[batch.prediction_M] - batch.reference_M
+            by_row = _by_row(batch, change_M) / _by_row(batch, torch.ones_like(change_M))
+            found["chosen_change"] = by_row[::2]
+            # An estimate of the divergence from the reference, never negative (Schulman, 2020), here on given answers
+            kl_M = torch.exp((-change_M).clamp_max(LARGEST)) - 1 + change_M
+            found["kl"] = (_by_row(batch, kl_M) / _by_row(batch, torch.ones_like(kl_M))).view(-1, 2).mean(1)
+        for name, values in found.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
+        self._measured += batch.pairs
+
+    def metrics(self) -> dict[str, float]:
+        return {name: value / self._measured for name, value in self._sums.items()} if self._measured else {}
+
+
+def answers_of(batch: PairBatch, found_S: Tensor, *, mean: bool = False) -> Answers:
+    """Log-probabilities of a batch's answers from those of its predictions: sums over scored ids, or their means."""
+    own, reference = _by_row(batch, found_S[batch.prediction_M]), _by_row(batch, batch.reference_M)
+    if mean:
+        scored = _by_row(batch, torch.ones_like(batch.reference_M))
+        own, reference = own / scored, reference / scored
+    return Answers(own[::2], own[1::2], reference[::2], reference[1::2])
+
+
+def _by_row(batch: PairBatch, values_M: Tensor) -> Tensor:
+    """Sums over the scored ids of each row, [2 P]."""
+    return values_M.new_zeros(2 * batch.pairs).index_add(0, batch.row_M, values_M)
+
+
+def reference_log_probs(decoder: Decoder, batch: PairBatch) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """The log-probability of each scored id of each pair's two answers, as `EncodedPair.reference` wants them."""
+    with torch.inference_mode():
+        found_M = log_probs(decoder, batch.to(decoder.device))[batch.prediction_M.to(decoder.device)].tolist()
+    rows: list[list[float]] = [[] for _ in range(2 * batch.pairs)]
+    for row, value in zip(batch.row_M.tolist(), found_M, strict=True):
+        rows[row].append(value)
+    return [(tuple(rows[at]), tuple(rows[at + 1])) for at in range(0, len(rows), 2)]

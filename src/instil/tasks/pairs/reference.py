@@ -1,0 +1,91 @@
+"""The reference model's log-probabilities, computed once before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from instil.data.loader import BookLoader, Loader
+from instil.model.decoder import Decoder
+from instil.model.find import find_model
+from instil.model.load import load_decoder
+from instil.records import EncodedPair
+from instil.screen import Screen
+from instil.tasks.pairs.batches import collate_pairs
+from instil.tasks.pairs.losses import Preference, reference_log_probs
+from instil.train.loop import planned_steps
+
+if TYPE_CHECKING:
+    from instil.tasks.task import Prepared
+from instil.tasks.pairs.encoding import Pairs, usable
+
+REFERENCE_PAIRS = 16  # in one batch: no gradient is held
+REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
+
+
+def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, loader: Loader | None) -> Prepared:
+    """The pairs with the reference model's log-probabilities, computed once.
+
+    ``loader`` gives the training pairs; where training ends within an epoch, only those are asked about that it sees.
+    """
+    assert prepared.pairs is not None
+    objective = Preference(prepared.settings.dpo)
+    if not objective.needs_reference:
+        return prepared
+    name = prepared.settings.dpo.reference
+    reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
+    reference.eval()
+    asked: Pairs = {
+        "train": _seen(loader, prepared) or usable(prepared.pairs["train"], prepared.max_length, prepared.settings),
+        "validation": usable(prepared.pairs["validation"], prepared.max_length, prepared.settings),
+    }
+    pairs: Pairs = dict(prepared.pairs)
+    with screen.bar("reference", sum(map(len, asked.values()))) as advance:
+        for part, rows in asked.items():
+            done: list[EncodedPair] = []
+            for some in _at_once(rows, prepared.max_length):
+                done += _scored_by(reference, some, prepared)
+                for _ in some:
+                    advance()
+            known = {pair.row: pair for pair in done}
+            pairs[part] = [known.get(pair.row, pair) for pair in prepared.pairs[part]]
+    return replace(prepared, pairs=pairs)
+
+
+def _seen(loader: Loader | None, prepared: Prepared) -> list[EncodedPair]:
+    """The pairs of a training that ends within its first epoch; nothing where all may be needed."""
+    options = prepared.settings.train
+    if loader is None or isinstance(loader, BookLoader) or options.evaluation == "book":
+        return []
+    steps = planned_steps(len(loader), options)
+    if steps >= len(loader):
+        return []
+    return [loader.rows[index] for index in loader.order(0)[: steps * loader.batch_size]]
+
+
+def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[list[EncodedPair]]:
+    """Pairs of one batch each, fewer where they are long."""
+    some: list[EncodedPair] = []
+    longest = 0
+    for pair in pairs:
+        longest = max(longest, min(max_length, len(pair.ids)))
+        if some and (len(some) == REFERENCE_PAIRS or 2 * longest * (len(some) + 1) > REFERENCE_TOKENS):
+            yield some
+            some, longest = [], min(max_length, len(pair.ids))
+        some.append(pair)
+    if some:
+        yield some
+
+
+def _scored_by(reference: Decoder, pairs: list[EncodedPair], prepared: Prepared) -> list[EncodedPair]:
+    batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, prepared.settings.train.layout)
+    scored = [
+        replace(pair, reference=found) for pair, found in zip(pairs, reference_log_probs(reference, batch), strict=True)
+    ]
+    others = [pair.other for pair in scored if pair.other is not None]
+    if not others:
+        return scored
+    return [
+        replace(pair, other=other) for pair, other in zip(scored, _scored_by(reference, others, prepared), strict=True)
+    ]

@@ -1,0 +1,166 @@
+"""Preference tuning: pairs for rows, the reference's log-probabilities, and a watch for collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from instil.data.encoding import check_vocabulary
+from instil.data.sources import Source
+from instil.data.splits import PARTS, Split
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.errors import DataError, ModelError, SettingsError
+from instil.model.find import find_model
+from instil.model.load import open_model
+from instil.records import EncodedPair, Pair
+from instil.settings.options import DataOptions, Settings
+from instil.tasks.pairs.doctor import diagnose
+from instil.tasks.pairs.encoding import Pairs, _within, encode_pair, is_told_apart, usable, with_others
+from instil.tasks.pairs.losses import Preference
+from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
+
+LOOKED_AT = 20_000  # pairs that the doctor sees before a run
+TRIED = 50  # pairs by which two vocabularies are compared
+
+
+def read(data: str | Path | Sequence[dict[str, Any]], settings: Settings) -> tuple[PairSource, Source]:
+    """The pairs of a file, and the same rows as examples whose wanted answer is the chosen one."""
+    skip_bad, keep_equal = settings.data.skip_bad, settings.dpo.keep_equal
+    if isinstance(data, str | Path):
+        found = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
+    else:
+        found = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
+    return found, as_rows(found)
+
+
+def as_rows(found: PairSource) -> Source:
+    """Pairs as rows whose wanted answer is the chosen one."""
+    examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
+    return Source(found.name, examples, found.sha256, found.skipped, found.notes)
+
+
+def encoded_pairs(
+    source: PairSource, split: Split, template: Template, tokenizer: Tokenizer, settings: Settings
+) -> Pairs:
+    """The pairs of each part as ids."""
+    by_row = {pair.row: pair for pair in source.pairs}
+    options: DataOptions = settings.data
+    pairs: Pairs = {}
+    for part in PARTS:
+        rows = [
+            encode_pair(by_row[example.row], template, tokenizer, options.train_on, settings.dpo.scored)
+            for example in split.part(part)
+        ]
+        pairs[part] = with_others(rows) if settings.dpo.loss == "kto" else rows
+    return pairs
+
+
+def check(pairs: Pairs, max_length: int, settings: Settings, template: Template, path: Path) -> list[str]:
+    """Refuse what cannot be trained on, and say what will be left out or cut.
+
+    Raises:
+        DataError: no training pair has both answers, or two different ones, within the length.
+        ModelError: the reference model is absent, or of another vocabulary.
+        SettingsError: settings contradict one another.
+    """
+    if settings.dpo.label_smoothing and settings.dpo.loss != "dpo":
+        raise SettingsError("dpo.label_smoothing is for dpo.loss=dpo (which it makes cDPO); leave it at 0")
+    if settings.dpo.reference and not Preference(settings.dpo).needs_reference:
+        raise SettingsError(f"dpo.loss={settings.dpo.loss} has no reference; leave dpo.reference out")
+    if not any(_within(pair, max_length) for pair in pairs["train"]):
+        raise DataError(f"no training pair has both answers within {max_length} tokens; raise data.max_length")
+    left = usable(pairs["train"], max_length, settings)
+    if not left:
+        raise DataError(
+            f"the two answers of every training pair are equal within {max_length} tokens, so they prefer nothing; "
+            "raise data.max_length, or put what differs before the limit"
+        )
+    if settings.dpo.loss == "kto" and len(left) < 2:
+        raise DataError(
+            "dpo.loss=kto asks how likely the answers of other rows are, and only one training pair is left; "
+            "add pairs, or take another loss"
+        )
+    lines = []
+    every = [pair for part in PARTS for pair in pairs[part]]
+    left_out = [pair.row for pair in every if not _within(pair, max_length)]
+    if left_out:
+        lines.append(
+            f"{len(left_out)} pairs are skipped, an answer lies beyond {max_length} tokens: rows {left_out[:20]}"
+        )
+    same = [pair.row for pair in every if _within(pair, max_length) and not is_told_apart(pair, max_length)]
+    if same and not settings.dpo.keep_equal:
+        lines.append(
+            f"{len(same)} pairs are skipped, their answers are equal within {max_length} tokens and prefer nothing: "
+            f"rows {same[:20]}"
+        )
+    by_cut = [pair.row for pair in every if pair.row in set(same) and pair.chosen.ids != pair.rejected.ids]
+    if by_cut and settings.dpo.keep_equal:  # of those that are equal in the file the source tells
+        lines.append(
+            f"{len(by_cut)} pairs have equal answers within {max_length} tokens, which teaches nothing: "
+            f"rows {by_cut[:20]}"
+        )
+    cut = [pair.row for pair in every if _is_cut(pair, max_length)]
+    if cut:
+        lines.append(f"{len(cut)} pairs lose the end of an answer at {max_length} tokens: rows {cut[:20]}")
+    if settings.dpo.reference:
+        _check_reference(settings.dpo.reference, pairs, template, path, max_length)
+    return lines
+
+
+def _is_cut(pair: EncodedPair, max_length: int) -> bool:
+    return max(len(pair.chosen.ids), len(pair.rejected.ids)) - 1 > max_length
+
+
+def doubts(
+    source: PairSource, pairs: Pairs, max_length: int, tokenizer: Tokenizer, settings: Settings
+) -> Iterator[str]:
+    """What the doctor says against the pairs as they are trained on: without those left out, and as they are cut."""
+    kept = {pair.row: pair for part in PARTS for pair in usable(pairs[part], max_length, settings)}
+    some = [pair for pair in source.pairs[:LOOKED_AT] if pair.row in kept]
+    looked_at = [_as_cut(pair, kept[pair.row], max_length, tokenizer) for pair in some]
+    for finding in diagnose(looked_at).of("warning"):
+        if finding.kind != "equal":  # those have been told of
+            yield finding.line()
+
+
+def _as_cut(pair: Pair, encoded: EncodedPair, max_length: int, tokenizer: Tokenizer) -> Pair:
+    if not _is_cut(encoded, max_length):
+        return pair
+    texts = (
+        tokenizer.decode(list(row.ids[row.prompt_length : max_length + 1])) if len(row.ids) - 1 > max_length else text
+        for row, text in ((encoded.chosen, pair.chosen), (encoded.rejected, pair.rejected))
+    )
+    return Pair(pair.example, *texts)
+
+
+def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, max_length: int) -> None:
+    """The reference must read the same ids as the same text, and all of them."""
+    try:
+        path = find_model(name)
+    except ModelError as error:
+        raise ModelError(f"dpo.reference: {error}") from error
+    try:  # the model before its tokenizer: of a file that is no model nothing else is worth saying
+        spec, theirs = open_model(path).spec, load_tokenizer(path)
+    except ModelError as error:
+        raise ModelError(f"dpo.reference: {name} cannot be read as a model with its tokenizer: {error}") from error
+    own, ours = open_model(model).spec, load_tokenizer(model)
+    advice = "its log-probabilities would be of other texts; take a reference of the same family"
+    if spec.vocab_size != own.vocab_size:
+        raise ModelError(
+            f"dpo.reference={name} has a vocabulary of {spec.vocab_size:,} ids, the model one of {own.vocab_size:,}; "
+            + advice
+        )
+    longest = min(max_length, max(len(pair.ids) - 1 for part in PARTS for pair in pairs[part]))
+    if longest > spec.context:
+        raise ModelError(
+            f"dpo.reference={name} has a context of {spec.context:,} tokens, and rows have up to {longest:,}; "
+            f"set data.max_length={spec.context}, or take a reference with a longer context"
+        )
+    check_vocabulary(template, theirs, spec.vocab_size)
+    for pair in pairs["train"][:TRIED]:
+        text = ours.decode(list(pair.rejected.ids[pair.rejected.prompt_length : -1]))
+        if theirs.encode(text) != ours.encode(text):
+            raise ModelError(f"dpo.reference={name} has other ids for the same text (row {pair.row}); {advice}")

@@ -1,0 +1,169 @@
+"""The run folder: nothing foreign is lost, every file is read back as it was written, damage is one sentence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import instil
+from instil.errors import InstilError, UserError
+from instil.model.load import load_decoder
+from instil.recipes.respond import respond_rows
+from instil.recipes.run import run
+from instil.recipes.score import score_path
+from instil.screen import Screen
+from instil.settings.options import Settings
+from instil.settings.resolve import resolve
+from tests.conftest import SEPARATORS, rows
+
+ONE_STEP = resolve(values={"max_steps": 1, "max_new_tokens": 2})
+
+
+def test_line_separators_in_a_rows_text_survive_every_file(plain_run: Path) -> None:
+    answered = json.loads((plain_run / "responses" / "tuned.json").read_text(encoding="utf-8"))
+    assert [row["instruction"] for row in answered] == [f"Double the number {n}.{SEPARATORS}!" for n in range(34, 38)]
+    assert respond_rows(str(plain_run), None, "test", None, Settings(), Screen()) == answered
+    assert [verdict.row for verdict in score_path(plain_run)["tuned"].verdicts] == [34, 35, 36, 37]
+    samples = (plain_run / "samples.jsonl").read_bytes().decode().rstrip("\n").split("\n")
+    asked = [json.loads(line)["instruction"] for line in samples]
+    assert asked == [f"Double the number {n}.{SEPARATORS}!" for n in (38, 39)] * 2
+    assert f"Double the number 38.{SEPARATORS}!" in (plain_run / "report.html").read_bytes().decode()
+
+
+def test_scores_are_keyed_by_the_rows_of_the_data_and_come_out_the_same_again(copied_run: Path) -> None:
+    file = copied_run / "scores" / "tuned.offline.jsonl"
+    written = file.read_bytes()
+    assert [json.loads(line)["row"] for line in written.splitlines()] == [34, 35, 36, 37]
+    file.unlink()
+    score_path(copied_run)
+    assert file.read_bytes() == written
+
+
+def test_scores_of_rows_are_keyed_by_their_places_or_by_given_numbers() -> None:
+    answered = [{"instruction": "a", "output": "b", "model_response": said} for said in ("b", "c")]
+    assert [verdict.row for verdict in instil.score(answered)] == [0, 1]
+    assert [verdict.row for verdict in instil.score(answered, numbers=[7, 3])] == [7, 3]
+
+
+def test_overwriting_replaces_the_run_and_keeps_what_is_not_of_it(copied_run: Path, tiny_folder: Path) -> None:
+    (copied_run / "notes.txt").write_text("mine")
+    (copied_run / "figures").mkdir()
+    (copied_run / "figures" / "a.png").write_text("mine too")
+    (copied_run / "scores" / "judge.jsonl").write_text("of the run before")
+    (copied_run / "checkpoints.unfinished").mkdir()
+    (copied_run / "loss.png.unfinished").write_text("")
+    again = run(rows(12), tiny_folder, copied_run, ONE_STEP, overwrite=True)
+    assert (copied_run / "notes.txt").read_text() == "mine"
+    assert (copied_run / "figures" / "a.png").read_text() == "mine too"
+    assert sorted(file.name for file in (copied_run / "scores").iterdir()) == [
+        "base.likelihood.jsonl",
+        "base.offline.jsonl",
+        "tuned.likelihood.jsonl",
+        "tuned.offline.jsonl",
+    ]
+    assert not list(copied_run.glob("*.unfinished"))
+    assert instil.load(again.path).template.name == "alpaca"
+
+
+@pytest.mark.parametrize("inside", ["data", "model", "run"])
+def test_overwriting_never_removes_what_the_new_run_reads(inside: str, copied_run: Path, tiny_folder: Path) -> None:
+    data, model = copied_run.parent / "rows.json", tiny_folder
+    if inside == "data":
+        data = copied_run / "responses" / "mine.json"
+    elif inside == "model":
+        model = copied_run / "model"
+    else:
+        model = copied_run
+    data.write_text(json.dumps(rows(12)))
+    before = sorted(copied_run.rglob("*"))
+    with pytest.raises(UserError, match=r"lies inside .* --overwrite would replace; choose another --out"):
+        run(data, model, copied_run, ONE_STEP, overwrite=True)
+    assert sorted(copied_run.rglob("*")) == before
+
+
+def test_what_is_refused_leaves_an_earlier_run_alone(copied_run: Path, tiny_folder: Path) -> None:
+    before = {path: path.read_bytes() for path in copied_run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError):
+        run([{"instruction": "a"}], tiny_folder, copied_run, ONE_STEP, overwrite=True)
+    with pytest.raises(UserError):
+        run(rows(12), "no-such-model", copied_run, ONE_STEP, overwrite=True)
+    assert {path: path.read_bytes() for path in copied_run.rglob("*") if path.is_file()} == before
+
+
+def respond(path: Path) -> Any:
+    return respond_rows(str(path), None, None, None, Settings(), Screen())
+
+
+DAMAGE: list[tuple[str, str | bytes, Callable[[Path], Any], str]] = [
+    ("run.toml", "settings = [", instil.load, "run.toml: not valid TOML"),
+    ("run.toml", b"\xff\xfe\x00", instil.load, "run.toml: not valid TOML"),
+    ("run.toml", "a = " + "[" * 3000, instil.load, "run.toml: not valid TOML: nested too deeply"),
+    ("run.toml", "", instil.load, "run.toml: damaged, it has no 'data'"),
+    ("run.toml", "data = 3\n[settings]\n[hashes]\n", respond, "run.toml: damaged, it has no 'data'"),
+    ("run.toml", "data = 'x'\nsettings = 1\n[hashes]\n", instil.load, "damaged, it has no 'settings'"),
+    ("run.toml", "data = 'x'\n[settings]\ngenerate = 3\n[hashes]\n", instil.load, "damaged, wanted sections"),
+    ("run.toml", "data = 'x'\n[settings.generate]\nmax_new_token = 3\n[hashes]\n", instil.load, "did you mean"),
+    ("run.toml", "data = 'x'\n[settings.generate]\nseed = -3\n[hashes]\n", instil.load, r"generate\.seed=-3"),
+    ("run.toml", "data = 'x'\n[settings]\ndata = 3\n[hashes]\n", respond, "damaged, wanted sections"),
+    ("run.toml", "data = 'x'\ndata_path = 3\n[settings]\n[hashes]\n", respond, "'data_path' is no text"),
+    ("split.json", "{", respond, "split.json: not valid JSON"),
+    ("split.json", "[" * 100_000, respond, "split.json: not valid JSON: nested too deeply"),
+    ("split.json", b"\xff\xfe\x00", score_path, "split.json: not valid JSON"),
+    ("split.json", "[]", score_path, "split.json: damaged, wanted the row numbers"),
+    ("split.json", '{"train": [], "test": 3, "validation": []}', respond, "split.json: damaged"),
+    ("split.json", '{"train": [], "test": [[1]], "validation": []}', respond, "split.json: damaged"),
+    ("responses/tuned.json", '[{"instruction": "a", ', score_path, r"tuned.json: not valid JSON"),
+    ("responses/tuned.json", "", score_path, r"tuned.json: .*is empty"),
+    ("responses/tuned.json", b"[\xff]", score_path, r"tuned.json"),
+    ("responses/tuned.json", '[{"instruction": "a"}]', score_path, "1 rows, but the run held out 4"),
+    ("responses/tuned.json", "[3, 4, 5, 6]", score_path, "row 0: no text under 'model_response'"),
+    ("model/template.json", "[]", instil.load, "template.json: not a template"),
+    ("model/template.json", "{", instil.load, "template.json: not valid JSON"),
+    ("model/template.json", '"alpaca"', instil.load, "template.json: not a template"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "use", "says"), DAMAGE)
+def test_damage_is_one_sentence(
+    name: str, content: str | bytes, use: Callable[[Path], Any], says: str, copied_run: Path
+) -> None:
+    (copied_run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InstilError, match=says) as caught:
+        use(copied_run)
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_a_part_of_a_run_that_is_missing_is_named(copied_run: Path) -> None:
+    (copied_run / "split.json").unlink()
+    with pytest.raises(UserError, match=r"split\.json: cannot be read"):
+        respond(copied_run)
+    shutil.rmtree(copied_run / "responses")
+    (copied_run / "split.json").write_text('{"train": [], "test": [1], "validation": []}')
+    with pytest.raises(UserError, match="holds no answers"):
+        score_path(copied_run)
+    shutil.rmtree(copied_run / "model")
+    with pytest.raises(UserError, match="stopped before its model was saved"):
+        instil.load(copied_run)
+
+
+def test_a_disk_without_room_is_told_before_any_work(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = sum(parameter.nbytes for parameter in load_decoder(tiny_folder).parameters())
+    for free, patience, fits in [(whole, 0, True), (whole - 1, 0, False), (whole, 1, False), (2 * whole, 1, True)]:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path, free=free: SimpleNamespace(free=free))
+        out = tmp_path / f"run-{free}-{patience}"
+        settings = resolve(values={"max_steps": 1, "max_new_tokens": 2, "patience": patience})
+        if fits:
+            run(rows(12), tiny_folder, out, settings=settings)
+            continue
+        with pytest.raises(UserError, match=rf"needs \d\.\d\d GB on disk, and .* free at {tmp_path}; make room"):
+            run(rows(12), tiny_folder, out, settings=settings)
+        assert not out.exists()

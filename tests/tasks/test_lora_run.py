@@ -1,0 +1,76 @@
+"""A whole run with adapters: less is trained, the result is a plain model, and PEFT's folder lies beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import instil
+from instil.errors import SettingsError
+from instil.model.decoder import batch_of_ids
+from instil.model.files.peft import load_adapter
+from instil.model.load import load_decoder
+from instil.recipes.plan.plan import plan
+from instil.settings.resolve import resolve
+from tests.conftest import rows
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0}, {"dora": True}]
+)
+def test_a_run_with_adapters(tiny_folder: Path, tmp_path: Path, more: dict[str, object]) -> None:
+    run = instil.finetune(
+        rows(40), model=tiny_folder, out=tmp_path / "run", method="lora", lora={"rank": 4, **more},
+        learning_rate=2e-2, epochs=2, max_new_tokens=4,
+    )  # fmt: skip
+    records = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["val_loss"] < records[0]["val_loss"] - 0.05
+    model = load_decoder(run.path / "model")
+    adapted = load_decoder(tiny_folder)
+    load_adapter(adapted, run.path / "adapter")
+    ids = torch.arange(5, 30)[None]
+    with torch.inference_mode():
+        found, wanted, base = (
+            one.logits(one(batch_of_ids(ids))) for one in (model, adapted, load_decoder(tiny_folder))
+        )
+    assert (found - wanted).abs().max() / wanted.abs().max() < 1e-5
+    assert (found - base).abs().max() / base.abs().max() > 1e-3
+    assert instil.load(run.path).respond("Double the number 3.", max_new_tokens=3) is not None
+
+
+def test_a_rate_that_silences_the_model_is_not_blamed_on_merging(tiny_folder: Path, tmp_path: Path) -> None:
+    """Norms of what is too large are infinite, so that all scores are zero: before merging and after it."""
+    settings = {"method": "lora", "learning_rate": 1e5, "max_steps": 2, "eval_every": 1, "patience": 1}
+    done = instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", max_new_tokens=2, **settings)
+    assert done.validation_loss == pytest.approx(math.log(50257), rel=1e-6)
+
+
+def test_as_in_book_has_the_exercises_adapters() -> None:
+    settings = resolve(as_in_book=True, assignments=["train.method=lora"])
+    assert (settings.lora.rank, settings.lora.alpha, settings.lora.scaling) == (16, 16.0, "alpha")
+    assert settings.lora.targets == ("all", "head")
+    assert resolve(assignments=["lora.targets=q_proj, v_proj"]).lora.targets == ("q_proj", "v_proj")
+    assert resolve(assignments=['lora.targets=["q", "v"]']).lora.targets == ("q", "v")
+    assert resolve(values={"rank": 8}).lora.rank == 8
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tiny_folder: Path, tmp_path: Path) -> None:
+    for lora in ({"targets": ("q_prok",)}, {"rank": 4096}, {"dora": True, "targets": ("head",), "rank": 2}):
+        with pytest.raises(SettingsError, match="lora"):
+            instil.finetune(rows(20), model=tiny_folder, out=tmp_path / "run", method="lora", lora=lora, max_steps=1)
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_counts_what_is_trained(tiny_folder: Path) -> None:
+    planned = [
+        plan(rows(40), tiny_folder, resolve(values={"method": method, "lora": {"rank": 2}, "max_new_tokens": 2}))
+        for method in ("full", "lora")
+    ]
+    full, lora = (one.memory for one in planned)
+    assert full.moments == 2 * full.weights == 2 * lora.weights
+    assert 0 < lora.moments < full.moments / 50
+    assert planned[0].parameters == planned[1].parameters

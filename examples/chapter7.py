@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -24,7 +24,6 @@ import torch.nn.functional as F
 import instil
 from instil import Assistant, Completion, Decoder, Example, Loader, Template
 from instil.data.encoding import check_vocabulary
-from instil.data.loader import BookLoader
 from instil.data.preflight import has_target
 from instil.data.sources import read_source
 from instil.data.splits import PARTS, Part, Split, split_examples
@@ -36,11 +35,13 @@ from instil.model.files.pth import load_pth, save_pth
 from instil.model.find import find_model
 from instil.model.load import open_model
 from instil.runs.folder import response_rows
+from instil.runs.observers import MetricsFile
 from instil.runs.report.curves import plot_losses
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.train.evaluation import AsInBook, Evaluator, HeldOut
-from instil.train.metrics import MetricsFile, StepRecord
+from instil.train.metrics import StepRecord
+from instil.train.observer import Observer, Pause
 
 SIZES = {"gpt2-small": "124M", "gpt2-medium": "355M", "gpt2-large": "774M", "gpt2-xl": "1558M"}
 
@@ -100,9 +101,8 @@ def create_loaders(
         if len(kept) < len(encoded):
             print(f"{len(encoded) - len(kept)} {part} rows fill {max_length} tokens with their prompt: left out")
         if kept:
-            kind = BookLoader if settings.train.order == "book" else Loader
             make = partial(
-                kind,
+                Loader,
                 kept,
                 settings.train.batch_size,
                 pad_id=tokenizer.eos_id,
@@ -111,6 +111,7 @@ def create_loaders(
                 shuffle=part == "train",
                 drop_last=settings.train.drop_last and part == "train",
                 seed=settings.train.seed,
+                order=settings.train.order,
             )
             loaders[part] = make(layout=settings.train.layout)
             if part == "train":
@@ -141,11 +142,26 @@ def show_answers(assistant: Assistant, examples: Sequence[Example], when: str) -
     return answers
 
 
-def opener(loader: Loader | None) -> Callable[[], Any]:
-    """Opens a loader anew; in the chapter every evaluation does so, and thereby draws another order."""
-    if loader is None:
-        return list
-    return loader.draw if isinstance(loader, BookLoader) else loader.steps
+class Shown(Observer):
+    """Prints the losses as the chapter does, and an answer now and then."""
+
+    def __init__(self, assistant: Assistant, example: Example, sample: str) -> None:
+        self._assistant, self._example, self._sample = assistant, example, sample
+
+    def on_step(self, record: StepRecord) -> None:
+        train_loss = record.train_loss if record.eval_train_loss is None else record.eval_train_loss
+        named = {"training loss": train_loss, "validation loss": record.val_loss}
+        losses = ", ".join(f"{name} {loss:.4f}" for name, loss in named.items() if loss is not None)
+        if record.step == 0:
+            print(f"Before training: {losses or 'no validation rows'}", flush=True)
+        elif record.val_loss is not None or record.step == 1:
+            print(f"Epoch {record.epoch:.2f}, step {record.step:>4}: {losses}", flush=True)
+
+    def wants_pause(self, pause: Pause) -> bool:
+        return pause.evaluated if self._sample == "evaluation" else pause.ends_epoch
+
+    def on_pause(self, pause: Pause, decoder: Decoder) -> None:
+        show_answers(self._assistant, [self._example], f"after {pause.steps} steps")
 
 
 def fine_tune(assistant: Assistant, loaders: dict[Part, Loader], settings: Settings, shown: Example, out: Path) -> None:
@@ -156,31 +172,15 @@ def fine_tune(assistant: Assistant, loaders: dict[Part, Loader], settings: Setti
     evaluator: Evaluator
     if options.evaluation == "book":
         torch.manual_seed(options.seed)
-        evaluator = AsInBook(opener(training), opener(validation), options.eval_every, options.eval_batches)
+        again = validation.draw if validation else list  # every evaluation draws another order
+        evaluator = AsInBook(training.draw, again, options.eval_every, options.eval_batches)
     else:
         batches = list(validation.batches()) if validation else []
         evaluator = HeldOut(batches, options.eval_every, options.eval_batches)
 
     with MetricsFile(out / "metrics.jsonl") as metrics:
-
-        def on_record(record: StepRecord) -> None:
-            metrics.write(record)
-            train_loss = record.train_loss if record.eval_train_loss is None else record.eval_train_loss
-            named = {"training loss": train_loss, "validation loss": record.val_loss}
-            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in named.items() if loss is not None)
-            if record.step == 0:
-                print(f"Before training: {losses or 'no validation rows'}", flush=True)
-            elif record.val_loss is not None or record.step == 1:
-                print(f"Epoch {record.epoch:.2f}, step {record.step:>4}: {losses}", flush=True)
-
-        result = instil.train(
-            assistant.decoder,
-            training,
-            options,
-            evaluator=evaluator,
-            on_record=on_record,
-            on_sample=lambda step: show_answers(assistant, [shown], f"after {step} steps"),
-        )
+        watching = [metrics, Shown(assistant, shown, options.sample)]
+        result = instil.train(assistant.decoder, training, options, evaluator=evaluator, observers=watching)
     print(f"Training completed in {result.seconds / 60:.2f} minutes.")
     plot_losses(result.records, out)
     print(f"Losses drawn in {out / 'loss.png'} and {out / 'loss.pdf'}")

@@ -19,6 +19,7 @@ def main(job: Job, variant: str, track: Track) -> None:
     from instil.settings.options import TrainOptions
     from instil.train.loop import train
     from instil.train.metrics import StepRecord
+    from instil.train.observer import OnStep
 
     decoder = load_decoder(job.folder)
     if variant == "untied":
@@ -44,12 +45,12 @@ def main(job: Job, variant: str, track: Track) -> None:
         layout=options.layout,
     )
 
-    def on_record(record: StepRecord) -> None:
+    def on_step(record: StepRecord) -> None:
         if record.train_loss is not None:
             track.step(record.train_loss)
 
     track.begin()
-    train(decoder, loader, options, on_record=on_record)
+    train(decoder, loader, options, observers=[OnStep(on_step)])
     gemm = importlib.import_module("instil.model.fast.gemm")
     track.end(layout=options.layout, gemm=gemm.backend())
 

@@ -12,16 +12,18 @@ def main(job: Job, variant: str, track: Track) -> None:
     """As ``instil train --method dpo`` does, without validation and samples."""
     runtime.settle()  # the command line's first act
 
+    from instil.data.loader import Loader
     from instil.model.fast.gemm import backend
     from instil.model.load import load_decoder
     from instil.model.lora import add_lora
     from instil.records import Encoded, EncodedPair
     from instil.settings.options import DpoOptions, TrainOptions
-    from instil.tasks.pairs.batches import PairLoader, collate_pairs
+    from instil.tasks.pairs.batches import PairCollator, collate_pairs
     from instil.tasks.pairs.losses import Preference, reference_log_probs
     from instil.tasks.pairs.reference import REFERENCE_PAIRS
     from instil.train.loop import train
     from instil.train.metrics import StepRecord
+    from instil.train.observer import OnStep
 
     decoder = load_decoder(job.folder)
     pairs = []
@@ -40,7 +42,7 @@ def main(job: Job, variant: str, track: Track) -> None:
         eval_every=0,
     )
 
-    def on_record(record: StepRecord) -> None:
+    def on_step(record: StepRecord) -> None:
         if record.train_loss is not None:
             track.step(record.train_loss)
 
@@ -52,15 +54,16 @@ def main(job: Job, variant: str, track: Track) -> None:
         scored += [replace(pair, reference=one) for pair, one in zip(some, found, strict=True)]
     if variant == "lora":
         add_lora(decoder, rank=RANK, alpha=ALPHA)
-    loader = PairLoader(
+    loader = Loader(
         scored,
         options.batch_size,
         pad_id=job.pad_id,
         max_length=job.max_length,
         shuffle=False,
         layout=options.layout,
+        collator=PairCollator,
     )
-    train(decoder, loader, options, on_record=on_record, objective=Preference(DpoOptions()))
+    train(decoder, loader, options, observers=[OnStep(on_step)], objective=Preference(DpoOptions()))
     track.end(layout=options.layout, gemm=backend())
 
 

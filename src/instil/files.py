@@ -72,7 +72,8 @@ def record_of(kind: type[Record], found: Any, *, strict: bool = True) -> Record:
     """A record out of what was parsed from its JSON.
 
     Args:
-        kind: its dataclass, of whole numbers, numbers, texts, truth values, and lists and objects of these.
+        kind: its dataclass, of whole numbers, numbers, texts, truth values, and lists and objects of these; a field
+            whose metadata has a ``key`` goes by that in the file.
         found: what the parser gave.
         strict: refuse keys that the record does not have, instead of leaving them out.
 
@@ -87,17 +88,20 @@ def record_of(kind: type[Record], found: Any, *, strict: bool = True) -> Record:
     if not isinstance(found, dict):
         raise ValueError(f"found {_named(found)}; wanted an object")
     hints = get_type_hints(kind)
-    for one in fields(kind):  # type: ignore[arg-type]  # a dataclass
-        if one.name not in found:
-            if one.default is MISSING and one.default_factory is MISSING:
-                raise ValueError(f"it has no {one.name!r}")
-        elif not _fits(found[one.name], hints[one.name]):
-            wanted = " or ".join(_words(hints[one.name]))
-            raise ValueError(f"{one.name!r} is {_named(found[one.name])}; wanted {wanted}")
-    unknown = [key for key in found if key not in hints]
+    names: dict[str, str] = {}  # of the fields, by the keys that the file has for them
+    for field in fields(kind):  # type: ignore[arg-type]  # a dataclass
+        key = field.metadata.get("key", field.name)
+        names[key] = field.name
+        if key not in found:
+            if field.default is MISSING and field.default_factory is MISSING:
+                raise ValueError(f"it has no {key!r}")
+        elif not _fits(found[key], hints[field.name]):
+            wanted = " or ".join(_words(hints[field.name]))
+            raise ValueError(f"{key!r} is {_named(found[key])}; wanted {wanted}")
+    unknown = [key for key in found if key not in names]
     if strict and unknown:
         raise ValueError(f"unknown key {unknown[0]!r}")
-    return kind(**{key: value for key, value in found.items() if key in hints})
+    return kind(**{names[key]: value for key, value in found.items() if key in names})
 
 
 def records_in(path: Path, kind: type[Record], *, strict: bool = True, advice: str = "") -> list[Record]:

@@ -11,20 +11,37 @@ S supervised predictions.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+Pattern = Literal["grid", "shared_prefix", "forks"]  # which attention a layout wants
 IGNORED = -100  # torch's cross_entropy skips this target
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation; ``input`` is what an instruction is about, where a row keeps the two apart."""
+
+    role: Role
+    content: str
+    input: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of the user's data: the chapter's "entry".
+    """One row of the user's data: the chapter's "entry", or the last exchange of a conversation.
 
-    ``row`` is the position in the file (from 0), by which every message names it.
+    ``row`` is the position in the file (from 0), by which every message names it. ``history`` holds the turns before
+    ``instruction``: a system message, earlier questions and answers.
+
+    >>> Example("Add them.", "5", "2 and 3").turns
+    (Turn(role='user', content='Add them.', input='2 and 3'), Turn(role='assistant', content='5', input=''))
     """
 
     instruction: str
@@ -32,6 +49,12 @@ class Example:
     input: str = ""
     task: str = ""
     row: int = -1
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """The whole conversation; an Alpaca row is one of two turns. The last one is the answer, empty if unknown."""
+        return (*self.history, Turn("user", self.instruction, self.input), Turn("assistant", self.output))
 
     def as_json(self) -> dict[str, str]:
         """The row in Alpaca form, as the book writes it."""
@@ -110,6 +133,17 @@ class Grid:
 
     rows: int
     length: int
+    pattern: ClassVar[Pattern] = "grid"
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed, padding included."""
+        return self.rows * self.length
+
+    @property
+    def tokens_of_rows(self) -> int:
+        """How many tokens the sequences have in all, a shared one in every sequence that it belongs to."""
+        return self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +156,22 @@ class Shared:
 
     prefix: int
     lengths: tuple[int, ...]
+    pattern: ClassVar[Pattern] = "shared_prefix"
 
     @property
     def rows(self) -> int:
         """Number of sequences."""
         return len(self.lengths)
+
+    @property
+    def tokens(self) -> int:
+        """As `Grid.tokens`."""
+        return self.prefix + sum(self.lengths)
+
+    @property
+    def tokens_of_rows(self) -> int:
+        """As `Grid.tokens_of_rows`."""
+        return self.prefix * self.rows + sum(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +186,22 @@ class Forked:
     prefix: int
     stems: tuple[int, ...]
     branches: tuple[int, ...]
+    pattern: ClassVar[Pattern] = "forks"
 
     @property
     def rows(self) -> int:
         """Number of sequences: two for each pair."""
         return len(self.branches)
+
+    @property
+    def tokens(self) -> int:
+        """As `Grid.tokens`."""
+        return self.prefix + sum(self.stems) + sum(self.branches)
+
+    @property
+    def tokens_of_rows(self) -> int:
+        """As `Grid.tokens_of_rows`."""
+        return self.prefix * self.rows + 2 * sum(self.stems) + sum(self.branches)
 
 
 Layout = Grid | Shared | Forked
@@ -189,12 +245,7 @@ class Batch:
     @property
     def real_tokens(self) -> int:
         """How many tokens the rows have, without padding; a shared one counts in every row."""
-        if isinstance(self.layout, Shared):
-            return self.layout.prefix * self.layout.rows + sum(self.layout.lengths)
-        if isinstance(self.layout, Forked):
-            layout = self.layout
-            return layout.prefix * layout.rows + 2 * sum(layout.stems) + sum(layout.branches)
-        return int((self.rows_N >= 0).sum().item())
+        return self.layout.tokens_of_rows - int((self.rows_N < 0).sum().item())
 
     @property
     def inputs(self) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from instil.data.encoding import encode
-from instil.data.loader import BookLoader
+from instil.data.loader import Loader
 from instil.data.sources import read_source
 from instil.data.splits import split_in_order
 from instil.data.templates import template_named
@@ -188,7 +188,7 @@ def test_the_chapters_name_of_the_file(program: Any) -> None:
 def test_the_first_batches_are_as_long_as_the_chapter_prints() -> None:
     split, tokenizer = split_in_order(read_source(BOOK_DATA / "instruction-data.json").examples), BytePair()
     encoded = [encode(row, template_named("alpaca"), tokenizer, "all") for row in split.train]
-    loader = BookLoader(encoded, 8, pad_id=50256, drop_last=True, seed=123, layout="padded")
+    loader = Loader(encoded, 8, order="book", pad_id=50256, drop_last=True, seed=123, layout="padded")
     lengths = [batch.inputs.shape[1] for batch in loader.batches()]
     assert len(lengths) == 116
     assert lengths[:3] == [61, 76, 73]

@@ -65,5 +65,5 @@ def test_every_loss_and_margin_is_the_naive_one(tiny_gpt2: Path, tmp_path: Path)
     evaluated = [record for record in records if record.eval_train_loss is not None]
     assert [record.eval_train_loss for record in evaluated] == pytest.approx(wanted["train"], rel=1e-9)
     assert [record.val_loss for record in evaluated] == pytest.approx(wanted["validation"], rel=1e-9)
-    margins = [record.val_preference["margin"] for record in evaluated if record.val_preference]
+    margins = [record.val_metrics["margin"] for record in evaluated if record.val_metrics]
     assert margins == pytest.approx(wanted["margin"], rel=1e-6, abs=1e-12)

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from instil.data.loader import Loader
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.lora import add_lora
 from instil.records import Encoded, EncodedPair, Forked
 from instil.settings.options import DpoOptions
-from instil.tasks.pairs.batches import PairLoader, collate_pairs
+from instil.tasks.pairs.batches import PairCollator, collate_pairs
 from instil.tasks.pairs.encoding import with_others
 from instil.tasks.pairs.losses import Preference, answers_of
 from instil.train import head_loss
@@ -120,7 +121,7 @@ def test_micro_batches_are_one_big_batch(loss: str) -> None:
     model = decoder("llama")
     found = []
     for micro in (3, 1, 2):
-        (step,) = PairLoader(rows, 3, pad_id=0, shuffle=False, micro_batch=micro).steps()
+        (step,) = Loader(rows, 3, pad_id=0, shuffle=False, micro_batch=micro, collator=PairCollator).steps()
         updates: Updates = Kept(model.parameters(), weight_decay=0.0)
         summed, _, metrics = _step(model, step, updates, objective, "fp32")
         updates.close()
@@ -152,7 +153,7 @@ def test_scores_in_pieces_are_scores_at_once(monkeypatch: pytest.MonkeyPatch, ad
 def test_a_loader_counts_what_it_makes() -> None:
     rows = [pair((1, 2, n), (3,) * (1 + n % 3), (3, 7, n), n) for n in range(9)]
     for layout in ("shared", "padded"):
-        loader = PairLoader(rows, 4, pad_id=0, layout=layout, micro_batch=3, max_length=4)  # type: ignore[arg-type]
+        loader = Loader(rows, 4, pad_id=0, layout=layout, micro_batch=3, max_length=4, collator=PairCollator)  # type: ignore[arg-type]
         made = [[len(batch.ids_N) for batch in step] for step in loader.steps()]
         assert made == loader.sizes()
     assert loader.ids() == sorted({0, 1, 2, 3, 7, *range(9)})

@@ -130,7 +130,7 @@ def test_answering_takes_two_seats_a_row_and_the_weights_twice(
     data = [{**row, "instruction": row["instruction"] + " word" * 40} for row in rows(40)]
     prepared = prepare(data, tiny_folder, resolve(values={"max_new_tokens": tokens}))
     spec = open_model(prepared.model_path).spec
-    longest = max(len(row.ids[: row.prompt_length]) for row in prepared.encoded["test"])
+    longest = max(len(row.ids[: row.prompt_length]) for row in prepared.rows["test"])
     assert longest < 128 < longest + tokens < 256
     each = 2 * spec.layers * spec.kv_heads * spec.head_width * 4
     found = plan_module._cache_bytes(prepared, spec, 10**6)

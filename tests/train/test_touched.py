@@ -13,6 +13,7 @@ from instil.model.decoder import Decoder
 from instil.records import Encoded
 from instil.settings.options import TrainOptions
 from instil.train.loop import train
+from instil.train.observer import Observer, Pause
 from instil.train.touched import TouchedRows
 from tests.train.test_training import decoder
 
@@ -31,12 +32,16 @@ def tuned(model: Decoder, known: bool, **options: float) -> tuple[Decoder, list[
     validation = [batch for row in ROWS[:2] for batch in Loader([row], 1, pad_id=0).batches()]
     probed: list[float] = []
 
-    def on_sample(step: int) -> None:
-        probed.append(float(model.embed.weight[UNREAD].detach().sum()))
+    class Probe(Observer):
+        def wants_pause(self, pause: Pause) -> bool:
+            return pause.evaluated
+
+        def on_pause(self, pause: Pause, decoder: Decoder) -> None:
+            probed.append(float(decoder.embed.weight[UNREAD].detach().sum()))
 
     records = train(
         model, loader, TrainOptions(epochs=5, learning_rate=1e-2, eval_every=3, batch_size=4, **options),  # type: ignore[arg-type]
-        validation=validation, on_sample=on_sample, seen_ids=loader.ids() if known else (),
+        validation=validation, observers=[Probe()], seen_ids=loader.ids() if known else (),
     ).records  # fmt: skip
     losses = [x for record in records for x in (record.train_loss, record.val_loss) if x is not None]
     return model, [*losses, *probed]

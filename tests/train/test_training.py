@@ -20,12 +20,14 @@ from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec, RopeScaling
 from instil.records import IGNORED, Encoded
+from instil.runs.observers import MetricsFile
 from instil.runs.report.curves import plot_losses, plot_runs
 from instil.settings.options import TrainOptions
 from instil.train.loop import train
 from instil.train.losses import LossSum, held_out_loss, nll_sum
-from instil.train.metrics import MetricsFile, StepRecord, read_metrics
+from instil.train.metrics import StepRecord, read_metrics
 from instil.train.objective import Likelihood
+from instil.train.observer import Observer, OnStep, Pause
 from instil.train.optimizer import Updates
 from instil.train.schedule import learning_rate
 from tests.closeness import assert_e1
@@ -174,6 +176,20 @@ def test_micro_batches_train_to_the_same_losses() -> None:
     assert [r.train_loss for r in many.records[1:]] == pytest.approx([r.train_loss for r in one.records[1:]], rel=1e-9)
 
 
+class Pauses(Observer):
+    """Notes the pauses after an evaluation."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = steps
+
+    def wants_pause(self, pause: Pause) -> bool:
+        return pause.evaluated
+
+    def on_pause(self, pause: Pause, decoder: Decoder) -> None:
+        assert not decoder.training
+        self.steps.append(pause.steps)
+
+
 def test_records_say_what_happened() -> None:
     rows = some_rows()
     loader = Loader(rows, 4, pad_id=0)
@@ -187,8 +203,7 @@ def test_records_say_what_happened() -> None:
         loader,
         TrainOptions(epochs=2, batch_size=4, eval_every=2),
         validation=validation,
-        on_record=seen.append,
-        on_sample=sampled.append,
+        observers=[OnStep(seen.append), Pauses(sampled)],
     )
     assert [record.step for record in seen] == list(range(7))
     assert seen[0].val_loss == before
@@ -248,7 +263,7 @@ def test_a_last_update_that_diverges_is_no_result(rate: float) -> None:
     seen: list[StepRecord] = []
     options = TrainOptions(max_steps=1, learning_rate=rate, weight_decay=0.1 if rate < 1e301 else 10.0)
     with pytest.raises(TrainingDiverged, match=r"step 1: the last update .* set train\.clip=1"):
-        train(decoder("gpt2"), Loader(some_rows(), 4, pad_id=0), options, on_record=seen.append)
+        train(decoder("gpt2"), Loader(some_rows(), 4, pad_id=0), options, observers=[OnStep(seen.append)])
     assert seen[1].train_loss is not None
     assert math.isfinite(seen[1].train_loss)
 
@@ -267,7 +282,7 @@ def test_a_validation_loss_that_is_no_number_is_never_recorded() -> None:
     loader = Loader(some_rows(), 4, pad_id=0)
     options = TrainOptions(max_steps=9, learning_rate=1e300, eval_every=1)
     with pytest.raises(TrainingDiverged, match=r"step 1: the validation loss is nan\. .* set train\.clip=1"):
-        train(decoder("gpt2"), loader, options, validation=list(loader.batches()), on_record=seen.append)
+        train(decoder("gpt2"), loader, options, validation=list(loader.batches()), observers=[OnStep(seen.append)])
     assert [record.step for record in seen] == [0]
     model = decoder()
     with torch.no_grad():
@@ -297,7 +312,7 @@ def test_metrics_and_curves_are_written(tmp_path: Path) -> None:
     loader = Loader(some_rows(), 4, pad_id=0)
     validation = list(loader.batches())
     with MetricsFile(tmp_path / "metrics.jsonl") as metrics:
-        result = train(decoder(), loader, TrainOptions(), validation=validation, on_record=metrics.write)
+        result = train(decoder(), loader, TrainOptions(), validation=validation, observers=[metrics])
     assert read_metrics(tmp_path / "metrics.jsonl") == list(result.records)
     plot_losses(result.records, tmp_path)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

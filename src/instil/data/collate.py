@@ -6,6 +6,8 @@ Shape suffixes: B rows · T positions · N = B*T tokens, flat · S supervised pr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -83,7 +85,8 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
         ValueError: as `collate`.
     """
     kept = _kept(rows, max_length)
-    prefix = common_prefix([row.ids for row in rows], min(kept) - 1) if len(rows) > 1 else 0
+    layout = _shared(rows, kept)
+    prefix = layout.prefix
     ids, positions, row_of = list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix
     at: list[int] = []
     targets: list[int] = []
@@ -111,9 +114,15 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
         at_S=torch.tensor(at, dtype=torch.long),
         targets_S=torch.tensor(targets, dtype=torch.long),
         weights_S=torch.tensor(weights, dtype=torch.get_default_dtype()),
-        layout=Shared(prefix, tuple(count - prefix for count in kept)),
+        layout=layout,
         examples=tuple(row.row for row in rows),
     )
+
+
+def _shared(rows: Sequence[Encoded], kept: Sequence[int]) -> Shared:
+    """The layout of rows of which so many tokens are computed; each keeps at least one of its own."""
+    prefix = common_prefix([row.ids for row in rows], min(kept) - 1) if len(rows) > 1 else 0
+    return Shared(prefix, tuple(count - prefix for count in kept))
 
 
 def _kept(rows: Sequence[Encoded], max_length: int | None) -> list[int]:
@@ -139,3 +148,29 @@ def common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
 
 def _whole(ids: Sequence[int], end: int) -> Encoded:
     return Encoded((*ids, end), (True,) * (len(ids) + 1))
+
+
+@dataclass(frozen=True, slots=True)
+class RowCollator:
+    """Makes batches of rows (`instil.data.loader.Collator`)."""
+
+    pad_id: int
+    max_length: int | None = None
+    layout: Literal["shared", "padded"] = "shared"
+
+    def __call__(self, rows: Sequence[Encoded]) -> Batch:
+        if self.layout == "shared":
+            return collate_shared(rows, self.max_length)
+        return collate(rows, self.pad_id, self.max_length)
+
+    def positions(self, rows: Sequence[Encoded]) -> int:
+        kept = [self.length(row) for row in rows]
+        layout = Grid(len(kept), max(kept)) if self.layout == "padded" else _shared(rows, kept)
+        return layout.tokens
+
+    def length(self, row: Encoded) -> int:
+        count = len(row.ids) - 1  # the last id is only ever predicted
+        return count if self.max_length is None else min(count, self.max_length)
+
+    def ids(self, row: Encoded) -> set[int]:
+        return set(row.ids)

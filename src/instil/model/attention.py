@@ -11,15 +11,15 @@ S cached positions · P prefix · L own positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.cache import Part
-from instil.records import Batch, Forked, Shared
+from instil.records import Batch, Forked, Grid, Shared
 
 
 class Pattern(Protocol):
@@ -43,8 +43,9 @@ class PaddedGrid:
     (Beltagy et al., 2020), built once for all layers that share it.
     """
 
-    def __init__(self, rows: int, length: int) -> None:
-        self.rows, self.length = rows, length
+    def __init__(self, layout: Grid, device: torch.device) -> None:
+        del device
+        self.rows, self.length = layout.rows, layout.length
         self.bands_TT: dict[int, Tensor] = {}
 
     def __call__(
@@ -231,14 +232,15 @@ def pattern_for(batch: Batch, past: Sequence[Part] | None) -> Pattern:
     """The pattern of a batch's layout, or of rows that go on from a cache."""
     if past is not None:
         return Continued(past, batch.ids_N.device)
-    layout, device = batch.layout, batch.ids_N.device
-    if isinstance(layout, Forked) and max(layout.stems) == 0:
-        return SharedPrefix(Shared(layout.prefix, layout.branches), device)
-    if isinstance(layout, Forked):
-        return Forks(layout, device)
-    if isinstance(layout, Shared):
-        return SharedPrefix(layout, device)
-    return PaddedGrid(layout.rows, layout.length)
+    return PATTERNS[batch.layout.pattern](batch.layout, batch.ids_N.device)
+
+
+# What each layout asks for (`instil.records.Layout.pattern`).
+PATTERNS: dict[str, Callable[[Any, torch.device], Pattern]] = {
+    "grid": PaddedGrid,
+    "shared_prefix": SharedPrefix,
+    "forks": Forks,
+}
 
 
 def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from instil.records import Encoded, Example
-from instil.tasks.task import Prepared
+from instil.records import Example
+from instil.tasks.task import Prepared, View
 
 Fate = Literal["seen", "trained", "cut"]
 
@@ -37,28 +36,19 @@ class Slide:
 
 def slides(prepared: Prepared, row: int) -> list[Slide]:
     """The row of that number in the file; of a preference pair both answers; nothing if it is not there."""
-    for part, encoded in prepared.encoded.items():
-        for index, example in enumerate(prepared.split.part(part)):
-            if example.row != row:
-                continue
-            if prepared.pairs is None:
-                return [Slide(example, part, tuple(_tokens(prepared, encoded[index], encoded[index].trained)))]
-            pair = prepared.pairs[part][index]
-            sides = (("chosen", pair.chosen, pair.chosen_scored), ("rejected", pair.rejected, pair.rejected_scored))
-            return [
-                Slide(
-                    example,
-                    f"{part}, {name}",
-                    tuple(_tokens(prepared, one, [position in scored for position in range(len(one.ids))])),
-                )
-                for name, one, scored in sides
-            ]
+    for part, rows in prepared.rows.items():
+        for encoded, example in zip(rows, prepared.split.part(part), strict=True):
+            if example.row == row:
+                return [
+                    Slide(example, f"{part}, {view.name}" if view.name else part, tuple(_tokens(prepared, view)))
+                    for view in prepared.task.views(encoded)
+                ]
     return []
 
 
-def _tokens(prepared: Prepared, row: Encoded, targets: Sequence[bool]) -> list[Token]:
+def _tokens(prepared: Prepared, view: View) -> list[Token]:
     tokens = []
-    for position, (id_, trained) in enumerate(zip(row.ids, targets, strict=True)):
+    for position, (id_, trained) in enumerate(zip(view.row.ids, view.learnt, strict=True)):
         fate: Fate = "trained" if trained and position else "seen"  # nothing comes before the first token
         if position > prepared.max_length:
             fate = "cut"

@@ -26,19 +26,18 @@ from instil.runs.report.curves import plot_rates
 from instil.screen import Screen, clock
 from instil.settings.options import Settings
 from instil.tasks.adapters import adapt
-from instil.tasks.pairs.reference import with_reference
-from instil.tasks.prepare import load, prepare
-from instil.tasks.task import Data, Prepared, evaluator_for, loader_for, objective_for
+from instil.tasks.prepare import load, prepare, task_of
+from instil.tasks.task import Data, Prepared, evaluator_for, loader_for
 from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.loop import planned_steps, train
 from instil.train.metrics import StepRecord
+from instil.train.observer import Observer
 
 RATES = {  # about the usual one of each method, each about three times the one before
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
     "lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
 SHARE = 30  # of the real run's steps, in the first round
-GENTLER = 20  # times lower are the usual rates of preference tuning, which moves a model that can answer already
 FEWEST, MOST = 10, 100  # steps of the first round, where nothing else is said
 ROOM = 3  # times the trained weights that must be free to keep a copy of them
 
@@ -155,8 +154,7 @@ def probe(
     prepared = prepare(data, model, settings.model_copy(update={"train": held_out}))
     if loader_for(prepared, "validation") is None:
         raise DataError(f"{prepared.source.name}: no rows are held out for validation, by which rates are judged")
-    loader = loader_for(prepared, "train")
-    assert loader is not None, "pre-flight refuses data without a trainable row"
+    loader = prepared.training
     real = planned_steps(len(loader), settings.train)
     rounds = planned_rounds(len(wanted), steps or min(max(real // SHARE, FEWEST), MOST), real)
     total = sum(count * each for count, each in rounds)
@@ -218,9 +216,7 @@ class _Bench:
         self.advance: Any = lambda note="": None
         self.untrained: float | None = None
         decoder = load(prepared)
-        if prepared.pairs is not None:
-            prepared = with_reference(prepared, decoder, screen, None)
-        self._prepared = prepared
+        self._prepared = prepared.task.ready(prepared, decoder, screen, all_rows=True)
         self._decoder: Decoder | None = self._adapted(decoder)
         parameters = [one for one in self._decoder.parameters() if one.requires_grad]
         size = sum(one.numel() * one.element_size() for one in parameters)
@@ -231,8 +227,7 @@ class _Bench:
     def attempt(self, rate: float, steps: int) -> Tried:
         """One short run, on the same rows as every other of so many steps."""
         decoder = self._restored()
-        loader = loader_for(self._prepared, "train")
-        assert loader is not None
+        loader = self._prepared.training
         options = self._prepared.settings.train.model_copy(
             update={
                 "learning_rate": rate,
@@ -246,10 +241,6 @@ class _Bench:
             torch.manual_seed(options.seed)
         evaluator = _AtTheEnds(evaluator_for(self._prepared, loader), steps, self.untrained)
 
-        def on_record(record: StepRecord) -> None:
-            if record.step:
-                self.advance(f"rate {rate:g}  loss {record.train_loss:.3f}")
-
         loss = None
         try:
             result = train(
@@ -257,9 +248,9 @@ class _Bench:
                 loader,
                 options,
                 evaluator=evaluator,
-                on_record=on_record,
+                observers=[_Bar(rate, self.advance)],
                 seen_ids=loader.ids(),
-                objective=objective_for(self._prepared),
+                objective=self._prepared.task.objective(),
             )
             loss = result.validation_loss
         except TrainingDiverged:
@@ -296,6 +287,17 @@ class _Bench:
         return self._decoder
 
 
+class _Bar(Observer):
+    """Moves the bar."""
+
+    def __init__(self, rate: float, advance: Any) -> None:
+        self._rate, self._advance = rate, advance
+
+    def on_step(self, record: StepRecord) -> None:
+        if record.step:
+            self._advance(f"rate {self._rate:g}  loss {record.train_loss:.3f}")
+
+
 class _AtTheEnds:
     """Evaluates before the first step, which is the same for every run and computed once, and after the last one."""
 
@@ -329,8 +331,7 @@ def _check_out(out: Path) -> None:
 
 def _usual(settings: Settings) -> Sequence[float]:
     """Rates about what is usual."""
-    rates = RATES[settings.train.method]
-    return rates if settings.train.objective == "sft" else [float(f"{rate / GENTLER:.2g}") for rate in rates]
+    return [float(f"{rate / task_of(settings).gentler:.2g}") for rate in RATES[settings.train.method]]
 
 
 def _checked(rates: Sequence[float]) -> list[float]:

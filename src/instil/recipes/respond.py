@@ -14,9 +14,9 @@ from instil.generate.answer import unended
 from instil.records import Example
 from instil.runs.folder import RUN_FILE, RunFolder, response_rows
 from instil.screen import Screen
-from instil.settings.options import Settings
-from instil.tasks.pairs.source import read_pairs
-from instil.tasks.pairs.task import as_rows
+from instil.settings.options import SECTIONS, Settings
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import task_of
 
 
 def respond_one(
@@ -104,13 +104,7 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     where = facts.get("data_path") or facts["data"]
     if where == IN_MEMORY:
         raise UserError(f"{path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE")
-    settings = facts["settings"]
-    skip_bad = bool(settings.get("data", {}).get("skip_bad"))
-    if settings.get("train", {}).get("objective") == "dpo":
-        keep_equal = bool(settings.get("dpo", {}).get("keep_equal"))
-        source = as_rows(read_pairs(where, skip_bad=skip_bad, keep_equal=keep_equal))
-    else:
-        source = read_source(where, skip_bad=skip_bad)
+    source = task_of(_known(facts["settings"])).read(where)
     if source.sha256 != facts["hashes"].get("data"):
         raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
     wanted = set(folder.read_split()[part])
@@ -118,3 +112,13 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     if not rows:
         raise DataError(f"{path}: the run has no {part} rows")
     return rows
+
+
+def _known(stored: dict[str, dict[str, Any]]) -> Settings:
+    """The settings of a run, without those that only another version knows."""
+    return resolve(
+        values={
+            section: {name: value for name, value in stored.get(section, {}).items() if name in options.model_fields}
+            for section, options in SECTIONS.items()
+        }
+    )

@@ -10,7 +10,7 @@ from typing import Any
 from instil.assistant.folder import export_folder
 from instil.data.encoding import encode
 from instil.data.near_duplicates import leak_line, leaked
-from instil.errors import counted
+from instil.errors import InstilError, counted
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods
@@ -19,21 +19,25 @@ from instil.evaluate.offline import means, score_offline, trivial_baseline
 from instil.generate.answer import answer, unended
 from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
-from instil.recipes.plan.clock import Outlook, Stopwatch
+from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
-from instil.records import Completion, Example, Verdict
+from instil.records import Completion, Verdict
 from instil.runs.answers import Answered, read_verdicts, write_verdicts
 from instil.runs.baseline import asked_before, borrow, lender_of
-from instil.runs.checkpoints import saved_bytes
+from instil.runs.checkpoints import BestOnDisk, saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
+from instil.runs.observers import MetricsFile, Samples, SavedAdapter
+from instil.runs.report.curves import plot_losses
 from instil.runs.report.report import refresh_report
-from instil.screen import Screen, clock
+from instil.screen import Screen
 from instil.settings.options import ScoreOptions, Settings
+from instil.tasks.adapters import AdapterNote, MergeError
 from instil.tasks.prepare import load, prepare
-from instil.tasks.task import Data, Prepared
+from instil.tasks.progress import progress
+from instil.tasks.task import Data, Prepared, Task
 from instil.tasks.tune import tune
-from instil.train.loop import TrainResult
+from instil.train.observer import Observer, TrainResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ def run(
     overwrite: bool = False,
     answers: bool = True,
     before: Sequence[Path] = (),
+    task: Task[Any] | None = None,
     screen: Screen | None = None,
 ) -> Run:
     """Tune a model on a file of rows and show what it learnt.
@@ -84,10 +89,11 @@ def run(
         data: a name, a path, or the rows themselves (a list of dicts in Alpaca form).
         model: a name, a folder or a GGUF file.
         out: the run folder, which must be free.
-        settings: see `instil.settings.resolve`.
+        settings: see `instil.settings.options`.
         overwrite: replace an earlier run at ``out``.
         answers: whether the held-out rows are answered and scored before and after.
-        before: finished runs; one that was asked the same before training lends its answers (`recipes.before`).
+        before: finished runs; one that was asked the same before training lends its answers (`instil.runs.baseline`).
+        task: what is to be learnt; by default what ``train.objective`` says.
         screen: where progress is shown; stderr by default.
 
     Raises:
@@ -97,95 +103,42 @@ def run(
     """
     screen = screen or Screen()
     folder = RunFolder(Path(out))
-    read = (data, model, settings.dpo.reference)
-    inputs = [Path(given) for given in read if isinstance(given, str | Path) and str(given) and Path(given).exists()]
-    folder.check_free(overwrite=overwrite, inputs=inputs)
-    watch = Stopwatch()
-    outlook = Outlook()
+    folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, settings.dpo.reference))
+    clock = RunClock(screen)
     own_peak = forget_peak()
 
+    # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
     screen.head("Pre-flight")
-    with watch.stage("prepare"):
-        prepared = prepare(data, model, settings)
+    with clock.stage("prepare"):
+        prepared = prepare(data, model, settings, task)
     for line in prepared.preflight.lines():
         screen.say(f"  {line}")
-    part, examples = prepared.held_out
-    if answers and not examples:
+    if answers and not prepared.held_out[1]:
         screen.say("  no rows are held out, so nothing will be answered or scored", style="yellow")
 
-    with watch.stage("load model"):
+    # 7.5: the pretrained model, and a folder for the run.
+    with clock.stage("load model"):
         decoder = load(prepared)
-    facts = describe(prepared, decoder)
-    facts["hashes"]["before"] = asked_before(prepared, facts["hashes"]["model"])
-    screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
-    folder.check_room(saved_bytes(decoder, settings))
-    folder.create(overwrite=overwrite)
-    folder.write_settings(facts)
-    leaks = leaked(prepared.split.train, examples)
-    folder.write_split(prepared.split.as_json(), leaks)
-    if leaks:
-        screen.say(f"  {leak_line(leaks, part)}", "yellow")
-    answers = answers and bool(examples)
+    facts = _begin(folder, prepared, decoder, screen, overwrite=overwrite)
+    answered = _Answered(folder, prepared, decoder, screen, clock) if answers and prepared.held_out[1] else None
+    forecast = Forecast(prepared, clock.foresee, answers=answered is not None)
+    if answered:
+        answered.before(forecast, facts["hashes"]["before"], before)
 
-    def foresee(left: float) -> None:
-        left += watch.seconds["load model"]  # what is saved is about what was loaded
-        left += watch.seconds.get("likelihood before", 0.0)
-        outlook.foresee(left)
-        screen.say(f"  about {clock(left)} to go until the last answer, {clock(outlook.estimated)} in all")
-
-    forecast = Forecast(prepared, foresee, answers=answers)
-
-    said: dict[str, list[Completion]] = {}
-    verdicts: dict[str, list[Verdict]] = {}
-    lender = lender_of(facts["hashes"]["before"], before) if answers else None
-    if lender is not None:
-        screen.head("Before")
-        screen.say(f"  answered the same already; taken over from {lender}")
-        said["base"] = borrow(lender, folder)
-        verdicts["base"] = read_verdicts(lender / "scores" / "base.offline.jsonl")
-        verdicts["echo"] = trivial_baseline(examples)
-        screen.say(f"  {_score_line(means(verdicts['base']))}")
-    elif answers:
-        screen.head(f"Before: answering {counted(len(examples), f'{part} row')}")
-        with watch.stage("answer before"):
-            said["base"] = _answer(prepared, decoder, examples, screen)
-        forecast.saw_answers(said["base"], settings.generate.batch_size, watch.seconds["answer before"])
-        with watch.stage("likelihood before"):
-            verdicts["base"] = _keep(folder, "base", prepared, decoder, examples, said["base"])
-        verdicts["echo"] = trivial_baseline(examples)
-        screen.say(f"  {_score_line(means(verdicts['base']))}")
-
+    # 7.6: fine-tuning.
     screen.head("Training")
-    with watch.stage("train"):
-        result = tune(prepared, decoder, folder, screen, forecast)
-    with watch.stage("save"):
+    with clock.stage("train"):
+        result = _train(prepared, decoder, folder, screen, forecast)
+    with clock.stage("save"):
         export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
 
-    if answers:
-        screen.head(f"After: answering {counted(len(examples), f'{part} row')}")
-        with watch.stage("answer after"):
-            said["tuned"] = _answer(prepared, decoder, examples, screen)
-        with watch.stage("likelihood after"):
-            verdicts["tuned"] = _keep(folder, "tuned", prepared, decoder, examples, said["tuned"])
-        screen.say(f"  {_score_line(means(verdicts['tuned']))}")
-
-    outlook.end()
-    keep_facts(
-        folder,
-        prepared.preflight,
-        part,
-        examples if answers else (),
-        said,
-        result,
-        before_from=str(lender or ""),
-        seconds=watch.seconds,
-        peak_memory_gb=peak_memory_gb(),
-        own_peak=own_peak,
-        outlook=outlook.line(),
-        unended={which: unended(found, prepared.settings.generate.max_new_tokens) for which, found in said.items()},
-    )
+    # 7.7 and 7.8: the held-out rows answered again, and scored.
+    if answered:
+        answered.after()
+    clock.end()
+    _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
     refresh_report(folder)
-    return _finished(folder, result, watch, verdicts, facts, outlook)
+    return _finished(folder, result, answered, facts, clock)
 
 
 def finetune(
@@ -209,61 +162,164 @@ def finetune(
     return run(data, model, out, resolve(values=settings), overwrite=overwrite)
 
 
-def _answer(prepared: Prepared, decoder: Decoder, examples: Sequence[Example], screen: Screen) -> list[Completion]:
-    with screen.bar("answering", len(examples)) as advance:
-        answers = answer(decoder, prepared.tokenizer, prepared.template, examples, prepared.settings.generate, advance)
-    for line in unended(answers, prepared.settings.generate.max_new_tokens):
-        screen.say(f"  {line}")
-    return answers
+def _inputs(*given: object) -> list[Path]:
+    """The files and folders that a run reads."""
+    return [Path(name) for name in given if isinstance(name, str | Path) and str(name) and Path(name).exists()]
 
 
-def _keep(
+def _begin(
+    folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, *, overwrite: bool
+) -> dict[str, Any]:
+    """Make the run's folder and write down what is known of the run; returns what ``run.toml`` says."""
+    facts = describe(prepared, decoder)
+    facts["hashes"]["before"] = asked_before(prepared, facts["hashes"]["model"])
+    screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
+    folder.check_room(saved_bytes(decoder, prepared.settings))
+    folder.create(overwrite=overwrite)
+    folder.write_settings(facts)
+    part, examples = prepared.held_out
+    leaks = leaked(prepared.split.train, examples)
+    folder.write_split(prepared.split.as_json(), leaks)
+    if leaks:
+        screen.say(f"  {leak_line(leaks, part)}", "yellow")
+    return facts
+
+
+def _train(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen, forecast: Forecast) -> TrainResult:
+    """Train, with ``metrics.jsonl``, ``samples.jsonl``, the adapters and the loss curves left behind."""
+    prepared = prepared.task.ready(prepared, decoder, screen)
+    with (
+        MetricsFile(folder.metrics) as metrics,
+        Samples(folder.samples, prepared, screen, forecast.saw_sample) as samples,
+        progress(prepared, screen) as shown,
+        BestOnDisk(folder.path / "checkpoints" / "best.safetensors") as best,
+    ):
+        observers: list[Observer] = [metrics, forecast, shown, *prepared.task.observers(screen), samples]
+        if prepared.settings.train.method == "lora":
+            observers += [
+                AdapterNote(prepared.settings, decoder.parameter_count, screen),
+                SavedAdapter(folder, prepared),
+            ]
+        try:
+            result = tune(prepared, decoder, observers, best)
+        except MergeError as error:
+            raise InstilError(f"{error}; they lie in {folder.adapter}") from error
+    plot_losses(result.records, folder.path)
+    return result
+
+
+class _Answered:
+    """The held-out rows, answered and scored before and after training."""
+
+    def __init__(
+        self, folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, clock: RunClock
+    ) -> None:
+        self._folder, self._prepared, self._decoder = folder, prepared, decoder
+        self._screen, self._clock = screen, clock
+        self.part, self.examples = prepared.held_out
+        self.answers: dict[str, list[Completion]] = {}
+        self.verdicts: dict[str, list[Verdict]] = {}
+        self.lender: Path | None = None
+
+    def before(self, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
+        """Answer as the base model does, or take the answers over from one of these runs that was asked the same."""
+        self.lender = lender_of(asked, runs)
+        if self.lender is not None:
+            self._screen.head("Before")
+            self._screen.say(f"  answered the same already; taken over from {self.lender}")
+            self.answers["base"] = borrow(self.lender, self._folder)
+            self.verdicts["base"] = read_verdicts(self.lender / "scores" / "base.offline.jsonl")
+            self._say_score("base")
+        else:
+            self._answer("base", "before")
+            batch_size = self._prepared.settings.generate.batch_size
+            forecast.saw_answers(self.answers["base"], batch_size, self._clock.seconds["answer before"])
+        self.verdicts["echo"] = trivial_baseline(self.examples)
+
+    def after(self) -> None:
+        """Answer as the tuned model does."""
+        self._answer("tuned", "after")
+
+    def _answer(self, which: str, when: str) -> None:
+        prepared, screen, options = self._prepared, self._screen, self._prepared.settings.generate
+        screen.head(f"{when.capitalize()}: answering {counted(len(self.examples), f'{self.part} row')}")
+        with self._clock.stage(f"answer {when}"):
+            with screen.bar("answering", len(self.examples)) as advance:
+                self.answers[which] = answer(
+                    self._decoder, prepared.tokenizer, prepared.template, self.examples, options, advance
+                )
+            for line in unended(self.answers[which], options.max_new_tokens):
+                screen.say(f"  {line}")
+        with self._clock.stage(f"likelihood {when}"):
+            self.verdicts[which] = self._keep(which)
+        self._say_score(which)
+
+    def _keep(self, which: str) -> list[Verdict]:
+        """Write down the answers, their agreement with the reference, and how likely the reference is."""
+        folder, prepared = self._folder, self._prepared
+        folder.write_responses(which, self.examples, self.answers[which])
+        texts = tuple(completion.text for completion in self.answers[which])
+        answered = Answered(which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder)
+        verdicts = score_offline(self.examples, texts)
+        write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
+        rows = [encode(example, prepared.template, prepared.tokenizer) for example in self.examples]
+        likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
+        write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
+        return verdicts
+
+    def _say_score(self, which: str) -> None:
+        score = means(self.verdicts[which])
+        self._screen.say(
+            f"  exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, "
+            f"agreement {score['score']:.1f} of 100 (with the reference)"
+        )
+
+
+def _keep_facts(
     folder: RunFolder,
-    which: str,
     prepared: Prepared,
-    decoder: Decoder,
-    examples: Sequence[Example],
-    answers: Sequence[Completion],
-) -> list[Verdict]:
-    """Write down the answers, their agreement with the reference, and how likely the reference is."""
-    folder.write_responses(which, examples, answers)
-    texts = tuple(completion.text for completion in answers)
-    answered = Answered(which, tuple(examples), texts, folder.path / "responses" / f"{which}.json", folder)
-    verdicts = score_offline(examples, texts)
-    write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-    rows = [encode(example, prepared.template, prepared.tokenizer) for example in examples]
-    likely = likelihoods(decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
-    write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
-    return verdicts
+    answered: _Answered | None,
+    result: TrainResult,
+    clock: RunClock,
+    *,
+    own_peak: bool,
+) -> None:
+    """``report.json``: what the report shows and no other file of the run holds."""
+    answers = answered.answers if answered else {}
+    limit = prepared.settings.generate.max_new_tokens
+    keep_facts(
+        folder,
+        prepared.preflight,
+        prepared.held_out[0],
+        answered.examples if answered else (),
+        answers,
+        result,
+        before_from=str((answered and answered.lender) or ""),
+        seconds=clock.seconds,
+        peak_memory_gb=peak_memory_gb(),
+        own_peak=own_peak,
+        outlook=clock.line(),
+        unended={which: unended(completions, limit) for which, completions in answers.items()},
+    )
 
 
 def _finished(
-    folder: RunFolder,
-    result: TrainResult,
-    watch: Stopwatch,
-    verdicts: dict[str, list[Verdict]],
-    facts: dict[str, Any],
-    outlook: Outlook,
+    folder: RunFolder, result: TrainResult, answered: _Answered | None, facts: dict[str, Any], clock: RunClock
 ) -> Run:
+    verdicts = answered.verdicts if answered else {}
+    order = [which for which in ("base", "echo", "tuned") if which in verdicts]
     return Run(
         path=folder.path,
-        scores={which: means(found) for which, found in verdicts.items()},
+        scores={which: means(verdicts[which]) for which in order},
         steps=result.steps,
-        seconds=dict(watch.seconds),
+        seconds=dict(clock.seconds),
         validation_loss=result.validation_loss,
         facts={
             "data": facts["data"],
             "model": facts["model"],
             "peak_memory_gb": round(peak_memory_gb(), 3),
-            "estimate": outlook.as_json(),
+            "estimate": clock.as_json(),
         },
-        outlook=outlook.line(),
+        outlook=clock.line(),
         verdict=compare_verdicts(verdicts["base"], verdicts["tuned"]).sentence("before", "after") if verdicts else "",
-    )
-
-
-def _score_line(score: dict[str, float]) -> str:
-    return (
-        f"exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, agreement {score['score']:.1f} of 100 "
-        "(with the reference)"
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import instil
 from instil.ask.journal import key_of
 from instil.errors import DataError
 from instil.machine import device_for
@@ -23,7 +23,7 @@ VERDICTS = ("base.offline.jsonl", "base.likelihood.jsonl")
 def asked_before(prepared: Prepared, model_hash: str) -> str:
     """The hash of all that shapes the answers before training and their verdicts."""
     return key_of(
-        instil.__version__,
+        version("instil"),
         str(prepared.model_path.resolve()),
         model_hash,
         prepared.template.hash,

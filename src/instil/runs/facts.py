@@ -6,22 +6,21 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import instil
 from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
 from instil.model.decoder import Decoder
 from instil.model.files.folder import file_hash
-from instil.model.find import find_model
 from instil.records import Completion, Example, Finish
 from instil.runs.folder import RunFolder
 from instil.tasks.task import Prepared
-from instil.train.loop import TrainResult
+from instil.train.observer import TrainResult
 
 FACTS = "report.json"
 
@@ -96,7 +95,7 @@ def read_facts(folder: RunFolder) -> Facts:
 def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
     """What ``run.toml`` says: settings as resolved, versions, and hashes of data, model and template."""
     return {
-        "instil": instil.__version__,
+        "instil": version("instil"),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": prepared.source.name,
         "data_path": str(Path(prepared.source.name).resolve()) if Path(prepared.source.name).is_file() else "",
@@ -119,12 +118,10 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
 
 
 def input_hashes(prepared: Prepared) -> dict[str, str]:
-    """Of rows, weights and template; of the reference's weights, too, where preference is learnt with another one."""
-    hashes = {
+    """Of rows, weights and template, and of what else the task reads."""
+    return {
         "data": prepared.source.sha256,
         "model": file_hash(prepared.model_path),
         "template": prepared.template.hash,
+        **prepared.task.hashes(),
     }
-    if prepared.pairs is not None and prepared.settings.dpo.reference:
-        hashes["reference"] = file_hash(find_model(prepared.settings.dpo.reference))
-    return hashes

@@ -1,22 +1,21 @@
-"""Tuning with adapters: put on before training, written down after it, and merged into the model that goes on."""
+"""Tuning with adapters: put on before training, and merged into the model that goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from instil import machine as runtime
 from instil.errors import InstilError
+from instil.machine import release
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.model.files.peft import save_adapter
 from instil.model.frozen import BITS, FrozenLinear, hold
-from instil.model.lora import add_lora, merge
+from instil.model.lora import add_lora, merge, trained_parameters
 from instil.screen import Screen
 from instil.settings.options import Settings
+from instil.train.observer import Observer
 
 SAME = 1e-4  # of the largest score: what merging may change by rounding
 TRIED_TOKENS = 64
@@ -52,42 +51,50 @@ def not_exact(settings: Settings) -> str:
     return f"the frozen weights are in {BITS[base]} bits (lora.base={base}): not exact"
 
 
+class MergeError(InstilError):
+    """The model with its adapters merged answers otherwise than before."""
+
+
 @contextmanager
-def adapted(
-    decoder: Decoder, settings: Settings, folder: Path, base: str, tried: tuple[int, ...], screen: Screen
-) -> Iterator[None]:
-    """Inside, the decoder's adapters are what is trained; afterwards they are in its weights, and in a PEFT folder.
+def adapted(decoder: Decoder, settings: Settings, tried: tuple[int, ...]) -> Iterator[None]:
+    """Inside, the decoder's adapters are what is trained; afterwards they are in its weights.
 
     Args:
         decoder: changed in place.
         settings: with ``train.method=full`` nothing is done.
-        folder: where the adapters are written.
-        base: name of the model they belong to.
         tried: ids of a text, by whose scores it is made sure that merging changed nothing.
-        screen: told how many numbers are trained.
 
     Raises:
         SettingsError: a target matches nothing, or the rank is too large.
-        InstilError: the merged model answers otherwise than the adapted one.
+        MergeError: the merged model answers otherwise than the adapted one.
     """
     if settings.train.method == "full":
         yield
         return
-    whole = decoder.parameter_count
-    trained = adapt(decoder, settings)
-    screen.say(f"  trained: {trained:,} numbers in adapters beside {whole:,} frozen ones ({trained / whole:.2%})")
-    if note := not_exact(settings):
-        held = sum(layer.nbytes for layer in decoder.modules() if isinstance(layer, FrozenLinear))
-        screen.say(f"  {note}; the linear layers take {held / 1e6:.0f} MB", "yellow")
+    adapt(decoder, settings)
     yield
-    runtime.release()  # what training took; whole weights may have to be made again
-    save_adapter(decoder, folder, base)
+    release()  # what training took; whole weights may have to be made again
     before = _scores(decoder, tried)
     merge(decoder)
     largest = before.abs().max().clamp_min(torch.finfo(before.dtype).tiny)  # too large a rate can make all of them zero
     difference = float((_scores(decoder, tried) - before).abs().max() / largest)
     if not difference <= SAME:
-        raise InstilError(f"merging the adapters changed the model's scores by {difference:.1e}; they lie in {folder}")
+        raise MergeError(f"merging the adapters changed the model's scores by {difference:.1e}")
+
+
+class AdapterNote(Observer):
+    """Says how many numbers are trained beside those that are not, and what is not exact."""
+
+    def __init__(self, settings: Settings, whole: int, screen: Screen) -> None:
+        self._settings, self._whole, self._screen = settings, whole, screen
+
+    def on_train_begin(self, decoder: Decoder, steps: int) -> None:
+        trained = trained_parameters(decoder)
+        share = f"{trained / self._whole:.2%}"
+        self._screen.say(f"  trained: {trained:,} numbers in adapters beside {self._whole:,} frozen ones ({share})")
+        if note := not_exact(self._settings):
+            held = sum(layer.nbytes for layer in decoder.modules() if isinstance(layer, FrozenLinear))
+            self._screen.say(f"  {note}; the linear layers take {held / 1e6:.0f} MB", "yellow")
 
 
 @torch.inference_mode()

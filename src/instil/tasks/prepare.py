@@ -1,13 +1,13 @@
-"""Supervised fine-tuning: from rows and a model's name to a tuned decoder."""
+"""From rows and a model's name to all that a training needs but the weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from instil.data.encoding import check_vocabulary, encode, is_spellable
+from instil.data.encoding import check_vocabulary, is_spellable
 from instil.data.preflight import check
-from instil.data.sources import examples_from, read_source
-from instil.data.splits import PARTS, Part, split_examples
+from instil.data.splits import PARTS, split_examples
 from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
 from instil.data.tokenizers import load_tokenizer
 from instil.errors import SettingsError, TemplateMismatch
@@ -15,65 +15,84 @@ from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import blank_decoder, load_decoder, open_model
-from instil.records import Encoded
 from instil.settings.options import Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact
-from instil.tasks.pairs import task as dpo
-from instil.tasks.pairs.encoding import Pairs
-from instil.tasks.pairs.source import PairSource
-from instil.tasks.task import Data, Prepared, loader_for
+from instil.tasks.answers import Answers
+from instil.tasks.pairs.task import Preferences
+from instil.tasks.task import Data, Prepared, Task, loader_for
+
+# What is learnt, by `train.objective`.
+TASKS: dict[str, type[Task[Any]]] = {"sft": Answers, "dpo": Preferences}
 
 
-def prepare(data: Data, model: str | Path, settings: Settings) -> Prepared:
+def task_of(settings: Settings) -> Task[Any]:
+    """What a run with such settings is to learn."""
+    return TASKS[settings.train.objective](settings)
+
+
+def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] | None = None) -> Prepared:
     """Read the rows, open the model's header, and look at every row as it will be trained on.
+
+    Args:
+        data: a name, a path, an address, or the rows themselves.
+        model: a name, a folder or a file.
+        settings: see `instil.settings.options`.
+        task: what is to be learnt; by default what ``train.objective`` says.
 
     Raises:
         UserError: something about data, model or settings cannot be used; nothing was written.
     """
-    options = settings.data
-    preferred: PairSource | None = None
-    if settings.train.objective == "dpo":
-        preferred, source = dpo.read(data, settings)
-    elif isinstance(data, str | Path):
-        source = read_source(data, skip_bad=options.skip_bad)
-    else:
-        source = examples_from(list(data), skip_bad=options.skip_bad)
+    # Rows, model and template, each as it is found.
+    task = task or task_of(settings)
+    source = task.read(data)
     path = find_model(model)
     spec = open_model(path).spec
     tokenizer = load_tokenizer(path)
     template = _template(path, settings)
     if template.name in TEMPLATES:
-        options = options.model_copy(update={"template": template.name})
+        options = settings.data.model_copy(update={"template": template.name})
         settings = settings.model_copy(update={"data": options})
     check_vocabulary(template, tokenizer, spec.vocab_size)
-    split = split_examples(source.examples, options)
-    encoded: dict[Part, list[Encoded]] = {
-        part: [encode(example, template, tokenizer, options.train_on) for example in split.part(part)] for part in PARTS
-    }
-    max_length = min(options.max_length, spec.context)
-    notes = [*source.notes, *_header_notes(template, settings), *idle(settings), *filter(None, [not_exact(settings)])]
-    pairs: Pairs | None = None
-    if preferred is not None:
-        pairs = dpo.encoded_pairs(preferred, split, template, tokenizer, settings)
-        notes += dpo.check(pairs, max_length, settings, template, path)
-        notes += dpo.doubts(preferred, pairs, max_length, tokenizer, settings)
-    misspelt = [example.row for example in source.examples if not is_spellable(example, tokenizer)]
+
+    # Rows as the model will see them, and all there is to say of them.
+    split = split_examples(source.examples, settings.data)
+    rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
+    max_length = min(settings.data.max_length, spec.context)
     preflight = check(
         split,
-        encoded,
+        {part: [task.answer(row) for row in rows[part]] for part in PARTS},
         max_length,
         context=spec.context,
-        misspelt=misspelt,
+        misspelt=[example.row for example in source.examples if not is_spellable(example, tokenizer)],
         unusable=source.skipped,
-        notes=notes,
+        notes=[
+            *source.notes,
+            *_header_notes(template, settings),
+            *idle(settings),
+            *filter(None, [not_exact(settings)]),
+            *task.check(source, rows, max_length, template, tokenizer, path),
+        ],
     )
-    facts = (settings, source, split, template, tokenizer, encoded, preflight, str(model), path, max_length)
-    prepared = Prepared(*facts, pairs)
+    prepared = Prepared(
+        settings=settings,
+        task=task,
+        source=source,
+        split=split,
+        template=template,
+        tokenizer=tokenizer,
+        rows=rows,
+        model_name=str(model),
+        model_path=path,
+        max_length=max_length,
+        preflight=preflight,
+    )
+
+    # What would end the run later is refused now, before anything is written.
     device_for(settings.train.device)
-    loader_for(prepared, "train")  # a batch larger than the data is refused here, before anything is written
+    loader_for(prepared, "train")  # a batch larger than the data
     if settings.train.method == "lora":
-        adapt(blank_decoder(spec), settings)  # so are targets and ranks
+        adapt(blank_decoder(spec), settings)  # targets and ranks
     if settings.train.patience and loader_for(prepared, "validation") is None:
         raise SettingsError("train.patience looks at the validation loss, and no rows are held out for validation")
     if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:

@@ -1,48 +1,154 @@
-"""What is to be learnt."""
+"""What is to be learnt: one shape for it, and all that is known of a run before its first weight is loaded.
+
+Two tasks stand today: answers (`instil.tasks.answers`) and preferences (`instil.tasks.pairs.task`). Nothing outside
+this room asks which of them it is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
-from instil.data.loader import BookLoader, Loader
-from instil.data.preflight import Preflight, has_target
+from instil.data.loader import Collator, Layouts, Loader
+from instil.data.preflight import Preflight
 from instil.data.sources import Source
 from instil.data.splits import Part, Split
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
-from instil.records import Batch, Encoded, EncodedPair, Example
+from instil.model.decoder import Decoder
+from instil.records import Batch, Encoded, Example
+from instil.screen import Screen
 from instil.settings.options import Settings
-from instil.tasks.pairs.batches import BookPairLoader, PairLoader
-from instil.tasks.pairs.encoding import Pairs, usable
-from instil.tasks.pairs.losses import Preference
 from instil.train.evaluation import AsInBook, Evaluator, HeldOut
-from instil.train.objective import Likelihood, Objective
+from instil.train.metrics import StepRecord
+from instil.train.objective import Objective
+from instil.train.observer import Observer
 
 Data = str | Path | Sequence[dict[str, Any]]
+Row = TypeVar("Row")
 SAMPLE_ROWS = 2
 SAMPLE_TOKENS = 48
 EVALUATED_TOKENS = 1024  # in one batch of validation rows
 
 
 @dataclass(frozen=True, slots=True)
+class View:
+    """A row as people may look at it: its ids, which of them are learnt, and what it is called if a row has several."""
+
+    row: Encoded
+    learnt: Sequence[bool]
+    name: str = ""
+
+
+class Task(ABC, Generic[Row]):
+    """What is to be learnt of rows: how they are read, encoded, checked and batched, and what is made smaller.
+
+    ``Row`` is an encoded row, which has a ``row`` number and ``ids``.
+    """
+
+    collator: Callable[[int, int | None, Layouts], Collator]
+    sequences: ClassVar[int] = 1
+    """How many sequences a row is."""
+    gentler: ClassVar[float] = 1.0
+    """How many times lower the usual learning rates are than those of supervised fine-tuning."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def read(self, data: Data) -> Source:
+        """The rows of a file, an address or a list, as examples.
+
+        Raises:
+            DataError: they cannot be used.
+        """
+
+    @abstractmethod
+    def encode(
+        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
+    ) -> list[Row]:
+        """Rows as ids: of these examples of the source, in their order."""
+
+    @abstractmethod
+    def usable(self, rows: Sequence[Row], max_length: int) -> list[Row]:
+        """Those that have something to learn within ``max_length`` positions."""
+
+    @abstractmethod
+    def answer(self, row: Row) -> Encoded:
+        """A row's prompt with the wanted answer: what pre-flight counts and lengths are of."""
+
+    @abstractmethod
+    def objective(self) -> Objective:
+        """What training makes smaller."""
+
+    def check(
+        self,
+        source: Source,
+        rows: Mapping[Part, Sequence[Row]],
+        max_length: int,
+        template: Template,
+        tokenizer: Tokenizer,
+        model: Path,
+    ) -> Sequence[str]:
+        """What is to be said of the rows before training.
+
+        Raises:
+            UserError: they, or the settings, cannot be used.
+        """
+        del source, rows, max_length, template, tokenizer, model
+        return ()
+
+    @property
+    def looks_before(self) -> bool:
+        """Whether every row is looked at once before the first step (`ready`)."""
+        return False
+
+    def ready(self, prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
+        """With what must be known before the first step; ``all_rows`` even of rows that training would not reach."""
+        del decoder, screen, all_rows
+        return prepared
+
+    def observers(self, screen: Screen) -> list[Observer]:
+        """Who else watches a training of this kind."""
+        del screen
+        return []
+
+    def hashes(self) -> dict[str, str]:
+        """Of further files that shape the run, by what they are."""
+        return {}
+
+    def shown(self, record: StepRecord) -> str:
+        """What a progress line says beside the validation loss."""
+        del record
+        return ""
+
+    def views(self, row: Row) -> list[View]:
+        """A row under the microscope (``instil inspect``)."""
+        return [View(self.answer(row), self.answer(row).trained)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """Everything that is known before the first weight is loaded."""
+    """Everything that is known before the first weight is loaded.
+
+    ``rows`` are the encoded rows of each part, in the order of `Split`'s examples.
+    """
 
     settings: Settings
+    task: Task[Any]
     source: Source
     split: Split
     template: Template
     tokenizer: Tokenizer
-    encoded: dict[Part, list[Encoded]]
-    preflight: Preflight
+    rows: Mapping[Part, Sequence[Any]]
     model_name: str
     model_path: Path
     max_length: int
-    pairs: Pairs | None = None  # with train.objective=dpo; ``encoded`` are then the chosen answers
+    preflight: Preflight
 
     @property
     def held_out(self) -> tuple[str, tuple[Example, ...]]:
@@ -56,25 +162,31 @@ class Prepared:
         """The few rows that are answered as training goes on."""
         return (self.split.validation or self.split.test)[:SAMPLE_ROWS]
 
+    def usable(self, part: Part) -> list[Any]:
+        """The rows of a part that have something to learn."""
+        return self.task.usable(self.rows[part], self.max_length)
+
+    @property
+    def training(self) -> Loader:
+        """Batches of the training rows; pre-flight has refused data without one that can be trained on."""
+        loader = loader_for(self, "train")
+        assert loader is not None, "pre-flight refuses data without a trainable row"
+        return loader
+
 
 def loader_for(prepared: Prepared, part: Part) -> Loader | None:
     """Batches of a part, without the rows that have nothing to train on; None if there are none."""
-    rows: Sequence[Encoded] | Sequence[EncodedPair]
-    if prepared.pairs is not None:
-        rows = usable(prepared.pairs[part], prepared.max_length, prepared.settings)
-    else:
-        rows = [row for row in prepared.encoded[part] if has_target(row, prepared.max_length)]
+    rows = prepared.usable(part)
     if not rows:
         return None
-    options = prepared.settings.train
+    options, task = prepared.settings.train, prepared.task
     training = part == "train"
-    kinds = (Loader, BookLoader) if prepared.pairs is None else (PairLoader, BookPairLoader)
     micro_batch = options.micro_batch or options.batch_size
     whole = not training and not options.eval_batches and options.evaluation == "held_out"
     if whole:  # no gradient is held, so many rows go through at once; what is counted are tokens, not batches
         longest = min(prepared.max_length, max(len(row.ids) for row in rows))
-        micro_batch = max(micro_batch, EVALUATED_TOKENS // longest // (1 if prepared.pairs is None else 2))
-    return kinds[options.order == "book"](
+        micro_batch = max(micro_batch, EVALUATED_TOKENS // longest // task.sequences)
+    return Loader(
         rows,
         len(rows) if whole else options.batch_size,
         pad_id=prepared.tokenizer.eos_id,
@@ -84,28 +196,21 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
         drop_last=options.drop_last and training,
         seed=options.seed,
         layout=options.layout,
+        order=options.order,
+        collator=task.collator,
     )
-
-
-def objective_for(prepared: Prepared) -> Objective:
-    """What training makes smaller."""
-    return Likelihood() if prepared.pairs is None else Preference(prepared.settings.dpo)
 
 
 def evaluator_for(prepared: Prepared, loader: Loader) -> Evaluator:
     """What evaluates during training, as the settings have it."""
-    options = prepared.settings.train
+    options, objective = prepared.settings.train, prepared.task.objective()
     held_back = loader_for(prepared, "validation")
     if options.evaluation == "book":
-        rhythm = (options.eval_every, options.eval_batches)
-        return AsInBook(_opener(loader), _opener(held_back), *rhythm, objective_for(prepared))
+
+        def validation() -> Iterator[list[Batch]]:
+            return held_back.draw() if held_back else iter(())
+
+        return AsInBook(loader.draw, validation, options.eval_every, options.eval_batches, objective)
     steps = held_back.steps() if held_back else iter(())
     batches = [batch for step in islice(steps, options.eval_batches or None) for batch in step]
-    return HeldOut(batches, options.eval_every, objective=objective_for(prepared))
-
-
-def _opener(loader: Loader | None) -> Callable[[], Iterator[list[Batch]]]:
-    """Opens a loader for an evaluation, in the order drawn next where there is such a thing."""
-    if loader is None:
-        return lambda: iter(())
-    return loader.draw if isinstance(loader, BookLoader) else loader.steps
+    return HeldOut(batches, options.eval_every, objective=objective)

@@ -16,7 +16,7 @@ from instil.train.evaluation import Evaluation
 from instil.train.objective import Objective, look
 
 
-class Keeper(Protocol):
+class BestCheckpoint(Protocol):
     """Where the best model is kept while training goes on (`train.patience`)."""
 
     def save(self, decoder: Decoder) -> None:
@@ -29,8 +29,8 @@ class Keeper(Protocol):
 class Best:
     """The lowest validation loss so far, and for how many validations there was none lower."""
 
-    def __init__(self, keeper: Keeper | None, options: TrainOptions, objective: Objective) -> None:
-        self._keeper, self._options, self._objective = keeper, options, objective
+    def __init__(self, checkpoint: BestCheckpoint | None, options: TrainOptions, objective: Objective) -> None:
+        self._checkpoint, self._options, self._objective = checkpoint, options, objective
         self.loss = math.inf
         self.before: float | None = None  # the loss before training
         self.step: int | None = None
@@ -39,15 +39,15 @@ class Best:
     @property
     def enough(self) -> bool:
         """Whether to stop."""
-        return self._keeper is not None and self._worse >= self._options.patience
+        return self._checkpoint is not None and self._worse >= self._options.patience
 
     def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
         """A validation."""
-        if self._keeper is None or found.validation is None:
+        if self._checkpoint is None or found.validation is None:
             return
         if found.validation < self.loss:
             self.loss, self.step, self._worse = found.validation, step, 0
-            self._keeper.save(decoder)
+            self._checkpoint.save(decoder)
         else:
             self._worse += 1
 
@@ -71,8 +71,8 @@ class Best:
         ):  # no later step shows what the last update did
             self.step = None if self.step == done else self.step  # this very model is no use
             diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
-        if self._keeper is not None and self.step is not None and (diverged is not None or self.step != done):
-            self._keeper.restore(decoder)
+        if self._checkpoint is not None and self.step is not None and (diverged is not None or self.step != done):
+            self._checkpoint.restore(decoder)
         if diverged is not None and self.step is None:
             raise diverged
         if diverged is not None and self.before is not None and self.loss > self.before:

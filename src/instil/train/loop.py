@@ -1,16 +1,15 @@
 """The loop: batches in, a tuned decoder and its records out.
 
-It knows nothing of files, screens or generation: whoever calls hands in what is to happen after a
-step (`on_record`) and whenever a sample answer is due (`on_sample`).
+It knows nothing of files, screens or generation: whoever wants to know something of a training hands in an
+`instil.train.observer.Observer`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
 
@@ -21,11 +20,12 @@ from instil.model.decoder import Decoder
 from instil.model.lora import trained_parameters
 from instil.records import Batch
 from instil.settings.options import TrainOptions
-from instil.train.best import Best, Keeper
+from instil.train.best import Best, BestCheckpoint
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.losses import LossSum
 from instil.train.metrics import StepRecord
 from instil.train.objective import Likelihood, Objective
+from instil.train.observer import Observer, Pause, TrainResult
 from instil.train.optimizer import Updates
 from instil.train.schedule import learning_rate
 from instil.train.touched import TouchedRows
@@ -38,24 +38,6 @@ class Steps(Protocol):
 
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
         """The steps of an epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept.
-
-    ``trained`` counts the numbers that were trained.
-    ``diverged`` says what happened where training could not go on, and the best model so far is what remains.
-    """
-
-    records: tuple[StepRecord, ...]
-    steps: int
-    tokens_seen: int
-    seconds: float
-    validation_loss: float | None
-    best_step: int | None = None
-    trained: int = 0
-    diverged: str = ""
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -71,10 +53,9 @@ def train(
     *,
     validation: Sequence[Batch] = (),
     evaluator: Evaluator | None = None,
-    on_record: Callable[[StepRecord], None] = lambda record: None,
-    on_sample: Callable[[int], None] | None = None,
+    observers: Sequence[Observer] = (),
     seen_ids: Sequence[int] = (),
-    keeper: Keeper | None = None,
+    best: BestCheckpoint | None = None,
     objective: Objective | None = None,
 ) -> TrainResult:
     """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
@@ -88,99 +69,162 @@ def train(
         options: see `TrainOptions`.
         validation: batches for the periodic validation loss; may be empty.
         evaluator: another way to evaluate than `HeldOut` over ``validation``.
-        on_record: called after step 0 (before training) and after every step; the decoder's embedding is not to
-            be read then (see ``seen_ids``), but in ``on_sample``.
-        on_sample: called with the number of finished steps, between steps, when a sample is due
-            (``options.sample``).
+        observers: who is told of steps, evaluations and pauses, in this order.
         seen_ids: every id the loader will give, if known: of an untied embedding only their rows are trained,
             and the others decay, which is the same (`instil.train.touched`).
-        keeper: keeps the model with the lowest validation loss, which is the one that remains; needed for
+        best: keeps the model with the lowest validation loss, which is the one that remains; needed for
             ``options.patience``.
         objective: what is made smaller; the negative log-likelihood of the targets by default.
 
     Raises:
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
     """
-    touched = None
-    if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
-        touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
-    trained = trained_parameters(decoder)
-    decoder.gradient_checkpointing = options.gradient_checkpointing
-    updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
-    total = planned_steps(len(loader), options)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
-    ledger = _Ledger(len(loader), on_record)
-    best = Best(keeper if options.patience else None, options, objective)
-    diverged, step = None, list[Batch]()
-
-    def evaluate() -> Evaluation:
-        with _aside(decoder, touched):
-            found = evaluator(decoder)
-        if found.validation is not None and not math.isfinite(found.validation):
-            raise best.diverged(f"step {ledger.done}: the validation loss is {found.validation}", ledger.done)
-        return found
-
-    def sample() -> None:
-        if on_sample:
-            with _aside(decoder, touched):
-                on_sample(ledger.done)
-
+    training = _Training(decoder, loader, options, evaluator, observers, seen_ids, best, objective)
+    for observer in observers:
+        observer.on_train_begin(decoder, training.total)
+    diverged: TrainingDiverged | None = None
     try:
-        last = evaluate()
-        best.before = last.validation
-        ledger.report(None, 0.0, last)
-        if options.sample == "evaluation":
-            sample()
-        for epoch in range(math.ceil(total / len(loader))):
-            started = time.perf_counter()  # making a batch is part of a step
-            for step in islice(loader.steps(epoch), total - ledger.done):
-                rate = updates.rate = learning_rate(ledger.done, total, options)
-                loss, tokens, metrics = _step(decoder, step, updates, objective, options.precision)
-                if not math.isfinite(loss.total):
-                    rows = [row for batch in step for row in batch.examples]
-                    raise best.diverged(f"step {ledger.done + 1}: the loss is {loss.total}; rows {rows}", ledger.done)
-                if touched is not None and loss.tokens:
-                    touched.step(rate)
-                ledger.add(tokens, time.perf_counter() - started)
-                ends_epoch = ledger.done == total or ledger.done % len(loader) == 0
-                due = evaluator.due(ledger.done, ends_epoch)
-                if due:
-                    last = evaluate()
-                ledger.report(loss.mean, rate, last if due else None, metrics)
-                if due if options.sample == "evaluation" else ends_epoch:
-                    sample()
-                if due:
-                    with _aside(decoder, touched):
-                        best.saw(decoder, last, ledger.done)
-                    if best.enough:
-                        break
-                started = time.perf_counter()
-            if best.enough:
-                break
-        if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
-            last = evaluate()
-            with _aside(decoder, touched):
-                best.saw(decoder, last, ledger.done)
+        training.run()
     except TrainingDiverged as error:
         diverged = error
     finally:
-        decoder.eval()
-        decoder.gradient_checkpointing = False
-        updates.close()
-        if touched is not None:
-            touched.settle()
-    said = best.end(decoder, step, ledger.done, diverged)
-    loss_at_end = last.validation if best.step is None else best.loss
-    totals = (tuple(ledger.records), ledger.done, ledger.tokens_seen, ledger.spent)
-    return TrainResult(*totals, loss_at_end, best.step, trained, said)
+        training.close()
+    result = training.result(diverged)
+    for observer in observers:
+        observer.on_train_end(decoder, result)
+    return result
+
+
+class _Training:
+    """One training under way."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        loader: Steps,
+        options: TrainOptions,
+        evaluator: Evaluator,
+        observers: Sequence[Observer],
+        seen_ids: Sequence[int],
+        best: BestCheckpoint | None,
+        objective: Objective,
+    ) -> None:
+        self.decoder, self.loader, self.options = decoder, loader, options
+        self.evaluator, self.observers, self.objective = evaluator, observers, objective
+        self.touched: TouchedRows | None = None
+        if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
+            self.touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
+        self.trained = trained_parameters(decoder)
+        decoder.gradient_checkpointing = options.gradient_checkpointing
+        self.updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
+        self.total = planned_steps(len(loader), options)
+        self.ledger = _Ledger(len(loader), observers)
+        self.best = Best(best if options.patience else None, options, objective)
+        self.last = Evaluation(None)  # the latest evaluation
+        self.step: list[Batch] = []  # the latest step
+
+    def run(self) -> None:
+        """Evaluate, take every step of every epoch until there is enough, and leave with an evaluation of the end.
+
+        Raises:
+            TrainingDiverged: a loss is not finite.
+        """
+        self._evaluate()
+        self.best.before = self.last.validation
+        self.ledger.report(None, 0.0, self.last)
+        self._pause(evaluated=True, ends_epoch=False)
+        due = False
+        for epoch in range(math.ceil(self.total / len(self.loader))):
+            started = time.perf_counter()  # making a batch is part of a step
+            for step in islice(self.loader.steps(epoch), self.total - self.ledger.done):
+                due = self._take(step, started)
+                if self.best.enough:
+                    return
+                started = time.perf_counter()
+        if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
+            self._evaluate()
+            self._consider_best()
+
+    def _take(self, step: list[Batch], started: float) -> bool:
+        """One optimizer step and what is due after it; whether that was an evaluation."""
+        self.step = step
+        rate = self.updates.rate = learning_rate(self.ledger.done, self.total, self.options)
+        loss, tokens, metrics = _step(self.decoder, step, self.updates, self.objective, self.options.precision)
+        if not math.isfinite(loss.total):
+            rows = [row for batch in step for row in batch.examples]
+            done = self.ledger.done
+            raise self.best.diverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}", done)
+        if self.touched is not None and loss.tokens:
+            self.touched.step(rate)
+        self.ledger.add(tokens, time.perf_counter() - started)
+
+        ends_epoch = self.ledger.done == self.total or self.ledger.done % len(self.loader) == 0
+        due = self.evaluator.due(self.ledger.done, ends_epoch)
+        if due:
+            self._evaluate()
+        self.ledger.report(loss.mean, rate, self.last if due else None, metrics)
+        self._pause(evaluated=due, ends_epoch=ends_epoch)
+        if due:
+            self._consider_best()
+        return due
+
+    def _evaluate(self) -> None:
+        with _aside(self.decoder, self.touched):
+            started = time.perf_counter()
+            self.last = self.evaluator(self.decoder)
+            seconds = time.perf_counter() - started
+        for observer in self.observers:
+            observer.on_evaluation(self.last, seconds)
+        loss, done = self.last.validation, self.ledger.done
+        if loss is not None and not math.isfinite(loss):
+            raise self.best.diverged(f"step {done}: the validation loss is {loss}", done)
+
+    def _pause(self, *, evaluated: bool, ends_epoch: bool) -> None:
+        pause = Pause(self.ledger.done, evaluated, ends_epoch)
+        wanted = [observer for observer in self.observers if observer.wants_pause(pause)]
+        if wanted:
+            with _aside(self.decoder, self.touched):
+                for observer in wanted:
+                    observer.on_pause(pause, self.decoder)
+
+    def _consider_best(self) -> None:
+        with _aside(self.decoder, self.touched):
+            self.best.saw(self.decoder, self.last, self.ledger.done)
+
+    def close(self) -> None:
+        """Leave the decoder as others use it: whole, evaluating, without hooks."""
+        self.decoder.eval()
+        self.decoder.gradient_checkpointing = False
+        self.updates.close()
+        if self.touched is not None:
+            self.touched.settle()
+
+    def result(self, diverged: TrainingDiverged | None) -> TrainResult:
+        """What came of it, with the best model in the decoder where one was kept.
+
+        Raises:
+            TrainingDiverged: no model with a loss is left.
+        """
+        how = self.best.end(self.decoder, self.step, self.ledger.done, diverged)
+        return TrainResult(
+            records=tuple(self.ledger.records),
+            steps=self.ledger.done,
+            tokens_seen=self.ledger.tokens_seen,
+            seconds=self.ledger.spent,
+            validation_loss=self.last.validation if self.best.step is None else self.best.loss,
+            best_step=self.best.step,
+            trained=self.trained,
+            diverged=how,
+        )
 
 
 class _Ledger:
     """Where training is, and the record of every step; the seconds are those of training alone."""
 
-    def __init__(self, in_an_epoch: int, on_record: Callable[[StepRecord], None]) -> None:
-        self._in_an_epoch, self._on_record = in_an_epoch, on_record
+    def __init__(self, in_an_epoch: int, observers: Sequence[Observer]) -> None:
+        self._in_an_epoch, self._observers = in_an_epoch, observers
         self.records: list[StepRecord] = []
         self.done = self.tokens_seen = 0
         self.spent = self._speed = 0.0
@@ -191,7 +235,11 @@ class _Ledger:
         self._speed = tokens / seconds if seconds else 0.0
 
     def report(
-        self, train_loss: float | None, rate: float, found: Evaluation | None, metrics: dict[str, float] | None = None
+        self,
+        train_loss: float | None,
+        rate: float,
+        evaluation: Evaluation | None,
+        metrics: dict[str, float] | None = None,
     ) -> None:
         """Write it down, with the evaluation after it if there was one."""
         record = StepRecord(
@@ -199,16 +247,17 @@ class _Ledger:
             epoch=self.done / self._in_an_epoch,
             tokens_seen=self.tokens_seen,
             train_loss=train_loss,
-            val_loss=found.validation if found else None,
+            val_loss=evaluation.validation if evaluation else None,
             learning_rate=rate,
             seconds=round(self.spent, 3),
             tokens_per_second=round(self._speed, 1),
-            eval_train_loss=found.train if found else None,
-            preference=metrics or None,
-            val_preference=(found.metrics or None) if found else None,
+            eval_train_loss=evaluation.train if evaluation else None,
+            metrics=metrics or None,
+            val_metrics=(evaluation.metrics or None) if evaluation else None,
         )
         self.records.append(record)
-        self._on_record(record)
+        for observer in self._observers:
+            observer.on_step(record)
 
 
 @contextmanager

@@ -1,11 +1,9 @@
-"""What is known of each step, and the file it is written to."""
+"""What is known of each step."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
 
 from instil.files import records_in
 
@@ -18,8 +16,8 @@ class StepRecord:
     ``step`` counts finished optimizer steps (0 is before training), ``epoch`` is the share of passes
     done, ``tokens_seen`` counts real tokens without padding. ``train_loss`` is the mean over the
     targets of this step (before its update), ``val_loss`` is there on steps that were validated.
-    ``preference`` and ``val_preference`` are there in preference tuning: means over the pairs of the step, and
-    of the validation rows (`instil.tasks.pairs.losses`).
+    ``metrics`` and ``val_metrics`` are what else the objective knows: means over the items of the step, and of the
+    validation rows (`instil.tasks.pairs.losses`). The file calls them ``preference`` and ``val_preference``.
     """
 
     step: int
@@ -31,33 +29,17 @@ class StepRecord:
     seconds: float
     tokens_per_second: float
     eval_train_loss: float | None = None
-    preference: dict[str, float] | None = None
-    val_preference: dict[str, float] | None = None
+    metrics: dict[str, float] | None = field(default=None, metadata={"key": "preference"})
+    val_metrics: dict[str, float] | None = field(default=None, metadata={"key": "val_preference"})
 
     def as_json(self) -> dict[str, object]:
-        """One line of the file; what is of preference tuning only where there is any."""
-        line = asdict(self)
-        return {key: value for key, value in line.items() if value is not None or not key.endswith("preference")}
-
-
-class MetricsFile:
-    """Appends records, each line complete on disk before the next step."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> MetricsFile:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-    def write(self, record: StepRecord) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(record.as_json()) + "\n")
-        self._file.flush()
+        """One line of the file; what only some objectives know is there where it is known."""
+        line = {}
+        for known in fields(self):
+            value, key = getattr(self, known.name), known.metadata.get("key")
+            if value is not None or not key:
+                line[key or known.name] = value
+        return line
 
 
 def read_metrics(path: Path) -> list[StepRecord]:

@@ -17,7 +17,7 @@ from instil.model.decoder import Block, Decoder
 from instil.model.lora import add_lora
 from instil.records import EncodedPair
 from instil.settings.options import DpoOptions, TrainOptions
-from instil.tasks.pairs.batches import PairLoader
+from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.losses import Preference
 from instil.train.loop import train
 from instil.train.objective import Likelihood, Objective
@@ -74,7 +74,7 @@ def test_training_is_the_same_bit_by_bit(family: str, how: str) -> None:
 def test_so_is_preference_tuning() -> None:
     made = []
     for again in (False, True):
-        loader = PairLoader(pairs(), 4, pad_id=0, micro_batch=3)
+        loader = Loader(pairs(), 4, pad_id=0, micro_batch=3, collator=PairCollator)
         objective = Preference(DpoOptions(loss="orpo"))
         made.append(tuned(decoder(), loader, objective, objective="dpo", gradient_checkpointing=again, micro_batch=3))
     assert made[0][0] == made[1][0]

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from instil.data.loader import Loader
 from instil.settings.options import DpoOptions
-from instil.tasks.pairs.batches import PairLoader, collate_pairs
+from instil.tasks.pairs.batches import PairCollator, collate_pairs
 from instil.tasks.pairs.encoding import scored_within, with_others
 from instil.tasks.pairs.losses import (
     Answers,
@@ -103,7 +104,7 @@ def test_the_answers_of_others_stand_after_the_own_prompt() -> None:
 def test_a_loader_knows_the_ids_of_the_answers_of_others() -> None:
     """Of an untied embedding only the rows of these ids are there while it is trained."""
     rows = with_others([pair((1, 2), (3, 4), (5,), 0), pair((1, 2, 6), (7,), (8, 9), 1)])[:1]  # the second is left out
-    loader = PairLoader(rows, 1, pad_id=0)
+    loader = Loader(rows, 1, pad_id=0, collator=PairCollator)
     read = {id_ for batch in loader.batches() for id_ in (*batch.ids_N.tolist(), *batch.others.ids_N.tolist())}
     assert read <= set(loader.ids())
     assert {3, 4, 5, 7, 8, 9} <= set(loader.ids())

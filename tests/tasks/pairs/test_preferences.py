@@ -17,7 +17,7 @@ from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.model.files.folder import file_hash
 from instil.recipes.inspect import slides
-from instil.recipes.plan.forecast import reference_work
+from instil.recipes.plan.forecast import looking_before
 from instil.recipes.plan.plan import plan
 from instil.recipes.plan.work import Work
 from instil.recipes.respond import respond_rows
@@ -27,8 +27,8 @@ from instil.runs.identity import Identity
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
-from instil.tasks.pairs import task as dpo
-from instil.tasks.pairs.fading import Watch
+from instil.tasks.pairs import reference
+from instil.tasks.pairs.fading import FadingWatch
 from instil.tasks.pairs.reference import _at_once
 from instil.tasks.prepare import load, prepare
 from instil.tasks.task import loader_for
@@ -67,13 +67,13 @@ def test_a_run_learns_what_is_preferred(tiny_folder: Path, tmp_path: Path, loss:
     )  # fmt: skip
     records = read_metrics(run.path / "metrics.jsonl")
     first, last = records[0], records[-1]
-    assert first.val_preference is not None
-    assert last.val_preference is not None
+    assert first.val_metrics is not None
+    assert last.val_metrics is not None
     assert first.val_loss is not None
     assert run.validation_loss is not None
     assert run.validation_loss < first.val_loss
-    assert last.val_preference["margin"] > first.val_preference["margin"] + 1e-3
-    assert last.val_preference["accuracy"] == 1.0
+    assert last.val_metrics["margin"] > first.val_metrics["margin"] + 1e-3
+    assert last.val_metrics["accuracy"] == 1.0
     assert (run.path / "adapter").is_dir() == (method == "lora")
     assert instil.load(run.path).respond("Double the number 3.", max_new_tokens=3) is not None
     line = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
@@ -138,7 +138,7 @@ def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
         pairs(20), model=tiny_folder, out=tmp_path / "run", objective="dpo", reference=str(other), max_steps=1,
         max_new_tokens=2,
     )  # fmt: skip
-    first = read_metrics(run.path / "metrics.jsonl")[0].val_preference
+    first = read_metrics(run.path / "metrics.jsonl")[0].val_metrics
     assert first is not None
     assert abs(first["margin"]) > 1e-4  # the model is not its own reference
     assert first["kl"] > 1e-3
@@ -216,9 +216,8 @@ def test_long_pairs_go_through_the_reference_a_few_at_a_time(tiny_folder: Path) 
     rows = pairs(40)
     rows[3]["chosen"] *= 60
     found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo"}))
-    assert found.pairs is not None
-    batches = list(_at_once(found.pairs["train"], 512))
-    assert [pair for batch in batches for pair in batch] == found.pairs["train"]
+    batches = list(_at_once(found.rows["train"], 512))
+    assert [pair for batch in batches for pair in batch] == found.rows["train"]
     assert max(map(len, batches)) == 16
     assert all(2 * len(batch) * max(min(512, len(pair.ids)) for pair in batch) <= 8192 for batch in batches)
 
@@ -239,8 +238,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_named(tiny_folder: Path)
     settings = resolve(values={"objective": "dpo", "max_length": 80})
     prepared = prepare(rows, tiny_folder, settings)
     lines = "\n".join(prepared.preflight.lines())
-    assert prepared.pairs is not None
-    parts = {part: [pair.row for pair in prepared.pairs[part]] for part in PARTS}
+    parts = {part: [pair.row for pair in prepared.rows[part]] for part in PARTS}
     named = [row for part in PARTS for row in parts[part] if row % 3 == 0]
     assert all(any(row % 3 == 0 for row in parts[part]) for part in PARTS)
     assert f"20 pairs are skipped, their answers are equal within 80 tokens and prefer nothing: rows {named}" in lines
@@ -316,27 +314,27 @@ def test_a_plan_of_preference_tuning(tiny_folder: Path) -> None:
     assert made.timed_steps > 0
     assert made.seconds["train"] > made.work.steps * made.step_seconds  # the reference is asked before
     found = prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo"}))
-    assert reference_work(found).positions > made.work.steps * made.work.step.positions  # of validation rows, too
+    assert looking_before(found).positions > made.work.steps * made.work.step.positions  # of validation rows, too
     assert (
-        reference_work(prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo", "loss": "orpo"}))) == Work()
+        looking_before(prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo", "loss": "orpo"}))) == Work()
     )
 
 
 def test_fading_answers_are_told_of_once() -> None:
-    watch = Watch()
+    watch = FadingWatch(Screen(quiet=True))
 
     def record(step: int, change: float | None) -> StepRecord:
         told = None if change is None else {"chosen_change": change}
-        return StepRecord(step, 0.0, 0, 0.1, 0.1, 0.0, 0.0, 0.0, val_preference=told)
+        return StepRecord(step, 0.0, 0, 0.1, 0.1, 0.0, 0.0, 0.0, val_metrics=told)
 
-    assert watch.saw(record(1, None)) is None
-    assert watch.saw(record(2, -0.1)) is None
-    assert "-0.70 nats" in (watch.saw(record(3, -0.7)) or "")
-    assert watch.saw(record(4, -2.0)) is None
-    watch = Watch()
-    assert watch.saw(record(0, -0.9)) is None  # another reference, and nothing has been trained yet
-    assert watch.saw(record(1, -1.2)) is None
-    assert "-0.60 nats" in (watch.saw(record(2, -1.5)) or "")
+    assert watch.warning(record(1, None)) is None
+    assert watch.warning(record(2, -0.1)) is None
+    assert "-0.70 nats" in (watch.warning(record(3, -0.7)) or "")
+    assert watch.warning(record(4, -2.0)) is None
+    watch = FadingWatch(Screen(quiet=True))
+    assert watch.warning(record(0, -0.9)) is None  # another reference, and nothing has been trained yet
+    assert watch.warning(record(1, -1.2)) is None
+    assert "-0.60 nats" in (watch.warning(record(2, -1.5)) or "")
 
 
 def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:
@@ -352,22 +350,20 @@ def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:
 def test_only_pairs_that_are_seen_are_asked_about(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each of them: nothing is trained on with a reference of zeros."""
     asked: list[int] = []
-    real = dpo.reference_log_probs
+    real = reference.reference_log_probs
 
     def counted(decoder: Any, batch: Any) -> Any:
         asked.extend(batch.examples)
         return real(decoder, batch)
 
-    monkeypatch.setattr(dpo, "reference_log_probs", counted)
+    monkeypatch.setattr(reference, "reference_log_probs", counted)
     for max_steps, wanted in ((2, 16), (0, 34)):
         asked.clear()
         prepared = prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo", "max_steps": max_steps}))
-        loader = loader_for(prepared, "train")
-        found = dpo.with_reference(prepared, load(prepared), Screen(quiet=True), loader)
+        found = prepared.task.ready(prepared, load(prepared), Screen(quiet=True))
         assert len(asked) == wanted + 2
         after = loader_for(found, "train")
         assert after is not None
         seen = [batch for step in list(after.steps())[: max_steps or None] for batch in step]
         assert all(bool((batch.reference_M != 0).all()) for batch in seen)  # type: ignore[attr-defined]
-        assert found.pairs is not None
-        assert len(found.pairs["train"]) == 34
+            assert len(found.rows["train"]) == 34

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from instil.data.encoding import encode_prompt
 from instil.data.loader import Loader
-from instil.recipes.plan.work import WARM_UP, Work, _work, answering, pace_of
+from instil.recipes.plan.work import WARM_UP, Work, answering, pace_of, work_of_sizes
 from instil.records import Completion, Example
-from instil.tasks.pairs.losses import Preference
 from instil.tasks.task import SAMPLE_TOKENS, Prepared, evaluator_for, loader_for
-from instil.train.evaluation import Evaluator
+from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.loop import planned_steps
+from instil.train.metrics import StepRecord
+from instil.train.observer import Observer
 
 LOOK_AT = 5  # steps after which a run says how long it will take
 
@@ -46,9 +47,9 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
     by_evaluation = options.sample == "evaluation"
     return Workload(
         steps=steps,
-        step=(1 / len(loader)) * _work(size for step in loader.sizes() for size in step),
+        step=(1 / len(loader)) * work_of_sizes(size for step in loader.sizes() for size in step),
         evaluations=1 + due,
-        evaluation=sum((_work(part) for part in sizes), Work()),
+        evaluation=sum((work_of_sizes(part) for part in sizes), Work()),
         samples=(1 + due if by_evaluation else epochs) if prepared.sampled else 0,
         sample=answering(
             prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
@@ -56,12 +57,14 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
     )
 
 
-def reference_work(prepared: Prepared) -> Work:
-    """The work of the reference's log-probabilities, before training; none where there is no reference."""
-    if prepared.pairs is None or not Preference(prepared.settings.dpo).needs_reference:
+def looking_before(prepared: Prepared) -> Work:
+    """The work of looking at rows once before the first step; none where the task does not."""
+    if not prepared.task.looks_before:
         return Work()
     loaders = [loader_for(prepared, "train"), loader_for(prepared, "validation")]
-    return sum((_work(size for step in one.sizes() for size in step) for one in loaders if one), Work())
+    return sum(
+        (work_of_sizes(size for step in loader.sizes() for size in step) for loader in loaders if loader), Work()
+    )
 
 
 def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
@@ -84,7 +87,7 @@ def _due(evaluator: Evaluator, steps: int, in_an_epoch: int) -> tuple[int, int]:
     return sum(evaluator.due(step, step in ends) for step in range(1, steps + 1)), len(ends)
 
 
-class Forecast:
+class Forecast(Observer):
     """A run's guess at its own length, made after its first few steps from what it had to do anyway.
 
     Args:
@@ -94,11 +97,10 @@ class Forecast:
     """
 
     def __init__(self, prepared: Prepared, ready: Callable[[float], None], *, answers: bool) -> None:
-        loader = loader_for(prepared, "train")
-        assert loader is not None, "pre-flight refuses data without a trainable row"
+        loader = prepared.training
         self.work = workload(prepared, loader, evaluator_for(prepared, loader))
         self._ready = ready
-        self._sizes = [_work(step) for step in loader.sizes()[:LOOK_AT]]
+        self._sizes = [work_of_sizes(step) for step in loader.sizes()[:LOOK_AT]]
         self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
         self._after = Work()
         if answers:
@@ -109,6 +111,7 @@ class Forecast:
                 prepared.settings.generate.batch_size,
             )
         self._steps: list[float] = []
+        self._spent = 0.0
         self._evaluation = 0.0
         self._evaluated = 0
         self._samples = 0
@@ -116,8 +119,9 @@ class Forecast:
 
     def saw_answers(self, answers: Sequence[Completion], batch_size: int, seconds: float) -> None:
         """Some rows were answered."""
-        prompts = [one.prompt_tokens for one in answers if one.finish != "no_room"]
-        lengths = [len(one.ids) + 1 for one in answers if one.finish != "no_room"]
+        made = [completion for completion in answers if completion.finish != "no_room"]
+        prompts = [completion.prompt_tokens for completion in made]
+        lengths = [len(completion.ids) + 1 for completion in made]
         self._answers.append((answering(prompts, lengths, batch_size), seconds))
 
     def saw_sample(self, answers: Sequence[Completion], seconds: float) -> None:
@@ -126,14 +130,16 @@ class Forecast:
         if not self._steps:
             self.saw_answers(answers, len(answers), seconds)
 
-    def saw_evaluation(self, seconds: float) -> None:
-        """The model was evaluated; the first time counts."""
+    def on_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
+        """The first evaluation stands for all."""
         self._evaluated += 1
         self._evaluation = self._evaluation or seconds
 
-    def saw_step(self, seconds: float) -> None:
-        """An optimizer step was done."""
-        self._steps.append(seconds)
+    def on_step(self, record: StepRecord) -> None:
+        if not record.step:
+            return
+        self._steps.append(record.seconds - self._spent)
+        self._spent = record.seconds
         if len(self._steps) == self._at:
             self._ready(self.seconds_left())
 

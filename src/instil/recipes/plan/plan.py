@@ -20,14 +20,14 @@ from instil.model.frozen import FrozenLinear
 from instil.model.load import blank_decoder, open_model
 from instil.model.lora import merge
 from instil.model.spec import DecoderSpec
-from instil.recipes.plan.forecast import Workload, prompt_lengths, reference_lengths, reference_work, workload
+from instil.recipes.plan.forecast import Workload, looking_before, prompt_lengths, reference_lengths, workload
 from instil.recipes.plan.timing import holds_gradients, time_answers, time_evaluation, time_steps
 from instil.recipes.plan.work import answering, guessed_lengths, pace_of
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.tasks.adapters import adapt
 from instil.tasks.prepare import load, prepare
-from instil.tasks.task import Data, Prepared, evaluator_for, loader_for
+from instil.tasks.task import Data, Prepared, evaluator_for
 
 # Minutes for two epochs over the book's 935 training rows, by machine: GPT-2 small, GPT-2 medium.
 CHAPTER = {
@@ -147,8 +147,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     screen = screen or Screen()
     started = time.perf_counter()
     prepared = prepare(data, model, settings)
-    loader = loader_for(prepared, "train")
-    assert loader is not None, "pre-flight refuses data without a trainable row"
+    loader = prepared.training
     work = workload(prepared, loader, evaluator_for(prepared, loader))
     seconds = {"prepare": time.perf_counter() - started}
 
@@ -168,7 +167,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
         "data": prepared.source.name,
         "parameters": parameters,
         "rows": {
-            **{part: len(rows) for part, rows in prepared.encoded.items()},
+            **{part: len(rows) for part, rows in prepared.rows.items()},
             "batch": prepared.settings.train.batch_size,
         },
         "tokens": prepared.preflight.tokens,
@@ -196,7 +195,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     pace = pace_of(steps.steps)
     seconds["train"] = work.steps * pace.seconds(work.step)
     looking = time_evaluation(prepared, decoder, loader)
-    seconds["train"] += looking.seconds(reference_work(prepared))
+    seconds["train"] += looking.seconds(looking_before(prepared))
     seconds["evaluate"] = work.evaluations * looking.seconds(work.evaluation)
     examples = prepared.held_out[1]
     answers = time_answers(prepared, decoder, examples)

@@ -17,11 +17,12 @@ from instil.recipes.plan.work import WARM_UP, Pace, Work, answering, pace_of
 from instil.records import Batch, Example
 from instil.screen import Advance, Screen
 from instil.settings.options import TrainOptions
-from instil.tasks.task import Prepared, objective_for
+from instil.tasks.task import Prepared
 from instil.train.evaluation import Evaluation
 from instil.train.loop import train
 from instil.train.metrics import StepRecord
 from instil.train.objective import look
+from instil.train.observer import Observer
 
 QUANTILES = (0.1, 0.5, 0.9)  # of the sizes of an epoch's steps: these are timed
 ROUNDS = 3  # how often at most
@@ -67,10 +68,10 @@ def typical_steps(loader: Loader) -> list[list[Batch]]:
     sizes = [sum(step) for step in loader.sizes()]
     order = sorted(range(len(sizes)), key=lambda number: sizes[number])
     numbers = [order[round(quantile * (len(order) - 1))] for quantile in QUANTILES]
-    return [next(Loader.steps(loader, 0, number)) for number in numbers]  # the book's order has no middle
+    return [loader.step(number) for number in numbers]
 
 
-class _Steps:
+class _Steps(Observer):
     """Hands out steps to the loop, as long as there is time and memory for more.
 
     Args:
@@ -115,8 +116,8 @@ class _Steps:
             self.measured = True
             yield self._longest
 
-    def saw(self, record: StepRecord) -> None:
-        """A record of the loop; ``seconds`` counts from its start."""
+    def on_step(self, record: StepRecord) -> None:
+        """``record.seconds`` counts from the start of the loop."""
         if record.step:
             self.seconds.append(record.seconds)
             peak = peak_memory()
@@ -149,8 +150,8 @@ def time_steps(
     with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
         rounded = any(isinstance(module, FrozenLinear) for module in decoder.modules())
         chosen = _Steps(loader, held, room, advance, rounded=rounded)
-        objective = objective_for(prepared)
-        train(decoder, chosen, options, evaluator=_Nothing(), on_record=chosen.saw, objective=objective)
+        objective = prepared.task.objective()
+        train(decoder, chosen, options, evaluator=_Nothing(), observers=[chosen], objective=objective)
     seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]
     timed = list(zip(chosen.done, seconds, strict=True))
     return TimedSteps(timed[WARM_UP:], chosen.activations, chosen.measured)
@@ -162,7 +163,7 @@ def time_evaluation(prepared: Prepared, decoder: Decoder, loader: Loader) -> Pac
     timed = []
     for step in typical_steps(loader):
         started = time.perf_counter()
-        look(objective_for(prepared), decoder, step)
+        look(prepared.task.objective(), decoder, step)
         timed.append((work_of(step), time.perf_counter() - started))
     return pace_of(timed)
 
@@ -195,4 +196,4 @@ def time_answers(prepared: Prepared, decoder: Decoder, examples: Sequence[Exampl
 
 def work_of(step: Sequence[Batch]) -> Work:
     """The work of a step's micro-batches."""
-    return Work(len(step), sum(len(batch.ids_N) for batch in step))
+    return Work(len(step), sum(batch.layout.tokens for batch in step))

@@ -69,13 +69,14 @@ def pace_of(timed: Sequence[tuple[Work, float]]) -> Pace:
 
 def answering(prompts: Sequence[int], answers: Sequence[float], batch_size: int) -> Work:
     """The work of answering prompts of so many tokens with answers of so many, as `generate` goes about it."""
-    seats = [0.0] * max(min(batch_size, len(prompts)), 1)  # when each is free for the next row
+    slots = [0.0] * max(min(batch_size, len(prompts)), 1)  # when each is free for the next row
     for _, said in sorted(zip(prompts, answers, strict=True), key=lambda row: -row[0]):
-        heapq.heapreplace(seats, seats[0] + said)
-    return Work(1 + max(seats), sum(prompts) + sum(answers)) if prompts else Work()
+        heapq.heapreplace(slots, slots[0] + said)
+    return Work(1 + max(slots), sum(prompts) + sum(answers)) if prompts else Work()
 
 
-def _work(sizes: Iterable[int]) -> Work:
+def work_of_sizes(sizes: Iterable[int]) -> Work:
+    """The work of passes over so many positions each."""
     found = list(sizes)
     return Work(len(found), sum(found))
 

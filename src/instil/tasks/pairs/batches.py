@@ -18,8 +18,7 @@ from typing import Literal
 import torch
 
 from instil.data.collate import common_prefix
-from instil.data.loader import BookLoader, Loader
-from instil.records import Encoded, EncodedPair, Forked, Grid, Layout, PairBatch
+from instil.records import Encoded, EncodedPair, Forked, Grid, Layout, PairBatch, Shared
 from instil.tasks.pairs.encoding import scored_within
 
 
@@ -117,10 +116,9 @@ def _padded(rows: Sequence[Encoded], kept: Sequence[int], pad_id: int) -> _Flat:
 
 def _forked(rows: Sequence[Encoded], kept: Sequence[int]) -> _Flat:
     """Prefix, stems, branches; every branch keeps at least one token of its own."""
-    prefix = common_prefix([row.ids for row in rows], min(kept) - 1)
-    stems = fork_points(rows, kept, prefix)
-    branches = [count - prefix - stems[number // 2] for number, count in enumerate(kept)]
-    flat = _Flat(list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix, [], Forked(prefix, stems, (*branches,)))
+    prefix, stems, branches = _forks(rows, kept)
+    layout = Forked(prefix, stems, branches) if any(stems) else Shared(prefix, branches)
+    flat = _Flat(list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix, [], layout)
 
     def append(row: int, first: int, last: int) -> range:
         start = len(flat.ids)
@@ -137,51 +135,43 @@ def _forked(rows: Sequence[Encoded], kept: Sequence[int]) -> _Flat:
     return flat
 
 
-def fork_points(rows: Sequence[Encoded], kept: Sequence[int], prefix: int) -> tuple[int, ...]:
-    """How many tokens after the prefix both rows of each pair share."""
-    return tuple(
+def _forks(rows: Sequence[Encoded], kept: Sequence[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """How many tokens all rows share, how many more both rows of each pair do, and how many are each row's own."""
+    prefix = common_prefix([row.ids for row in rows], min(kept) - 1)
+    stems = tuple(
         common_prefix([rows[at].ids, rows[at + 1].ids], min(kept[at], kept[at + 1]) - 1) - prefix
         for at in range(0, len(rows), 2)
     )
+    return prefix, stems, tuple(count - prefix - stems[number // 2] for number, count in enumerate(kept))
 
 
-class PairLoader(Loader):
-    """As `Loader`, whose arguments it takes, with pairs for rows."""
+@dataclass(frozen=True, slots=True)
+class PairCollator:
+    """Makes batches of pairs (`instil.data.loader.Collator`)."""
 
-    rows: tuple[EncodedPair, ...]
+    pad_id: int
+    max_length: int | None = None
+    layout: Literal["shared", "padded"] = "shared"
 
-    def ids(self) -> list[int]:
-        """Every token id that some batch may hold, in order."""
-        pairs = [one for pair in self.rows for one in (pair, pair.other) if one is not None]
-        sides = [side.ids for pair in pairs for side in (pair.chosen, pair.rejected)]
-        return sorted({self._pad_id}.union(*sides))
+    def __call__(self, rows: Sequence[EncodedPair]) -> PairBatch:
+        return collate_pairs(rows, self.pad_id, self.max_length, self.layout)
 
-    def _positions(self, chosen: Sequence[int]) -> int:
-        rows = [row for index in chosen for row in (self.rows[index].chosen, self.rows[index].rejected)]
-        kept = [self._within(len(row.ids) - 1) for row in rows]
-        others = self._positions_of_others(chosen)
+    def positions(self, rows: Sequence[EncodedPair]) -> int:
+        """Rows of others (`EncodedPair.other`), which are only looked at, cost a third of those that are trained on."""
+        both = [row for pair in rows for row in (pair.chosen, pair.rejected)]
+        kept = [self._within(row) for row in both]
+        others = sum(self.length(pair.other) for pair in rows if pair.other) // 3
         if self.layout == "padded":
-            return len(kept) * max(kept) + others
-        shared = common_prefix([row.ids for row in rows], min(kept) - 1)
-        stems = fork_points(rows, kept, shared)
-        return sum(kept) - (len(kept) - 1) * shared - sum(stems) + others
+            return Grid(len(kept), max(kept)).tokens + others
+        return Forked(*_forks(both, kept)).tokens + others
 
-    def _positions_of_others(self, chosen: Sequence[int]) -> int:
-        """Rows that are only looked at cost a third of those that are trained on."""
-        others = [other for index in chosen if (other := self.rows[index].other)]
-        kept = [self._within(len(row.ids) - 1) for pair in others for row in (pair.chosen, pair.rejected)]
-        return sum(kept) // 3
+    def length(self, row: EncodedPair) -> int:
+        return self._within(row.chosen) + self._within(row.rejected)
 
-    def _length(self, index: int) -> int:
-        pair = self.rows[index]
-        return sum(self._within(len(row.ids) - 1) for row in (pair.chosen, pair.rejected))
+    def ids(self, row: EncodedPair) -> set[int]:
+        pairs = (row, row.other) if row.other else (row,)
+        return {id_ for pair in pairs for side in (pair.chosen, pair.rejected) for id_ in side.ids}
 
-    def _within(self, count: int) -> int:
-        return count if self._max_length is None else min(count, self._max_length)
-
-    def _collate(self, chosen: Sequence[int]) -> PairBatch:
-        return collate_pairs([self.rows[i] for i in chosen], self._pad_id, self._max_length, self.layout)
-
-
-class BookPairLoader(PairLoader, BookLoader):
-    """Pairs in the order in which torch's ``DataLoader`` draws them."""
+    def _within(self, row: Encoded) -> int:
+        count = len(row.ids) - 1  # the last id is only ever predicted
+        return count if self.max_length is None else min(count, self.max_length)

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Literal
 
 from instil.data.encoding import encode, encode_prompt
-from instil.data.splits import Part
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.records import Encoded, EncodedPair, Pair
-from instil.settings.options import Settings, TrainOn
+from instil.settings.options import TrainOn
 
 Scored = Literal["response", "book"]
 
@@ -87,17 +86,6 @@ def is_told_apart(pair: EncodedPair, max_length: int) -> bool:
     return pair.chosen.ids[chosen.start : first] != pair.rejected.ids[rejected.start : second]
 
 
-Pairs = dict[Part, list[EncodedPair]]
-
-
-def usable(pairs: Sequence[EncodedPair], max_length: int, settings: Settings) -> list[EncodedPair]:
-    """Pairs of which both answers have something to score, and not the same, unless equal ones are to be kept."""
-    return [
-        pair
-        for pair in pairs
-        if _within(pair, max_length) and (settings.dpo.keep_equal or is_told_apart(pair, max_length))
-    ]
-
-
-def _within(pair: EncodedPair, max_length: int) -> bool:
+def is_within(pair: EncodedPair, max_length: int) -> bool:
+    """The same, also of the answers of another row under its prompt, where it has them."""
     return is_scored(pair, max_length) and (pair.other is None or is_scored(pair.other, max_length))

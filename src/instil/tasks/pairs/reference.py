@@ -4,43 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from instil.data.loader import BookLoader, Loader
+from instil.data.splits import Part
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import load_decoder
 from instil.records import EncodedPair
 from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
-from instil.tasks.pairs.losses import Preference, reference_log_probs
+from instil.tasks.pairs.losses import reference_log_probs
+from instil.tasks.task import Prepared
 from instil.train.loop import planned_steps
-
-if TYPE_CHECKING:
-    from instil.tasks.task import Prepared
-from instil.tasks.pairs.encoding import Pairs, usable
 
 REFERENCE_PAIRS = 16  # in one batch: no gradient is held
 REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
 
 
-def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, loader: Loader | None) -> Prepared:
+def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
     """The pairs with the reference model's log-probabilities, computed once.
 
-    ``loader`` gives the training pairs; where training ends within an epoch, only those are asked about that it sees.
+    Where training ends within an epoch, only those are asked about that it sees, unless ``all_rows`` are wanted.
     """
-    assert prepared.pairs is not None
-    objective = Preference(prepared.settings.dpo)
-    if not objective.needs_reference:
-        return prepared
     name = prepared.settings.dpo.reference
     reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
     reference.eval()
-    asked: Pairs = {
-        "train": _seen(loader, prepared) or usable(prepared.pairs["train"], prepared.max_length, prepared.settings),
-        "validation": usable(prepared.pairs["validation"], prepared.max_length, prepared.settings),
+    seen = [] if all_rows else _seen(prepared)
+    asked: dict[Part, list[EncodedPair]] = {
+        "train": seen or prepared.usable("train"),
+        "validation": prepared.usable("validation"),
     }
-    pairs: Pairs = dict(prepared.pairs)
+    pairs = dict(prepared.rows)
     with screen.bar("reference", sum(map(len, asked.values()))) as advance:
         for part, rows in asked.items():
             done: list[EncodedPair] = []
@@ -49,14 +42,14 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, loader:
                 for _ in some:
                     advance()
             known = {pair.row: pair for pair in done}
-            pairs[part] = [known.get(pair.row, pair) for pair in prepared.pairs[part]]
-    return replace(prepared, pairs=pairs)
+            pairs[part] = [known.get(pair.row, pair) for pair in prepared.rows[part]]
+    return replace(prepared, rows=pairs)
 
 
-def _seen(loader: Loader | None, prepared: Prepared) -> list[EncodedPair]:
+def _seen(prepared: Prepared) -> list[EncodedPair]:
     """The pairs of a training that ends within its first epoch; nothing where all may be needed."""
-    options = prepared.settings.train
-    if loader is None or isinstance(loader, BookLoader) or options.evaluation == "book":
+    options, loader = prepared.settings.train, prepared.training
+    if not loader.resumable or options.evaluation == "book":
         return []
     steps = planned_steps(len(loader), options)
     if steps >= len(loader):

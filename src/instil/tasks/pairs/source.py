@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, read_rows, row_problem, text_problem
+from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, Source, read_rows, row_problem, text_problem
 from instil.errors import DataError, listed
 from instil.records import Example, Pair
 
@@ -22,21 +22,14 @@ PAIR_KEYS = KNOWN_KEYS | {"chosen", "rejected"}
 
 
 @dataclass(frozen=True, slots=True)
-class PairSource:
-    """The pairs of one file; the fields are those of `instil.data.sources.Source`.
+class PairSource(Source):
+    """The pairs of one file; as ``examples`` their wanted answer is the chosen one.
 
     ``equal`` holds the rows whose two answers are the same, which were kept.
     """
 
-    name: str
-    pairs: tuple[Pair, ...]
-    sha256: str
-    skipped: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    pairs: tuple[Pair, ...] = ()
     equal: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.pairs)
 
 
 def read_pairs(data: str | Path, *, skip_bad: bool = False, keep_equal: bool = False) -> PairSource:
@@ -74,8 +67,9 @@ def pairs_from(
             continue
         for key in row.keys() - PAIR_KEYS:
             unused[key] = unused.get(key, 0) + 1
-        texts = {key: row.get(key) or "" for key in ("instruction", "output", "input", "task")}
-        good.append(Pair(Example(**texts, row=index), row["chosen"], row["rejected"]))
+        instruction, output, about, task = (row.get(key) or "" for key in ("instruction", "output", "input", "task"))
+        example = Example(instruction, output, about, task, row=index)
+        good.append(Pair(example, row["chosen"], row["rejected"]))
     if bad and not skip_bad:
         raise DataError(
             f"{name}: {len(bad)} of {len(rows)} rows cannot be used as preference pairs (rows are counted from 0):\n"
@@ -89,7 +83,15 @@ def pairs_from(
     digest = hashlib.sha256()
     for pair in good:
         digest.update(json.dumps(pair.as_json(), sort_keys=True).encode())
-    return PairSource(name, tuple(good), digest.hexdigest(), tuple(bad), tuple(notes), tuple(equal))
+    return PairSource(
+        name=name,
+        examples=tuple(replace(pair.example, output=pair.chosen) for pair in good),
+        sha256=digest.hexdigest(),
+        skipped=tuple(bad),
+        notes=tuple(notes),
+        pairs=tuple(good),
+        equal=tuple(equal),
+    )
 
 
 def _pair_problem(row: Any) -> str | None:

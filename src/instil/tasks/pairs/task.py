@@ -1,64 +1,123 @@
-"""Preference tuning: pairs for rows, the reference's log-probabilities, and a watch for collapse."""
+"""Preferences: tuning on pairs of answers, of which the first is better."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from instil.data.encoding import check_vocabulary
 from instil.data.sources import Source
-from instil.data.splits import PARTS, Split
+from instil.data.splits import PARTS, Part
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import DataError, ModelError, SettingsError
+from instil.model.decoder import Decoder
+from instil.model.files.folder import file_hash
 from instil.model.find import find_model
 from instil.model.load import open_model
-from instil.records import EncodedPair, Pair
-from instil.settings.options import DataOptions, Settings
+from instil.records import Encoded, EncodedPair, Example, Pair
+from instil.screen import Screen
+from instil.settings.options import Settings
+from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.doctor import diagnose
-from instil.tasks.pairs.encoding import Pairs, _within, encode_pair, is_told_apart, usable, with_others
+from instil.tasks.pairs.encoding import encode_pair, is_told_apart, is_within, with_others
+from instil.tasks.pairs.fading import FadingWatch
 from instil.tasks.pairs.losses import Preference
+from instil.tasks.pairs.reference import with_reference
 from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
+from instil.tasks.task import Data, Prepared, Task, View
+from instil.train.metrics import StepRecord
+from instil.train.objective import Objective
+from instil.train.observer import Observer
 
+Pairs = Mapping[Part, Sequence[EncodedPair]]
 LOOKED_AT = 20_000  # pairs that the doctor sees before a run
 TRIED = 50  # pairs by which two vocabularies are compared
 
 
-def read(data: str | Path | Sequence[dict[str, Any]], settings: Settings) -> tuple[PairSource, Source]:
-    """The pairs of a file, and the same rows as examples whose wanted answer is the chosen one."""
-    skip_bad, keep_equal = settings.data.skip_bad, settings.dpo.keep_equal
-    if isinstance(data, str | Path):
-        found = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
-    else:
-        found = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
-    return found, as_rows(found)
+class Preferences(Task[EncodedPair]):
+    """Make chosen answers likelier than rejected ones."""
 
+    collator = PairCollator
+    sequences = 2
+    gentler = 20.0  # it moves a model that can answer already
 
-def as_rows(found: PairSource) -> Source:
-    """Pairs as rows whose wanted answer is the chosen one."""
-    examples = tuple(replace(pair.example, output=pair.chosen) for pair in found.pairs)
-    return Source(found.name, examples, found.sha256, found.skipped, found.notes)
+    def read(self, data: Data) -> PairSource:
+        skip_bad, keep_equal = self.settings.data.skip_bad, self.settings.dpo.keep_equal
+        if isinstance(data, str | Path):
+            return read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
+        return pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
 
+    def encode(
+        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
+    ) -> list[EncodedPair]:
+        assert isinstance(source, PairSource), "pairs come from a source of pairs"
+        by_row = {pair.row: pair for pair in source.pairs}
+        train_on, scored = self.settings.data.train_on, self.settings.dpo.scored
+        rows = [encode_pair(by_row[example.row], template, tokenizer, train_on, scored) for example in examples]
+        return with_others(rows) if self.settings.dpo.loss == "kto" else rows
 
-def encoded_pairs(
-    source: PairSource, split: Split, template: Template, tokenizer: Tokenizer, settings: Settings
-) -> Pairs:
-    """The pairs of each part as ids."""
-    by_row = {pair.row: pair for pair in source.pairs}
-    options: DataOptions = settings.data
-    pairs: Pairs = {}
-    for part in PARTS:
-        rows = [
-            encode_pair(by_row[example.row], template, tokenizer, options.train_on, settings.dpo.scored)
-            for example in split.part(part)
+    def usable(self, rows: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
+        """Pairs of which both answers have something to score, and not the same, unless equal ones are to be kept."""
+        keep_equal = self.settings.dpo.keep_equal
+        return [
+            pair for pair in rows if is_within(pair, max_length) and (keep_equal or is_told_apart(pair, max_length))
         ]
-        pairs[part] = with_others(rows) if settings.dpo.loss == "kto" else rows
-    return pairs
+
+    def answer(self, row: EncodedPair) -> Encoded:
+        return row.chosen
+
+    def objective(self) -> Objective:
+        return self._preference
+
+    @property
+    def _preference(self) -> Preference:
+        return Preference(self.settings.dpo)
+
+    def check(
+        self,
+        source: Source,
+        rows: Pairs,
+        max_length: int,
+        template: Template,
+        tokenizer: Tokenizer,
+        model: Path,
+    ) -> list[str]:
+        assert isinstance(source, PairSource), "pairs come from a source of pairs"
+        usable = {part: self.usable(rows[part], max_length) for part in PARTS}
+        lines = check(rows, usable["train"], max_length, self.settings, template, model)
+        every = [pair for part in PARTS for pair in usable[part]]
+        return lines + list(doubts(source, every, max_length, tokenizer))
+
+    @property
+    def looks_before(self) -> bool:
+        return self._preference.needs_reference
+
+    def ready(self, prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
+        """With the reference model's log-probabilities."""
+        return with_reference(prepared, decoder, screen, all_rows=all_rows) if self.looks_before else prepared
+
+    def observers(self, screen: Screen) -> list[Observer]:
+        return [FadingWatch(screen)]
+
+    def hashes(self) -> dict[str, str]:
+        name = self.settings.dpo.reference
+        return {"reference": file_hash(find_model(name))} if name else {}
+
+    def shown(self, record: StepRecord) -> str:
+        measured = record.val_metrics
+        return f"  margin {measured['margin']:+.3f}  accuracy {measured['accuracy']:.0%}" if measured else ""
+
+    def views(self, row: EncodedPair) -> list[View]:
+        sides = (("chosen", row.chosen, row.chosen_scored), ("rejected", row.rejected, row.rejected_scored))
+        return [
+            View(side, [position in scored for position in range(len(side.ids))], name) for name, side, scored in sides
+        ]
 
 
-def check(pairs: Pairs, max_length: int, settings: Settings, template: Template, path: Path) -> list[str]:
+def check(
+    pairs: Pairs, left: Sequence[EncodedPair], max_length: int, settings: Settings, template: Template, path: Path
+) -> list[str]:
     """Refuse what cannot be trained on, and say what will be left out or cut.
 
     Raises:
@@ -70,9 +129,8 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
         raise SettingsError("dpo.label_smoothing is for dpo.loss=dpo (which it makes cDPO); leave it at 0")
     if settings.dpo.reference and not Preference(settings.dpo).needs_reference:
         raise SettingsError(f"dpo.loss={settings.dpo.loss} has no reference; leave dpo.reference out")
-    if not any(_within(pair, max_length) for pair in pairs["train"]):
+    if not any(is_within(pair, max_length) for pair in pairs["train"]):
         raise DataError(f"no training pair has both answers within {max_length} tokens; raise data.max_length")
-    left = usable(pairs["train"], max_length, settings)
     if not left:
         raise DataError(
             f"the two answers of every training pair are equal within {max_length} tokens, so they prefer nothing; "
@@ -85,12 +143,12 @@ def check(pairs: Pairs, max_length: int, settings: Settings, template: Template,
         )
     lines = []
     every = [pair for part in PARTS for pair in pairs[part]]
-    left_out = [pair.row for pair in every if not _within(pair, max_length)]
+    left_out = [pair.row for pair in every if not is_within(pair, max_length)]
     if left_out:
         lines.append(
             f"{len(left_out)} pairs are skipped, an answer lies beyond {max_length} tokens: rows {left_out[:20]}"
         )
-    same = [pair.row for pair in every if _within(pair, max_length) and not is_told_apart(pair, max_length)]
+    same = [pair.row for pair in every if is_within(pair, max_length) and not is_told_apart(pair, max_length)]
     if same and not settings.dpo.keep_equal:
         lines.append(
             f"{len(same)} pairs are skipped, their answers are equal within {max_length} tokens and prefer nothing: "
@@ -114,11 +172,9 @@ def _is_cut(pair: EncodedPair, max_length: int) -> bool:
     return max(len(pair.chosen.ids), len(pair.rejected.ids)) - 1 > max_length
 
 
-def doubts(
-    source: PairSource, pairs: Pairs, max_length: int, tokenizer: Tokenizer, settings: Settings
-) -> Iterator[str]:
+def doubts(source: PairSource, usable: Sequence[EncodedPair], max_length: int, tokenizer: Tokenizer) -> Iterator[str]:
     """What the doctor says against the pairs as they are trained on: without those left out, and as they are cut."""
-    kept = {pair.row: pair for part in PARTS for pair in usable(pairs[part], max_length, settings)}
+    kept = {pair.row: pair for pair in usable}
     some = [pair for pair in source.pairs[:LOOKED_AT] if pair.row in kept]
     looked_at = [_as_cut(pair, kept[pair.row], max_length, tokenizer) for pair in some]
     for finding in diagnose(looked_at).of("warning"):

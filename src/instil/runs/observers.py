@@ -1,0 +1,106 @@
+"""Observers that leave something in a run's folder: the metrics, sample answers, the adapters."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+from instil.data.templates import TEMPLATE_FILE
+from instil.generate.answer import answer
+from instil.machine import release
+from instil.model.decoder import Decoder
+from instil.model.files.peft import save_adapter
+from instil.records import Completion
+from instil.runs.folder import RunFolder
+from instil.screen import Screen
+from instil.settings.options import GenerateOptions
+from instil.tasks.task import SAMPLE_TOKENS, Prepared
+from instil.train.metrics import StepRecord
+from instil.train.observer import Observer, Pause, TrainResult
+
+SHOWN = 100  # characters of a sample on the screen
+
+
+class _Lines(Observer):
+    """Appends JSON lines to a file, each complete on disk before the next step."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _append(self, text: str) -> None:
+        self._file.write(text + "\n")
+        self._file.flush()
+
+
+class MetricsFile(_Lines):
+    """``metrics.jsonl``: a line for each step."""
+
+    def on_step(self, record: StepRecord) -> None:
+        self._append(json.dumps(record.as_json()))
+
+
+class Samples(_Lines):
+    """``samples.jsonl``: the same few held-out prompts, answered as training goes on; the first one on the screen, too.
+
+    Args:
+        path: the file.
+        prepared: whose rows are answered.
+        screen: where the first answer is shown.
+        on_answers: told of the answers and the seconds that they took.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        prepared: Prepared,
+        screen: Screen,
+        on_answers: Callable[[Sequence[Completion], float], None] = lambda answers, seconds: None,
+    ) -> None:
+        super().__init__(path)
+        self._prepared, self._screen, self._on_answers = prepared, screen, on_answers
+
+    def wants_pause(self, pause: Pause) -> bool:
+        by_evaluation = self._prepared.settings.train.sample == "evaluation"
+        return bool(self._prepared.sampled) and (pause.evaluated if by_evaluation else pause.ends_epoch)
+
+    def on_pause(self, pause: Pause, decoder: Decoder) -> None:
+        prepared = self._prepared
+        greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS, header=prepared.settings.generate.header)
+        started = time.perf_counter()
+        answers = answer(decoder, prepared.tokenizer, prepared.template, prepared.sampled, greedy)
+        self._on_answers(answers, time.perf_counter() - started)
+        for example, completion in zip(prepared.sampled, answers, strict=True):
+            line = {"step": pause.steps, "row": example.row, **example.as_json(), "model_response": completion.text}
+            self._append(json.dumps(line, ensure_ascii=False))
+            if example is prepared.sampled[0]:
+                asked, says = _short(f"{example.instruction} {example.input}"), _short(completion.text)
+                self._screen.say(f"    asked: {asked}\n    says:  {says}", "dim")
+
+
+class SavedAdapter(Observer):
+    """The adapters of a training in a folder that PEFT opens, with the template that they were tuned with."""
+
+    def __init__(self, folder: RunFolder, prepared: Prepared) -> None:
+        self._folder, self._prepared = folder, prepared
+
+    def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
+        release()  # what training took; whole weights may have to be made again
+        save_adapter(decoder, self._folder.adapter, self._prepared.model_name)
+        self._folder.write_json(f"{self._folder.adapter.name}/{TEMPLATE_FILE}", self._prepared.template.as_json())
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

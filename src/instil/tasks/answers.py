@@ -1,0 +1,41 @@
+"""Answers: supervised fine-tuning on rows with an answer each (chapter 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from instil.data.collate import RowCollator
+from instil.data.encoding import encode
+from instil.data.preflight import has_target
+from instil.data.sources import Source, examples_from, read_source
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer
+from instil.records import Encoded, Example
+from instil.tasks.task import Data, Task
+from instil.train.objective import Likelihood, Objective
+
+
+class Answers(Task[Encoded]):
+    """Make the wanted answers likely."""
+
+    collator = RowCollator
+
+    def read(self, data: Data) -> Source:
+        skip_bad = self.settings.data.skip_bad
+        if isinstance(data, list | tuple):
+            return examples_from(list(data), skip_bad=skip_bad)
+        return read_source(data, skip_bad=skip_bad)  # type: ignore[arg-type]  # a name or a path
+
+    def encode(
+        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
+    ) -> list[Encoded]:
+        return [encode(example, template, tokenizer, self.settings.data.train_on) for example in examples]
+
+    def usable(self, rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
+        return [row for row in rows if has_target(row, max_length)]
+
+    def answer(self, row: Encoded) -> Encoded:
+        return row
+
+    def objective(self) -> Objective:
+        return Likelihood()

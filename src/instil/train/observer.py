@@ -1,0 +1,75 @@
+"""Who watches a training: files, screens, samples and forecasts are observers, and the loop knows none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from instil.model.decoder import Decoder
+from instil.train.evaluation import Evaluation
+from instil.train.metrics import StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A point between two optimizer steps, after so many ``steps``; 0 is before the first."""
+
+    steps: int
+    evaluated: bool
+    ends_epoch: bool
+
+
+class Observer:
+    """Watches a training; what a subclass does not override is passed over."""
+
+    def on_train_begin(self, decoder: Decoder, steps: int) -> None:
+        """So many optimizer steps are planned."""
+
+    def on_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
+        """The model was evaluated; before the first step, in between, or at the end."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """A step is done, or (record 0) about to be. The embedding is not to be read now, but in `on_pause`."""
+
+    def wants_pause(self, pause: Pause) -> bool:
+        """Whether `on_pause` is to be called here; making the model whole costs a little."""
+        del pause
+        return False
+
+    def on_pause(self, pause: Pause, decoder: Decoder) -> None:
+        """Training stands still with the model whole and in evaluation mode."""
+
+    def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
+        """Training has ended with a model that can be used."""
+
+
+class OnStep(Observer):
+    """Calls a function with the record of every step.
+
+    >>> losses = []
+    >>> watching = OnStep(lambda record: losses.append(record.train_loss))
+    """
+
+    def __init__(self, call: Callable[[StepRecord], None]) -> None:
+        self._call = call
+
+    def on_step(self, record: StepRecord) -> None:
+        self._call(record)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept.
+
+    ``trained`` counts the numbers that were trained.
+    ``diverged`` says what happened where training could not go on, and the best model so far is what remains.
+    """
+
+    records: tuple[StepRecord, ...]
+    steps: int
+    tokens_seen: int
+    seconds: float
+    validation_loss: float | None
+    best_step: int | None = None
+    trained: int = 0
+    diverged: str = ""

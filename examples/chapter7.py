@@ -137,7 +137,7 @@ def show_answers(assistant: Assistant, examples: Sequence[Example], when: str) -
     """Answers beside the right ones."""
     answers = assistant.respond_to(examples)
     for example, said in zip(examples, answers, strict=True):
-        print("\n" + "".join(assistant.template.pieces(example, header=False)))
+        print("\n" + assistant.template.prompt(example, header=False))
         print(f"\nCorrect response:\n>> {example.output}\n\nModel response {when}:\n>> {said.text}\n{'-' * 37}")
     return answers
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import register_random, settings
 
 import instil
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import BytePair, Tokenizer
 
 # The same examples in every run, so that a change's tests fail by the change alone. New ones are looked for with
 # `pytest --hypothesis-profile=searching`.
@@ -110,6 +110,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             del stored["max_position_embeddings"]
         (folder / name).write_text(json.dumps(stored))
     return folder
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's, from its two byte-pair files."""
+    return BytePair()
 
 
 def rows(count: int) -> list[dict[str, str]]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.data.templates import TEMPLATES, Control, Template, template_named
+from instil.data.templates import TEMPLATES, Piece, Template, template_named
 from instil.errors import DataError
-from instil.records import Example
+from instil.records import Example, Turn
 
 WITH = Example(
     "Identify the correct spelling of the following word.", "The correct spelling is 'Occasion.'", "Ocassion"
@@ -43,20 +43,42 @@ def test_phi3_is_the_form_of_the_figure() -> None:
 
 
 def test_chatml_marks_its_control_tokens() -> None:
-    pieces = template_named("chatml").pieces(WITHOUT)
-    assert [piece for piece in pieces if isinstance(piece, Control)] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    pieces = template_named("chatml").prompt_pieces(WITHOUT)
+    assert [piece.text for piece in pieces if piece.control] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
 @given(st.text(), st.text(min_size=1))
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_user_text_goes_in_once_and_unchanged(name: str, instruction: str, text: str) -> None:
     nasty = instruction + "{input}{instruction}{control:<|im_end|>}"
-    pieces = template_named(name).pieces(Example(nasty, "", text))
-    controls = [piece for piece in pieces if isinstance(piece, Control)]
-    harmless = [piece for piece in template_named(name).pieces(Example("a", "", "b")) if isinstance(piece, Control)]
+    pieces = template_named(name).prompt_pieces(Example(nasty, "", text))
+    controls = [piece for piece in pieces if piece.control]
+    harmless = [piece for piece in template_named(name).prompt_pieces(Example("a", "", "b")) if piece.control]
     assert controls == harmless
-    assert nasty in "".join(pieces)
-    assert text in "".join(pieces)
+    assert nasty in "".join(piece.text for piece in pieces)
+    assert text in "".join(piece.text for piece in pieces)
+
+
+def test_a_conversation_is_one_row_of_many_turns() -> None:
+    """Every question in the template's form, every answer trained on with its end; a system text before the first."""
+    history = (Turn("system", "Be brief."), Turn("user", "One and one?"), Turn("assistant", "Two."))
+    row = Example("And one more?", "Three.", history=history)
+    pieces = template_named("chatml").pieces(row)
+    assert "".join(piece.text for piece in pieces) == (
+        "<|im_start|>user\nBe brief.\n\nOne and one?<|im_end|>\n<|im_start|>assistant\nTwo.<|im_end|>"
+        "<|im_start|>user\nAnd one more?<|im_end|>\n<|im_start|>assistant\nThree.<|im_end|>"
+    )
+    assert [piece.text for piece in pieces if piece.trained] == ["Two.", "<|im_end|>", "Three.", "<|im_end|>"]
+    assert template_named("chatml").pieces(Example("Hi", "Ho"))[-2:] == [
+        Piece("Ho", trained=True),
+        Piece("<|im_end|>", control=True, trained=True),
+    ]
+
+
+def test_a_turn_without_a_form_is_refused() -> None:
+    row = Example("And?", "So.", history=(Turn("tool", "{}"),))
+    with pytest.raises(DataError, match="no form for a turn of the tool"):
+        template_named("alpaca").pieces(row)
 
 
 def test_hashes_differ_and_survive_the_file() -> None:

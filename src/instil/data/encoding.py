@@ -6,8 +6,10 @@ for ids or markers. Prompt and response are encoded apart, as they are when the 
 
 from __future__ import annotations
 
-from instil.data.templates import Template
-from instil.data.tokenizers import Tokenizer, encode_pieces
+from collections.abc import Iterable
+
+from instil.data.templates import Piece, Template, merged
+from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
 from instil.records import Encoded, Example
 from instil.settings.options import TrainOn
@@ -34,21 +36,38 @@ def encode(
         DataError: the header is to be trained, but the template has none.
         ModelError: the vocabulary lacks a control token of the template.
     """
-    prompt = encode_prompt(example, template, tokenizer)
-    response = tokenizer.encode(example.output)
-    ids = (*prompt, *response, stop_id(template, tokenizer))
-    masked = len(prompt)
-    if train_on == "all":
-        masked = 0
-    elif train_on == "response_with_header":
-        if not template.header:
-            raise DataError(
-                f"the template {template.name!r} has no response header to train on; "
-                "use data.train_on=response, or a template that has one (alpaca, phi3)"
-            )
-        masked = min(masked, len(encode_prompt(example, template, tokenizer, header=False)))
-    trained = (False,) * masked + (True,) * (len(ids) - masked)
-    return Encoded(ids, trained, prompt_length=len(prompt), row=example.row)
+    *asked, answer, end = template.pieces(example, train_on)
+    prompt_ids, prompt_trained = _encoded(merged(asked), tokenizer)
+    answer_ids, answer_trained = _encoded([answer, end], tokenizer)
+    return Encoded(
+        (*prompt_ids, *answer_ids), (*prompt_trained, *answer_trained), prompt_length=len(prompt_ids), row=example.row
+    )
+
+
+def _encoded(pieces: Iterable[Piece], tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Ids of pieces, and which of them are targets."""
+    ids: list[int] = []
+    trained: list[bool] = []
+    text, first = "", 0  # the last text, and where its ids begin
+    for piece in pieces:
+        if piece.control:
+            new = [tokenizer.control_id(piece.text) if piece.text else tokenizer.eos_id]
+            text, first = "", len(ids)
+        elif piece.joined and text:
+            # The ids of both texts in one; what the first text alone has as many ids for stays as it was marked.
+            text += piece.text
+            whole = tokenizer.encode(text)
+            kept = min(len(whole), len(ids) - first)
+            del ids[first:], trained[first + kept :]
+            ids += whole
+            trained += [piece.trained] * (len(whole) - kept)
+            continue
+        else:
+            new = tokenizer.encode(piece.text)
+            text, first = piece.text, len(ids)
+        ids += new
+        trained += [piece.trained] * len(new)
+    return tuple(ids), tuple(trained)
 
 
 def is_spellable(example: Example, tokenizer: Tokenizer) -> bool:
@@ -66,7 +85,7 @@ def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *,
 
     Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
     """
-    return encode_pieces(tokenizer, template.pieces(example, header=header))
+    return list(_encoded(merged(template.prompt_pieces(example, header=header)), tokenizer)[0])
 
 
 def stop_id(template: Template, tokenizer: Tokenizer) -> int:

@@ -1,7 +1,7 @@
 """The form in which an example is put to the model: one object from data to export.
 
-A template is text with two slots, ``{instruction}`` and ``{input}``, and may hold control tokens
-(`Control`), which are encoded as such. What the user wrote goes into the slots as plain text and can
+A template is text with two slots, ``{instruction}`` and ``{input}``, and may hold control tokens, which are encoded as
+such. What the user wrote goes into the slots as plain text and can
 never become a control token: ``<|endoftext|>`` in a row is eleven characters, not an end.
 
 Sources: ``alpaca`` is chapter 7.2, listing 7.2 (one preamble, unlike the two of Stanford's release);
@@ -13,22 +13,32 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instil.errors import DataError, did_you_mean
 from instil.files import read_json
-from instil.records import Example
+from instil.records import Example, Turn
+from instil.settings.options import TrainOn
 
 _SLOT = re.compile(r"\{(instruction|input)\}")
 _CONTROL = re.compile(r"\{control:([^}]*)\}")
 
 
-class Control(str):
-    """A control token of the template, such as ``<|im_start|>``; never made from a user's text."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a row: plain text, or one control token, such as ``<|im_start|>``, never made from a user's text.
 
-    __slots__ = ()
+    ``trained`` says whether its ids are targets. A ``joined`` text is put into ids together with the text before it.
+    An empty control token stands for the tokenizer's own end of text.
+    """
+
+    text: str
+    control: bool = False
+    trained: bool = False
+    joined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,29 +61,51 @@ class Template:
     stop: str = ""
     header: str = ""
 
-    def pieces(self, example: Example, *, header: bool = True) -> list[str]:
-        """The prompt in pieces; a `Control` is one token, any other string is plain text.
+    def pieces(self, example: Example, train_on: TrainOn = "response") -> list[Piece]:
+        """A whole row: every question in this form, every answer with the token that ends it.
+
+        Raises:
+            DataError: this template has no form for a turn of some role, or lacks the header that is to be trained.
+        """
+        if train_on == "response_with_header" and not self.header:
+            raise DataError(
+                f"the template {self.name!r} has no response header to train on; "
+                "use data.train_on=response, or a template that has one (alpaca, phi3)"
+            )
+        pieces = self._rendered(example.turns, train_header=train_on == "response_with_header")
+        return [replace(piece, trained=True) for piece in pieces] if train_on == "all" else pieces
+
+    def prompt_pieces(self, example: Example, *, header: bool = True) -> list[Piece]:
+        """What comes before the answer.
 
         Args:
-            example: its instruction and input fill the slots.
+            example: its turns but the last are what the model sees.
             header: whether the prompt ends with the response header; the chapter lets the model write it.
         """
-        form = self.with_input if example.input else self.without_input
-        if not header:
-            form = form.removesuffix(self.header)
-        values = {"instruction": example.instruction, "input": example.input}
-        pieces: list[str] = []
-        for index, part in enumerate(_CONTROL.split(form)):
-            if index % 2:
-                pieces.append(Control(part))
-            elif part:
-                # One pass over the form, so that "{input}" inside a user's instruction stays as written.
-                pieces.append(_SLOT.sub(lambda slot: values[slot.group(1)], part))
+        return self._rendered(example.turns[:-1], header=header)
+
+    def _rendered(self, turns: Sequence[Turn], *, header: bool = True, train_header: bool = False) -> list[Piece]:
+        pieces: list[Piece] = []
+        system = ""
+        for turn in turns:
+            if turn.role == "assistant":
+                pieces += [Piece(turn.content, trained=True), Piece(self.stop, control=True, trained=True)]
+            elif turn.role == "system":
+                system += f"{turn.content}\n\n"
+            elif turn.role == "user":
+                form = self.with_input if turn.input else self.without_input
+                values = {"instruction": system + turn.content, "input": turn.input}
+                with_header = header or turn is not turns[-1]
+                pieces += _filled(form.removesuffix(self.header), values)
+                pieces += _filled(self.header if with_header else "", values, trained=train_header, joined=True)
+                system = ""
+            else:
+                raise DataError(f"the template {self.name!r} has no form for a turn of the {turn.role}")
         return pieces
 
-    def prompt(self, example: Example) -> str:
+    def prompt(self, example: Example, *, header: bool = True) -> str:
         """The prompt as one string, for people to read."""
-        return "".join(self.pieces(example))
+        return "".join(piece.text for piece in self.prompt_pieces(example, header=header))
 
     def full_text(self, example: Example) -> str:
         """Prompt and response, for people to read."""
@@ -123,6 +155,30 @@ class Template:
             "{{- users[-1]['content'] -}}"
             f"{{{{- {json.dumps(after)} -}}}}"
         )
+
+
+def merged(pieces: Iterable[Piece]) -> list[Piece]:
+    """The same, with joined texts that are marked alike as one."""
+    whole: list[Piece] = []
+    for piece in pieces:
+        last = whole[-1] if whole else None
+        if last and piece.joined and not last.control and last.trained == piece.trained:
+            whole[-1] = replace(last, text=last.text + piece.text)
+        else:
+            whole.append(piece)
+    return whole
+
+
+def _filled(form: str, values: Mapping[str, str], *, trained: bool = False, joined: bool = False) -> list[Piece]:
+    """A form with its slots filled, in one pass, so that "{input}" inside a user's instruction stays as written."""
+    pieces: list[Piece] = []
+    for index, part in enumerate(_CONTROL.split(form)):
+        if index % 2:
+            pieces.append(Piece(part, control=True, trained=trained))
+        elif part:
+            text = _SLOT.sub(lambda slot: values[slot.group(1)], part)
+            pieces.append(Piece(text, trained=trained, joined=joined and not pieces))
+    return pieces
 
 
 _PREAMBLE = "Below is an instruction that describes a task. Write a response that appropriately completes the request."

@@ -2,7 +2,7 @@
 
 Two kinds: `BytePair` is GPT-2's through `tiktoken`; `FastTokenizer` is any other through Hugging
 Face's `tokenizers`, read from a ``tokenizer.json`` or built from the vocabulary inside a GGUF file.
-Neither ever turns text into a control token: those come from a template (`Control`) or from `eos_id`.
+Neither ever turns text into a control token: those come from a template (`Piece`) or from `eos_id`.
 """
 
 from __future__ import annotations
@@ -52,19 +52,6 @@ class Tokenizer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write the files with which ``transformers`` opens the same tokenizer."""
-
-
-def encode_pieces(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[int]:
-    """Ids of a template's pieces: one id for each `Control`, plain text for the rest."""
-    from instil.data.templates import Control
-
-    ids: list[int] = []
-    for piece in pieces:
-        if isinstance(piece, Control):
-            ids.append(tokenizer.control_id(piece))
-        else:
-            ids.extend(tokenizer.encode(piece))
-    return ids
 
 
 class BytePair:

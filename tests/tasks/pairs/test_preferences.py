@@ -27,7 +27,7 @@ from instil.runs.identity import Identity
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
-from instil.tasks.pairs import reference
+from instil.tasks.pairs import reference as reference_file
 from instil.tasks.pairs.fading import FadingWatch
 from instil.tasks.pairs.reference import _at_once
 from instil.tasks.prepare import load, prepare
@@ -350,13 +350,13 @@ def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:
 def test_only_pairs_that_are_seen_are_asked_about(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And each of them: nothing is trained on with a reference of zeros."""
     asked: list[int] = []
-    real = reference.reference_log_probs
+    real = reference_file.reference_log_probs
 
     def counted(decoder: Any, batch: Any) -> Any:
         asked.extend(batch.examples)
         return real(decoder, batch)
 
-    monkeypatch.setattr(reference, "reference_log_probs", counted)
+    monkeypatch.setattr(reference_file, "reference_log_probs", counted)
     for max_steps, wanted in ((2, 16), (0, 34)):
         asked.clear()
         prepared = prepare(pairs(40), tiny_folder, resolve(values={"objective": "dpo", "max_steps": max_steps}))
@@ -366,4 +366,4 @@ def test_only_pairs_that_are_seen_are_asked_about(tiny_folder: Path, monkeypatch
         assert after is not None
         seen = [batch for step in list(after.steps())[: max_steps or None] for batch in step]
         assert all(bool((batch.reference_M != 0).all()) for batch in seen)  # type: ignore[attr-defined]
-            assert len(found.rows["train"]) == 34
+        assert len(found.rows["train"]) == 34

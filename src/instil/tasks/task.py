@@ -121,6 +121,12 @@ class Task(ABC, Generic[Row]):
         """Of further files that shape the run, by what they are."""
         return {}
 
+    @staticmethod
+    def loss_settings(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """Those settings of a run, of its own section, that say what its loss is a loss of."""
+        del stored
+        return {}
+
     def shown(self, record: StepRecord) -> str:
         """What a progress line says beside the validation loss."""
         del record

@@ -18,6 +18,7 @@ from instil.runs.facts import read_facts
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions, Settings
+from instil.tasks.prepare import TASKS
 from instil.train.metrics import StepRecord, read_metrics
 
 LAST = 20  # steps whose mean training loss is shown
@@ -124,6 +125,5 @@ def loss_of(facts: dict[str, Any]) -> dict[str, Any]:
     """What the validation loss is a loss of; a run's model counts because its tokens are its own."""
     settings, hashes = facts["settings"], facts["hashes"]
     found = {what: settings.get(section, {}).get(name) for what, (section, name) in LOSS_OF.items()}
-    if found["objective"] == "dpo":
-        found |= {f"dpo.{name}": value for name, value in settings.get("dpo", {}).items() if name != "keep_equal"}
+    found |= TASKS.get(str(found["objective"]), TASKS["sft"]).loss_settings(settings)
     return {"model": hashes.get("model"), "rows": hashes.get("data"), "template": hashes.get("template"), **found}

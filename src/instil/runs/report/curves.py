@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
 
     trained = [(record.epoch, record.train_loss) for record in records if record.train_loss is not None]
     validated = [(record.epoch, record.val_loss) for record in records if record.val_loss is not None]
-    prefers = any(record.metrics for record in records)
+    prefers = any(_has_margin(record.metrics) for record in records)
     figure = Figure(figsize=(7.2, 6.4 if prefers else 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis, *below = figure.subplots(2, 1, squeeze=False)[:, 0] if prefers else [figure.subplots()]
@@ -60,10 +60,15 @@ def plot_losses(records: Sequence[StepRecord], folder: Path) -> None:
     figure.savefig(folder / "loss.pdf")
 
 
+def _has_margin(metrics: Mapping[str, float] | None) -> TypeGuard[Mapping[str, float]]:
+    """Whether a second picture has anything to show."""
+    return metrics is not None and "margin" in metrics
+
+
 def _margins(axis: Axes, records: Sequence[StepRecord]) -> None:
     """How far the chosen answers are ahead, and in what share of the pairs."""
-    trained = [(record.epoch, record.metrics) for record in records if record.metrics]
-    held_out = [(record.epoch, record.val_metrics) for record in records if record.val_metrics]
+    trained = [(record.epoch, record.metrics) for record in records if _has_margin(record.metrics)]
+    held_out = [(record.epoch, record.val_metrics) for record in records if _has_margin(record.val_metrics)]
     share = axis.twinx()
     epochs, margins = zip(*((epoch, found["margin"]) for epoch, found in trained), strict=True)
     axis.plot(epochs, margins, color="#2f6f9f", alpha=0.25, linewidth=0.8)

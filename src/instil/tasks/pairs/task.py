@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from instil.data.encoding import check_vocabulary
 from instil.data.sources import Source
@@ -103,6 +104,10 @@ class Preferences(Task[EncodedPair]):
     def hashes(self) -> dict[str, str]:
         name = self.settings.dpo.reference
         return {"reference": file_hash(find_model(name))} if name else {}
+
+    @staticmethod
+    def loss_settings(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        return {f"dpo.{name}": value for name, value in stored.get("dpo", {}).items() if name != "keep_equal"}
 
     def shown(self, record: StepRecord) -> str:
         measured = record.val_metrics

@@ -22,7 +22,7 @@ from instil.data.loader import Loader
 from instil.data.sources import read_source
 from instil.data.splits import split_examples
 from instil.data.templates import template_named
-from instil.data.tokenizers import BytePair, load_tokenizer
+from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.model.decoder import Decoder
 from instil.model.families.gpt2 import BOOK_NAMES, gpt2_spec
 from instil.model.files.reader import stored_tensors
@@ -55,7 +55,7 @@ def build_model(model: str, work: Path, *, tiny: bool) -> Path:
                 context=1024, norm_eps=1e-5, tied=True,
             )
         )  # fmt: skip
-        export_folder(decoder, BytePair(), template, folder)
+        export_folder(decoder, FastTokenizer.gpt2(), template, folder)
     else:
         source = find_model("smollm2-135m")
         export_folder(load_decoder(source), load_tokenizer(source), template, folder)

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import register_random, settings
+from tokenizers import pre_tokenizers
 
 import instil
-from instil.data.tokenizers import BytePair, Tokenizer
+from instil.data.byte_level import END_OF_TEXT, byte_level
+from instil.data.tokenizers import FastTokenizer
 
 # The same examples in every run, so that a change's tests fail by the change alone. New ones are looked for with
 # `pytest --hypothesis-profile=searching`.
@@ -102,7 +104,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of four layers' worth of nothing, with GPT-2's real vocabulary: enough for whole runs."""
     folder = tmp_path_factory.mktemp("tiny-llama")
     tiny_reference("llama", vocab_size=GPT2_VOCABULARY, seed=1).save_pretrained(folder)
-    BytePair().save(folder)
+    FastTokenizer.gpt2().save(folder)
     for name in ("config.json", "generation_config.json"):
         stored = json.loads((folder / name).read_text())
         stored.update(eos_token_id=50256, bos_token_id=50256, max_position_embeddings=512)
@@ -112,9 +114,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's, from its two byte-pair files."""
-    return BytePair()
+def single_bytes() -> FastTokenizer:
+    """A byte-level vocabulary without merges: 256 bytes, and the end token as 256."""
+    ids = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    return FastTokenizer(byte_level({**ids, END_OF_TEXT: 256}, [], "gpt-2", {END_OF_TEXT: 256}), END_OF_TEXT)
 
 
 def rows(count: int) -> list[dict[str, str]]:

@@ -19,7 +19,7 @@ APART = [
     {"serve", "synthesis"}, {"errors", "screen"}, {"downloads", "gguf_header"},
 ]  # fmt: skip
 NETWORK = {"socket", "urllib", "http", "httpx", "httpx2", "requests", "huggingface_hub", "aiohttp"}
-NETWORK_AT_HOME = {"data/sources.py", "model/find.py", "ask/http.py"}
+NETWORK_AT_HOME = {"downloads.py", "model/find.py", "ask/http.py"}
 
 
 def modules_imported(source: str, package: str) -> set[str]:

@@ -1,8 +1,7 @@
 """Files from elsewhere, landed whole or not at all.
 
 A download goes on where it was cut, is held against its length and its hash, is looked at by a check of
-the caller's, and only then takes its name. The connection itself is opened by the rooms that may use the
-network (`model/find.py`, `data/sources.py`) and handed in; nothing here knows an HTTP library.
+the caller's, and only then takes its name.
 """
 
 from __future__ import annotations
@@ -12,13 +11,16 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from instil.errors import UserError
 from instil.files import _read_json, sha256_of, write_json
+
+if TYPE_CHECKING:
+    import httpx2
 
 GIB = 1024**3
 TRIES = 4  # in a row without a byte gained
@@ -29,13 +31,6 @@ QUIET_FOR = 2.0  # seconds before progress is shown where stderr is no terminal
 SAID_EVERY = 10.0
 PASSING = (408, 425, 429)  # answers besides 5xx that may be another one soon
 PAGES = (b"<!doctype html", b"<html", b"<?xml")
-
-
-class Client(Protocol):
-    """The part of ``httpx2.Client`` that is used here."""
-
-    def stream(self, method: str, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Any]:
-        """Send a request; the answer's body is read from what comes back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +61,8 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else Path.home() / ".cache" / "instil"
 
 
-def download(wanted: Wanted, client: Client, failures: tuple[type[Exception], ...]) -> Path:
+def download(wanted: Wanted) -> Path:
     """Fetch a file, unless it is there already; returns its path.
-
-    Args:
-        wanted: the file.
-        client: how to ask for it.
-        failures: what the client raises when a connection fails.
 
     Raises:
         UserError: of the class ``wanted.error``, in one line: it could not be had, or is not what was wanted.
@@ -83,7 +73,7 @@ def download(wanted: Wanted, client: Client, failures: tuple[type[Exception], ..
         wanted.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(wanted.path.parent / ".lock"):  # of two processes one fetches and the other finds it there
             if not wanted.path.exists():
-                _fetch(wanted, _Part(wanted), client, failures)
+                _fetch(wanted, _Part(wanted))
     except OSError as error:
         raise wanted.error(
             f"{error.filename or wanted.path.parent}: cannot be written: {error.strerror or error}; "
@@ -92,7 +82,8 @@ def download(wanted: Wanted, client: Client, failures: tuple[type[Exception], ..
     return wanted.path
 
 
-def _fetch(wanted: Wanted, part: _Part, client: Client, failures: tuple[type[Exception], ...]) -> None:
+def _fetch(wanted: Wanted, part: _Part) -> None:
+    import httpx2
     from tenacity import RetryCallState, Retrying, retry_if_exception_type, wait_exponential
 
     best, fruitless = part.size, 0
@@ -105,9 +96,9 @@ def _fetch(wanted: Wanted, part: _Part, client: Client, failures: tuple[type[Exc
 
     waits = wait_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT)
     retrying = Retrying(stop=enough, wait=waits, retry=retry_if_exception_type(_Passing), reraise=True)
-    with progress(wanted.path.name) as show:
+    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client, progress(wanted.path.name) as show:
         try:
-            retrying(_receive, wanted, part, client, failures, show)
+            retrying(_receive, wanted, part, client, show)
         except _Passing as error:
             kept = f"; {megabytes(part.size)} are kept, the next try goes on from there" if part.can_go_on else ""
             raise _refusal(wanted, f"{error}{kept}") from error
@@ -116,10 +107,10 @@ def _fetch(wanted: Wanted, part: _Part, client: Client, failures: tuple[type[Exc
     part.forget()
 
 
-def _receive(
-    wanted: Wanted, part: _Part, client: Client, failures: tuple[type[Exception], ...], show: Progress
-) -> None:
+def _receive(wanted: Wanted, part: _Part, client: httpx2.Client, show: Progress) -> None:
     """One try: ask for what is missing and add it to the part."""
+    import httpx2
+
     if part.size and part.size == part.total:
         return  # complete already; the process ended before it could take its name
     headers = {"Accept-Encoding": "identity", "User-Agent": "instil"}
@@ -134,7 +125,7 @@ def _receive(
                     part.discard()
                     raise _refusal(wanted, f"it is larger than {megabytes(wanted.largest)}, the most that is fetched")
                 show(part.size, part.total)
-    except failures as error:
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         reason = str(error).strip().splitlines()
         raise _Passing(f"{type(error).__name__}: {reason[0] if reason else 'no answer'}") from error
     finally:

@@ -11,12 +11,12 @@ from instil.data.collate import collate
 from instil.data.encoding import check_vocabulary, encode, encode_prompt, is_spellable
 from instil.data.loader import Loader
 from instil.data.templates import TEMPLATES, template_named
-from instil.data.tokenizers import BytePair, load_tokenizer
+from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import DataError, ModelError
 from instil.model.find import find_model
 from instil.records import IGNORED, Encoded, Example
 
-BYTE_PAIR = BytePair()
+BYTE_PAIR = FastTokenizer.gpt2()
 SMOLLM = load_tokenizer(find_model("smollm2-135m"))
 # SmolLM2's vocabulary lacks some bytes of control characters and unassigned planes.
 SPELLABLE = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co"])

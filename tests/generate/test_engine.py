@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.templates import template_named
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.answer import answer
 from instil.generate.engine import Engine, generate
@@ -360,7 +360,7 @@ class Parrot(Decoder):
     Its hidden states are positions, so that each token's answer goes by where it stands.
     """
 
-    def __init__(self, tokenizer: BytePair, text: str) -> None:
+    def __init__(self, tokenizer: FastTokenizer, text: str) -> None:
         super().__init__(
             DecoderSpec(
                 family="llama", vocab_size=50257, width=4, layers=1, heads=1, kv_heads=1, head_width=4, mlp_width=4,
@@ -386,7 +386,7 @@ class Parrot(Decoder):
 
 def test_the_response_is_cut_by_position() -> None:
     """An answer that holds the response header, or repeats the prompt, comes back whole."""
-    tokenizer, template = BytePair(), template_named("alpaca")
+    tokenizer, template = FastTokenizer.gpt2(), template_named("alpaca")
     text = "Write '### Response:' and then ### Response: again; Below is an instruction."
     said = answer(Parrot(tokenizer, text), tokenizer, template, [Example("Go.")], GenerateOptions())
     assert said[0].text == text
@@ -396,7 +396,7 @@ def test_the_response_is_cut_by_position() -> None:
 
 @pytest.mark.parametrize("stop", [13, 50256])
 def test_every_end_of_the_tokenizer_ends_an_answer(stop: int) -> None:
-    tokenizer, template = BytePair(), template_named("alpaca")
+    tokenizer, template = FastTokenizer.gpt2(), template_named("alpaca")
     tokenizer.stop_ids = frozenset({13, 50256})  # 13 is "."
     text = "Yes. No" if stop == 13 else "Yes, no"
     said = answer(Parrot(tokenizer, text), tokenizer, template, [Example("Go.")], GenerateOptions())
@@ -404,7 +404,7 @@ def test_every_end_of_the_tokenizer_ends_an_answer(stop: int) -> None:
 
 
 def test_a_prompt_without_room_is_an_empty_answer_that_is_counted() -> None:
-    tokenizer, template = BytePair(), template_named("alpaca")
+    tokenizer, template = FastTokenizer.gpt2(), template_named("alpaca")
     rows = [Example("word " * 300, row=0), Example("Go.", row=1)]
     said = answer(Parrot(tokenizer, "Hi."), tokenizer, template, rows, GenerateOptions())
     assert [(one.text, one.finish, one.row) for one in said] == [("", "no_room", 0), ("Hi.", "stop", 1)]

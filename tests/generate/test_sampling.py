@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.templates import template_named
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import FastTokenizer
 from instil.errors import SettingsError
 from instil.generate.answer import answer
 from instil.generate.engine import generate
@@ -47,7 +47,7 @@ def test_an_answer_does_not_depend_on_the_prompts_beside_it() -> None:
 
 
 def test_a_prompt_without_room_does_not_change_the_answers_after_it() -> None:
-    tokenizer, template = BytePair(), template_named("alpaca")
+    tokenizer, template = FastTokenizer.gpt2(), template_named("alpaca")
     torch.manual_seed(0)
     model = Decoder(
         DecoderSpec(

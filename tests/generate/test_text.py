@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.templates import template_named
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import FastTokenizer
 from instil.generate.answer import answer, stream
 from instil.generate.engine import Engine
 from instil.generate.text import BROKEN, TextStream
@@ -17,7 +17,7 @@ from instil.records import Example
 from instil.settings.options import GenerateOptions
 from tests.generate.test_engine import Parrot
 
-TOKENIZER = BytePair()
+TOKENIZER = FastTokenizer.gpt2()
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import FastTokenizer
 from tests.conftest import tiny_reference
 
 COMMIT = "a" * 40
@@ -25,7 +25,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
     """A hub with one model, me/tiny."""
     folder = tmp_path / "served"
     tiny_reference("llama", vocab_size=50257).save_pretrained(folder)
-    BytePair().save(folder)
+    FastTokenizer.gpt2().save(folder)
     (folder / "pytorch_model.bin").write_bytes(b"not to be fetched")
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
 

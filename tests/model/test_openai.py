@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from instil import downloads
-from instil.data.tokenizers import BytePair, load_tokenizer
+from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import ModelError
 from instil.model import find as hub
 from instil.model.find import MANIFEST, OPENAI_FILES, WEIGHTS, find_model
@@ -53,7 +53,7 @@ def test_gpt2_by_name(openai: FileServer, tmp_path: Path) -> None:
     assert folder == tmp_path / "home" / "models" / "gpt2-124M"
     assert {entry.name for entry in folder.iterdir()} == {*OPENAI_FILES, MANIFEST, ".lock"}
     assert_same_logits(tiny_reference("gpt2"), folder)
-    assert isinstance(load_tokenizer(folder), BytePair)
+    assert isinstance(load_tokenizer(folder), FastTokenizer)
     assert len(openai.requests) == 7
     assert find_model("gpt2-small") == folder
     assert len(openai.requests) == 7

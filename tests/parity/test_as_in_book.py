@@ -12,7 +12,6 @@ import pytest
 import torch
 import transformers
 
-from instil.data.tokenizers import FastTokenizer
 from instil.errors import ModelError
 from instil.generate.answer import answer
 from instil.model.files.reader import hub_tensors
@@ -28,11 +27,11 @@ from instil.tasks.task import loader_for
 from instil.tasks.tune import tune
 from instil.train.metrics import read_metrics
 from instil.train.optimizer import Updates
-from tests.conftest import BOOK_DATA, rows
+from tests.conftest import BOOK_DATA, rows, single_bytes
 from tests.parity.naive_book import NaiveGPT, run_chapter
 
 STEPS = 20
-BYTES = FastTokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
+BYTES = single_bytes()
 
 
 @pytest.fixture(scope="module")

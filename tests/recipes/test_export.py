@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import instil
-from instil.data.tokenizers import BytePair
+from instil.data.tokenizers import FastTokenizer
 from instil.errors import ModelError, SettingsError, UserError
 from instil.model.decoder import batch_of_ids
 from instil.model.load import load_decoder
@@ -28,7 +28,7 @@ def gpt2_folder(folder: Path, heads: int = 2) -> Path:
         vocab_size=GPT2_VOCABULARY, n_embd=128, n_layer=1, n_head=heads, n_positions=256, n_inner=80
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
-    BytePair().save(folder)
+    FastTokenizer.gpt2().save(folder)
     return folder
 
 

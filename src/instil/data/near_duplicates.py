@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -59,20 +61,8 @@ def prompt_text(row: Example) -> str:
 
 def nearest_of(known: Sequence[str], asked: Sequence[str]) -> tuple[list[float], list[int]]:
     """For each text asked about the cosine of the nearest known one, and its index."""
-    counts = [_n_grams(text) for text in [*known, *asked]]
-    seen = Counter(gram for count in counts for gram in count)
-    index = {gram: at for at, gram in enumerate(seen)}
-    rarity = torch.tensor([math.log((1 + len(counts)) / (1 + times)) + 1 for times in seen.values()])
-    known_TV = _unit_rows(counts[: len(known)], index, rarity)
-    cosines: list[float] = []
-    nearest: list[int] = []
-    step = max(1, AT_ONCE // max(len(index), len(known)))
-    for start in range(len(known), len(counts), step):
-        asked_HV = _unit_rows(counts[start : start + step], index, rarity).to_dense()
-        best = (known_TV @ asked_HV.T).max(dim=0)
-        cosines += best.values.clamp(max=1.0).tolist()
-        nearest += best.indices.tolist()
-    return cosines, nearest
+    found = Seen(known, common=asked).nearest_of_each(asked)
+    return [cosine for cosine, _ in found], [at for _, at in found]
 
 
 class Seen:
@@ -95,58 +85,65 @@ class Seen:
         self._index = {gram: at for at, gram in enumerate(times)}
         self._rarity = {gram: math.log((1 + len(counts)) / (1 + there)) + 1 for gram, there in times.items()}
         self._unknown = math.log(1 + len(counts)) + 1
-        rarity = torch.tensor([self._rarity[gram] for gram in self._index])
-        self._first_TV = _unit_rows(counts[: len(texts)], self._index, rarity) if texts else None
-        self._first = len(texts)
+        self._first_TV = self._rows(map(self._weights, counts[: len(texts)]))
         self._later: list[dict[str, float]] = []
 
     def __len__(self) -> int:
-        return self._first + len(self._later)
+        return len(self._first_TV) + len(self._later)
 
     def nearest(self, text: str) -> tuple[float, int]:
         """The cosine of the nearest text, and its number in the order of arrival; 0 and -1 if there is none."""
-        weights = self._weights(text)
-        best, number = 0.0, -1
-        if self._first_TV is not None:
-            asked_V = torch.zeros(len(self._index))
-            known = [gram for gram in weights if gram in self._index]
-            asked_V[[self._index[gram] for gram in known]] = torch.tensor([weights[gram] for gram in known])
-            cosines_T = self._first_TV @ asked_V
-            number = int(cosines_T.argmax().item())
-            best = float(cosines_T[number].item())
-        for at, other in enumerate(self._later, start=self._first):
-            cosine = sum(weight * other[gram] for gram, weight in weights.items() if gram in other)
-            if cosine > best:
-                best, number = cosine, at
-        return min(best, 1.0), number
+        return self.nearest_of_each([text])[0]
+
+    def nearest_of_each(self, texts: Sequence[str]) -> list[tuple[float, int]]:
+        """The same for many texts at once."""
+        found: list[tuple[float, int]] = []
+        step = max(1, AT_ONCE // max(len(self._index), len(self._first_TV), 1))
+        for start in range(0, len(texts), step):
+            asked = [self._weights(_n_grams(text)) for text in texts[start : start + step]]
+            first = [(0.0, -1)] * len(asked)
+            if len(self._first_TV):
+                best = (self._first_TV @ self._rows(asked).to_dense().T).max(dim=0)
+                first = list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
+            for weights, nearest in zip(asked, first, strict=True):
+                later = [
+                    (sum(weight * other[gram] for gram, weight in weights.items() if gram in other), at)
+                    for at, other in enumerate(self._later, start=len(self._first_TV))
+                ]
+                cosine, at = max([nearest, *later], key=itemgetter(0))
+                found.append((min(cosine, 1.0), at))
+        return found
 
     def add(self, text: str) -> None:
         """One more text."""
-        self._later.append(self._weights(text))
+        self._later.append(self._weights(_n_grams(text)))
 
-    def _weights(self, text: str) -> dict[str, float]:
-        weights = {gram: times * self._rarity.get(gram, self._unknown) for gram, times in _n_grams(text).items()}
+    def _weights(self, count: Counter[str]) -> dict[str, float]:
+        """A text's TF-IDF vector of length one, by n-gram."""
+        weights = {gram: times * self._rarity.get(gram, self._unknown) for gram, times in count.items()}
         length = max(math.sqrt(sum(weight**2 for weight in weights.values())), 1e-12)
         return {gram: weight / length for gram, weight in weights.items()}
+
+    def _rows(self, vectors: Iterable[dict[str, float]]) -> Tensor:
+        """Such vectors as sparse rows, [vectors, V], without n-grams that the first texts did not have."""
+        ends, columns, weights = [0], array("q"), array("f")
+        for vector in vectors:
+            known = [gram for gram in vector if gram in self._index]
+            columns.extend(self._index[gram] for gram in known)
+            weights.extend(vector[gram] for gram in known)
+            ends.append(len(columns))
+        rows = torch.arange(len(ends) - 1).repeat_interleave(torch.tensor(ends).diff())
+        return torch.sparse_coo_tensor(
+            torch.stack([rows, torch.tensor(columns, dtype=torch.long)]),
+            torch.tensor(weights, dtype=torch.float32),
+            (len(ends) - 1, len(self._index)),
+            check_invariants=False,  # torch warns where nothing is said
+        ).coalesce()
 
 
 def _n_grams(text: str) -> Counter[str]:
     text = re.sub(r"[^\w\s]", "", text.lower())
     return Counter(text[at : at + n] for n in range(1, LONGEST_N_GRAM + 1) for at in range(len(text) - n + 1))
-
-
-def _unit_rows(counts: Sequence[Counter[str]], index: dict[str, int], rarity: Tensor) -> Tensor:
-    """TF-IDF vectors of length one, sparse, [len(counts), V]."""
-    rows = torch.tensor([row for row, count in enumerate(counts) for _ in count], dtype=torch.long)
-    columns = torch.tensor([index[gram] for count in counts for gram in count], dtype=torch.long)
-    values = torch.tensor([float(times) for count in counts for times in count.values()]) * rarity[columns]
-    lengths = torch.zeros(len(counts)).index_add_(0, rows, values.square()).sqrt()
-    return torch.sparse_coo_tensor(
-        torch.stack([rows, columns]),
-        values / lengths[rows].clamp(min=1e-12),
-        (len(counts), len(index)),
-        check_invariants=False,  # torch warns where nothing is said
-    ).coalesce()
 
 
 def leak_line(leaks: Sequence[Near], part: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from instil.downloads import TIMEOUT, Wanted, cache_folder, download
+from instil.downloads import Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
 from instil.files import json_kind
 from instil.records import Example
@@ -117,8 +117,6 @@ def fetch_data(data: str) -> Path:
         path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{last[-80:] or 'rows'}"
     if path.is_file():
         return path
-    import httpx2
-
     wanted = Wanted(
         url=url,
         path=path,
@@ -127,8 +125,7 @@ def fetch_data(data: str) -> Path:
         largest=LARGEST_FILE,
         check=lambda part: parse_rows(part.read_bytes(), str(part)),  # a page or half a file is not kept
     )
-    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client:
-        return download(wanted, client, (httpx2.HTTPError, httpx2.InvalidURL))
+    return download(wanted)
 
 
 def examples_from(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from instil.downloads import TIMEOUT, Wanted, cache_folder, download, record, recorded
+from instil.downloads import Wanted, cache_folder, download, record, recorded
 from instil.errors import ModelError, did_you_mean
 from instil.files import sha256_of
 
@@ -141,13 +141,9 @@ def _from_openai(folder: Path, source: str, missing: list[str]) -> Path:
     Raises:
         ModelError: one cannot be had, or is not what it should be.
     """
-    import httpx2
-
-    with httpx2.Client(follow_redirects=True, timeout=TIMEOUT) as client:
-        for file in missing:
-            wanted = _openai_file(folder, file, f"{source}/{file}")
-            download(wanted, client, (httpx2.HTTPError, httpx2.InvalidURL))
-            record(folder / MANIFEST, folder / file, wanted.url)
+    for file in missing:
+        wanted = _openai_file(folder, file, f"{source}/{file}")
+        record(folder / MANIFEST, download(wanted), wanted.url)
     return folder
 
 

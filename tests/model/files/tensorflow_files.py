@@ -15,7 +15,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from instil.data.tokenizers import find_gpt2_files
+from instil.data.byte_level import find_gpt2_files
 
 MAGIC = struct.pack("<II", 0x8B80FB57, 0xDB477524)
 NAMES = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from instil.data.tokenizers import BytePair, FastTokenizer, load_tokenizer
+from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families.gpt2 import spec_from_hparams
@@ -262,9 +262,9 @@ def test_values_that_are_not_numbers(folder: Path, tensors: dict[str, np.ndarray
 
 
 def test_the_tokenizer_of_the_folder(folder: Path) -> None:
-    wanted = BytePair().encode("Rewrite it, naïvely, 42 times.\n")
+    wanted = FastTokenizer.gpt2().encode("Rewrite it, naïvely, 42 times.\n")
     found = load_tokenizer(folder)
-    assert isinstance(found, BytePair)
+    assert isinstance(found, FastTokenizer)
     assert found.encode("Rewrite it, naïvely, 42 times.\n") == wanted
     merges = folder / "vocab.bpe"
     merges.write_text(merges.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # other bytes, the same merges

@@ -13,7 +13,6 @@ import pytest
 import instil
 from instil.cli.options import chosen_settings
 from instil.data.splits import PARTS
-from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.model.files.folder import file_hash
 from instil.recipes.inspect import slides
@@ -33,9 +32,9 @@ from instil.tasks.pairs.reference import _at_once
 from instil.tasks.prepare import load, prepare
 from instil.tasks.task import loader_for
 from instil.train.metrics import StepRecord, read_metrics
-from tests.conftest import tiny_reference
+from tests.conftest import single_bytes, tiny_reference
 
-BYTES = FastTokenizer.from_ranks({bytes([byte]): byte for byte in range(256)})
+BYTES = single_bytes()
 
 
 def pairs(count: int) -> list[dict[str, str]]:

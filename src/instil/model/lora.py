@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
 from instil.model.frozen import FrozenLinear, release
 
@@ -47,20 +48,23 @@ class Projection:
 
 def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projection, ...]:
     """What a linear layer consists of; ``leaf`` is its attribute's name in ``layer``."""
-    gpt2 = decoder.spec.family == "gpt2"
+    if leaf == HEAD:
+        return (Projection(HEAD, ("lm_head",), slice(0, getattr(layer, leaf).out_features)),)
+    room = "attention" if isinstance(layer, Attention) else "mlp"
+    theirs = FAMILIES[decoder.spec.family].hub_modules(f"blocks.{{i}}.{room}.{leaf}.weight")
+    names: tuple[str, ...]
     if isinstance(layer, Attention) and leaf == "qkv":
+        names = ("q", "k", "v")
         ends = [0, layer.heads, layer.heads + layer.kv_heads, layer.heads + 2 * layer.kv_heads]
-        spans = [slice(a * layer.head_width, b * layer.head_width) for a, b in pairwise(ends)]
-        also = [("c_attn",)] * 3 if gpt2 else [("q_proj",), ("k_proj",), ("v_proj",)]
-        return tuple(Projection(*one) for one in zip("qkv", also, spans, strict=True))
-    width = getattr(layer, leaf).out_features
-    if isinstance(layer, GatedMLP) and leaf == "gate_up":
-        half = width // 2
-        gate = Projection("gate", ("gate_proj",), slice(0, half))
-        return gate, Projection("up", ("up_proj",), slice(half, width))
-    hub = {"out": "c_proj", "up": "c_fc", "down": "c_proj"} if gpt2 else {"out": "o_proj", "down": "down_proj"}
-    also_one = ("lm_head",) if leaf == HEAD else (hub[leaf],)
-    return (Projection(leaf, also_one, slice(0, width)),)
+        ends = [end * layer.head_width for end in ends]
+    else:
+        names = ("gate", "up") if leaf == "gate_up" else (leaf,)
+        width = getattr(layer, leaf).out_features
+        ends = [n * width // len(names) for n in range(len(names) + 1)]
+    also = theirs if len(theirs) == len(names) else theirs * len(names)
+    return tuple(
+        Projection(name, (other,), slice(*span)) for name, other, span in zip(names, also, pairwise(ends), strict=True)
+    )
 
 
 class LoraLinear(Linear):

@@ -99,7 +99,7 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
             for module, scale in scales.items()
             if not math.isclose(scale * ranks[module], alpha)
         },
-        "fan_in_fan_out": decoder.spec.family == "gpt2",
+        "fan_in_fan_out": FAMILIES[decoder.spec.family].transposed,
         "use_dora": dora,
         "use_rslora": False,
         "bias": "none",

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear, linear, product
+from instil.model.fast.recompute import ReadsRecomputed
 from instil.model.memory import own_memory
 
 Held = Literal["int8", "nf4"]
@@ -32,7 +33,7 @@ LEVELS = (  # appendix E of the paper
 )  # fmt: skip
 
 
-class FrozenLinear(nn.Module):
+class FrozenLinear(ReadsRecomputed):
     """A linear layer whose weight is held in few bits and never trained, made from another."""
 
     codes_P: Tensor

@@ -25,7 +25,7 @@ from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
 from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
-from instil.model.frozen import FrozenLinear, release
+from instil.model.frozen import FrozenLinear, dequantise
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
 ALL = "all"  # every projection but the head
@@ -345,7 +345,7 @@ def merge(decoder: Decoder) -> None:
         if owner is decoder and decoder.spec.tied:
             decoder.untie()  # the head alone is changed, not the embedding
         setattr(owner, leaf, getattr(owner, leaf).merged())
-    release(decoder)
+    dequantise(decoder)
     decoder.requires_grad_(True)
 
 

@@ -13,7 +13,7 @@ from instil import machine as runtime
 from instil.errors import InstilError
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.peft import save_adapter
-from instil.model.frozen import BITS, FrozenLinear, hold
+from instil.model.frozen import BITS, FrozenLinear, quantise_base
 from instil.model.lora import add_lora, merge
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -32,7 +32,7 @@ def adapt(decoder: Decoder, settings: Settings) -> int:
     """
     lora = settings.lora
     if lora.base != "fp32":
-        hold(decoder, lora.base)
+        quantise_base(decoder, lora.base)
     return add_lora(
         decoder,
         rank=lora.rank,

@@ -26,7 +26,7 @@ from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.losses import LossSum
 from instil.train.metrics import StepRecord
 from instil.train.objective import Likelihood, Objective
-from instil.train.optimizer import Updates
+from instil.train.optimizer import AdamWInBackward
 from instil.train.schedule import learning_rate
 from instil.train.touched import TouchedRows
 
@@ -106,7 +106,7 @@ def train(
         touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
     trained = trained_parameters(decoder)
     decoder.gradient_checkpointing = options.gradient_checkpointing
-    updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
+    updates = AdamWInBackward(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
     total = planned_steps(len(loader), options)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
@@ -135,7 +135,7 @@ def train(
         for epoch in range(math.ceil(total / len(loader))):
             started = time.perf_counter()  # making a batch is part of a step
             for step in islice(loader.steps(epoch), total - ledger.done):
-                rate = updates.rate = learning_rate(ledger.done, total, options)
+                rate = updates.learning_rate = learning_rate(ledger.done, total, options)
                 loss, tokens, metrics = _step(decoder, step, updates, objective, options.precision)
                 if not math.isfinite(loss.total):
                     rows = [row for batch in step for row in batch.examples]
@@ -221,7 +221,7 @@ def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
 
 
 def _step(
-    decoder: Decoder, step: Sequence[Batch], updates: Updates, objective: Objective, precision: str
+    decoder: Decoder, step: Sequence[Batch], updates: AdamWInBackward, objective: Objective, precision: str
 ) -> tuple[LossSum, int, dict[str, float]]:
     """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
 
@@ -234,9 +234,9 @@ def _step(
     tokens = 0
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        receiver = updates.receiver(decoder.head.weight) if last else None
+        grad_hook = updates.row_hook(decoder.head.weight) if last else None
         with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total = measure(decoder, batch.to(decoder.device), receiver)
+            total = measure(decoder, batch.to(decoder.device), grad_hook)
         loss += LossSum(float(total.detach()), objective.count(batch))
         if not math.isfinite(loss.total):
             return loss, tokens, {}

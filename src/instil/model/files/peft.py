@@ -23,7 +23,7 @@ from instil.files import json_kind
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
-from instil.model.frozen import BITS, BLOCK, FrozenLinear, Held, hold
+from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
 
 CONFIG = "adapter_config.json"
@@ -152,7 +152,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
                 _check(folder, module, found[module], span.stop - span.start, layer.in_features, dora=dora)
                 _scale(folder, config, module, len(found[module]["lora_A"]))
     if (held := _held(folder)) is not None:
-        hold(decoder, held)
+        quantise_base(decoder, held)
         layers = _hub_layers(decoder)
     decoder.requires_grad_(False)
     for owner, leaf, layer, places in layers:
@@ -172,14 +172,14 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         setattr(owner, leaf, adapted)
 
 
-def _held(folder: Path) -> Held | None:
+def _held(folder: Path) -> QuantType | None:
     """The form that the frozen weights had when the adapters were trained; None where they were exact."""
     path = folder / BASE
     if not path.exists():
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        found: Held = next(held for held in BITS if stored == {"weights": held, "block": BLOCK})
+        found: QuantType = next(held for held in BITS if stored == {"weights": held, "block": BLOCK})
     except (OSError, ValueError, StopIteration, RecursionError) as error:
         raise ModelError(f"{path}: damaged; it says how the weights beside the adapters were rounded") from error
     return found

@@ -285,15 +285,7 @@ def add_lora(
     if any(isinstance(module, LoraLinear) for module in decoder.modules()):
         raise SettingsError("this decoder has adapters already; merge them first")
     layers = list(_layers(decoder))
-    known = dict.fromkeys([ALL, *(name for *_, parts in layers for part in parts for name in (part.name, *part.also))])
-    for target in targets:
-        if target not in known:
-            raise SettingsError(
-                f"lora.targets: no projection is named {target!r}; here are {', '.join(known)}"
-                + did_you_mean(target, known)
-            )
-    if not targets:
-        raise SettingsError(f"lora.targets is empty; wanted some of {', '.join(known)}")
+    _check_targets(layers, targets)
     if dora and any(target in (HEAD, "lm_head") for target in targets):
         raise SettingsError("lora.dora is not made for the head; leave head out of lora.targets")
     if dora and any(isinstance(module, FrozenLinear) for module in decoder.modules()):
@@ -318,6 +310,18 @@ def add_lora(
             adapted.draw(generator)
             setattr(owner, leaf, adapted)
     return trained_parameters(decoder)
+
+
+def _check_targets(layers: Sequence[tuple[nn.Module, str, tuple[Projection, ...]]], targets: Sequence[str]) -> None:
+    known = dict.fromkeys([ALL, *(name for *_, parts in layers for part in parts for name in (part.name, *part.also))])
+    for target in targets:
+        if target not in known:
+            raise SettingsError(
+                f"lora.targets: no projection is named {target!r}; here are {', '.join(known)}"
+                + did_you_mean(target, known)
+            )
+    if not targets:
+        raise SettingsError(f"lora.targets is empty; wanted some of {', '.join(known)}")
 
 
 def trained_parameters(decoder: nn.Module) -> int:

@@ -10,7 +10,8 @@ def main(job: Questions, variant: str, tell: Tell) -> None:
     from instil.machine import settle
 
     settle()
-    from instil.generate.engine import Engine, generate
+    from instil.generate.engine import Engine
+    from instil.generate.prompts import generate
     from instil.generate.request import Request
     from instil.model.int8 import quantise
     from instil.model.load import load_decoder

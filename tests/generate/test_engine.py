@@ -13,11 +13,12 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.answer import answer
-from instil.generate.engine import Engine, generate
-from instil.generate.prefixes import Prefixes
+from instil.generate.engine import Engine
+from instil.generate.prefixes import PrefixCache
+from instil.generate.prompts import generate
 from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
-from instil.generate.speculation import Lookup
+from instil.generate.speculation import PromptLookup
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.spec import DecoderSpec
@@ -82,7 +83,7 @@ def test_the_cache_is_invisible(family: str, ids: list[int], data: st.DataObject
 def test_rows_that_come_and_go_do_not_matter(
     family: str, prompts: list[list[int]], limit: int, rows: int, seed: int, data: st.DataObject
 ) -> None:
-    """E2: requests handed in at any time, some cancelled, with prompts in pieces and seats that are outgrown."""
+    """E2: requests handed in at any time, some cancelled, with prompts in pieces and slots that are outgrown."""
     model = decoder(family, seed)
     stop = frozenset({3})
     with pytest.MonkeyPatch.context() as patch:
@@ -183,7 +184,7 @@ def test_what_is_remembered_is_forgotten_with_the_weights() -> None:
 def test_prefixes_stay_within_their_memory() -> None:
     model = decoder()
     each = position_bytes(model.spec, torch.float64)
-    prefixes = Prefixes(model, 7 * each)
+    prefixes = PrefixCache(model, 7 * each)
     cache = model.new_cache(8)
     cache.add()
     cache.lengths[0] = 8
@@ -232,7 +233,7 @@ def test_an_exception_ends_its_own_request_alone() -> None:
         found = dict(engine.run())
         assert list(found.pop(other).ids) == wanted
         assert [one.finish for one in found.values()] == ["cancelled"]
-        assert not engine._seats._taken
+        assert not engine._slots._taken
 
 
 def test_a_pass_that_breaks_off_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +335,7 @@ def test_guessing_saves_passes_and_changes_nothing() -> None:
 
 
 def test_guessing_that_does_not_pay_ends() -> None:
-    lookup = Lookup()
+    lookup = PromptLookup()
     ids = [1, 2, 3, 1, 2]
     assert lookup.guess(ids, 5) == [3, 1, 2]
     assert lookup.guess(ids, 0) == []

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.generate.engine import generate
-from instil.generate.slots import Seat, Seats
+from instil.generate.prompts import generate
+from instil.generate.slots import Slot, Slots
 from instil.model.cache import Cache
 from tests.generate.test_engine import naive
 from tests.train.test_training import SPECS, decoder
@@ -58,30 +58,30 @@ def test_growing_keeps_what_is_there() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "leave", "write"]), st.integers(0, 9)), max_size=40))
 def test_a_row_keeps_its_own_through_all_moves(moves: list[tuple[str, int]]) -> None:
-    """Rows come, grow from seat to seat, and go; each one always reads what it wrote."""
+    """Rows come, grow from slot to slot, and go; each one always reads what it wrote."""
     model = decoder()
-    seats = Seats(model)
-    held: list[tuple[Seat, list[float]]] = []
+    slots = Slots(model)
+    held: list[tuple[Slot, list[float]]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("instil.generate.slots.SMALLEST", 2)
         for step, (what, which) in enumerate(moves):
             if what == "take":
-                held.append((seats.take(1 + which % 4), []))
+                held.append((slots.take(1 + which % 4), []))
             elif held and what == "leave":
-                seats.leave(held.pop(which % len(held))[0])
+                slots.release(held.pop(which % len(held))[0])
             elif held:
-                seat, wrote = held[which % len(held)]
+                slot, wrote = held[which % len(held)]
                 if len(wrote) < 16:
-                    seats.widen(seat, len(wrote) + 1)
-                    seat.cache.keys[0][seat.place, :, len(wrote)] = step
+                    slots.widen(slot, len(wrote) + 1)
+                    slot.cache.keys[0][slot.place, :, len(wrote)] = step
                     wrote.append(step)
-                    seat.filled = len(wrote)
-            for seat, wrote in held:
-                assert seat.filled == len(wrote)
-                assert seat.cache.read(0, [seat.place], len(wrote))[0][0, 0, :, 0].tolist() == wrote
-    for seat, _ in held:
-        seats.leave(seat)
-    assert not seats._taken
+                    slot.filled = len(wrote)
+            for slot, wrote in held:
+                assert slot.filled == len(wrote)
+                assert slot.cache.read(0, [slot.place], len(wrote))[0][0, 0, :, 0].tolist() == wrote
+    for slot, _ in held:
+        slots.release(slot)
+    assert not slots._taken
 
 
 def test_a_short_row_that_stops_first_leaves_the_others_as_they_are() -> None:

@@ -17,7 +17,7 @@ from instil.model import frozen
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear, pack
 from instil.model.files.reader import hub_tensors
-from instil.model.frozen import BLOCK, LEVELS, FrozenLinear, Held, hold
+from instil.model.frozen import BLOCK, LEVELS, FrozenLinear, QuantType, quantise_base
 from instil.model.int8 import quantise
 from instil.model.load import load_decoder
 from instil.model.lora import LoraLinear, adapters, add_lora, merge
@@ -26,7 +26,7 @@ from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference
 from tests.model.test_lora import FAMILIES, moved, scores
 
-HELD: tuple[Held, ...] = ("int8", "nf4")
+HELD: tuple[QuantType, ...] = ("int8", "nf4")
 ROWS = [
     Encoded(tuple(row), (False,) * 3 + (True,) * (len(row) - 3)) for row in ([5, 9, 2, 40, 33], [5, 9, 7, 3, 1, 2, 2])
 ]
@@ -40,7 +40,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return path
 
 
-def reference(weight: Any, held: Held) -> tuple[list[int], Any]:
+def reference(weight: Any, held: QuantType) -> tuple[list[int], Any]:
     """Codes, one a weight, and rounded weights: block by block and number by number, in numpy."""
     codes, found = [], []
     flat = weight.reshape(-1)
@@ -64,7 +64,7 @@ def reference(weight: Any, held: Held) -> tuple[list[int], Any]:
 
 @pytest.mark.parametrize("held", HELD)
 @pytest.mark.parametrize("shape", [(8, 64), (5, 13), (3, 130), (1, 1)])
-def test_codes_and_weights_are_those_of_a_plain_reference(held: Held, shape: tuple[int, int]) -> None:
+def test_codes_and_weights_are_those_of_a_plain_reference(held: QuantType, shape: tuple[int, int]) -> None:
     torch.manual_seed(sum(shape))
     layer = Linear(shape[1], shape[0])
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_codes_and_weights_are_those_of_a_plain_reference(held: Held, shape: tup
 
 
 @pytest.mark.parametrize(("held", "widest"), [("int8", 0.5 / 127), ("nf4", (1 - 0.6961928009986877) / 2)])
-def test_rounding_errs_by_half_a_level_at_most(held: Held, widest: float) -> None:
+def test_rounding_errs_by_half_a_level_at_most(held: QuantType, widest: float) -> None:
     torch.manual_seed(1)
     layer = Linear(192, 50, bias=False)
     blocks = layer.weight.detach().view(-1, BLOCK)
@@ -100,10 +100,12 @@ def test_it_takes_an_eighth_and_a_quarter_of_the_memory() -> None:
     assert FrozenLinear(layer, "int8").nbytes == numbers + 4 * numbers // BLOCK
 
 
-def beside_rounded(folder: Path, held: Held, dtype: torch.dtype, targets: tuple[str, ...]) -> tuple[Decoder, Decoder]:
+def beside_rounded(
+    folder: Path, held: QuantType, dtype: torch.dtype, targets: tuple[str, ...]
+) -> tuple[Decoder, Decoder]:
     """Adapters beside weights in few bits, and the same ones beside the rounded weights, whole."""
     decoder, plain = load_decoder(folder, dtype=dtype), load_decoder(folder, dtype=dtype)
-    assert hold(decoder, held) > 0
+    assert quantise_base(decoder, held) > 0
     with torch.no_grad():
         for name, layer in decoder.named_modules():
             if isinstance(layer, FrozenLinear):
@@ -118,7 +120,7 @@ def beside_rounded(folder: Path, held: Held, dtype: torch.dtype, targets: tuple[
 @pytest.mark.parametrize("targets", [("all",), ("q", "down", "head")])
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_losses_and_gradients_are_those_beside_the_rounded_weights(
-    folder: Path, held: Held, targets: tuple[str, ...], dtype: torch.dtype, near: float
+    folder: Path, held: QuantType, targets: tuple[str, ...], dtype: torch.dtype, near: float
 ) -> None:
     decoder, plain = beside_rounded(folder, held, dtype, targets)
     for batch in (collate(ROWS, 0), collate_shared(ROWS)):
@@ -140,7 +142,7 @@ def test_losses_and_gradients_are_those_beside_the_rounded_weights(
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_merged_is_what_was_trained_and_not_the_exact_model(folder: Path, held: Held) -> None:
+def test_merged_is_what_was_trained_and_not_the_exact_model(folder: Path, held: QuantType) -> None:
     decoder, _ = beside_rounded(folder, held, torch.float32, ("q", "down", "head"))
     exact = load_decoder(folder)
     add_lora(exact, rank=3, alpha=5, targets=("q", "down", "head"))
@@ -158,7 +160,7 @@ def test_merged_is_what_was_trained_and_not_the_exact_model(folder: Path, held: 
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_bfloat16_products(folder: Path, held: Held) -> None:
+def test_bfloat16_products(folder: Path, held: QuantType) -> None:
     decoder, plain = beside_rounded(folder, held, torch.float32, ("q", "up"))
     found = []
     for one in (decoder, plain):
@@ -187,23 +189,25 @@ def test_backward_keeps_no_whole_matrix(folder: Path) -> None:
 
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     decoder = load_decoder(folder)
-    hold(decoder, "nf4")
+    quantise_base(decoder, "nf4")
     with pytest.raises(SettingsError, match="few bits already"):
-        hold(decoder, "nf4")
+        quantise_base(decoder, "nf4")
     with pytest.raises(SettingsError, match="few bits"):
         quantise(decoder)
     with pytest.raises(SettingsError, match=r"lora\.dora needs the exact weights"):
         add_lora(decoder, rank=2, dora=True)
     add_lora(decoder, rank=2)
     with pytest.raises(SettingsError, match="have adapters"):
-        hold(decoder, "int8")
+        quantise_base(decoder, "int8")
     copied = copy.deepcopy(decoder)
     assert torch.equal(scores(copied), scores(decoder))
     assert sum(isinstance(layer, LoraLinear) for layer in copied.modules()) == 4 * len(copied.blocks)
 
 
 @pytest.mark.parametrize("held", HELD)
-def test_each_layer_goes_when_it_has_been_replaced(held: Held, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_layer_goes_when_it_has_been_replaced(
+    held: QuantType, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rounding and merging need one layer beside the model, not a second model."""
     decoder = load_decoder(folder)
     places = [
@@ -215,7 +219,7 @@ def test_each_layer_goes_when_it_has_been_replaced(held: Held, folder: Path, mon
     monkeypatch.setattr(
         frozen, "_rounded", lambda *args: (alive.append(sum(one() is not None for one in old)), rounded(*args))[1]
     )
-    hold(decoder, held)
+    quantise_base(decoder, held)
     assert alive == list(range(len(old), 0, -1))
     add_lora(decoder, rank=2)
     held_before = [weakref.ref(layer) for _, _, layer in adapters(decoder)]

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from instil.errors import SettingsError
-from instil.generate.engine import Engine, generate
+from instil.generate.engine import Engine
+from instil.generate.prompts import generate
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.fast.gemm import Linear
 from instil.model.int8 import Int8Linear, quantise

@@ -322,13 +322,13 @@ def test_the_first_values_depend_on_the_seed_alone(folder: Path) -> None:
 
 
 def test_what_lies_outside_of_the_blocks_stays_zero(folder: Path) -> None:
-    from instil.train.optimizer import Updates
+    from instil.train.optimizer import AdamWInBackward
 
     decoder = load_decoder(folder)
     add_lora(decoder, rank=3, targets=("q", "v", "up", "head"))
     rows = [Encoded((5, 9, 2, 40, 33), (False,) * 2 + (True,) * 3)]
-    updates = Updates(decoder.parameters(), weight_decay=0.1)
-    updates.rate = 0.1
+    updates = AdamWInBackward(decoder.parameters(), weight_decay=0.1)
+    updates.learning_rate = 0.1
     for _ in range(3):
         updates.backward(nll_sum(decoder, collate(rows, 0)), last=True)
         updates.finish()

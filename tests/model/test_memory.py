@@ -19,7 +19,7 @@ from tests.model.files.gguf_files import write_gguf
 MEASURE = """
 import json, sys
 from pathlib import Path
-from instil.model.weights import load_decoder
+from instil.model.load import load_decoder
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024

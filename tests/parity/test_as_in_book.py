@@ -26,7 +26,7 @@ from instil.tasks.prepare import prepare
 from instil.tasks.task import loader_for
 from instil.tasks.tune import tune
 from instil.train.metrics import read_metrics
-from instil.train.optimizer import Updates
+from instil.train.optimizer import AdamWInBackward
 from tests.conftest import BOOK_DATA, rows, single_bytes
 from tests.parity.naive_book import NaiveGPT, run_chapter
 
@@ -77,17 +77,17 @@ def test_every_loss_and_gradient_is_the_naive_ones(
     prepared = prepare(entries(), tiny_gpt2, settings)
     decoder = load_decoder(tiny_gpt2, dtype=torch.float64)
     decoder.untie()
-    original = Updates._update
+    original = AdamWInBackward._update
     fourth: dict[int, torch.Tensor] = {}
 
-    def spy(self: Updates, parameters: Sequence[torch.Tensor]) -> None:
+    def spy(self: AdamWInBackward, parameters: Sequence[torch.Tensor]) -> None:
         for parameter in parameters:
             if self.state[parameter][2] == 3:
                 assert parameter.grad is not None
                 fourth[id(parameter)] = parameter.grad.clone()
         original(self, parameters)
 
-    monkeypatch.setattr(Updates, "_update", spy)
+    monkeypatch.setattr(AdamWInBackward, "_update", spy)
     folder = RunFolder(tmp_path / "run")
     folder.create()
     result = tune(prepared, decoder, folder, Screen(quiet=True))

@@ -21,7 +21,7 @@ from instil.tasks.pairs.losses import Preference, answers_of
 from instil.train import head_loss
 from instil.train.losses import log_probs
 from instil.train.objective import look
-from instil.train.optimizer import Updates
+from instil.train.optimizer import AdamWInBackward
 from tests.closeness import assert_e1
 from tests.train.test_training import SPECS, decoder
 
@@ -122,7 +122,7 @@ def test_micro_batches_are_one_big_batch(loss: str) -> None:
     found = []
     for micro in (3, 1, 2):
         (step,) = Loader(rows, 3, pad_id=0, shuffle=False, micro_batch=micro, collator=PairCollator).steps()
-        updates: Updates = Kept(model.parameters(), weight_decay=0.0)
+        updates: AdamWInBackward = Kept(model.parameters(), weight_decay=0.0)
         summed, _, metrics = _step(model, step, updates, objective, "fp32")
         updates.close()
         found.append((summed.mean, metrics, [updates.gradients[p] for p in model.parameters()]))  # type: ignore[attr-defined]

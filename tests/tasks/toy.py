@@ -94,7 +94,7 @@ class _Measure:
     def __init__(self) -> None:
         self._rare, self._all = 0.0, 0.0
 
-    def __call__(self, decoder: Decoder, batch: Batch, receiver: object = None) -> Tensor:
+    def __call__(self, decoder: Decoder, batch: Batch, grad_hook: object = None) -> Tensor:
         rare_S = (batch.targets_S >= RARE).float()
         self._rare += float((rare_S * batch.weights_S).sum())
         self._all += float(batch.weights_S.sum())

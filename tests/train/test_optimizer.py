@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from instil.train import optimizer as optimizer_room
-from instil.train.optimizer import Updates
+from instil.train.optimizer import AdamWInBackward
 
 
 def parameters() -> list[Tensor]:
@@ -27,10 +27,10 @@ def losses(weights: list[Tensor], step: int) -> list[Tensor]:
 def test_updates_are_those_of_torchs_adamw(clip: float, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer_room, "SMALL", small)
     ours, theirs = parameters(), parameters()
-    updates = Updates(ours, weight_decay=0.1, clip=clip)
+    updates = AdamWInBackward(ours, weight_decay=0.1, clip=clip)
     optimizer = torch.optim.AdamW(theirs, lr=0.0, weight_decay=0.1, fused=True)
     for step in range(5):
-        updates.rate = optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
+        updates.learning_rate = optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
         first, second = losses(ours, step)
         updates.backward(first, last=False)
         updates.backward(second, last=True)
@@ -50,10 +50,10 @@ def test_without_clipping_a_gradient_is_gone_before_the_next_is_made(monkeypatch
     """Deep in backward, the gradients above have been used already."""
     monkeypatch.setattr(optimizer_room, "SMALL", 0)
     matrix, bias = parameters()
-    updates = Updates([matrix, bias], weight_decay=0.0)
+    updates = AdamWInBackward([matrix, bias], weight_decay=0.0)
     held = []
     matrix.register_hook(lambda grad: held.append(bias.grad))
-    updates.rate = 0.1
+    updates.learning_rate = 0.1
     updates.backward(losses([matrix, bias], 1)[0], last=True)
     assert held == [None]
     assert matrix.grad is None
@@ -63,8 +63,8 @@ def test_without_clipping_a_gradient_is_gone_before_the_next_is_made(monkeypatch
 def test_nothing_is_updated_before_the_last_micro_batch_nor_once_closed() -> None:
     weights = parameters()
     before = [weight.detach().clone() for weight in weights]
-    updates = Updates(weights, weight_decay=0.1)
-    updates.rate = 0.1
+    updates = AdamWInBackward(weights, weight_decay=0.1)
+    updates.learning_rate = 0.1
     updates.backward(losses(weights, 0)[0], last=False)
     updates.close()
     losses(weights, 0)[0].backward()  # type: ignore[no-untyped-call]
@@ -75,7 +75,7 @@ def test_nothing_is_updated_before_the_last_micro_batch_nor_once_closed() -> Non
 def test_what_is_frozen_stays() -> None:
     matrix, bias = parameters()
     matrix.requires_grad_(False)
-    updates = Updates([matrix, bias], weight_decay=0.1)
+    updates = AdamWInBackward([matrix, bias], weight_decay=0.1)
     assert updates.parameters == [bias]
 
 
@@ -83,8 +83,8 @@ def test_an_earlier_gradient_is_no_part_of_the_first_step() -> None:
     ours, theirs = parameters(), parameters()
     losses(ours, 7)[0].backward()  # type: ignore[no-untyped-call]
     for weights in (ours, theirs):
-        updates = Updates(weights, weight_decay=0.1)
-        updates.rate = 0.1
+        updates = AdamWInBackward(weights, weight_decay=0.1)
+        updates.learning_rate = 0.1
         updates.backward(losses(weights, 0)[0], last=True)
         updates.finish()
     assert all(torch.equal(mine, wanted) for mine, wanted in zip(ours, theirs, strict=True))
@@ -92,7 +92,7 @@ def test_an_earlier_gradient_is_no_part_of_the_first_step() -> None:
 
 def test_what_an_interrupted_step_left_is_dropped() -> None:
     weights = parameters()
-    updates = Updates(weights, weight_decay=0.1)
+    updates = AdamWInBackward(weights, weight_decay=0.1)
     updates.backward(losses(weights, 0)[0], last=False)
     assert weights[0].grad is not None
     updates.close()
@@ -101,13 +101,13 @@ def test_what_an_interrupted_step_left_is_dropped() -> None:
 
 def test_rows_given_in_pieces_get_the_update_of_the_whole() -> None:
     whole, pieces = parameters(), parameters()
-    one, other = (Updates(weights, weight_decay=0.1) for weights in (whole, pieces))
+    one, other = (AdamWInBackward(weights, weight_decay=0.1) for weights in (whole, pieces))
     for step in range(3):
-        one.rate = other.rate = 0.01
+        one.learning_rate = other.learning_rate = 0.01
         (grad,) = torch.autograd.grad(losses(whole, step)[0], whole[:1])
         whole[0].grad = grad
         one.finish()
-        receive = other.receiver(pieces[0])
+        receive = other.row_hook(pieces[0])
         assert receive is not None
         for rows in (slice(0, 3), slice(3, 4)):
             receive(rows, grad[rows])
@@ -117,8 +117,8 @@ def test_rows_given_in_pieces_get_the_update_of_the_whole() -> None:
 
 def test_pieces_are_not_for_clipping_nor_for_a_step_of_several_batches() -> None:
     weights = parameters()
-    assert Updates(weights, weight_decay=0.1, clip=1.0).receiver(weights[0]) is None
-    updates = Updates(weights, weight_decay=0.1)
-    assert updates.receiver(torch.zeros(2, 2)) is None
+    assert AdamWInBackward(weights, weight_decay=0.1, clip=1.0).row_hook(weights[0]) is None
+    updates = AdamWInBackward(weights, weight_decay=0.1)
+    assert updates.row_hook(torch.zeros(2, 2)) is None
     updates.backward(losses(weights, 0)[0], last=False)
-    assert updates.receiver(weights[0]) is None
+    assert updates.row_hook(weights[0]) is None

@@ -28,7 +28,7 @@ from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import StepRecord, read_metrics
 from instil.train.objective import Likelihood
 from instil.train.observer import Observer, OnStep, Pause
-from instil.train.optimizer import Updates
+from instil.train.optimizer import AdamWInBackward
 from instil.train.schedule import learning_rate
 from tests.closeness import assert_e1
 
@@ -110,7 +110,7 @@ def test_accumulated_is_one_big_batch(family: str, rows: list[Encoded], micro: i
     assert_e1([gradients[name] for name in whole_gradients], list(whole_gradients.values()))
 
 
-class Kept(Updates):
+class Kept(AdamWInBackward):
     """Keeps the gradients that would have been used."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

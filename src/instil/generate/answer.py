@@ -12,7 +12,8 @@ from instil.data.encoding import encode_prompt, stop_id
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import counted
-from instil.generate.engine import Engine, generate
+from instil.generate.engine import Engine
+from instil.generate.prompts import generate
 from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
 from instil.generate.text import TextStream

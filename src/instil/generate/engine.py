@@ -13,20 +13,18 @@ Shape suffixes: R rows with a pick to make · N tokens, flat · D width · V voc
 
 from __future__ import annotations
 
-import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from instil.data.collate import common_prefix
 from instil.errors import DataError, SettingsError
-from instil.generate.prefixes import Prefixes
+from instil.generate.prefixes import PrefixCache
 from instil.generate.request import Generated, Request, Row
 from instil.generate.sampling import CLOSE, Sampling, most_likely, penalised, probabilities
-from instil.generate.slots import Seats
+from instil.generate.slots import Slots
 from instil.machine import available_memory
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
@@ -35,10 +33,7 @@ from instil.records import Batch, Shared
 
 PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little
-WORTH_SHARING = 4  # tokens that prompts begin with alike for which a pass of their own pays
-PACK_AFTER = (
-    32  # passes done and still to come from which on a second copy of the weights in a faster order is worth it
-)
+PACK_AFTER = 32  # passes done, and as many to come, from which on a second copy of the weights in a faster order pays
 SHARE = 3  # one part in so many of the free memory is for keys and values
 
 
@@ -76,9 +71,9 @@ class Engine:
             raise SettingsError(f"rows is {rows}; wanted 1 or more")
         self.decoder, self.rows, self.speculate = decoder.eval(), rows, speculate
         self.memory = available_memory(decoder.device) // SHARE if memory is None else memory
-        self.prefixes = Prefixes(decoder, min(prefix_memory, self.memory))
+        self.prefixes = PrefixCache(decoder, min(prefix_memory, self.memory))
         self.passes = self.tokens = self.recomputed = 0
-        self._seats = Seats(decoder)
+        self._slots = Slots(decoder)
         self._each = position_bytes(decoder.spec, decoder.embed.weight.dtype)
         self._waiting: deque[tuple[int, Request, int]] = deque()
         self._active: list[Row] = []
@@ -104,7 +99,7 @@ class Engine:
             raise DataError(f"the prompt has ids outside of the model's {self.decoder.spec.vocab_size:,}")
         if request.max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {request.max_new_tokens}; wanted 1 or more")
-        needed = self._seats.size(min(prompt + request.max_new_tokens, context)) * self._each
+        needed = self._slots.size(min(prompt + request.max_new_tokens, context)) * self._each
         if needed > self.memory:
             raise DataError(
                 f"keys and values of a prompt of {prompt:,} tokens with up to {request.max_new_tokens:,} new ones need "
@@ -115,7 +110,7 @@ class Engine:
         return self._tickets
 
     def cancel(self, ticket: int) -> None:
-        """End a request; its seat is free at once, or after the running pass.
+        """End a request; its slot is free at once, or after the running pass.
 
         It comes out of the next step with what it has, ``finish="cancelled"``.
         """
@@ -142,7 +137,7 @@ class Engine:
         finally:
             self._stepping = False
             for row in self._active:  # wrong guesses, and a pass that broke off, computed more than was taken
-                row.seat.filled = min(row.seat.filled, len(row.ids) - (row.finish is None))
+                row.slot.filled = min(row.slot.filled, len(row.ids) - (row.finish is None))
             self._let_go()
         ended, self._ended = self._ended, []
         return ended
@@ -152,18 +147,18 @@ class Engine:
         """Compute a beginning and remember it, for requests that have it in common; not one too long to be kept."""
         if not ids or len(ids) > self.decoder.spec.context or len(ids) * self._each > self.prefixes.limit:
             return
-        seat = self._seats.take(len(ids))
+        slot = self._slots.take(len(ids))
         try:
-            filled = self.prefixes.fill(ids, seat.cache, seat.place)
+            filled = self.prefixes.fill(ids, slot.cache, slot.place)
             while filled < len(ids):
                 piece = ids[filled : filled + PROMPT_TOKENS]
-                part = Part(seat.cache, (seat.place,), (len(piece),))
+                part = Part(slot.cache, (slot.place,), (len(piece),))
                 last = torch.tensor([len(piece) - 1], device=self.decoder.device)
                 self.decoder(_batch([(filled, piece)], self.decoder.device), [part], wanted_U=last)
                 filled += len(piece)
-            self.prefixes.keep(ids, seat.cache, seat.place)
+            self.prefixes.keep(ids, slot.cache, slot.place)
         finally:
-            self._seats.leave(seat)
+            self._slots.release(slot)
 
     def close(self) -> None:
         """Let go of what was made of the weights to be faster; the engine can be used on."""
@@ -172,9 +167,9 @@ class Engine:
 
     @torch.inference_mode()
     def _let_go(self) -> None:
-        """Take out what was cancelled or has finished, free the seats, and tell."""
+        """Take out what was cancelled or has finished, free the slots, and tell."""
         gone = [(request, ticket) for ticket, request, _ in self._waiting if ticket in self._cancelled]
-        self._waiting = deque(one for one in self._waiting if one[0] not in self._cancelled)
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] not in self._cancelled)
         ended = [(request, ticket, Generated((), "cancelled")) for request, ticket in gone]
         for row in self._active:
             if row.ticket in self._cancelled:
@@ -183,9 +178,9 @@ class Engine:
         for row in [row for row in self._active if row.finish]:
             assert row.finish is not None
             if row.request.keep:
-                filled = min(row.seat.filled, len(row.ids))
-                self.prefixes.keep(row.ids[:filled], row.seat.cache, row.seat.place)
-            self._seats.leave(row.seat)
+                filled = min(row.slot.filled, len(row.ids))
+                self.prefixes.keep(row.ids[:filled], row.slot.cache, row.slot.place)
+            self._slots.release(row.slot)
             self._active.remove(row)
             answer = Generated(tuple(row.ids[len(row.request.prompt) :]), row.finish)
             ended.append((row.request, row.ticket, answer))
@@ -194,7 +189,7 @@ class Engine:
             request.on_done(answer)
 
     def _admit(self) -> None:
-        """Seat waiting requests while there are rows and memory for them."""
+        """Slot waiting requests while there are rows and memory for them."""
         reserved = self.prefixes.bytes + sum(row.reserved for row in self._active)
         coming: list[tuple[int, Request, int]] = []
         while self._waiting and len(self._active) + len(coming) < self.rows:
@@ -203,51 +198,61 @@ class Engine:
                 break
             reserved += needed
             coming.append(self._waiting.popleft())
-        self._seats.reserve(len(request.prompt) + 1 for _, request, _ in coming)
+        self._slots.reserve(len(request.prompt) + 1 for _, request, _ in coming)
         for ticket, request, needed in coming:
-            row = Row(ticket, request, self._seats.take(len(request.prompt) + 1), needed)
-            row.seat.filled = self.prefixes.fill(row.ids, row.seat.cache, row.seat.place)
+            row = Row(ticket, request, self._slots.take(len(request.prompt) + 1), needed)
+            row.slot.filled = self.prefixes.fill(row.ids, row.slot.cache, row.slot.place)
             self._active.append(row)
 
     def _advance(self) -> None:
         """One forward pass, and a new token for every row whose text it completes."""
-        if not self._packed and min(self.passes - self._opened, self._to_come()) >= PACK_AFTER:
-            self._packed = True
-            weights = sum(parameter.nbytes for parameter in self.decoder.parameters())
-            if weights < available_memory(self.decoder.device) // SHARE:
-                pack(self.decoder)
+        self._pack_if_worth_it()
+
+        # Rows whose slots lie in one cache are a part of the pass; those of one token each need no padding.
         fed = self._plan()
-        device = self.decoder.device
-        groups: dict[tuple[int, bool], list[tuple[Row, list[int]]]] = {}
         for row, ids in fed:
-            self._seats.widen(row.seat, row.seat.filled + len(ids))
-        for row, ids in sorted(fed, key=lambda one: one[0].seat.place):
-            groups.setdefault((row.seat.cache.length, len(ids) > 1), []).append((row, ids))
+            self._slots.widen(row.slot, row.slot.filled + len(ids))
+        groups: dict[tuple[int, bool], list[tuple[Row, list[int]]]] = {}
+        for row, ids in sorted(fed, key=lambda work: work[0].slot.place):
+            groups.setdefault((row.slot.cache.length, len(ids) > 1), []).append((row, ids))
+
+        # Flat tokens, and at which of them a token is to be picked: the last of a text, and after each guess.
         parts, tokens = [], []
         wanted: list[int] = []
         picks: list[tuple[Row, list[int]]] = []  # rows with picks to make, and what was guessed for them
         count = 0
         for group in groups.values():
-            places = tuple(row.seat.place for row, _ in group)
-            parts.append(Part(group[0][0].seat.cache, places, tuple(len(ids) for _, ids in group)))
+            places = tuple(row.slot.place for row, _ in group)
+            parts.append(Part(group[0][0].slot.cache, places, tuple(len(ids) for _, ids in group)))
             for row, ids in group:
-                start = row.seat.filled
+                start = row.slot.filled
                 tokens.append((start, ids))
                 count += len(ids)
                 guesses = start + len(ids) - len(row.ids)
                 if guesses >= 0:
                     wanted.extend(range(count - guesses - 1, count))
                     picks.append((row, ids[len(ids) - guesses :]))
+
+        # The pass; the head sees the wanted tokens alone.
         self.passes, self.tokens = self.passes + 1, self.tokens + count
-        hidden_RD = self.decoder(
-            _batch(tokens, device), parts, wanted_U=torch.tensor(wanted, dtype=torch.long, device=device)
-        )
+        device = self.decoder.device
+        wanted_R = torch.tensor(wanted, dtype=torch.long, device=device)
+        hidden_RD = self.decoder(_batch(tokens, device), parts, wanted_U=wanted_R)
         if picks:
             self._pick(self.decoder.logits(hidden_RD), picks)
 
+    def _pack_if_worth_it(self) -> None:
+        """Make the second copy of the weights once enough passes were made and are to come, if there is memory."""
+        if self._packed or min(self.passes - self._opened, self._to_come()) < PACK_AFTER:
+            return
+        self._packed = True
+        weights = sum(parameter.nbytes for parameter in self.decoder.parameters())
+        if weights < available_memory(self.decoder.device) // SHARE:
+            pack(self.decoder)
+
     def _to_come(self) -> int:
         """How many passes there can still be for the requests that are known."""
-        wanted = [row.request.max_new_tokens - row.said for row in self._active]
+        wanted = [row.request.max_new_tokens - row.new_tokens for row in self._active]
         wanted += [request.max_new_tokens for _, request, _ in self._waiting]
         return max(*wanted, sum(wanted) // self.rows, 0)
 
@@ -257,11 +262,12 @@ class Engine:
         guessing = self.speculate and len(self._active) <= ALONE and not self._waiting
         fed = []
         for row in self._active:
-            filled = row.seat.filled
+            filled = row.slot.filled
             if row.pending == 1:
                 ids = row.ids[-1:]
                 if guessing and row.request.sampling.greedy:
-                    room = min(row.request.max_new_tokens - row.said, self.decoder.spec.context - len(row.ids)) - 1
+                    left = row.request.max_new_tokens - row.new_tokens
+                    room = min(left, self.decoder.spec.context - len(row.ids)) - 1
                     ids = ids + row.lookup.guess(row.ids, room)
             else:
                 ids = row.ids[filled : filled + budget]
@@ -271,6 +277,8 @@ class Engine:
         return fed
 
     def _pick(self, logits_RV: Tensor, picks: list[tuple[Row, list[int]]]) -> None:
+        """A new token for each row, more where guesses were right."""
+        # Penalties first, since they are a row's own; then rows are sorted by how their tokens are picked.
         at = 0
         greedy: list[tuple[Row, list[int], int]] = []
         drawn: dict[Sampling, list[tuple[Row, int]]] = {}
@@ -283,10 +291,14 @@ class Engine:
             else:
                 drawn.setdefault(replace(row.request.sampling, seed=0), []).append((row, at))
             at += len(guesses) + 1
+
+        # Sampled: rows with the same settings share the shaping of their scores, and draw each for itself.
         for sampling, rows in drawn.items():
             shares_RV = probabilities(logits_RV[[at for _, at in rows]], sampling)
             for (row, _), shares_V in zip(rows, shares_RV, strict=True):
-                self._accept(row, row.stream.draw(shares_V))
+                self._accept(row, row.sampler.draw(shares_V))
+
+        # Greedy, at last: looking for the best two spoils the scores.
         if greedy:
             ids, leads = most_likely(logits_RV)
             for row, guesses, at in greedy:
@@ -323,89 +335,8 @@ class Engine:
             raise
         if ends:
             row.finish = "stop"
-        elif row.said == row.request.max_new_tokens or len(row.ids) >= self.decoder.spec.context:
+        elif row.new_tokens == row.request.max_new_tokens or len(row.ids) >= self.decoder.spec.context:
             row.finish = "length"
-
-
-def generate(
-    decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_new_tokens: int,
-    stop_ids: frozenset[int],
-    sampling: Callable[[int], Sampling] = lambda row: Sampling(),
-    batch_size: int = 128,
-    on_token: Callable[[int, int], bool | None] | None = None,
-    on_done: Callable[[int, Generated], None] = lambda row, generated: None,
-    engine: Engine | None = None,
-) -> list[Generated]:
-    """Continue each prompt until one of ``stop_ids`` or the limit; results in the order of the prompts.
-
-    A row's answer does not depend on its neighbours (sampled ones up to rounding in the last bits).
-
-    Args:
-        decoder: the model.
-        prompts: ids.
-        max_new_tokens: longest answer.
-        stop_ids: ids that end an answer.
-        sampling: how the tokens of a row, by its number, are picked.
-        batch_size: rows side by side, at most.
-        on_token: called with row and id of every new token; the answer ends with it if this returns true.
-        on_done: called with row and result whenever one has finished.
-        engine: one to use, with what it remembers; by default a new one.
-
-    Raises:
-        DataError: a prompt is empty, or leaves no room in the model's context.
-    """
-    context = decoder.spec.context
-    for row, prompt in enumerate(prompts):
-        if not prompt:
-            raise DataError(f"prompt {row} is empty")
-        if len(prompt) >= context:
-            raise DataError(f"prompt {row} has {len(prompt)} tokens; the model's context is {context}")
-    if engine is None:
-        engine = Engine(decoder, rows=batch_size)
-        try:
-            return generate(
-                decoder,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                stop_ids=stop_ids,
-                sampling=sampling,
-                on_token=on_token,
-                on_done=on_done,
-                engine=engine,
-            )
-        finally:
-            engine.close()
-    shared = common_prefix(prompts, min(map(len, prompts)) - 1) if len(prompts) > 1 else 0
-    if shared >= WORTH_SHARING:
-        engine.warm(prompts[0][:shared])
-    done: dict[int, Generated] = {}
-    tickets: list[int] = []
-    try:
-        for row in sorted(
-            range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True
-        ):  # the like side by side
-            request = Request(
-                prompts[row],
-                max_new_tokens,
-                stop_ids,
-                sampling(row),
-                on_token=functools.partial(on_token, row) if on_token else lambda token: None,
-                on_done=functools.partial(done.__setitem__, row),
-            )
-            tickets.append(engine.submit(request))
-        told: set[int] = set()
-        while len(told) < len(prompts):
-            engine.step()
-            for row in [row for row in done if row not in told]:
-                told.add(row)
-                on_done(row, done[row])
-    finally:
-        for ticket in tickets if len(done) < len(prompts) else ():
-            engine.cancel(ticket)
-    return [done[row] for row in range(len(prompts))]
 
 
 def _batch(tokens: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Batch:

@@ -13,7 +13,7 @@ from instil.model.cache import Cache, position_bytes
 from instil.model.decoder import Decoder
 
 
-class Prefixes:
+class PrefixCache:
     """Keys and values of beginnings, found again by their ids.
 
     Args:

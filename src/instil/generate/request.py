@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from instil.generate.sampling import Sampling, Stream
-from instil.generate.slots import Seat
-from instil.generate.speculation import Lookup
+from instil.generate.sampling import Sampler, Sampling
+from instil.generate.slots import Slot
+from instil.generate.speculation import PromptLookup
 from instil.records import Finish
 
 
@@ -45,19 +45,19 @@ class Request:
 class Row:
     """A request being answered."""
 
-    def __init__(self, ticket: int, request: Request, seat: Seat, reserved: int) -> None:
-        self.ticket, self.request, self.seat, self.reserved = ticket, request, seat, reserved
+    def __init__(self, ticket: int, request: Request, slot: Slot, reserved: int) -> None:
+        self.ticket, self.request, self.slot, self.reserved = ticket, request, slot, reserved
         self.ids = list(request.prompt)
-        self.stream = Stream(request.sampling.seed)
-        self.lookup = Lookup()
+        self.sampler = Sampler(request.sampling.seed)
+        self.lookup = PromptLookup()
         self.finish: Finish | None = None
 
     @property
-    def said(self) -> int:
-        """New tokens so far."""
+    def new_tokens(self) -> int:
+        """How many have been picked so far."""
         return len(self.ids) - len(self.request.prompt)
 
     @property
     def pending(self) -> int:
         """Tokens that are known and not computed yet."""
-        return len(self.ids) - self.seat.filled
+        return len(self.ids) - self.slot.filled

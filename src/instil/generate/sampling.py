@@ -123,8 +123,8 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
     return shares_RV / shares_RV.sum(-1, keepdim=True)
 
 
-class Stream:
-    """A row's own random numbers; the same seed gives the same ones, whatever else is going on."""
+class Sampler:
+    """Draws a row's tokens by random numbers of its own; the same seed gives the same ones, whatever else goes on."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)

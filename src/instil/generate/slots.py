@@ -16,7 +16,7 @@ SMALLEST = 128  # positions; every next size is twice as large
 
 
 def most_held(length: int) -> int:
-    """How many positions a row takes at most while it grows to ``length``: those of two seats, when it moves.
+    """How many positions a row takes at most while it grows to ``length``: those of two slots, when it moves.
 
     >>> [most_held(length) for length in (100, 200, 300, 600)]
     [100, 256, 512, 1024]
@@ -27,7 +27,7 @@ def most_held(length: int) -> int:
     return length if length <= SMALLEST else max(length, 2 * size)
 
 
-class Seat:
+class Slot:
     """Where a row's keys and values are; it changes when others leave."""
 
     __slots__ = ("cache", "place")
@@ -45,15 +45,15 @@ class Seat:
         self.cache.lengths[self.place] = length
 
 
-class Seats:
-    """All seats of one engine."""
+class Slots:
+    """All slots of one engine."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._taken: dict[int, tuple[Cache, list[Seat]]] = {}
+        self._taken: dict[int, tuple[Cache, list[Slot]]] = {}
 
     def size(self, length: int) -> int:
-        """Positions of the seat that so many tokens get."""
+        """Positions of the slot that so many tokens get."""
         size = SMALLEST
         while size < length:
             size *= 2
@@ -65,38 +65,38 @@ class Seats:
             cache, _ = self._of(size)
             cache.reserve(cache.rows + rows)
 
-    def take(self, length: int) -> Seat:
-        """A seat for a row of so many tokens, empty."""
-        cache, seats = self._of(self.size(length))
-        seat = Seat(cache, cache.add())
-        seats.append(seat)
-        return seat
+    def take(self, length: int) -> Slot:
+        """A slot for a row of so many tokens, empty."""
+        cache, slots = self._of(self.size(length))
+        slot = Slot(cache, cache.add())
+        slots.append(slot)
+        return slot
 
-    def widen(self, seat: Seat, length: int) -> None:
+    def widen(self, slot: Slot, length: int) -> None:
         """Make sure that a row of so many tokens has room, if need be elsewhere."""
-        if length <= seat.cache.length:
+        if length <= slot.cache.length:
             return
         wider = self.take(length)
-        seat.cache.copy(seat.place, wider.cache, wider.place, seat.filled)
-        self._taken[wider.cache.length][1][wider.place] = seat
-        self._empty(seat)
-        seat.cache, seat.place = wider.cache, wider.place
+        slot.cache.copy(slot.place, wider.cache, wider.place, slot.filled)
+        self._taken[wider.cache.length][1][wider.place] = slot
+        self._empty(slot)
+        slot.cache, slot.place = wider.cache, wider.place
 
-    def leave(self, seat: Seat) -> None:
-        """Give a seat back."""
-        self._empty(seat)
+    def release(self, slot: Slot) -> None:
+        """Give a slot back."""
+        self._empty(slot)
 
-    def _of(self, size: int) -> tuple[Cache, list[Seat]]:
+    def _of(self, size: int) -> tuple[Cache, list[Slot]]:
         if size not in self._taken:
             self._taken[size] = (self._decoder.new_cache(size), [])
         return self._taken[size]
 
-    def _empty(self, seat: Seat) -> None:
-        cache, seats = self._taken[seat.cache.length]
-        cache.drop(seat.place)
-        last = seats.pop()
-        if last is not seat:
-            seats[seat.place] = last
-            last.place = seat.place
-        if not seats:
+    def _empty(self, slot: Slot) -> None:
+        cache, slots = self._taken[slot.cache.length]
+        cache.drop(slot.place)
+        last = slots.pop()
+        if last is not slot:
+            slots[slot.place] = last
+            last.place = slot.place
+        if not slots:
             del self._taken[cache.length]

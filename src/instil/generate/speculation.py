@@ -15,7 +15,7 @@ PATIENCE = 24  # guessed tokens after which a row that gains too little stops gu
 WORTH_IT = 0.3  # share of the guesses that must have been right
 
 
-class Lookup:
+class PromptLookup:
     """The guesses for one row, and how good they have been."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Lookup:
     def guess(self, ids: Sequence[int], room: int) -> list[int]:
         """What followed the last ids where they occurred before, at most ``room`` tokens.
 
-        >>> Lookup().guess([1, 2, 3, 4, 5, 9, 2, 3], room=2)
+        >>> PromptLookup().guess([1, 2, 3, 4, 5, 9, 2, 3], room=2)
         [4, 5]
         """
         limit = min(GUESSES, room)

@@ -20,15 +20,16 @@ from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache, Part
-from instil.model.fast.fused import after, gated, rms_norm
+from instil.model.fast.fused import gated, rms_norm
 from instil.model.fast.gemm import Linear
-from instil.model.fast.recompute import recomputed
+from instil.model.fast.recompute import Activation, checkpointed, recomputed
 from instil.model.fast.tied import TiedGradient, embed_tied
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
 from instil.records import Batch, Grid
 
 Rope = tuple[Tensor, Tensor]
+gelu = functools.partial(F.gelu, approximate="tanh")
 
 
 class Attention(nn.Module):
@@ -47,10 +48,8 @@ class Attention(nn.Module):
         self.q_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
         self.k_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
 
-    def forward(
-        self, norm: nn.Module, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None
-    ) -> Tensor:
-        qkv_NKW = after(self.qkv, norm, x_ND).unflatten(-1, (-1, self.head_width))  # type: ignore[no-untyped-call]
+    def forward(self, x_ND: Activation, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None) -> Tensor:
+        qkv_NKW = self.qkv(x_ND).unflatten(-1, (-1, self.head_width))
         if rope is not None:  # queries and keys lie side by side, so one pass turns both
             turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
             if self.q_norm is not None and self.k_norm is not None:
@@ -72,8 +71,8 @@ class GeluMLP(nn.Module):
         self.up = Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
-    def forward(self, norm: nn.Module, x_ND: Tensor) -> Tensor:
-        return after(self.down, functools.partial(F.gelu, approximate="tanh"), after(self.up, norm, x_ND))
+    def forward(self, x_ND: Activation) -> Tensor:
+        return self.down(recomputed(gelu, self.up(x_ND)))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -81,12 +80,12 @@ class GatedMLP(nn.Module):
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
-        self.activation = "silu" if spec.mlp == "swiglu" else "gelu"
+        self.gate = functools.partial(gated, activation="silu" if spec.mlp == "swiglu" else "gelu")
         self.gate_up = Linear(spec.width, 2 * spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
-    def forward(self, norm: nn.Module, x_ND: Tensor) -> Tensor:
-        return after(self.down, functools.partial(gated, activation=self.activation), after(self.gate_up, norm, x_ND))
+    def forward(self, x_ND: Activation) -> Tensor:
+        return self.down(recomputed(self.gate, self.gate_up(x_ND)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -96,20 +95,15 @@ class Block(nn.Module):
         super().__init__()
         self.norm1 = _norm(spec, spec.width)
         self.attention = Attention(spec, layer)
-        self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else None
+        self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
         self.norm2 = _norm(spec, spec.width)
         self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
-        self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else None
+        self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None = None) -> Tensor:
-        attended_ND = self.attention(self.norm1, x_ND, attend, rope, wanted_U)
-        if self.post_norm1 is not None:
-            attended_ND = self.post_norm1(attended_ND)
-        x_ND = (x_ND if wanted_U is None else x_ND[wanted_U]) + attended_ND
-        mixed_ND = self.mlp(self.norm2, x_ND)
-        if self.post_norm2 is not None:
-            mixed_ND = self.post_norm2(mixed_ND)
-        return x_ND + mixed_ND  # type: ignore[no-any-return]
+        attended_ND = self.attention(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
+        x_ND = (x_ND if wanted_U is None else x_ND[wanted_U]) + self.post_norm1(attended_ND)
+        return x_ND + self.post_norm2(self.mlp(recomputed(self.norm2, x_ND)))  # type: ignore[no-any-return]
 
 
 class RMSNorm(nn.Module):
@@ -197,7 +191,7 @@ class Decoder(nn.Module):
         for block, window in zip(self.blocks, windows, strict=True):
             rest = (attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
             if self.gradient_checkpointing:
-                x_ND = recomputed(functools.partial(_block, block, rest), x_ND, block.parameters())
+                x_ND = checkpointed(functools.partial(_block, block, rest), x_ND, block.parameters())
             else:
                 x_ND = block(x_ND, *rest)
         for part in past or ():

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear, linear, product
+from instil.model.fast.recompute import ReadsRecomputed
 from instil.model.memory import own_memory
 
-Held = Literal["int8", "nf4"]
-BITS: dict[Held, int] = {"int8": 8, "nf4": 4}
+QuantType = Literal["int8", "nf4"]
+BITS: dict[QuantType, int] = {"int8": 8, "nf4": 4}
 BLOCK = 64
 LEVELS = (  # appendix E of the paper
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -32,14 +33,14 @@ LEVELS = (  # appendix E of the paper
 )  # fmt: skip
 
 
-class FrozenLinear(nn.Module):
+class FrozenLinear(ReadsRecomputed):
     """A linear layer whose weight is held in few bits and never trained, made from another."""
 
     codes_P: Tensor
     scales_G: Tensor
     bias: nn.Parameter | None
 
-    def __init__(self, layer: Linear, held: Held) -> None:
+    def __init__(self, layer: Linear, held: QuantType) -> None:
         super().__init__()
         self.in_features, self.out_features, self.held = layer.in_features, layer.out_features, held
         self.dtype = layer.weight.dtype
@@ -101,7 +102,7 @@ class _Product(torch.autograd.Function):
         return product(grad_NO.contiguous(), ctx.layer.dense(grad_NO.dtype).t()), None
 
 
-def hold(decoder: Decoder, held: Held) -> int:
+def quantise_base(decoder: Decoder, held: QuantType) -> int:
     """Round the weights of all linear layers but the head, for good; returns the bytes that this saves.
 
     Embeddings and norms stay as they are, and so does the head, which may be the embedding.
@@ -120,7 +121,7 @@ def hold(decoder: Decoder, held: Held) -> int:
     return saved
 
 
-def release(decoder: Decoder) -> None:
+def dequantise(decoder: Decoder) -> None:
     """Make every layer in few bits a plain one, with the rounded weight."""
     for owner, leaf in _places(decoder, FrozenLinear):
         setattr(owner, leaf, getattr(owner, leaf).plain())
@@ -134,7 +135,7 @@ def _places(module: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, s
 
 
 @torch.no_grad()
-def _rounded(weight_OI: Tensor, held: Held) -> tuple[Tensor, Tensor]:
+def _rounded(weight_OI: Tensor, held: QuantType) -> tuple[Tensor, Tensor]:
     """Codes, for ``nf4`` two in a byte with the first in its lower half, and what each block is multiplied by."""
     flat = weight_OI.detach().float().flatten()
     blocks_GB = F.pad(flat, (0, -flat.numel() % BLOCK)).view(-1, BLOCK)

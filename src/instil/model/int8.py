@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear
+from instil.model.fast.recompute import ReadsRecomputed
 from instil.model.frozen import FrozenLinear
 from instil.model.lora import LoraLinear
 
 IN, OUT = 64, 16  # torch's kernel reads whole blocks of these many inputs and outputs, whatever there is
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(ReadsRecomputed):
     """A linear layer for inference alone, made from another."""
 
     weight_OI: Tensor

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 
 from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
-from instil.model.frozen import FrozenLinear, release
+from instil.model.frozen import FrozenLinear, dequantise
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
 ALL = "all"  # every projection but the head
@@ -47,20 +48,23 @@ class Projection:
 
 def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projection, ...]:
     """What a linear layer consists of; ``leaf`` is its attribute's name in ``layer``."""
-    gpt2 = decoder.spec.family == "gpt2"
+    if leaf == HEAD:
+        return (Projection(HEAD, ("lm_head",), slice(0, getattr(layer, leaf).out_features)),)
+    room = "attention" if isinstance(layer, Attention) else "mlp"
+    theirs = FAMILIES[decoder.spec.family].hub_modules(f"blocks.{{i}}.{room}.{leaf}.weight")
+    names: tuple[str, ...]
     if isinstance(layer, Attention) and leaf == "qkv":
+        names = ("q", "k", "v")
         ends = [0, layer.heads, layer.heads + layer.kv_heads, layer.heads + 2 * layer.kv_heads]
-        spans = [slice(a * layer.head_width, b * layer.head_width) for a, b in pairwise(ends)]
-        also = [("c_attn",)] * 3 if gpt2 else [("q_proj",), ("k_proj",), ("v_proj",)]
-        return tuple(Projection(*one) for one in zip("qkv", also, spans, strict=True))
-    width = getattr(layer, leaf).out_features
-    if isinstance(layer, GatedMLP) and leaf == "gate_up":
-        half = width // 2
-        gate = Projection("gate", ("gate_proj",), slice(0, half))
-        return gate, Projection("up", ("up_proj",), slice(half, width))
-    hub = {"out": "c_proj", "up": "c_fc", "down": "c_proj"} if gpt2 else {"out": "o_proj", "down": "down_proj"}
-    also_one = ("lm_head",) if leaf == HEAD else (hub[leaf],)
-    return (Projection(leaf, also_one, slice(0, width)),)
+        ends = [end * layer.head_width for end in ends]
+    else:
+        names = ("gate", "up") if leaf == "gate_up" else (leaf,)
+        width = getattr(layer, leaf).out_features
+        ends = [n * width // len(names) for n in range(len(names) + 1)]
+    also = theirs if len(theirs) == len(names) else theirs * len(names)
+    return tuple(
+        Projection(name, (other,), slice(*span)) for name, other, span in zip(names, also, pairwise(ends), strict=True)
+    )
 
 
 class LoraLinear(Linear):
@@ -281,15 +285,7 @@ def add_lora(
     if any(isinstance(module, LoraLinear) for module in decoder.modules()):
         raise SettingsError("this decoder has adapters already; merge them first")
     layers = list(_layers(decoder))
-    known = dict.fromkeys([ALL, *(name for *_, parts in layers for part in parts for name in (part.name, *part.also))])
-    for target in targets:
-        if target not in known:
-            raise SettingsError(
-                f"lora.targets: no projection is named {target!r}; here are {', '.join(known)}"
-                + did_you_mean(target, known)
-            )
-    if not targets:
-        raise SettingsError(f"lora.targets is empty; wanted some of {', '.join(known)}")
+    _check_targets(layers, targets)
     if dora and any(target in (HEAD, "lm_head") for target in targets):
         raise SettingsError("lora.dora is not made for the head; leave head out of lora.targets")
     if dora and any(isinstance(module, FrozenLinear) for module in decoder.modules()):
@@ -314,6 +310,18 @@ def add_lora(
             adapted.draw(generator)
             setattr(owner, leaf, adapted)
     return trained_parameters(decoder)
+
+
+def _check_targets(layers: Sequence[tuple[nn.Module, str, tuple[Projection, ...]]], targets: Sequence[str]) -> None:
+    known = dict.fromkeys([ALL, *(name for *_, parts in layers for part in parts for name in (part.name, *part.also))])
+    for target in targets:
+        if target not in known:
+            raise SettingsError(
+                f"lora.targets: no projection is named {target!r}; here are {', '.join(known)}"
+                + did_you_mean(target, known)
+            )
+    if not targets:
+        raise SettingsError(f"lora.targets is empty; wanted some of {', '.join(known)}")
 
 
 def trained_parameters(decoder: nn.Module) -> int:
@@ -341,7 +349,7 @@ def merge(decoder: Decoder) -> None:
         if owner is decoder and decoder.spec.tied:
             decoder.untie()  # the head alone is changed, not the embedding
         setattr(owner, leaf, getattr(owner, leaf).merged())
-    release(decoder)
+    dequantise(decoder)
     decoder.requires_grad_(True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from instil.errors import InstilError
 from instil.machine import release
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.model.frozen import BITS, FrozenLinear, hold
+from instil.model.frozen import BITS, FrozenLinear, quantise_base
 from instil.model.lora import add_lora, merge, trained_parameters
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -31,7 +31,7 @@ def adapt(decoder: Decoder, settings: Settings) -> int:
     """
     lora = settings.lora
     if lora.base != "fp32":
-        hold(decoder, lora.base)
+        quantise_base(decoder, lora.base)
     return add_lora(
         decoder,
         rank=lora.rank,

@@ -26,7 +26,7 @@ from instil.train.losses import LossSum
 from instil.train.metrics import StepRecord
 from instil.train.objective import Likelihood, Objective
 from instil.train.observer import Observer, Pause, TrainResult
-from instil.train.optimizer import Updates
+from instil.train.optimizer import AdamWInBackward
 from instil.train.schedule import learning_rate
 from instil.train.touched import TouchedRows
 
@@ -118,7 +118,7 @@ class _Training:
             self.touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
         self.trained = trained_parameters(decoder)
         decoder.gradient_checkpointing = options.gradient_checkpointing
-        self.updates = Updates(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
+        self.updates = AdamWInBackward(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
         self.total = planned_steps(len(loader), options)
         self.ledger = _Ledger(len(loader), observers)
         self.best = Best(best if options.patience else None, options, objective)
@@ -150,7 +150,7 @@ class _Training:
     def _take(self, step: list[Batch], started: float) -> bool:
         """One optimizer step and what is due after it; whether that was an evaluation."""
         self.step = step
-        rate = self.updates.rate = learning_rate(self.ledger.done, self.total, self.options)
+        rate = self.updates.learning_rate = learning_rate(self.ledger.done, self.total, self.options)
         loss, tokens, metrics = _step(self.decoder, step, self.updates, self.objective, self.options.precision)
         if not math.isfinite(loss.total):
             rows = [row for batch in step for row in batch.examples]
@@ -270,7 +270,7 @@ def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
 
 
 def _step(
-    decoder: Decoder, step: Sequence[Batch], updates: Updates, objective: Objective, precision: str
+    decoder: Decoder, step: Sequence[Batch], updates: AdamWInBackward, objective: Objective, precision: str
 ) -> tuple[LossSum, int, dict[str, float]]:
     """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
 
@@ -283,9 +283,9 @@ def _step(
     tokens = 0
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        receiver = updates.receiver(decoder.head.weight) if last else None
+        grad_hook = updates.row_hook(decoder.head.weight) if last else None
         with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total = measure(decoder, batch.to(decoder.device), receiver)
+            total = measure(decoder, batch.to(decoder.device), grad_hook)
         loss += LossSum(float(total.detach()), objective.count(batch))
         if not math.isfinite(loss.total):
             return loss, tokens, {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
-from instil.model.fast.tied import Receiver, TiedGradient
+from instil.model.fast.tied import RowGradientHook, TiedGradient
 from instil.model.lora import LoraLinear
 from instil.records import Batch
 from instil.train.head_loss import head_log_probs, head_nll_sum
@@ -39,30 +39,30 @@ class LossSum:
         return LossSum(self.total + other.total, self.tokens + other.tokens)
 
 
-def nll_sum(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
+def nll_sum(decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
     """Summed negative log-likelihood of a batch's targets, a scalar that can be differentiated.
 
-    The head is applied to the supervised rows alone. A batch without targets gives zero. ``receiver`` is given
+    The head is applied to the supervised rows alone. A batch without targets gives zero. ``grad_hook`` is given
     the gradient of a tied table in pieces (`instil.model.fast.tied`), which then does not go to ``.grad``.
     """
-    hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, receiver)
+    hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, grad_hook)
     weights = decoder.head.weight, row_S, batch.targets_S, batch.weights_S
     return head_nll_sum(hidden_UD, *weights, tied, adapter)
 
 
-def log_probs(decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
+def log_probs(decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
     """Log-probability of each of a batch's targets, [S], which can be differentiated; otherwise as `nll_sum`."""
-    hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, receiver)
+    hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, grad_hook)
     return head_log_probs(hidden_UD, decoder.head.weight, row_S, batch.targets_S, tied, adapter)
 
 
 def _at_targets(
-    decoder: Decoder, batch: Batch, receiver: Receiver | None
+    decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None
 ) -> tuple[Tensor, Tensor, TiedGradient | None, tuple[Tensor, Tensor] | None]:
     """Hidden states where something is predicted, which of them each prediction is made from, and the head's extras."""
     weight_VD = decoder.head.weight
     joined = torch.is_grad_enabled() and weight_VD.requires_grad and weight_VD is decoder.embed.weight
-    tied = TiedGradient(receiver) if joined else None
+    tied = TiedGradient(grad_hook) if joined else None
     at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
     hidden_UD = decoder(batch, tied=tied, wanted_U=at_U if len(at_U) < len(batch.ids_N) else None)
     adapter = None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
-from instil.model.fast.tied import Receiver
+from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch
 from instil.train.losses import LossSum, nll_sum
 
@@ -21,8 +21,8 @@ from instil.train.losses import LossSum, nll_sum
 class Measure(Protocol):
     """The loss of the batches of one step, or of one evaluation, one batch after another."""
 
-    def __call__(self, decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
-        """The summed loss of a batch, a scalar that can be differentiated (``receiver``: see `nll_sum`)."""
+    def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
+        """The summed loss of a batch, a scalar that can be differentiated (``grad_hook``: see `nll_sum`)."""
 
     def metrics(self) -> dict[str, float]:
         """What else is known of the batches measured so far."""
@@ -50,8 +50,8 @@ class Likelihood:
 
 
 class _Likelihood:
-    def __call__(self, decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
-        return nll_sum(decoder, batch, receiver)
+    def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
+        return nll_sum(decoder, batch, grad_hook)
 
     def metrics(self) -> dict[str, float]:
         return {}

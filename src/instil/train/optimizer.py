@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from instil.model.fast.tied import Receiver
+from instil.model.fast.tied import RowGradientHook
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 SMALL = 1 << 17  # numbers of a parameter below which its update waits for the others
 
 
-class Updates:
-    """The optimizer of one run (Loshchilov and Hutter, 2019).
+class AdamWInBackward:
+    """AdamW (Loshchilov and Hutter, 2019), the optimizer of one run, at its ``learning_rate``.
 
     Args:
         parameters: what is trained; those that need no gradient are left alone.
@@ -33,7 +33,7 @@ class Updates:
     def __init__(self, parameters: Iterable[Tensor], *, weight_decay: float, clip: float = 0.0) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.weight_decay, self.clip = weight_decay, clip
-        self.rate = 0.0
+        self.learning_rate = 0.0
         # All at once, before the first activations: made one by one in the first backward, the moments would
         # come to lie between the activations and break up what these leave behind.
         self.state: dict[Tensor, tuple[Tensor, Tensor, Tensor]] = {
@@ -79,11 +79,11 @@ class Updates:
             parameter.grad = None
 
     def _on_gradient(self, parameter: Tensor) -> None:
-        if self._complete and parameter.grad is not None:  # none where a receiver has had it
+        if self._complete and parameter.grad is not None:  # none where a row hook has had it
             self._update([parameter])
 
-    def receiver(self, parameter: Tensor) -> Receiver | None:
-        """Takes the gradient of a matrix by rows and updates them, for the last backward of a step.
+    def row_hook(self, parameter: Tensor) -> RowGradientHook | None:
+        """A hook that takes the gradient of a matrix by rows and updates them, for the last backward of a step.
 
         None where the whole gradient is needed: to clip it, or to add it to an earlier micro-batch's.
         """
@@ -113,5 +113,5 @@ class Updates:
         adamw(
             weights, grads, first, second, [], steps,
             fused=True, amsgrad=False, maximize=False,
-            beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.rate, weight_decay=self.weight_decay,
+            beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.learning_rate, weight_decay=self.weight_decay,
         )  # fmt: skip

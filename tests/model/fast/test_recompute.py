@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -11,9 +12,13 @@ from weakref import WeakSet
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from instil.data.loader import Loader
 from instil.model.decoder import Block, Decoder
+from instil.model.fast.gemm import Linear
+from instil.model.fast.recompute import recomputed
 from instil.model.lora import add_lora
 from instil.records import EncodedPair
 from instil.settings.options import DpoOptions, TrainOptions
@@ -21,6 +26,7 @@ from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.losses import Preference
 from instil.train.loop import train
 from instil.train.objective import Likelihood, Objective
+from tests.model.fast.test_fused import compare
 from tests.train.test_training import decoder, some_rows
 
 FAMILIES = ["gpt2", "llama", "gemma3", "qwen3"]
@@ -120,3 +126,42 @@ def remember(held: WeakSet[Held], tensor: torch.Tensor) -> Held:
     found = Held(tensor.detach())  # with its history it would hold itself
     held.add(found)
     return found
+
+
+@pytest.mark.parametrize("cheap", [F.gelu, torch.nn.LayerNorm(8, dtype=torch.float64)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_made_again_gives_the_same_gradients(cheap: Any, bias: bool) -> None:
+    linear = Linear(8, 5, bias=bias, dtype=torch.float64)
+    x = torch.randn(6, 8, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *linear.parameters(), *(cheap.parameters() if isinstance(cheap, torch.nn.Module) else ())]
+    compare(linear(recomputed(cheap, x)), linear(cheap(x)), inputs)
+
+
+def test_what_is_made_again_is_not_kept() -> None:
+    linear = Linear(32, 4, bias=False)
+    x = torch.randn(64, 32, requires_grad=True)
+    made: list[weakref.ref[Tensor]] = []
+
+    def cheap(x: Tensor) -> Tensor:
+        result = x * 2  # keeps nothing itself
+        made.append(weakref.ref(result.untyped_storage()))
+        return result
+
+    y = linear(recomputed(cheap, x))
+    assert made[0]() is None
+    y.sum().backward()
+    assert len(made) == 2
+    assert linear.weight.grad is not None
+    torch.testing.assert_close(linear.weight.grad, (2 * x).sum(0).expand(4, -1))
+
+
+def test_a_graph_is_let_go_of_at_once() -> None:
+    """What makes a value again must not hold the graph it is a part of."""
+    linear = Linear(4, 4)
+    x = torch.randn(2, 4, requires_grad=True) * 1
+    y = linear(recomputed(F.gelu, x))
+    seen = weakref.ref(y)
+    inner = weakref.ref(x)
+    del x, y
+    assert seen() is None
+    assert inner() is None

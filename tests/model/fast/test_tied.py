@@ -28,8 +28,8 @@ def test_it_is_autograds(tokens: int, in_pieces: bool, monkeypatch: pytest.Monke
     ids = torch.randint(VOCABULARY, (tokens,))
     (wanted,) = torch.autograd.grad(loss_of(table, ids, None), table)
     given: list[tuple[slice, Tensor]] = []
-    receiver = (lambda rows, grad: given.append((rows, grad.clone()))) if in_pieces else None
-    loss_of(table, ids, TiedGradient(receiver)).backward()  # type: ignore[no-untyped-call]
+    grad_hook = (lambda rows, grad: given.append((rows, grad.clone()))) if in_pieces else None
+    loss_of(table, ids, TiedGradient(grad_hook)).backward()  # type: ignore[no-untyped-call]
     if in_pieces:
         assert table.grad is None
         assert [(rows.start, rows.stop) for rows, _ in given] == [(0, 5), (5, 10), (10, 13)]

@@ -19,7 +19,7 @@ from instil.model.families.gpt2 import spec_from_hparams
 from instil.model.files.tensorflow import DATA, HPARAMS, INDEX, TensorflowCheckpoint, masked_checksum, read_index
 from instil.model.load import load_decoder, open_model
 from tests.conftest import tiny_reference
-from tests.model import tensorflow_files as tf
+from tests.model.files import tensorflow_files as tf
 from tests.model.test_parity import assert_same_logits
 
 

@@ -1,4 +1,4 @@
-"""The supported families: each is a table of weight names and two translations of its configuration."""
+"""The supported families: each is two tables of names, of weights and of its configuration's keys, and a spec."""
 
 from __future__ import annotations
 

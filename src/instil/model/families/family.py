@@ -1,4 +1,4 @@
-"""What a family has to say: its names in the two file formats, and its configuration in words of ours."""
+"""What a family has to say: the names of its tensors and of its configuration's keys, and the shape of its decoders."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from instil.errors import ModelError
-from instil.model.spec import DecoderSpec, RopeScaling
+from torch import Tensor
+
+from instil.model.families.keys import Fields, Header, Row, refuse_strangers
+from instil.model.spec import DecoderSpec
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,133 +29,107 @@ class Stored:
     one_added: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateDict:
+    """A state dictionary with names of its own that carries no configuration: that of the book's ``GPTModel``.
+
+    Attributes:
+        names: of its tensors.
+        mark: the name by which it is known: the embedding's.
+        head: the name of its head, which it has even where that is the embedding.
+        derived: how the names of its buffers end.
+        buffers: those of a spec.
+        spec: is read off the shapes; a ModelError says why it cannot be.
+        reads_back: whether that spec would be this one.
+    """
+
+    names: Mapping[str, Stored]
+    mark: str
+    head: str
+    derived: str
+    buffers: Callable[[DecoderSpec], dict[str, Tensor]]
+    spec: Callable[[Shapes], DecoderSpec]
+    reads_back: Callable[[DecoderSpec], bool]
+
+
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint of TensorFlow: the names of its tensors, and the spec from ``hparams.json`` and their shapes."""
+
+    names: Mapping[str, Stored]
+    spec: Callable[[Mapping[str, Any], Shapes], DecoderSpec]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """One family. ``{i}`` in a name stands for the number of the layer.
 
-    ``name`` is ours and that of its architecture in GGUF, ``model_type`` that of transformers.
+    Attributes:
+        name: ours, and that of its architecture in GGUF.
+        model_type: the name in transformers.
+        architecture: the class there.
+        spec: makes a spec of the fields that ``keys`` say, with what all of the family have in common.
+        keys: of its configuration, in the order in which they are written.
+        prefix: of its tensors' names in transformers.
+        hub: names of tensors in transformers, without the prefix.
+        gguf: names of tensors in GGUF.
+        unused: endings of tensors that hold no weights.
+        state_dict: its form without a configuration, if it has one.
+        checkpoint: its form in TensorFlow, if it has one.
     """
 
     name: str
     model_type: str
+    architecture: str
+    spec: Callable[..., DecoderSpec]
+    keys: tuple[Row, ...]
     prefix: str
     hub: Mapping[str, Stored]
     gguf: Mapping[str, Stored]
-    spec_from_config: Callable[[Mapping[str, Any]], DecoderSpec]
-    config_from_spec: Callable[[DecoderSpec], dict[str, Any]]
-    spec_from_gguf: Callable[[Mapping[str, Any], Mapping[str, tuple[int, ...]]], DecoderSpec]
-    unused: tuple[str, ...] = ()  # endings of tensors that hold no weights
+    unused: tuple[str, ...] = ()
+    state_dict: StateDict | None = None
+    checkpoint: Checkpoint | None = None
 
+    def spec_from_config(self, config: Mapping[str, Any]) -> DecoderSpec:
+        """The spec that a ``config.json`` describes.
 
-# Keys of config.json that change nothing about the logits of a plain forward pass.
-HARMLESS = frozenset(
-    """architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id
-    pad_token_id attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop initializer_range
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj n_ctx
-    task_specific_params _name_or_path name_or_path pretraining_tp is_llama_config rope_interleaved
-    transformers.js_config id2label label2id problem_type return_dict output_attentions
-    output_hidden_states chunk_size_feed_forward is_encoder_decoder finetuning_task
-    gradient_checkpointing mlp_dropout use_bfloat16 torchscript attn_implementation
-    _attn_implementation_autoset tokenizer_class decoder_start_token_id sep_token_id prefix
-    cache_implementation""".split()
-)
+        Raises:
+            KeyError: a key is missing.
+            ModelError: it says something that is not implemented here.
+            TypeError, ValueError, ZeroDivisionError: the values cannot be those of a decoder.
+        """
+        understood = {key: values for row in self.keys for key, values in row.understood.items()}
+        refuse_strangers(self.name, config, understood)
+        return self._spec(lambda row, known: row.from_config(config, known))
 
+    def config_from_spec(self, spec: DecoderSpec) -> dict[str, Any]:
+        """What ``config.json`` says of a spec.
 
-def refuse_strangers(
-    family: str,
-    config: Mapping[str, Any],
-    understood: Mapping[str, tuple[Any, ...]],
-    file: str = "config.json",
-) -> None:
-    """Refuse a configuration that says something not implemented here.
+        Raises:
+            ModelError: the file has no words for it.
+        """
+        config = {"model_type": self.model_type, "architectures": [self.architecture]}
+        for row in self.keys:
+            config |= row.to_config(spec)
+        return config
 
-    Args:
-        family: its name, for the message.
-        config: what the file says.
-        understood: the keys read, each with the values that can be honoured (none: any value).
-        file: its name, for the message.
+    def spec_from_gguf(self, values: Mapping[str, Any], shapes: Shapes) -> DecoderSpec:
+        """The spec that a GGUF file's header and the shapes of its tensors describe; errors as above."""
+        header = Header(self.name, values, shapes)
+        return self._spec(lambda row, known: row.from_gguf(header, known))
 
-    Raises:
-        ModelError: naming the keys and values.
-    """
-    strange = [
-        f"{key}={value!r}"
-        for key, value in config.items()
-        if value is not None and key not in understood and key not in HARMLESS
-    ]
-    strange += [
-        f"{key}={config[key]!r}"
-        for key, allowed in understood.items()
-        if allowed and config.get(key) is not None and config[key] not in allowed
-    ]
-    if strange:
-        raise ModelError(
-            f"{file} of a {family} model sets {', '.join(sorted(strange))}, which is not implemented here; "
-            "loading it anyway would give wrong answers"
-        )
+    def hub_modules(self, parameter: str) -> tuple[str, ...]:
+        """What transformers calls the modules that hold a parameter: ``("q_proj", "k_proj", "v_proj")``."""
+        return tuple(name.split(".")[-2] for name in self.hub[parameter].names)
 
+    @property
+    def transposed(self) -> bool:
+        """Whether transformers keeps its matrices the other way round."""
+        return any(stored.transposed for stored in self.hub.values())
 
-_ROPE_KINDS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
-
-
-def rope_scaling(family: str, settings: Mapping[str, Any]) -> RopeScaling | None:
-    """The scaling that ``rope_scaling`` or ``rope_parameters`` of a ``config.json`` describes.
-
-    Raises:
-        ModelError: it is of a kind, or has a setting, that is not implemented here.
-        KeyError: a setting is missing.
-    """
-    kind = settings.get("rope_type") or settings.get("type") or "default"
-    if kind not in _ROPE_KINDS:
-        raise ModelError(
-            f"config.json of a {family} model scales its rope ({kind!r}), which is not implemented here; "
-            f"read here: {', '.join(_ROPE_KINDS)}"
-        )
-    known: dict[str, tuple[Any, ...]] = dict.fromkeys(("rope_type", "type", "rope_theta", *_ROPE_KINDS[kind]), ())
-    refuse_strangers(family, settings, {**known, "partial_rotary_factor": (1.0,)})
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling(kind="linear", factor=float(settings["factor"]))
-    return RopeScaling(
-        kind="llama3",
-        factor=float(settings["factor"]),
-        low=float(settings["low_freq_factor"]),
-        high=float(settings["high_freq_factor"]),
-        context=settings["original_max_position_embeddings"],
-    )
-
-
-def rope_settings(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """Base and scaling as ``rope_parameters`` of transformers 5 has them."""
-    settings: dict[str, Any] = {"rope_type": "default" if scaling is None else scaling.kind, "rope_theta": theta}
-    if scaling is not None:
-        settings["factor"] = scaling.factor
-    if scaling is not None and scaling.kind == "llama3":
-        settings |= {
-            "low_freq_factor": scaling.low,
-            "high_freq_factor": scaling.high,
-            "original_max_position_embeddings": scaling.context,
-        }
-    return settings
-
-
-def rope_config(spec: DecoderSpec) -> dict[str, Any]:
-    """The keys of ``config.json`` about rope where all layers turn alike, for old and new transformers."""
-    settings = rope_settings(spec.rope_theta, spec.rope_scaling)
-    return {
-        "rope_theta": spec.rope_theta,
-        "rope_scaling": None if spec.rope_scaling is None else settings,
-        "rope_parameters": settings,
-    }
-
-
-def rope_of_config(family: str, config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Base and scaling of the angles, as either generation of transformers writes them; the older comes first."""
-    settings = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    theta = settings.get("rope_theta") or config.get("rope_theta") or 10_000.0
-    return float(theta), rope_scaling(family, settings)
+    def _spec(self, read: Callable[[Row, Fields], Mapping[str, Any]]) -> DecoderSpec:
+        fields = Fields(self.keys, read)
+        for row in sorted(self.keys, key=lambda row: not row.optional):  # they name what their defaults hang on
+            if not row.fields or row.fields[0] not in fields:
+                fields.update(read(row, fields))
+        return self.spec(**fields)

@@ -5,58 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from instil.model.families.family import Family, Stored, refuse_strangers
+import torch
+from torch import Tensor
+
+from instil.errors import ModelError
+from instil.model.families.family import Checkpoint, Family, Shapes, StateDict, Stored
+from instil.model.families.keys import Default, Fields, Fixed, Key, refuse_strangers, tied, vocabulary
 from instil.model.spec import DecoderSpec
-
-_UNDERSTOOD: dict[str, tuple[Any, ...]] = {
-    "vocab_size": (),
-    "n_embd": (),
-    "n_layer": (),
-    "n_head": (),
-    "n_positions": (),
-    "n_inner": (),
-    "layer_norm_epsilon": (),
-    "tie_word_embeddings": (),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "add_cross_attention": (False,),
-}
-
-
-def _spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
-    refuse_strangers("gpt2", config, _UNDERSTOOD)
-    width = config["n_embd"]
-    return gpt2_spec(
-        vocab_size=config["vocab_size"],
-        width=width,
-        layers=config["n_layer"],
-        heads=config["n_head"],
-        mlp_width=config.get("n_inner") or 4 * width,
-        context=config["n_positions"],
-        norm_eps=config.get("layer_norm_epsilon", 1e-5),
-        tied=config.get("tie_word_embeddings", True),
-    )
-
-
-def _spec_from_gguf(meta: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
-    return gpt2_spec(
-        vocab_size=shapes["token_embd.weight"][0],
-        width=meta["gpt2.embedding_length"],
-        layers=meta["gpt2.block_count"],
-        heads=meta["gpt2.attention.head_count"],
-        mlp_width=meta["gpt2.feed_forward_length"],
-        context=meta["gpt2.context_length"],
-        norm_eps=meta["gpt2.attention.layer_norm_epsilon"],
-        tied="output.weight" not in shapes,
-    )
-
 
 HPARAMS = ("n_vocab", "n_ctx", "n_embd", "n_head", "n_layer")
 
 
-def spec_from_hparams(hparams: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
+def spec_from_hparams(hparams: Mapping[str, Any], shapes: Shapes) -> DecoderSpec:
     """The spec from OpenAI's ``hparams.json``; the width of the MLP is only in the tensors' shapes.
 
     Raises:
@@ -113,20 +73,8 @@ def gpt2_spec(
     )
 
 
-def _config_from_spec(spec: DecoderSpec) -> dict[str, Any]:
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "vocab_size": spec.vocab_size,
-        "n_embd": spec.width,
-        "n_layer": spec.layers,
-        "n_head": spec.heads,
-        "n_positions": spec.context,
-        "n_inner": spec.mlp_width,
-        "layer_norm_epsilon": spec.norm_eps,
-        "activation_function": "gelu_new",
-        "tie_word_embeddings": spec.tied,
-    }
+def _four_widths(known: Fields) -> Any:
+    return 4 * known["width"]
 
 
 def _norms_and_biases(table: dict[str, Stored]) -> dict[str, Stored]:
@@ -142,6 +90,7 @@ def _norms_and_biases(table: dict[str, Stored]) -> dict[str, Stored]:
 
 
 BOOK_HEAD_WIDTH = 64  # in all four sizes
+BOOK_NORM_EPS = 1e-5
 BOOK_NAMES = _norms_and_biases(
     {
         "embed.weight": Stored(("tok_emb.weight",)),
@@ -158,6 +107,56 @@ BOOK_NAMES = _norms_and_biases(
         "head.weight": Stored(("out_head.weight",)),
     }
 )
+
+
+def _book_spec(shapes: Shapes) -> DecoderSpec:
+    """The book's GPT-2 whose state dictionary has these shapes; its heads are 64 wide in every size.
+
+    Raises:
+        ModelError: there is none.
+    """
+
+    def shape(name: str, dimensions: int) -> tuple[int, ...]:
+        found = shapes.get(name, ())
+        if len(found) != dimensions:
+            raise ModelError(f"no tensor {name!r} of {dimensions} dimensions; the file is incomplete")
+        return found
+
+    vocab_size, width = shape("tok_emb.weight", 2)
+    if width % BOOK_HEAD_WIDTH:
+        raise ModelError(f"its width of {width} is not a multiple of {BOOK_HEAD_WIDTH}: not a GPT-2")
+    blocks = [int(name.split(".")[1]) for name in shapes if name.startswith("trf_blocks.")]
+    return gpt2_spec(
+        vocab_size=vocab_size,
+        width=width,
+        layers=max(blocks, default=-1) + 1,
+        heads=width // BOOK_HEAD_WIDTH,
+        mlp_width=shape("trf_blocks.0.ff.layers.0.weight", 2)[0],
+        context=shape("pos_emb.weight", 2)[0],
+        norm_eps=BOOK_NORM_EPS,
+        tied=False,
+    )
+
+
+def _book_reads_back(spec: DecoderSpec) -> bool:
+    """Whether shapes alone say this spec."""
+    book = gpt2_spec(
+        vocab_size=spec.vocab_size,
+        width=spec.width,
+        layers=spec.layers,
+        heads=max(spec.width // BOOK_HEAD_WIDTH, 1),
+        mlp_width=spec.mlp_width,
+        context=spec.context,
+        norm_eps=BOOK_NORM_EPS,
+        tied=spec.tied,
+    )
+    return spec == book
+
+
+def _book_masks(spec: DecoderSpec) -> dict[str, Tensor]:
+    """The causal masks that the book's attention holds as buffers; one tensor for all layers."""
+    mask = torch.triu(torch.ones(spec.context, spec.context), diagonal=1)
+    return {f"trf_blocks.{layer}.att.mask": mask for layer in range(spec.layers)}
 
 
 def _tensorflow() -> dict[str, Stored]:
@@ -178,11 +177,26 @@ def _tensorflow() -> dict[str, Stored]:
     )
 
 
-GPT2_TENSORFLOW = _tensorflow()
-
 GPT2 = Family(
     name="gpt2",
     model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    spec=gpt2_spec,
+    keys=(
+        Key("vocab_size", "vocab_size", vocabulary),
+        Key("width", "n_embd", "embedding_length"),
+        Key("layers", "n_layer", "block_count"),
+        Key("heads", "n_head", "attention.head_count"),
+        Key("context", "n_positions", "context_length"),
+        Key("mlp_width", Default("n_inner", _four_widths, blank=True), "feed_forward_length"),
+        Key("norm_eps", Default("layer_norm_epsilon", 1e-5), "attention.layer_norm_epsilon"),
+        Fixed("activation_function", "gelu_new", "gelu_pytorch_tanh"),
+        Fixed("scale_attn_weights", None, True),
+        Fixed("scale_attn_by_inverse_layer_idx", None, False),
+        Fixed("reorder_and_upcast_attn", None, False),
+        Fixed("add_cross_attention", None, False),
+        Key("tied", Default("tie_word_embeddings", True), tied),
+    ),
     prefix="transformer.",
     hub=_norms_and_biases(
         {
@@ -212,8 +226,15 @@ GPT2 = Family(
             "head.weight": Stored(("output.weight",)),
         }
     ),
-    spec_from_config=_spec_from_config,
-    config_from_spec=_config_from_spec,
-    spec_from_gguf=_spec_from_gguf,
     unused=(".attn.bias", ".attn.masked_bias"),  # causal masks that old checkpoints carry
+    state_dict=StateDict(
+        names=BOOK_NAMES,
+        mark="tok_emb.weight",
+        head="out_head.weight",
+        derived=".att.mask",
+        buffers=_book_masks,
+        spec=_book_spec,
+        reads_back=_book_reads_back,
+    ),
+    checkpoint=Checkpoint(names=_tensorflow(), spec=spec_from_hparams),
 )

@@ -9,7 +9,6 @@ Shape suffixes: ... any leading axes · D width · F width of the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,35 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 once = torch.autograd.function.once_differentiable
-
-
-def after(linear: Callable[[Tensor], Tensor], cheap: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``linear(cheap(x))``, where backward keeps ``x`` and not ``cheap(x)``, but makes that again.
-
-    For norms and activations, which cost little beside the product that reads them (Chen et al., 2016). Their
-    weights must not change between forward and the product's backward.
-
-    >>> x, linear = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.nn.Linear(2, 1, bias=False)
-    >>> after(linear, torch.square, x).sum().backward()
-    >>> linear.weight.grad.tolist()
-    [[1.0, 4.0]]
-    """
-    made = cheap(x)
-    if not (torch.is_grad_enabled() and made.requires_grad):
-        return linear(made)
-    place, shape, kept = made.data_ptr(), made.shape, x.detach()  # the graph must not be held by its own part
-
-    def pack(saved: Tensor) -> Tensor | None:
-        return None if saved.data_ptr() == place and saved.shape == shape else saved
-
-    def unpack(saved: Tensor | None) -> Tensor:
-        if saved is not None:
-            return saved
-        with torch.no_grad():
-            return cheap(kept)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return linear(made)
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instil.errors import SettingsError
+from instil.model.fast.recompute import ReadsRecomputed
 
 WORTH_IT = 1.15  # the gain below which torch's own product stays
 SMALL = 1 << 17  # elements of a weight below which calling costs more than computing
@@ -30,7 +31,7 @@ WIDE = 1 << 15  # output widths (vocabularies) whose weight gradient torch compu
 FORM = (128, 576, 1536)  # tokens, in, out: what is measured; as telling as larger ones, within 50 ms
 
 
-class Linear(nn.Linear):
+class Linear(ReadsRecomputed, nn.Linear):
     """``torch.nn.Linear`` on flat tokens, through the faster product.
 
     For inference a second copy of the weight can be held in oneDNN's own order (`pack`), which few tokens gain by.

@@ -1,7 +1,7 @@
-"""Activations made again in backward instead of kept: gradient checkpointing (Chen et al., 2016, arXiv 1604.06174).
+"""Activations made again in backward instead of kept: single ones (`recomputed`), or whole blocks (`checkpointed`).
 
-Between forward and backward only what goes into a block is held. Backward makes the rest again, a block at a time, by
-the same operations in the same order, so the gradients are the same numbers (E0).
+Backward makes them by the same operations in the same order, so the gradients are the same numbers (E0). Chen et al.,
+2016, arXiv 1604.06174; Korthikanti et al., 2022, arXiv 2205.05198.
 
 Shape suffixes: N tokens · D model width.
 """
@@ -12,17 +12,73 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def recomputed(work: Callable[[Tensor], Tensor], x_ND: Tensor, trained: Iterable[Tensor]) -> Tensor:
-    """``work(x)``, of which backward keeps ``x`` alone.
+class Recomputed:
+    """``make(x)``, made where a linear layer reads it, and made again in backward, which keeps ``x``."""
+
+    __slots__ = ("make", "x")
+
+    def __init__(self, make: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.make, self.x = make, x
+
+    def into(self, linear: Callable[[Tensor], Tensor]) -> Tensor:
+        """``linear(make(x))``."""
+        made = self.make(self.x)
+        if not (torch.is_grad_enabled() and made.requires_grad):
+            return linear(made)
+        # the graph must not be held by its own part
+        make, x, place, shape = self.make, self.x.detach(), made.data_ptr(), made.shape
+
+        def pack(saved: Tensor) -> Tensor | None:
+            return None if saved.data_ptr() == place and saved.shape == shape else saved
+
+        def unpack(saved: Tensor | None) -> Tensor:
+            if saved is not None:
+                return saved
+            with torch.no_grad():
+                return make(x)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return linear(made)
+
+
+Activation = Tensor | Recomputed
+
+
+def recomputed(make: Callable[[Tensor], Tensor], x: Tensor) -> Recomputed:
+    """``make(x)`` for a linear layer to read, where backward keeps ``x`` and not ``make(x)``, but makes that again.
+
+    For norms and activations, which cost little beside the product that reads them. Their weights must not change
+    between forward and the product's backward.
+
+    >>> x, linear = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.nn.Linear(2, 1, bias=False)
+    >>> recomputed(torch.square, x).into(linear).sum().backward()
+    >>> linear.weight.grad.tolist()
+    [[1.0, 4.0]]
+    """
+    return Recomputed(make, x)
+
+
+class ReadsRecomputed(nn.Module):
+    """A layer that can be called with what is `recomputed` as with a tensor."""
+
+    def __call__(self, x: Activation) -> Any:
+        call = super().__call__
+        return x.into(call) if isinstance(x, Recomputed) else call(x)
+
+
+def checkpointed(work: Callable[[Tensor], Tensor], x_ND: Tensor, trained: Iterable[Tensor]) -> Tensor:
+    """``work(x)``, of which backward keeps ``x`` alone: gradient checkpointing.
+
+    The rest is made again a block at a time.
 
     ``trained`` are the parameters that ``work`` reads. They must not change between forward and this backward, and
     ``work`` must do the same both times.
 
     >>> x, w = torch.tensor([2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
-    >>> recomputed(lambda x: (x * w).square(), x, [w]).backward()
+    >>> checkpointed(lambda x: (x * w).square(), x, [w]).backward()
     >>> x.grad, w.grad
     (tensor([36.]), tensor([24.]))
     """
@@ -30,10 +86,10 @@ def recomputed(work: Callable[[Tensor], Tensor], x_ND: Tensor, trained: Iterable
     if not (torch.is_grad_enabled() and needed):
         return work(x_ND)
     anchor = torch.empty(0, requires_grad=True)  # the input may need no gradient while the parameters do
-    return _Recomputed.apply(work, x_ND, anchor)  # type: ignore[no-any-return, no-untyped-call]
+    return _Checkpointed.apply(work, x_ND, anchor)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _Recomputed(torch.autograd.Function):
+class _Checkpointed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, work: Callable[[Tensor], Tensor], x_ND: Tensor, anchor: Tensor) -> Tensor:
         kind = x_ND.device.type

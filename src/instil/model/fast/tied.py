@@ -17,9 +17,9 @@ from torch import Tensor
 
 from instil.model.fast.gemm import weight_gradient
 
-# Takes the gradient of some rows of the table, each row once, in order.
-Receiver = Callable[[slice, Tensor], None]
-PIECE = 12 << 20  # bytes of gradient given to a receiver at once: little enough to stay in a cache
+# Called with some rows of the table and their gradient, each row once, in order.
+RowGradientHook = Callable[[slice, Tensor], None]
+PIECE = 12 << 20  # bytes of gradient given to a hook at once: little enough to stay in a cache
 
 
 class TiedGradient:
@@ -29,12 +29,12 @@ class TiedGradient:
     made when the embedding's backward is reached, after everything that the layers kept for backward has gone.
 
     Args:
-        receiver: is given the gradient in pieces as it is made, so that it never exists whole. Without one the
+        grad_hook: is called with the gradient in pieces as it is made, so that it never exists whole. Without one the
             gradient goes where autograd's goes.
     """
 
-    def __init__(self, receiver: Receiver | None = None) -> None:
-        self.receiver = receiver
+    def __init__(self, grad_hook: RowGradientHook | None = None) -> None:
+        self.grad_hook = grad_hook
         self._factors: list[tuple[Tensor, Tensor]] = []
         self._table_VD: Tensor | None = None
         self._run = -1  # which run of backward left them: one may end before it comes to the embedding
@@ -56,13 +56,13 @@ class TiedGradient:
     def finish(self, ids_N: Tensor, grad_ND: Tensor, weight_VD: Tensor) -> Tensor | None:
         """The whole gradient, [V, D]: what the head left in this backward and the embedding's own; None if given."""
         self._begin()
-        if self.receiver is None:
+        if self.grad_hook is None:
             whole_VD = self._rows(slice(0, len(weight_VD)), ids_N, grad_ND, weight_VD)
         else:
             size = max(1, PIECE // (weight_VD.shape[1] * weight_VD.element_size()))
             for first in range(0, len(weight_VD), size):
                 rows = slice(first, min(first + size, len(weight_VD)))
-                self.receiver(rows, self._rows(rows, ids_N, grad_ND, weight_VD))
+                self.grad_hook(rows, self._rows(rows, ids_N, grad_ND, weight_VD))
             whole_VD = None
         self._factors, self._table_VD = [], None
         return whole_VD

@@ -23,7 +23,7 @@ from instil.files import json_kind
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
-from instil.model.frozen import BITS, BLOCK, FrozenLinear, Held, hold
+from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
 
 CONFIG = "adapter_config.json"
@@ -54,53 +54,22 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
         ModelError: there are no adapters, or they cannot be written.
     """
     tensors: dict[str, Tensor] = {}
-    modules: list[str] = []
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
-    dora = False
     for owner, leaf, layer in adapters(decoder):
-        dora = dora or bool(layer.lora_magnitude)
         for module, indexes, span in _modules(decoder, owner, leaf, layer):
-            columns = [layer.columns[n] for n in indexes]
-            a = torch.cat([layer.lora_a.detach()[part] for part in columns])
-            b = a.new_zeros(span.stop - span.start, len(a))
-            scale, at = next((layer.scales[n] for n in indexes if layer.scales[n]), 0.0), 0
-            for n in indexes:
-                rows, width = layer.rows[n], layer.block(n).shape[1]
-                block = layer.block(n).detach()
-                if layer.scales[n] != scale:  # a module has one scale
-                    block = block * (layer.scales[n] / scale)
-                b[rows.start - span.start : rows.stop - span.start, at : at + width] = block
-                at += width
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = a.contiguous()
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = b.contiguous()
-            if layer.lora_magnitude:
-                lengths = torch.linalg.vector_norm(layer.weight.detach()[span], dim=1)
-                for n in indexes:
-                    rows = layer.rows[n]
-                    lengths[rows.start - span.start : rows.stop - span.start] = layer.lora_magnitude[n].detach()
-                tensors[f"{PREFIX}{module}.lora_magnitude_vector"] = lengths
-            modules.append(module)
-            ranks[module], scales[module] = len(a), scale
-    if not modules:
+            stored, scales[module] = _module_tensors(layer, indexes, span)
+            ranks[module] = len(stored["lora_A.weight"])
+            tensors |= {f"{PREFIX}{module}.{kind}": tensor for kind, tensor in stored.items()}
+    if not ranks:
         raise ModelError("this decoder has no adapters to write")
-    rank = max(set(ranks.values()), key=list(ranks.values()).count)
-    alpha = next(scales[module] * rank for module in modules if ranks[module] == rank)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": sorted({re.sub(r"^.*\.\d+\.", "", module) for module in modules}),
-        "rank_pattern": {_named(module): width for module, width in ranks.items() if width != rank},
-        "alpha_pattern": {
-            _named(module): scale * ranks[module]
-            for module, scale in scales.items()
-            if not math.isclose(scale * ranks[module], alpha)
-        },
-        "fan_in_fan_out": decoder.spec.family == "gpt2",
-        "use_dora": dora,
+        **_ranks_and_alphas(ranks, scales),
+        "fan_in_fan_out": FAMILIES[decoder.spec.family].transposed,
+        "use_dora": any(layer.lora_magnitude for *_, layer in adapters(decoder)),
         "use_rslora": False,
         "bias": "none",
         "lora_dropout": 0.0,
@@ -119,6 +88,47 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise ModelError(f"{folder}: the adapters cannot be written: {error}") from error
+
+
+def _module_tensors(layer: LoraLinear, indexes: list[int], span: slice) -> tuple[dict[str, Tensor], float]:
+    """A module's A, B and magnitudes, of those adapters of a layer that are in it, and its one scale.
+
+    ``span`` are its rows of the layer; each adapter's B stands in its own rows and columns.
+    """
+    a = torch.cat([layer.lora_a.detach()[layer.columns[n]] for n in indexes])
+    b = a.new_zeros(span.stop - span.start, len(a))
+    scale, at = next((layer.scales[n] for n in indexes if layer.scales[n]), 0.0), 0
+    for n in indexes:
+        rows, block = layer.rows[n], layer.block(n).detach()
+        if layer.scales[n] != scale:  # a module has one scale
+            block = block * (layer.scales[n] / scale)
+        b[rows.start - span.start : rows.stop - span.start, at : at + block.shape[1]] = block
+        at += block.shape[1]
+    tensors = {"lora_A.weight": a.contiguous(), "lora_B.weight": b.contiguous()}
+    if layer.lora_magnitude:
+        lengths = torch.linalg.vector_norm(layer.weight.detach()[span], dim=1)
+        for n in indexes:
+            rows = layer.rows[n]
+            lengths[rows.start - span.start : rows.stop - span.start] = layer.lora_magnitude[n].detach()
+        tensors["lora_magnitude_vector"] = lengths
+    return tensors, scale
+
+
+def _ranks_and_alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
+    """Rank and alpha that most modules have, and the patterns for the others."""
+    rank = max(set(ranks.values()), key=list(ranks.values()).count)
+    alpha = next(scales[module] * rank for module in ranks if ranks[module] == rank)
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": sorted({re.sub(r"^.*\.\d+\.", "", module) for module in ranks}),
+        "rank_pattern": {_named(module): width for module, width in ranks.items() if width != rank},
+        "alpha_pattern": {
+            _named(module): scale * ranks[module]
+            for module, scale in scales.items()
+            if not math.isclose(scale * ranks[module], alpha)
+        },
+    }
 
 
 def _named(module: str) -> str:
@@ -152,7 +162,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
                 _check(folder, module, found[module], span.stop - span.start, layer.in_features, dora=dora)
                 _scale(folder, config, module, len(found[module]["lora_A"]))
     if (held := _held(folder)) is not None:
-        hold(decoder, held)
+        quantise_base(decoder, held)
         layers = _hub_layers(decoder)
     decoder.requires_grad_(False)
     for owner, leaf, layer, places in layers:
@@ -172,14 +182,14 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         setattr(owner, leaf, adapted)
 
 
-def _held(folder: Path) -> Held | None:
+def _held(folder: Path) -> QuantType | None:
     """The form that the frozen weights had when the adapters were trained; None where they were exact."""
     path = folder / BASE
     if not path.exists():
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        found: Held = next(held for held in BITS if stored == {"weights": held, "block": BLOCK})
+        found: QuantType = next(held for held in BITS if stored == {"weights": held, "block": BLOCK})
     except (OSError, ValueError, StopIteration, RecursionError) as error:
         raise ModelError(f"{path}: damaged; it says how the weights beside the adapters were rounded") from error
     return found

@@ -20,19 +20,19 @@ from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
-from instil.model.families.gpt2 import BOOK_HEAD_WIDTH, BOOK_NAMES, gpt2_spec
+from instil.model.files.reader import fill, hub_tensors, stored_tensors
 from instil.model.spec import DecoderSpec
 
 SAFE_TORCH = (2, 10)  # earlier versions have holes in weights_only (CVE-2025-32434, CVE-2026-24747)
-BOOK_NORM_EPS = 1e-5
-MASK = "trf_blocks.{i}.att.mask"
+# The families that have a form without a configuration, and that form.
+FORMS = [(family, family.state_dict) for family in FAMILIES.values() if family.state_dict is not None]
 
 
 class PthFile:
     """An opened ``.pth`` file.
 
     A state dictionary carries no configuration, so the spec is either given, or read off the shapes, which
-    works for the book's GPT-2 alone (its heads are 64 wide in every size).
+    works for the book's GPT-2 alone.
     """
 
     path: Path
@@ -43,19 +43,23 @@ class PthFile:
     def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
         self.path = path
         state = read_state(path, mmap=True)  # for names and shapes; no weight is read
-        book = "tok_emb.weight" in state
+        form = next((form for _, form in FORMS if form.mark in state), None)
         if spec is None:
-            if not book:
+            if form is None:
                 raise ModelError(
                     f"{path}: a .pth file carries no configuration, and its names are not those of the book's GPT-2 "
                     f"(found {', '.join(sorted(state)[:3]) or 'nothing'}); use a model folder instead"
                 )
-            spec = _spec_of_book(path, {name: tuple(tensor.shape) for name, tensor in state.items()})
+            try:
+                spec = form.spec({name: tuple(tensor.shape) for name, tensor in state.items()})
+            except ModelError as error:
+                raise ModelError(f"{path}: {error}") from error
         self.spec = spec
         self.family = FAMILIES[spec.family]
-        self.table = BOOK_NAMES if book else self.family.hub
-        prefix = "" if book else self.family.prefix
-        self._where = {name.removeprefix(prefix): name for name in state if not name.endswith(".att.mask")}
+        self.table = self.family.hub if form is None else form.names
+        prefix = self.family.prefix if form is None else ""
+        derived = tuple(form.derived for _, form in FORMS)
+        self._where = {name.removeprefix(prefix): name for name in state if not name.endswith(derived)}
         self._unread: dict[str, Tensor] | None = None
         self._taken: set[int] = set()
 
@@ -74,44 +78,9 @@ class PthFile:
         return tensor.clone() if shared else tensor  # tensors that share memory would be trained as one
 
 
-def _spec_of_book(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> DecoderSpec:
-    """The book's GPT-2 whose state dictionary has these shapes."""
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        found = shapes.get(name, ())
-        if len(found) != dimensions:
-            raise ModelError(f"{path}: no tensor {name!r} of {dimensions} dimensions; the file is incomplete")
-        return found
-
-    vocab_size, width = shape("tok_emb.weight", 2)
-    if width % BOOK_HEAD_WIDTH:
-        raise ModelError(f"{path}: its width of {width} is not a multiple of {BOOK_HEAD_WIDTH}: not a GPT-2")
-    blocks = [int(name.split(".")[1]) for name in shapes if name.startswith("trf_blocks.")]
-    return gpt2_spec(
-        vocab_size=vocab_size,
-        width=width,
-        layers=max(blocks, default=-1) + 1,
-        heads=width // BOOK_HEAD_WIDTH,
-        mlp_width=shape("trf_blocks.0.ff.layers.0.weight", 2)[0],
-        context=shape("pos_emb.weight", 2)[0],
-        norm_eps=BOOK_NORM_EPS,
-        tied=False,
-    )
-
-
 def reads_back(spec: DecoderSpec) -> bool:
     """Whether a ``.pth`` file of such a model can be loaded without being told its spec."""
-    book = gpt2_spec(
-        vocab_size=spec.vocab_size,
-        width=spec.width,
-        layers=spec.layers,
-        heads=max(spec.width // BOOK_HEAD_WIDTH, 1),
-        mlp_width=spec.mlp_width,
-        context=spec.context,
-        norm_eps=BOOK_NORM_EPS,
-        tied=spec.tied,
-    )
-    return spec == book
+    return any(form.reads_back(spec) for _, form in FORMS)
 
 
 def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
@@ -148,17 +117,14 @@ def save_pth(decoder: Decoder, path: Path) -> None:
     The book's head is always a parameter of its own, and its causal masks are buffers; both are written
     without using space twice.
     """
-    from instil.model.files.reader import hub_tensors, stored_tensors
-
     state: dict[str, Tensor]
-    if decoder.spec.family == "gpt2":
-        state = {name: tensor.contiguous() for name, tensor in stored_tensors(decoder, BOOK_NAMES)}
-        state.setdefault("out_head.weight", state["tok_emb.weight"])
-        size = decoder.spec.context
-        mask = torch.triu(torch.ones(size, size), diagonal=1)
-        state |= {MASK.replace("{i}", str(layer)): mask for layer in range(decoder.spec.layers)}
-    else:
+    form = FAMILIES[decoder.spec.family].state_dict
+    if form is None:
         state = {name: tensor.contiguous() for name, tensor in hub_tensors(decoder)}
+    else:
+        state = {name: tensor.contiguous() for name, tensor in stored_tensors(decoder, form.names)}
+        state.setdefault(form.head, state[form.mark])
+        state |= form.buffers(decoder.spec)
     unfinished = path.with_name(path.name + ".unfinished")
     here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
     torch.save({name: here[id(tensor)] for name, tensor in state.items()}, unfinished)
@@ -171,7 +137,5 @@ def load_pth(decoder: Decoder, path: Path) -> None:
     Raises:
         ModelError: the file cannot be read or does not fit.
     """
-    from instil.model.files.reader import fill
-
     weight = decoder.embed.weight
     fill(decoder, PthFile(path, decoder.spec), weight.dtype, weight.device)

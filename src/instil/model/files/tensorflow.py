@@ -25,8 +25,8 @@ from torch import Tensor
 
 from instil.errors import ModelError, parsing_problem
 from instil.files import json_kind
+from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
-from instil.model.families.gpt2 import GPT2, GPT2_TENSORFLOW, spec_from_hparams
 from instil.model.spec import DecoderSpec
 
 HPARAMS = "hparams.json"
@@ -63,8 +63,8 @@ class TensorflowCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        self.family = GPT2
-        self.table = GPT2_TENSORFLOW
+        self.family, form = next((family, family.checkpoint) for family in FAMILIES.values() if family.checkpoint)
+        self.table = form.names
         missing = [name for name in (HPARAMS, INDEX, DATA) if not (folder / name).is_file()]
         if missing:
             raise ModelError(f"{folder}: no {missing[0]} in it; OpenAI's GPT-2 folders hold {HPARAMS}, {INDEX}, {DATA}")
@@ -76,7 +76,7 @@ class TensorflowCheckpoint:
             )
         shapes = {name: entry.shape for name, entry in self._entries.items()}
         try:
-            self.spec = spec_from_hparams(read_hparams(folder / HPARAMS), shapes)
+            self.spec = form.spec(read_hparams(folder / HPARAMS), shapes)
         except KeyError as error:
             raise ModelError(f"{folder}: neither {HPARAMS} nor {INDEX} knows {error.args[0]!r}") from error
         except (TypeError, ValueError, ZeroDivisionError) as error:

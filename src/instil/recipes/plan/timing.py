@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.loader import Loader
-from instil.generate.engine import generate
+from instil.generate.prompts import generate
 from instil.machine import memory_now, peak_memory
 from instil.model.decoder import Decoder
 from instil.model.frozen import FrozenLinear

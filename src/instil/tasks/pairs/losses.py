@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.decoder import Decoder
-from instil.model.fast.tied import Receiver
+from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch, PairBatch
 from instil.settings.options import DpoOptions
 from instil.train.losses import log_probs
@@ -155,12 +155,12 @@ class _Measure:
         self._sums: dict[str, float] = {}
         self._measured = 0
 
-    def __call__(self, decoder: Decoder, batch: Batch, receiver: Receiver | None = None) -> Tensor:
+    def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
         assert isinstance(batch, PairBatch), "preference tuning needs pairs"
         options = self.objective.options
         if options.loss == "kto" and self._z is None:
             self._z = self._distance(decoder)
-        found_S = log_probs(decoder, batch, receiver)
+        found_S = log_probs(decoder, batch, grad_hook)
         answers = answers_of(batch, found_S, mean=self.objective.means)
         total = self._loss_P(answers).sum()
         if self.objective.nll and self.targets:

@@ -1,0 +1,188 @@
+"""The rows of a family's table: what a field of `DecoderSpec` is called in ``config.json`` and in GGUF's header.
+
+A row is read both ways: a configuration becomes a spec by it, and a spec a configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from instil.errors import ModelError
+from instil.model.spec import DecoderSpec
+
+
+class Fields(dict[str, Any]):
+    """Fields of a spec as a file says them; each is read when it is asked for, since some are defaults of others."""
+
+    def __init__(self, rows: Iterable[Row], read: Callable[[Row, Fields], Mapping[str, Any]]) -> None:
+        super().__init__()
+        self._rows, self._read = {field: row for row in rows for field in row.fields}, read
+
+    def __missing__(self, field: str) -> Any:
+        self.update(self._read(self._rows[field], self))
+        return self[field]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A GGUF file's header: its values, all of which bear the architecture's name, and the shapes of its tensors."""
+
+    architecture: str
+    values: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.values[f"{self.architecture}.{key}"]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or the default where the header lacks it."""
+        return self.values.get(f"{self.architecture}.{key}", default)
+
+
+class Row:
+    """Some keys of a configuration, and the fields that they say. By itself it says none and is not written."""
+
+    fields: tuple[str, ...] = ()
+    understood: Mapping[str, tuple[Any, ...]] = {}  # keys of config.json with the values taken; none: any value
+    optional = True  # whether config.json may lack all of them
+
+    def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
+        """The fields, as ``config.json`` says them; those that others say are known.
+
+        Raises:
+            KeyError: it lacks a key.
+            ModelError: it says what is not implemented here.
+        """
+        return {}
+
+    def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
+        """The keys of ``config.json``."""
+        return {}
+
+    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
+        """The fields, as a GGUF file says them; errors as above."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """A key that may be missing (``blank``: or null, or zero) and its value then, or how other fields make it."""
+
+    key: str
+    value: Any
+    blank: bool = False
+
+
+_MISSING = object()
+
+
+def look_up(key: str | Default, values: Mapping[str, Any] | Header, known: Fields) -> Any:
+    """The value of a key; KeyError if it is missing and has no default."""
+    if isinstance(key, str):
+        return values[key]
+    found = values.get(key.key, _MISSING)
+    if found is _MISSING or (key.blank and not found):
+        return key.value(known) if callable(key.value) else key.value
+    return found
+
+
+class Key(Row):
+    """One field under its two names.
+
+    Args:
+        field: of `DecoderSpec`.
+        config: its key in ``config.json``.
+        gguf: its key in GGUF's header; or a function, where GGUF says it by its tensors or not at all.
+    """
+
+    def __init__(
+        self, field: str, config: str | Default, gguf: str | Default | Callable[[Header, Fields], Any]
+    ) -> None:
+        self._field, self._config, self._gguf = field, config, gguf
+        self._name = config.key if isinstance(config, Default) else config
+        self.fields, self.understood, self.optional = (field,), {self._name: ()}, isinstance(config, Default)
+
+    def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
+        return {self._field: look_up(self._config, config, known)}
+
+    def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
+        return {self._name: getattr(spec, self._field)}
+
+    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
+        return {self._field: self._gguf(header, known) if callable(self._gguf) else look_up(self._gguf, header, known)}
+
+
+class Fixed(Row):
+    """A key that says what is always so here: the value written (None: it is not), and others that mean the same."""
+
+    def __init__(self, key: str, written: Any, *also: Any) -> None:
+        self._written = {} if written is None else {key: written}
+        self.understood = {key: (*self._written.values(), *also)}
+
+    def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
+        return dict(self._written)
+
+
+def vocabulary(header: Header, known: Fields) -> int:
+    """The vocabulary's size, which GGUF says by the shape of its embedding."""
+    return header.shapes["token_embd.weight"][0]
+
+
+def tied(header: Header, known: Fields) -> bool:
+    """Whether the embedding is the head, which GGUF says by having none."""
+    return "output.weight" not in header.shapes
+
+
+def attention_bias(header: Header, known: Fields) -> bool:
+    """Whether there is a bias, which GGUF says by having one."""
+    return "blk.0.attn_q.bias" in header.shapes
+
+
+# Keys of config.json that change nothing about the logits of a plain forward pass.
+HARMLESS = frozenset(
+    """architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id
+    pad_token_id attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop initializer_range
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj n_ctx
+    task_specific_params _name_or_path name_or_path pretraining_tp is_llama_config rope_interleaved
+    transformers.js_config id2label label2id problem_type return_dict output_attentions
+    output_hidden_states chunk_size_feed_forward is_encoder_decoder finetuning_task
+    gradient_checkpointing mlp_dropout use_bfloat16 torchscript attn_implementation
+    _attn_implementation_autoset tokenizer_class decoder_start_token_id sep_token_id prefix
+    cache_implementation""".split()
+)
+
+
+def refuse_strangers(
+    family: str,
+    config: Mapping[str, Any],
+    understood: Mapping[str, tuple[Any, ...]],
+    file: str = "config.json",
+) -> None:
+    """Refuse a configuration that says something not implemented here.
+
+    Args:
+        family: its name, for the message.
+        config: what the file says.
+        understood: the keys read, each with the values that can be honoured (none: any value).
+        file: its name, for the message.
+
+    Raises:
+        ModelError: naming the keys and values.
+    """
+    strange = [
+        f"{key}={value!r}"
+        for key, value in config.items()
+        if value is not None and key not in understood and key not in HARMLESS
+    ]
+    strange += [
+        f"{key}={config[key]!r}"
+        for key, allowed in understood.items()
+        if allowed and config.get(key) is not None and config[key] not in allowed
+    ]
+    if strange:
+        raise ModelError(
+            f"{file} of a {family} model sets {', '.join(sorted(strange))}, which is not implemented here; "
+            "loading it anyway would give wrong answers"
+        )

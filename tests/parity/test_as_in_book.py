@@ -18,10 +18,10 @@ from instil.model.files.reader import hub_tensors
 from instil.model.find import find_model
 from instil.model.load import load_decoder
 from instil.recipes.run import run
+from instil.runs import observers
 from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.resolve import resolve
-from instil.tasks import prepare as sft
 from instil.tasks.prepare import prepare
 from instil.tasks.task import loader_for
 from instil.tasks.tune import tune
@@ -136,7 +136,7 @@ def test_a_run_as_in_the_book(tiny_gpt2: Path, tmp_path: Path, monkeypatch: pyte
         asked.append(arguments[4].header)
         return answer(*arguments)
 
-    monkeypatch.setattr(sft, "answer", spy)
+    monkeypatch.setattr(observers, "answer", spy)
     made = run(
         entries(), tiny_gpt2, tmp_path / "run", resolve(as_in_book=True, values={"max_new_tokens": 4}),
         screen=Screen(quiet=True),

@@ -118,7 +118,7 @@ class _Training:
             self.touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
         self.trained = trained_parameters(decoder)
         decoder.gradient_checkpointing = options.gradient_checkpointing
-        self.updates = AdamWInBackward(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
+        self.optimizer = AdamWInBackward(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
         self.total = planned_steps(len(loader), options)
         self.ledger = _Ledger(len(loader), observers)
         self.best = Best(best if options.patience else None, options, objective)
@@ -150,8 +150,8 @@ class _Training:
     def _take(self, step: list[Batch], started: float) -> bool:
         """One optimizer step and what is due after it; whether that was an evaluation."""
         self.step = step
-        rate = self.updates.learning_rate = learning_rate(self.ledger.done, self.total, self.options)
-        loss, tokens, metrics = _step(self.decoder, step, self.updates, self.objective, self.options.precision)
+        rate = self.optimizer.learning_rate = learning_rate(self.ledger.done, self.total, self.options)
+        loss, tokens, metrics = _step(self.decoder, step, self.optimizer, self.objective, self.options.precision)
         if not math.isfinite(loss.total):
             rows = [row for batch in step for row in batch.examples]
             done = self.ledger.done
@@ -197,7 +197,7 @@ class _Training:
         """Leave the decoder as others use it: whole, evaluating, without hooks."""
         self.decoder.eval()
         self.decoder.gradient_checkpointing = False
-        self.updates.close()
+        self.optimizer.close()
         if self.touched is not None:
             self.touched.settle()
 
@@ -270,7 +270,7 @@ def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
 
 
 def _step(
-    decoder: Decoder, step: Sequence[Batch], updates: AdamWInBackward, objective: Objective, precision: str
+    decoder: Decoder, step: Sequence[Batch], optimizer: AdamWInBackward, objective: Objective, precision: str
 ) -> tuple[LossSum, int, dict[str, float]]:
     """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
 
@@ -283,13 +283,13 @@ def _step(
     tokens = 0
     for index, batch in enumerate(batches):
         last = index == len(batches) - 1
-        grad_hook = updates.row_hook(decoder.head.weight) if last else None
+        grad_hook = optimizer.row_hook(decoder.head.weight) if last else None
         with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
             total = measure(decoder, batch.to(decoder.device), grad_hook)
         loss += LossSum(float(total.detach()), objective.count(batch))
         if not math.isfinite(loss.total):
             return loss, tokens, {}
-        updates.backward(total / count, last=last)
+        optimizer.backward(total / count, last=last)
         tokens += batch.real_tokens
-    updates.finish()
+    optimizer.finish()
     return loss, tokens, measure.metrics()

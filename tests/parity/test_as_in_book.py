@@ -19,7 +19,6 @@ from instil.model.find import find_model
 from instil.model.load import load_decoder
 from instil.recipes.run import run
 from instil.runs import observers
-from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
@@ -88,9 +87,7 @@ def test_every_loss_and_gradient_is_the_naive_ones(
         original(self, parameters)
 
     monkeypatch.setattr(AdamWInBackward, "_update", spy)
-    folder = RunFolder(tmp_path / "run")
-    folder.create()
-    result = tune(prepared, decoder, folder, Screen(quiet=True))
+    result = tune(prepared, decoder)
     holder = load_decoder(tiny_gpt2, dtype=torch.float64)
     holder.untie()
     whole = {id(parameter) for parameter in decoder.parameters()}

@@ -11,12 +11,10 @@ import torch
 import transformers
 
 from instil.model.load import load_decoder
-from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from instil.tasks.tune import tune
-from instil.train.metrics import read_metrics
 from tests.conftest import rows
 from tests.parity.naive_book import NaiveGPT
 from tests.parity.naive_book_dpo import run_bonus
@@ -40,7 +38,7 @@ def entries() -> list[dict[str, str]]:
     ]
 
 
-def test_every_loss_and_margin_is_the_naive_one(tiny_gpt2: Path, tmp_path: Path) -> None:
+def test_every_loss_and_margin_is_the_naive_one(tiny_gpt2: Path) -> None:
     config = json.loads((tiny_gpt2 / "config.json").read_text())
     stored = dict(transformers.GPT2LMHeadModel.from_pretrained(tiny_gpt2).state_dict())
     stored.pop("lm_head.weight")
@@ -52,14 +50,13 @@ def test_every_loss_and_margin_is_the_naive_one(tiny_gpt2: Path, tmp_path: Path)
     prepared = prepare(entries(), tiny_gpt2, settings)
     decoder = load_decoder(tiny_gpt2, dtype=torch.float64)
     decoder.untie()
-    folder = RunFolder(tmp_path / "run")
-    folder.create()
     torch.set_default_dtype(torch.float64)
     try:
-        tune(prepared, decoder, folder, Screen(quiet=True))
+        with pytest.raises(ValueError, match="ready"):
+            tune(prepared, decoder)  # never on a reference of zeros
+        records = tune(prepared.task.ready(prepared, decoder, Screen(quiet=True)), decoder).records
     finally:
         torch.set_default_dtype(torch.float32)
-    records = read_metrics(folder.metrics)
     assert records[0].val_loss == pytest.approx(math.log(2), rel=1e-12)
     assert [record.train_loss for record in records[1:]] == pytest.approx(wanted["steps"], rel=1e-9)
     evaluated = [record for record in records if record.eval_train_loss is not None]

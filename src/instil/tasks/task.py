@@ -155,6 +155,7 @@ class Prepared:
     model_path: Path
     max_length: int
     preflight: Preflight
+    looked_at: bool = False  # whether `Task.ready` has added what must be known before the first step
 
     @property
     def held_out(self) -> tuple[str, tuple[Example, ...]]:

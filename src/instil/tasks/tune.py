@@ -29,6 +29,8 @@ def tune(
         TrainingDiverged: the loss is not finite, and no model with one was kept.
         MergeError: the model with its adapters merged answers otherwise than before.
     """
+    if prepared.task.looks_before and not prepared.looked_at:
+        raise ValueError("these rows are not ready to be trained on: call prepared.task.ready first")
     options, loader = prepared.settings.train, prepared.training
     if options.evaluation == "book":
         torch.manual_seed(options.seed)

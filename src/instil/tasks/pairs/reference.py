@@ -43,7 +43,7 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, *, all_
                     advance()
             known = {pair.row: pair for pair in done}
             pairs[part] = [known.get(pair.row, pair) for pair in prepared.rows[part]]
-    return replace(prepared, rows=pairs)
+    return replace(prepared, rows=pairs, looked_at=True)
 
 
 def _seen(prepared: Prepared) -> list[EncodedPair]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
+import re
+import sys
 import threading
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
@@ -261,6 +264,17 @@ def test_progress_is_said_after_a_while_only(
     assert not out
     assert "got.bin: " in err
     assert " of 0.3 MB" in err
+
+
+def test_a_terminal_sees_a_bar(server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("NO_COLOR", "1")
+    fetch(server, tmp_path)
+    assert re.search(r"got\.bin .*300\.0/300\.0 kB\b.*\bleft\b", terminal.getvalue())
 
 
 def test_a_manifest_notices_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

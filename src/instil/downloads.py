@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from instil.errors import UserError
 from instil.files import _read_json, sha256_of, write_json
 
 if TYPE_CHECKING:
     import httpx2
+
+    from instil.screen import Bytes
 
 GIB = 1024**3
 TRIES = 4  # in a row without a byte gained
@@ -107,7 +109,7 @@ def _fetch(wanted: Wanted, part: _Part) -> None:
     part.forget()
 
 
-def _receive(wanted: Wanted, part: _Part, client: httpx2.Client, show: Progress) -> None:
+def _receive(wanted: Wanted, part: _Part, client: httpx2.Client, show: Bytes) -> None:
     """One try: ask for what is missing and add it to the part."""
     import httpx2
 
@@ -309,36 +311,19 @@ def recorded(manifest: Path, path: Path) -> bool | None:
 # What is seen of it, on stderr.
 
 
-class Progress(Protocol):
-    """Say how many bytes are there, of how many (None: nobody knows)."""
-
-    def __call__(self, have: int, total: int | None) -> None: ...
-
-
 @contextmanager
-def progress(name: str) -> Iterator[Progress]:
+def progress(name: str) -> Iterator[Bytes]:
     """A bar with speed and time left; where stderr is no terminal, now and then a line, after two seconds."""
     if not sys.stderr.isatty():
         yield _lines(name)
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as Bar
+    from instil.screen import Screen
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=28), DownloadColumn())
-    left = (TransferSpeedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Bar(*columns, *left, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda have, total: bar.update(task, completed=have, total=total)
+    with Screen().bytes_bar(name) as show:
+        yield show
 
 
-def _lines(name: str) -> Progress:
+def _lines(name: str) -> Bytes:
     began, from_byte, next_at = time.monotonic(), -1, time.monotonic() + QUIET_FOR
 
     def show(have: int, total: int | None) -> None:

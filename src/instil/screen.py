@@ -10,11 +10,14 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 
@@ -22,6 +25,12 @@ class Advance(Protocol):
     """Say that a piece of the work is done, or (``steps`` 0) only a note on what is under way."""
 
     def __call__(self, note: str = "", steps: int = 1) -> None: ...
+
+
+class Bytes(Protocol):
+    """Say how many bytes are there, of how many (None: nobody knows)."""
+
+    def __call__(self, have: int, total: int | None) -> None: ...
 
 
 @dataclass
@@ -43,19 +52,7 @@ class Screen:
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
         """A bar with the time left; where stderr is no terminal, only what is said beside it shows."""
-        progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=self.console,
-            disable=self.quiet or not self.console.is_terminal,
-            transient=True,
-        )
-        with progress:
+        with self._progress(MofNCompleteColumn(), TimeElapsedColumn()) as progress:
             task = progress.add_task(what, total=total, note="")
 
             def advance(note: str = "", steps: int = 1) -> None:
@@ -64,6 +61,26 @@ class Screen:
                     progress.update(task, note=note)
 
             yield advance
+
+    @contextmanager
+    def bytes_bar(self, what: str) -> Iterator[Bytes]:
+        """The same for bytes that come, with their speed."""
+        with self._progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+            task = progress.add_task(what, total=None, note="")
+            yield lambda have, total: progress.update(task, completed=have, total=total)
+
+    def _progress(self, *measures: ProgressColumn) -> Progress:
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=28),
+            *measures,
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self.console,
+            disable=self.quiet or not self.console.is_terminal,
+            transient=True,
+        )
 
 
 def clock(seconds: float) -> str:

@@ -49,9 +49,9 @@ _HOMES = {
     "load_tokenizer": "data.tokenizers",
     "Decoder": "model.decoder",
     "DecoderSpec": "model.spec",
-    "load_decoder": "model.weights",
-    "Assistant": "recipes.assistant",
-    "load": "recipes.assistant",
+    "load_decoder": "model.load",
+    "Assistant": "assistant.assistant",
+    "load": "assistant.assistant",
     "Compared": "recipes.compare",
     "compare": "recipes.compare",
     "Run": "recipes.run",
@@ -63,7 +63,7 @@ _HOMES = {
     "Example": "records",
     "Pair": "records",
     "Verdict": "records",
-    "TrainOptions": "train.options",
+    "TrainOptions": "settings.options",
 }
 __all__ = sorted([*_HOMES, "train", "__version__"])  # noqa: PLE0605 - a sorted list of strings
 

@@ -151,8 +151,6 @@ def _check(pairs: str, *, as_json: bool) -> None:
         raise InstilError(f"{pairs} is not to be trained on: {problems}")
 
 
-commands = typer.Typer()
-
 WORST = 5  # reasons shown
 
 

@@ -7,7 +7,6 @@ way that was stopped goes on with the same command and ends in the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from instil.evaluate.judging import judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import score_offline
+from instil.files import write_rows
 from instil.recipes.compare import contest
 from instil.records import Example, Verdict
 from instil.screen import Screen
@@ -347,17 +347,7 @@ def _written(
         reasons = "; ".join(f"{len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in most)
         raise InstilError(f"no pair came of {harvest.rows} rows, so {out} is not written: {reasons}")
     rows = [Made(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in harvest.made]
-    text = (
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if out.suffix == ".jsonl"
-        else json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    )
-    unfinished = out.with_name(out.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
+    write_rows(out, rows, error=DataError)
     return Preferred(way, out, harvest, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))
 
 

@@ -6,7 +6,6 @@ and ``OUT``'s ``.made.json``, which says what was left out and why.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from instil.errors import (
     UserError,
     did_you_mean,
 )
+from instil.files import json_object_or_empty, write_json, write_rows
 from instil.records import Example
 from instil.screen import Screen
 from instil.settings.options import MakeOptions
@@ -198,12 +198,9 @@ def _check(
 
 def _check_earlier(out: Path, way: str) -> None:
     """A file of another way is not to be written over."""
-    try:
-        earlier = json.loads(report_file(out).read_bytes()).get("way")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return
-    if out.exists() and earlier != way:
-        raise RunFolderTaken(f"{out} holds rows of {earlier}; give another name with --out")
+    earlier = json_object_or_empty(report_file(out))
+    if earlier and out.exists() and earlier.get("way") != way:
+        raise RunFolderTaken(f"{out} holds rows of {earlier.get('way')}; give another name with --out")
 
 
 def _drafting(
@@ -288,24 +285,10 @@ def _write(generated: Generated, sources: dict[str, Source], options: MakeOption
         "reasons": generated.reasons,
         "left_out": [one.as_json() for one in generated.left],
     }
-    rows = [row.as_json() for row in generated.rows]
-    if generated.out.suffix == ".jsonl":
-        _land(generated.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        _land(generated.out, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    _land(report_file(generated.out), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_rows(generated.out, [row.as_json() for row in generated.rows], error=DataError)
+    write_json(report_file(generated.out), report, error=DataError)
 
 
 def report_file(out: Path) -> Path:
     """Where it stands what was left out."""
     return out.with_name(f"{out.stem if out.suffix == '.json' else out.name}.made.json")
-
-
-def _land(path: Path, text: str) -> None:
-    """A file that appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

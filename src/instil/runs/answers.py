@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 from instil.data.sources import examples_from, parse_rows
 from instil.errors import DataError
-from instil.files import records_in
+from instil.files import records_in, write_rows
 from instil.records import Example, Verdict
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.options import ScoreOptions
@@ -117,13 +116,7 @@ def _read(file: Path, run: RunFolder | None) -> Answered:
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """One verdict a line, in the order of the rows; the file appears whole or not at all."""
-    text = "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_rows(path, map(asdict, verdicts), error=DataError)
 
 
 def read_verdicts(path: Path) -> list[Verdict]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import instil
 from instil.ask.journal import key_of
 from instil.errors import DataError
+from instil.files import read_json
 from instil.machine import device_for
 from instil.records import Completion
 from instil.runs.answers import JOURNAL, find_answers, read_verdicts
@@ -64,11 +64,11 @@ def _answers(run: Path) -> list[Completion]:
     """
     file = run / FACTS
     try:
-        endings = json.loads(file.read_text(encoding="utf-8"))["finish"]["base"]
+        endings = read_json(file)["finish"]["base"]
         found = next(one for one in find_answers(run) if one.which == "base")
         return [
             Completion(text, finish=ending, row=example.row)
             for text, ending, example in zip(found.answers, endings, found.examples, strict=True)
         ]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, StopIteration) as error:
+    except (DataError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file}: no answers before training") from error

@@ -24,8 +24,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from instil.errors import SettingsError, did_you_mean, listed, parsing_problem
+from instil.errors import SettingsError, did_you_mean, listed
 from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.files import read_parsed
 from instil.settings.options import SECTIONS, Settings
 from instil.settings.resolve import assigned, flat_settings, known_settings, resolve, toml_table
 
@@ -77,12 +78,7 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
         SettingsError: something in it cannot be used; the message names the run.
     """
     over = over or Overrides()
-    try:
-        found = toml_table(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {parsing_problem(error)}") from error
+    found = read_parsed(path, toml_table, "not valid TOML", error=SettingsError, encoding="utf-8-sig")
     _check_keys(found, TOP, str(path), "at the top of the file")
     listed_runs = _listed(found.get("run", []), path)
     axes = _axes(found.get("grid", {}), path)

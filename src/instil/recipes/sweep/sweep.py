@@ -16,7 +16,7 @@ from instil.ask.named import opened
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.files import make_folder
+from instil.files import json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
 from instil.model.load import blank_decoder, open_model
 from instil.recipes.run import run
@@ -265,9 +265,9 @@ class _Sweep:
         table, out = self._table(), self._file.out
         picture = out / "loss.png"
         plot_runs(self._curves, picture)
-        _write(out / "sweep.json", json.dumps(table.as_json(), indent=2, ensure_ascii=False) + "\n")
-        _write(out / "sweep.csv", table.as_csv())
-        _write(out / "sweep.md", table.as_markdown())
+        write_whole(out / "sweep.json", json_text(table.as_json()), replace_surrogates=True)
+        write_whole(out / "sweep.csv", table.as_csv(), replace_surrogates=True)
+        write_whole(out / "sweep.md", table.as_markdown(), replace_surrogates=True)
         write_page(table, picture, out / "sweep.html")
         return table
 
@@ -288,9 +288,3 @@ class _Sweep:
         if left and self._spent:
             about = clock(left * sum(self._spent) / len(self._spent))
             self._screen.say(f"{left} more to make; about {about} to go if they take as long")
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    unfinished.replace(path)

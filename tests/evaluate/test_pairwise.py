@@ -12,7 +12,7 @@ import pytest
 
 from instil.ask import patience as asking
 from instil.errors import StoppedEarly, UserError
-from instil.evaluate.pairwise import Duel, read_choice
+from instil.evaluate.pairwise import PairwiseVerdict, read_choice
 from instil.recipes.compare import compare_pairwise
 from instil.settings.options import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
@@ -134,8 +134,16 @@ def test_outcomes_by_hand() -> None:
         ("tie", "tie"): "tie", ("first", "tie"): "tie", (None, "first"): None,
     }  # fmt: skip
     for (one, other), outcome in outcomes.items():
-        assert Duel(0, one, other).outcome == outcome
-    assert [Duel(0, one, other).consistent for one, other in outcomes] == [True, True, False, False, True, False, False]
+        assert PairwiseVerdict(0, one, other).outcome == outcome
+    assert [PairwiseVerdict(0, one, other).consistent for one, other in outcomes] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_server_sees_both_orders(tmp_path: Path) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from instil.evaluate.pairwise import Duel, Duels
+from instil.evaluate.pairwise import PairwiseVerdict, PairwiseVerdicts
 from instil.records import Example
-from instil.synthesis.pairing import Candidate, distinct, from_duels, from_scores
+from instil.synthesis.pairing import Candidate, distinct, pairs_from_choices, pairs_from_scores
 
 
 def examples(count: int) -> list[Example]:
@@ -19,14 +19,17 @@ def test_winners_become_chosen_and_all_others_are_named() -> None:
         ("first", "second"), ("second", "first"), ("tie", "tie"), ("first", "first"), ("first", "tie"),
         (None, "first"), ("first", "second"), ("first", "second"),
     ]  # fmt: skip
-    duels = Duels(
-        tuple(Duel(10 + n, one, other, "unread" if one is None else "") for n, (one, other) in enumerate(outcomes)),
+    duels = PairwiseVerdicts(
+        tuple(
+            PairwiseVerdict(10 + n, one, other, "unread" if one is None else "")
+            for n, (one, other) in enumerate(outcomes)
+        ),
         same=(18,),
     )
     a = [f"a{n}" for n in range(9)]
     b = [f" b{n} " for n in range(9)]
     a[6], b[7] = " ", ""
-    harvest = from_duels(examples(9), a, b, duels, ("A", "B"))
+    harvest = pairs_from_choices(examples(9), a, b, duels, ("A", "B"))
     assert [(one.pair.row, one.pair.chosen, one.pair.rejected) for one in harvest.made] == [
         (10, "a0", "b0"),
         (11, "b1", "a1"),
@@ -62,7 +65,7 @@ def scored(*texts_and_scores: tuple[str, float | None]) -> list[Candidate]:
     ],
 )
 def test_the_best_is_set_against_the_worst(samples: list[Candidate], found: object) -> None:
-    harvest = from_scores(examples(1), [samples], 10.0)
+    harvest = pairs_from_scores(examples(1), [samples], 10.0)
     if isinstance(found, str):
         ((reason, rows),) = harvest.left_out.items()
         assert reason.startswith(found)
@@ -74,7 +77,7 @@ def test_the_best_is_set_against_the_worst(samples: list[Candidate], found: obje
 
 
 def test_no_gap_is_no_preference() -> None:
-    harvest = from_scores(examples(1), [scored(("a", 50.0), ("b", 50.0))], 0.0)
+    harvest = pairs_from_scores(examples(1), [scored(("a", 50.0), ("b", 50.0))], 0.0)
     assert not harvest.made
     assert list(harvest.left_out) == ["best and worst are less than 0 points apart"]
 

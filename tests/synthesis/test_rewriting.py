@@ -10,7 +10,7 @@ import pytest
 from instil.ask.journal import Journal
 from instil.records import Example
 from instil.settings.options import MakeOptions
-from instil.synthesis.rewriting import PROMPT, WISHES, Rewritten, read_rewriting, request, rewrite_all, tone_of
+from instil.synthesis.rewriting import PROMPT, WISHES, RewriteResult, read_rewriting, request, rewrite_all, tone_of
 from instil.synthesis.writing import writer
 from tests.faults.judge_server import JudgeServer
 
@@ -29,7 +29,7 @@ def say(message: str, number: int) -> str:
     return f"Gladly: {answer}" if WISHES["polite"] in message else f"{answer} Obviously."
 
 
-def rewritten(server: JudgeServer, rows: list[Example], journal: Path | None = None, **how: bool) -> Rewritten:
+def rewritten(server: JudgeServer, rows: list[Example], journal: Path | None = None, **how: bool) -> RewriteResult:
     """All rows rewritten."""
     with writer(f"{server.url}/v1", ONE) as model, Journal(journal) as kept:
         return rewrite_all(model, rows, ONE, kept, **how)

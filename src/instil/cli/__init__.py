@@ -15,6 +15,7 @@ import typer
 
 from instil import __version__
 from instil.cli import judge, make, models, sweep, tune
+from instil.cli.show import show_lines
 from instil.errors import InstilError
 from instil.machine import settle
 
@@ -39,7 +40,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"instil {__version__}")
+        show_lines([f"instil {__version__}"])
         raise typer.Exit
 
 

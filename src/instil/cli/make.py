@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
+from instil.cli.show import show_lines, show_synthesis
 from instil.errors import InstilError, UserError
-
-if TYPE_CHECKING:
-    from instil.recipes.prefer import Preferred
-
 
 commands = typer.Typer()
 
@@ -120,21 +117,16 @@ def prefer_command(
         writer = _wanted(with_model, way, "--with ollama:llama3")
         rows = _wanted(data, way, "--data ROWS.json")
         made = prefer_rewrite(rows, writer, target, both=both, settings=resolved, screen=screen, overwrite=overwrite)
-    _show(made, as_json=as_json)
+    if as_json:
+        print_json(made.as_json())
+    else:
+        show_lines(made.lines())
 
 
 def _wanted(value: str | None, way: str, example: str) -> str:
     if not value:
         raise UserError(f"{way} needs {example.split(maxsplit=1)[0]}, such as {example}")
     return value
-
-
-def _show(made: Preferred, *, as_json: bool) -> None:
-    if as_json:
-        print_json(made.as_json())
-        return
-    for line in made.lines():
-        typer.echo(line)
 
 
 def _check(pairs: str, *, as_json: bool) -> None:
@@ -144,14 +136,10 @@ def _check(pairs: str, *, as_json: bool) -> None:
     if as_json:
         print_json(found.as_json())
     else:
-        for line in found.lines():
-            typer.echo(line)
+        show_lines(found.lines())
     if not found.usable:
         problems = "; ".join(finding.said.partition("\n")[0] for finding in found.of("error"))
         raise InstilError(f"{pairs} is not to be trained on: {problems}")
-
-
-WORST = 5  # reasons shown
 
 
 @commands.command("generate")
@@ -206,10 +194,10 @@ def generate_command(
     given = settings or []
     chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
     chosen = chosen_settings(given, config)
-    from instil.recipes.synthesize import check_outcome, generate_rows, report_file
+    from instil.recipes.synthesize import check_outcome, synthesize
     from instil.screen import Screen
 
-    made = generate_rows(
+    made = synthesize(
         way,
         model,
         out,
@@ -225,12 +213,5 @@ def generate_command(
     if as_json:
         print_json(made.as_json())
     else:
-        kept = len(made.rows) - made.made
-        beside = f" beside {kept} that stayed as they were" if kept else ""
-        typer.echo(f"{made.out}: {made.made} rows by {made.made_by}{beside}")
-        typer.echo(f"  {made.asked} requests now, {made.found} answered before")
-        for reason, times in list(made.reasons.items())[:WORST]:
-            typer.echo(f"  left out: {times} times: {reason}")
-        if made.left:
-            typer.echo(f"  all of them: {report_file(made.out)}")
+        show_synthesis(made)
     check_outcome(made, count)

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from instil.data.preflight import Preflight
+from instil.errors import UserError
 from instil.records import Encoded, Example
+from instil.settings.options import Settings
+from instil.tasks.prepare import prepare
 from instil.tasks.task import Prepared
 
-Fate = Literal["seen", "trained", "cut"]
+TokenMask = Literal["seen", "trained", "cut"]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One id, its text, and its fate: only seen, trained on, or cut off."""
+    """One id, its text, and its mask: only seen, trained on, or cut off."""
 
     id: int
     text: str
-    fate: Fate
+    mask: TokenMask
 
 
 @dataclass(frozen=True, slots=True)
-class Slide:
+class InspectedRow:
     """One row under the microscope."""
 
     example: Example
@@ -32,21 +36,57 @@ class Slide:
     @property
     def trained(self) -> int:
         """How many tokens the model is trained to say."""
-        return sum(token.fate == "trained" for token in self.tokens)
+        return sum(token.mask == "trained" for token in self.tokens)
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {
+            "row": self.example.row,
+            "part": self.part,
+            "tokens": [{"id": token.id, "text": token.text, "fate": token.mask} for token in self.tokens],
+        }
 
 
-def slides(prepared: Prepared, row: int) -> list[Slide]:
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """The pre-flight of the rows, and some of them under the microscope."""
+
+    preflight: Preflight
+    rows: tuple[InspectedRow, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"preflight": self.preflight.as_json(), "rows": [row.as_json() for row in self.rows]}
+
+
+def inspect(data: str, model: str, settings: Settings, numbers: Sequence[int]) -> Inspection:
+    """Look at rows by their numbers, or at the first training row.
+
+    Raises:
+        UserError: there is no such row, or the rows, the model or the settings cannot be used.
+    """
+    prepared = prepare(data, model, settings)
+    rows: list[InspectedRow] = []
+    for number in numbers or [prepared.split.train[0].row]:
+        found = inspected_rows(prepared, number)
+        if not found:
+            raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
+        rows += found
+    return Inspection(prepared.preflight, tuple(rows))
+
+
+def inspected_rows(prepared: Prepared, row: int) -> list[InspectedRow]:
     """The row of that number in the file; of a preference pair both answers; nothing if it is not there."""
     for part, encoded in prepared.encoded.items():
         for index, example in enumerate(prepared.split.part(part)):
             if example.row != row:
                 continue
             if prepared.pairs is None:
-                return [Slide(example, part, tuple(_tokens(prepared, encoded[index], encoded[index].trained)))]
+                return [InspectedRow(example, part, tuple(_tokens(prepared, encoded[index], encoded[index].trained)))]
             pair = prepared.pairs[part][index]
             sides = (("chosen", pair.chosen, pair.chosen_scored), ("rejected", pair.rejected, pair.rejected_scored))
             return [
-                Slide(
+                InspectedRow(
                     example,
                     f"{part}, {name}",
                     tuple(_tokens(prepared, one, [position in scored for position in range(len(one.ids))])),
@@ -59,9 +99,9 @@ def slides(prepared: Prepared, row: int) -> list[Slide]:
 def _tokens(prepared: Prepared, row: Encoded, targets: Sequence[bool]) -> list[Token]:
     tokens = []
     for position, (id_, trained) in enumerate(zip(row.ids, targets, strict=True)):
-        fate: Fate = "trained" if trained and position else "seen"  # nothing comes before the first token
+        mask: TokenMask = "trained" if trained and position else "seen"  # nothing comes before the first token
         if position > prepared.max_length:
-            fate = "cut"
+            mask = "cut"
         text = prepared.tokenizer.decode([id_]) or "<end>"
-        tokens.append(Token(id_, text, fate))
+        tokens.append(Token(id_, text, mask))
     return tokens

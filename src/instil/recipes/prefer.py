@@ -23,11 +23,11 @@ from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import score_offline
 from instil.files import write_rows
-from instil.recipes.compare import contest
+from instil.recipes.compare import common_rows
 from instil.records import Example, Verdict
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions, Settings
-from instil.synthesis.pairing import Candidate, Harvest, Made, distinct, from_duels, from_scores
+from instil.synthesis.pairing import Candidate, MadePair, PairingResult, distinct, pairs_from_choices, pairs_from_scores
 from instil.synthesis.rewriting import rewrite_all
 from instil.synthesis.samples import sample_rows
 from instil.synthesis.writing import writer
@@ -40,7 +40,7 @@ ROWS_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Preferred:
+class PreferResult:
     """The pairs that were written to ``out``, what gave none, and the doctor's findings on them.
 
     ``asked`` is how many questions were put to a model now; ``notes`` is what else there is to say.
@@ -48,7 +48,7 @@ class Preferred:
 
     way: str
     out: Path
-    harvest: Harvest
+    harvest: PairingResult
     diagnosis: Diagnosis
     asked: int = 0
     notes: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ def prefer_between(
     options: ScoreOptions | None = None,
     screen: Screen | None = None,
     overwrite: bool = False,
-) -> Preferred:
+) -> PreferResult:
     """Pairs from two models' answers to the same rows: the judge's choice, asked for in both orders, is the chosen one.
 
     Args:
@@ -120,22 +120,22 @@ def prefer_between(
         InstilError: no pair came of it.
     """
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
-    rows = contest(a, b, judge)
+    rows = common_rows(a, b, judge)
     with (
         _journal("between", out, [a, b], rows.examples, screen, overwrite=overwrite) as journal,
         opened(judge, options) as asked,
     ):
-        duels = rows.decide(asked, options, journal, screen)
-        _whole(duels.failed, "judged")
-        harvest = from_duels(rows.examples, rows.a, rows.b, duels, rows.names)
+        verdicts = rows.judge(asked, options, journal, screen)
+        _whole(verdicts.failed, "judged")
+        harvest = pairs_from_choices(rows.examples, rows.a, rows.b, verdicts, rows.names)
         about = {"judge": asked.name, "identity": asked.identity, "seed": options.seed}
     notes = []
-    if duels.consistency is not None:
-        notes.append(f"the judge's choice did not depend on the order in {duels.consistency:.0%} of the rows")
+    if verdicts.consistency is not None:
+        notes.append(f"the judge's choice did not depend on the order in {verdicts.consistency:.0%} of the rows")
     for name, count in zip(rows.names, (rows.only_a, rows.only_b), strict=True):
         if count:
             notes.append(f"{count} rows are only in {name}")
-    return _written("between", out, harvest, about, duels.asked, notes)
+    return _written("between", out, harvest, about, verdicts.asked, notes)
 
 
 def prefer_samples(
@@ -150,7 +150,7 @@ def prefer_samples(
     settings: Settings | None = None,
     screen: Screen | None = None,
     overwrite: bool = False,
-) -> Preferred:
+) -> PreferResult:
     """Pairs from one model's samples: of each row's answers the one with the best score before that with the worst.
 
     Args:
@@ -186,7 +186,7 @@ def prefer_samples(
             samples = sample_rows(assistant, model, source.examples, count, journal, advance)
         scored, about, asked, failed = _scored(source.examples, samples, judge, settings.score, journal, screen)
         _whole(failed, "judged")
-    harvest = from_scores(source.examples, scored, gap)
+    harvest = pairs_from_scores(source.examples, scored, gap)
     said = {"model": str(model), "temperature": assistant.options.temperature, "seed": assistant.options.seed}
     cut = sum(not one.ended for row in scored for one in row)
     limit = assistant.options.max_new_tokens
@@ -208,7 +208,7 @@ def prefer_rewrite(
     settings: Settings | None = None,
     screen: Screen | None = None,
     overwrite: bool = False,
-) -> Preferred:
+) -> PreferResult:
     """Pairs the chapter's way: a model rewrites each answer politely (then it is chosen) or impolitely.
 
     Args:
@@ -339,16 +339,16 @@ def _whole(failed: dict[int, str] | None, done: str) -> None:
 
 
 def _written(
-    way: str, out: Path, harvest: Harvest, about: dict[str, Any], asked: int, notes: Sequence[str]
-) -> Preferred:
+    way: str, out: Path, harvest: PairingResult, about: dict[str, Any], asked: int, notes: Sequence[str]
+) -> PreferResult:
     """Write the pairs, and have the doctor look at what was written."""
     if not harvest.made:
         most = by_size(harvest.left_out)[:3]
         reasons = "; ".join(f"{len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in most)
         raise InstilError(f"no pair came of {harvest.rows} rows, so {out} is not written: {reasons}")
-    rows = [Made(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in harvest.made]
+    rows = [MadePair(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in harvest.made]
     write_rows(out, rows, error=DataError)
-    return Preferred(way, out, harvest, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))
+    return PreferResult(way, out, harvest, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))
 
 
 def by_size(left_out: dict[str, list[int]]) -> list[tuple[str, list[int]]]:

@@ -22,8 +22,8 @@ from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import Outlook, Stopwatch
 from instil.recipes.plan.forecast import Forecast
 from instil.records import Completion, Example, Verdict
-from instil.runs.answers import Answered, read_verdicts, write_verdicts
-from instil.runs.baseline import asked_before, borrow, lender_of
+from instil.runs.answers import AnsweredRows, read_verdicts, write_verdicts
+from instil.runs.baseline import base_answers_key, copy_base_answers, reusable_run
 from instil.runs.checkpoints import saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
@@ -116,7 +116,7 @@ def run(
     with watch.stage("load model"):
         decoder = load(prepared)
     facts = describe(prepared, decoder)
-    facts["hashes"]["before"] = asked_before(prepared, facts["hashes"]["model"])
+    facts["hashes"]["before"] = base_answers_key(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
     folder.check_room(saved_bytes(decoder, settings))
     folder.create(overwrite=overwrite)
@@ -137,11 +137,11 @@ def run(
 
     said: dict[str, list[Completion]] = {}
     verdicts: dict[str, list[Verdict]] = {}
-    lender = lender_of(facts["hashes"]["before"], before) if answers else None
+    lender = reusable_run(facts["hashes"]["before"], before) if answers else None
     if lender is not None:
         screen.head("Before")
         screen.say(f"  answered the same already; taken over from {lender}")
-        said["base"] = borrow(lender, folder)
+        said["base"] = copy_base_answers(lender, folder)
         verdicts["base"] = read_verdicts(lender / "scores" / "base.offline.jsonl")
         verdicts["echo"] = trivial_baseline(examples)
         screen.say(f"  {_score_line(means(verdicts['base']))}")
@@ -228,7 +228,7 @@ def _keep(
     """Write down the answers, their agreement with the reference, and how likely the reference is."""
     folder.write_responses(which, examples, answers)
     texts = tuple(completion.text for completion in answers)
-    answered = Answered(which, tuple(examples), texts, folder.path / "responses" / f"{which}.json", folder)
+    answered = AnsweredRows(which, tuple(examples), texts, folder.path / "responses" / f"{which}.json", folder)
     verdicts = score_offline(examples, texts)
     write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
     rows = [encode(example, prepared.template, prepared.tokenizer) for example in examples]

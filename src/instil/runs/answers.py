@@ -21,7 +21,7 @@ LONGEST = 100  # bytes of a part of a file's name
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredRows:
     """Rows with an answer each; ``which`` is "base" or "tuned" in a run, else the file's name."""
 
     which: str
@@ -82,7 +82,7 @@ def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> 
     return examples, answers
 
 
-def find_answers(path: Path) -> list[Answered]:
+def find_answers(path: Path) -> list[AnsweredRows]:
     """All answered rows at a path: those of a run (before and after), or of one file.
 
     Raises:
@@ -102,7 +102,7 @@ def find_answers(path: Path) -> list[Answered]:
     return found
 
 
-def _read(file: Path, run: RunFolder | None) -> Answered:
+def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
     rows = parse_rows(file.read_bytes(), str(file))
     numbers = run.held_out_rows() if run else None
     if numbers is not None and len(rows) != len(numbers):
@@ -111,7 +111,7 @@ def _read(file: Path, run: RunFolder | None) -> Answered:
         examples, answers = answered_rows(rows, numbers)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
-    return Answered(file.stem, examples, tuple(answers), file, run)
+    return AnsweredRows(file.stem, examples, tuple(answers), file, run)
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:

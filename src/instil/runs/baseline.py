@@ -20,7 +20,7 @@ from instil.tasks.task import Prepared
 VERDICTS = ("base.offline.jsonl", "base.likelihood.jsonl")
 
 
-def asked_before(prepared: Prepared, model_hash: str) -> str:
+def base_answers_key(prepared: Prepared, model_hash: str) -> str:
     """The hash of all that shapes the answers before training and their verdicts."""
     return key_of(
         instil.__version__,
@@ -34,7 +34,7 @@ def asked_before(prepared: Prepared, model_hash: str) -> str:
     )
 
 
-def lender_of(asked: str, runs: Sequence[Path]) -> Path | None:
+def reusable_run(asked: str, runs: Sequence[Path]) -> Path | None:
     """The first of these runs whose answers before training are to the same question, and whole."""
     for run in runs:
         try:
@@ -47,13 +47,13 @@ def lender_of(asked: str, runs: Sequence[Path]) -> Path | None:
     return None
 
 
-def borrow(lender: Path, folder: RunFolder) -> list[Completion]:
+def copy_base_answers(earlier: Path, folder: RunFolder) -> list[Completion]:
     """Take over the answers, their verdicts, and what judges said of them; returns the answers (without ids)."""
-    shutil.copyfile(lender / "responses" / "base.json", folder.path / "responses" / "base.json")
-    names = [*VERDICTS, *([JOURNAL] if (lender / "scores" / JOURNAL).is_file() else [])]
+    shutil.copyfile(earlier / "responses" / "base.json", folder.path / "responses" / "base.json")
+    names = [*VERDICTS, *([JOURNAL] if (earlier / "scores" / JOURNAL).is_file() else [])]
     for name in names:
-        shutil.copyfile(lender / "scores" / name, folder.path / "scores" / name)
-    return _answers(lender)
+        shutil.copyfile(earlier / "scores" / name, folder.path / "scores" / name)
+    return _answers(earlier)
 
 
 def _answers(run: Path) -> list[Completion]:

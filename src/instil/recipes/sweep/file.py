@@ -39,7 +39,7 @@ MOST = 1000  # runs
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedRun:
     """A run to be made: its name, the name of its folder, and what it is made of."""
 
     name: str
@@ -54,7 +54,7 @@ class SweepFile:
     """What a file asks for."""
 
     path: Path
-    runs: tuple[Planned, ...]
+    runs: tuple[PlannedRun, ...]
     out: Path
     judge: str
 
@@ -98,7 +98,7 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
             own = _named_in_full(one.get("settings", {}), f"{path}, run {name!r}")
             chosen = {**common, **own, **point}
             runs.append(
-                Planned(
+                PlannedRun(
                     name=name,
                     folder=slug(name),
                     data=chosen.pop("data", one.get("data", data)),
@@ -207,8 +207,8 @@ def _resolved(chosen: Mapping[str, Any], over: Overrides, where: str) -> Setting
         raise SettingsError(f"{where}: {error}") from error
 
 
-def _check_names(runs: Sequence[Planned], path: Path) -> None:
-    seen: dict[str, Planned] = {}
+def _check_names(runs: Sequence[PlannedRun], path: Path) -> None:
+    seen: dict[str, PlannedRun] = {}
     names: set[str] = set()
     for run in runs:
         if run.name in names:
@@ -221,7 +221,7 @@ def _check_names(runs: Sequence[Planned], path: Path) -> None:
             raise SettingsError(f"{path}: runs {other.name!r} and {run.name!r} would have the same folder {run.folder}")
 
 
-def _check_repeats(runs: Sequence[Planned], path: Path) -> None:
+def _check_repeats(runs: Sequence[PlannedRun], path: Path) -> None:
     """No run is made twice."""
     repeated = []
     for number, run in enumerate(runs):

@@ -133,8 +133,8 @@ def test_no_circle_of_files() -> None:
     """No file comes back to itself along imports, those inside of functions included.
 
     What stands under ``if TYPE_CHECKING`` is no import here: it is for annotations, never run, and such a name cannot
-    be used in any other way. A room's ``__init__`` is a file like others; only what a file takes from that of its own room
-    is not followed, because ``from instil.room import file`` names the room, too.
+    be used in any other way. A room's ``__init__`` is a file like others; only what a file takes from that of its own
+    room is not followed, because ``from instil.room import file`` names the room, too.
     """
     imports: dict[str, set[str]] = {}
     for file in FILES:
@@ -161,6 +161,18 @@ def test_a_circle_is_found_wherever_its_imports_stand() -> None:
     assert circle_in(imports) == []
     imports["instil.c"] = files_imported("if True:\n    from .a import name", "instil", modules)
     assert circle_in(imports) == ["instil.a", "instil.b", "instil.c", "instil.a"]
+
+
+def test_the_command_line_prints_in_one_place() -> None:
+    """Commands hand what recipes give them to a function of ``cli/show.py``; ``options.py`` writes the JSON."""
+    for file in (SRC / "cli").glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        if file.name not in ("show.py", "options.py"):
+            assert ".echo(" not in source and ".secho(" not in source, file
+            assert not any(name.split(".")[0] == "rich" for name in modules_imported(source, "instil.cli")), file
+    for file in (SRC / "recipes").rglob("*.py"):
+        found = modules_imported(file.read_text(encoding="utf-8"), "instil.recipes")
+        assert not any(name.split(".")[0] in ("rich", "typer") for name in found), file
 
 
 def test_no_file_is_much_over_four_hundred_lines() -> None:

@@ -79,9 +79,9 @@ def test_how_many_are_asked_at_once_changes_nothing(how: Any) -> None:
 
     found = [how(Model(say=say), 40, at_once, attempts=2.0) for at_once in (1, 2, 7, 64)]
     assert len({json.dumps([row.as_json() for row in one.rows]) for one in found}) == 1
-    assert len({json.dumps([left.as_json() for left in one.left]) for one in found}) == 1
+    assert len({json.dumps([one.as_json() for one in grown.rejected]) for grown in found}) == 1
     assert len({(one.requests, one.ended) for one in found}) == 1
-    assert found[0].left
+    assert found[0].rejected
 
 
 @pytest.mark.parametrize("how", [instructed, asked_for])

@@ -19,7 +19,7 @@ def test_winners_become_chosen_and_all_others_are_named() -> None:
         ("first", "second"), ("second", "first"), ("tie", "tie"), ("first", "first"), ("first", "tie"),
         (None, "first"), ("first", "second"), ("first", "second"),
     ]  # fmt: skip
-    duels = PairwiseVerdicts(
+    verdicts = PairwiseVerdicts(
         tuple(
             PairwiseVerdict(10 + n, one, other, "unread" if one is None else "")
             for n, (one, other) in enumerate(outcomes)
@@ -29,7 +29,7 @@ def test_winners_become_chosen_and_all_others_are_named() -> None:
     a = [f"a{n}" for n in range(9)]
     b = [f" b{n} " for n in range(9)]
     a[6], b[7] = " ", ""
-    harvest = pairs_from_choices(examples(9), a, b, duels, ("A", "B"))
+    harvest = pairs_from_choices(examples(9), a, b, verdicts, ("A", "B"))
     assert [(one.pair.row, one.pair.chosen, one.pair.rejected) for one in harvest.made] == [
         (10, "a0", "b0"),
         (11, "b1", "a1"),

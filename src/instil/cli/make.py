@@ -1,4 +1,4 @@
-"""The verbs that make data with another model: prefer and generate."""
+"""The verbs that make data with another model: generate and prefer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,82 @@ from instil.cli.show import show_lines, show_synthesis
 from instil.errors import InstilError, UserError
 
 commands = typer.Typer()
+
+
+@commands.command("generate")
+def generate_command(
+    way: Annotated[
+        str,
+        typer.Option(
+            "--way",
+            "-w",
+            help="self-instruct: new tasks in the manner of the seeds. magpie: what a chat model takes for a user's "
+            "words. reflect: the rows, improved. passive: each row, and one that asks for its passive voice.",
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            help="Who writes: ollama:MODEL, openai:MODEL, the address of an OpenAI-compatible server, or "
+            "llamacpp:FILE.gguf.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write (.json or .jsonl); a journal grows beside it.")
+    ],
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            "--rows",
+            help="The rows to begin with: a file, its URL, or a name. Needed by reflect and passive; "
+            "self-instruct takes starter.",
+        ),
+    ] = None,
+    existing: Annotated[
+        list[str] | None, typer.Option("--existing", help="Further rows that are not to be repeated; several times.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", help="New rows (100); with reflect and passive: rows to go through.")
+    ] = None,
+    what: Annotated[str, typer.Option("--what", help="reflect: instruction, answer or both.")] = "both",
+    chat_template: Annotated[
+        str,
+        typer.Option(
+            "--chat-template", help="magpie: llama3, chatml, gemma, phi3 or mistral; auto: by the model's name."
+        ),
+    ] = "auto",
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Instruction data out of another language model. Goes on where it was stopped; every row says where it is from."""
+    given = settings or []
+    chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
+    chosen = chosen_settings(given, config)
+    from instil.recipes.synthesize import check_outcome, synthesize
+    from instil.screen import Screen
+
+    made = synthesize(
+        way,
+        model,
+        out,
+        seeds=seeds,
+        existing=existing or (),
+        count=count,
+        what=what,
+        chat_template=chat_template,
+        options=chosen.make,
+        skip_bad=chosen.data.skip_bad,
+        screen=Screen(),
+    )
+    if as_json:
+        print_json(made.as_json())
+    else:
+        show_synthesis(made)
+    check_outcome(made, count)
+
 
 WAYS = "--from A B, --samples N, --rewrite, or --check PAIRS"
 GOES_WITH = {  # options by the ways that know them
@@ -140,78 +216,3 @@ def _check(pairs: str, *, as_json: bool) -> None:
     if not found.usable:
         problems = "; ".join(finding.said.partition("\n")[0] for finding in found.of("error"))
         raise InstilError(f"{pairs} is not to be trained on: {problems}")
-
-
-@commands.command("generate")
-def generate_command(
-    way: Annotated[
-        str,
-        typer.Option(
-            "--way",
-            "-w",
-            help="self-instruct: new tasks in the manner of the seeds. magpie: what a chat model takes for a user's "
-            "words. reflect: the rows, improved. passive: each row, and one that asks for its passive voice.",
-        ),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--with",
-            help="Who writes: ollama:MODEL, openai:MODEL, the address of an OpenAI-compatible server, or "
-            "llamacpp:FILE.gguf.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The file to write (.json or .jsonl); a journal grows beside it.")
-    ],
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds",
-            "--rows",
-            help="The rows to begin with: a file, its URL, or a name. Needed by reflect and passive; "
-            "self-instruct takes starter.",
-        ),
-    ] = None,
-    existing: Annotated[
-        list[str] | None, typer.Option("--existing", help="Further rows that are not to be repeated; several times.")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", "-n", help="New rows (100); with reflect and passive: rows to go through.")
-    ] = None,
-    what: Annotated[str, typer.Option("--what", help="reflect: instruction, answer or both.")] = "both",
-    chat_template: Annotated[
-        str,
-        typer.Option(
-            "--chat-template", help="magpie: llama3, chatml, gemma, phi3 or mistral; auto: by the model's name."
-        ),
-    ] = "auto",
-    settings: SetOpt = None,
-    config: ConfigOpt = None,
-    as_json: JsonOpt = False,
-) -> None:
-    """Instruction data out of another language model. Goes on where it was stopped; every row says where it is from."""
-    given = settings or []
-    chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
-    chosen = chosen_settings(given, config)
-    from instil.recipes.synthesize import check_outcome, synthesize
-    from instil.screen import Screen
-
-    made = synthesize(
-        way,
-        model,
-        out,
-        seeds=seeds,
-        existing=existing or (),
-        count=count,
-        what=what,
-        chat_template=chat_template,
-        options=chosen.make,
-        skip_bad=chosen.data.skip_bad,
-        screen=Screen(),
-    )
-    if as_json:
-        print_json(made.as_json())
-    else:
-        show_synthesis(made)
-    check_outcome(made, count)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from instil.errors import counted
-from instil.screen import clock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,6 +242,7 @@ def tables(plan: Plan) -> Iterator[Table | Text]:
     from rich.text import Text
 
     from instil.recipes.plan.plan import CHAPTER, STAGES
+    from instil.screen import clock
 
     work, memory = plan.work, plan.memory
     job = _table(f"{plan.model} ({plan.parameters:,} parameters) on {plan.data}", "", "")
@@ -313,6 +313,7 @@ def show_run(finished: Run) -> None:
 def summary(finished: Run) -> list[str]:
     """What the user is told at the end, line by line."""
     from instil.machine import peak_memory_gb
+    from instil.screen import clock
 
     lines = []
     if "tuned" in finished.scores:

@@ -1,4 +1,4 @@
-"""The verbs that tune and look beforehand: run, train, plan, inspect, settings."""
+"""The verbs that tune and look beforehand: run, train, plan, inspect."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from instil.cli.options import (
     chosen_settings,
     print_json,
 )
-from instil.cli.show import show_inspection, show_plan, show_run, show_settings
+from instil.cli.show import show_inspection, show_plan, show_run
 from instil.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,18 +112,6 @@ def inspect_command(
         print_json(found.as_json())
     else:
         show_inspection(found)
-
-
-@commands.command("settings")
-def settings_command(as_json: JsonOpt = False) -> None:
-    """Every setting with its default and its meaning."""
-    from instil.settings.options import Settings
-    from instil.settings.resolve import known_settings
-
-    if as_json:
-        print_json(Settings().model_dump())
-    else:
-        show_settings(known_settings())
 
 
 def _tune(

@@ -22,7 +22,7 @@ NAMED = 6  # runs named in one sentence
 def write_page(table: SweepTable, picture: Path, path: Path) -> None:
     """Write the page; the runs' folders lie beside it."""
     html = (
-        environment()
+        environment("instil.recipes.sweep")
         .get_template("sweep.html.j2")
         .render(
             title=Path(table.title).stem,

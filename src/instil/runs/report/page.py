@@ -188,12 +188,12 @@ def write_report(data: ReportData, path: Path) -> None:
     path.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
 
 
-def environment() -> Environment:
-    """What pages are made with."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(package: str = "instil.runs.report") -> Environment:
+    """What pages are made with: the templates of a package, and what they share, which lies beside this file."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("instil.runs.report", "."),
+        loader=ChoiceLoader([PackageLoader(each, ".") for each in dict.fromkeys([package, "instil.runs.report"])]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -87,6 +87,7 @@ def judge_answers(
     prompt = prompt_named(options.prompt)
     if options.weighted and prompt.name != "rubric":
         raise SettingsError(f"score.weighted needs score.prompt=rubric, not {prompt.name}: one digit, one token")
+    # One message for each row that has a reference and an answer.
     asked_about = {
         example.row: prompt.ask(example, answer)
         for example, answer in zip(examples, answers, strict=True)
@@ -99,12 +100,14 @@ def judge_answers(
         tasks[row] = [
             JudgingTask(row, n, _key(judge, options, row, request), request) for n, request in enumerate(requests)
         ]
+    # Only what the journal does not hold is asked for.
     everything = [task for mine in tasks.values() for task in mine]
     known = {task.key: entry for task in everything if (entry := _sound(journal.find(task.key))) is not None}
     missing = [task for task in everything if task.key not in known]
     for _ in range(len(everything) - len(missing)):
         on_done()
     fresh, failed = _ask(judge, prompt, missing, len(everything), options, journal, on_done)
+    # A verdict for every row, whatever came of it.
     verdicts = []
     for example, answer in zip(examples, answers, strict=True):
         if not example.output.strip():

@@ -64,12 +64,12 @@ class PairwiseVerdicts:
 
     def count(self, outcome: str) -> int:
         """Rows with that outcome; equal answers are ties."""
-        return sum(one.outcome == outcome for one in self.rows) + (len(self.same) if outcome == "tie" else 0)
+        return sum(verdict.outcome == outcome for verdict in self.rows) + (len(self.same) if outcome == "tie" else 0)
 
     @property
     def undecided(self) -> int:
         """Rows without a choice in both orders."""
-        return sum(one.outcome is None for one in self.rows)
+        return sum(verdict.outcome is None for verdict in self.rows)
 
     @property
     def coverage(self) -> float:
@@ -80,23 +80,27 @@ class PairwiseVerdicts:
     def rate(self) -> Interval | None:
         """Share of the rows that B wins, a tie counting half, in percent."""
         points = {"b": 100.0, "a": 0.0, "tie": 50.0}
-        return interval([points[one.outcome] for one in self.rows if one.outcome] + [50.0] * len(self.same))
+        return interval([points[verdict.outcome] for verdict in self.rows if verdict.outcome] + [50.0] * len(self.same))
 
     @property
     def p(self) -> float:
         """How often so clear a result comes about by chance."""
-        return permutation_p([1.0 if one.outcome == "b" else -1.0 for one in self.rows if one.outcome in ("a", "b")])
+        return permutation_p(
+            [1.0 if verdict.outcome == "b" else -1.0 for verdict in self.rows if verdict.outcome in ("a", "b")]
+        )
 
     @property
     def consistency(self) -> float | None:
         """Share of the rows asked about whose outcome does not depend on the order."""
-        known = [one for one in self.rows if one.outcome]
-        return sum(one.consistent for one in known) / len(known) if known else None
+        known = [verdict for verdict in self.rows if verdict.outcome]
+        return sum(verdict.consistent for verdict in known) / len(known) if known else None
 
     @property
     def longer(self) -> float | None:
         """Share of the decided rows of unequal length in which the longer answer won."""
-        decided = [(one.outcome, self.lengths[one.row]) for one in self.rows if one.outcome in ("a", "b")]
+        decided = [
+            (verdict.outcome, self.lengths[verdict.row]) for verdict in self.rows if verdict.outcome in ("a", "b")
+        ]
         unequal = [(outcome == "b") == (gap > 0) for outcome, gap in decided if gap]
         return sum(unequal) / len(unequal) if unequal else None
 
@@ -121,7 +125,7 @@ class PairwiseVerdicts:
             "ties": self.count("tie"),
             "losses": self.count("a"),
             "same": len(self.same),
-            "unscored": {str(one.row): one.reason for one in self.rows if one.outcome is None},
+            "unscored": {str(verdict.row): verdict.reason for verdict in self.rows if verdict.outcome is None},
             "coverage": self.coverage,
             "rate": self.rate.as_json() if self.rate else None,
             "p": self.p,
@@ -144,12 +148,15 @@ def judge_pairwise(
     Raises:
         JudgeError, StoppedEarly: see `instil.evaluate.judging.judge_answers`.
     """
+    # Which texts are asked about; each pair in both orders.
     rows = list(zip(examples, a, b, strict=True))
-    same = tuple(example.row for example, one, other in rows if one.strip() == other.strip())
+    same = tuple(example.row for example, answer_a, answer_b in rows if answer_a.strip() == answer_b.strip())
     texts = {
-        (example.row, order): pairwise_text(example, *((one, other) if order == "a_first" else (other, one)))
-        for example, one, other in rows
-        if one.strip() != other.strip()
+        (example.row, order): pairwise_text(
+            example, *((answer_a, answer_b) if order == "a_first" else (answer_b, answer_a))
+        )
+        for example, answer_a, answer_b in rows
+        if answer_a.strip() != answer_b.strip()
         for order in ("a_first", "b_first")
     }
     num_ctx = options.num_ctx or context_for(texts.values(), options.max_tokens)
@@ -159,6 +166,7 @@ def judge_pairwise(
         place: key_of("pairwise", judge.identity, place[0], request.text, settings)
         for place, request in requests.items()
     }
+    # What the journal holds, and what it lacks.
     chosen: dict[tuple[int, str], str] = {}
     for place, key in keys.items():
         entry = journal.find(key)
@@ -166,6 +174,7 @@ def judge_pairwise(
             chosen[place] = entry["chosen"]
             on_done()
     missing = [place for place in requests if place not in chosen]
+    # Ask for the rest; every choice is written down as it comes.
     breaker = Breaker(judge.name, len(requests), len(chosen))
     reasons: dict[int, str] = {}
     failed: dict[int, str] = {}
@@ -193,7 +202,7 @@ def judge_pairwise(
         PairwiseVerdict(row, chosen.get((row, "a_first")), chosen.get((row, "b_first")), reasons.get(row, ""))
         for row in dict.fromkeys(row for row, _ in texts)
     )
-    lengths = {example.row: len(other.strip()) - len(one.strip()) for example, one, other in rows}
+    lengths = {example.row: len(answer_b.strip()) - len(answer_a.strip()) for example, answer_a, answer_b in rows}
     return PairwiseVerdicts(verdicts, same, lengths, len(missing), failed)
 
 

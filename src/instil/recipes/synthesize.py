@@ -120,6 +120,7 @@ def synthesize(
         RunFolderTaken: the file is there, and was not begun by this.
         StoppedEarly: the model stopped answering; the same command goes on.
     """
+    # The call, and the rows that it reads.
     options, screen = options or MakeOptions(), screen or Screen(quiet=True)
     _check(way, what, seeds, count, chat_template, existing)
     if out.is_dir():
@@ -134,6 +135,7 @@ def synthesize(
         for note in [*skipped, *source.notes]:
             screen.say(f"{source.name}: {note}", "dim")
     given = sources[seeds].examples if seeds else ()
+    # Nothing is written over that this way has not made.
     journal_file = out.with_name(f"{out.name}.journal")
     if out.exists() and not journal_file.exists():
         raise RunFolderTaken(f"{out} is there already, and not from here; give another name with --out")
@@ -142,6 +144,7 @@ def synthesize(
             if path.exists() and Path(name).exists() and path.samefile(name):
                 raise UserError(f"{name} is read, so {path} cannot be written; give another name with --out")
     _check_earlier(out, way)
+    # Ask, and write everything at the end.
     with writer(model, options) as asked, Journal(journal_file) as journal:
         if journal.damaged:
             screen.say(f"{journal_file}: {journal.damaged} damaged lines are left out", "yellow")

@@ -34,13 +34,13 @@ def base_answers_key(prepared: Prepared, model_hash: str) -> str:
     )
 
 
-def reusable_run(asked: str, runs: Sequence[Path]) -> Path | None:
-    """The first of these runs whose answers before training are to the same question, and whole."""
+def reusable_run(key: str, runs: Sequence[Path]) -> Path | None:
+    """The first of these runs whose answers before training have this key, and are whole."""
     for run in runs:
         try:
-            if RunFolder(run).read_settings()["hashes"].get("before") == asked:
-                rows = [one.row for one in _answers(run)]
-                if all([one.row for one in read_verdicts(run / "scores" / name)] == rows for name in VERDICTS):
+            if RunFolder(run).read_settings()["hashes"].get("before") == key:
+                rows = [answer.row for answer in _answers(run)]
+                if all([verdict.row for verdict in read_verdicts(run / "scores" / name)] == rows for name in VERDICTS):
                     return run
         except DataError:
             continue  # not finished, or damaged: then they are made anew
@@ -65,10 +65,10 @@ def _answers(run: Path) -> list[Completion]:
     file = run / FACTS
     try:
         endings = read_json(file)["finish"]["base"]
-        found = next(one for one in find_answers(run) if one.which == "base")
+        base = next(answered for answered in find_answers(run) if answered.which == "base")
         return [
             Completion(text, finish=ending, row=example.row)
-            for text, ending, example in zip(found.answers, endings, found.examples, strict=True)
+            for text, ending, example in zip(base.answers, endings, base.examples, strict=True)
         ]
     except (DataError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file}: no answers before training") from error

@@ -58,6 +58,7 @@ def reflect(
     edited = EditResult()
     taken = {folded(prompt_text(row)): row.row for row in given}
     for rows in _pieces(given, at_once):
+        # Better instructions, then answers to what the instructions are now.
         new: dict[int, Example] = {}
         prompts: dict[int, list[str]] = {row.row: [] for row in rows}
         if what != "answer":
@@ -78,6 +79,7 @@ def reflect(
                     prompts[row.row].append(REFLECT_ANSWER.id)
                 if reason:
                     edited.rejected.append(Rejected(row.row, reason, text))
+        # What has changed says how; what has not is kept.
         for row in rows:
             if not prompts[row.row]:
                 edited.rows.append(kept_row(row))

@@ -70,7 +70,7 @@ class Rewriting:
 class RewriteResult:
     """The pairs; requests sent now; rows whose request failed, with the cause; rows whose preface was cut."""
 
-    harvest: PairingResult
+    pairing: PairingResult
     asked: int = 0
     failed: dict[int, str] | None = None
     cut: tuple[int, ...] = ()
@@ -156,10 +156,12 @@ def rewrite_all(
     Raises:
         JudgeError, StoppedEarly: see `instil.synthesis.writing.write_all`.
     """
+    # Which rewritings are wanted: of each row one, or both.
     by_row = {example.row: example for example in examples if example.output.strip()}
     places: list[tuple[int, Tone]] = [
         (row, tone) for row in by_row for tone in (TONES if both else (tone_of(options.seed, row),))
     ]
+    # Ask; those that cannot be read are asked for again, with other seeds.
     done: dict[tuple[int, Tone], Rewriting] = {}
     failed: dict[int, str] = {}
     again: dict[int, None] = {}
@@ -169,48 +171,53 @@ def rewrite_all(
         missing = [place for place in missing if place[0] not in failed]
         if attempt:
             again.update(dict.fromkeys(row for row, _ in missing))
-        wanted = [request(by_row[row], tone, options.seed, attempt) for row, tone in missing]
+        requests = [request(by_row[row], tone, options.seed, attempt) for row, tone in missing]
         if attempt == 0:
-            written = write_all(model, wanted, options, journal, lambda one: on_done())
+            results = write_all(model, requests, options, journal, lambda result: on_done())
         else:
-            written = write_all(model, wanted, options, journal)
-        for place, one, sent in zip(missing, written, wanted, strict=True):
-            asked += not one.found
-            if one.failed:
-                failed[one.row] = one.reason
-            done[place] = _read(one, by_row[one.row], sent.seed)
-    harvest = PairingResult()
+            results = write_all(model, requests, options, journal)
+        for place, result, sent in zip(missing, results, requests, strict=True):
+            asked += not result.found
+            if result.failed:
+                failed[result.row] = result.reason
+            done[place] = _read(result, by_row[result.row], sent.seed)
+    # A pair of every row, or the reason why there is none.
+    pairing = PairingResult()
     cut: list[int] = []
     for example in examples:
         if example.row not in by_row:
-            harvest.leave(example.row, "the row has no output to rewrite")
+            pairing.leave(example.row, "the row has no output to rewrite")
             continue
         made = {tone: done[example.row, tone] for tone in TONES if (example.row, tone) in done}
-        if any(one.cut for one in made.values()):
+        if any(rewriting.cut for rewriting in made.values()):
             cut.append(example.row)
-        _pair(harvest, example, made, model)
-    return RewriteResult(harvest, asked, failed, tuple(cut), tuple(again))
+        _pair(pairing, example, made, model)
+    return RewriteResult(pairing, asked, failed, tuple(cut), tuple(again))
 
 
-def _pair(harvest: PairingResult, example: Example, made: dict[Tone, Rewriting], model: Client) -> None:
-    for tone, one in made.items():
-        if one.text is None:
-            harvest.leave(example.row, f"not rewritten more {tone}ly: {one.reason}")
+def _pair(pairing: PairingResult, example: Example, made: dict[Tone, Rewriting], model: Client) -> None:
+    for tone, rewriting in made.items():
+        if rewriting.text is None:
+            pairing.leave(example.row, f"not rewritten more {tone}ly: {rewriting.reason}")
             return
     polite, impolite = (made[tone].text if tone in made else example.output.strip() for tone in TONES)
     assert polite is not None
     assert impolite is not None
     if _words(polite) == _words(impolite):
-        harvest.leave(example.row, "both rewritings are equal")
+        pairing.leave(example.row, "both rewritings are equal")
         return
     provenance = {
         "made_by": model.identity,
         "prompt": f"rewrite-{prompt_hash()}",
         "rewritten": ["chosen" if tone == "polite" else "rejected" for tone in made],
-        "seeds": [one.seed for one in made.values()],
-        **({"cut": [one.cut for one in made.values()]} if any(one.cut for one in made.values()) else {}),
+        "seeds": [rewriting.seed for rewriting in made.values()],
+        **(
+            {"cut": [rewriting.cut for rewriting in made.values()]}
+            if any(rewriting.cut for rewriting in made.values())
+            else {}
+        ),
     }
-    harvest.made.append(MadePair(Pair(example, polite, impolite), provenance))
+    pairing.made.append(MadePair(Pair(example, polite, impolite), provenance))
 
 
 def _read(written: TextResult, example: Example, seed: int) -> Rewriting:

@@ -26,6 +26,7 @@ from instil.evaluate.parsing import without_thoughts
 from instil.screen import Advance
 from instil.settings.options import MakeOptions
 
+CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
 READER = 1  # to be raised whenever a reply is read differently
 WRITERS = ("ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
 
@@ -79,7 +80,7 @@ def writer(name: str, options: MakeOptions) -> Iterator[Client]:
 
 def write_all(
     model: Client,
-    wanted: Sequence[TextRequest],
+    requests: Sequence[TextRequest],
     options: MakeOptions,
     journal: Journal,
     on_done: Callable[[TextResult], None] = lambda written: None,
@@ -92,7 +93,7 @@ def write_all(
 
     Args:
         model: who is asked.
-        wanted: the requests.
+        requests: the requests.
         options: how to ask; temperature and the longest reply are part of what a reply is known by.
         journal: what is known already, and where every reply goes.
         on_done: called with each request's result as it comes.
@@ -104,49 +105,53 @@ def write_all(
         JudgeError: the model does not take the requests.
         StoppedEarly: it stopped answering; the journal holds what it said.
     """
-    keys = [request_key(model, one, options) for one in wanted]
+    # What the journal holds, and what it lacks.
+    keys = [request_key(model, request, options) for request in requests]
     done: dict[str, TextResult] = {}
     missing: dict[str, TextRequest] = {}
-    for key, one in zip(keys, wanted, strict=True):
+    for key, request in zip(keys, requests, strict=True):
         entry = _sound(journal.find(key), options)
         if entry is not None and key not in done:
-            done[key] = TextResult(one.row, entry["text"], entry["reason"], key, found=True)
+            done[key] = TextResult(request.row, entry["text"], entry["reason"], key, found=True)
         elif entry is None:
-            missing.setdefault(key, one)
+            missing.setdefault(key, request)
     for key in keys:
         if key in done:
             on_done(done[key])
-    num_ctx = options.num_ctx or context_for((one.text for one in missing.values()), options.max_tokens)
+    num_ctx = options.num_ctx or context_for((request.text for request in missing.values()), options.max_tokens)
     breaker = Breaker(model.name, len(set(keys)), len(done), "replies")
 
+    # Ask for the rest; every reply is written down before it is told of.
     def ask(task: tuple[str, TextRequest]) -> Reply:
-        one = task[1]
-        request = ModelRequest(one.text, one.schema, one.seed, num_ctx, one.stop)
-        return model.complete(request) if one.raw else model.chat(request)
+        request = task[1]
+        message = ModelRequest(request.text, request.schema, request.seed, num_ctx, request.stop)
+        return model.complete(message) if request.raw else model.chat(message)
 
     for outcome in ask_all(list(missing.items()), ask, options.concurrency or model.workers, options.tries):
-        key, one = outcome.task
+        key, request = outcome.task
         given_up = False
         if outcome.result is not None:
             breaker.succeeded()
             journal.settle()
-            request = ModelRequest(one.text, one.schema, one.seed, num_ctx)
-            text, reason = read_text(outcome.result, request)
-            done[key] = TextResult(one.row, text, reason, key)
+            message = ModelRequest(request.text, request.schema, request.seed, num_ctx)
+            text, reason = read_text(outcome.result, message)
+            done[key] = TextResult(request.row, text, reason, key)
         elif isinstance(outcome.error, Refused):  # of this request alone
-            done[key] = TextResult(one.row, None, refusal(outcome.error, "make"), key)
+            done[key] = TextResult(request.row, None, refusal(outcome.error, "make"), key)
         else:
             assert outcome.error is not None
             failed = isinstance(outcome.error, Passing)  # at this request, maybe; else the model is not there
             given_up = failed and 0 < calls <= journal.failures(key) + 1
             times = f" {calls} times" if given_up else ""
-            done[key] = TextResult(one.row, None, f"the model failed{times}: {outcome.error}", key, failed=not given_up)
+            done[key] = TextResult(
+                request.row, None, f"the model failed{times}: {outcome.error}", key, failed=not given_up
+            )
             breaker.failed(outcome.error)
         entry = {
-            "row": one.row,
+            "row": request.row,
             "writer": model.name,
-            "kind": one.kind,
-            "seed": one.seed,
+            "kind": request.kind,
+            "seed": request.seed,
             "text": done[key].text,
             "reason": done[key].reason,
             "num_ctx": options.num_ctx,
@@ -156,13 +161,13 @@ def write_all(
         if given_up and journal.doubt(key, {**entry, "failed": False}) >= FAILURES_IN_A_ROW:
             raise StoppedEarly(done[key].reason) from outcome.error
         on_done(done[key])
-    return [_for_row(done[key], one.row) for key, one in zip(keys, wanted, strict=True)]
+    return [_for_row(done[key], request.row) for key, request in zip(keys, requests, strict=True)]
 
 
-def request_key(model: Client, one: TextRequest, options: MakeOptions) -> str:
+def request_key(model: Client, request: TextRequest, options: MakeOptions) -> str:
     """What a reply is known by: the model, the request and the settings that shape the reply."""
-    settings = [options.temperature, options.max_tokens, one.seed, one.raw, list(one.stop)]
-    return key_of("writing", READER, model.identity, one.schema, one.text, settings)
+    settings = [options.temperature, options.max_tokens, request.seed, request.raw, list(request.stop)]
+    return key_of("writing", READER, model.identity, request.schema, request.text, settings)
 
 
 def read_text(reply: Reply, request: ModelRequest) -> tuple[str | None, str]:
@@ -197,9 +202,6 @@ def _for_row(written: TextResult, row: int) -> TextResult:
         if written.row == row
         else TextResult(row, written.text, written.reason, written.key, written.found, written.failed)
     )
-
-
-CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
 
 
 @dataclass(slots=True)

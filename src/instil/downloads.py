@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instil.errors import UserError
-from instil.files import _read_json, sha256_of, write_json
+from instil.files import json_object_or_empty, sha256_of, write_json
 
 if TYPE_CHECKING:
     import httpx2
@@ -227,7 +227,7 @@ class _Part:
         self.version = ""
         self.total: int | None = None
         self.size = 0
-        note = _read_json(self._note)
+        note = json_object_or_empty(self._note)
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size and note.get("url") == self._url and note.get("version") and size <= (note.get("total") or size):
             self.version, self.total, self.size = str(note["version"]), note.get("total"), size
@@ -241,7 +241,7 @@ class _Part:
         """Start from nothing, with a file of that version and length."""
         self.discard()
         self.version, self.total = version, total
-        write_json(self._note, {"url": self._url, "version": version, "total": total})
+        write_json(self._note, {"url": self._url, "version": version, "total": total}, ascii_only=True)
         self._file = self.path.open("wb")
 
     def open(self, total: int) -> None:
@@ -281,10 +281,10 @@ class _Part:
 
 def record(manifest: Path, path: Path, url: str) -> None:
     """Write down a fetched file's size, time and hash."""
-    known = _read_json(manifest)
+    known = json_object_or_empty(manifest)
     stat = path.stat()
     entry = {"url": url, "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256_of(path)}
-    write_json(manifest, {**known, path.name: entry})
+    write_json(manifest, {**known, path.name: entry}, ascii_only=True)
 
 
 def recorded(manifest: Path, path: Path) -> bool | None:
@@ -293,7 +293,7 @@ def recorded(manifest: Path, path: Path) -> bool | None:
     A file of the same size and time is believed to be the same; else its hash decides, and the new time is
     written down, so that a copied folder is not hashed at every use.
     """
-    known = _read_json(manifest)
+    known = json_object_or_empty(manifest)
     entry = known.get(path.name)
     if not isinstance(entry, dict):
         return None
@@ -304,7 +304,7 @@ def recorded(manifest: Path, path: Path) -> bool | None:
         if sha256_of(path) != entry.get("sha256"):
             return False
         with suppress(OSError):  # a folder that may only be read
-            write_json(manifest, {**known, path.name: {**entry, "mtime_ns": stat.st_mtime_ns}})
+            write_json(manifest, {**known, path.name: {**entry, "mtime_ns": stat.st_mtime_ns}}, ascii_only=True)
     return True
 
 

@@ -7,28 +7,77 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from instil.errors import DataError, UserError, parsing_problem
+from instil.errors import DataError, InstilError, UserError, parsing_problem
+
+NO_JSON = "not valid JSON"
+Parsed = TypeVar("Parsed")
+Record = TypeVar("Record")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def unfinished_of(path: Path) -> Path:
+    """Where a file or folder lies until it is complete and takes its name.
+
+    >>> unfinished_of(Path("run/model")).name
+    'model.unfinished'
+    """
+    return path.with_name(f"{path.name}.unfinished")
+
+
+def write_whole(
+    path: Path,
+    content: str | bytes | Callable[[Path], object],
+    *,
+    error: type[InstilError] | None = None,
+    replace_surrogates: bool = False,
+) -> None:
+    """Write a file in one piece: a reader sees the old file or the new one.
+
+    Args:
+        path: the file.
+        content: its text (UTF-8) or bytes, or a function that writes them to the path that it is given.
+        error: raised in place of an OSError, with the file's name and the reason.
+        replace_surrogates: write "?" for halves of surrogate pairs, which have no UTF-8.
+
+    Raises:
+        OSError: it cannot be written, and there is no ``error`` for that.
+    """
+    unfinished = unfinished_of(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        if isinstance(content, str):
+            unfinished.write_text(content, encoding="utf-8", errors="replace" if replace_surrogates else "strict")
+        elif isinstance(content, bytes):
+            unfinished.write_bytes(content)
+        else:
+            content(unfinished)
+        unfinished.replace(path)
+    except OSError as problem:
+        if error is None:
+            raise
+        raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
 
 
-def write_json(path: Path, value: Mapping[str, object]) -> None:
-    """Write an object in one piece: a reader sees the old file or the new one."""
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path)
+def json_text(value: object, *, ascii_only: bool = False) -> str:
+    """A value as JSON that people can read; ``ascii_only`` writes other characters as numbers."""
+    return json.dumps(value, indent=2, ensure_ascii=ascii_only) + "\n"
+
+
+def write_json(path: Path, value: object, *, ascii_only: bool = False, error: type[InstilError] | None = None) -> None:
+    """Write a value as JSON, in one piece; see `write_whole`."""
+    write_whole(path, json_text(value, ascii_only=ascii_only), error=error)
+
+
+def write_rows(path: Path, rows: Iterable[object], *, error: type[InstilError] | None = None) -> None:
+    """Write rows in one piece: one a line where the name ends in ``.jsonl``, else as one list; see `write_whole`."""
+    if path.suffix == ".jsonl":
+        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), error=error)
+    else:
+        write_json(path, list(rows), error=error)
 
 
 def sha256_of(path: Path) -> str:
@@ -51,21 +100,65 @@ def make_folder(path: Path) -> None:
         ) from error
 
 
-def read_json(file: Path) -> Any:
-    """What a JSON file of the folder holds.
+def read_parsed(
+    path: Path,
+    parse: Callable[[str], Parsed],
+    problem: str,
+    *,
+    error: type[InstilError] = DataError,
+    encoding: str = "utf-8",
+    advice: str = "",
+) -> Parsed:
+    """What a parser makes of a file's text.
+
+    Args:
+        path: the file.
+        parse: the parser, which raises ValueError or RecursionError.
+        problem: what is said of a file that it cannot parse, before its reason.
+        error: what is raised.
+        encoding: of the text.
+        advice: the end of the message about a file that cannot be read at all.
 
     Raises:
-        DataError: it is absent, or no JSON.
+        InstilError: of the class ``error``, in one line with the file's name.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not valid JSON: {parsing_problem(error)}") from error
+        return parse(path.read_text(encoding=encoding))
+    except OSError as reason:
+        raise error(f"{path}: cannot be read: {reason.strerror or reason}{advice}") from reason
+    except (ValueError, RecursionError) as reason:
+        raise error(f"{path}: {problem}: {parsing_problem(reason)}") from reason
 
 
-Record = TypeVar("Record")
+def read_json(path: Path, *, error: type[InstilError] = DataError, problem: str = NO_JSON, advice: str = "") -> Any:
+    """What a JSON file holds; see `read_parsed`.
+
+    Raises:
+        InstilError: of the class ``error``: it is absent, or no JSON.
+    """
+    return read_parsed(path, json.loads, problem, error=error, advice=advice)
+
+
+def read_json_object(
+    path: Path, *, error: type[InstilError] = DataError, problem: str = NO_JSON, advice: str = ""
+) -> dict[str, Any]:
+    """The object that a JSON file holds; see `read_parsed`.
+
+    Raises:
+        InstilError: of the class ``error``: it is absent, no JSON, or no object.
+    """
+    found = read_json(path, error=error, problem=problem, advice=advice)
+    if not isinstance(found, dict):
+        raise error(f"{path}: wanted a JSON object, found: {json_kind(found)}")
+    return found
+
+
+def json_object_or_empty(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; an empty one where there is none that can be read."""
+    try:
+        return read_json_object(path)
+    except DataError:
+        return {}
 
 
 def record_of(kind: type[Record], found: Any, *, strict: bool = True) -> Record:
@@ -80,6 +173,7 @@ def record_of(kind: type[Record], found: Any, *, strict: bool = True) -> Record:
     Raises:
         ValueError: it has another shape; the message says what was found and what was wanted.
 
+    >>> from instil.records import Grid
     >>> record_of(Grid, {"rows": 1, "length": "2"})
     Traceback (most recent call last):
         ...

@@ -11,8 +11,8 @@ import pytest
 
 import instil
 from instil.ask import patience as asking
-from instil.ask.named import judge_named
-from instil.ask.question import Question, Reply
+from instil.ask.client import ModelRequest, Reply
+from instil.ask.named import client_named
 from instil.errors import JudgeError, SettingsError
 from instil.evaluate.judging import read_reply
 from instil.evaluate.parsing import Scale
@@ -217,7 +217,7 @@ def test_ollama_weighted(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -
 def test_a_prompt_of_one_long_word_or_of_numbers_is_not_taken_for_cut() -> None:
     for text, tokens in (("a" * 4000, 1000), ("1 2 3 4 " * 50, 400), ("word " * 100, 101), ("漢字" * 500, 700)):
         reading, _ = read_reply(
-            Reply("85", prompt_tokens=tokens), Question(text, None, 1, 2048), Scale(0, 100), weighted=False
+            Reply("85", prompt_tokens=tokens), ModelRequest(text, None, 1, 2048), Scale(0, 100), weighted=False
         )
         assert reading.value == 85
 
@@ -252,7 +252,7 @@ def test_the_finished_verdicts_lie_beside_the_file(server: JudgeServer, tmp_path
     score_path(file, f"{server.url}/v1", ScoreOptions(prompt="rubric"))
     (found,) = tmp_path.glob("said.*.jsonl")
     assert [json.loads(line)["row"] for line in found.read_text().splitlines()] == [0, 1, 2]
-    assert judge_named(f"{server.url}/v1", ScoreOptions()).name == f"{server.url}/v1"
+    assert client_named(f"{server.url}/v1", ScoreOptions()).name == f"{server.url}/v1"
 
 
 def test_a_server_without_a_list_of_models_is_asked_all_the_same() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from instil.assistant.assistant import load
 from instil.errors import UserError
-from instil.model import load as weights
+from instil.model.files import folder as weights
 from instil.recipes.export import export
 
 

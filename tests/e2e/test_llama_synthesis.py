@@ -30,7 +30,7 @@ def test_every_row_has_a_passive_or_a_reason_and_nothing_is_asked_twice(tmp_path
     given.write_text(json.dumps(rows))
     made = generate_rows("passive", "llamacpp:smollm2-135m", out, seeds=str(given), options=SHORT)
     assert made.asked == 2
-    assert made.made + len(made.left) == 3
+    assert made.made + len(made.rejected) == 3
     assert len(read_source(out)) == 3 + made.made
     report = json.loads(report_file(out).read_text())
     assert {one["number"] for one in report["left_out"]} >= {2}

@@ -12,7 +12,7 @@ import pytest
 
 from instil.ask import patience as asking
 from instil.errors import StoppedEarly, UserError
-from instil.evaluate.pairwise import Duel, read_choice
+from instil.evaluate.pairwise import PairwiseVerdict, read_choice
 from instil.recipes.compare import compare_pairwise
 from instil.settings.options import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
@@ -58,7 +58,7 @@ def test_a_judge_that_looks_at_the_answers(tmp_path: Path) -> None:
     a, b = files(tmp_path, A, B)
     better = prefers(lambda one, other: None if ("good" in one) == ("good" in other) else "good" in one)
     with judging(say=better) as server:
-        found = compare_pairwise(a, b, f"{server.url}/v1").duels
+        found = compare_pairwise(a, b, f"{server.url}/v1").verdicts
         assert len(server.asked) == 2 * 24  # equal answers are not asked about
     assert (found.count("b"), found.count("a"), found.count("tie")) == (12, 6, 12)
     assert found.consistency == 1.0
@@ -72,8 +72,8 @@ def test_a_judge_that_likes_the_first_place_says_nothing(tmp_path: Path) -> None
     a, b = files(tmp_path, A, B)
     with judging(say=prefers(lambda one, other: True)) as server:
         found = compare_pairwise(a, b, f"{server.url}/v1")
-    assert (found.duels.count("b"), found.duels.count("a")) == (0, 0)
-    assert found.duels.consistency == 0.0
+    assert (found.verdicts.count("b"), found.verdicts.count("a")) == (0, 0)
+    assert found.verdicts.consistency == 0.0
     assert found.as_json()["position_consistency"] == 0.0
 
 
@@ -90,13 +90,13 @@ def test_replies_without_a_choice_and_failures_are_told(tmp_path: Path) -> None:
     a, b = files(tmp_path, ["x1", "x2", "x3", "x4"], ["y1", "y2", "y3", "y4"])
     options = ScoreOptions(concurrency=1, tries=1)
     with judging(faults={0: "say perhaps", 3: "status 500"}, say=prefers(lambda one, other: one[0] == "y")) as server:
-        found = compare_pairwise(a, b, f"{server.url}/v1", options).duels
+        found = compare_pairwise(a, b, f"{server.url}/v1", options).verdicts
         reasons: dict[str, Any] = found.as_json()["unscored"]
         assert "no choice in the reply: 'perhaps'" in reasons["0"]
         assert "500" in reasons["1"]
         assert set(found.failed) == {1}
         assert found.count("b") == 2
-        again = compare_pairwise(a, b, f"{server.url}/v1", options).duels
+        again = compare_pairwise(a, b, f"{server.url}/v1", options).verdicts
         assert again.asked == 2  # what failed, and nothing else
         assert again.count("b") == 4
 
@@ -108,7 +108,7 @@ def test_a_judge_that_goes_away_stops_it_with_the_work_kept(tmp_path: Path) -> N
         with pytest.raises(StoppedEarly, match="9 of 40 verdicts are kept"):
             compare_pairwise(a, b, f"{server.url}/v1", options)
         server.faults = {}
-        assert compare_pairwise(a, b, f"{server.url}/v1", options).duels.asked == 31
+        assert compare_pairwise(a, b, f"{server.url}/v1", options).verdicts.asked == 31
 
 
 def test_a_metric_cannot_choose(tmp_path: Path) -> None:
@@ -134,8 +134,16 @@ def test_outcomes_by_hand() -> None:
         ("tie", "tie"): "tie", ("first", "tie"): "tie", (None, "first"): None,
     }  # fmt: skip
     for (one, other), outcome in outcomes.items():
-        assert Duel(0, one, other).outcome == outcome
-    assert [Duel(0, one, other).consistent for one, other in outcomes] == [True, True, False, False, True, False, False]
+        assert PairwiseVerdict(0, one, other).outcome == outcome
+    assert [PairwiseVerdict(0, one, other).consistent for one, other in outcomes] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_the_server_sees_both_orders(tmp_path: Path) -> None:
@@ -150,13 +158,13 @@ def test_nothing_is_concluded_from_few_choices_or_half_read_prompts(tmp_path: Pa
     a, b = files(tmp_path, ["bad"] * 30, ["good"] * 30)
     right = prefers(lambda one, other: one == "good")
     with judging(say=lambda message, n: right(message, n) if "Do 1" in message else "I cannot decide.") as server:
-        found = compare_pairwise(a, b, f"{server.url}/v1").duels
+        found = compare_pairwise(a, b, f"{server.url}/v1").verdicts
         assert "not distinguishable" in found.sentence()
         assert "chose in only 11 of 30 rows" in found.sentence()
     with judging(say=right, read=lambda message: 12) as server:
-        found = compare_pairwise(b, a, f"{server.url}/v1").duels
+        found = compare_pairwise(b, a, f"{server.url}/v1").verdicts
         assert found.coverage == 0
-        assert "12 tokens of a prompt" in found.duels[0].reason
+        assert "12 tokens of a prompt" in found.rows[0].reason
     with judging(always="status 400 no", say=right) as server:
-        found = compare_pairwise(a, b, f"{server.url}/v1#judge", ScoreOptions(concurrency=1)).duels
+        found = compare_pairwise(a, b, f"{server.url}/v1#judge", ScoreOptions(concurrency=1)).verdicts
         assert (found.coverage, found.failed, len(server.asked)) == (0, {}, 60)

@@ -87,7 +87,7 @@ def test_a_model_that_dies_half_way_and_comes_back(tmp_path: Path, monkeypatch: 
     with judging(say=say) as server:
         monkeypatch.setenv("OLLAMA_HOST", server.url)
         made = prefer_rewrite(file, "ollama:judge", out, settings=ONE)
-        assert (made.asked, len(server.asked), len(made.harvest.made)) == (29, 29, COUNT)
+        assert (made.asked, len(server.asked), len(made.pairing.made)) == (29, 29, COUNT)
 
 
 def test_a_row_that_fails_is_named_and_asked_for_again_before_anything_is_written(tmp_path: Path) -> None:
@@ -103,11 +103,11 @@ def test_a_row_that_fails_is_named_and_asked_for_again_before_anything_is_writte
         assert len(server.asked) == COUNT + 1
         server.faults = {}
         made = prefer_rewrite(file, f"{server.url}/v1", out, settings=ONE)
-        assert (made.asked, len(server.asked), len(made.harvest.made)) == (1, COUNT + 2, COUNT)
+        assert (made.asked, len(server.asked), len(made.pairing.made)) == (1, COUNT + 2, COUNT)
         server.say = failing
         made = prefer_rewrite(file, f"{server.url}/v1", tmp_path / "other.json", settings=ONE)
-    assert list(made.harvest.left_out.values()) == [[7]]
-    assert "the reply is empty" in next(iter(made.harvest.left_out))
+    assert list(made.pairing.left_out.values()) == [[7]]
+    assert "the reply is empty" in next(iter(made.pairing.left_out))
     assert len(json.loads((tmp_path / "other.json").read_text())) == COUNT - 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from instil.cli.show import tables
 from instil.model.load import open_model
 from instil.recipes.plan import plan as plan_module
 from instil.recipes.plan import timing as timing_module
@@ -52,7 +53,7 @@ def test_what_does_not_fit_is_said_and_not_tried(tiny_folder: Path, monkeypatch:
     made = plan(rows(20), tiny_folder, resolve(), Screen(quiet=True))
     assert not made.memory.fits
     assert made.seconds == {}
-    shown = [getattr(one, "plain", "") for one in plan_module.tables(made)]
+    shown = [getattr(one, "plain", "") for one in tables(made)]
     assert any("nothing was timed. Lower train.micro_batch" in line for line in shown)
     json.dumps(made.as_json(), allow_nan=False)
 
@@ -71,7 +72,7 @@ def test_longest_rows_that_would_not_fit_are_scaled(tiny_folder: Path, monkeypat
     assert memory.activations > 2 * (90 * 10**6 - 3 * memory.weights)  # the longest row is much longer than the rest
     assert tight.timed_steps == 9
     assert tight.seconds["train"] > 0
-    shown = "".join(getattr(one, "plain", "") for one in plan_module.tables(tight))
+    shown = "".join(getattr(one, "plain", "") for one in tables(tight))
     assert "nothing was timed" not in shown
     assert "Lower train.micro_batch" in shown
 

@@ -47,7 +47,7 @@ def test_two_models_answers_become_pairs(tmp_path: Path) -> None:
         written = json.loads(out.read_text())
     assert again.asked == 0
     order = "the choice went with the order of the answers"
-    assert made.harvest.left_out == {"both answers are equal": [0, 2, 4, 6], order: [9]}
+    assert made.pairing.left_out == {"both answers are equal": [0, 2, 4, 6], order: [9]}
     assert [row["provenance"]["from"] for row in written] == [[1], [3], [5], [7], [8]]
     assert written[0] == {
         "instruction": "Double the number 1.", "input": "", "output": "It is 2.",
@@ -69,7 +69,7 @@ def test_answers_that_cannot_be_written_down_make_no_pair(tmp_path: Path) -> Non
     b = answers(tmp_path / "b.json", 4, lambda n: odd.get(n, f"It is {2 * n}."))
     with judging(say=choose) as server:
         made = prefer_between(a, b, f"{server.url}/v1", tmp_path / "pairs.json")
-    assert made.harvest.left_out == {
+    assert made.pairing.left_out == {
         "an answer holds half of a surrogate pair (broken Unicode)": [1],
         "an answer holds a NUL character": [2],
     }
@@ -105,7 +105,7 @@ def test_samples_of_one_model_are_ranked(tiny_folder: Path, tmp_path: Path, data
     assert sampled(journal) == said
     whole = out.read_bytes()
     written = json.loads(whole)
-    assert made.harvest.rows == 40
+    assert made.pairing.rows == 40
     ended = {n for n, mine in enumerate(said) if mine[2][1] and mine[2][0].strip()}
     assert len(ended) > 10
     assert {row["provenance"]["from"][0] for row in written if row["provenance"]["samples"][0] == 2} >= {
@@ -137,9 +137,9 @@ def test_samples_are_scored_by_a_judge_once_each(tiny_folder: Path, tmp_path: Pa
         assert len(messages) == len(set(messages)) == made.asked > 0
         again = prefer_samples(tiny_folder, data, 3, f"{server.url}/v1", tmp_path / "p.json", settings=SHORT)
     assert again.asked == 0
-    assert again.harvest == made.harvest
-    assert made.harvest.made[0].provenance["scores"] == [25.0, 0.0]
-    assert made.notes[-1].startswith(f"{len(made.harvest.made)} chosen answers (")  # all of them are poor
+    assert again.pairing == made.pairing
+    assert made.pairing.made[0].provenance["scores"] == [25.0, 0.0]
+    assert made.notes[-1].startswith(f"{len(made.pairing.made)} chosen answers (")  # all of them are poor
 
 
 def test_samples_that_did_not_end_are_not_used(tiny_folder: Path, tmp_path: Path, data_file: Path) -> None:

@@ -24,7 +24,7 @@ from instil.recipes import run as run_module
 from instil.recipes.sweep import rows as sweep_rows
 from instil.recipes.sweep import sweep as sweep_module
 from instil.recipes.sweep.file import Overrides
-from instil.recipes.sweep.sweep import Swept, sweep
+from instil.recipes.sweep.sweep import SweepResult, sweep
 from instil.runs import baseline as before_module
 from instil.runs.answers import read_verdicts
 from instil.runs.folder import RunFolder
@@ -79,14 +79,14 @@ class Here:
         self.model = model
         self.screen = Told()
 
-    def go(self, *assignments: str, judge: str | None = None, **options: Any) -> Swept:
+    def go(self, *assignments: str, judge: str | None = None, **options: Any) -> SweepResult:
         self.screen = Told()
         over = Overrides(str(self.data), str(self.model), self.out, judge, assignments)
         return sweep(self.file, over, screen=self.screen, **options)
 
 
 @pytest.fixture(scope="module")
-def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, Swept, list[int]]:
+def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Here, SweepResult, list[int]]:
     """A finished sweep, and how many rows each answering before and after training was about."""
     here = Here(tmp_path_factory.mktemp("sweep"), tiny_folder)
     answered: list[int] = []
@@ -102,14 +102,14 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
 
 
 @pytest.fixture
-def copied(made: tuple[Here, Swept, list[int]], tmp_path: Path, tiny_folder: Path) -> Here:
+def copied(made: tuple[Here, SweepResult, list[int]], tmp_path: Path, tiny_folder: Path) -> Here:
     """That sweep to be damaged; where the base answers came from is in another folder, which does not matter."""
     shutil.copytree(made[0].out, tmp_path / "out")
     return Here(tmp_path, tiny_folder)
 
 
 def test_answers_before_training_are_made_once_for_all_that_ask_the_same(
-    made: tuple[Here, Swept, list[int]],
+    made: tuple[Here, SweepResult, list[int]],
 ) -> None:
     here, done, answered = made
     assert answered == [4, 4, 4, 4, 4]  # before and after; before and after with the other template; after
@@ -124,7 +124,7 @@ def test_answers_before_training_are_made_once_for_all_that_ask_the_same(
 
 
 def test_a_run_of_a_sweep_is_the_ordinary_run(
-    made: tuple[Here, Swept, list[int]], tiny_folder: Path, tmp_path: Path
+    made: tuple[Here, SweepResult, list[int]], tiny_folder: Path, tmp_path: Path
 ) -> None:
     here, done, _ = made
     alone = instil.finetune(
@@ -139,7 +139,7 @@ def test_a_run_of_a_sweep_is_the_ordinary_run(
     assert {file.name for file in thin.iterdir()} == {file.name for file in alone.path.iterdir()}
 
 
-def test_the_table_is_that_of_the_runs(made: tuple[Here, Swept, list[int]]) -> None:
+def test_the_table_is_that_of_the_runs(made: tuple[Here, SweepResult, list[int]]) -> None:
     _, done, _ = made
     first = read_verdicts(Path(done.table.rows[0].folder) / "scores" / "tuned.offline.jsonl")
     for row in done.table.rows:
@@ -163,7 +163,7 @@ def test_the_table_is_that_of_the_runs(made: tuple[Here, Swept, list[int]]) -> N
     assert 0 < (done.table.rows[2].trained or 0) < 10_000
 
 
-def test_all_its_files_say_the_same(made: tuple[Here, Swept, list[int]]) -> None:
+def test_all_its_files_say_the_same(made: tuple[Here, SweepResult, list[int]]) -> None:
     here, done, _ = made
     stored = json.loads((here.out / "sweep.json").read_text())
     assert stored == done.table.as_json() == {key: value for key, value in done.as_json().items() if key != "out"}
@@ -179,7 +179,7 @@ def test_all_its_files_say_the_same(made: tuple[Here, Swept, list[int]]) -> None
     assert (here.out / "loss.png").stat().st_size > 1000
 
 
-def test_losses_of_something_else_are_not_compared(made: tuple[Here, Swept, list[int]]) -> None:
+def test_losses_of_something_else_are_not_compared(made: tuple[Here, SweepResult, list[int]]) -> None:
     notes = "\n".join(made[1].table.notes())
     assert "The validation losses of other prompt and first are not comparable: different template." in notes
     assert "of thin and first" not in notes
@@ -259,12 +259,12 @@ def test_answers_of_a_damaged_run_are_not_borrowed(copied: Here) -> None:
     shutil.rmtree(copied.out / "thin")
     (copied.out / "first" / "scores" / "base.likelihood.jsonl").write_text("{}\n")
     asked = tomllib.loads((copied.out / "first" / "run.toml").read_text())["hashes"]["before"]
-    assert before_module.lender_of(asked, [copied.out / "first"]) is None
-    assert before_module.lender_of(asked, [copied.out / "other-prompt"]) is None
+    assert before_module.reusable_run(asked, [copied.out / "first"]) is None
+    assert before_module.reusable_run(asked, [copied.out / "other-prompt"]) is None
     whole = tomllib.loads((copied.out / "other-prompt" / "run.toml").read_text())["hashes"]["before"]
     assert whole != asked
     candidates = [copied.out / "none", copied.out / "first", copied.out / "other-prompt"]
-    assert before_module.lender_of(whole, candidates) == copied.out / "other-prompt"
+    assert before_module.reusable_run(whole, candidates) == copied.out / "other-prompt"
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_what_another_sweep_finished_meanwhile_is_kept(copied: Here, monkeypatch
     assert [row.status for row in copied.go().table.rows] == ["kept"] * 3
 
 
-def test_processes_of_their_own_give_the_same_table(made: tuple[Here, Swept, list[int]], copied: Here) -> None:
+def test_processes_of_their_own_give_the_same_table(made: tuple[Here, SweepResult, list[int]], copied: Here) -> None:
     shutil.rmtree(copied.out / "thin")
     shutil.rmtree(copied.out / "first")
     copied.file.write_text(copied.file.read_text() + FAILS)

@@ -18,7 +18,7 @@ import pytest
 from instil.ask import patience as asking
 from instil.data.sources import read_source
 from instil.errors import InstilError, JudgeError, RunFolderTaken, SettingsError, StoppedEarly, UserError
-from instil.recipes.synthesize import WAYS, Generated, check_outcome, generate_rows, report_file
+from instil.recipes.synthesize import WAYS, Synthesized, check_outcome, report_file, synthesize
 from instil.screen import Advance, Screen
 from instil.settings.options import MakeOptions
 from instil.synthesis.writing import CALLS
@@ -50,13 +50,13 @@ def rows_file(tmp_path: Path) -> str:
     return str(file)
 
 
-def made(server: JudgeServer, way: str, out: Path, rows: str, **how: Any) -> Generated:
+def made(server: JudgeServer, way: str, out: Path, rows: str, **how: Any) -> Synthesized:
     """Rows by a way, twelve at most."""
     options = how.pop("options", ONE)
     count = how.pop("count", 12)
     template = "chatml" if way == "magpie" else "auto"
     model = how.pop("model", f"{server.url}/v1")
-    return generate_rows(way, model, out, seeds=rows, count=count, chat_template=template, options=options, **how)
+    return synthesize(way, model, out, seeds=rows, count=count, chat_template=template, options=options, **how)
 
 
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
@@ -66,10 +66,10 @@ def test_rows_are_made_and_can_be_trained_on(
 ) -> None:
     monkeypatch.setenv("OLLAMA_HOST", server.url)
     model = "ollama:judge" if kind == "ollama" else f"{server.url}/v1"
-    generated = made(server, way, tmp_path / "new.json", rows_file, model=model)
+    result = made(server, way, tmp_path / "new.json", rows_file, model=model)
     wanted = {"self-instruct": 12, "magpie": 12, "reflect": 9, "passive": 18}[way]
     source = read_source(tmp_path / "new.json")
-    assert len(source) == len(generated.rows) == wanted
+    assert len(source) == len(result.rows) == wanted
     assert source.notes == ()  # where rows come from is no key that nobody knows
     rows = json.loads((tmp_path / "new.json").read_text())
     for row in rows:
@@ -82,9 +82,9 @@ def test_rows_are_made_and_can_be_trained_on(
             )
             assert {"prompt", "seed", "from"} <= origin.keys()
     report = json.loads(report_file(tmp_path / "new.json").read_text())
-    assert (report["way"], report["made"], report["left_out"]) == (way, generated.made, [])
+    assert (report["way"], report["made"], report["left_out"]) == (way, result.made, [])
     assert report["given"][rows_file]["rows"] == 9
-    check_outcome(generated, 12)
+    check_outcome(result, 12)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -101,9 +101,9 @@ def test_a_model_that_dies_and_comes_back_ends_in_the_same_bytes(
     time.sleep(0.1)  # for a request that was on its way
     server.faults = {}
     server.asked.clear()
-    generated = made(server, way, tmp_path / "broken.json", rows_file)
+    result = made(server, way, tmp_path / "broken.json", rows_file)
     assert messages(server) == whole[5:]
-    assert (generated.found, generated.asked) == (5, len(whole) - 5)
+    assert (result.found, result.asked) == (5, len(whole) - 5)
     for name in (".json", ".made.json"):
         assert (tmp_path / f"broken{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
     again = made(server, way, tmp_path / "broken.json", rows_file)
@@ -129,10 +129,10 @@ def test_a_request_that_always_fails_is_given_up_at_last(server: JudgeServer, tm
         with pytest.raises(StoppedEarly, match=r"500.*the same command asks for the rest"):
             made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6)
     for _ in range(2):  # given up once and for all
-        generated = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6)
-        assert len(generated.rows) == 6
-        assert [one.number for one in generated.left] == [2]
-        assert "the model failed 3 times: the server answered 500" in generated.left[0].reason
+        result = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=6)
+        assert len(result.rows) == 6
+        assert [one.number for one in result.rejected] == [2]
+        assert "the model failed 3 times: the server answered 500" in result.rejected[0].reason
 
 
 @pytest.mark.parametrize("workers", [1, 4])
@@ -160,20 +160,20 @@ def test_a_given_row_is_never_given_up(server: JudgeServer, tmp_path: Path, rows
 def test_more_rows_go_on_from_those_there_are(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     made(server, "self-instruct", tmp_path / "new.json", rows_file, count=4)
     few = json.loads((tmp_path / "new.json").read_text())
-    generated = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=7)
-    assert (generated.found, generated.asked) == (4, 3)
+    result = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=7)
+    assert (result.found, result.asked) == (4, 3)
     assert json.loads((tmp_path / "new.json").read_text())[:4] == few
 
 
 def test_what_exists_is_not_repeated(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     made(server, "self-instruct", tmp_path / "first.json", rows_file, count=4)
-    generated = made(
+    result = made(
         server, "self-instruct", tmp_path / "new.json", rows_file, count=4, existing=[str(tmp_path / "first.json")]
     )
-    assert {one.reason for one in generated.left} == {
+    assert {one.reason for one in result.rejected} == {
         f"it repeats row {n} of {tmp_path / 'first.json'}" for n in range(4)
     }
-    assert generated.reasons == {"it repeats another row": 4}
+    assert result.reasons == {"it repeats another row": 4}
     report = json.loads(report_file(tmp_path / "new.json").read_text())
     assert [one["number"] for one in report["left_out"]] == [0, 1, 2, 3]
     assert all(one["text"] for one in report["left_out"])
@@ -196,16 +196,16 @@ def test_given_rows_that_cannot_be_used_are_refused_or_named(
 
 def test_fewer_rows_than_wanted_are_written_and_said(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     server.say = lambda message, number: "nothing of the kind"
-    generated = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=2)
+    result = made(server, "self-instruct", tmp_path / "new.json", rows_file, count=2)
     with pytest.raises(InstilError, match=r"0 of 2 rows, because 10 requests .*; 10 times the reply is not JSON\."):
-        check_outcome(generated, 2)
+        check_outcome(result, 2)
     assert json.loads((tmp_path / "new.json").read_text()) == []
-    generated = made(server, "reflect", tmp_path / "better.json", rows_file)
+    result = made(server, "reflect", tmp_path / "better.json", rows_file)
     with pytest.raises(InstilError, match="nothing was made"):
-        check_outcome(generated, None)
+        check_outcome(result, None)
     kept = json.loads((tmp_path / "better.json").read_text())
     assert [row["output"] for row in kept] == [row["output"] for row in ROWS]  # whole, not their first letters
-    assert len(generated.left) == 18
+    assert len(result.rejected) == 18
 
 
 def test_a_key_that_is_revoked_half_way_keeps_what_came(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
@@ -236,7 +236,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
 ) -> None:
     given: dict[str, Any] = {"model": "http://127.0.0.1:9/v1", "out": tmp_path / "new.json", **how}
     with pytest.raises(error, match=words):
-        generate_rows(**given)
+        synthesize(**given)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -264,9 +264,9 @@ def test_what_is_read_is_not_written_over(server: JudgeServer, tmp_path: Path, r
 
 
 def test_jsonl_is_one_row_a_line(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
-    generated = made(server, "self-instruct", tmp_path / "new.jsonl", rows_file, count=3)
+    result = made(server, "self-instruct", tmp_path / "new.jsonl", rows_file, count=3)
     lines = (tmp_path / "new.jsonl").read_text().splitlines()
-    assert [json.loads(line)["output"] for line in lines] == [row.example.output for row in generated.rows]
+    assert [json.loads(line)["output"] for line in lines] == [row.example.output for row in result.rows]
     assert len(read_source(tmp_path / "new.jsonl")) == 3
 
 

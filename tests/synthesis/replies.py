@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from instil.synthesis.prompts import PASSIVE, REFLECT_ANSWER, REFLECT_INSTRUCTION, SELF_INSTRUCT
-from instil.synthesis.writing import Wanted, Written
+from instil.synthesis.writing import TextRequest, TextResult
 from tests.faults.judge_server import JudgeServer, message_of
 
 SYLLABLES = "ba ke lo mi nu pra sto vel dri gon hai jut wex zor qui fyl".split()
@@ -54,15 +54,15 @@ class Model:
 
     def __init__(self, instead: dict[int, str | None] | None = None, say: Callable[[str, int], str] = reply) -> None:
         self.instead, self.say = instead or {}, say
-        self.asked: list[Wanted] = []
+        self.asked: list[TextRequest] = []
 
-    def __call__(self, wanted: Sequence[Wanted]) -> list[Written]:
+    def __call__(self, wanted: Sequence[TextRequest]) -> list[TextResult]:
         """Replies in order."""
         written = []
         for one in wanted:
             text = self.instead.get(len(self.asked), self.say(one.text, one.seed))
             self.asked.append(one)
-            written.append(Written(one.row, text, "" if text is not None else "the reply is empty"))
+            written.append(TextResult(one.row, text, "" if text is not None else "the reply is empty"))
         return written
 
 

@@ -8,21 +8,21 @@ import pytest
 
 from instil.records import Example
 from instil.settings.options import MakeOptions
-from instil.synthesis.editing import Edited, What, passive, reflect
+from instil.synthesis.editing import EditResult, What, passive, reflect
 from instil.synthesis.prompts import PASSIVE, PASSIVE_TASKS, REFLECT_ANSWER, REFLECT_INSTRUCTION
 from tests.synthesis.replies import Model
 
 ROWS = [Example(f"Say what {n} is doubled.", f"It is {2 * n}.", f"n = {n}", row=n) for n in range(4)]
 
 
-def reflected(model: Model, what: What = "both", at_once: int = 8) -> Edited:
+def reflected(model: Model, what: What = "both", at_once: int = 8) -> EditResult:
     return reflect(ROWS, what, model, "me", MakeOptions(), at_once)
 
 
 def test_instruction_and_answer_are_improved_one_after_the_other() -> None:
     model = Model()
     edited = reflected(model)
-    assert (edited.made, edited.requests, edited.left) == (4, 8, [])
+    assert (edited.made, edited.requests, edited.rejected) == (4, 8, [])
     row = edited.rows[2].as_json()
     assert row["instruction"] == "Say what 2 is doubled. Write one short sentence."
     assert row["input"] == "n = 2"
@@ -63,7 +63,7 @@ def test_one_part_alone() -> None:
 def test_an_answer_that_cannot_be_read_leaves_the_old_one_whole(said: str | None, reason: str) -> None:
     edited = reflected(Model({1: said}), "answer")
     assert edited.rows[1].as_json() == {**ROWS[1].as_json(), "provenance": {"way": "kept", "from": [1]}}
-    assert [(left.number, left.reason) for left in edited.left] == [(1, f"answer kept: {reason}")]
+    assert [(left.number, left.reason) for left in edited.rejected] == [(1, f"answer kept: {reason}")]
     assert edited.made == 3
 
 
@@ -71,7 +71,7 @@ def test_a_new_instruction_without_an_answer_leaves_the_whole_row() -> None:
     edited = reflected(Model({5: "no JSON"}))
     assert edited.rows[1].example == ROWS[1]
     assert edited.rows[1].provenance["way"] == "kept"
-    assert edited.left[0].reason == "row kept: its new instruction has no answer: the reply is not JSON"
+    assert edited.rejected[0].reason == "row kept: its new instruction has no answer: the reply is not JSON"
 
 
 def test_an_instruction_that_cannot_be_read_stays_and_its_answer_is_improved() -> None:
@@ -79,7 +79,7 @@ def test_an_instruction_that_cannot_be_read_stays_and_its_answer_is_improved() -
     assert edited.rows[1].example.instruction == ROWS[1].instruction
     assert edited.rows[1].example.output == "It is 2. So it is."
     assert edited.rows[1].provenance["prompt"] == [REFLECT_ANSWER.id]
-    assert edited.left[0].reason == "instruction kept: the reply is not JSON"
+    assert edited.rejected[0].reason == "instruction kept: the reply is not JSON"
 
 
 def test_a_new_instruction_that_repeats_another_rows_is_not_taken() -> None:
@@ -87,13 +87,13 @@ def test_a_new_instruction_that_repeats_another_rows_is_not_taken() -> None:
     same = json.dumps({"flaws": "", "instruction": "Say what it is DOUBLED!"})
     edited = reflect(rows, "instruction", Model({1: same}), "me", MakeOptions(), 8)
     assert edited.rows[1].example == rows[1]
-    assert edited.left[0].reason == "instruction kept: it repeats row 0"
+    assert edited.rejected[0].reason == "instruction kept: it repeats row 0"
 
 
 def test_what_is_good_already_is_kept() -> None:
     good = {n: json.dumps({"flaws": "", "output": row.output}) for n, row in enumerate(ROWS)}
     edited = reflected(Model({**good}), "answer")
-    assert (edited.made, edited.left) == (0, [])
+    assert (edited.made, edited.rejected) == (0, [])
     assert [row.provenance["way"] for row in edited.rows] == ["kept"] * 4
 
 
@@ -118,7 +118,7 @@ def test_each_row_is_followed_by_one_of_the_passive_voice() -> None:
 def test_a_sentence_without_a_passive_is_named(said: str | None, reason: str) -> None:
     edited = passive(ROWS, Model({1: said}), "me", MakeOptions(), 8)
     assert len(edited.rows) == 7
-    assert [(left.number, left.reason) for left in edited.left] == [(1, reason)]
+    assert [(left.number, left.reason) for left in edited.rejected] == [(1, reason)]
 
 
 def test_answers_that_are_no_sentence_are_not_asked_about() -> None:
@@ -127,5 +127,5 @@ def test_answers_that_are_no_sentence_are_not_asked_about() -> None:
     model = Model()
     edited = passive(rows, model, "me", MakeOptions(), 2)
     assert len(model.asked) == 1
-    assert [left.number for left in edited.left] == [0, 1, 2, 4]
-    assert edited.left[3].reason == "an earlier row has the same sentence"
+    assert [left.number for left in edited.rejected] == [0, 1, 2, 4]
+    assert edited.rejected[3].reason == "an earlier row has the same sentence"

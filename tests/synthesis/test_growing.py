@@ -10,27 +10,27 @@ import pytest
 from instil.errors import SettingsError
 from instil.records import Example
 from instil.settings.options import MakeOptions
-from instil.synthesis.growing import BARREN, ROUND, Grown, grow, magpie, self_instruct
+from instil.synthesis.growing import BARREN, ROUND, GrowResult, grow, magpie, self_instruct
 from instil.synthesis.prompts import SELF_INSTRUCT, USER_TURNS, user_turn
-from instil.synthesis.rows import Known
+from instil.synthesis.rows import KnownTasks
 from tests.synthesis.replies import Model, reply, words
 
 SEEDS = [Example(f"Tell me about {words(f'seed {n}', 4)}.", f"It is {n}.", row=n) for n in range(12)]
 TURN = USER_TURNS["chatml"]
 
 
-def known(seeds: list[Example] = SEEDS, near: float = 0.9) -> Known:
+def known(seeds: list[Example] = SEEDS, near: float = 0.9) -> KnownTasks:
     """What is not to be repeated."""
-    return Known({"seeds.json": seeds}, SEEDS, near)
+    return KnownTasks({"seeds.json": seeds}, SEEDS, near)
 
 
-def instructed(model: Model, count: int, at_once: int = 2, **how: Any) -> Grown:
+def instructed(model: Model, count: int, at_once: int = 2, **how: Any) -> GrowResult:
     """Rows by self-instruct."""
     options = MakeOptions(**how)
     return grow(self_instruct(SEEDS, model, "me", options), count, options, known(), at_once)
 
 
-def asked_for(model: Model, count: int, at_once: int = 2, **how: Any) -> Grown:
+def asked_for(model: Model, count: int, at_once: int = 2, **how: Any) -> GrowResult:
     """Rows by Magpie."""
     options, tasks = MakeOptions(**how), known()
     return grow(magpie(TURN, tasks, model, "me", options), count, options, tasks, at_once)
@@ -46,7 +46,7 @@ def test_rows_come_with_where_they_are_from() -> None:
     grown = instructed(model, 3)
     assert len(grown.rows) == 3
     assert grown.requests == 3
-    assert not grown.left
+    assert not grown.rejected
     for number, row in enumerate(grown.rows):
         origin = row.provenance
         assert (origin["way"], origin["made_by"], origin["seed"]) == ("self-instruct", "me", 123 + number)
@@ -79,9 +79,9 @@ def test_how_many_are_asked_at_once_changes_nothing(how: Any) -> None:
 
     found = [how(Model(say=say), 40, at_once, attempts=2.0) for at_once in (1, 2, 7, 64)]
     assert len({json.dumps([row.as_json() for row in one.rows]) for one in found}) == 1
-    assert len({json.dumps([left.as_json() for left in one.left]) for one in found}) == 1
+    assert len({json.dumps([one.as_json() for one in grown.rejected]) for grown in found}) == 1
     assert len({(one.requests, one.ended) for one in found}) == 1
-    assert found[0].left
+    assert found[0].rejected
 
 
 @pytest.mark.parametrize("how", [instructed, asked_for])
@@ -116,7 +116,7 @@ def test_what_cannot_be_used_is_named_and_another_is_asked_for(said: str | None,
     grown = instructed(Model({1: said}), 3)
     assert len(grown.rows) == 3
     assert grown.requests == 4
-    (left,) = grown.left
+    (left,) = grown.rejected
     assert left.number == 1
     assert reason in left.reason
 
@@ -132,7 +132,7 @@ def test_repetitions_of_made_rows_are_named_and_it_ends_when_nothing_new_comes()
     assert len(grown.rows) == 1
     assert grown.requests == 1 + BARREN
     assert grown.ended == f"the last {BARREN} requests brought nothing new"
-    assert {left.reason for left in grown.left} == {"it repeats made row 0"}
+    assert {left.reason for left in grown.rejected} == {"it repeats made row 0"}
 
 
 def test_only_requests_in_a_row_end_it() -> None:
@@ -164,7 +164,7 @@ def test_magpie_does_not_answer_what_is_no_new_task(said: str | None) -> None:
     model = Model({0: said})
     grown = asked_for(model, 1, at_once=1)
     assert [one.raw for one in model.asked] == [True, True, False]
-    assert (len(grown.left), len(grown.rows)) == (1, 1)
+    assert (len(grown.rejected), len(grown.rows)) == (1, 1)
 
 
 @pytest.mark.parametrize(("model", "name"), [

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from instil.evaluate.pairwise import Duel, Duels
+from instil.evaluate.pairwise import PairwiseVerdict, PairwiseVerdicts
 from instil.records import Example
-from instil.synthesis.pairing import Candidate, distinct, from_duels, from_scores
+from instil.synthesis.pairing import Candidate, distinct, pairs_from_choices, pairs_from_scores
 
 
 def examples(count: int) -> list[Example]:
@@ -19,20 +19,23 @@ def test_winners_become_chosen_and_all_others_are_named() -> None:
         ("first", "second"), ("second", "first"), ("tie", "tie"), ("first", "first"), ("first", "tie"),
         (None, "first"), ("first", "second"), ("first", "second"),
     ]  # fmt: skip
-    duels = Duels(
-        tuple(Duel(10 + n, one, other, "unread" if one is None else "") for n, (one, other) in enumerate(outcomes)),
+    verdicts = PairwiseVerdicts(
+        tuple(
+            PairwiseVerdict(10 + n, one, other, "unread" if one is None else "")
+            for n, (one, other) in enumerate(outcomes)
+        ),
         same=(18,),
     )
     a = [f"a{n}" for n in range(9)]
     b = [f" b{n} " for n in range(9)]
     a[6], b[7] = " ", ""
-    harvest = from_duels(examples(9), a, b, duels, ("A", "B"))
-    assert [(one.pair.row, one.pair.chosen, one.pair.rejected) for one in harvest.made] == [
+    pairing = pairs_from_choices(examples(9), a, b, verdicts, ("A", "B"))
+    assert [(one.pair.row, one.pair.chosen, one.pair.rejected) for one in pairing.made] == [
         (10, "a0", "b0"),
         (11, "b1", "a1"),
     ]
-    assert harvest.made[1].provenance == {"chosen_from": "B", "rejected_from": "A"}
-    assert harvest.left_out == {
+    assert pairing.made[1].provenance == {"chosen_from": "B", "rejected_from": "A"}
+    assert pairing.left_out == {
         "a tie": [12],
         "the choice went with the order of the answers": [13, 14],
         "no choice: unread": [15],
@@ -40,7 +43,7 @@ def test_winners_become_chosen_and_all_others_are_named() -> None:
         "the other answer is empty": [17],
         "both answers are equal": [18],
     }
-    assert harvest.rows == 9
+    assert pairing.rows == 9
 
 
 def scored(*texts_and_scores: tuple[str, float | None]) -> list[Candidate]:
@@ -62,21 +65,21 @@ def scored(*texts_and_scores: tuple[str, float | None]) -> list[Candidate]:
     ],
 )
 def test_the_best_is_set_against_the_worst(samples: list[Candidate], found: object) -> None:
-    harvest = from_scores(examples(1), [samples], 10.0)
+    pairing = pairs_from_scores(examples(1), [samples], 10.0)
     if isinstance(found, str):
-        ((reason, rows),) = harvest.left_out.items()
+        ((reason, rows),) = pairing.left_out.items()
         assert reason.startswith(found)
-        assert (rows, harvest.made) == ([10], [])
+        assert (rows, pairing.made) == ([10], [])
     else:
-        (made,) = harvest.made
+        (made,) = pairing.made
         said = made.provenance
         assert (made.pair.chosen, made.pair.rejected, said["scores"], said["samples"]) == found
 
 
 def test_no_gap_is_no_preference() -> None:
-    harvest = from_scores(examples(1), [scored(("a", 50.0), ("b", 50.0))], 0.0)
-    assert not harvest.made
-    assert list(harvest.left_out) == ["best and worst are less than 0 points apart"]
+    pairing = pairs_from_scores(examples(1), [scored(("a", 50.0), ("b", 50.0))], 0.0)
+    assert not pairing.made
+    assert list(pairing.left_out) == ["best and worst are less than 0 points apart"]
 
 
 def test_each_text_is_judged_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from instil.ask.journal import Journal
 from instil.records import Example
 from instil.settings.options import MakeOptions
-from instil.synthesis.rewriting import PROMPT, WISHES, Rewritten, read_rewriting, request, rewrite_all, tone_of
+from instil.synthesis.rewriting import PROMPT, WISHES, RewriteResult, read_rewriting, request, rewrite_all, tone_of
 from instil.synthesis.writing import writer
 from tests.faults.judge_server import JudgeServer
 
@@ -29,7 +29,7 @@ def say(message: str, number: int) -> str:
     return f"Gladly: {answer}" if WISHES["polite"] in message else f"{answer} Obviously."
 
 
-def rewritten(server: JudgeServer, rows: list[Example], journal: Path | None = None, **how: bool) -> Rewritten:
+def rewritten(server: JudgeServer, rows: list[Example], journal: Path | None = None, **how: bool) -> RewriteResult:
     """All rows rewritten."""
     with writer(f"{server.url}/v1", ONE) as model, Journal(journal) as kept:
         return rewrite_all(model, rows, ONE, kept, **how)
@@ -45,8 +45,8 @@ def test_the_coin_is_the_rows_own_and_fair() -> None:
 def test_polite_rewritings_are_chosen_and_impolite_ones_rejected(server: JudgeServer) -> None:
     server.say = say
     found = rewritten(server, examples(12))
-    assert (len(found.harvest.made), found.harvest.left_out, found.asked) == (12, {}, 12)
-    for row, made in enumerate(found.harvest.made):
+    assert (len(found.pairing.made), found.pairing.left_out, found.asked) == (12, {}, 12)
+    for row, made in enumerate(found.pairing.made):
         answer = f"It is {2 * row}."
         polite = tone_of(123, row) == "polite"
         assert made.pair.row == row
@@ -55,16 +55,16 @@ def test_polite_rewritings_are_chosen_and_impolite_ones_rejected(server: JudgeSe
         assert made.provenance["rewritten"] == ["chosen" if polite else "rejected"]
     seeds = [body["seed"] for body in server.asked]
     assert len(set(seeds)) == 12
-    assert seeds == [made.provenance["seeds"][0] for made in found.harvest.made]
+    assert seeds == [made.provenance["seeds"][0] for made in found.pairing.made]
 
 
 def test_both_ways_at_once(server: JudgeServer) -> None:
     server.say = say
     found = rewritten(server, examples(3), both=True)
-    assert [(one.pair.chosen, one.pair.rejected) for one in found.harvest.made] == [
+    assert [(one.pair.chosen, one.pair.rejected) for one in found.pairing.made] == [
         (f"Gladly: It is {n}.", f"It is {n}. Obviously.") for n in (0, 2, 4)
     ]
-    assert found.harvest.made[0].provenance["rewritten"] == ["chosen", "rejected"]
+    assert found.pairing.made[0].provenance["rewritten"] == ["chosen", "rejected"]
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_a_bad_reply_is_asked_for_once_more_and_then_left_out(server: JudgeServe
     one = [Example("Double 1.", "It is 2.", row=7)]
     server.say = lambda message, number: first if number == 0 else "Gladly, two."
     better = rewritten(server, one)
-    assert (len(better.harvest.made), better.again, better.asked) == (1, (7,), 2)
+    assert (len(better.pairing.made), better.again, better.asked) == (1, (7,), 2)
     assert server.asked[0]["seed"] != server.asked[1]["seed"]
     server.say = lambda message, number: first
     worse = rewritten(server, one)
-    ((said, rows),) = worse.harvest.left_out.items()
+    ((said, rows),) = worse.pairing.left_out.items()
     assert said == f"not rewritten more {tone_of(123, 7)}ly: {reason}"
-    assert (rows, worse.harvest.made, len(server.asked)) == ([7], [], 4)
+    assert (rows, worse.pairing.made, len(server.asked)) == ([7], [], 4)
 
 
 def test_prefaces_and_quotes_are_cut_off_and_told() -> None:
@@ -106,8 +106,8 @@ def test_a_preface_that_was_cut_is_in_the_provenance(server: JudgeServer) -> Non
     server.say = lambda message, number: f"Here is the rewritten answer:\n\n{say(message, number)}"
     found = rewritten(server, examples(2))
     assert found.cut == (0, 1)
-    assert found.harvest.made[0].provenance["cut"] == ["Here is the rewritten answer:"]
-    assert not found.harvest.made[0].pair.chosen.startswith("Here is")
+    assert found.pairing.made[0].provenance["cut"] == ["Here is the rewritten answer:"]
+    assert not found.pairing.made[0].pair.chosen.startswith("Here is")
 
 
 def test_a_row_without_an_answer_is_named_and_what_is_known_is_not_asked_for(
@@ -116,9 +116,9 @@ def test_a_row_without_an_answer_is_named_and_what_is_known_is_not_asked_for(
     server.say = say
     rows = [*examples(3), Example("Say hi.", row=3)]
     first = rewritten(server, rows, tmp_path / "j")
-    assert first.harvest.left_out == {"the row has no output to rewrite": [3]}
+    assert first.pairing.left_out == {"the row has no output to rewrite": [3]}
     again = rewritten(server, rows, tmp_path / "j")
-    assert (again.asked, again.harvest.made) == (0, first.harvest.made)
+    assert (again.asked, again.pairing.made) == (0, first.pairing.made)
 
 
 def test_texts_of_a_row_stay_as_written() -> None:

@@ -9,15 +9,15 @@ import pytest
 from instil.ask.journal import Journal
 from instil.errors import JudgeError, SettingsError, StoppedEarly
 from instil.settings.options import MakeOptions
-from instil.synthesis.writing import Wanted, Written, write_all, writer
+from instil.synthesis.writing import TextRequest, TextResult, write_all, writer
 from tests.faults.judge_server import JudgeServer
 
 ONE = MakeOptions(concurrency=1, tries=2)
 
 
-def wanted(count: int) -> list[Wanted]:
+def wanted(count: int) -> list[TextRequest]:
     """Requests that differ."""
-    return [Wanted(n, f"request {n}", 7 + n, "test") for n in range(count)]
+    return [TextRequest(n, f"request {n}", 7 + n, "test") for n in range(count)]
 
 
 def name_of(server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -32,7 +32,7 @@ def name_of(server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> 
 def test_texts_come_in_the_order_of_the_requests_and_only_once(
     server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen: list[Written] = []
+    seen: list[TextResult] = []
     with writer(name_of(server, kind, monkeypatch), MakeOptions(concurrency=3)) as model:
         for found in (False, True):
             with Journal(tmp_path / "j") as journal:
@@ -46,7 +46,7 @@ def test_texts_come_in_the_order_of_the_requests_and_only_once(
 
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
 def test_a_raw_text_goes_as_it_is(server: JudgeServer, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = Wanted(0, "<|im_start|>user\n", 5, "test", raw=True, stop=("<|im_end|>",))
+    one = TextRequest(0, "<|im_start|>user\n", 5, "test", raw=True, stop=("<|im_end|>",))
     with writer(name_of(server, kind, monkeypatch), ONE) as model:
         assert write_all(model, [one], ONE, Journal())[0].text == "Said to <|im_start|>user\n."
     body = server.asked[0]
@@ -64,7 +64,7 @@ def test_a_raw_text_goes_as_it_is(server: JudgeServer, kind: str, monkeypatch: p
 def test_a_server_without_raw_completion_is_named(server: JudgeServer) -> None:
     server.always = 'status 404 {"error":"page not found"}'
     with writer(f"{server.url}/v1", ONE) as model, pytest.raises(JudgeError, match=r"raw text needs .*/v1/completions"):
-        write_all(model, [Wanted(0, "<user>", 5, "test", raw=True)], ONE, Journal())
+        write_all(model, [TextRequest(0, "<user>", 5, "test", raw=True)], ONE, Journal())
 
 
 @pytest.mark.parametrize(("fault", "reason"), [
@@ -97,7 +97,7 @@ def test_a_thought_is_no_part_of_the_text(server: JudgeServer) -> None:
 
 
 def test_equal_requests_are_one(server: JudgeServer) -> None:
-    twice = [Wanted(4, "same", 1, "test"), Wanted(9, "same", 1, "test"), Wanted(9, "same", 2, "test")]
+    twice = [TextRequest(4, "same", 1, "test"), TextRequest(9, "same", 1, "test"), TextRequest(9, "same", 2, "test")]
     with writer(f"{server.url}/v1", ONE) as model:
         assert [one.row for one in write_all(model, twice, ONE, Journal())] == [4, 9, 9]
     assert len(server.asked) == 2
@@ -108,7 +108,7 @@ def test_what_shapes_a_reply_is_part_of_its_key(server: JudgeServer) -> None:
         journal = Journal()
         for options in (ONE, ONE.changed(temperature=0.9), ONE.changed(max_tokens=9), ONE.changed(timeout=9.0)):
             write_all(model, wanted(1), options, journal)
-        write_all(model, [Wanted(0, "request 0", 7, "test", raw=True)], ONE, journal)
+        write_all(model, [TextRequest(0, "request 0", 7, "test", raw=True)], ONE, journal)
     assert len(server.asked) == 4
 
 

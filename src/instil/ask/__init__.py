@@ -1,1 +1,1 @@
-"""Other models behind one question: Ollama, OpenAI's interface, llama.cpp; patience, and a journal of replies."""
+"""Other models behind one interface: Ollama, OpenAI's interface, llama.cpp; patience, and a journal of replies."""

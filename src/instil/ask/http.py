@@ -1,7 +1,7 @@
-"""Judges behind HTTP: asking with deadlines, a cap on what comes back, and every failure told from every other.
+"""Models behind HTTP: asking with deadlines, a cap on what comes back, and every failure told from every other.
 
 Only this file of the room uses the network. A request ends in one of four ways: an answer; `Passing`, after which
-another try is worth while; `Refused`, which concerns this one question; `JudgeError`, after which no question is.
+another try is worth while; `Refused`, which concerns this one request; `JudgeError`, after which no request is.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from instil.errors import JudgeError
 
 CONNECT = 5.0  # seconds
 SILENCE = 120.0  # seconds without a byte: a server may load its model first
-LOOK = 10.0  # seconds for a question about the server itself
+LOOK = 10.0  # seconds for a request about the server itself
 LARGEST_REPLY = 1024**2
 ABSENT = (404, 405, 501)  # answers of servers that do not tell of themselves
 SHOWN = 200  # characters of a server's message
@@ -39,7 +39,7 @@ class Passing(Exception):
 
 
 class Refused(Exception):
-    """The server will not answer this question. ``parameter`` names the one it does not know, if it says so."""
+    """The server will not answer this request. ``parameter`` names the one it does not know, if it says so."""
 
     def __init__(self, reason: str, parameter: str = "") -> None:
         super().__init__(reason)

@@ -2,7 +2,7 @@
 
 No line is ever rewritten.
 
-A line is found again by its key, the hash of everything that shaped the question: judge, prompt, row, answer and
+A line is found again by its key, the hash of everything that shaped the request: model, prompt, row, answer and
 settings. So nothing is asked twice, and nothing that was changed is mistaken for what it was. Verdicts without a
 score are written down, too, but are asked for anew the next time. A last line that was torn by a crash is cut off.
 """

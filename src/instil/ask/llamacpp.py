@@ -1,7 +1,7 @@
-"""llama.cpp as a judge in this process, from the prebuilt wheel `xllamacpp` (the extra ``llamacpp``).
+"""llama.cpp in this process, from the prebuilt wheel `xllamacpp` (the extra ``llamacpp``).
 
 Its server listens on this machine only, with one slot and without reuse of earlier prompts, because that changes
-rounding (llama.cpp, ``tools/server/README.md``): the same question gets the same reply.
+rounding (llama.cpp, ``tools/server/README.md``): the same request gets the same reply.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from instil.ask.client import ModelRequest, Reply
 from instil.ask.openai import OpenAI
-from instil.ask.question import Question, Reply
 from instil.errors import JudgeError, ModelError
 from instil.files import sha256_of
 from instil.model.find import find_model
 from instil.settings.options import ScoreOptions
 
 MAGIC = b"GGUF"
-CONTEXT = 8192  # of the server; a question may ask for less
+CONTEXT = 8192  # of the server; a request may ask for less
 
 
 class LlamaCpp:
-    """A GGUF file that judges."""
+    """A GGUF file behind llama.cpp's own server."""
 
     workers = 1
 
@@ -61,13 +61,13 @@ class LlamaCpp:
         self._client.open()
         self.identity = f"{self.name}@{sha256_of(self._file)}"  # not its address, which changes
 
-    def ask(self, question: Question) -> Reply:
+    def chat(self, request: ModelRequest) -> Reply:
         assert self._client is not None, "open() comes first"
-        return self._client.ask(question)
+        return self._client.chat(request)
 
-    def complete(self, question: Question) -> Reply:
+    def complete(self, request: ModelRequest) -> Reply:
         assert self._client is not None, "open() comes first"
-        return self._client.complete(question)
+        return self._client.complete(request)
 
     def close(self) -> None:
         if self._client is not None:

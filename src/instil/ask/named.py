@@ -6,18 +6,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from instil.ask.question import Judge
+from instil.ask.client import Client
 from instil.errors import JudgeError, did_you_mean
 from instil.settings.options import ScoreOptions
 
 KINDS = ("offline", "ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
 
 
-def judge_named(name: str, options: ScoreOptions) -> Judge:
-    """A judge by its name, not yet opened.
+def client_named(name: str, options: ScoreOptions) -> Client:
+    """The client for a model by its name, not yet opened.
 
     Raises:
-        JudgeError: there is no such kind of judge, or its key is not set.
+        JudgeError: there is no such kind, or its key is not set.
     """
     kind, _, what = name.partition(":")
     if kind in ("http", "https"):
@@ -53,11 +53,11 @@ def _key(variable: str) -> str:
 
 
 @contextmanager
-def opened(judge: str, options: ScoreOptions) -> Iterator[Judge]:
-    """A judge that is there."""
-    asked = judge_named(judge, options)
+def opened(name: str, options: ScoreOptions) -> Iterator[Client]:
+    """A model that is there, by its name; closed at the end of the block."""
+    client = client_named(name, options)
     try:
-        asked.open()
-        yield asked
+        client.open()
+        yield client
     finally:
-        asked.close()
+        client.close()

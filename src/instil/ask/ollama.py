@@ -1,4 +1,4 @@
-"""A judge behind Ollama's own interface, ``/api/chat``, and ``/api/generate`` for raw texts.
+"""A model behind Ollama's own interface, ``/api/chat``, and ``/api/generate`` for raw texts.
 
 Facts: ``api/types.go`` and ``server/routes.go`` of Ollama. Seed, temperature and context count only inside
 ``options``; an error in the middle comes as a line under status 200; the last line says ``done``.
@@ -11,8 +11,8 @@ import shutil
 from typing import Any
 from urllib.parse import urlsplit
 
+from instil.ask.client import ALTERNATIVES, ModelRequest, Reply, alternatives, when_ready, whole_text
 from instil.ask.http import Http, Passing, Refused, Unreachable, is_loopback
-from instil.ask.question import ALTERNATIVES, Question, Reply, alternatives, when_ready, whole_text
 from instil.errors import JudgeError, did_you_mean
 from instil.settings.options import ScoreOptions
 
@@ -50,13 +50,13 @@ class Ollama:
             raise JudgeError(f"Ollama has no model {self._model!r} ({there}{near}): ollama pull {self._model}{where}")
         self.identity = f"{self.name}@{digests.get(wanted) or digests.get(self._model)}"
 
-    def ask(self, question: Question) -> Reply:
-        return self._sent("/api/chat", question, {"messages": [{"role": "user", "content": question.text}]})
+    def chat(self, request: ModelRequest) -> Reply:
+        return self._sent("/api/chat", request, {"messages": [{"role": "user", "content": request.text}]})
 
-    def complete(self, question: Question) -> Reply:
-        return self._sent("/api/generate", question, {"prompt": question.text, "raw": True})
+    def complete(self, request: ModelRequest) -> Reply:
+        return self._sent("/api/generate", request, {"prompt": request.text, "raw": True})
 
-    def _sent(self, path: str, question: Question, what: dict[str, Any]) -> Reply:
+    def _sent(self, path: str, request: ModelRequest, what: dict[str, Any]) -> Reply:
         options = self._options
         asked: dict[str, Any] = {
             "model": self._model,
@@ -65,15 +65,15 @@ class Ollama:
             "truncate": False,  # an error instead of half a prompt; older servers do not know these two
             "shift": False,
             "options": {  # at the top level Ollama would ignore them
-                "seed": question.seed,
+                "seed": request.seed,
                 "temperature": options.temperature,
-                "num_ctx": question.num_ctx,
+                "num_ctx": request.num_ctx,
                 "num_predict": options.max_tokens,
-                **({"stop": list(question.stop)} if question.stop else {}),
+                **({"stop": list(request.stop)} if request.stop else {}),
             },
         }
-        if question.schema is not None:
-            asked["format"] = question.schema
+        if request.schema is not None:
+            asked["format"] = request.schema
         if options.weighted:
             asked |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         lines = self._http.post_lines(path, asked)

@@ -1,4 +1,4 @@
-"""A judge behind OpenAI's interface, ``/chat/completions``: OpenAI, vLLM, llama-server, LM Studio, Ollama's ``/v1``.
+"""A model behind OpenAI's interface, ``/chat/completions``: OpenAI, vLLM, llama-server, LM Studio, Ollama's ``/v1``.
 
 ``/completions``, which goes on with a text as it stands, is there in most of them, but not for OpenAI's newer models.
 """
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from instil.ask.client import ALTERNATIVES, ModelRequest, Reply, alternatives, when_ready, whole_text
 from instil.ask.http import Http, Passing, Refused, Unreachable, checked_url
-from instil.ask.question import ALTERNATIVES, Question, Reply, alternatives, when_ready, whole_text
 from instil.errors import JudgeError, did_you_mean
 from instil.settings.options import ScoreOptions
 
@@ -74,12 +74,12 @@ class OpenAI:
             raise JudgeError(f"{base} has no model {self._model!r}; there: {', '.join(models[:10])}{near}")
         self.identity = f"{base}#{self._model}"
 
-    def ask(self, question: Question) -> Reply:
-        return self._read(self._post("/chat/completions", question))
+    def chat(self, request: ModelRequest) -> Reply:
+        return self._read(self._post("/chat/completions", request))
 
-    def complete(self, question: Question) -> Reply:
+    def complete(self, request: ModelRequest) -> Reply:
         try:
-            return self._read(self._post("/completions", question))
+            return self._read(self._post("/completions", request))
         except Unreachable:
             raise
         except JudgeError as error:
@@ -87,33 +87,33 @@ class OpenAI:
                 f"{error}; going on with a raw text needs {self._http.base}/completions, which not every server has"
             ) from error
 
-    def _post(self, path: str, question: Question) -> Any:
+    def _post(self, path: str, request: ModelRequest) -> Any:
         while True:
             left_out = self._left_out
             try:
-                return self._http.post(path, self._asked(question, left_out, raw=path == "/completions"))
+                return self._http.post(path, self._asked(request, left_out, raw=path == "/completions"))
             except Refused as refused:
                 if not refused.parameter or refused.parameter in left_out:
                     raise
                 with self._lock:
                     self._left_out |= {refused.parameter}
 
-    def _asked(self, question: Question, left_out: frozenset[str], *, raw: bool) -> dict[str, Any]:
+    def _asked(self, request: ModelRequest, left_out: frozenset[str], *, raw: bool) -> dict[str, Any]:
         options = self._options
         limit = "max_completion_tokens" if self._is_openai or "max_tokens" in left_out else "max_tokens"
         asked: dict[str, Any] = {
             "model": self._model,
-            **({"prompt": question.text} if raw else {"messages": [{"role": "user", "content": question.text}]}),
+            **({"prompt": request.text} if raw else {"messages": [{"role": "user", "content": request.text}]}),
             "temperature": options.temperature,
-            "seed": question.seed,
+            "seed": request.seed,
             limit: options.max_tokens,
             **self._extra,
         }
-        if question.schema is not None:
-            schema = {"name": "reply", "strict": True, "schema": question.schema}
+        if request.schema is not None:
+            schema = {"name": "reply", "strict": True, "schema": request.schema}
             asked["response_format"] = {"type": "json_schema", "json_schema": schema}
-        if question.stop:
-            asked["stop"] = list(question.stop)
+        if request.stop:
+            asked["stop"] = list(request.stop)
         if options.weighted:
             asked |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
         return {key: value for key, value in asked.items() if key not in left_out}

@@ -1,6 +1,6 @@
-"""Asking many questions: a few at a time, each with patience, all stopped when the judge is gone.
+"""Many requests to a model: a few at a time, each with patience, all stopped when the model is gone.
 
-Questions run on threads that do not keep the process alive, so that a signal ends it at once whatever a server does.
+Requests run on threads that do not keep the process alive, so that a signal ends it at once whatever a server does.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ class Outcome(Generic[Task, Result]):
 
 
 class Breaker:
-    """Stops the work when the judge is gone: at once for some errors, else after five failures in a row.
+    """Stops the work when the model is gone: at once for some errors, else after five failures in a row.
 
     Args:
-        judge: its name, for the message.
+        model: its name, for the message.
         total: tasks in all.
         kept: tasks done before this time.
         what: what tasks end in, for the message.
     """
 
-    def __init__(self, judge: str, total: int, kept: int, what: str = "verdicts") -> None:
-        self._judge, self._total, self.done, self._what = judge, total, kept, what
+    def __init__(self, model: str, total: int, kept: int, what: str = "verdicts") -> None:
+        self._model, self._total, self.done, self._what = model, total, kept, what
         self._in_a_row, self._fresh = 0, 0
 
     def succeeded(self) -> None:
@@ -63,7 +63,7 @@ class Breaker:
         """A task has none.
 
         Raises:
-            JudgeError: the judge does not take questions at all.
+            JudgeError: the model does not take requests at all.
             StoppedEarly: it has stopped to do so; what was done is kept.
         """
         final = isinstance(error, JudgeError) and not isinstance(error, Unreachable)
@@ -73,7 +73,7 @@ class Breaker:
         asks_to_wait = isinstance(error, Passing) and error.wait > PATIENCE
         if final or asks_to_wait or self._in_a_row >= FAILURES_IN_A_ROW:
             raise StoppedEarly(
-                f"{self._judge} stopped answering: {error}. {self.done} of {self._total} {self._what} are kept; "
+                f"{self._model} stopped answering: {error}. {self.done} of {self._total} {self._what} are kept; "
                 "the same command asks for the rest"
             ) from error
 
@@ -84,7 +84,7 @@ def ask_all(
     """Outcomes as they come. Leave the loop early, and no further task is begun.
 
     A worker begins its next task when an outcome has been dealt with, not as soon as it has delivered its own: with
-    one worker, nothing is asked of a judge after the answer that ends the work. Failures that may pass are tried
+    one worker, nothing is asked of a model after the answer that ends the work. Failures that may pass are tried
     again, with waits that double, or as long as the server asks for.
     """
     waiting: queue.SimpleQueue[Task] = queue.SimpleQueue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from instil.data.encoding import stop_id
 from instil.data.templates import TEMPLATE_FILE, Template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import UserError
+from instil.files import json_text, unfinished_of
 from instil.model.decoder import Decoder
 from instil.model.files.folder import save_decoder
 
@@ -26,7 +26,7 @@ def export_folder(decoder: Decoder, tokenizer: Tokenizer, template: Template, fo
         UserError: where it is to be made lies something that is not what an export leaves that was killed.
         OSError: it cannot be written.
     """
-    unfinished = folder.with_name(folder.name + ".unfinished")
+    unfinished = unfinished_of(folder)
     if unfinished.exists():
         if not unfinished.is_dir() or any(left.name not in FILES for left in unfinished.iterdir()):
             raise UserError(f"{unfinished} is in the way and is no unfinished model; move it, or choose another --out")
@@ -36,14 +36,10 @@ def export_folder(decoder: Decoder, tokenizer: Tokenizer, template: Template, fo
         save_decoder(decoder, unfinished, eos_id=stop_id(template, tokenizer), stop_ids=tokenizer.stop_ids)
         tokenizer.save(unfinished)
         (unfinished / "chat_template.jinja").write_text(template.chat_template(), encoding="utf-8")
-        _write_json(unfinished / TEMPLATE_FILE, template.as_json())
+        (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.replace(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

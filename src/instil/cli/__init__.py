@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from instil import __version__
-from instil.cli import judge, make, models, sweep, tune
+from instil.cli import judge, make, models, settings, sweep, tune
+from instil.cli.show import show_lines
 from instil.errors import InstilError
 from instil.machine import settle
 
@@ -30,8 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (tune.commands, models.commands, judge.commands, sweep.commands, make.commands):
-    app.add_typer(verbs)
+for verbs in (tune, models, settings, judge, sweep, make):  # as --help lists them
+    app.add_typer(verbs.commands)
 
 
 @app.callback(invoke_without_command=True)
@@ -39,7 +40,7 @@ def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"instil {__version__}")
+        show_lines([f"instil {__version__}"])
         raise typer.Exit
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
+from instil.cli.show import show_comparison, show_health, show_pairwise, show_scores
 from instil.errors import InstilError, UserError
 
 if TYPE_CHECKING:
     from instil.settings.options import Settings
-from instil.cli.show import _show_comparison, _show_duels, _show_health, _show_scores
 
 commands = typer.Typer()
 
@@ -64,7 +64,7 @@ def score_command(
     if as_json:
         print_json({"judge": judge, "scores": {which: one.as_json() for which, one in found.items()}})
     else:
-        _show_scores(found, offline=judge == "offline")
+        show_scores(found, offline=judge == "offline")
     check_outcome(found, chosen.score)
 
 
@@ -89,20 +89,21 @@ def compare_command(
     from instil.screen import Screen
 
     if pairwise:
-        duels = compare_pairwise(a, b, judge, chosen.score, Screen())
+        choices = compare_pairwise(a, b, judge, chosen.score, Screen())
         if as_json:
-            print_json(duels.as_json())
+            print_json(choices.as_json())
         else:
-            _show_duels(duels)
-        check_failed(judge, duels.duels.failed)
-        if duels.duels.coverage < chosen.score.min_coverage:
-            raise InstilError(f"only {duels.duels.coverage:.0%} of the rows have a choice; wanted score.min_coverage")
+            show_pairwise(choices)
+        check_failed(judge, choices.verdicts.failed)
+        if choices.verdicts.coverage < chosen.score.min_coverage:
+            share = f"{choices.verdicts.coverage:.0%}"
+            raise InstilError(f"only {share} of the rows have a choice; wanted score.min_coverage")
         return
     found = compare(a, b, judge, options=chosen.score, screen=Screen())
     if as_json:
         print_json(found.as_json())
     else:
-        _show_comparison(found)
+        show_comparison(found)
     for one in found.scored:
         check_failed(one.which, one.failed)
     if found.comparison.difference is None:
@@ -123,6 +124,6 @@ def _check(judge: str, chosen: Settings, *, as_json: bool) -> None:
     if as_json:
         print_json(health.as_json())
     else:
-        _show_health(health)
+        show_health(health)
     if health.problems:
         raise InstilError(f"{judge} is not to be trusted: {'; '.join(health.problems)}")

@@ -1,20 +1,93 @@
-"""The verbs that make data with another model: prefer and generate."""
+"""The verbs that make data with another model: generate and prefer."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
+from instil.cli.show import show_lines, show_synthesis
 from instil.errors import InstilError, UserError
 
-if TYPE_CHECKING:
-    from instil.recipes.prefer import Preferred
-
-
 commands = typer.Typer()
+
+
+@commands.command("generate")
+def generate_command(
+    way: Annotated[
+        str,
+        typer.Option(
+            "--way",
+            "-w",
+            help="self-instruct: new tasks in the manner of the seeds. magpie: what a chat model takes for a user's "
+            "words. reflect: the rows, improved. passive: each row, and one that asks for its passive voice.",
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--with",
+            help="Who writes: ollama:MODEL, openai:MODEL, the address of an OpenAI-compatible server, or "
+            "llamacpp:FILE.gguf.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The file to write (.json or .jsonl); a journal grows beside it.")
+    ],
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            "--seeds",
+            "--rows",
+            help="The rows to begin with: a file, its URL, or a name. Needed by reflect and passive; "
+            "self-instruct takes starter.",
+        ),
+    ] = None,
+    existing: Annotated[
+        list[str] | None, typer.Option("--existing", help="Further rows that are not to be repeated; several times.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", help="New rows (100); with reflect and passive: rows to go through.")
+    ] = None,
+    what: Annotated[str, typer.Option("--what", help="reflect: instruction, answer or both.")] = "both",
+    chat_template: Annotated[
+        str,
+        typer.Option(
+            "--chat-template", help="magpie: llama3, chatml, gemma, phi3 or mistral; auto: by the model's name."
+        ),
+    ] = "auto",
+    settings: SetOpt = None,
+    config: ConfigOpt = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Instruction data out of another language model. Goes on where it was stopped; every row says where it is from."""
+    given = settings or []
+    chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
+    chosen = chosen_settings(given, config)
+    from instil.recipes.synthesize import check_outcome, synthesize
+    from instil.screen import Screen
+
+    made = synthesize(
+        way,
+        model,
+        out,
+        seeds=seeds,
+        existing=existing or (),
+        count=count,
+        what=what,
+        chat_template=chat_template,
+        options=chosen.make,
+        skip_bad=chosen.data.skip_bad,
+        screen=Screen(),
+    )
+    if as_json:
+        print_json(made.as_json())
+    else:
+        show_synthesis(made)
+    check_outcome(made, count)
+
 
 WAYS = "--from A B, --samples N, --rewrite, or --check PAIRS"
 GOES_WITH = {  # options by the ways that know them
@@ -120,21 +193,16 @@ def prefer_command(
         writer = _wanted(with_model, way, "--with ollama:llama3")
         rows = _wanted(data, way, "--data ROWS.json")
         made = prefer_rewrite(rows, writer, target, both=both, settings=resolved, screen=screen, overwrite=overwrite)
-    _show(made, as_json=as_json)
+    if as_json:
+        print_json(made.as_json())
+    else:
+        show_lines(made.lines())
 
 
 def _wanted(value: str | None, way: str, example: str) -> str:
     if not value:
         raise UserError(f"{way} needs {example.split(maxsplit=1)[0]}, such as {example}")
     return value
-
-
-def _show(made: Preferred, *, as_json: bool) -> None:
-    if as_json:
-        print_json(made.as_json())
-        return
-    for line in made.lines():
-        typer.echo(line)
 
 
 def _check(pairs: str, *, as_json: bool) -> None:
@@ -144,95 +212,7 @@ def _check(pairs: str, *, as_json: bool) -> None:
     if as_json:
         print_json(found.as_json())
     else:
-        for line in found.lines():
-            typer.echo(line)
+        show_lines(found.lines())
     if not found.usable:
         problems = "; ".join(finding.said.partition("\n")[0] for finding in found.of("error"))
         raise InstilError(f"{pairs} is not to be trained on: {problems}")
-
-
-commands = typer.Typer()
-
-WORST = 5  # reasons shown
-
-
-@commands.command("generate")
-def generate_command(
-    way: Annotated[
-        str,
-        typer.Option(
-            "--way",
-            "-w",
-            help="self-instruct: new tasks in the manner of the seeds. magpie: what a chat model takes for a user's "
-            "words. reflect: the rows, improved. passive: each row, and one that asks for its passive voice.",
-        ),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--with",
-            help="Who writes: ollama:MODEL, openai:MODEL, the address of an OpenAI-compatible server, or "
-            "llamacpp:FILE.gguf.",
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The file to write (.json or .jsonl); a journal grows beside it.")
-    ],
-    seeds: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds",
-            "--rows",
-            help="The rows to begin with: a file, its URL, or a name. Needed by reflect and passive; "
-            "self-instruct takes starter.",
-        ),
-    ] = None,
-    existing: Annotated[
-        list[str] | None, typer.Option("--existing", help="Further rows that are not to be repeated; several times.")
-    ] = None,
-    count: Annotated[
-        int | None, typer.Option("--count", "-n", help="New rows (100); with reflect and passive: rows to go through.")
-    ] = None,
-    what: Annotated[str, typer.Option("--what", help="reflect: instruction, answer or both.")] = "both",
-    chat_template: Annotated[
-        str,
-        typer.Option(
-            "--chat-template", help="magpie: llama3, chatml, gemma, phi3 or mistral; auto: by the model's name."
-        ),
-    ] = "auto",
-    settings: SetOpt = None,
-    config: ConfigOpt = None,
-    as_json: JsonOpt = False,
-) -> None:
-    """Instruction data out of another language model. Goes on where it was stopped; every row says where it is from."""
-    given = settings or []
-    chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
-    chosen = chosen_settings(given, config)
-    from instil.recipes.synthesize import check_outcome, generate_rows, report_file
-    from instil.screen import Screen
-
-    made = generate_rows(
-        way,
-        model,
-        out,
-        seeds=seeds,
-        existing=existing or (),
-        count=count,
-        what=what,
-        chat_template=chat_template,
-        options=chosen.make,
-        skip_bad=chosen.data.skip_bad,
-        screen=Screen(),
-    )
-    if as_json:
-        print_json(made.as_json())
-    else:
-        kept = len(made.rows) - made.made
-        beside = f" beside {kept} that stayed as they were" if kept else ""
-        typer.echo(f"{made.out}: {made.made} rows by {made.made_by}{beside}")
-        typer.echo(f"  {made.asked} requests now, {made.found} answered before")
-        for reason, times in list(made.reasons.items())[:WORST]:
-            typer.echo(f"  left out: {times} times: {reason}")
-        if made.left:
-            typer.echo(f"  all of them: {report_file(made.out)}")
-    check_outcome(made, count)

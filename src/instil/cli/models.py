@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +14,9 @@ from instil.cli.options import (
     chosen_settings,
     print_json,
 )
+from instil.cli.show import show_note, show_path, show_rows, show_stream
 from instil.errors import UserError
+from instil.files import json_text
 
 commands = typer.Typer()
 
@@ -44,7 +45,7 @@ def respond_command(
     if instruction is not None and out is not None:
         raise UserError("--out is for the rows of --data or --split; one answer goes to the screen")
     if int8:
-        typer.echo("weights in eight bits: answers are not exactly the model's", err=True)
+        show_note("weights in eight bits: answers are not exactly the model's")
     if instruction is not None:
         if data or split:
             raise UserError("--instruction answers one row; leave out --data and --split")
@@ -53,22 +54,20 @@ def respond_command(
             weights = {"weights": "int8"} if int8 else {}
             print_json({"instruction": instruction, "input": input_text, **said, **weights})
             return
-        for piece in stream_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter):
-            typer.echo(piece, nl=False)  # which flushes
-        typer.echo()
+        show_stream(stream_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter))
         return
     if out is not None:  # found out now rather than after the answers
         out.parent.mkdir(parents=True, exist_ok=True)
     rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8, adapter=adapter)
     if out is not None:
-        out.write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        typer.echo(f"{len(rows)} answered rows in {out}", err=True)
+        out.write_text(json_text(rows), encoding="utf-8")  # not by renaming: it may be /dev/stdout
+        show_note(f"{len(rows)} answered rows in {out}")
         if as_json:
             print_json({"rows": len(rows), "out": str(out)})
     elif as_json:
         print_json({"rows": rows})
     else:
-        typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        show_rows(rows)
 
 
 @commands.command("fetch")
@@ -83,7 +82,7 @@ def fetch_command(
     if as_json:
         print_json(found.as_json())
     else:
-        typer.echo(str(found.path))
+        show_path(found.path)
 
 
 @commands.command("export")
@@ -104,4 +103,4 @@ def export_command(
     if as_json:
         print_json(written.as_json())
     else:
-        typer.echo(str(written.path))
+        show_path(written.path)

@@ -2,50 +2,98 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from instil.evaluate.comparison import Comparison
-    from instil.evaluate.health import Health
-    from instil.recipes.compare import Chosen, Compared
-    from instil.recipes.score import Scored
-if TYPE_CHECKING:
-    from instil.recipes.inspect import Slide
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from instil.screen import clock
+from instil.errors import counted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.table import Table
     from rich.text import Text
-from instil.errors import counted
-from instil.machine import peak_memory_gb
-from instil.recipes.plan.plan import CHAPTER, STAGES, Plan
-from instil.recipes.run import Run
+
+    from instil.evaluate.comparison import Comparison
+    from instil.evaluate.health import Health
+    from instil.recipes.compare import Compared, ComparedPairwise
+    from instil.recipes.inspect import InspectedRow, Inspection
+    from instil.recipes.plan.plan import Plan
+    from instil.recipes.probe import Probed
+    from instil.recipes.run import Run
+    from instil.recipes.score import Scored
+    from instil.recipes.sweep.sweep import SweepResult
+    from instil.recipes.sweep.table import SweepTable
+    from instil.recipes.synthesize import Synthesized
+
+WIDE = 200  # columns of a sweep's table where stdout is no terminal
+REASONS = 5  # why rows were left out, the most frequent first
 
 
-def _show_scores(found: dict[str, Scored], *, offline: bool) -> None:
+def show_lines(lines: Iterable[str]) -> None:
+    """One under the other."""
+    for line in lines:
+        typer.echo(line)
+
+
+def show_note(text: str) -> None:
+    """On stderr, beside what stdout is for."""
+    typer.echo(text, err=True)
+
+
+def show_path(path: Path) -> None:
+    """Where something lies, and nothing else."""
+    typer.echo(str(path))
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Answered rows in the book's JSON."""
+    typer.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+def show_stream(pieces: Iterable[str]) -> None:
+    """An answer as it comes."""
+    for piece in pieces:
+        typer.echo(piece, nl=False)  # which flushes
+    typer.echo()
+
+
+def show_settings(meanings: Mapping[str, str]) -> None:
+    """Settings by name, each with its default and its meaning."""
+    for name, meaning in meanings.items():
+        typer.echo(f"{name:24} {meaning}")
+
+
+def show_scores(found: dict[str, Scored], *, offline: bool) -> None:
+    """Means and metrics of the offline scores, or what a judge said of each set of answers."""
     if offline:
-        from instil.evaluate.offline import means
+        _show_offline(found)
+    else:
+        _show_judged(found)
 
-        head = f"{'':12} {'scored':>9}   agreement [95 %]      exact match   chrF   ROUGE-L   token F1   novel F1"
-        typer.echo(head)
-        for which, one in found.items():
-            mean, metrics = one.mean(), means(one.verdicts)
-            counts = f"{len(one.scores)}/{len(one.verdicts)}"
-            if mean is None:
-                typer.echo(f"{which:12} {counts:>9}   no row has a reference answer")
-                continue
-            exact, chrf, rouge = metrics["exact_match"], metrics["chrf"], metrics["rouge_l"]
-            words, novel = metrics["token_f1"], metrics["novel_f1"]
-            more = f"   embedding {metrics['embedding']:.3f}" if "embedding" in metrics else ""
-            figures = f"{exact:>10.1%}  {chrf:>5.1f}   {rouge:>7.3f}   {words:>8.3f}   {novel:>8.3f}{more}"
-            typer.echo(f"{which:12} {counts:>9}   {mean.text():20}  {figures}")
-        typer.echo("agreement with the reference, 0 to 100; it compares words, not meaning")
-        return
+
+def _show_offline(found: dict[str, Scored]) -> None:
+    from instil.evaluate.offline import means
+
+    head = f"{'':12} {'scored':>9}   agreement [95 %]      exact match   chrF   ROUGE-L   token F1   novel F1"
+    typer.echo(head)
+    for which, one in found.items():
+        mean, metrics = one.mean(), means(one.verdicts)
+        counts = f"{len(one.scores)}/{len(one.verdicts)}"
+        if mean is None:
+            typer.echo(f"{which:12} {counts:>9}   no row has a reference answer")
+            continue
+        exact, chrf, rouge = metrics["exact_match"], metrics["chrf"], metrics["rouge_l"]
+        words, novel = metrics["token_f1"], metrics["novel_f1"]
+        more = f"   embedding {metrics['embedding']:.3f}" if "embedding" in metrics else ""
+        figures = f"{exact:>10.1%}  {chrf:>5.1f}   {rouge:>7.3f}   {words:>8.3f}   {novel:>8.3f}{more}"
+        typer.echo(f"{which:12} {counts:>9}   {mean.text():20}  {figures}")
+    typer.echo("agreement with the reference, 0 to 100; it compares words, not meaning")
+
+
+def _show_judged(found: dict[str, Scored]) -> None:
     for which, one in found.items():
         mean = one.mean()
         low, high = one.bounds()
@@ -72,7 +120,8 @@ def _by_reason(unscored: dict[int, str]) -> list[tuple[str, list[int]]]:
     return sorted(reasons.items(), key=lambda item: -len(item[1]))[:10]
 
 
-def _show_comparison(found: Compared) -> None:
+def show_comparison(found: Compared) -> None:
+    """The verdict in one sentence, its figures, and what must be known of them."""
     one = found.comparison
     typer.echo(one.sentence(found.a, found.b))
     if one.a is None or one.b is None:
@@ -114,23 +163,25 @@ def _rows(rows: tuple[int, ...]) -> str:
     return f"{len(rows)} (rows {', '.join(map(str, rows[:10]))}{more})"
 
 
-def _show_duels(found: Chosen) -> None:
-    duels = found.duels
-    typer.echo(duels.sentence(found.a, found.b))
-    if duels.same:
-        typer.echo(f"{len(duels.same)} rows have equal answers and count as ties")
-    if duels.consistency is not None:
+def show_pairwise(found: ComparedPairwise) -> None:
+    """The verdict of a judge that chose between answers, and how it came to its choices."""
+    verdicts = found.verdicts
+    typer.echo(verdicts.sentence(found.a, found.b))
+    if verdicts.same:
+        typer.echo(f"{len(verdicts.same)} rows have equal answers and count as ties")
+    if verdicts.consistency is not None:
         typer.echo(
-            f"the judge's choice did not depend on the order in {duels.consistency:.0%} of the rows; "
+            f"the judge's choice did not depend on the order in {verdicts.consistency:.0%} of the rows; "
             "where it did, the row is a tie"
         )
-    if duels.longer is not None:
-        typer.echo(f"the longer answer won in {duels.longer:.0%} of the decided rows")
-    for reason, rows in _by_reason({one.row: one.reason for one in duels.duels if one.outcome is None}):
+    if verdicts.longer is not None:
+        typer.echo(f"the longer answer won in {verdicts.longer:.0%} of the decided rows")
+    for reason, rows in _by_reason({one.row: one.reason for one in verdicts.rows if one.outcome is None}):
         typer.echo(f"no choice: {len(rows)} rows ({', '.join(map(str, rows[:10]))}): {reason}")
 
 
-def _show_health(health: Health) -> None:
+def show_health(health: Health) -> None:
+    """What a judge gave to answers that are known to be right, wrong or none at all."""
     for group in (health.right, health.wrong, health.shuffled):
         _show_group(group.name, group.mean, group.unscored)
     typer.echo(f"a right answer gets more than a wrong one in {health.order:.0%} of the pairs")
@@ -147,7 +198,14 @@ def _show_group(name: str, mean: float | None, unscored: int, *, paid: bool = Fa
     typer.echo(f"  {name:24} {figure}{missing}{'   <- it pays for this' if paid else ''}")
 
 
-def _show_slide(slide: Slide) -> None:
+def show_inspection(found: Inspection) -> None:
+    """The pre-flight, and rows with what is trained on."""
+    show_lines(found.preflight.lines())
+    for row in found.rows:
+        _show_inspected(row)
+
+
+def _show_inspected(row: InspectedRow) -> None:
     """Tokens on the terminal: trained ones bold green, seen ones plain, cut ones struck through in red."""
     from rich.console import Console
     from rich.text import Text
@@ -155,24 +213,36 @@ def _show_slide(slide: Slide) -> None:
     console = Console(highlight=False)
     styles = {"trained": "bold green", "seen": "", "cut": "red strike"}
     console.print(
-        f"\nrow {slide.example.row} ({slide.part}): {len(slide.tokens)} tokens, {slide.trained} trained on "
+        f"\nrow {row.example.row} ({row.part}): {len(row.tokens)} tokens, {row.trained} trained on "
         "([bold green]green[/], in brackets)",
     )
     text = Text()
     inside = False
-    for token in slide.tokens:
-        if (token.fate == "trained") != inside:
+    for token in row.tokens:
+        if (token.mask == "trained") != inside:
             text.append("«" if not inside else "»", style="dim")
             inside = not inside
-        text.append(token.text, style=styles[token.fate])
+        text.append(token.text, style=styles[token.mask])
     if inside:
         text.append("»", style="dim")
     console.print(text)
 
 
+def show_plan(plan: Plan) -> None:
+    """Time and memory of a run."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    for shown in tables(plan):
+        console.print(shown)
+
+
 def tables(plan: Plan) -> Iterator[Table | Text]:
-    """What the user is shown."""
+    """The plan's tables, and what must be said beneath them."""
     from rich.text import Text
+
+    from instil.recipes.plan.plan import CHAPTER, STAGES
+    from instil.screen import clock
 
     work, memory = plan.work, plan.memory
     job = _table(f"{plan.model} ({plan.parameters:,} parameters) on {plan.data}", "", "")
@@ -234,8 +304,17 @@ def _gb(size: int) -> str:
     return f"{size / 1e9:.2f}"
 
 
+def show_run(finished: Run) -> None:
+    """What the user is told at the end of a run, below its progress."""
+    typer.echo()
+    show_lines(summary(finished))
+
+
 def summary(finished: Run) -> list[str]:
-    """What the user is told at the end."""
+    """What the user is told at the end, line by line."""
+    from instil.machine import peak_memory_gb
+    from instil.screen import clock
+
     lines = []
     if "tuned" in finished.scores:
         lines.append(f"{'':8}  exact match   chrF   agreement, 0 to 100")
@@ -255,3 +334,60 @@ def summary(finished: Run) -> list[str]:
     lines.append(f"model:  {finished.path / 'model'}")
     lines.append(f'try it: instil respond {finished.path} --instruction "Name three colours."')
     return lines
+
+
+def show_sweep(done: SweepResult) -> None:
+    """The table of a sweep, its notes, and where it lies."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=WIDE)
+    typer.echo()
+    console.print(_sweep_table(done.table))
+    for note in done.table.notes():
+        console.print(note, markup=False, style="dim")
+    typer.echo(f"\ntable: {done.path / 'sweep.html'} (also sweep.md, sweep.csv, sweep.json)")
+
+
+def _sweep_table(found: SweepTable) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_edge=False, pad_edge=False)
+    for number, head in enumerate(found.columns()):
+        table.add_column(Text(head), justify="right" if 0 < number < len(found.columns()) - 2 else "left")
+    for row in found.rows:
+        table.add_row(*map(Text, found.cells(row)), style="red" if row.status == "failed" else "")
+    return table
+
+
+def show_rates(found: Probed, out: Path | None) -> None:
+    """The validation loss of each learning rate, round after round, and what follows from it."""
+    rounds = sorted({one.steps for one in found.tried})
+    typer.echo(f"\n{'learning rate':>14}" + "".join(f"{f'{steps} steps':>14}" for steps in rounds))
+    for rate in found.rates:
+        losses = found.losses(rate)
+        shown = ["" if steps not in losses else _loss(losses[steps]) for steps in rounds]
+        best = "  <- best" if found.best is not None and rate == found.best.rate else ""
+        typer.echo(f"{rate:>14g}" + "".join(f"{text:>14}" for text in shown) + best)
+    typer.echo(f"validation loss; before training {found.untrained:.3f}; took {found.seconds:.0f} s")
+    show_lines(found.advice())
+    if out is not None:
+        typer.echo(f"picture: {out / 'probe.png'}")
+
+
+def _loss(loss: float | None) -> str:
+    return "diverged" if loss is None else f"{loss:.4f}"
+
+
+def show_synthesis(made: Synthesized) -> None:
+    """How many rows a model made, and why there are not more."""
+    kept = len(made.rows) - made.made
+    beside = f" beside {kept} that stayed as they were" if kept else ""
+    typer.echo(f"{made.out}: {made.made} rows by {made.made_by}{beside}")
+    typer.echo(f"  {made.asked} requests now, {made.found} answered before")
+    for reason, times in list(made.reasons.items())[:REASONS]:
+        typer.echo(f"  left out: {times} times: {reason}")
+    if made.rejected:
+        typer.echo(f"  all of them: {made.report}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,17 +18,10 @@ from instil.cli.options import (
     chosen_settings,
     print_json,
 )
+from instil.cli.show import show_rates, show_sweep
 from instil.errors import UserError
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from instil.recipes.probe import Probed
-    from instil.recipes.sweep.sweep import Swept
-    from instil.recipes.sweep.table import SweepTable
-
 commands = typer.Typer()
-WIDE = 200  # columns where stdout is no terminal
 
 
 @commands.command("sweep")
@@ -58,33 +51,8 @@ def sweep_command(
     if as_json:
         print_json(done.as_json())
     else:
-        _show(done)
+        show_sweep(done)
     done.check()
-
-
-def _show(done: Swept) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
-    typer.echo()
-    console.print(_table(done.table))
-    for note in done.table.notes():
-        console.print(note, markup=False, style="dim")
-    typer.echo(f"\ntable: {done.path / 'sweep.html'} (also sweep.md, sweep.csv, sweep.json)")
-
-
-def _table(found: SweepTable) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_edge=False, pad_edge=False)
-    for number, head in enumerate(found.columns()):
-        table.add_column(Text(head), justify="right" if 0 < number < len(found.columns()) - 2 else "left")
-    for row in found.rows:
-        table.add_row(*map(Text, found.cells(row)), style="red" if row.status == "failed" else "")
-    return table
 
 
 @commands.command("probe")
@@ -118,24 +86,5 @@ def probe_command(
     found = probe(data, model, chosen, rates=wanted, steps=steps, out=out)
     if as_json:
         print_json(found.as_json())
-        return
-    _show_rates(found)
-    if out is not None:
-        typer.echo(f"picture: {out / 'probe.png'}")
-
-
-def _show_rates(found: Probed) -> None:
-    rounds = sorted({one.steps for one in found.tried})
-    typer.echo(f"\n{'learning rate':>14}" + "".join(f"{f'{steps} steps':>14}" for steps in rounds))
-    for rate in found.rates:
-        losses = found.losses(rate)
-        shown = ["" if steps not in losses else _loss(losses[steps]) for steps in rounds]
-        best = "  <- best" if found.best is not None and rate == found.best.rate else ""
-        typer.echo(f"{rate:>14g}" + "".join(f"{text:>14}" for text in shown) + best)
-    typer.echo(f"validation loss; before training {found.untrained:.3f}; took {found.seconds:.0f} s")
-    for line in found.advice():
-        typer.echo(line)
-
-
-def _loss(loss: float | None) -> str:
-    return "diverged" if loss is None else f"{loss:.4f}"
+    else:
+        show_rates(found, out)

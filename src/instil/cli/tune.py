@@ -1,4 +1,4 @@
-"""The verbs that tune and look beforehand: run, train, plan, inspect, settings."""
+"""The verbs that tune and look beforehand: run, train, plan, inspect."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from instil.cli.options import (
     chosen_settings,
     print_json,
 )
+from instil.cli.show import show_inspection, show_plan, show_run
 from instil.errors import UserError
 
 if TYPE_CHECKING:
-    from instil.recipes.inspect import Slide
     from instil.settings.options import Settings
-from instil.cli.show import _show_slide
 
 commands = typer.Typer()
 
@@ -85,18 +84,13 @@ def plan_command(
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method
     )  # refused before anything heavy loads
-    from instil.cli.show import tables
     from instil.recipes.plan.plan import plan
 
     made = plan(data or data_option or "starter", model, chosen)
     if as_json:
         print_json(made.as_json())
-        return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    for shown in tables(made):
-        console.print(shown)
+    else:
+        show_plan(made)
 
 
 @commands.command("inspect")
@@ -110,44 +104,14 @@ def inspect_command(
     as_json: JsonOpt = False,
 ) -> None:
     """Pre-flight, and the mask microscope: which tokens of a row are trained on."""
-    from instil.recipes.inspect import slides
-    from instil.tasks.prepare import prepare
+    chosen = chosen_settings(settings, config, methods=method)
+    from instil.recipes.inspect import inspect
 
-    prepared = prepare(data, model, chosen_settings(settings, config, methods=method))
-    shown: list[Slide] = []
-    for number in row or [prepared.split.train[0].row]:
-        found = slides(prepared, number)
-        if not found:
-            raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
-        shown += found
+    found = inspect(data, model, chosen, row or [])
     if as_json:
-        tokens = [
-            {
-                "row": one.example.row,
-                "part": one.part,
-                "tokens": [{"id": token.id, "text": token.text, "fate": token.fate} for token in one.tokens],
-            }
-            for one in shown
-        ]
-        print_json({"preflight": prepared.preflight.as_json(), "rows": tokens})
-        return
-    for line in prepared.preflight.lines():
-        typer.echo(line)
-    for one in shown:
-        _show_slide(one)
-
-
-@commands.command("settings")
-def settings_command(as_json: JsonOpt = False) -> None:
-    """Every setting with its default and its meaning."""
-    from instil.settings.options import Settings
-    from instil.settings.resolve import known_settings
-
-    if as_json:
-        print_json(Settings().model_dump())
-        return
-    for name, meaning in known_settings().items():
-        typer.echo(f"{name:24} {meaning}")
+        print_json(found.as_json())
+    else:
+        show_inspection(found)
 
 
 def _tune(
@@ -160,14 +124,11 @@ def _tune(
     as_json: bool,
     answers: bool,
 ) -> None:
-    from instil.cli.show import summary
     from instil.recipes.run import run
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(model).stem}"
     finished = run(data, model, folder, settings, overwrite=overwrite, answers=answers)
     if as_json:
         print_json(finished.as_json())
-        return
-    typer.echo()
-    for line in summary(finished):
-        typer.echo(line)
+    else:
+        show_run(finished)

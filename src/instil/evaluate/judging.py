@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.client import Client, ModelRequest, Reply
 from instil.ask.http import Refused
 from instil.ask.journal import Journal, key_of
 from instil.ask.patience import Breaker, ask_all
-from instil.ask.question import Judge, Question, Reply
 from instil.errors import JudgeError, SettingsError
 from instil.evaluate.parsing import Reading, Scale, read_score
 from instil.evaluate.prompts import JudgePrompt, prompt_named
@@ -38,17 +38,17 @@ AT_JUDGE = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class JudgingTask:
     """One question about one row, for the ``repeat``-th time."""
 
     row: int
     repeat: int
     key: str
-    question: Question
+    request: ModelRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgingResult:
     """Verdicts in the order of the rows; how many questions were asked now; which rows failed and why."""
 
     verdicts: tuple[Verdict, ...]
@@ -58,7 +58,7 @@ class Judged:
 
 
 def judge_answers(
-    judge: Judge,
+    judge: Client,
     examples: Sequence[Example],
     answers: Sequence[str],
     options: ScoreOptions,
@@ -66,7 +66,7 @@ def judge_answers(
     on_done: Callable[[], None] = lambda: None,
     *,
     empty_is_zero: bool = True,
-) -> Judged:
+) -> JudgingResult:
     """Ask an opened judge about every answer that the journal has no score for.
 
     A row without a reference has no score. ``row`` numbers of the examples must differ.
@@ -77,7 +77,7 @@ def judge_answers(
         answers: what was answered to each.
         options: how to ask.
         journal: what is known already, and where every verdict goes.
-        on_done: called after each question.
+        on_done: called after each request.
         empty_is_zero: an empty answer is worth 0 without asking.
 
     Raises:
@@ -87,24 +87,27 @@ def judge_answers(
     prompt = prompt_named(options.prompt)
     if options.weighted and prompt.name != "rubric":
         raise SettingsError(f"score.weighted needs score.prompt=rubric, not {prompt.name}: one digit, one token")
+    # One message for each row that has a reference and an answer.
     asked_about = {
         example.row: prompt.ask(example, answer)
         for example, answer in zip(examples, answers, strict=True)
         if example.output.strip() and (answer.strip() or not empty_is_zero)
     }
     num_ctx = options.num_ctx or context_for(asked_about.values(), options.max_tokens)
-    tasks: dict[int, list[Task]] = {}
+    tasks: dict[int, list[JudgingTask]] = {}
     for row, text in asked_about.items():
-        questions = [Question(text, prompt.schema, options.seed + n, num_ctx) for n in range(options.repeats)]
+        requests = [ModelRequest(text, prompt.schema, options.seed + n, num_ctx) for n in range(options.repeats)]
         tasks[row] = [
-            Task(row, n, _key(judge, options, row, question), question) for n, question in enumerate(questions)
+            JudgingTask(row, n, _key(judge, options, row, request), request) for n, request in enumerate(requests)
         ]
+    # Only what the journal does not hold is asked for.
     everything = [task for mine in tasks.values() for task in mine]
     known = {task.key: entry for task in everything if (entry := _sound(journal.find(task.key))) is not None}
     missing = [task for task in everything if task.key not in known]
     for _ in range(len(everything) - len(missing)):
         on_done()
     fresh, failed = _ask(judge, prompt, missing, len(everything), options, journal, on_done)
+    # A verdict for every row, whatever came of it.
     verdicts = []
     for example, answer in zip(examples, answers, strict=True):
         if not example.output.strip():
@@ -115,7 +118,7 @@ def judge_answers(
             found = [known.get(task.key) or fresh.get(task.key) for task in tasks[example.row]]
             mine = [entry for entry in found if entry is not None]
             verdicts.append(_verdict(judge.name, example.row, answer, mine, failed.get(example.row, "")))
-    return Judged(tuple(verdicts), len(missing), len(everything) - len(missing), failed)
+    return JudgingResult(tuple(verdicts), len(missing), len(everything) - len(missing), failed)
 
 
 def context_for(texts: Iterable[str], reply: int) -> int:
@@ -149,15 +152,15 @@ def _sound(entry: dict[str, Any] | None) -> dict[str, Any] | None:
     return entry if whole and isinstance(entry.get("said"), str) and isinstance(entry.get("reason"), str) else None
 
 
-def _key(judge: Judge, options: ScoreOptions, row: int, question: Question) -> str:
-    settings = [options.temperature, options.max_tokens, options.weighted, question.seed, question.num_ctx]
-    return key_of(PARSER, judge.identity, question.schema, row, question.text, settings)
+def _key(judge: Client, options: ScoreOptions, row: int, request: ModelRequest) -> str:
+    settings = [options.temperature, options.max_tokens, options.weighted, request.seed, request.num_ctx]
+    return key_of(PARSER, judge.identity, request.schema, row, request.text, settings)
 
 
 def _ask(
-    judge: Judge,
+    judge: Client,
     prompt: JudgePrompt,
-    tasks: Sequence[Task],
+    tasks: Sequence[JudgingTask],
     total: int,
     options: ScoreOptions,
     journal: Journal,
@@ -168,10 +171,10 @@ def _ask(
     failed: dict[int, str] = {}
     breaker = Breaker(judge.name, total, total - len(tasks))
     workers = options.concurrency or judge.workers
-    for outcome in ask_all(tasks, lambda task: judge.ask(task.question), workers, options.tries):
+    for outcome in ask_all(tasks, lambda task: judge.chat(task.request), workers, options.tries):
         task = outcome.task
         if outcome.result is not None:
-            reading, metrics = read_reply(outcome.result, task.question, prompt.scale, weighted=options.weighted)
+            reading, metrics = read_reply(outcome.result, task.request, prompt.scale, weighted=options.weighted)
             breaker.succeeded()
         elif isinstance(outcome.error, Refused):  # of this question alone
             reading, metrics = Reading(None, refusal(outcome.error)), {}
@@ -207,23 +210,25 @@ def _advice(section: str) -> str:
     return f"raise {section}.num_ctx, or give the judge's server more context"
 
 
-def unread(reply: Reply, question: Question, section: str = "score") -> str:
+def unread(reply: Reply, request: ModelRequest, section: str = "score") -> str:
     """Why a reply must not be used, whatever it says: only part of the question was read, or it was cut off itself.
 
     ``section`` is where the settings stand that would mend it.
     """
-    words = sum(max(1.0, len(word) / 10) for word in question.text.split())
+    words = sum(max(1.0, len(word) / 10) for word in request.text.split())
     if reply.prompt_tokens is not None and 0 < reply.prompt_tokens < READ_AT_LEAST * words:
         return f"the judge read {reply.prompt_tokens} tokens of a prompt of {words:.0f} words; {_advice(section)}"
     return f"the reply was cut off; raise {section}.max_tokens" if reply.cut else ""
 
 
-def read_reply(reply: Reply, question: Question, scale: Scale, *, weighted: bool) -> tuple[Reading, dict[str, float]]:
+def read_reply(
+    reply: Reply, request: ModelRequest, scale: Scale, *, weighted: bool
+) -> tuple[Reading, dict[str, float]]:
     """The score in a reply, unless the judge read only part of the question or was cut off itself."""
-    if reason := unread(reply, question):
+    if reason := unread(reply, request):
         return Reading(None, reason), {}
     reading = read_score(reply.text, scale)
-    if reply.cut and (reading.value is None or question.schema is None):
+    if reply.cut and (reading.value is None or request.schema is None):
         return Reading(None, "the reply was cut off; raise score.max_tokens"), {}
     if not weighted or reading.value is None:
         return reading, {}

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.client import Client, ModelRequest
 from instil.ask.http import Refused
 from instil.ask.journal import Journal, key_of
 from instil.ask.patience import Breaker, ask_all
-from instil.ask.question import Judge, Question
 from instil.evaluate.comparison import COVERED, SIGNIFICANT, shown_p
 from instil.evaluate.judging import context_for, refusal, unread
 from instil.evaluate.parsing import without_thoughts
@@ -29,7 +29,7 @@ _CHOICE = re.compile(r"\W*(?:the )?(first|second|tie)(?: answer)?(?: is better)?
 
 
 @dataclass(frozen=True, slots=True)
-class Duel:
+class PairwiseVerdict:
     """One row: what the judge chose with A shown first, and with B shown first; None where it was not to be read."""
 
     row: int
@@ -53,10 +53,10 @@ class Duel:
 
 
 @dataclass(frozen=True, slots=True)
-class Duels:
+class PairwiseVerdicts:
     """All rows. ``same`` are those with equal answers, which nobody was asked about: ties."""
 
-    duels: tuple[Duel, ...]
+    rows: tuple[PairwiseVerdict, ...]
     same: tuple[int, ...]
     lengths: dict[int, int] = field(default_factory=dict)  # characters by which B's answer is longer
     asked: int = 0
@@ -64,41 +64,43 @@ class Duels:
 
     def count(self, outcome: str) -> int:
         """Rows with that outcome; equal answers are ties."""
-        return sum(duel.outcome == outcome for duel in self.duels) + (len(self.same) if outcome == "tie" else 0)
+        return sum(verdict.outcome == outcome for verdict in self.rows) + (len(self.same) if outcome == "tie" else 0)
 
     @property
     def undecided(self) -> int:
         """Rows without a choice in both orders."""
-        return sum(duel.outcome is None for duel in self.duels)
+        return sum(verdict.outcome is None for verdict in self.rows)
 
     @property
     def coverage(self) -> float:
         """Share of the rows asked about that have an outcome; equal answers say nothing of the judge."""
-        return 1 - self.undecided / len(self.duels) if self.duels else 1.0
+        return 1 - self.undecided / len(self.rows) if self.rows else 1.0
 
     @property
     def rate(self) -> Interval | None:
         """Share of the rows that B wins, a tie counting half, in percent."""
         points = {"b": 100.0, "a": 0.0, "tie": 50.0}
-        return interval([points[duel.outcome] for duel in self.duels if duel.outcome] + [50.0] * len(self.same))
+        return interval([points[verdict.outcome] for verdict in self.rows if verdict.outcome] + [50.0] * len(self.same))
 
     @property
     def p(self) -> float:
         """How often so clear a result comes about by chance."""
         return permutation_p(
-            [1.0 if duel.outcome == "b" else -1.0 for duel in self.duels if duel.outcome in ("a", "b")]
+            [1.0 if verdict.outcome == "b" else -1.0 for verdict in self.rows if verdict.outcome in ("a", "b")]
         )
 
     @property
     def consistency(self) -> float | None:
         """Share of the rows asked about whose outcome does not depend on the order."""
-        known = [duel for duel in self.duels if duel.outcome]
-        return sum(duel.consistent for duel in known) / len(known) if known else None
+        known = [verdict for verdict in self.rows if verdict.outcome]
+        return sum(verdict.consistent for verdict in known) / len(known) if known else None
 
     @property
     def longer(self) -> float | None:
         """Share of the decided rows of unequal length in which the longer answer won."""
-        decided = [(duel.outcome, self.lengths[duel.row]) for duel in self.duels if duel.outcome in ("a", "b")]
+        decided = [
+            (verdict.outcome, self.lengths[verdict.row]) for verdict in self.rows if verdict.outcome in ("a", "b")
+        ]
         unequal = [(outcome == "b") == (gap > 0) for outcome, gap in decided if gap]
         return sum(unequal) / len(unequal) if unequal else None
 
@@ -110,7 +112,7 @@ class Duels:
         counts = f"{self.count('b')} won, {self.count('tie')} tied, {self.count('a')} lost"
         figures = f"{counts}; {rate.text(0)} % of the rows, a tie counting half; p {shown_p(self.p)}"
         if self.coverage < COVERED:
-            decided, rows = len(self.duels) + len(self.same) - self.undecided, len(self.duels) + len(self.same)
+            decided, rows = len(self.rows) + len(self.same) - self.undecided, len(self.rows) + len(self.same)
             return f"{b} is not distinguishable from {a}: the judge chose in only {decided} of {rows} rows ({figures})."
         if self.p >= SIGNIFICANT:
             return f"{b} is not distinguishable from {a} ({figures})."
@@ -123,7 +125,7 @@ class Duels:
             "ties": self.count("tie"),
             "losses": self.count("a"),
             "same": len(self.same),
-            "unscored": {str(duel.row): duel.reason for duel in self.duels if duel.outcome is None},
+            "unscored": {str(verdict.row): verdict.reason for verdict in self.rows if verdict.outcome is None},
             "coverage": self.coverage,
             "rate": self.rate.as_json() if self.rate else None,
             "p": self.p,
@@ -132,47 +134,52 @@ class Duels:
         }
 
 
-def duel(
-    judge: Judge,
+def judge_pairwise(
+    judge: Client,
     examples: Sequence[Example],
     a: Sequence[str],
     b: Sequence[str],
     options: ScoreOptions,
     journal: Journal,
     on_done: Callable[[], None] = lambda: None,
-) -> Duels:
+) -> PairwiseVerdicts:
     """Ask an opened judge about every row whose two answers differ, in both orders.
 
     Raises:
         JudgeError, StoppedEarly: see `instil.evaluate.judging.judge_answers`.
     """
+    # Which texts are asked about; each pair in both orders.
     rows = list(zip(examples, a, b, strict=True))
-    same = tuple(example.row for example, one, other in rows if one.strip() == other.strip())
+    same = tuple(example.row for example, answer_a, answer_b in rows if answer_a.strip() == answer_b.strip())
     texts = {
-        (example.row, order): pairwise_text(example, *((one, other) if order == "a_first" else (other, one)))
-        for example, one, other in rows
-        if one.strip() != other.strip()
+        (example.row, order): pairwise_text(
+            example, *((answer_a, answer_b) if order == "a_first" else (answer_b, answer_a))
+        )
+        for example, answer_a, answer_b in rows
+        if answer_a.strip() != answer_b.strip()
         for order in ("a_first", "b_first")
     }
     num_ctx = options.num_ctx or context_for(texts.values(), options.max_tokens)
-    questions = {place: Question(text, PAIRWISE_SCHEMA, options.seed, num_ctx) for place, text in texts.items()}
+    requests = {place: ModelRequest(text, PAIRWISE_SCHEMA, options.seed, num_ctx) for place, text in texts.items()}
     settings = [options.temperature, options.max_tokens, options.seed, num_ctx]
     keys = {
-        place: key_of("pairwise", judge.identity, place[0], question.text, settings)
-        for place, question in questions.items()
+        place: key_of("pairwise", judge.identity, place[0], request.text, settings)
+        for place, request in requests.items()
     }
+    # What the journal holds, and what it lacks.
     chosen: dict[tuple[int, str], str] = {}
     for place, key in keys.items():
         entry = journal.find(key)
         if entry is not None and entry.get("chosen") in CHOICES:
             chosen[place] = entry["chosen"]
             on_done()
-    missing = [place for place in questions if place not in chosen]
-    breaker = Breaker(judge.name, len(questions), len(chosen))
+    missing = [place for place in requests if place not in chosen]
+    # Ask for the rest; every choice is written down as it comes.
+    breaker = Breaker(judge.name, len(requests), len(chosen))
     reasons: dict[int, str] = {}
     failed: dict[int, str] = {}
     workers = options.concurrency or judge.workers
-    for outcome in ask_all(missing, lambda place: judge.ask(questions[place]), workers, options.tries):
+    for outcome in ask_all(missing, lambda place: judge.chat(requests[place]), workers, options.tries):
         row, order = outcome.task
         if isinstance(outcome.error, Refused):
             reasons[row] = refusal(outcome.error)
@@ -182,7 +189,7 @@ def duel(
             breaker.failed(outcome.error)
         else:
             breaker.succeeded()
-            why = unread(outcome.result, questions[outcome.task])
+            why = unread(outcome.result, requests[outcome.task])
             choice = None if why else read_choice(outcome.result.text)
             entry = {"row": row, "judge": judge.name, "prompt": "pairwise", "order": order, "chosen": choice}
             journal.add(keys[outcome.task], {**entry, "said": outcome.result.text[:2000]}, counts=choice is not None)
@@ -191,12 +198,12 @@ def duel(
             else:
                 chosen[outcome.task] = choice
         on_done()
-    duels = tuple(
-        Duel(row, chosen.get((row, "a_first")), chosen.get((row, "b_first")), reasons.get(row, ""))
+    verdicts = tuple(
+        PairwiseVerdict(row, chosen.get((row, "a_first")), chosen.get((row, "b_first")), reasons.get(row, ""))
         for row in dict.fromkeys(row for row, _ in texts)
     )
-    lengths = {example.row: len(other.strip()) - len(one.strip()) for example, one, other in rows}
-    return Duels(duels, same, lengths, len(missing), failed)
+    lengths = {example.row: len(answer_b.strip()) - len(answer_a.strip()) for example, answer_a, answer_b in rows}
+    return PairwiseVerdicts(verdicts, same, lengths, len(missing), failed)
 
 
 def read_choice(reply: str) -> str | None:

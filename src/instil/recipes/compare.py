@@ -8,18 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.named import opened
-from instil.ask.question import Judge
 from instil.data.near_duplicates import Near
 from instil.errors import DataError, UserError
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.evaluate.pairwise import Duels, duel
+from instil.evaluate.pairwise import PairwiseVerdicts, judge_pairwise
 from instil.recipes.score import Scored, score_answers
 from instil.records import Example, Verdict
-from instil.runs.answers import Answered, find_answers
+from instil.runs.answers import AnsweredRows, find_answers
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions
 
@@ -89,7 +89,7 @@ def compare(
         JudgeError, StoppedEarly: see `instil.score`.
     """
     options = (options or ScoreOptions()).changed(**settings)
-    first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
+    first, second = _answers_at(Path(a), "a"), _answers_at(Path(b), "b")
     names = _names(Path(a), Path(b))
     _pairs(first, second)  # nothing is asked where no row is in both
     both = _both(first, second, judge, options, screen or Screen(quiet=True))
@@ -97,7 +97,7 @@ def compare(
 
 
 def compare_scored(
-    answered: tuple[Answered, Answered], both: tuple[Scored, Scored], names: tuple[str, str], judge: str
+    answered: tuple[AnsweredRows, AnsweredRows], both: tuple[Scored, Scored], names: tuple[str, str], judge: str
 ) -> Compared:
     """Compare two sets of answers that have been scored.
 
@@ -128,22 +128,22 @@ def compare_scored(
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class ComparedPairwise:
     """Two sets of answers set against one another by a judge, row by row."""
 
     a: str
     b: str
     judge: str
-    duels: Duels
+    verdicts: PairwiseVerdicts
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        verdict = self.duels.sentence(self.a, self.b)
-        return {"a": self.a, "b": self.b, "judge": self.judge, "verdict": verdict, **self.duels.as_json()}
+        verdict = self.verdicts.sentence(self.a, self.b)
+        return {"a": self.a, "b": self.b, "judge": self.judge, "verdict": verdict, **self.verdicts.as_json()}
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
+class CommonRows:
     """Two answers to each row that both sides have; ``names`` tell the sides apart."""
 
     names: tuple[str, str]
@@ -154,14 +154,14 @@ class Contest:
     only_a: int
     only_b: int
 
-    def decide(self, judge: Judge, options: ScoreOptions, journal: Journal, screen: Screen) -> Duels:
+    def judge(self, judge: Client, options: ScoreOptions, journal: Journal, screen: Screen) -> PairwiseVerdicts:
         """Ask an opened judge about every row whose answers differ, in both orders."""
         total = 2 * sum(one.strip() != other.strip() for one, other in zip(self.a, self.b, strict=True))
         with screen.bar(f"{judge.name} chooses", total) as advance:
-            return duel(judge, self.examples, self.a, self.b, options, journal, advance)
+            return judge_pairwise(judge, self.examples, self.a, self.b, options, journal, advance)
 
 
-def contest(a: str | Path, b: str | Path, judge: str) -> Contest:
+def common_rows(a: str | Path, b: str | Path, judge: str) -> CommonRows:
     """The rows of two runs or files that a judge is to choose between; ``journal`` is B's.
 
     Raises:
@@ -170,9 +170,9 @@ def contest(a: str | Path, b: str | Path, judge: str) -> Contest:
     """
     if judge in (OFFLINE, LIKELIHOOD):
         raise UserError(f"{judge} gives scores and does not choose, which needs a model: --judge ollama:llama3")
-    first, second = _chosen(Path(a), "a"), _chosen(Path(b), "b")
+    first, second = _answers_at(Path(a), "a"), _answers_at(Path(b), "b")
     pairs = _pairs(first, second)
-    return Contest(
+    return CommonRows(
         names=_names(Path(a), Path(b)),
         examples=tuple(second.examples[j] for _, j in pairs),
         a=tuple(first.answers[i] for i, _ in pairs),
@@ -185,7 +185,7 @@ def contest(a: str | Path, b: str | Path, judge: str) -> Contest:
 
 def compare_pairwise(
     a: str | Path, b: str | Path, judge: str, options: ScoreOptions | None = None, screen: Screen | None = None
-) -> Chosen:
+) -> ComparedPairwise:
     """Let a judge choose between the two answers to each row, in both orders; kept in B's journal.
 
     Raises:
@@ -193,13 +193,13 @@ def compare_pairwise(
         DataError, JudgeError, StoppedEarly: see `compare`.
     """
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
-    rows = contest(a, b, judge)
+    rows = common_rows(a, b, judge)
     with opened(judge, options) as asked, Journal(rows.journal) as journal:
-        duels = rows.decide(asked, options, journal, screen)
-    return Chosen(*rows.names, judge, duels)
+        verdicts = rows.judge(asked, options, journal, screen)
+    return ComparedPairwise(*rows.names, judge, verdicts)
 
 
-def _chosen(path: Path, side: str) -> Answered:
+def _answers_at(path: Path, side: str) -> AnsweredRows:
     """The answers meant by a path: of a run the tuned model's."""
     found = find_answers(path)
     tuned = [one for one in found if one.which == "tuned"]
@@ -218,7 +218,7 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return "A", "B"
 
 
-def _pairs(first: Answered, second: Answered) -> list[tuple[int, int]]:
+def _pairs(first: AnsweredRows, second: AnsweredRows) -> list[tuple[int, int]]:
     """Indexes of the rows that both have, in B's order; equal rows are taken one after the other."""
     places: dict[tuple[str, str, str, int], int] = {}
     seen: Counter[tuple[str, str, str]] = Counter()
@@ -242,7 +242,7 @@ def _pairs(first: Answered, second: Answered) -> list[tuple[int, int]]:
 
 
 def _both(
-    first: Answered, second: Answered, judge: str, options: ScoreOptions, screen: Screen
+    first: AnsweredRows, second: AnsweredRows, judge: str, options: ScoreOptions, screen: Screen
 ) -> tuple[Scored, Scored]:
     """Verdicts on both; a run's own and another's may bear the same name."""
     one = score_answers([first], judge, options, screen)
@@ -250,7 +250,7 @@ def _both(
     return next(iter(one.values())), next(iter(other.values()))
 
 
-def _leaks(first: Answered, second: Answered, pairs: Sequence[tuple[int, int]]) -> tuple[dict[int, Near], bool]:
+def _leaks(first: AnsweredRows, second: AnsweredRows, pairs: Sequence[tuple[int, int]]) -> tuple[dict[int, Near], bool]:
     """Pairs that are nearly the same as a row that either model was trained on, and whether anybody looked."""
     found: dict[int, Near] = {}
     looked = False

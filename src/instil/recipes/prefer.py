@@ -7,7 +7,6 @@ way that was stopped goes on with the same command and ends in the same bytes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,11 +22,12 @@ from instil.evaluate.judging import judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import score_offline
-from instil.recipes.compare import contest
+from instil.files import write_rows
+from instil.recipes.compare import common_rows
 from instil.records import Example, Verdict
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions, Settings
-from instil.synthesis.pairing import Candidate, Harvest, Made, distinct, from_duels, from_scores
+from instil.synthesis.pairing import Candidate, MadePair, PairingResult, distinct, pairs_from_choices, pairs_from_scores
 from instil.synthesis.rewriting import rewrite_all
 from instil.synthesis.samples import sample_rows
 from instil.synthesis.writing import writer
@@ -40,7 +40,7 @@ ROWS_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Preferred:
+class PreferResult:
     """The pairs that were written to ``out``, what gave none, and the doctor's findings on them.
 
     ``asked`` is how many questions were put to a model now; ``notes`` is what else there is to say.
@@ -48,7 +48,7 @@ class Preferred:
 
     way: str
     out: Path
-    harvest: Harvest
+    pairing: PairingResult
     diagnosis: Diagnosis
     asked: int = 0
     notes: tuple[str, ...] = ()
@@ -56,10 +56,10 @@ class Preferred:
     def lines(self) -> list[str]:
         """For people."""
         left = [
-            f"left out: {len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in by_size(self.harvest.left_out)
+            f"left out: {len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in by_size(self.pairing.left_out)
         ]
         asked = f" ({self.asked} questions now)" if self.asked else ""
-        made = f"{len(self.harvest.made)} pairs of {self.harvest.rows} rows in {self.out}{asked}"
+        made = f"{len(self.pairing.made)} pairs of {self.pairing.rows} rows in {self.out}{asked}"
         return [made, *left, *self.notes, *self.diagnosis.lines()]
 
     def as_json(self) -> dict[str, Any]:
@@ -67,9 +67,9 @@ class Preferred:
         return {
             "way": self.way,
             "out": str(self.out),
-            "rows": self.harvest.rows,
-            "pairs": len(self.harvest.made),
-            "left_out": dict(by_size(self.harvest.left_out)),
+            "rows": self.pairing.rows,
+            "pairs": len(self.pairing.made),
+            "left_out": dict(by_size(self.pairing.left_out)),
             "asked": self.asked,
             "notes": list(self.notes),
             "doctor": self.diagnosis.as_json(),
@@ -101,7 +101,7 @@ def prefer_between(
     options: ScoreOptions | None = None,
     screen: Screen | None = None,
     overwrite: bool = False,
-) -> Preferred:
+) -> PreferResult:
     """Pairs from two models' answers to the same rows: the judge's choice, asked for in both orders, is the chosen one.
 
     Args:
@@ -120,22 +120,22 @@ def prefer_between(
         InstilError: no pair came of it.
     """
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
-    rows = contest(a, b, judge)
+    rows = common_rows(a, b, judge)
     with (
         _journal("between", out, [a, b], rows.examples, screen, overwrite=overwrite) as journal,
         opened(judge, options) as asked,
     ):
-        duels = rows.decide(asked, options, journal, screen)
-        _whole(duels.failed, "judged")
-        harvest = from_duels(rows.examples, rows.a, rows.b, duels, rows.names)
+        verdicts = rows.judge(asked, options, journal, screen)
+        _whole(verdicts.failed, "judged")
+        pairing = pairs_from_choices(rows.examples, rows.a, rows.b, verdicts, rows.names)
         about = {"judge": asked.name, "identity": asked.identity, "seed": options.seed}
     notes = []
-    if duels.consistency is not None:
-        notes.append(f"the judge's choice did not depend on the order in {duels.consistency:.0%} of the rows")
+    if verdicts.consistency is not None:
+        notes.append(f"the judge's choice did not depend on the order in {verdicts.consistency:.0%} of the rows")
     for name, count in zip(rows.names, (rows.only_a, rows.only_b), strict=True):
         if count:
             notes.append(f"{count} rows are only in {name}")
-    return _written("between", out, harvest, about, duels.asked, notes)
+    return _written("between", out, pairing, about, verdicts.asked, notes)
 
 
 def prefer_samples(
@@ -150,7 +150,7 @@ def prefer_samples(
     settings: Settings | None = None,
     screen: Screen | None = None,
     overwrite: bool = False,
-) -> Preferred:
+) -> PreferResult:
     """Pairs from one model's samples: of each row's answers the one with the best score before that with the worst.
 
     Args:
@@ -169,6 +169,7 @@ def prefer_samples(
         UserError: fewer than two samples, a temperature of 0, or a judge that gives no scores of answers.
         RunFolderTaken, StoppedEarly, InstilError: as `prefer_between`.
     """
+    # What cannot come to pairs is refused first.
     settings, screen = settings or Settings(), screen or Screen(quiet=True)
     if count < 2:
         raise SettingsError(f"--samples {count}: a pair takes at least 2")
@@ -179,6 +180,7 @@ def prefer_samples(
     given = settings.generate.model_dump(exclude_unset=True)
     if given.setdefault("temperature", TEMPERATURE) == 0:
         raise SettingsError("generate.temperature=0 gives one answer again and again; leave it out, or raise it")
+    # Sample, then score.
     source = _source(data, settings, screen)
     with _journal("samples", out, [data], source.examples, screen, overwrite=overwrite) as journal:
         assistant = load(model, template=template, **given)
@@ -186,17 +188,18 @@ def prefer_samples(
             samples = sample_rows(assistant, model, source.examples, count, journal, advance)
         scored, about, asked, failed = _scored(source.examples, samples, judge, settings.score, journal, screen)
         _whole(failed, "judged")
-    harvest = from_scores(source.examples, scored, gap)
+    # Pair, and say what must be known of the pairs.
+    pairing = pairs_from_scores(source.examples, scored, gap)
     said = {"model": str(model), "temperature": assistant.options.temperature, "seed": assistant.options.seed}
     cut = sum(not one.ended for row in scored for one in row)
     limit = assistant.options.max_new_tokens
     notes = _skipped(source) + (
         [f"{cut} of {len(source) * count} samples did not end within {limit} tokens and are not used"] if cut else []
     )
-    poor = [one.pair.row for one in harvest.made if one.provenance["scores"][0] < RIGHT]
+    poor = [one.pair.row for one in pairing.made if one.provenance["scores"][0] < RIGHT]
     if poor:
         notes.append(f"{len(poor)} chosen answers ({shown(poor)}) have less than {RIGHT} points: the best of poor ones")
-    return _written("samples", out, harvest, {**said, **about}, asked, notes)
+    return _written("samples", out, pairing, {**said, **about}, asked, notes)
 
 
 def prefer_rewrite(
@@ -208,7 +211,7 @@ def prefer_rewrite(
     settings: Settings | None = None,
     screen: Screen | None = None,
     overwrite: bool = False,
-) -> Preferred:
+) -> PreferResult:
     """Pairs the chapter's way: a model rewrites each answer politely (then it is chosen) or impolitely.
 
     Args:
@@ -240,7 +243,7 @@ def prefer_rewrite(
         notes.append(f"a preface was cut off {len(found.cut)} rows ({shown(found.cut)})")
     if found.again:
         notes.append(f"{len(found.again)} rows were asked for twice ({shown(found.again)})")
-    return _written("rewrite", out, found.harvest, {"seed": options.seed}, found.asked, notes)
+    return _written("rewrite", out, found.pairing, {"seed": options.seed}, found.asked, notes)
 
 
 def _scored(
@@ -339,26 +342,16 @@ def _whole(failed: dict[int, str] | None, done: str) -> None:
 
 
 def _written(
-    way: str, out: Path, harvest: Harvest, about: dict[str, Any], asked: int, notes: Sequence[str]
-) -> Preferred:
+    way: str, out: Path, pairing: PairingResult, about: dict[str, Any], asked: int, notes: Sequence[str]
+) -> PreferResult:
     """Write the pairs, and have the doctor look at what was written."""
-    if not harvest.made:
-        most = by_size(harvest.left_out)[:3]
+    if not pairing.made:
+        most = by_size(pairing.left_out)[:3]
         reasons = "; ".join(f"{len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in most)
-        raise InstilError(f"no pair came of {harvest.rows} rows, so {out} is not written: {reasons}")
-    rows = [Made(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in harvest.made]
-    text = (
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        if out.suffix == ".jsonl"
-        else json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
-    )
-    unfinished = out.with_name(out.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(out)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}") from error
-    return Preferred(way, out, harvest, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))
+        raise InstilError(f"no pair came of {pairing.rows} rows, so {out} is not written: {reasons}")
+    rows = [MadePair(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in pairing.made]
+    write_rows(out, rows, error=DataError)
+    return PreferResult(way, out, pairing, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))
 
 
 def by_size(left_out: dict[str, list[int]]) -> list[tuple[str, list[int]]]:

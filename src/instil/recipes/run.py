@@ -22,8 +22,8 @@ from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.records import Completion, Verdict
-from instil.runs.answers import Answered, read_verdicts, write_verdicts
-from instil.runs.baseline import asked_before, borrow, lender_of
+from instil.runs.answers import AnsweredRows, read_verdicts, write_verdicts
+from instil.runs.baseline import base_answers_key, copy_base_answers, reusable_run
 from instil.runs.checkpoints import BestOnDisk, saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
@@ -92,7 +92,7 @@ def run(
         settings: see `instil.settings.options`.
         overwrite: replace an earlier run at ``out``.
         answers: whether the held-out rows are answered and scored before and after.
-        before: finished runs; one that was asked the same before training lends its answers (`instil.runs.baseline`).
+        before: finished runs; of one that was asked the same, the answers before training are reused.
         task: what is to be learnt; by default what ``train.objective`` says.
         screen: where progress is shown; stderr by default.
 
@@ -172,7 +172,7 @@ def _begin(
 ) -> dict[str, Any]:
     """Make the run's folder and write down what is known of the run; returns what ``run.toml`` says."""
     facts = describe(prepared, decoder)
-    facts["hashes"]["before"] = asked_before(prepared, facts["hashes"]["model"])
+    facts["hashes"]["before"] = base_answers_key(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
     folder.check_room(saved_bytes(decoder, prepared.settings))
     folder.create(overwrite=overwrite)
@@ -219,16 +219,16 @@ class _Answered:
         self.part, self.examples = prepared.held_out
         self.answers: dict[str, list[Completion]] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
-        self.lender: Path | None = None
+        self.reused: Path | None = None
 
     def before(self, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
         """Answer as the base model does, or take the answers over from one of these runs that was asked the same."""
-        self.lender = lender_of(asked, runs)
-        if self.lender is not None:
+        self.reused = reusable_run(asked, runs)
+        if self.reused is not None:
             self._screen.head("Before")
-            self._screen.say(f"  answered the same already; taken over from {self.lender}")
-            self.answers["base"] = borrow(self.lender, self._folder)
-            self.verdicts["base"] = read_verdicts(self.lender / "scores" / "base.offline.jsonl")
+            self._screen.say(f"  answered the same already; taken over from {self.reused}")
+            self.answers["base"] = copy_base_answers(self.reused, self._folder)
+            self.verdicts["base"] = read_verdicts(self.reused / "scores" / "base.offline.jsonl")
             self._say_score("base")
         else:
             self._answer("base", "before")
@@ -259,7 +259,7 @@ class _Answered:
         folder, prepared = self._folder, self._prepared
         folder.write_responses(which, self.examples, self.answers[which])
         texts = tuple(completion.text for completion in self.answers[which])
-        answered = Answered(which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder)
+        answered = AnsweredRows(which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder)
         verdicts = score_offline(self.examples, texts)
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
         rows = [encode(example, prepared.template, prepared.tokenizer) for example in self.examples]
@@ -294,7 +294,7 @@ def _keep_facts(
         answered.examples if answered else (),
         answers,
         result,
-        before_from=str((answered and answered.lender) or ""),
+        before_from=str((answered and answered.reused) or ""),
         seconds=clock.seconds,
         peak_memory_gb=peak_memory_gb(),
         own_peak=own_peak,

@@ -8,18 +8,18 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.named import opened
-from instil.ask.question import Judge
 from instil.errors import DataError, InstilError, StoppedEarly
 from instil.evaluate.health import Health, check_judge, questions
-from instil.evaluate.judging import Judged, judge_answers
+from instil.evaluate.judging import JudgingResult, judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline
 from instil.evaluate.statistics import Interval, interval
 from instil.records import Example, Verdict
-from instil.runs.answers import Answered, answered_rows, find_answers, read_verdicts, write_verdicts
+from instil.runs.answers import AnsweredRows, answered_rows, find_answers, read_verdicts, write_verdicts
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions
@@ -145,7 +145,9 @@ def score_path(
     return scored
 
 
-def score_answers(found: Sequence[Answered], judge: str, options: ScoreOptions, screen: Screen) -> dict[str, Scored]:
+def score_answers(
+    found: Sequence[AnsweredRows], judge: str, options: ScoreOptions, screen: Screen
+) -> dict[str, Scored]:
     """Score sets of answers with one judge, which is opened once; write the verdicts to where they belong."""
     if judge == OFFLINE:
         return {answered.which: _offline(answered, options) for answered in found}
@@ -187,27 +189,27 @@ def check_failed(which: str, failed: dict[int, str]) -> None:
         )
 
 
-def _offline(answered: Answered, options: ScoreOptions) -> Scored:
+def _offline(answered: AnsweredRows, options: ScoreOptions) -> Scored:
     verdicts = score_offline(answered.examples, answered.answers, embeddings=options.embeddings)
     if answered.run is not None:
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
     return Scored(answered.which, OFFLINE, tuple(verdicts))
 
 
-def _likelihood(answered: Answered) -> Scored:
+def _likelihood(answered: AnsweredRows) -> Scored:
     file = answered.verdicts_at(LIKELIHOOD, ScoreOptions())
     if answered.run is None or not file.is_file():
         raise DataError(f"{answered.file}: likelihoods are taken by instil run, with the model at hand; no {file.name}")
     return Scored(answered.which, LIKELIHOOD, tuple(read_verdicts(file)))
 
 
-def _judged(judge: Judge, answered: Answered, options: ScoreOptions, screen: Screen) -> Scored:
+def _judged(judge: Client, answered: AnsweredRows, options: ScoreOptions, screen: Screen) -> Scored:
     with Journal(answered.journal) as journal:
         if journal.damaged:
             screen.say(f"{answered.journal}: {journal.damaged} damaged lines are left out", "yellow")
         total = len(answered.examples) * options.repeats
         with screen.bar(f"{judge.name} judges {answered.which}", total) as advance:
-            judged: Judged = judge_answers(judge, answered.examples, answered.answers, options, journal, advance)
+            judged: JudgingResult = judge_answers(judge, answered.examples, answered.answers, options, journal, advance)
         write_verdicts(answered.verdicts_at(judge.name, options), judged.verdicts)
     return Scored(answered.which, judge.name, judged.verdicts, judged.asked, judged.found, judged.failed)
 

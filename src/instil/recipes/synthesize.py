@@ -6,7 +6,6 @@ and ``OUT``'s ``.made.json``, which says what was left out and why.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +22,15 @@ from instil.errors import (
     UserError,
     did_you_mean,
 )
+from instil.files import json_object_or_empty, write_json, write_rows
 from instil.records import Example
 from instil.screen import Screen
 from instil.settings.options import MakeOptions
-from instil.synthesis.editing import Edited, What, passive, reflect
-from instil.synthesis.growing import Drafting, Grown, grow, magpie, self_instruct
+from instil.synthesis.editing import EditResult, What, passive, reflect
+from instil.synthesis.growing import Drafter, GrowResult, grow, magpie, self_instruct
 from instil.synthesis.prompts import UserTurn, user_turn
-from instil.synthesis.rows import Ask, Known, Left, Row
-from instil.synthesis.writing import CALLS, _Writing, writer
+from instil.synthesis.rows import Ask, KnownTasks, MadeRow, Rejected
+from instil.synthesis.writing import CALLS, BatchWriter, writer
 
 Way = Literal["self-instruct", "magpie", "reflect", "passive"]
 WAYS: tuple[str, ...] = get_args(Way)
@@ -43,7 +43,7 @@ WIDTH = 100  # characters of a row on the screen
 
 
 @dataclass(frozen=True, slots=True)
-class Generated:
+class Synthesized:
     """What was made, and how it came about.
 
     ``made`` rows are new or changed, the others are given rows that were kept; ``asked`` requests were made now,
@@ -53,17 +53,22 @@ class Generated:
     way: str
     made_by: str
     out: Path
-    rows: tuple[Row, ...]
+    rows: tuple[MadeRow, ...]
     made: int
-    left: tuple[Left, ...]
+    rejected: tuple[Rejected, ...]
     asked: int
     found: int
     ended: str = ""
 
     @property
+    def report(self) -> Path:
+        """The file that says what was left out."""
+        return report_file(self.out)
+
+    @property
     def reasons(self) -> dict[str, int]:
         """How often each reason kept something out, the most frequent first; repeated rows are one reason."""
-        return dict(Counter(_kind(one.reason) for one in self.left).most_common())
+        return dict(Counter(_kind(one.reason) for one in self.rejected).most_common())
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -73,7 +78,7 @@ class Generated:
             "out": str(self.out),
             "rows": len(self.rows),
             "made": self.made,
-            "left_out": len(self.left),
+            "left_out": len(self.rejected),
             "reasons": self.reasons,
             "asked": self.asked,
             "found": self.found,
@@ -81,7 +86,7 @@ class Generated:
         }
 
 
-def generate_rows(
+def synthesize(
     way: str,
     model: str,
     out: Path,
@@ -94,7 +99,7 @@ def generate_rows(
     options: MakeOptions | None = None,
     skip_bad: bool = False,
     screen: Screen | None = None,
-) -> Generated:
+) -> Synthesized:
     """Make rows with a model and write them to a file; the same call goes on where it was stopped.
 
     Args:
@@ -115,6 +120,7 @@ def generate_rows(
         RunFolderTaken: the file is there, and was not begun by this.
         StoppedEarly: the model stopped answering; the same command goes on.
     """
+    # The call, and the rows that it reads.
     options, screen = options or MakeOptions(), screen or Screen(quiet=True)
     _check(way, what, seeds, count, chat_template, existing)
     if out.is_dir():
@@ -129,6 +135,7 @@ def generate_rows(
         for note in [*skipped, *source.notes]:
             screen.say(f"{source.name}: {note}", "dim")
     given = sources[seeds].examples if seeds else ()
+    # Nothing is written over that this way has not made.
     journal_file = out.with_name(f"{out.name}.journal")
     if out.exists() and not journal_file.exists():
         raise RunFolderTaken(f"{out} is there already, and not from here; give another name with --out")
@@ -137,43 +144,44 @@ def generate_rows(
             if path.exists() and Path(name).exists() and path.samefile(name):
                 raise UserError(f"{name} is read, so {path} cannot be written; give another name with --out")
     _check_earlier(out, way)
+    # Ask, and write everything at the end.
     with writer(model, options) as asked, Journal(journal_file) as journal:
         if journal.damaged:
             screen.say(f"{journal_file}: {journal.damaged} damaged lines are left out", "yellow")
         screen.say(f"{way} with {asked.identity}", "dim")
-        write = _Writing(asked, options, journal, calls=CALLS if way in ("self-instruct", "magpie") else 0)
-        found: Grown | Edited
+        write = BatchWriter(asked, options, journal, calls=CALLS if way in ("self-instruct", "magpie") else 0)
+        found: GrowResult | EditResult
         if way in ("self-instruct", "magpie"):
-            known = Known(
+            known = KnownTasks(
                 {name: source.examples for name, source in sources.items()}, read_source(COMMON).examples, options.near
             )
             drafting = _drafting(turn, known, given, write, options)
             found = _grown(drafting, count or COUNT, known, write, screen)
         else:
             found = _edited(way, what, given[: count or len(given)], write, screen)
-    made = found.made if isinstance(found, Edited) else len(found.rows)
-    ended = found.ended if isinstance(found, Grown) else ""
-    generated = Generated(
-        way, asked.identity, out, tuple(found.rows), made, tuple(found.left), write.asked, write.found, ended
+    made = found.made if isinstance(found, EditResult) else len(found.rows)
+    ended = found.ended if isinstance(found, GrowResult) else ""
+    result = Synthesized(
+        way, asked.identity, out, tuple(found.rows), made, tuple(found.rejected), write.asked, write.found, ended
     )
-    _write(generated, sources, options, count)
-    return generated
+    _write(result, sources, options, count)
+    return result
 
 
-def check_outcome(generated: Generated, count: int | None) -> None:
+def check_outcome(result: Synthesized, count: int | None) -> None:
     """Whether there are as many rows as wanted.
 
     Raises:
         InstilError: there are fewer, or none was made.
     """
-    if generated.ended:
-        reason, times = next(iter(generated.reasons.items()))
+    if result.ended:
+        reason, times = next(iter(result.reasons.items()))
         raise InstilError(
-            f"{generated.made} of {count or COUNT} rows, because {generated.ended}; {times} times {reason}. What was "
-            f"made is in {generated.out}; with more make.attempts or another make.seed the same command goes on"
+            f"{result.made} of {count or COUNT} rows, because {result.ended}; {times} times {reason}. What was "
+            f"made is in {result.out}; with more make.attempts or another make.seed the same command goes on"
         )
-    if not generated.made:
-        raise InstilError(f"{generated.out}: nothing was made ({next(iter(generated.reasons), 'nothing to do')})")
+    if not result.made:
+        raise InstilError(f"{result.out}: nothing was made ({next(iter(result.reasons), 'nothing to do')})")
 
 
 def _check(
@@ -198,35 +206,32 @@ def _check(
 
 def _check_earlier(out: Path, way: str) -> None:
     """A file of another way is not to be written over."""
-    try:
-        earlier = json.loads(report_file(out).read_bytes()).get("way")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return
-    if out.exists() and earlier != way:
-        raise RunFolderTaken(f"{out} holds rows of {earlier}; give another name with --out")
+    earlier = json_object_or_empty(report_file(out))
+    if earlier and out.exists() and earlier.get("way") != way:
+        raise RunFolderTaken(f"{out} holds rows of {earlier.get('way')}; give another name with --out")
 
 
 def _drafting(
-    turn: UserTurn | None, known: Known, given: Sequence[Example], write: _Writing, options: MakeOptions
-) -> Drafting:
+    turn: UserTurn | None, known: KnownTasks, given: Sequence[Example], write: BatchWriter, options: MakeOptions
+) -> Drafter:
     if turn is not None:
         return magpie(turn, known, write, write.model.identity, options)
     return self_instruct(given, write, write.model.identity, options)
 
 
-def _grown(drafting: Drafting, count: int, known: Known, write: _Writing, screen: Screen) -> Grown:
+def _grown(drafting: Drafter, count: int, known: KnownTasks, write: BatchWriter, screen: Screen) -> GrowResult:
     shown = _Shown(screen)
     with screen.bar("new rows", count) as advance:
         write.advance, write.steps = advance, 0
 
-        def on_row(row: Row) -> None:
+        def on_row(row: MadeRow) -> None:
             shown(row)
             advance()
 
         return grow(drafting, count, write.options, known, _at_once(write), on_row)
 
 
-def _edited(way: str, what: str, given: Sequence[Example], write: _Writing, screen: Screen) -> Edited:
+def _edited(way: str, what: str, given: Sequence[Example], write: BatchWriter, screen: Screen) -> EditResult:
     shown = _Shown(screen)
     ask: Ask = write
     with screen.bar(way, len(given) * (2 if (way, what) == ("reflect", "both") else 1)) as advance:
@@ -237,7 +242,7 @@ def _edited(way: str, what: str, given: Sequence[Example], write: _Writing, scre
         return reflect(given, parts, ask, write.model.identity, write.options, _at_once(write), shown)
 
 
-def _at_once(write: _Writing) -> int:
+def _at_once(write: BatchWriter) -> int:
     return 2 * (write.options.concurrency or write.model.workers)
 
 
@@ -247,7 +252,7 @@ class _Shown:
     def __init__(self, screen: Screen) -> None:
         self._screen, self._count = screen, 0
 
-    def __call__(self, row: Row) -> None:
+    def __call__(self, row: MadeRow) -> None:
         self._count += 1
         if self._count > SHOWN_FIRST and self._count % SHOWN_EVERY:
             return
@@ -272,40 +277,26 @@ def _kind(reason: str) -> str:
     return reason
 
 
-def _write(generated: Generated, sources: dict[str, Source], options: MakeOptions, count: int | None) -> None:
+def _write(result: Synthesized, sources: dict[str, Source], options: MakeOptions, count: int | None) -> None:
     report = {
-        "way": generated.way,
-        "made_by": generated.made_by,
+        "way": result.way,
+        "made_by": result.made_by,
         "given": {
             name: {"rows": len(source), "sha256": source.sha256, "skipped": list(source.skipped)}
             for name, source in sources.items()
         },
         "count": count,
         "settings": options.model_dump(),
-        "rows": len(generated.rows),
-        "made": generated.made,
-        "ended": generated.ended,
-        "reasons": generated.reasons,
-        "left_out": [one.as_json() for one in generated.left],
+        "rows": len(result.rows),
+        "made": result.made,
+        "ended": result.ended,
+        "reasons": result.reasons,
+        "left_out": [one.as_json() for one in result.rejected],
     }
-    rows = [row.as_json() for row in generated.rows]
-    if generated.out.suffix == ".jsonl":
-        _land(generated.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    else:
-        _land(generated.out, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
-    _land(report_file(generated.out), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_rows(result.out, [row.as_json() for row in result.rows], error=DataError)
+    write_json(report_file(result.out), report, error=DataError)
 
 
 def report_file(out: Path) -> Path:
     """Where it stands what was left out."""
     return out.with_name(f"{out.stem if out.suffix == '.json' else out.name}.made.json")
-
-
-def _land(path: Path, text: str) -> None:
-    """A file that appears whole or not at all."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error

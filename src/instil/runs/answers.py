@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from typing import Any
 
 from instil.data.sources import examples_from, parse_rows
 from instil.errors import DataError
-from instil.files import records_in
+from instil.files import records_in, write_rows
 from instil.records import Example, Verdict
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.options import ScoreOptions
@@ -22,7 +21,7 @@ LONGEST = 100  # bytes of a part of a file's name
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredRows:
     """Rows with an answer each; ``which`` is "base" or "tuned" in a run, else the file's name."""
 
     which: str
@@ -83,7 +82,7 @@ def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> 
     return examples, answers
 
 
-def find_answers(path: Path) -> list[Answered]:
+def find_answers(path: Path) -> list[AnsweredRows]:
     """All answered rows at a path: those of a run (before and after), or of one file.
 
     Raises:
@@ -103,7 +102,7 @@ def find_answers(path: Path) -> list[Answered]:
     return found
 
 
-def _read(file: Path, run: RunFolder | None) -> Answered:
+def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
     rows = parse_rows(file.read_bytes(), str(file))
     numbers = run.held_out_rows() if run else None
     if numbers is not None and len(rows) != len(numbers):
@@ -112,18 +111,12 @@ def _read(file: Path, run: RunFolder | None) -> Answered:
         examples, answers = answered_rows(rows, numbers)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
-    return Answered(file.stem, examples, tuple(answers), file, run)
+    return AnsweredRows(file.stem, examples, tuple(answers), file, run)
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """One verdict a line, in the order of the rows; the file appears whole or not at all."""
-    text = "".join(json.dumps(asdict(verdict), ensure_ascii=False) + "\n" for verdict in verdicts)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_rows(path, map(asdict, verdicts), error=DataError)
 
 
 def read_verdicts(path: Path) -> list[Verdict]:

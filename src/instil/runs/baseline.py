@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from instil.ask.journal import key_of
 from instil.errors import DataError
+from instil.files import read_json
 from instil.machine import device_for
 from instil.records import Completion
 from instil.runs.answers import JOURNAL, find_answers, read_verdicts
@@ -20,7 +20,7 @@ from instil.tasks.task import Prepared
 VERDICTS = ("base.offline.jsonl", "base.likelihood.jsonl")
 
 
-def asked_before(prepared: Prepared, model_hash: str) -> str:
+def base_answers_key(prepared: Prepared, model_hash: str) -> str:
     """The hash of all that shapes the answers before training and their verdicts."""
     return key_of(
         version("instil"),
@@ -34,26 +34,26 @@ def asked_before(prepared: Prepared, model_hash: str) -> str:
     )
 
 
-def lender_of(asked: str, runs: Sequence[Path]) -> Path | None:
-    """The first of these runs whose answers before training are to the same question, and whole."""
+def reusable_run(key: str, runs: Sequence[Path]) -> Path | None:
+    """The first of these runs whose answers before training have this key, and are whole."""
     for run in runs:
         try:
-            if RunFolder(run).read_settings()["hashes"].get("before") == asked:
-                rows = [one.row for one in _answers(run)]
-                if all([one.row for one in read_verdicts(run / "scores" / name)] == rows for name in VERDICTS):
+            if RunFolder(run).read_settings()["hashes"].get("before") == key:
+                rows = [answer.row for answer in _answers(run)]
+                if all([verdict.row for verdict in read_verdicts(run / "scores" / name)] == rows for name in VERDICTS):
                     return run
         except DataError:
             continue  # not finished, or damaged: then they are made anew
     return None
 
 
-def borrow(lender: Path, folder: RunFolder) -> list[Completion]:
+def copy_base_answers(earlier: Path, folder: RunFolder) -> list[Completion]:
     """Take over the answers, their verdicts, and what judges said of them; returns the answers (without ids)."""
-    shutil.copyfile(lender / "responses" / "base.json", folder.path / "responses" / "base.json")
-    names = [*VERDICTS, *([JOURNAL] if (lender / "scores" / JOURNAL).is_file() else [])]
+    shutil.copyfile(earlier / "responses" / "base.json", folder.path / "responses" / "base.json")
+    names = [*VERDICTS, *([JOURNAL] if (earlier / "scores" / JOURNAL).is_file() else [])]
     for name in names:
-        shutil.copyfile(lender / "scores" / name, folder.path / "scores" / name)
-    return _answers(lender)
+        shutil.copyfile(earlier / "scores" / name, folder.path / "scores" / name)
+    return _answers(earlier)
 
 
 def _answers(run: Path) -> list[Completion]:
@@ -64,11 +64,11 @@ def _answers(run: Path) -> list[Completion]:
     """
     file = run / FACTS
     try:
-        endings = json.loads(file.read_text(encoding="utf-8"))["finish"]["base"]
-        found = next(one for one in find_answers(run) if one.which == "base")
+        endings = read_json(file)["finish"]["base"]
+        base = next(answered for answered in find_answers(run) if answered.which == "base")
         return [
             Completion(text, finish=ending, row=example.row)
-            for text, ending, example in zip(found.answers, endings, found.examples, strict=True)
+            for text, ending, example in zip(base.answers, endings, base.examples, strict=True)
         ]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, StopIteration) as error:
+    except (DataError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file}: no answers before training") from error

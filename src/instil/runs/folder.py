@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tomllib
@@ -31,8 +30,8 @@ from typing import Any
 from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
-from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError, parsing_problem
-from instil.files import make_folder, read_json
+from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
+from instil.files import make_folder, read_json, read_parsed, unfinished_of, write_json, write_whole
 from instil.records import Completion, Example
 
 RUN_FILE = "run.toml"
@@ -134,10 +133,10 @@ class RunFolder:
         """
         self.check_free(overwrite=overwrite)
         for name in OWN_FILES:
-            for file in (self.path / name, self.path / f"{name}.unfinished"):
+            for file in (self.path / name, unfinished_of(self.path / name)):
                 file.unlink(missing_ok=True)
         for name in OWN_FOLDERS:
-            for folder in (self.path / name, self.path / f"{name}.unfinished"):
+            for folder in (self.path / name, unfinished_of(self.path / name)):
                 if folder.is_dir():
                     shutil.rmtree(folder)
         make_folder(self.path)
@@ -148,7 +147,7 @@ class RunFolder:
         """Write ``run.toml``."""
         import tomli_w
 
-        self._write(RUN_FILE, tomli_w.dumps(settings))
+        write_whole(self.path / RUN_FILE, tomli_w.dumps(settings))
 
     def read_settings(self) -> dict[str, Any]:
         """Read ``run.toml``.
@@ -159,10 +158,7 @@ class RunFolder:
         file = self.path / RUN_FILE
         if not file.is_file():
             raise DataError(f"{self.path}: no {RUN_FILE} in it, so it is not a run folder")
-        try:
-            found = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: not valid TOML: {parsing_problem(error)}") from error
+        found = read_parsed(file, tomllib.loads, "not valid TOML")
         for key, kind in {"data": str, "settings": dict, "hashes": dict}.items():
             if not isinstance(found.get(key), kind):
                 raise DataError(f"{file}: damaged, it has no {key!r}")
@@ -229,17 +225,11 @@ class RunFolder:
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the folder, readable by people."""
-        self._write(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        write_json(self.path / name, value)
 
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
         """Write ``responses/WHICH.json`` in the book's form."""
         self.write_json(f"responses/{which}.json", response_rows(examples, answers))
-
-    def _write(self, name: str, text: str) -> None:
-        target = self.path / name
-        unfinished = target.with_name(target.name + ".unfinished")
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(target)
 
 
 def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) -> list[dict[str, Any]]:

@@ -15,21 +15,28 @@ from typing import Literal
 from instil.data.near_duplicates import prompt_text
 from instil.records import Example
 from instil.settings.options import MakeOptions
-from instil.synthesis.prompts import PASSIVE, PASSIVE_TASKS, REFLECT_ANSWER, REFLECT_INSTRUCTION, MakePrompt, shown_row
+from instil.synthesis.prompts import (
+    PASSIVE,
+    PASSIVE_TASKS,
+    REFLECT_ANSWER,
+    REFLECT_INSTRUCTION,
+    SynthesisPrompt,
+    shown_row,
+)
 from instil.synthesis.reading import answer_problem, folded, read_fields, task_problem
-from instil.synthesis.rows import Ask, Left, Row, kept_row
-from instil.synthesis.writing import Wanted
+from instil.synthesis.rows import Ask, MadeRow, Rejected, kept_row
+from instil.synthesis.writing import TextRequest
 
 LONGEST_SENTENCE = 300  # characters
 What = Literal["instruction", "answer", "both"]
 
 
 @dataclass(slots=True)
-class Edited:
-    """The given rows with what was made of them; ``left`` names the parts that stayed as they were, and why."""
+class EditResult:
+    """The given rows with what was made of them; ``rejected`` names the parts that stayed as they were, and why."""
 
-    rows: list[Row] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    rows: list[MadeRow] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     requests: int = 0
     made: int = 0  # rows that are new or changed
 
@@ -41,16 +48,17 @@ def reflect(
     made_by: str,
     options: MakeOptions,
     at_once: int,
-    on_row: Callable[[Row], None] = lambda row: None,
-) -> Edited:
+    on_row: Callable[[MadeRow], None] = lambda row: None,
+) -> EditResult:
     """The given rows, improved where the model did it in a form that can be read; as many as there were, in order.
 
     An instruction that has changed needs an answer that fits it: with ``both``, where the new one cannot be had, the
     row stays as it is altogether. A new instruction that repeats another row's is not taken.
     """
-    edited = Edited()
+    edited = EditResult()
     taken = {folded(prompt_text(row)): row.row for row in given}
     for rows in _pieces(given, at_once):
+        # Better instructions, then answers to what the instructions are now.
         new: dict[int, Example] = {}
         prompts: dict[int, list[str]] = {row.row: [] for row in rows}
         if what != "answer":
@@ -70,7 +78,8 @@ def reflect(
                     new[row.row] = replace(row, output=text)
                     prompts[row.row].append(REFLECT_ANSWER.id)
                 if reason:
-                    edited.left.append(Left(row.row, reason, text))
+                    edited.rejected.append(Rejected(row.row, reason, text))
+        # What has changed says how; what has not is kept.
         for row in rows:
             if not prompts[row.row]:
                 edited.rows.append(kept_row(row))
@@ -82,14 +91,14 @@ def reflect(
                 "seed": options.seed,
                 "from": [row.row],
             }
-            edited.rows.append(Row(new[row.row], provenance))
+            edited.rows.append(MadeRow(new[row.row], provenance))
             edited.made += 1
             on_row(edited.rows[-1])
     return edited
 
 
 def _instructions(
-    rows: Sequence[Example], taken: dict[str, int], ask: Ask, options: MakeOptions, edited: Edited
+    rows: Sequence[Example], taken: dict[str, int], ask: Ask, options: MakeOptions, edited: EditResult
 ) -> dict[int, Example]:
     """The rows whose instruction has changed, by their numbers; ``taken`` tasks are those of other rows."""
     new = {}
@@ -100,7 +109,7 @@ def _instructions(
         if not reason and taken.get(place, row.row) != row.row:
             reason = f"it repeats row {taken[place]}"
         if reason:
-            edited.left.append(Left(row.row, f"instruction kept: {reason}", text))
+            edited.rejected.append(Rejected(row.row, f"instruction kept: {reason}", text))
         elif text != row.instruction:
             taken[place] = row.row
             new[row.row] = better
@@ -108,12 +117,13 @@ def _instructions(
 
 
 def _improved(
-    rows: Sequence[Example], prompt: MakePrompt, part: str, ask: Ask, options: MakeOptions, edited: Edited
+    rows: Sequence[Example], prompt: SynthesisPrompt, part: str, ask: Ask, options: MakeOptions, edited: EditResult
 ) -> list[tuple[Example, str, str]]:
     """For each row the better part, or an empty text with the reason."""
     names = ("instruction", "input") if part == "instruction" else ("instruction", "input", "output")
     wanted = [
-        Wanted(row.row, prompt.ask([shown_row(row, *names)]), options.seed, prompt.id, prompt.schema) for row in rows
+        TextRequest(row.row, prompt.ask([shown_row(row, *names)]), options.seed, prompt.id, prompt.schema)
+        for row in rows
     ]
     edited.requests += len(wanted)
     found = []
@@ -134,10 +144,10 @@ def passive(
     made_by: str,
     options: MakeOptions,
     at_once: int,
-    on_row: Callable[[Row], None] = lambda row: None,
-) -> Edited:
+    on_row: Callable[[MadeRow], None] = lambda row: None,
+) -> EditResult:
     """The given rows, each followed by one that asks for its answer in the passive voice, where it has one."""
-    edited = Edited()
+    edited = EditResult()
     sentences: set[str] = set()
     for rows in _pieces(given, at_once):
         wanted, reasons = [], {}
@@ -150,7 +160,7 @@ def passive(
             else:
                 sentences.add(folded(sentence))
                 text = PASSIVE.ask([{"sentence": sentence}])
-                wanted.append(Wanted(row.row, text, options.seed, PASSIVE.id, PASSIVE.schema))
+                wanted.append(TextRequest(row.row, text, options.seed, PASSIVE.id, PASSIVE.schema))
         edited.requests += len(wanted)
         said = {written.row: written for written in ask(wanted)}
         for row in rows:
@@ -159,7 +169,7 @@ def passive(
             if row.row in said:
                 text, reason = _passive_of(row.output.strip(), said[row.row].text, said[row.row].reason)
             if reason:
-                edited.left.append(Left(row.row, reason, row.output))
+                edited.rejected.append(Rejected(row.row, reason, row.output))
                 continue
             task = random.Random(f"passive {options.seed} {row.row}").choice(PASSIVE_TASKS)
             provenance = {
@@ -169,7 +179,7 @@ def passive(
                 "seed": options.seed,
                 "from": [row.row],
             }
-            edited.rows.append(Row(Example(task, text, row.output.strip()), provenance))
+            edited.rows.append(MadeRow(Example(task, text, row.output.strip()), provenance))
             edited.made += 1
             on_row(edited.rows[-1])
     return edited

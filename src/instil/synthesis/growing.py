@@ -19,8 +19,8 @@ from instil.records import Example
 from instil.settings.options import MakeOptions
 from instil.synthesis.prompts import SELF_INSTRUCT, UserTurn, shown_row
 from instil.synthesis.reading import answer_problem, read_fields, task_problem, tidy_input
-from instil.synthesis.rows import Ask, Known, Left, Row
-from instil.synthesis.writing import Wanted, Written
+from instil.synthesis.rows import Ask, KnownTasks, MadeRow, Rejected
+from instil.synthesis.writing import TextRequest, TextResult
 
 ROUND = 32  # requests whose prompts may draw upon the same made rows
 BARREN = 40  # requests in a row without a new row, after which there is no point in going on
@@ -32,32 +32,32 @@ class Draft:
     """What came of one request: a row that may be a repetition, or the reason why there is none."""
 
     number: int
-    row: Row | None
+    row: MadeRow | None
     reason: str = ""
     text: str = ""
 
 
 @dataclass(slots=True)
-class Grown:
+class GrowResult:
     """New rows, what was left out, and how many requests it took; ``ended`` says why there are fewer than wanted."""
 
-    rows: list[Row] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
+    rows: list[MadeRow] = field(default_factory=list)
+    rejected: list[Rejected] = field(default_factory=list)
     requests: int = 0
     ended: str = ""
 
 
-Drafting = Callable[[Sequence[int], Sequence[Row]], list[Draft]]
+Drafter = Callable[[Sequence[int], Sequence[MadeRow]], list[Draft]]
 
 
 def grow(
-    drafting: Drafting,
+    drafting: Drafter,
     count: int,
     options: MakeOptions,
-    known: Known,
+    known: KnownTasks,
     at_once: int,
-    on_row: Callable[[Row], None] = lambda row: None,
-) -> Grown:
+    on_row: Callable[[MadeRow], None] = lambda row: None,
+) -> GrowResult:
     """Draft rows until there are ``count`` good ones, in the order of the requests.
 
     Args:
@@ -68,10 +68,10 @@ def grow(
         at_once: requests to draft together, at most.
         on_row: called with each good row.
     """
-    grown = Grown()
+    grown = GrowResult()
     most = math.ceil(options.attempts * count)
     barren = 0
-    pool: tuple[Row, ...] = ()
+    pool: tuple[MadeRow, ...] = ()
     while len(grown.rows) < count:
         at = grown.requests
         if at >= most:
@@ -91,17 +91,17 @@ def grow(
                 continue
             barren += 1
             text = draft.row.example.instruction if draft.row else draft.text
-            grown.left.append(Left(draft.number, repeats or draft.reason, text))
+            grown.rejected.append(Rejected(draft.number, repeats or draft.reason, text))
             if barren >= BARREN:
                 grown.ended = f"the last {BARREN} requests brought nothing new"
                 return grown
     return grown
 
 
-def self_instruct(seeds: Sequence[Example], ask: Ask, made_by: str, options: MakeOptions) -> Drafting:
+def self_instruct(seeds: Sequence[Example], ask: Ask, made_by: str, options: MakeOptions) -> Drafter:
     """Drafts from a few seed rows each, with one made row among them once there are some."""
 
-    def draft(numbers: Sequence[int], pool: Sequence[Row]) -> list[Draft]:
+    def draft(numbers: Sequence[int], pool: Sequence[MadeRow]) -> list[Draft]:
         shown: list[tuple[list[int], int | None]] = []
         wanted = []
         for number in numbers:
@@ -111,7 +111,7 @@ def self_instruct(seeds: Sequence[Example], ask: Ask, made_by: str, options: Mak
             rows = [seeds[at] for at in places] + ([pool[own].example] if own is not None else [])
             shown.append(([seeds[at].row for at in places], own))
             text = SELF_INSTRUCT.ask([shown_row(row) for row in rows])
-            wanted.append(Wanted(number, text, _seed(options, number), SELF_INSTRUCT.id, SELF_INSTRUCT.schema))
+            wanted.append(TextRequest(number, text, _seed(options, number), SELF_INSTRUCT.id, SELF_INSTRUCT.schema))
         drafts = []
         for one, written, (given, own) in zip(wanted, ask(wanted), shown, strict=True):
             provenance = {
@@ -128,7 +128,7 @@ def self_instruct(seeds: Sequence[Example], ask: Ask, made_by: str, options: Mak
     return draft
 
 
-def _drafted(written: Written, provenance: dict[str, object]) -> Draft:
+def _drafted(written: TextResult, provenance: dict[str, object]) -> Draft:
     if written.text is None:
         return Draft(written.row, None, written.reason)
     fields, reason = read_fields(written.text, SELF_INSTRUCT.fields)
@@ -138,16 +138,17 @@ def _drafted(written: Written, provenance: dict[str, object]) -> Draft:
     problem = task_problem(instruction, given) or answer_problem(instruction, given, output)
     if problem:
         return Draft(written.row, None, problem, instruction or written.text)
-    return Draft(written.row, Row(Example(instruction, output, given), dict(provenance)))
+    return Draft(written.row, MadeRow(Example(instruction, output, given), dict(provenance)))
 
 
-def magpie(turn: UserTurn, known: Known, ask: Ask, made_by: str, options: MakeOptions) -> Drafting:
+def magpie(turn: UserTurn, known: KnownTasks, ask: Ask, made_by: str, options: MakeOptions) -> Drafter:
     """Drafts of what the model takes for a user's words; only new ones are answered."""
 
-    def draft(numbers: Sequence[int], pool: Sequence[Row]) -> list[Draft]:
+    def draft(numbers: Sequence[int], pool: Sequence[MadeRow]) -> list[Draft]:
         del pool
         begun = [
-            Wanted(number, turn.text, _seed(options, number), turn.id, raw=True, stop=turn.stop) for number in numbers
+            TextRequest(number, turn.text, _seed(options, number), turn.id, raw=True, stop=turn.stop)
+            for number in numbers
         ]
         tasks: dict[int, str] = {}
         drafts: dict[int, Draft] = {}
@@ -159,7 +160,7 @@ def magpie(turn: UserTurn, known: Known, ask: Ask, made_by: str, options: MakeOp
             else:
                 tasks[written.row] = task
         answering = [
-            Wanted(number, task, _seed(options, number), f"{turn.id}-answer") for number, task in tasks.items()
+            TextRequest(number, task, _seed(options, number), f"{turn.id}-answer") for number, task in tasks.items()
         ]
         for written in ask(answering):
             task, answer = tasks[written.row], written.text or ""
@@ -171,7 +172,7 @@ def magpie(turn: UserTurn, known: Known, ask: Ask, made_by: str, options: MakeOp
                 "seed": _seed(options, written.row),
                 "from": [],
             }
-            row = None if problem else Row(Example(task, answer), provenance)
+            row = None if problem else MadeRow(Example(task, answer), provenance)
             drafts[written.row] = Draft(written.row, row, problem, task)
         return [drafts[number] for number in numbers]
 

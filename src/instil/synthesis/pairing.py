@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instil.data.sources import text_problem
-from instil.evaluate.pairwise import Duels
+from instil.evaluate.pairwise import PairwiseVerdicts
 from instil.records import Example, Pair
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class MadePair:
     """A pair and where it comes from; ``example.row`` is the row's number in the data it was made of."""
 
     pair: Pair
@@ -28,10 +28,10 @@ class Made:
 
 
 @dataclass(slots=True)
-class Harvest:
+class PairingResult:
     """Pairs in the order of the rows, and the rows that gave none, by reason."""
 
-    made: list[Made] = field(default_factory=list)
+    made: list[MadePair] = field(default_factory=list)
     left_out: dict[str, list[int]] = field(default_factory=dict)
 
     def leave(self, row: int, reason: str) -> None:
@@ -44,34 +44,34 @@ class Harvest:
         return len(self.made) + sum(map(len, self.left_out.values()))
 
 
-def from_duels(
-    examples: Sequence[Example], a: Sequence[str], b: Sequence[str], duels: Duels, names: tuple[str, str]
-) -> Harvest:
+def pairs_from_choices(
+    examples: Sequence[Example], a: Sequence[str], b: Sequence[str], verdicts: PairwiseVerdicts, names: tuple[str, str]
+) -> PairingResult:
     """The winner's answer before the loser's, of every row that a judge decided alike in both orders."""
-    harvest = Harvest()
-    by_row = {duel.row: duel for duel in duels.duels}
-    for example, one, other in zip(examples, a, b, strict=True):
-        found = by_row.get(example.row)
-        if found is None:
-            harvest.leave(example.row, "both answers are equal")
-        elif found.outcome is None:
-            harvest.leave(example.row, f"no choice: {found.reason}")
-        elif not found.consistent:
-            harvest.leave(example.row, "the choice went with the order of the answers")
-        elif found.outcome == "tie":
-            harvest.leave(example.row, "a tie")
-        elif not (one.strip() if found.outcome == "a" else other.strip()):
-            harvest.leave(example.row, "the preferred answer is empty")
-        elif not (one.strip() and other.strip()):
-            harvest.leave(example.row, "the other answer is empty")
-        elif problem := text_problem(one) or text_problem(other):
-            harvest.leave(example.row, f"an answer {problem}")
+    pairing = PairingResult()
+    by_row = {verdict.row: verdict for verdict in verdicts.rows}
+    for example, answer_a, answer_b in zip(examples, a, b, strict=True):
+        verdict = by_row.get(example.row)
+        if verdict is None:
+            pairing.leave(example.row, "both answers are equal")
+        elif verdict.outcome is None:
+            pairing.leave(example.row, f"no choice: {verdict.reason}")
+        elif not verdict.consistent:
+            pairing.leave(example.row, "the choice went with the order of the answers")
+        elif verdict.outcome == "tie":
+            pairing.leave(example.row, "a tie")
+        elif not (answer_a.strip() if verdict.outcome == "a" else answer_b.strip()):
+            pairing.leave(example.row, "the preferred answer is empty")
+        elif not (answer_a.strip() and answer_b.strip()):
+            pairing.leave(example.row, "the other answer is empty")
+        elif problem := text_problem(answer_a) or text_problem(answer_b):
+            pairing.leave(example.row, f"an answer {problem}")
         else:
-            sides = [(one, names[0]), (other, names[1])]
-            (chosen, winner), (rejected, loser) = sides if found.outcome == "a" else reversed(sides)
+            sides = [(answer_a, names[0]), (answer_b, names[1])]
+            (chosen, winner), (rejected, loser) = sides if verdict.outcome == "a" else reversed(sides)
             provenance = {"chosen_from": winner, "rejected_from": loser}
-            harvest.made.append(Made(Pair(example, chosen.strip(), rejected.strip()), provenance))
-    return harvest
+            pairing.made.append(MadePair(Pair(example, chosen.strip(), rejected.strip()), provenance))
+    return pairing
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,9 @@ def distinct(candidates: Sequence[Candidate]) -> list[Candidate]:
     return list(first.values())
 
 
-def from_scores(examples: Sequence[Example], candidates: Sequence[Sequence[Candidate]], gap: float) -> Harvest:
+def pairs_from_scores(
+    examples: Sequence[Example], candidates: Sequence[Sequence[Candidate]], gap: float
+) -> PairingResult:
     """The best against the worst of each row's answers, where ``gap`` points at least lie between them.
 
     Of equal scores the answer sampled first is taken.
@@ -109,25 +111,25 @@ def from_scores(examples: Sequence[Example], candidates: Sequence[Sequence[Candi
         candidates: all samples of each row; `distinct` ones are judged.
         gap: points between chosen and rejected, at least.
     """
-    harvest = Harvest()
+    pairing = PairingResult()
     for example, samples in zip(examples, candidates, strict=True):
         different = distinct(samples)
         scored = [(one.score, one) for one in different if one.score is not None]
         if len(different) < 2:
-            harvest.leave(example.row, _too_few(samples))
+            pairing.leave(example.row, _too_few(samples))
             continue
         if len(scored) < 2:
             reason = next(one.reason for one in different if one.score is None)
-            harvest.leave(example.row, f"fewer than two answers have a score: {reason}")
+            pairing.leave(example.row, f"fewer than two answers have a score: {reason}")
             continue
         high, best = max(scored, key=lambda item: item[0])
         low, worst = min(scored, key=lambda item: item[0])
         if high - low < gap or high == low:
-            harvest.leave(example.row, f"best and worst are less than {gap:g} points apart")
+            pairing.leave(example.row, f"best and worst are less than {gap:g} points apart")
             continue
         provenance = {"scores": [high, low], "samples": [best.sample, worst.sample]}
-        harvest.made.append(Made(Pair(example, best.text.strip(), worst.text.strip()), provenance))
-    return harvest
+        pairing.made.append(MadePair(Pair(example, best.text.strip(), worst.text.strip()), provenance))
+    return pairing
 
 
 def _too_few(samples: Sequence[Candidate]) -> str:

@@ -18,7 +18,7 @@ from instil.records import Example
 
 
 @dataclass(frozen=True, slots=True)
-class MakePrompt:
+class SynthesisPrompt:
     """A way of asking for parts of a row; the reply is a JSON object with these ``fields``, all texts."""
 
     name: str
@@ -52,7 +52,7 @@ def shown_row(example: Example, *parts: str) -> dict[str, str]:
     return {name: row[name] for name in parts or row}
 
 
-SELF_INSTRUCT = MakePrompt(
+SELF_INSTRUCT = SynthesisPrompt(
     "self-instruct",
     """\
 You invent tasks from which a language model learns to follow instructions.
@@ -72,7 +72,7 @@ Tasks that exist:
     ("instruction", "input", "output"),
 )
 
-REFLECT_INSTRUCTION = MakePrompt(
+REFLECT_INSTRUCTION = SynthesisPrompt(
     "reflect-instruction",
     """\
 You edit tasks from which a language model learns to follow instructions.
@@ -89,7 +89,7 @@ The task:
     ("flaws", "instruction"),
 )
 
-REFLECT_ANSWER = MakePrompt(
+REFLECT_ANSWER = SynthesisPrompt(
     "reflect-answer",
     """\
 You edit answers from which a language model learns to follow instructions.
@@ -105,7 +105,7 @@ The task:
     ("flaws", "output"),
 )
 
-PASSIVE = MakePrompt(
+PASSIVE = SynthesisPrompt(
     "passive",
     """\
 Put the sentence at the end into the passive voice. Keep its meaning, its tense and all its details, and add nothing. \

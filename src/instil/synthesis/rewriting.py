@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from instil.ask.client import Client
 from instil.ask.journal import Journal
-from instil.ask.question import Judge
 from instil.records import Example, Pair
 from instil.settings.options import MakeOptions
-from instil.synthesis.pairing import Harvest, Made
+from instil.synthesis.pairing import MadePair, PairingResult
 from instil.synthesis.reading import MARKS
-from instil.synthesis.writing import Wanted, Written, write_all
+from instil.synthesis.writing import TextRequest, TextResult, write_all
 from instil.tasks.pairs.prefaces import rewriting_preface, unquoted, without_preface
 
 Tone = Literal["polite", "impolite"]
@@ -67,10 +67,10 @@ class Rewriting:
 
 
 @dataclass(frozen=True, slots=True)
-class Rewritten:
+class RewriteResult:
     """The pairs; requests sent now; rows whose request failed, with the cause; rows whose preface was cut."""
 
-    harvest: Harvest
+    pairing: PairingResult
     asked: int = 0
     failed: dict[int, str] | None = None
     cut: tuple[int, ...] = ()
@@ -86,13 +86,13 @@ def tone_of(seed: int, row: int) -> Tone:
     return TONES[_number(seed, row, "coin") % 2]
 
 
-def request(example: Example, tone: Tone, seed: int, attempt: int) -> Wanted:
+def request(example: Example, tone: Tone, seed: int, attempt: int) -> TextRequest:
     """What the model is asked, with a seed that depends on nothing but seed, row, tone and attempt."""
     task = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
     text = PROMPT.replace("{wish}", WISHES[tone])
     before, rest = text.split("{task}")
     text = f"{before}{task}{rest.removesuffix('{answer}')}{example.output}"  # a slot in a row's text stays as written
-    return Wanted(example.row, text, _number(seed, example.row, f"{tone} {attempt}") % 2**31, f"rewrite {tone}")
+    return TextRequest(example.row, text, _number(seed, example.row, f"{tone} {attempt}") % 2**31, f"rewrite {tone}")
 
 
 def read_rewriting(reply: str, original: str) -> Rewriting:
@@ -132,14 +132,14 @@ def without_answer(text: str) -> bool:
 
 
 def rewrite_all(
-    model: Judge,
+    model: Client,
     examples: Sequence[Example],
     options: MakeOptions,
     journal: Journal,
     on_done: Callable[[], None] = lambda: None,
     *,
     both: bool = False,
-) -> Rewritten:
+) -> RewriteResult:
     """Have an opened model rewrite the answer of every row, and pair what comes with the answer.
 
     A polite rewriting is preferred to the answer, the answer to an impolite one. With ``both`` every row is rewritten
@@ -156,10 +156,12 @@ def rewrite_all(
     Raises:
         JudgeError, StoppedEarly: see `instil.synthesis.writing.write_all`.
     """
+    # Which rewritings are wanted: of each row one, or both.
     by_row = {example.row: example for example in examples if example.output.strip()}
     places: list[tuple[int, Tone]] = [
         (row, tone) for row in by_row for tone in (TONES if both else (tone_of(options.seed, row),))
     ]
+    # Ask; those that cannot be read are asked for again, with other seeds.
     done: dict[tuple[int, Tone], Rewriting] = {}
     failed: dict[int, str] = {}
     again: dict[int, None] = {}
@@ -169,51 +171,56 @@ def rewrite_all(
         missing = [place for place in missing if place[0] not in failed]
         if attempt:
             again.update(dict.fromkeys(row for row, _ in missing))
-        wanted = [request(by_row[row], tone, options.seed, attempt) for row, tone in missing]
+        requests = [request(by_row[row], tone, options.seed, attempt) for row, tone in missing]
         if attempt == 0:
-            written = write_all(model, wanted, options, journal, lambda one: on_done())
+            results = write_all(model, requests, options, journal, lambda result: on_done())
         else:
-            written = write_all(model, wanted, options, journal)
-        for place, one, sent in zip(missing, written, wanted, strict=True):
-            asked += not one.found
-            if one.failed:
-                failed[one.row] = one.reason
-            done[place] = _read(one, by_row[one.row], sent.seed)
-    harvest = Harvest()
+            results = write_all(model, requests, options, journal)
+        for place, result, sent in zip(missing, results, requests, strict=True):
+            asked += not result.found
+            if result.failed:
+                failed[result.row] = result.reason
+            done[place] = _read(result, by_row[result.row], sent.seed)
+    # A pair of every row, or the reason why there is none.
+    pairing = PairingResult()
     cut: list[int] = []
     for example in examples:
         if example.row not in by_row:
-            harvest.leave(example.row, "the row has no output to rewrite")
+            pairing.leave(example.row, "the row has no output to rewrite")
             continue
         made = {tone: done[example.row, tone] for tone in TONES if (example.row, tone) in done}
-        if any(one.cut for one in made.values()):
+        if any(rewriting.cut for rewriting in made.values()):
             cut.append(example.row)
-        _pair(harvest, example, made, model)
-    return Rewritten(harvest, asked, failed, tuple(cut), tuple(again))
+        _pair(pairing, example, made, model)
+    return RewriteResult(pairing, asked, failed, tuple(cut), tuple(again))
 
 
-def _pair(harvest: Harvest, example: Example, made: dict[Tone, Rewriting], model: Judge) -> None:
-    for tone, one in made.items():
-        if one.text is None:
-            harvest.leave(example.row, f"not rewritten more {tone}ly: {one.reason}")
+def _pair(pairing: PairingResult, example: Example, made: dict[Tone, Rewriting], model: Client) -> None:
+    for tone, rewriting in made.items():
+        if rewriting.text is None:
+            pairing.leave(example.row, f"not rewritten more {tone}ly: {rewriting.reason}")
             return
     polite, impolite = (made[tone].text if tone in made else example.output.strip() for tone in TONES)
     assert polite is not None
     assert impolite is not None
     if _words(polite) == _words(impolite):
-        harvest.leave(example.row, "both rewritings are equal")
+        pairing.leave(example.row, "both rewritings are equal")
         return
     provenance = {
         "made_by": model.identity,
         "prompt": f"rewrite-{prompt_hash()}",
         "rewritten": ["chosen" if tone == "polite" else "rejected" for tone in made],
-        "seeds": [one.seed for one in made.values()],
-        **({"cut": [one.cut for one in made.values()]} if any(one.cut for one in made.values()) else {}),
+        "seeds": [rewriting.seed for rewriting in made.values()],
+        **(
+            {"cut": [rewriting.cut for rewriting in made.values()]}
+            if any(rewriting.cut for rewriting in made.values())
+            else {}
+        ),
     }
-    harvest.made.append(Made(Pair(example, polite, impolite), provenance))
+    pairing.made.append(MadePair(Pair(example, polite, impolite), provenance))
 
 
-def _read(written: Written, example: Example, seed: int) -> Rewriting:
+def _read(written: TextResult, example: Example, seed: int) -> Rewriting:
     if written.text is None:
         return Rewriting(None, written.reason, seed=seed)
     read = read_rewriting(written.text, example.output)

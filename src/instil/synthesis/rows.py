@@ -9,15 +9,15 @@ from typing import Any
 from instil.data.near_duplicates import Seen, prompt_text
 from instil.records import Example
 from instil.synthesis.reading import folded
-from instil.synthesis.writing import Wanted, Written
+from instil.synthesis.writing import TextRequest, TextResult
 
 EXCERPT = 200  # characters of what was left out
 
-Ask = Callable[[Sequence[Wanted]], list[Written]]
+Ask = Callable[[Sequence[TextRequest]], list[TextResult]]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class MadeRow:
     """A row with how it came about.
 
     ``provenance`` holds ``way`` (``kept``: the row is one of the given ones, unchanged), ``made_by`` (the model, as
@@ -35,7 +35,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Left:
+class Rejected:
     """What became no row: the number of its request, or of the row it was to be made from, and why."""
 
     number: int
@@ -47,12 +47,12 @@ class Left:
         return {"number": self.number, "reason": self.reason, "text": self.text[:EXCERPT]}
 
 
-def kept_row(example: Example) -> Row:
+def kept_row(example: Example) -> MadeRow:
     """A given row as it is."""
-    return Row(example, {"way": "kept", "from": [example.row]})
+    return MadeRow(example, {"way": "kept", "from": [example.row]})
 
 
-class Known:
+class KnownTasks:
     """Tasks that exist, each with what it is called in messages.
 
     Args:

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.client import Client, ModelRequest, Reply
 from instil.ask.http import Passing, Refused
 from instil.ask.journal import Journal, key_of
-from instil.ask.named import judge_named
+from instil.ask.named import opened
 from instil.ask.patience import FAILURES_IN_A_ROW, Breaker, ask_all
-from instil.ask.question import Judge, Question, Reply
 from instil.errors import (
     JudgeError,
     StoppedEarly,
@@ -26,12 +26,13 @@ from instil.evaluate.parsing import without_thoughts
 from instil.screen import Advance
 from instil.settings.options import MakeOptions
 
+CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
 READER = 1  # to be raised whenever a reply is read differently
 WRITERS = ("ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TextRequest:
     """One request: a message to the model, or (``raw``) a text that it goes on with as it stands.
 
     ``kind`` names the prompt, for the journal's reader; ``schema`` constrains the reply to JSON where the server can
@@ -48,7 +49,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class TextResult:
     """What came of a request: a text without thoughts, or None with the reason.
 
     ``found``: it was in the journal; ``failed``: there was no reply, and the same command asks again.
@@ -63,7 +64,7 @@ class Written:
 
 
 @contextmanager
-def writer(name: str, options: MakeOptions) -> Iterator[Judge]:
+def writer(name: str, options: MakeOptions) -> Iterator[Client]:
     """A model that writes, by its name, opened.
 
     Raises:
@@ -73,30 +74,26 @@ def writer(name: str, options: MakeOptions) -> Iterator[Judge]:
     known = [one.partition(":")[0] for one in WRITERS] + ["https"]
     if kind not in known or not what:
         raise JudgeError(f"no model behind {name!r}; known: {', '.join(WRITERS)}{did_you_mean(kind, known)}")
-    asked = judge_named(name, options.asking)
-    try:
-        asked.open()
-        yield asked
-    finally:
-        asked.close()
+    with opened(name, options.asking) as client:
+        yield client
 
 
 def write_all(
-    model: Judge,
-    wanted: Sequence[Wanted],
+    model: Client,
+    requests: Sequence[TextRequest],
     options: MakeOptions,
     journal: Journal,
-    on_done: Callable[[Written], None] = lambda written: None,
+    on_done: Callable[[TextResult], None] = lambda written: None,
     *,
     calls: int = 0,
-) -> list[Written]:
+) -> list[TextResult]:
     """Ask an opened model for every text that the journal does not hold; what came, in the order of the requests.
 
     Two equal requests (same text and seed) are one. A request that fails has no text, and ``failed`` is set.
 
     Args:
         model: who is asked.
-        wanted: the requests.
+        requests: the requests.
         options: how to ask; temperature and the longest reply are part of what a reply is known by.
         journal: what is known already, and where every reply goes.
         on_done: called with each request's result as it comes.
@@ -108,49 +105,53 @@ def write_all(
         JudgeError: the model does not take the requests.
         StoppedEarly: it stopped answering; the journal holds what it said.
     """
-    keys = [request_key(model, one, options) for one in wanted]
-    done: dict[str, Written] = {}
-    missing: dict[str, Wanted] = {}
-    for key, one in zip(keys, wanted, strict=True):
+    # What the journal holds, and what it lacks.
+    keys = [request_key(model, request, options) for request in requests]
+    done: dict[str, TextResult] = {}
+    missing: dict[str, TextRequest] = {}
+    for key, request in zip(keys, requests, strict=True):
         entry = _sound(journal.find(key), options)
         if entry is not None and key not in done:
-            done[key] = Written(one.row, entry["text"], entry["reason"], key, found=True)
+            done[key] = TextResult(request.row, entry["text"], entry["reason"], key, found=True)
         elif entry is None:
-            missing.setdefault(key, one)
+            missing.setdefault(key, request)
     for key in keys:
         if key in done:
             on_done(done[key])
-    num_ctx = options.num_ctx or context_for((one.text for one in missing.values()), options.max_tokens)
+    num_ctx = options.num_ctx or context_for((request.text for request in missing.values()), options.max_tokens)
     breaker = Breaker(model.name, len(set(keys)), len(done), "replies")
 
-    def ask(task: tuple[str, Wanted]) -> Reply:
-        one = task[1]
-        question = Question(one.text, one.schema, one.seed, num_ctx, one.stop)
-        return model.complete(question) if one.raw else model.ask(question)
+    # Ask for the rest; every reply is written down before it is told of.
+    def ask(task: tuple[str, TextRequest]) -> Reply:
+        request = task[1]
+        message = ModelRequest(request.text, request.schema, request.seed, num_ctx, request.stop)
+        return model.complete(message) if request.raw else model.chat(message)
 
     for outcome in ask_all(list(missing.items()), ask, options.concurrency or model.workers, options.tries):
-        key, one = outcome.task
+        key, request = outcome.task
         given_up = False
         if outcome.result is not None:
             breaker.succeeded()
             journal.settle()
-            question = Question(one.text, one.schema, one.seed, num_ctx)
-            text, reason = read_text(outcome.result, question)
-            done[key] = Written(one.row, text, reason, key)
+            message = ModelRequest(request.text, request.schema, request.seed, num_ctx)
+            text, reason = read_text(outcome.result, message)
+            done[key] = TextResult(request.row, text, reason, key)
         elif isinstance(outcome.error, Refused):  # of this request alone
-            done[key] = Written(one.row, None, refusal(outcome.error, "make"), key)
+            done[key] = TextResult(request.row, None, refusal(outcome.error, "make"), key)
         else:
             assert outcome.error is not None
             failed = isinstance(outcome.error, Passing)  # at this request, maybe; else the model is not there
             given_up = failed and 0 < calls <= journal.failures(key) + 1
             times = f" {calls} times" if given_up else ""
-            done[key] = Written(one.row, None, f"the model failed{times}: {outcome.error}", key, failed=not given_up)
+            done[key] = TextResult(
+                request.row, None, f"the model failed{times}: {outcome.error}", key, failed=not given_up
+            )
             breaker.failed(outcome.error)
         entry = {
-            "row": one.row,
+            "row": request.row,
             "writer": model.name,
-            "kind": one.kind,
-            "seed": one.seed,
+            "kind": request.kind,
+            "seed": request.seed,
             "text": done[key].text,
             "reason": done[key].reason,
             "num_ctx": options.num_ctx,
@@ -160,24 +161,24 @@ def write_all(
         if given_up and journal.doubt(key, {**entry, "failed": False}) >= FAILURES_IN_A_ROW:
             raise StoppedEarly(done[key].reason) from outcome.error
         on_done(done[key])
-    return [_for_row(done[key], one.row) for key, one in zip(keys, wanted, strict=True)]
+    return [_for_row(done[key], request.row) for key, request in zip(keys, requests, strict=True)]
 
 
-def request_key(model: Judge, one: Wanted, options: MakeOptions) -> str:
+def request_key(model: Client, request: TextRequest, options: MakeOptions) -> str:
     """What a reply is known by: the model, the request and the settings that shape the reply."""
-    settings = [options.temperature, options.max_tokens, one.seed, one.raw, list(one.stop)]
-    return key_of("writing", READER, model.identity, one.schema, one.text, settings)
+    settings = [options.temperature, options.max_tokens, request.seed, request.raw, list(request.stop)]
+    return key_of("writing", READER, model.identity, request.schema, request.text, settings)
 
 
-def read_text(reply: Reply, question: Question) -> tuple[str | None, str]:
+def read_text(reply: Reply, request: ModelRequest) -> tuple[str | None, str]:
     """The text of a reply without thoughts, or None with the reason: it is cut off, or there is none.
 
-    >>> read_text(Reply("<think>hm</think> A task. "), Question("?", None, 1, 2048))
+    >>> read_text(Reply("<think>hm</think> A task. "), ModelRequest("?", None, 1, 2048))
     ('A task.', '')
-    >>> read_text(Reply("A tas", cut=True), Question("?", None, 1, 2048))
+    >>> read_text(Reply("A tas", cut=True), ModelRequest("?", None, 1, 2048))
     (None, 'the reply was cut off; raise make.max_tokens')
     """
-    if reason := unread(reply, question, "make"):
+    if reason := unread(reply, request, "make"):
         return None, reason
     text = without_thoughts(reply.text).replace("\x00", "")
     if not text:
@@ -195,22 +196,19 @@ def _sound(entry: dict[str, Any] | None, options: MakeOptions) -> dict[str, Any]
     return entry if isinstance(text, str) and text else None
 
 
-def _for_row(written: Written, row: int) -> Written:
+def _for_row(written: TextResult, row: int) -> TextResult:
     return (
         written
         if written.row == row
-        else Written(row, written.text, written.reason, written.key, written.found, written.failed)
+        else TextResult(row, written.text, written.reason, written.key, written.found, written.failed)
     )
 
 
-CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
-
-
 @dataclass(slots=True)
-class _Writing:
+class BatchWriter:
     """Requests to one model, counted; a batch in which one failed ends the work, with the journal kept."""
 
-    model: Judge
+    model: Client
     options: MakeOptions
     journal: Journal
     advance: Advance = field(default=lambda note="", steps=1: None)
@@ -219,7 +217,7 @@ class _Writing:
     asked: int = 0
     found: int = 0
 
-    def __call__(self, wanted: Sequence[Wanted]) -> list[Written]:
+    def __call__(self, wanted: Sequence[TextRequest]) -> list[TextResult]:
         before = self.asked + self.found
         try:
             written = write_all(self.model, wanted, self.options, self.journal, self._came, calls=self.calls)
@@ -238,7 +236,7 @@ class _Writing:
             f"{self.model.name} stopped answering: {why}. {kept} replies are kept; the same command asks for the rest"
         )
 
-    def _came(self, written: Written) -> None:
+    def _came(self, written: TextResult) -> None:
         if written.failed:
             return
         self.asked += not written.found

@@ -15,7 +15,7 @@ from instil.cli.options import chosen_settings
 from instil.data.splits import PARTS
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.model.files.folder import file_hash
-from instil.recipes.inspect import slides
+from instil.recipes.inspect import inspected_rows
 from instil.recipes.plan.forecast import looking_before
 from instil.recipes.plan.plan import plan
 from instil.recipes.plan.work import Work
@@ -338,12 +338,12 @@ def test_fading_answers_are_told_of_once() -> None:
 
 def test_both_answers_under_the_microscope(tiny_folder: Path) -> None:
     prepared = prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo"}))
-    chosen, rejected = slides(prepared, 2)
+    chosen, rejected = inspected_rows(prepared, 2)
     assert (chosen.part, rejected.part) == ("train, chosen", "train, rejected")
     for slide, wanted in ((chosen, "It is 4, thanks for asking.<end>"), (rejected, "It is 4, go away.<end>")):
-        assert "".join(token.text for token in slide.tokens if token.fate == "trained").endswith(wanted[-6:])
-        assert "".join(token.text for token in slide.tokens if token.fate == "trained").startswith(wanted[:8])
-    assert slides(prepared, 99) == []
+        assert "".join(token.text for token in slide.tokens if token.mask == "trained").endswith(wanted[-6:])
+        assert "".join(token.text for token in slide.tokens if token.mask == "trained").startswith(wanted[:8])
+    assert inspected_rows(prepared, 99) == []
 
 
 def test_only_pairs_that_are_seen_are_asked_about(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

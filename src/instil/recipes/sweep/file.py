@@ -24,8 +24,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from instil.errors import SettingsError, did_you_mean, listed, parsing_problem
+from instil.errors import SettingsError, did_you_mean, listed
 from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.files import read_parsed
 from instil.settings.options import SECTIONS, Settings
 from instil.settings.resolve import assigned, flat_settings, known_settings, resolve, toml_table
 
@@ -38,7 +39,7 @@ MOST = 1000  # runs
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class PlannedRun:
     """A run to be made: its name, the name of its folder, and what it is made of."""
 
     name: str
@@ -53,7 +54,7 @@ class SweepFile:
     """What a file asks for."""
 
     path: Path
-    runs: tuple[Planned, ...]
+    runs: tuple[PlannedRun, ...]
     out: Path
     judge: str
 
@@ -77,12 +78,7 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
         SettingsError: something in it cannot be used; the message names the run.
     """
     over = over or Overrides()
-    try:
-        found = toml_table(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {parsing_problem(error)}") from error
+    found = read_parsed(path, toml_table, "not valid TOML", error=SettingsError, encoding="utf-8-sig")
     _check_keys(found, TOP, str(path), "at the top of the file")
     listed_runs = _listed(found.get("run", []), path)
     axes = _axes(found.get("grid", {}), path)
@@ -102,7 +98,7 @@ def read_sweep(path: Path, over: Overrides | None = None) -> SweepFile:
             own = _named_in_full(one.get("settings", {}), f"{path}, run {name!r}")
             chosen = {**common, **own, **point}
             runs.append(
-                Planned(
+                PlannedRun(
                     name=name,
                     folder=slug(name),
                     data=chosen.pop("data", one.get("data", data)),
@@ -211,8 +207,8 @@ def _resolved(chosen: Mapping[str, Any], over: Overrides, where: str) -> Setting
         raise SettingsError(f"{where}: {error}") from error
 
 
-def _check_names(runs: Sequence[Planned], path: Path) -> None:
-    seen: dict[str, Planned] = {}
+def _check_names(runs: Sequence[PlannedRun], path: Path) -> None:
+    seen: dict[str, PlannedRun] = {}
     names: set[str] = set()
     for run in runs:
         if run.name in names:
@@ -225,7 +221,7 @@ def _check_names(runs: Sequence[Planned], path: Path) -> None:
             raise SettingsError(f"{path}: runs {other.name!r} and {run.name!r} would have the same folder {run.folder}")
 
 
-def _check_repeats(runs: Sequence[Planned], path: Path) -> None:
+def _check_repeats(runs: Sequence[PlannedRun], path: Path) -> None:
     """No run is made twice."""
     repeated = []
     for number, run in enumerate(runs):

@@ -10,6 +10,7 @@ from instil.errors import counted
 from instil.evaluate.comparison import shown_p
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval
+from instil.files import write_whole
 from instil.recipes.sweep.table import SweepRow, SweepTable, listed_names
 from instil.runs.report.charts import Bar, bar
 from instil.runs.report.page import clean, environment
@@ -21,7 +22,7 @@ NAMED = 6  # runs named in one sentence
 def write_page(table: SweepTable, picture: Path, path: Path) -> None:
     """Write the page; the runs' folders lie beside it."""
     html = (
-        environment()
+        environment("instil.recipes.sweep")
         .get_template("sweep.html.j2")
         .render(
             title=Path(table.title).stem,
@@ -36,9 +37,7 @@ def write_page(table: SweepTable, picture: Path, path: Path) -> None:
             picture=base64.b64encode(picture.read_bytes()).decode("ascii") if picture.exists() else "",
         )
     )
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
-    unfinished.replace(path)
+    write_whole(path, clean(html), replace_surrogates=True)
 
 
 def _verdict(table: SweepTable) -> str:

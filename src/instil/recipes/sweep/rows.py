@@ -13,7 +13,7 @@ from instil.evaluate.statistics import Interval, interval
 from instil.recipes.compare import Compared, compare_scored
 from instil.recipes.score import Scored, score_path
 from instil.recipes.sweep.table import Status, SweepRow
-from instil.runs.answers import Answered, find_answers, read_verdicts
+from instil.runs.answers import AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.screen import Screen
@@ -38,7 +38,7 @@ LOSS_OF = {
 class Measured:
     """The answers of a run's tuned model with their scores, as the next one is compared with them."""
 
-    answered: Answered
+    answered: AnsweredRows
     scored: Scored
 
 

@@ -16,11 +16,11 @@ from instil.ask.named import opened
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.files import make_folder
+from instil.files import json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
 from instil.model.load import blank_decoder, open_model
 from instil.recipes.run import run
-from instil.recipes.sweep.file import Overrides, Planned, SweepFile, read_sweep
+from instil.recipes.sweep.file import Overrides, PlannedRun, SweepFile, read_sweep
 from instil.recipes.sweep.page import write_page
 from instil.recipes.sweep.process import reason_of, run_apart
 from instil.recipes.sweep.rows import Measured, against, measure, row_of
@@ -45,7 +45,7 @@ KEPT = 0.05  # share of the machine's memory that earlier runs may leave taken b
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepResult:
     """A sweep that is done: where it lies, its table, and runs whose answers could not all be judged."""
 
     path: Path
@@ -76,7 +76,7 @@ class Swept:
 class Place:
     """A run to be made, the folder it belongs into, and what is there."""
 
-    planned: Planned
+    planned: PlannedRun
     folder: RunFolder
     identity: Identity
     state: State
@@ -90,7 +90,7 @@ def sweep(
     overwrite: bool = False,
     processes: bool = False,
     screen: Screen | None = None,
-) -> Swept:
+) -> SweepResult:
     """Make the runs of a file one after the other, but for those that are finished; write the table as it grows.
 
     Args:
@@ -170,7 +170,7 @@ class _Sweep:
         self._at_start = memory_now()
         self._spent: list[float] = []  # seconds of each run made now
 
-    def go(self) -> Swept:
+    def go(self) -> SweepResult:
         """All of them."""
         table = self._table()
         for number, place in enumerate(self._places):
@@ -179,7 +179,7 @@ class _Sweep:
             table = self._write()
             self._screen.say(f"{row.name}: {self._line(row)}", "bold red" if row.status == "failed" else "bold")
             self._say_left(number)
-        return Swept(self._file.out, table, self._unjudged)
+        return SweepResult(self._file.out, table, self._unjudged)
 
     def _one(self, number: int, place: Place) -> SweepRow:
         status: Status = "kept"
@@ -265,9 +265,9 @@ class _Sweep:
         table, out = self._table(), self._file.out
         picture = out / "loss.png"
         plot_runs(self._curves, picture)
-        _write(out / "sweep.json", json.dumps(table.as_json(), indent=2, ensure_ascii=False) + "\n")
-        _write(out / "sweep.csv", table.as_csv())
-        _write(out / "sweep.md", table.as_markdown())
+        write_whole(out / "sweep.json", json_text(table.as_json()), replace_surrogates=True)
+        write_whole(out / "sweep.csv", table.as_csv(), replace_surrogates=True)
+        write_whole(out / "sweep.md", table.as_markdown(), replace_surrogates=True)
         write_page(table, picture, out / "sweep.html")
         return table
 
@@ -288,9 +288,3 @@ class _Sweep:
         if left and self._spent:
             about = clock(left * sum(self._spent) / len(self._spent))
             self._screen.say(f"{left} more to make; about {about} to go if they take as long")
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(text, encoding="utf-8", errors="replace")
-    unfinished.replace(path)

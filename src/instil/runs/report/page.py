@@ -112,7 +112,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class JudgeScores:
     """All that one judge said, ready to be shown."""
 
     label: str
@@ -126,7 +126,7 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ReportRow:
     """One held-out row, before and after; the words in which wanted and after differ are marked."""
 
     example: Example
@@ -150,7 +150,7 @@ class AnswerLength:
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class SampledPrompt:
     """One prompt, answered as training went on."""
 
     asked: str
@@ -188,12 +188,12 @@ def write_report(data: ReportData, path: Path) -> None:
     path.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
 
 
-def environment() -> Environment:
-    """What pages are made with."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(package: str = "instil.runs.report") -> Environment:
+    """What pages are made with: the templates of a package, and what they share, which lies beside this file."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("instil.runs.report", "."),
+        loader=ChoiceLoader([PackageLoader(each, ".") for each in dict.fromkeys([package, "instil.runs.report"])]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -206,7 +206,7 @@ def clean(html: str) -> str:
     return html.replace("\0", "\ufffd")
 
 
-def _judges(data: ReportData) -> list[Judged]:
+def _judges(data: ReportData) -> list[JudgeScores]:
     """The judges that scored both sides, the offline one first."""
     kinds, lengths = kind_groups(data.examples)[0], length_groups(data.examples)
     judges = []
@@ -222,7 +222,7 @@ def _judges(data: ReportData) -> list[Judged]:
         before, after = [score.before for score in scores], [score.after for score in scores]
         outcomes = Counter(score.outcome for score in scores)
         judges.append(
-            Judged(
+            JudgeScores(
                 label=LABELS.get(name, name),
                 comparison=compare_verdicts(found["base"], found["tuned"]),
                 coverage=_coverage(scores),
@@ -248,7 +248,7 @@ def _coverage(scores: Sequence[Score]) -> str:
     return f"{said}; not scored: {', '.join(reasons)}"
 
 
-def _verdict(data: ReportData, judges: Sequence[Judged]) -> list[tuple[str, str]]:
+def _verdict(data: ReportData, judges: Sequence[JudgeScores]) -> list[tuple[str, str]]:
     """Sentences, each with the name of what it is about; the first is what the page says in large letters."""
     if not data.examples or not data.answers:
         return [("", "No rows were held out, so nothing was answered or scored.")]
@@ -334,7 +334,7 @@ def _metric(verdicts: Sequence[Verdict], metric: str) -> Interval | None:
     return interval([verdict.metrics[metric] * scale for verdict in scored if metric in verdict.metrics])
 
 
-def _rows(data: ReportData, judges: Sequence[Judged]) -> list[Row]:
+def _rows(data: ReportData, judges: Sequence[JudgeScores]) -> list[ReportRow]:
     if not data.examples or not {"base", "tuned"} <= data.answers.keys():
         return []
     leaks = {leak.row: leak for leak in data.leaks}
@@ -344,7 +344,7 @@ def _rows(data: ReportData, judges: Sequence[Judged]) -> list[Row]:
     ):
         wanted, said = marked(example.output, tuned.text)
         scores = [judge.scores[at] for judge in judges]
-        rows.append(Row(example, base, tuned, wanted, said, scores, leaks.get(example.row)))
+        rows.append(ReportRow(example, base, tuned, wanted, said, scores, leaks.get(example.row)))
     return rows
 
 
@@ -364,13 +364,13 @@ def _answer_lengths(data: ReportData) -> list[AnswerLength]:
     return lengths
 
 
-def _watched(samples: Path) -> list[Watched]:
+def _watched(samples: Path) -> list[SampledPrompt]:
     if not samples.exists():
         return []
-    watched: dict[int, Watched] = {}
+    watched: dict[int, SampledPrompt] = {}
     for sample in records_in(samples, Sample):
         asked = "\n".join(text for text in (sample.instruction, sample.input) if text)
-        one = watched.setdefault(sample.row, Watched(asked, sample.output))
+        one = watched.setdefault(sample.row, SampledPrompt(asked, sample.output))
         one.said.append((sample.step, sample.model_response))
     return list(watched.values())
 

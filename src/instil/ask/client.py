@@ -1,4 +1,4 @@
-"""Judges behind one protocol: Ollama, any server with OpenAI's interface, llama.cpp in this process.
+"""What every client of another model takes and gives: Ollama, a server with OpenAI's interface, llama.cpp here.
 
 ``ollama:llama3``                        Ollama's own interface, at $OLLAMA_HOST or on this machine
 ``openai:gpt-4o``                        OpenAI, or $OPENAI_BASE_URL; the key from $OPENAI_API_KEY
@@ -27,8 +27,8 @@ Alternatives = tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One message to a judge. ``num_ctx``: the context to ask for, in tokens; the reply ends before a ``stop`` text."""
+class ModelRequest:
+    """One message to a model. ``num_ctx``: the context to ask for, in tokens; the reply ends before a ``stop`` text."""
 
     text: str
     schema: dict[str, Any] | None
@@ -39,7 +39,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. ``prompt_tokens`` is how many the judge read, if it says so; ``cut``: it had no more room."""
+    """What came back. ``prompt_tokens`` is how many the model read, if it says so; ``cut``: it had no more room."""
 
     text: str
     cut: bool = False
@@ -47,11 +47,11 @@ class Reply:
     tokens: tuple[Alternatives, ...] = ()
 
 
-class Judge(Protocol):
-    """Who can be asked.
+class Client(Protocol):
+    """A model that can be asked.
 
     ``name`` is for people; ``identity`` says which model it is, as exactly as the server tells; ``workers`` how many
-    questions at once suit it.
+    requests at once suit it.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Judge(Protocol):
             JudgeError: it is not; the message says what would mend that.
         """
 
-    def ask(self, question: Question) -> Reply:
+    def chat(self, request: ModelRequest) -> Reply:
         """One reply. Safe to call from several threads.
 
         Raises:
             Passing, Refused, JudgeError: see `instil.ask.http`.
         """
 
-    def complete(self, question: Question) -> Reply:
+    def complete(self, request: ModelRequest) -> Reply:
         """What the model writes after a text, which it gets as it is, without a chat template.
 
         Raises:

@@ -1,0 +1,101 @@
+"""Files written whole and read with one set of excuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instil.errors import DataError, InstilError, ModelError
+from instil.files import (
+    json_object_or_empty,
+    read_json,
+    read_json_object,
+    read_parsed,
+    unfinished_of,
+    write_json,
+    write_rows,
+    write_whole,
+)
+
+
+def _breaks_off(path: Path) -> None:
+    path.write_text("half", encoding="utf-8")
+    raise OSError(28, "No space left on device")
+
+
+def test_what_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    write_whole(file, "old")
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(file, _breaks_off)
+    assert file.read_text(encoding="utf-8") == "old"
+    assert unfinished_of(file).exists()
+    write_whole(file, b"new")
+    assert file.read_text(encoding="utf-8") == "new"
+    assert not unfinished_of(file).exists()
+
+
+def test_what_cannot_be_written_is_told_in_the_words_of_the_caller(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with pytest.raises(InstilError) as told:
+        write_whole(file, _breaks_off, error=DataError)
+    assert type(told.value) is DataError
+    assert str(told.value) == f"{file}: cannot be written: No space left on device"
+
+
+def test_half_a_surrogate_pair_is_refused_or_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(file, "\ud800")
+    write_whole(file, "a\ud800", replace_surrogates=True)
+    assert file.read_bytes() == b"a?"
+
+
+def test_rows_are_lines_or_a_list_by_the_name(tmp_path: Path) -> None:
+    rows = [{"a": "ä"}, {"a": "b"}]
+    write_rows(tmp_path / "a.jsonl", iter(rows))
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"a": "ä"}\n{"a": "b"}\n'
+    write_rows(tmp_path / "a.json", iter(rows))
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == rows
+    assert text.startswith('[\n  {\n    "a": "ä"') and text.endswith("]\n")
+    write_json(tmp_path / "b.json", "ä", ascii_only=True)
+    assert (tmp_path / "b.json").read_bytes() == b'"\\u00e4"\n'
+
+
+@pytest.mark.parametrize("read", [read_json, read_json_object])
+def test_a_damaged_file_is_told_of_in_one_line(read: Callable[..., Any], tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    with pytest.raises(DataError) as told:
+        read(file, advice="; look elsewhere")
+    assert str(told.value) == f"{file}: cannot be read: No such file or directory; look elsewhere"
+    for content, reason in {
+        b"{": "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        b"[" * 100_000: "nested too deeply",
+        b'"\xff"': "byte 1 is not UTF-8",
+    }.items():
+        file.write_bytes(content)
+        with pytest.raises(ModelError) as damaged:
+            read(file, error=ModelError, problem="no configuration")
+        assert str(damaged.value) == f"{file}: no configuration: {reason}"
+        assert json_object_or_empty(file) == {}
+
+
+def test_an_object_is_wanted(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, [1])
+    with pytest.raises(DataError, match="wanted a JSON object, found: list"):
+        read_json_object(file)
+    assert json_object_or_empty(file) == {}
+    write_json(file, {"a": 1})
+    assert read_json_object(file) == json_object_or_empty(file) == {"a": 1}
+
+
+def test_a_parser_gets_the_text_without_its_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbf12")
+    assert read_parsed(file, int, "no number", encoding="utf-8-sig") == 12

@@ -36,9 +36,6 @@ class DataOptions(BaseModel):
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
 
 
-MAX_SEED = 2**31 - 1
-
-
 def _as_tuple(value: Any) -> Any:
     """Names as a list, or in one text with commas, as the command line has them."""
     if isinstance(value, str):
@@ -165,9 +162,6 @@ class TrainOptions(BaseModel):
     seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the order of rows")
 
 
-MAX_SEED = 2**31 - 1
-
-
 def _as_texts(value: Any) -> Any:
     """One text, or several as TOML and JSON have them."""
     if isinstance(value, str):
@@ -226,7 +220,7 @@ class ScoreOptions(BaseModel):
     )
     repeats: int = Field(1, ge=1, le=100, description="times each answer is judged, with seeds that follow one another")
     weighted: bool = Field(False, description="the mean over the judge's own probabilities of 1 to 5 (rubric only)")
-    seed: int = Field(123, ge=0, lt=2**31, description="sent to the judge")
+    seed: int = Field(123, ge=0, lt=MAX_SEED + 1, description="sent to the judge")
     temperature: float = Field(0.0, ge=0, le=2, description="sent to the judge")
     num_ctx: int = Field(
         0, ge=0, description="the judge's context in tokens (Ollama, llama.cpp); 0: what the rows need"
@@ -261,7 +255,9 @@ class MakeOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     temperature: float = Field(0.7, ge=0, le=2, description="sent to the model; at 0 it says little that is new")
-    seed: int = Field(123, ge=0, lt=2**31, description="of draws and of the first request; it counts up from there")
+    seed: int = Field(
+        123, ge=0, lt=MAX_SEED + 1, description="of draws and of the first request; it counts up from there"
+    )
     max_tokens: int = Field(1024, ge=1, description="longest reply of the model, in tokens")
     num_ctx: int = Field(
         0, ge=0, description="the model's context in tokens (Ollama, llama.cpp); 0: what the requests need"
@@ -312,12 +308,4 @@ class Settings(BaseModel):
     make: MakeOptions = Field(default_factory=MakeOptions)
 
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "data": DataOptions,
-    "train": TrainOptions,
-    "lora": LoraOptions,
-    "dpo": DpoOptions,
-    "generate": GenerateOptions,
-    "score": ScoreOptions,
-    "make": MakeOptions,
-}
+SECTIONS: dict[str, type[BaseModel]] = {name: type(options) for name, options in Settings()}

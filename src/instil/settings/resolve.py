@@ -196,7 +196,7 @@ def _full_name(key: str) -> str:
     """
     if "." in key:
         return key
-    for section in ("train", "data", "lora", "dpo", "generate", "score", "make"):
+    for section in ("train", *SECTIONS):
         if key in SECTIONS[section].model_fields:
             return f"{section}.{key}"
     return key

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,11 @@ from instil.data.splits import split_grouped
 from instil.errors import SettingsError
 from instil.recipes.sweep.file import read_sweep
 from instil.records import Encoded, Example
+from instil.settings.losses import LOSSES, read_by
 from instil.settings.options import SECTIONS, DpoOptions, Settings
-from instil.settings.resolve import READ_BY, idle, known_settings, resolve
+from instil.settings.resolve import idle, known_settings, resolve
+from instil.tasks.pairs import losses
 from instil.tasks.pairs.losses import Answers, Preference
-
-LOSSES: tuple[Any, ...] = get_args(DpoOptions.model_fields["loss"].annotation)
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -128,31 +129,45 @@ def test_settings_that_nobody_chose_are_not_told_of(loss: str) -> None:
 
 
 def test_which_loss_reads_which_settings() -> None:
-    """The rule, the code and the table in the documentation say the same."""
-    own = {name: {loss for loss in LOSSES if loss in losses} for name, losses in READ_BY.items()}
+    """The table, the code and the documentation say the same."""
+    own = {name: set(read_by(name)) for name in DpoOptions.model_fields if read_by(name)}
     changes = {
         "beta": 0.3, "nll": 0.5, "label_smoothing": 0.1, "reduction": "mean", "gamma": 2.0, "desirable": 2.0,
         "undesirable": 2.0,
     }  # fmt: skip
     of_the_rows = {"scored", "keep_equal"}  # whatever the loss is
     assert {"loss", "reference", *changes, *of_the_rows} == DpoOptions.model_fields.keys()
+    answers = Answers(*(torch.tensor([value]) for value in (-1.0, -2.0, -1.3, -1.1)), distance=torch.tensor(0.2))
 
     def outcome(loss: str, **change: Any) -> tuple[Any, ...]:
         objective = Preference(DpoOptions.model_validate({"loss": loss, **change}))
-        measure: Any = objective.measure([])
-        measure._z = torch.tensor(0.2)
-        answers = Answers(*(torch.tensor([value]) for value in (-1.0, -2.0, -1.3, -1.1)))
-        return objective.means, objective.nll, measure._loss_P(answers).tolist()
+        return objective.means, objective.nll, objective.loss_P(answers, objective.options).tolist()
 
     for name, value in changes.items():
         found = {loss for loss in LOSSES if outcome(loss, **{name: value}) != outcome(loss)}
         assert found == own.get(name, set(LOSSES)), name
-    assert {loss for loss in LOSSES if Preference(DpoOptions(loss=loss)).needs_reference} == own["reference"]
-    page = (Path(__file__).parents[2] / "docs" / "preference.md").read_text()
+    elsewhere = replace(answers, reference_chosen_P=torch.tensor([-5.0]))
     for loss in LOSSES:
-        row = next(line for line in page.splitlines() if line.startswith(f"| `{loss}` |"))
-        wanted = {"beta", *(name for name, losses in own.items() if loss in losses)} - {"reference"}
-        assert set(re.findall("`(.+?)`", row.split("|")[3])) == wanted, loss
+        objective = Preference(DpoOptions(loss=loss))
+        reads = not torch.equal(*(objective.loss_P(one, objective.options) for one in (answers, elsewhere)))
+        assert reads == objective.needs_reference == (loss in own["reference"])
+        moved = replace(answers, distance=torch.tensor(0.7))
+        reads = not torch.equal(*(objective.loss_P(one, objective.options) for one in (answers, moved)))
+        assert reads == objective.needs_distance
+
+
+def test_the_documentation_has_every_loss() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "preference.md").read_text()
+    table = {row.split("`")[1]: row.split("|") for row in page.splitlines() if row.startswith("| `")}
+    assert [name for name in table if name in LOSSES] == list(LOSSES)
+    for name, loss in LOSSES.items():
+        _, _, what, settings, *_ = table[name]
+        assert what.strip() == loss.what
+        assert set(re.findall("`(.+?)`", settings)) == {"beta", *loss.settings} - {"reference"}
+        for setting, value in loss.defaults.items():
+            assert f"`{setting}` ({value:g} by default)" in settings
+    formulas = losses.__doc__ or ""
+    assert re.findall("^``([a-z]+)`` ", formulas, re.MULTILINE) == ["loss", *LOSSES]
 
 
 def test_every_setting_says_what_it_means() -> None:

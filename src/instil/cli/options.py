@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instil.errors import UserError, did_you_mean
+from instil.settings.losses import LOSSES, listed
 
 if TYPE_CHECKING:
     from instil.settings.options import Settings
@@ -28,7 +29,7 @@ MethodOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--method",
-        help="full, lora; on preference pairs dpo, ipo, simpo, orpo or kto (which go with lora, too).",
+        help=f"full, lora; on preference pairs {listed(LOSSES)} (which go with lora, too).",
     ),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
@@ -39,12 +40,13 @@ AdapterOpt = Annotated[
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 
 
-METHODS = {
-    "full": ("train.method=full",),
-    "lora": ("train.method=lora",),
-    "sft": ("train.objective=sft",),
-    **{loss: ("train.objective=dpo", f"dpo.loss={loss}") for loss in ("dpo", "ipo", "simpo", "orpo", "kto")},
-}
+WEIGHTS = {"full": ("train.method=full",), "lora": ("train.method=lora",)}  # methods that say which weights change
+
+
+def _objectives() -> dict[str, tuple[str, ...]]:
+    """Methods that say what is learnt."""
+    losses = {loss: ("train.objective=dpo", f"dpo.loss={loss}") for loss in LOSSES}
+    return {"sft": ("train.objective=sft",), **losses}
 
 
 def chosen_settings(
@@ -57,14 +59,16 @@ def chosen_settings(
 ) -> Settings:
     from instil.settings.resolve import resolve
 
+    objectives = _objectives()
+    known = WEIGHTS | objectives
     for method in methods or []:
-        if method not in METHODS:
-            raise UserError(f"--method {method}: known: {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
-    for kind in (("full", "lora"), tuple(METHODS)[2:]):  # which weights change; what is learnt
+        if method not in known:
+            raise UserError(f"--method {method}: known: {', '.join(known)}{did_you_mean(method, known)}")
+    for kind in (WEIGHTS, objectives):
         both = [method for method in dict.fromkeys(methods or []) if method in kind]
         if len(both) > 1:
             raise UserError(f"--method {both[0]} and --method {both[1]} contradict each other; leave one out")
-    named = [key for method in methods or [] for key in METHODS[method]]
+    named = [key for method in methods or [] for key in known[method]]
     assignments = [*named, *(assignments or [])]
     sections = tuple(f"{one}." for one in ((only,) if isinstance(only, str) else only) if one)
     wrong = [given for given in assignments if sections and not given.startswith(sections)]

@@ -3,7 +3,7 @@
 The score is 100 times the geometric mean of the probabilities of the reference's tokens, its end included. It is the
 most sensitive figure between two checkpoints of one model; models with different tokenizers cannot be compared by it.
 
-Shape suffixes: U hidden states · S predictions · D width · V vocabulary.
+Shape suffixes: S predictions.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from instil.data.collate import collate
 from instil.model.decoder import Decoder
 from instil.records import Encoded, Verdict
+from instil.train.losses import log_probs
 
 JUDGE = "likelihood"
 ROWS = 8  # side by side
@@ -35,10 +35,7 @@ def likelihoods(
     for start in range(0, len(order), ROWS):
         chosen = order[start : start + ROWS]
         batch = collate([rows[index] for index in chosen], pad_id, max_length).to(decoder.device)
-        at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
-        hidden_UD = decoder(batch, wanted_U=at_U)
-        nll_S = cross_entropy(decoder.logits(hidden_UD)[row_S].float(), batch.targets_S, reduction="none").double()
-        owner_S = batch.rows_N[batch.at_S]
+        nll_S, owner_S = -log_probs(decoder, batch).double(), batch.rows_N[batch.at_S]
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
         counts = torch.bincount(owner_S, minlength=len(chosen))
         for index, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
 from instil.errors import SettingsError, did_you_mean
+from instil.settings.losses import LOSSES, listed, read_by
 
 MAX_SEED = 2**31 - 1
 TrainOn = Literal["all", "response", "response_with_header"]
@@ -32,9 +34,6 @@ class DataOptions(BaseModel):
     )
     split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
-
-
-MAX_SEED = 2**31 - 1
 
 
 def _as_tuple(value: Any) -> Any:
@@ -63,30 +62,50 @@ class LoraOptions(BaseModel):
     )
 
 
+def _known_loss(value: Any) -> Any:
+    """The name of a loss that the table has now."""
+    if not isinstance(value, str) or value not in LOSSES:
+        raise PydanticKnownError("literal_error", {"expected": listed(map(repr, LOSSES))})
+    return value
+
+
+def _for(setting: str) -> str:
+    return ", ".join(read_by(setting))
+
+
 class DpoOptions(BaseModel):
     """Preference tuning, with ``train.objective=dpo``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    loss: Literal["dpo", "ipo", "simpo", "orpo", "kto"] = Field(
-        "dpo", description="what is made smaller (docs/preference.md); simpo and orpo need no reference"
+    loss: Annotated[str, BeforeValidator(_known_loss)] = Field(
+        "dpo",
+        description="what is made smaller (docs/preference.md); "
+        f"{listed((name for name, loss in LOSSES.items() if not loss.reference), 'and')} need no reference",
     )
     beta: float = Field(0.1, gt=0, le=1e6, description="how closely the model is held to the reference (orpo: lambda)")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="dpo: share of pairs taken to be the wrong way round")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=0.5, description=f"{_for('label_smoothing')}: share of pairs taken to be the wrong way round"
+    )
     reduction: Literal["sum", "mean"] = Field(
         "sum",
-        description="dpo, kto: an answer's log-probability is the sum over its tokens, or, as in the book, the mean",
+        description=f"{_for('reduction')}: an answer's log-probability is the sum over its tokens, or, as in the book, "
+        "the mean",
     )
     scored: Literal["response", "book"] = Field(
         "response",
         description="response: the answer and its end; book: the header's words, too, and not the end",
     )
     nll: float = Field(
-        0.0, ge=0, le=1e6, description="weight of the chosen answers' own loss, which keeps them likely (orpo has 1)"
+        0.0,
+        ge=0,
+        le=1e6,
+        description="weight of the chosen answers' own loss, which keeps them likely "
+        f"({', '.join(f'{name} has {loss.likelihood:g}' for name, loss in LOSSES.items() if loss.likelihood)})",
     )
-    gamma: float = Field(0.5, ge=0, le=1e6, description="simpo: the margin that is wanted")
-    desirable: float = Field(1.0, ge=0, le=1e6, description="kto: weight of chosen answers")
-    undesirable: float = Field(1.0, ge=0, le=1e6, description="kto: weight of rejected answers")
+    gamma: float = Field(0.5, ge=0, le=1e6, description=f"{_for('gamma')}: the margin that is wanted")
+    desirable: float = Field(1.0, ge=0, le=1e6, description=f"{_for('desirable')}: weight of chosen answers")
+    undesirable: float = Field(1.0, ge=0, le=1e6, description=f"{_for('undesirable')}: weight of rejected answers")
     reference: str = Field("", description="the reference model; empty: the model as it is before training")
     keep_equal: bool = Field(False, description="keep pairs with two equal answers, as the book does")
 
@@ -141,9 +160,6 @@ class TrainOptions(BaseModel):
     untie_head: bool = Field(False, description="give the head its own copy of the embedding, as the book does")
     drop_last: bool = Field(False, description="leave out an incomplete last batch of an epoch")
     seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the order of rows")
-
-
-MAX_SEED = 2**31 - 1
 
 
 def _as_texts(value: Any) -> Any:
@@ -204,7 +220,7 @@ class ScoreOptions(BaseModel):
     )
     repeats: int = Field(1, ge=1, le=100, description="times each answer is judged, with seeds that follow one another")
     weighted: bool = Field(False, description="the mean over the judge's own probabilities of 1 to 5 (rubric only)")
-    seed: int = Field(123, ge=0, lt=2**31, description="sent to the judge")
+    seed: int = Field(123, ge=0, lt=MAX_SEED + 1, description="sent to the judge")
     temperature: float = Field(0.0, ge=0, le=2, description="sent to the judge")
     num_ctx: int = Field(
         0, ge=0, description="the judge's context in tokens (Ollama, llama.cpp); 0: what the rows need"
@@ -239,7 +255,9 @@ class MakeOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     temperature: float = Field(0.7, ge=0, le=2, description="sent to the model; at 0 it says little that is new")
-    seed: int = Field(123, ge=0, lt=2**31, description="of draws and of the first request; it counts up from there")
+    seed: int = Field(
+        123, ge=0, lt=MAX_SEED + 1, description="of draws and of the first request; it counts up from there"
+    )
     max_tokens: int = Field(1024, ge=1, description="longest reply of the model, in tokens")
     num_ctx: int = Field(
         0, ge=0, description="the model's context in tokens (Ollama, llama.cpp); 0: what the requests need"
@@ -290,12 +308,4 @@ class Settings(BaseModel):
     make: MakeOptions = Field(default_factory=MakeOptions)
 
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "data": DataOptions,
-    "train": TrainOptions,
-    "lora": LoraOptions,
-    "dpo": DpoOptions,
-    "generate": GenerateOptions,
-    "score": ScoreOptions,
-    "make": MakeOptions,
-}
+SECTIONS: dict[str, type[BaseModel]] = {name: type(options) for name, options in Settings()}

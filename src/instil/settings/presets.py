@@ -1,4 +1,4 @@
-"""."""
+"""Defaults of the book, of adapters and of preference tuning, where they differ from those of the options."""
 
 from __future__ import annotations
 
@@ -37,6 +37,5 @@ PREFERENCE_AS_IN_BOOK: dict[str, dict[str, Any]] = {
 # unless another scaling makes each step of theirs larger.
 LORA: dict[str, dict[str, Any]] = {"train": {"learning_rate": 1e-3}}
 PREFERENCE_LORA: dict[str, dict[str, Any]] = {"train": {"learning_rate": 5e-5}}
-# Preference tuning moves a model that can answer already: smaller steps, and fewer. SimPO's beta multiplies a mean.
+# Preference tuning moves a model that can answer already: smaller steps, and fewer.
 PREFERENCE: dict[str, dict[str, Any]] = {"train": {"epochs": 1, "learning_rate": 5e-6}}
-PREFERENCE_BY_LOSS: dict[str, dict[str, dict[str, Any]]] = {"simpo": {"dpo": {"beta": 2.0}}}

@@ -14,31 +14,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from instil.errors import SettingsError, did_you_mean, parsing_problem
-from instil.settings.options import (
-    SECTIONS,
-    DpoOptions,
-    LoraOptions,
-    Settings,
-)
-from instil.settings.presets import (
-    AS_IN_BOOK,
-    LORA,
-    PREFERENCE,
-    PREFERENCE_AS_IN_BOOK,
-    PREFERENCE_BY_LOSS,
-    PREFERENCE_LORA,
-)
+from instil.settings.losses import LOSSES, read_by
+from instil.settings.options import SECTIONS, DpoOptions, LoraOptions, Settings
+from instil.settings.presets import AS_IN_BOOK, LORA, PREFERENCE, PREFERENCE_AS_IN_BOOK, PREFERENCE_LORA
 
 SHOWN = 60  # characters of an assignment in a message
-# Settings of preference tuning that not every loss reads (`instil.tasks.pairs.losses`), with those that do.
-READ_BY: dict[str, tuple[str, ...]] = {
-    "label_smoothing": ("dpo",),
-    "reduction": ("dpo", "kto"),
-    "gamma": ("simpo",),
-    "desirable": ("kto",),
-    "undesirable": ("kto",),
-    "reference": ("dpo", "ipo", "kto"),
-}
 
 
 def known_settings() -> dict[str, str]:
@@ -88,7 +68,8 @@ def resolve(
     if chosen["train"].get("objective") == "dpo":
         tables.append(PREFERENCE_AS_IN_BOOK if as_in_book else PREFERENCE)
         tables.append(PREFERENCE_LORA if adapters else {})
-        tables.append(PREFERENCE_BY_LOSS.get(str(chosen["dpo"].get("loss")), {}))
+        loss = LOSSES.get(str(chosen["dpo"].get("loss")))
+        tables.append({"dpo": dict(loss.defaults)} if loss else {})
     for table in reversed(tables):
         for section, values_there in table.items():
             chosen[section] = {**values_there, **chosen[section]}
@@ -142,8 +123,9 @@ def _of_other_losses(options: DpoOptions, book: Mapping[str, Any]) -> list[str]:
     given = options.model_fields_set if options.model_fields_set < fields.keys() else set()
     chosen = [
         f"dpo.{name} (for {' and '.join(losses)})"
-        for name, losses in READ_BY.items()
-        if options.loss not in losses
+        for name in fields
+        if (losses := read_by(name))
+        and options.loss not in losses
         and getattr(options, name) != book.get(name)
         and (name in given or getattr(options, name) != fields[name].default)
     ]
@@ -214,7 +196,7 @@ def _full_name(key: str) -> str:
     """
     if "." in key:
         return key
-    for section in ("train", "data", "lora", "dpo", "generate", "score", "make"):
+    for section in ("train", *SECTIONS):
         if key in SECTIONS[section].model_fields:
             return f"{section}.{key}"
     return key

@@ -12,7 +12,8 @@
 ==========  ===============================================================================  ======================
 
 An answer's log-probability is the sum over its scored ids (``dpo``, ``kto``), or their mean (``ipo``, as its authors
-compute it; ``simpo``; ``orpo``; and ``dpo`` as chapter 7's bonus has it, ``dpo.reduction=mean``).
+compute it; ``simpo``; ``orpo``; and ``dpo`` as chapter 7's bonus has it, ``dpo.reduction=mean``). What else each loss
+needs stands in the table `instil.settings.losses.LOSSES`; all functions take the same two things.
 
 The reference's log-probabilities come with the batch: they are computed once, before training.
 
@@ -22,8 +23,8 @@ Shape suffixes: P pairs · M scored ids of all rows · S predictions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,23 +33,27 @@ from torch import Tensor
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch, PairBatch
+from instil.settings.losses import LOSSES
 from instil.settings.options import DpoOptions
 from instil.train.losses import log_probs
 from instil.train.objective import Measure
 
-MEANS = ("ipo", "simpo", "orpo")  # losses of mean log-probabilities
-WITHOUT_REFERENCE = ("simpo", "orpo")
 LARGEST = 20.0  # nats by which one id may have become less likely in the estimate of the divergence
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Log-probabilities of the chosen and the rejected answer of each pair, and the reference's, [P] each."""
+    """Log-probabilities of the chosen and the rejected answer of each pair, and the reference's, [P] each.
+
+    Where the loss wants to know it, ``distance`` is how far the model is from the reference in nats, at least 0; a
+    constant to the gradient.
+    """
 
     chosen_P: Tensor
     rejected_P: Tensor
     reference_chosen_P: Tensor
     reference_rejected_P: Tensor
+    distance: Tensor | None = None
 
     @property
     def chosen_ratio_P(self) -> Tensor:
@@ -61,46 +66,41 @@ class Answers:
         return self.rejected_P - self.reference_rejected_P
 
 
-def dpo_loss(answers: Answers, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def dpo_loss(answers: Answers, options: DpoOptions) -> Tensor:
     """Direct preference optimisation, [P]; with ``label_smoothing`` that share of the labels is taken for wrong (cDPO).
 
     >>> zero = torch.zeros(1)
-    >>> round(dpo_loss(Answers(zero, zero, zero, zero), beta=0.1).item(), 6)  # ln 2, before anything is learnt
+    >>> round(dpo_loss(Answers(zero, zero, zero, zero), DpoOptions()).item(), 6)  # ln 2, before anything is learnt
     0.693147
     """
-    x_P = beta * (answers.chosen_ratio_P - answers.rejected_ratio_P)
-    return -(1 - label_smoothing) * F.logsigmoid(x_P) - label_smoothing * F.logsigmoid(-x_P)
+    x_P = options.beta * (answers.chosen_ratio_P - answers.rejected_ratio_P)
+    smoothing = options.label_smoothing
+    return -(1 - smoothing) * F.logsigmoid(x_P) - smoothing * F.logsigmoid(-x_P)
 
 
-def ipo_loss(answers: Answers, beta: float) -> Tensor:
+def ipo_loss(answers: Answers, options: DpoOptions) -> Tensor:
     """Identity preference optimisation, [P]: a margin of 1 / (2 beta), and no more."""
-    return (answers.chosen_ratio_P - answers.rejected_ratio_P - 1 / (2 * beta)) ** 2
+    return (answers.chosen_ratio_P - answers.rejected_ratio_P - 1 / (2 * options.beta)) ** 2
 
 
-def simpo_loss(answers: Answers, beta: float, gamma: float) -> Tensor:
+def simpo_loss(answers: Answers, options: DpoOptions) -> Tensor:
     """Simple preference optimisation, [P]: means of log-probabilities, a margin gamma, no reference."""
-    return -F.logsigmoid(beta * (answers.chosen_P - answers.rejected_P) - gamma)
+    return -F.logsigmoid(options.beta * (answers.chosen_P - answers.rejected_P) - options.gamma)
 
 
-def orpo_loss(answers: Answers, beta: float) -> Tensor:
+def orpo_loss(answers: Answers, options: DpoOptions) -> Tensor:
     """The odds-ratio part of ORPO, [P]; the likelihood of the chosen answer is added by `Preference`."""
     log_odds_P = answers.chosen_P - answers.rejected_P - _log1mexp(answers.chosen_P) + _log1mexp(answers.rejected_P)
-    return -beta * F.logsigmoid(log_odds_P)
+    return -options.beta * F.logsigmoid(log_odds_P)
 
 
-def kto_loss(answers: Answers, beta: float, z: Tensor, desirable: float = 1.0, undesirable: float = 1.0) -> Tensor:
-    """Kahneman-Tversky optimisation, [P]: of each pair one wanted and one unwanted answer, their mean.
-
-    Args:
-        answers: log-probabilities.
-        beta: how sharply.
-        z: how far the model is from the reference in nats, at least 0; a constant to the gradient.
-        desirable: weight of chosen answers.
-        undesirable: weight of rejected answers.
-    """
-    gain_P = 1 - torch.sigmoid(beta * (answers.chosen_ratio_P - z))
-    loss_P = 1 - torch.sigmoid(beta * (z - answers.rejected_ratio_P))
-    return (desirable * gain_P + undesirable * loss_P) / 2
+def kto_loss(answers: Answers, options: DpoOptions) -> Tensor:
+    """Kahneman-Tversky optimisation, [P]: of each pair one wanted and one unwanted answer, their mean."""
+    z = answers.distance
+    assert z is not None, "KTO needs the distance from the reference"
+    gain_P = 1 - torch.sigmoid(options.beta * (answers.chosen_ratio_P - z))
+    loss_P = 1 - torch.sigmoid(options.beta * (z - answers.rejected_ratio_P))
+    return (options.desirable * gain_P + options.undesirable * loss_P) / 2
 
 
 def _log1mexp(x_P: Tensor) -> Tensor:
@@ -122,7 +122,9 @@ class Preference:
 
     def __init__(self, options: DpoOptions) -> None:
         self.options = options
-        self.nll = options.nll + (1.0 if options.loss == "orpo" else 0.0)
+        self._kind = LOSSES[options.loss]
+        self.loss_P: Callable[[Answers, DpoOptions], Tensor] = self._kind.load()
+        self.nll = options.nll + self._kind.likelihood
 
     def count(self, batch: Batch) -> int:
         return batch.pairs if isinstance(batch, PairBatch) else 0
@@ -133,12 +135,17 @@ class Preference:
     @property
     def needs_reference(self) -> bool:
         """Whether the log-probabilities of a reference model take part."""
-        return self.options.loss not in WITHOUT_REFERENCE
+        return self._kind.reference
+
+    @property
+    def needs_distance(self) -> bool:
+        """Whether the loss asks how far the model is from the reference, on the answers of other rows."""
+        return self._kind.distance
 
     @property
     def means(self) -> bool:
         """Whether an answer's log-probability is the mean over its scored ids, and not their sum."""
-        return self.options.reduction == "mean" or self.options.loss in MEANS
+        return (self.options.reduction if self._kind.of == "reduction" else self._kind.of) == "mean"
 
     @property
     def reward_scale(self) -> float:
@@ -157,37 +164,23 @@ class _Measure:
 
     def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
         assert isinstance(batch, PairBatch), "preference tuning needs pairs"
-        options = self.objective.options
-        if options.loss == "kto" and self._z is None:
+        if self.objective.needs_distance and self._z is None:
             self._z = self._distance(decoder)
         found_S = log_probs(decoder, batch, grad_hook)
-        answers = answers_of(batch, found_S, mean=self.objective.means)
-        total = self._loss_P(answers).sum()
+        answers = replace(answers_of(batch, found_S, mean=self.objective.means), distance=self._z)
+        total = self.objective.loss_P(answers, self.objective.options).sum()
         if self.objective.nll and self.targets:
             nll = -(found_S * batch.weights_S).sum()
             total = total + self.objective.nll * nll * (self.pairs / self.targets)
         self._note(batch, answers, found_S)
         return total
 
-    def _loss_P(self, answers: Answers) -> Tensor:
-        options = self.objective.options
-        if options.loss == "dpo":
-            return dpo_loss(answers, options.beta, options.label_smoothing)
-        if options.loss == "ipo":
-            return ipo_loss(answers, options.beta)
-        if options.loss == "simpo":
-            return simpo_loss(answers, options.beta, options.gamma)
-        if options.loss == "orpo":
-            return orpo_loss(answers, options.beta)
-        assert self._z is not None
-        return kto_loss(answers, options.beta, self._z, options.desirable, options.undesirable)
-
     @torch.no_grad()
     def _distance(self, decoder: Decoder) -> Tensor:
         """KTO's z: the mean log-ratio of answers that belong to other prompts, over the whole step, at least 0."""
         ratios = []
         for batch in self.batches:
-            assert batch.others is not None, "KTO needs the answers of other rows"
+            assert batch.others is not None, "the distance is measured on the answers of other rows"
             others = batch.others.to(decoder.device)
             answers = answers_of(others, log_probs(decoder, others), mean=self.objective.means)
             ratios += [answers.chosen_ratio_P, answers.rejected_ratio_P]

@@ -56,7 +56,7 @@ class Preferences(Task[EncodedPair]):
         by_row = {pair.row: pair for pair in source.pairs}
         train_on, scored = self.settings.data.train_on, self.settings.dpo.scored
         rows = [encode_pair(by_row[example.row], template, tokenizer, train_on, scored) for example in examples]
-        return with_others(rows) if self.settings.dpo.loss == "kto" else rows
+        return with_others(rows) if self._preference.needs_distance else rows
 
     def usable(self, rows: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
         """Pairs of which both answers have something to score, and not the same, unless equal ones are to be kept."""
@@ -141,9 +141,9 @@ def check(
             f"the two answers of every training pair are equal within {max_length} tokens, so they prefer nothing; "
             "raise data.max_length, or put what differs before the limit"
         )
-    if settings.dpo.loss == "kto" and len(left) < 2:
+    if Preference(settings.dpo).needs_distance and len(left) < 2:
         raise DataError(
-            "dpo.loss=kto asks how likely the answers of other rows are, and only one training pair is left; "
+            f"dpo.loss={settings.dpo.loss} asks how likely the answers of other rows are, and only one training pair is left; "
             "add pairs, or take another loss"
         )
     lines = []

@@ -164,7 +164,7 @@ def test_a_loss_is_a_line_and_a_function(tiny_folder: Path, tmp_path: Path, monk
     run = instil.finetune(pairs(20), model=tiny_folder, out=tmp_path / "run", **chosen)
     steps = [one for one in read_metrics(run.path / "metrics.jsonl") if one.step]
     for record in steps:  # far from the hinge, the loss is what is left to it
-        told = record.preference
+        told = record.metrics
         assert told is not None
         assert record.train_loss == pytest.approx(40.0 - told["chosen_logp"] + told["rejected_logp"], rel=1e-5)
         assert "kl" not in told

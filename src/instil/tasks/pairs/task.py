@@ -143,8 +143,8 @@ def check(
         )
     if Preference(settings.dpo).needs_distance and len(left) < 2:
         raise DataError(
-            f"dpo.loss={settings.dpo.loss} asks how likely the answers of other rows are, and only one training pair is left; "
-            "add pairs, or take another loss"
+            f"dpo.loss={settings.dpo.loss} asks how likely the answers of other rows are, and only one training "
+            "pair is left; add pairs, or take another loss"
         )
     lines = []
     every = [pair for part in PARTS for pair in pairs[part]]

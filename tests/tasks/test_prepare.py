@@ -27,7 +27,7 @@ from tests.conftest import rows
 
 def test_batches_are_cut_at_the_longest_length(tiny_folder: Path, tmp_path: Path) -> None:
     settings = resolve(values={"max_length": 44, "epochs": 1, "max_new_tokens": 2})
-    lengths = [len(row.ids) - 1 for row in prepare(rows(40), tiny_folder, settings).encoded["train"]]
+    lengths = [len(row.ids) - 1 for row in prepare(rows(40), tiny_folder, settings).rows["train"]]
     assert min(lengths) < 44 < max(lengths)
     made = run(rows(40), tiny_folder, tmp_path / "run", settings, answers=False)
     assert read_metrics(made.path / "metrics.jsonl")[-1].tokens_seen == sum(min(length, 44) for length in lengths)

@@ -97,43 +97,30 @@ def run(
         screen: where progress is shown; stderr by default.
 
     Raises:
-        UserError: data, model or settings cannot be used; nothing was written.
-        RunFolderTaken: ``out`` is not free.
+        UserError, RunFolderTaken: the input cannot be used, or ``out`` is not free; nothing was written.
         TrainingDiverged: the loss is no longer finite.
     """
-    screen = screen or Screen()
-    folder = RunFolder(Path(out))
+    folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
     folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, settings.dpo.reference))
-    clock = RunClock(screen)
-    own_peak = forget_peak()
 
     # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
-    screen.head("Pre-flight")
-    with clock.stage("prepare"):
-        prepared = prepare(data, model, settings, task)
-    for line in prepared.preflight.lines():
-        screen.say(f"  {line}")
-    if answers and not prepared.held_out[1]:
-        screen.say("  no rows are held out, so nothing will be answered or scored", style="yellow")
+    prepared = _preflight(data, model, settings, task, clock, answers=answers)
+    answers = answers and bool(prepared.held_out[1])
 
-    # 7.5: the pretrained model, and a folder for the run.
+    # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
     with clock.stage("load model"):
         decoder = load(prepared)
-    facts = _begin(folder, prepared, decoder, screen, overwrite=overwrite)
-    answered = _Answered(folder, prepared, decoder, screen, clock) if answers and prepared.held_out[1] else None
-    forecast = Forecast(prepared, clock.foresee, answers=answered is not None)
-    if answered:
+    facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite)
+    forecast = Forecast(prepared, clock.foresee, answers=answers)
+    answered = _Answered(folder, prepared, decoder, clock)
+    if answers:
         answered.before(forecast, facts["hashes"]["before"], before)
 
     # 7.6: fine-tuning.
-    screen.head("Training")
-    with clock.stage("train"):
-        result = _train(prepared, decoder, folder, screen, forecast)
-    with clock.stage("save"):
-        export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
+    result = _train(prepared, decoder, folder, clock, forecast)
 
-    # 7.7 and 7.8: the held-out rows answered again, and scored.
-    if answered:
+    # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
+    if answers:
         answered.after()
     clock.end()
     _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
@@ -167,6 +154,20 @@ def _inputs(*given: object) -> list[Path]:
     return [Path(name) for name in given if isinstance(name, str | Path) and str(name) and Path(name).exists()]
 
 
+def _preflight(
+    data: Data, model: str | Path, settings: Settings, task: Task[Any] | None, clock: RunClock, *, answers: bool
+) -> Prepared:
+    """Prepare the run, and say all there is to say before it."""
+    clock.screen.head("Pre-flight")
+    with clock.stage("prepare"):
+        prepared = prepare(data, model, settings, task)
+    for line in prepared.preflight.lines():
+        clock.screen.say(f"  {line}")
+    if answers and not prepared.held_out[1]:
+        clock.screen.say("  no rows are held out, so nothing will be answered or scored", style="yellow")
+    return prepared
+
+
 def _begin(
     folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, *, overwrite: bool
 ) -> dict[str, Any]:
@@ -185,37 +186,37 @@ def _begin(
     return facts
 
 
-def _train(prepared: Prepared, decoder: Decoder, folder: RunFolder, screen: Screen, forecast: Forecast) -> TrainResult:
-    """Train, with ``metrics.jsonl``, ``samples.jsonl``, the adapters and the loss curves left behind."""
-    prepared = prepared.task.ready(prepared, decoder, screen)
-    with (
-        MetricsFile(folder.metrics) as metrics,
-        Samples(folder.samples, prepared, screen, forecast.saw_sample) as samples,
-        progress(prepared, screen) as shown,
-        BestOnDisk(folder.path / "checkpoints" / "best.safetensors") as best,
-    ):
-        observers: list[Observer] = [metrics, forecast, shown, *prepared.task.observers(screen), samples]
-        if prepared.settings.train.method == "lora":
-            observers += [
-                AdapterNote(prepared.settings, decoder.parameter_count, screen),
-                SavedAdapter(folder, prepared),
-            ]
-        try:
-            result = tune(prepared, decoder, observers, best)
-        except MergeError as error:
-            raise InstilError(f"{error}; they lie in {folder.adapter}") from error
-    plot_losses(result.records, folder.path)
+def _train(prepared: Prepared, decoder: Decoder, folder: RunFolder, clock: RunClock, forecast: Forecast) -> TrainResult:
+    """Train and save the model, with metrics, samples, adapters and loss curves beside it."""
+    screen, settings = clock.screen, prepared.settings
+    screen.head("Training")
+    with clock.stage("train"):
+        prepared = prepared.task.ready(prepared, decoder, screen)
+        with (
+            MetricsFile(folder.metrics) as metrics,
+            Samples(folder.samples, prepared, screen, forecast.saw_sample) as samples,
+            progress(prepared, screen) as shown,
+            BestOnDisk(folder.path / "checkpoints" / "best.safetensors") as best,
+        ):
+            observers: list[Observer] = [metrics, forecast, shown, *prepared.task.observers(screen), samples]
+            if settings.train.method == "lora":
+                observers += [AdapterNote(settings, decoder.parameter_count, screen), SavedAdapter(folder, prepared)]
+            try:
+                result = tune(prepared, decoder, observers, best)
+            except MergeError as error:
+                raise InstilError(f"{error}; they lie in {folder.adapter}") from error
+        plot_losses(result.records, folder.path)
+    with clock.stage("save"):
+        export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
     return result
 
 
 class _Answered:
     """The held-out rows, answered and scored before and after training."""
 
-    def __init__(
-        self, folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, clock: RunClock
-    ) -> None:
+    def __init__(self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock) -> None:
         self._folder, self._prepared, self._decoder = folder, prepared, decoder
-        self._screen, self._clock = screen, clock
+        self._screen, self._clock = clock.screen, clock
         self.part, self.examples = prepared.held_out
         self.answers: dict[str, list[Completion]] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
@@ -278,35 +279,34 @@ class _Answered:
 def _keep_facts(
     folder: RunFolder,
     prepared: Prepared,
-    answered: _Answered | None,
+    answered: _Answered,
     result: TrainResult,
     clock: RunClock,
     *,
     own_peak: bool,
 ) -> None:
     """``report.json``: what the report shows and no other file of the run holds."""
-    answers = answered.answers if answered else {}
     limit = prepared.settings.generate.max_new_tokens
     keep_facts(
         folder,
         prepared.preflight,
         prepared.held_out[0],
-        answered.examples if answered else (),
-        answers,
+        answered.examples if answered.answers else (),
+        answered.answers,
         result,
-        before_from=str((answered and answered.reused) or ""),
+        before_from=str(answered.reused or ""),
         seconds=clock.seconds,
         peak_memory_gb=peak_memory_gb(),
         own_peak=own_peak,
         outlook=clock.line(),
-        unended={which: unended(completions, limit) for which, completions in answers.items()},
+        unended={which: unended(completions, limit) for which, completions in answered.answers.items()},
     )
 
 
 def _finished(
-    folder: RunFolder, result: TrainResult, answered: _Answered | None, facts: dict[str, Any], clock: RunClock
+    folder: RunFolder, result: TrainResult, answered: _Answered, facts: dict[str, Any], clock: RunClock
 ) -> Run:
-    verdicts = answered.verdicts if answered else {}
+    verdicts = answered.verdicts
     order = [which for which in ("base", "echo", "tuned") if which in verdicts]
     return Run(
         path=folder.path,

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from instil.data.byte_level import END_OF_TEXT, PRE_TOKENIZERS, byte_level, gpt2_files
 from instil.errors import ModelError
+from instil.files import json_object_or_empty, json_text
 from instil.gguf_header import read_gguf
 
 GGUF_CONTROL = 3  # gguf.TokenType.CONTROL
@@ -98,7 +99,7 @@ class FastTokenizer:
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1_000_000_000,
         }
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json_text(settings, ascii_only=True), encoding="utf-8")
 
     @classmethod
     def from_folder(cls, folder: Path) -> FastTokenizer:
@@ -181,11 +182,11 @@ def _ends_of_folder(folder: Path, fast: Any) -> tuple[str, list[int]]:
 
     A model may name several ends; the one it is trained to say is the tokenizer's own, if it is among them.
     """
-    named = _json(folder / "tokenizer_config.json").get("eos_token")
+    named = json_object_or_empty(folder / "tokenizer_config.json").get("eos_token")
     if isinstance(named, dict):
         named = named.get("content")
     for name in ("generation_config.json", "config.json"):
-        found = _json(folder / name).get("eos_token_id")
+        found = json_object_or_empty(folder / name).get("eos_token_id")
         listed = found if isinstance(found, list) else [found]
         ids: list[int] = [i for i in listed if type(i) is int and 0 <= i < 2**31 and fast.id_to_token(i) is not None]
         if ids:
@@ -196,14 +197,6 @@ def _ends_of_folder(folder: Path, fast: Any) -> tuple[str, list[int]]:
     raise ModelError(
         f"{folder}: no end token: no usable eos_token_id in config.json, no eos_token in tokenizer_config.json"
     )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -228,7 +221,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return FastTokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
     if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():  # OpenAI's names of the two
         return FastTokenizer.from_gpt2_files(folder / "encoder.json", folder / "vocab.bpe")
-    if _json(folder / "config.json").get("model_type") == "gpt2":
+    if json_object_or_empty(folder / "config.json").get("model_type") == "gpt2":
         return FastTokenizer.gpt2()
     raise ModelError(
         f"{folder}: no tokenizer found; wanted tokenizer.json, vocab.json with merges.txt, "

@@ -7,7 +7,6 @@ better half of the rates is tried again with twice the steps (successive halving
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError, counted
-from instil.files import make_folder
+from instil.files import make_folder, write_json
 from instil.machine import available_memory
 from instil.model.decoder import Decoder
 from instil.runs.report.curves import plot_rates
@@ -188,7 +187,7 @@ def probe(
     )
     if out is not None:
         plot_rates({each: _curve(tried, each) for _, each in rounds}, probed.untrained, out / "probe.png")
-        (out / "probe.json").write_text(json.dumps(probed.as_json(), indent=2) + "\n", encoding="utf-8")
+        write_json(out / "probe.json", probed.as_json(), ascii_only=True)
     return probed
 
 

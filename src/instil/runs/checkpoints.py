@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from instil.errors import InstilError
+from instil.files import unfinished_of, write_whole
 from instil.model.decoder import Decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.settings.options import Settings
@@ -24,11 +25,7 @@ class BestOnDisk:
 
     def __exit__(self, *error: object) -> None:
         self.path.unlink(missing_ok=True)
-        self._unfinished.unlink(missing_ok=True)
-
-    @property
-    def _unfinished(self) -> Path:
-        return self.path.with_name(self.path.name + ".unfinished")
+        unfinished_of(self.path).unlink(missing_ok=True)
 
     def save(self, decoder: Decoder) -> None:
         """Write what is trained; the file appears whole or not at all.
@@ -38,8 +35,7 @@ class BestOnDisk:
         """
         trained = (named for named in decoder.named_parameters() if named[1].requires_grad)
         try:
-            write_safetensors(self._unfinished, trained)
-            self._unfinished.replace(self.path)
+            write_whole(self.path, lambda part: write_safetensors(part, trained))
         except OSError as error:
             raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from instil.errors import SettingsError, did_you_mean, parsing_problem
+from instil.files import read_parsed
 from instil.settings.losses import LOSSES, read_by
 from instil.settings.options import SECTIONS, DpoOptions, LoraOptions, Settings
 from instil.settings.presets import AS_IN_BOOK, LORA, PREFERENCE, PREFERENCE_AS_IN_BOOK, PREFERENCE_LORA
@@ -238,9 +239,4 @@ def toml_table(text: str) -> dict[str, Any]:
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    try:
-        return toml_table(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: not valid TOML: {parsing_problem(error)}") from error
+    return read_parsed(path, toml_table, "not valid TOML", error=SettingsError, encoding="utf-8-sig")

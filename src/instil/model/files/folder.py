@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from instil.errors import ModelError, parsing_problem
-from instil.files import json_kind
+from instil.errors import ModelError
+from instil.files import json_text, read_json_object
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.files.reader import hub_tensors
@@ -19,6 +18,7 @@ from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+NO_JSON = "cannot be read as JSON"
 
 
 class SafetensorsFolder:
@@ -59,7 +59,7 @@ class SafetensorsFolder:
 
     def _open_files(self) -> dict[str, SafetensorsFile]:
         if (self.path / INDEX).is_file():
-            index = _json_object(self.path / INDEX)
+            index = read_json_object(self.path / INDEX, error=ModelError, problem=NO_JSON)
             where = index.get("weight_map")
             if not isinstance(where, dict):
                 raise ModelError(f"{self.path / INDEX}: damaged, it has no weight_map")
@@ -98,32 +98,16 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
     }
     others = sorted(set(stop_ids) - {eos_id})
     generation = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": eos_id, "do_sample": False}
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", generation)
+    for name, value in (("config.json", config), ("generation_config.json", generation)):
+        (folder / name).write_text(json_text(value, ascii_only=True), encoding="utf-8")
     write_safetensors(folder / WEIGHTS, hub_tensors(decoder))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers")
-    return _json_object(path)
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(value)}")
-    return value
+    return read_json_object(path, error=ModelError, problem=NO_JSON)
 
 
 def file_hash(path: Path) -> str:

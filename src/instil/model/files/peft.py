@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from instil.errors import ModelError, parsing_problem
-from instil.files import json_kind
+from instil.errors import ModelError
+from instil.files import json_text, read_json_object, unfinished_of, write_whole
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
@@ -76,17 +76,15 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
         "inference_mode": True,
     }
     held = next((layer.held for layer in decoder.modules() if isinstance(layer, FrozenLinear)), None)
-    unfinished = folder / f"{WEIGHTS}.unfinished"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_safetensors(unfinished, tensors.items())
-        unfinished.replace(folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_whole(folder / WEIGHTS, lambda part: write_safetensors(part, tensors.items()))
+        (folder / CONFIG).write_text(json_text(config, ascii_only=True), encoding="utf-8")
         (folder / BASE).unlink(missing_ok=True)
         if held is not None:
             (folder / BASE).write_text(json.dumps({"weights": held, "block": BLOCK}) + "\n", encoding="utf-8")
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        unfinished_of(folder / WEIGHTS).unlink(missing_ok=True)
         raise ModelError(f"{folder}: the adapters cannot be written: {error}") from error
 
 
@@ -313,14 +311,7 @@ def _of(pattern: Any, module: str, default: Any) -> Any:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}; wanted the folder of a LoRA adapter") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not valid JSON: {parsing_problem(error)}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(config)}")
+    config = read_json_object(path, error=ModelError, advice="; wanted the folder of a LoRA adapter")
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{path}: an adapter of type {config.get('peft_type')!r}; read here: LORA")
     for key in _ELSEWHERE:

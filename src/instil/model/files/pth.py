@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from instil.errors import ModelError
+from instil.files import write_whole
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
@@ -125,10 +126,8 @@ def save_pth(decoder: Decoder, path: Path) -> None:
         state = {name: tensor.contiguous() for name, tensor in stored_tensors(decoder, form.names)}
         state.setdefault(form.head, state[form.mark])
         state |= form.buffers(decoder.spec)
-    unfinished = path.with_name(path.name + ".unfinished")
     here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
-    torch.save({name: here[id(tensor)] for name, tensor in state.items()}, unfinished)
-    unfinished.replace(path)
+    write_whole(path, lambda part: torch.save({name: here[id(tensor)] for name, tensor in state.items()}, part))
 
 
 def load_pth(decoder: Decoder, path: Path) -> None:

@@ -12,7 +12,6 @@ but its pages count as this process's memory, and a model of 1.4 GB would seem t
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from instil.errors import ModelError, parsing_problem
-from instil.files import json_kind
+from instil.errors import ModelError
+from instil.files import read_json_object
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.spec import DecoderSpec
@@ -142,15 +141,7 @@ def read_hparams(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is none.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {parsing_problem(error)}") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: wanted a JSON object, found: {json_kind(found)}")
-    return found
+    return read_json_object(path, error=ModelError, problem="cannot be read as JSON")
 
 
 # The table: blocks of keys and values.

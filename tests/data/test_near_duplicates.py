@@ -60,6 +60,23 @@ def test_texts_without_a_letter_are_near_nothing() -> None:
     assert leaked([Example("a")], []) == []
 
 
+def test_rows_are_near_from_nine_tenths_on() -> None:
+    """The threshold of the book's bonus material, where there is no book."""
+    train = [
+        Example("Describe how a bill becomes a law in the United States.", row=0),
+        Example("List three tropical fruits.", row=1),
+        *(Example(f"Double the number {n}.", row=n) for n in range(2, 30)),
+    ]
+    held_out = [
+        Example("Describe the way a bill becomes a law in the United States.", row=40),
+        Example("List four tropical fruits.", row=41),
+    ]
+    cosines, _ = nearest_of([prompt_text(row) for row in train], [prompt_text(row) for row in held_out])
+    assert 0.9 < cosines[0] < 0.97
+    assert 0.8 < cosines[1] < 0.9
+    assert [(near.row, near.train_row) for near in leaked(train, held_out)] == [(40, 0)]
+
+
 @pytest.mark.skipif(not BOOK_DATA.is_dir(), reason="the book's data are not on this machine")
 def test_the_books_rows_leak_as_is_known() -> None:
     found = json.loads((BOOK_DATA / "instruction-data.json").read_text(encoding="utf-8"))

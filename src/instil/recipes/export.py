@@ -10,7 +10,7 @@ from typing import Any
 from instil.assistant.assistant import Assistant, load
 from instil.assistant.folder import export_folder
 from instil.errors import ModelError, SettingsError, UserError
-from instil.model.files.pth import reads_back, save_pth
+from instil.model.files.pth import has_form, reads_back, save_pth
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def _hf(assistant: Assistant, out: Path) -> None:
 def _pth(assistant: Assistant, out: Path) -> None:
     spec = assistant.decoder.spec
     if not reads_back(spec):
-        found = f"a {spec.family}" + (f" with heads {spec.head_width} wide" if spec.family == "gpt2" else "")
+        found = f"a {spec.family}" + (f" with heads {spec.head_width} wide" if has_form(spec) else "")
         raise ModelError(
             f"this model is {found}; a .pth file carries no configuration, and only the book's GPT-2 (heads 64 wide) "
             "is known by its names and shapes. Use --to hf"

@@ -84,6 +84,11 @@ def reads_back(spec: DecoderSpec) -> bool:
     return any(form.reads_back(spec) for _, form in FORMS)
 
 
+def has_form(spec: DecoderSpec) -> bool:
+    """Whether models of this family can have such a file at all."""
+    return any(family.name == spec.family for family, _ in FORMS)
+
+
 def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
     """The tensors of a ``.pth`` file; with ``mmap`` their bytes are read when they are looked at.
 

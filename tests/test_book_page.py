@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from instil.cli import app
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.presets import AS_IN_BOOK

@@ -32,3 +32,13 @@ def test_importing_does_not_load_torch(statement: str) -> None:
     code = f"{statement}; import sys; print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_promised_names_work_where_they_were() -> None:
+    from instil.model.files.peft import load_adapter
+    from instil.model.find import find_model
+    from instil.model.hub import find_model as earlier_find_model
+    from instil.model.peft_folder import load_adapter as earlier_load_adapter
+
+    assert earlier_find_model is find_model
+    assert earlier_load_adapter is load_adapter

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from instil.model.spec import DecoderSpec as DecoderSpec
     from instil.recipes.compare import Compared as Compared
     from instil.recipes.compare import compare as compare
-    from instil.recipes.run import Run as Run
-    from instil.recipes.run import finetune as finetune
+    from instil.recipes.run.run import Run as Run
+    from instil.recipes.run.run import finetune as finetune
     from instil.recipes.score import score as score
     from instil.records import Batch as Batch
     from instil.records import Completion as Completion
@@ -54,8 +54,8 @@ _HOMES = {
     "load": "assistant.assistant",
     "Compared": "recipes.compare",
     "compare": "recipes.compare",
-    "Run": "recipes.run",
-    "finetune": "recipes.run",
+    "Run": "recipes.run.run",
+    "finetune": "recipes.run.run",
     "score": "recipes.score",
     "Batch": "records",
     "Completion": "records",

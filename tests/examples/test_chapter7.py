@@ -20,7 +20,7 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer
 from instil.model.find import find_model
 from instil.model.load import load_decoder
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.train.metrics import read_metrics

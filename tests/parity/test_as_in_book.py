@@ -17,7 +17,7 @@ from instil.generate.answer import answer
 from instil.model.files.reader import hub_tensors
 from instil.model.find import find_model
 from instil.model.load import load_decoder
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.runs import observers
 from instil.screen import Screen
 from instil.settings.resolve import resolve

@@ -12,7 +12,7 @@ import instil
 from instil.cli.show import summary
 from instil.recipes.plan.forecast import workload
 from instil.recipes.plan.work import Pace, Work, answering, guessed_lengths, pace_of
-from instil.recipes.run import Run
+from instil.recipes.run.run import Run
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from instil.tasks.task import Prepared, evaluator_for, loader_for

@@ -14,7 +14,7 @@ from instil.errors import ModelError, SettingsError, UserError
 from instil.model.decoder import batch_of_ids
 from instil.model.load import load_decoder
 from instil.recipes.export import export
-from instil.recipes.run import Run
+from instil.recipes.run.run import Run
 from tests.conftest import GPT2_VOCABULARY, rows
 from tests.e2e.test_cli import instil as command
 

@@ -13,7 +13,7 @@ import pytest
 from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError
 from instil.recipes import probe as probe_module
 from instil.recipes.probe import Probed, Tried, planned_rounds, probe
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from tests.conftest import rows

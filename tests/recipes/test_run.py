@@ -13,7 +13,7 @@ import instil
 from instil.errors import DataError, ModelError, RunFolderTaken, TemplateMismatch, UserError
 from instil.evaluate.offline import means, score_offline
 from instil.model.decoder import batch_of_ids
-from instil.recipes.run import Run, run
+from instil.recipes.run.run import Run, run
 from instil.records import Example
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare

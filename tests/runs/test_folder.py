@@ -15,7 +15,7 @@ import instil
 from instil.errors import InstilError, UserError
 from instil.model.load import load_decoder
 from instil.recipes.respond import respond_rows
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.recipes.score import score_path
 from instil.screen import Screen
 from instil.settings.options import Settings

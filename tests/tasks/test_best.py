@@ -13,7 +13,7 @@ import instil
 from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.load import load_decoder
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.resolve import resolve

@@ -14,7 +14,7 @@ from instil.data.splits import PARTS
 from instil.errors import DataError, SettingsError, TemplateMismatch, UserError
 from instil.model.load import load_decoder
 from instil.recipes.respond import respond_one, respond_rows
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve

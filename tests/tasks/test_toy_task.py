@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.train.metrics import read_metrics

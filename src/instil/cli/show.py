@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from instil.recipes.inspect import InspectedRow, Inspection
     from instil.recipes.plan.plan import Plan
     from instil.recipes.probe import Probed
-    from instil.recipes.run import Run
+    from instil.recipes.run.run import Run
     from instil.recipes.score import Scored
     from instil.recipes.sweep.sweep import SweepResult
     from instil.recipes.sweep.table import SweepTable

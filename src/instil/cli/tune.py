@@ -124,7 +124,7 @@ def _tune(
     as_json: bool,
     answers: bool,
 ) -> None:
-    from instil.recipes.run import run
+    from instil.recipes.run.run import run
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(model).stem}"
     finished = run(data, model, folder, settings, overwrite=overwrite, answers=answers)

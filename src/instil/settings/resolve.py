@@ -6,7 +6,7 @@ A setting has one home and one default; an unknown key is refused with the neare
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from instil.errors import SettingsError, did_you_mean, parsing_problem
 from instil.files import read_parsed
-from instil.settings.losses import LOSSES, read_by
+from instil.settings.losses import read_by
 from instil.settings.options import SECTIONS, DpoOptions, LoraOptions, Settings
-from instil.settings.presets import AS_IN_BOOK, LORA, PREFERENCE, PREFERENCE_AS_IN_BOOK, PREFERENCE_LORA
+from instil.settings.presets import AS_IN_BOOK, presets
 
 SHOWN = 60  # characters of an assignment in a message
 
@@ -65,13 +65,7 @@ def resolve(
         _set(chosen, _full_name(key), value, "settings")
     scaling = chosen["lora"].get("scaling", LoraOptions().scaling)
     adapters = chosen["train"].get("method") == "lora" and scaling == LoraOptions().scaling and not as_in_book
-    tables = [AS_IN_BOOK] if as_in_book else [LORA] if adapters else []
-    if chosen["train"].get("objective") == "dpo":
-        tables.append(PREFERENCE_AS_IN_BOOK if as_in_book else PREFERENCE)
-        tables.append(PREFERENCE_LORA if adapters else {})
-        loss = LOSSES.get(str(chosen["dpo"].get("loss")))
-        tables.append({"dpo": dict(loss.defaults)} if loss else {})
-    for table in reversed(tables):
+    for table in reversed(presets(chosen, adapters=adapters, as_in_book=as_in_book)):
         for section, values_there in table.items():
             chosen[section] = {**values_there, **chosen[section]}
     try:
@@ -84,6 +78,13 @@ def resolve(
         raise SettingsError("; ".join(problems)) from error
 
 
+# Sections that have an effect only with one value of a setting of training, and the --method that says so.
+SECTIONS_OF: dict[str, tuple[str, str, Callable[[Settings], str]]] = {
+    "lora": ("method", "lora", lambda settings: "lora"),
+    "dpo": ("objective", "dpo", lambda settings: settings.dpo.loss),
+}
+
+
 def idle(settings: Settings) -> list[str]:
     """A warning for settings that were chosen and have no effect, since the method or loss that they are for was not.
 
@@ -92,25 +93,22 @@ def idle(settings: Settings) -> list[str]:
     >>> idle(resolve(assignments=["train.objective=dpo", "dpo.gamma=2"]))
     ['dpo.gamma (for simpo) has no effect with dpo.loss=dpo; leave it out']
     """
-    used = {
-        "lora": (settings.train.method == "lora", f"train.method={settings.train.method}"),
-        "dpo": (settings.train.objective == "dpo", f"train.objective={settings.train.objective}"),
-    }
     said = []
     book = AS_IN_BOOK if "book" in (settings.train.order, settings.train.evaluation) else {}
-    for section, (needed, why) in used.items():
+    for section, (key, needed, method) in SECTIONS_OF.items():
         options: BaseModel = getattr(settings, section)
         chosen = [
             f"{section}.{name}"
             for name, field in type(options).model_fields.items()
             if getattr(options, name) not in (field.default, book.get(section, {}).get(name))
         ]
-        if chosen and not needed:
-            method = "lora" if section == "lora" else settings.dpo.loss
+        given = getattr(settings.train, key)
+        if chosen and given != needed:
             have, them = ("has", "it") if len(chosen) == 1 else ("have", "them")
-            said.append(f"{', '.join(chosen)} {have} no effect with {why}; add --method {method}, or leave {them} out")
-    if settings.train.objective == "dpo":
-        said += _of_other_losses(settings.dpo, book.get("dpo", {}))
+            advice = f"add --method {method(settings)}, or leave {them} out"
+            said.append(f"{', '.join(chosen)} {have} no effect with train.{key}={given}; {advice}")
+        elif given == needed and isinstance(options, DpoOptions):
+            said += _of_other_losses(options, book.get(section, {}))
     return said
 
 

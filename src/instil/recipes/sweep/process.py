@@ -12,7 +12,7 @@ from typing import Any
 
 from instil import machine as runtime
 from instil.errors import InstilError
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.screen import Screen
 
 

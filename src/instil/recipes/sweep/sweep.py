@@ -19,7 +19,7 @@ from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.files import json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
 from instil.model.load import blank_decoder, open_model
-from instil.recipes.run import run
+from instil.recipes.run.run import run
 from instil.recipes.sweep.file import Overrides, PlannedRun, SweepFile, read_sweep
 from instil.recipes.sweep.page import write_page
 from instil.recipes.sweep.process import reason_of, run_apart

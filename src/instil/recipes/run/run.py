@@ -7,37 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instil.assistant.folder import export_folder
-from instil.data.encoding import encode
 from instil.data.near_duplicates import leak_line, leaked
-from instil.errors import InstilError, counted
 from instil.evaluate.comparison import compare_verdicts
-from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
-from instil.evaluate.likelihood import likelihoods
-from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.evaluate.offline import means, score_offline, trivial_baseline
-from instil.generate.answer import answer, unended
+from instil.evaluate.offline import means
+from instil.generate.answer import unended
 from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
-from instil.records import Completion, Verdict
-from instil.runs.answers import AnsweredRows, read_verdicts, write_verdicts
-from instil.runs.baseline import base_answers_key, copy_base_answers, reusable_run
-from instil.runs.checkpoints import BestOnDisk, saved_bytes
+from instil.recipes.run.held_out import HeldOutAnswers
+from instil.recipes.run.training import train_and_save
+from instil.runs.baseline import base_answers_key
+from instil.runs.checkpoints import saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
-from instil.runs.observers import MetricsFile, Samples, SavedAdapter
-from instil.runs.report.curves import plot_losses
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
-from instil.settings.options import ScoreOptions, Settings
-from instil.tasks.adapters import AdapterNote, MergeError
+from instil.settings.options import Settings
 from instil.tasks.prepare import load, prepare
-from instil.tasks.progress import progress
 from instil.tasks.task import Data, Prepared, Task
-from instil.tasks.tune import tune
-from instil.train.observer import Observer, TrainResult
+from instil.train.observer import TrainResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +101,12 @@ def run(
         decoder = load(prepared)
     facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite)
     forecast = Forecast(prepared, clock.foresee, answers=answers)
-    answered = _Answered(folder, prepared, decoder, clock)
+    answered = HeldOutAnswers(folder, prepared, decoder, clock)
     if answers:
         answered.before(forecast, facts["hashes"]["before"], before)
 
     # 7.6: fine-tuning.
-    result = _train(prepared, decoder, folder, clock, forecast)
+    result = train_and_save(prepared, decoder, folder, clock, forecast)
 
     # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
     if answers:
@@ -186,100 +175,10 @@ def _begin(
     return facts
 
 
-def _train(prepared: Prepared, decoder: Decoder, folder: RunFolder, clock: RunClock, forecast: Forecast) -> TrainResult:
-    """Train and save the model, with metrics, samples, adapters and loss curves beside it."""
-    screen, settings = clock.screen, prepared.settings
-    screen.head("Training")
-    with clock.stage("train"):
-        prepared = prepared.task.ready(prepared, decoder, screen)
-        with (
-            MetricsFile(folder.metrics) as metrics,
-            Samples(folder.samples, prepared, screen, forecast.saw_sample) as samples,
-            progress(prepared, screen) as shown,
-            BestOnDisk(folder.path / "checkpoints" / "best.safetensors") as best,
-        ):
-            observers: list[Observer] = [metrics, forecast, shown, *prepared.task.observers(screen), samples]
-            if settings.train.method == "lora":
-                observers += [AdapterNote(settings, decoder.parameter_count, screen), SavedAdapter(folder, prepared)]
-            try:
-                result = tune(prepared, decoder, observers, best)
-            except MergeError as error:
-                raise InstilError(f"{error}; they lie in {folder.adapter}") from error
-        plot_losses(result.records, folder.path)
-    with clock.stage("save"):
-        export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
-    return result
-
-
-class _Answered:
-    """The held-out rows, answered and scored before and after training."""
-
-    def __init__(self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock) -> None:
-        self._folder, self._prepared, self._decoder = folder, prepared, decoder
-        self._screen, self._clock = clock.screen, clock
-        self.part, self.examples = prepared.held_out
-        self.answers: dict[str, list[Completion]] = {}
-        self.verdicts: dict[str, list[Verdict]] = {}
-        self.reused: Path | None = None
-
-    def before(self, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
-        """Answer as the base model does, or take the answers over from one of these runs that was asked the same."""
-        self.reused = reusable_run(asked, runs)
-        if self.reused is not None:
-            self._screen.head("Before")
-            self._screen.say(f"  answered the same already; taken over from {self.reused}")
-            self.answers["base"] = copy_base_answers(self.reused, self._folder)
-            self.verdicts["base"] = read_verdicts(self.reused / "scores" / "base.offline.jsonl")
-            self._say_score("base")
-        else:
-            self._answer("base", "before")
-            batch_size = self._prepared.settings.generate.batch_size
-            forecast.saw_answers(self.answers["base"], batch_size, self._clock.seconds["answer before"])
-        self.verdicts["echo"] = trivial_baseline(self.examples)
-
-    def after(self) -> None:
-        """Answer as the tuned model does."""
-        self._answer("tuned", "after")
-
-    def _answer(self, which: str, when: str) -> None:
-        prepared, screen, options = self._prepared, self._screen, self._prepared.settings.generate
-        screen.head(f"{when.capitalize()}: answering {counted(len(self.examples), f'{self.part} row')}")
-        with self._clock.stage(f"answer {when}"):
-            with screen.bar("answering", len(self.examples)) as advance:
-                self.answers[which] = answer(
-                    self._decoder, prepared.tokenizer, prepared.template, self.examples, options, advance
-                )
-            for line in unended(self.answers[which], options.max_new_tokens):
-                screen.say(f"  {line}")
-        with self._clock.stage(f"likelihood {when}"):
-            self.verdicts[which] = self._keep(which)
-        self._say_score(which)
-
-    def _keep(self, which: str) -> list[Verdict]:
-        """Write down the answers, their agreement with the reference, and how likely the reference is."""
-        folder, prepared = self._folder, self._prepared
-        folder.write_responses(which, self.examples, self.answers[which])
-        texts = tuple(completion.text for completion in self.answers[which])
-        answered = AnsweredRows(which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder)
-        verdicts = score_offline(self.examples, texts)
-        write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-        rows = [encode(example, prepared.template, prepared.tokenizer) for example in self.examples]
-        likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
-        write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
-        return verdicts
-
-    def _say_score(self, which: str) -> None:
-        score = means(self.verdicts[which])
-        self._screen.say(
-            f"  exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, "
-            f"agreement {score['score']:.1f} of 100 (with the reference)"
-        )
-
-
 def _keep_facts(
     folder: RunFolder,
     prepared: Prepared,
-    answered: _Answered,
+    answered: HeldOutAnswers,
     result: TrainResult,
     clock: RunClock,
     *,
@@ -304,7 +203,7 @@ def _keep_facts(
 
 
 def _finished(
-    folder: RunFolder, result: TrainResult, answered: _Answered, facts: dict[str, Any], clock: RunClock
+    folder: RunFolder, result: TrainResult, answered: HeldOutAnswers, facts: dict[str, Any], clock: RunClock
 ) -> Run:
     verdicts = answered.verdicts
     order = [which for which in ("base", "echo", "tuned") if which in verdicts]

@@ -1,0 +1,1 @@
+"""The whole job: pre-flight, baseline answers, training, answers, scores, report."""

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "instil"
 FLOOR = {
-    "errors": 0, "screen": 0, "files": 0, "machine": 0, "records": 1, "settings": 1, "downloads": 2, "gguf_header": 2,
+    "errors": 0, "screen": 0, "files": 0, "machine": 0, "version": 0, "records": 1, "settings": 1,
+    "downloads": 2, "gguf_header": 2,
     "data": 3, "model": 3, "train": 4, "generate": 4, "ask": 4, "evaluate": 5, "tasks": 5, "runs": 6, "assistant": 7,
     "serve": 8, "synthesis": 8, "recipes": 9, "cli": 10,
 }  # fmt: skip
 # Rooms on one floor that have nothing to say to one another.
 APART = [
     {"data", "model"}, {"train", "generate"}, {"train", "ask"}, {"generate", "ask"}, {"evaluate", "tasks"},
-    {"serve", "synthesis"}, {"errors", "screen"}, {"downloads", "gguf_header"},
+    {"serve", "synthesis"},  {"downloads", "gguf_header"},
 ]  # fmt: skip
+ENTRY_POINT = re.compile(r"instil(\.\w+)+:\w+")
 NETWORK = {"socket", "urllib", "http", "httpx", "httpx2", "requests", "huggingface_hub", "aiohttp"}
 NETWORK_AT_HOME = {"downloads.py", "model/find.py", "ask/http.py"}
 
@@ -43,6 +46,12 @@ def modules_imported(source: str, package: str) -> set[str]:
     return found
 
 
+def entry_points(source: str) -> set[str]:
+    """Modules named in texts of the form ``module:name``, which are imported when they are needed."""
+    texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return {text.partition(":")[0] for text in texts if isinstance(text, str) and ENTRY_POINT.fullmatch(text)}
+
+
 def rooms_imported(source: str, package: str) -> set[str]:
     """The rooms of this package that a source imports."""
     parts = (name.split(".") for name in modules_imported(source, package))
@@ -66,6 +75,13 @@ def test_imports_only_look_down(file: Path) -> None:
         assert other == room or FLOOR[other] < FLOOR[room] or FLOOR[room] == FLOOR[other] == 0, (
             f"{file}: {room} may not import {other}"
         )
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
+def test_only_the_table_of_losses_names_what_stands_above_it(file: Path) -> None:
+    """Each line of it says where its function is; who computes with it loads it, the table itself never does."""
+    named = entry_points(file.read_text(encoding="utf-8"))
+    assert not named or (str(file.relative_to(SRC)), named) == ("settings/losses.py", {"instil.tasks.pairs.losses"})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))

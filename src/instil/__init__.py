@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from instil.records import Verdict as Verdict
     from instil.settings.options import TrainOptions as TrainOptions
 
-__version__ = "0.1.0"
+from instil.version import __version__ as __version__
 
 _HOMES = {
     "collate": "data.collate",

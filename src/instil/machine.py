@@ -5,6 +5,8 @@ once, which then has to map and clear new pages for the next one; and pages of 4
 than those of 2 MiB. oneDNN keeps a compiled product for every shape it has met, and in training every batch has
 its own: the thousand it would keep are some hundred megabytes that are never used again. All three are told
 otherwise here, before torch makes its first tensor.
+
+Besides: what memory this machine has, and what this process takes of it, in bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
+import resource
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +24,6 @@ from instil.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
-import re
-import resource
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT = 1 << 25  # bytes of the largest block that stays with the process, and the most that glibc takes here

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from instil import __version__
 from instil.cli import judge, make, models, settings, sweep, tune
 from instil.cli.show import show_lines
 from instil.errors import InstilError
 from instil.machine import settle
+from instil.version import __version__
 
 if TYPE_CHECKING:
     from types import FrameType

@@ -78,6 +78,7 @@ class Loader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
+        self.layout = layout
         self.resumable = order == "seeded"
         self.collate = collator(pad_id, max_length, layout)
         self._pad_id = pad_id

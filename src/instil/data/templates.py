@@ -95,9 +95,10 @@ class Template:
             elif turn.role == "user":
                 form = self.with_input if turn.input else self.without_input
                 values = {"instruction": system + turn.content, "input": turn.input}
+                announced = self.header if form.endswith(self.header) else ""
                 with_header = header or turn is not turns[-1]
-                pieces += _filled(form.removesuffix(self.header), values)
-                pieces += _filled(self.header if with_header else "", values, trained=train_header, joined=True)
+                pieces += _filled(form.removesuffix(announced), values)
+                pieces += _filled(announced if with_header else "", values, trained=train_header, joined=True)
                 system = ""
             else:
                 raise DataError(f"the template {self.name!r} has no form for a turn of the {turn.role}")

@@ -1,9 +1,4 @@
-"""Real weights into a decoder, and out again as a folder that `transformers` opens.
-
-Readers differ (`SafetensorsFolder` here, `GgufFile` and `TensorflowCheckpoint` beside); the filling is
-one: each parameter of ours is looked up in its family's table, put together from the tensors named there,
-checked for shape, and taken over, one at a time, so that no second copy of the model is ever in memory.
-"""
+"""A decoder with real weights, from a name, a folder or a file: which reader opens it (`instil.model.files`)."""
 
 from __future__ import annotations
 

@@ -14,9 +14,10 @@ from instil.generate.answer import unended
 from instil.records import Example
 from instil.runs.folder import RUN_FILE, RunFolder, response_rows
 from instil.screen import Screen
-from instil.settings.options import SECTIONS, Settings
+from instil.settings.options import Settings
 from instil.settings.resolve import resolve
-from instil.tasks.prepare import task_of
+from instil.tasks.prepare import TASKS
+from instil.tasks.task import Task
 
 
 def respond_one(
@@ -104,7 +105,7 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     where = facts.get("data_path") or facts["data"]
     if where == IN_MEMORY:
         raise UserError(f"{path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE")
-    source = task_of(_known(facts["settings"])).read(where)
+    source = _task_of(facts["settings"]).read(where)
     if source.sha256 != facts["hashes"].get("data"):
         raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
     wanted = set(folder.read_split()[part])
@@ -114,11 +115,9 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     return rows
 
 
-def _known(stored: dict[str, dict[str, Any]]) -> Settings:
-    """The settings of a run, without those that only another version knows."""
-    return resolve(
-        values={
-            section: {name: value for name, value in stored.get(section, {}).items() if name in options.model_fields}
-            for section, options in SECTIONS.items()
-        }
-    )
+def _task_of(stored: dict[str, dict[str, Any]]) -> Task[Any]:
+    """What a run learnt, as far as reading its rows needs it: its other settings may be those of another version."""
+    kind = TASKS.get(str(stored.get("train", {}).get("objective")), TASKS["sft"])
+    skip_bad = bool(stored.get("data", {}).get("skip_bad"))
+    keep_equal = bool(stored.get("dpo", {}).get("keep_equal"))
+    return kind(resolve(values={"data": {"skip_bad": skip_bad}, "dpo": {"keep_equal": keep_equal}}))

@@ -206,8 +206,9 @@ def _check(
 
 def _check_earlier(out: Path, way: str) -> None:
     """A file of another way is not to be written over."""
-    earlier = json_object_or_empty(report_file(out))
-    if earlier and out.exists() and earlier.get("way") != way:
+    report = report_file(out)
+    earlier = json_object_or_empty(report)
+    if (earlier or report.is_file()) and out.exists() and earlier.get("way") != way:
         raise RunFolderTaken(f"{out} holds rows of {earlier.get('way')}; give another name with --out")
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from instil.ask.journal import key_of
 from instil.errors import DataError
+from instil.evaluate.likelihood import VERSION as LIKELIHOOD_VERSION
 from instil.files import read_json
 from instil.machine import device_for
 from instil.records import Completion
@@ -16,6 +16,7 @@ from instil.runs.answers import JOURNAL, find_answers, read_verdicts
 from instil.runs.facts import FACTS
 from instil.runs.folder import RunFolder
 from instil.tasks.task import Prepared
+from instil.version import __version__
 
 VERDICTS = ("base.offline.jsonl", "base.likelihood.jsonl")
 
@@ -23,7 +24,8 @@ VERDICTS = ("base.offline.jsonl", "base.likelihood.jsonl")
 def base_answers_key(prepared: Prepared, model_hash: str) -> str:
     """The hash of all that shapes the answers before training and their verdicts."""
     return key_of(
-        version("instil"),
+        __version__,
+        LIKELIHOOD_VERSION,
         str(prepared.model_path.resolve()),
         model_hash,
         prepared.template.hash,
@@ -70,5 +72,5 @@ def _answers(run: Path) -> list[Completion]:
             Completion(text, finish=ending, row=example.row)
             for text, ending, example in zip(base.answers, endings, base.examples, strict=True)
         ]
-    except (DataError, ValueError, KeyError, TypeError, StopIteration) as error:
+    except (DataError, OSError, RecursionError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise DataError(f"{file}: no answers before training") from error

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from instil.records import Completion, Example, Finish
 from instil.runs.folder import RunFolder
 from instil.tasks.task import Prepared
 from instil.train.observer import TrainResult
+from instil.version import __version__
 
 FACTS = "report.json"
 
@@ -95,7 +95,7 @@ def read_facts(folder: RunFolder) -> Facts:
 def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
     """What ``run.toml`` says: settings as resolved, versions, and hashes of data, model and template."""
     return {
-        "instil": version("instil"),
+        "instil": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": prepared.source.name,
         "data_path": str(Path(prepared.source.name).resolve()) if Path(prepared.source.name).is_file() else "",

@@ -1,4 +1,4 @@
-"""All settings of a run, composed from the rooms' own option classes.
+"""All settings of a run, out of defaults, presets, a file and what was chosen by hand.
 
 A setting has one home and one default; an unknown key is refused with the nearest right one.
 """

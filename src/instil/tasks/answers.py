@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from instil.data.collate import RowCollator
 from instil.data.encoding import encode
@@ -22,9 +23,9 @@ class Answers(Task[Encoded]):
 
     def read(self, data: Data) -> Source:
         skip_bad = self.settings.data.skip_bad
-        if isinstance(data, list | tuple):
-            return examples_from(list(data), skip_bad=skip_bad)
-        return read_source(data, skip_bad=skip_bad)  # type: ignore[arg-type]  # a name or a path
+        if isinstance(data, str | Path):
+            return read_source(data, skip_bad=skip_bad)
+        return examples_from(list(data), skip_bad=skip_bad)
 
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer

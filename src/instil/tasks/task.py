@@ -117,6 +117,10 @@ class Task(ABC, Generic[Row]):
         del screen
         return []
 
+    def inputs(self) -> list[str]:
+        """Names or paths of what is read besides rows and model."""
+        return []
+
     def hashes(self) -> dict[str, str]:
         """Of further files that shape the run, by what they are."""
         return {}

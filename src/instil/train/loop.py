@@ -82,16 +82,17 @@ def train(
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
     training = _Training(decoder, loader, options, evaluator, observers, seen_ids, best, objective)
-    for observer in observers:
-        observer.on_train_begin(decoder, training.total)
     diverged: TrainingDiverged | None = None
     try:
+        for observer in observers:
+            observer.on_train_begin(decoder, training.total)
         training.run()
     except TrainingDiverged as error:
         diverged = error
     finally:
         training.close()
     result = training.result(diverged)
+    del training, diverged  # the optimizer's moments and the last batches, which observers are not to find in memory
     for observer in observers:
         observer.on_train_end(decoder, result)
     return result

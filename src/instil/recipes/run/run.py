@@ -24,7 +24,7 @@ from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import Settings
-from instil.tasks.prepare import load, prepare
+from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.task import Data, Prepared, Task
 from instil.train.observer import TrainResult
 
@@ -82,7 +82,7 @@ def run(
         overwrite: replace an earlier run at ``out``.
         answers: whether the held-out rows are answered and scored before and after.
         before: finished runs; of one that was asked the same, the answers before training are reused.
-        task: what is to be learnt; by default what ``train.objective`` says.
+        task: what is to be learnt; by default what ``train.objective`` says, by which a run's rows are read again.
         screen: where progress is shown; stderr by default.
 
     Raises:
@@ -90,7 +90,8 @@ def run(
         TrainingDiverged: the loss is no longer finite.
     """
     folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
-    folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, settings.dpo.reference))
+    task = task or task_of(settings)
+    folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
 
     # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
     prepared = _preflight(data, model, settings, task, clock, answers=answers)
@@ -144,7 +145,7 @@ def _inputs(*given: object) -> list[Path]:
 
 
 def _preflight(
-    data: Data, model: str | Path, settings: Settings, task: Task[Any] | None, clock: RunClock, *, answers: bool
+    data: Data, model: str | Path, settings: Settings, task: Task[Any], clock: RunClock, *, answers: bool
 ) -> Prepared:
     """Prepare the run, and say all there is to say before it."""
     clock.screen.head("Pre-flight")

@@ -10,8 +10,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from instil import machine as runtime
 from instil.errors import InstilError
+from instil.machine import settle
 from instil.recipes.run.run import run
 from instil.screen import Screen
 
@@ -50,7 +50,7 @@ def _work(tell: Connection, data: str, model: str, out: Path, quiet: bool, optio
     """What the new process does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells both; the other one ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    runtime.settle()
+    settle()
     message = ""
     try:
         run(data, model, out, screen=Screen(quiet=quiet), **options)

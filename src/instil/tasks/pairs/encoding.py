@@ -87,5 +87,5 @@ def is_told_apart(pair: EncodedPair, max_length: int) -> bool:
 
 
 def is_within(pair: EncodedPair, max_length: int) -> bool:
-    """The same, also of the answers of another row under its prompt, where it has them."""
+    """`is_scored`, also of the answers of another row under its prompt, where it has them."""
     return is_scored(pair, max_length) and (pair.other is None or is_scored(pair.other, max_length))

@@ -101,6 +101,9 @@ class Preferences(Task[EncodedPair]):
     def observers(self, screen: Screen) -> list[Observer]:
         return [FadingWatch(screen)]
 
+    def inputs(self) -> list[str]:
+        return list(filter(None, [self.settings.dpo.reference]))
+
     def hashes(self) -> dict[str, str]:
         name = self.settings.dpo.reference
         return {"reference": file_hash(find_model(name))} if name else {}

@@ -9,7 +9,7 @@ import pytest
 
 from instil.ask.journal import Journal
 from instil.data.sources import read_source
-from instil.recipes.synthesize import generate_rows, report_file
+from instil.recipes.synthesize import report_file, synthesize
 from instil.settings.options import MakeOptions
 from instil.synthesis.prompts import USER_TURNS
 from instil.synthesis.writing import Wanted, write_all, writer
@@ -28,14 +28,14 @@ def test_every_row_has_a_passive_or_a_reason_and_nothing_is_asked_twice(tmp_path
     ]
     given, out = tmp_path / "rows.json", tmp_path / "new.json"
     given.write_text(json.dumps(rows))
-    made = generate_rows("passive", "llamacpp:smollm2-135m", out, seeds=str(given), options=SHORT)
+    made = synthesize("passive", "llamacpp:smollm2-135m", out, seeds=str(given), options=SHORT)
     assert made.asked == 2
     assert made.made + len(made.rejected) == 3
     assert len(read_source(out)) == 3 + made.made
     report = json.loads(report_file(out).read_text())
     assert {one["number"] for one in report["left_out"]} >= {2}
     before = out.read_bytes()
-    again = generate_rows("passive", "llamacpp:smollm2-135m", out, seeds=str(given), options=SHORT)
+    again = synthesize("passive", "llamacpp:smollm2-135m", out, seeds=str(given), options=SHORT)
     assert (again.asked, again.found) == (0, 2)
     assert out.read_bytes() == before
 

@@ -41,16 +41,16 @@ def loss(world: World) -> None:
 @sees("dpo.beta=0.3")
 def beta(world: World) -> None:
     sharp, plain = far(world, "dpo.beta=0.3"), far(world)
-    assert sharp.preference["margin"] == near(3 * plain.preference["margin"])
+    assert sharp.metrics["margin"] == near(3 * plain.metrics["margin"])
     for run in (sharp, plain):
-        assert run.losses == [near(softplus(-run.preference["margin"]))]
+        assert run.losses == [near(softplus(-run.metrics["margin"]))]
     assert sharp.losses != plain.losses
 
 
 @sees("dpo.label_smoothing=0.2")
 def label_smoothing(world: World) -> None:
     smooth = far(world, "dpo.label_smoothing=0.2")
-    margin = smooth.preference["margin"]
+    margin = smooth.metrics["margin"]
     assert smooth.losses == [near(0.8 * softplus(-margin) + 0.2 * softplus(margin))]
     assert abs(margin) > 1e-2
 
@@ -63,7 +63,7 @@ def scored_tokens(world: World, *settings: str) -> list[list[str]]:
 
 @sees("dpo.reduction=mean")
 def reduction(world: World) -> None:
-    means, sums = far(world, "dpo.reduction=mean", "dpo.nll=2").preference, far(world).preference
+    means, sums = far(world, "dpo.reduction=mean", "dpo.nll=2").metrics, far(world).metrics
     for side, tokens in zip(("chosen", "rejected"), scored_tokens(world), strict=True):
         assert means[f"{side}_logp"] * len(tokens) == near(sums[f"{side}_logp"])
         assert means[f"{side}_reward"] * len(tokens) == near(sums[f"{side}_reward"])
@@ -79,22 +79,22 @@ def scored(world: World) -> None:
         assert "Response" in "".join(words)
         assert "<end>" not in words
     book, plain = far(world, "dpo.scored=book"), far(world)
-    assert book.preference["chosen_logp"] != plain.preference["chosen_logp"]
-    assert book.losses == [near(softplus(-0.1 * book.preference["margin"]))]  # rewards are shown without beta
+    assert book.metrics["chosen_logp"] != plain.metrics["chosen_logp"]
+    assert book.losses == [near(softplus(-0.1 * book.metrics["margin"]))]  # rewards are shown without beta
 
 
 @sees("dpo.nll=2")
 def nll(world: World) -> None:
     kept, plain = far(world, "dpo.reduction=mean", "dpo.nll=2"), far(world)
-    likelihood = -plain.preference["chosen_logp"] / len(scored_tokens(world)[0])
-    assert kept.losses[0] - softplus(-kept.preference["margin"]) == near(2 * likelihood)
+    likelihood = -plain.metrics["chosen_logp"] / len(scored_tokens(world)[0])
+    assert kept.losses[0] - softplus(-kept.metrics["margin"]) == near(2 * likelihood)
 
 
 @sees("dpo.gamma=2")
 def gamma(world: World) -> None:
     wanted, plain = (world.run(*PLAIN, "dpo.loss=simpo", *more, data=world.pairs(1)) for more in (("dpo.gamma=2",), ()))
     for run, margin in ((wanted, 2.0), (plain, 0.5)):
-        assert run.losses == [near(softplus(margin - run.preference["margin"]))]
+        assert run.losses == [near(softplus(margin - run.metrics["margin"]))]
 
 
 def kto(world: World, *settings: str) -> Trained:
@@ -105,7 +105,7 @@ def kto(world: World, *settings: str) -> Trained:
 def desirable(world: World) -> None:
     every, rejected, chosen = kto(world), kto(world, "dpo.desirable=0"), kto(world, "dpo.undesirable=0")
     assert rejected.losses[0] + chosen.losses[0] == near(every.losses[0])
-    assert 2 * rejected.losses[0] == near(1 / (1 + math.exp(moved(chosen) - every.preference["rejected_reward"])))
+    assert 2 * rejected.losses[0] == near(1 / (1 + math.exp(moved(chosen) - every.metrics["rejected_reward"])))
 
 
 @sees("dpo.undesirable=0")
@@ -118,13 +118,13 @@ def undesirable(world: World) -> None:
 def moved(chosen: Trained) -> float:
     """Beta times KTO's distance, by the loss of the chosen answer alone: (1 - sigmoid(reward - z)) / 2."""
     share = 2 * chosen.losses[0]
-    return chosen.preference["chosen_reward"] + math.log(share / (1 - share))
+    return chosen.metrics["chosen_reward"] + math.log(share / (1 - share))
 
 
 @sees("dpo.reference=OTHER")
 def reference(world: World) -> None:
-    assert world.run(*PLAIN, data=world.pairs(1)).preference["margin"] == near(0.0)
-    assert abs(far(world).preference["margin"]) > 1e-2
+    assert world.run(*PLAIN, data=world.pairs(1)).metrics["margin"] == near(0.0)
+    assert abs(far(world).metrics["margin"]) > 1e-2
     world.used.add("dpo.reference=OTHER")  # whose path is not known here
 
 

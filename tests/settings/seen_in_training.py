@@ -115,7 +115,7 @@ def first_batch(run: Trained) -> int:
 @sees("train.objective=dpo")
 def objective(world: World) -> None:
     assert "add --method dpo" in world.looked_at(world.pairs(1)).said
-    assert set(world.run("train.objective=dpo", *STEPS, data=world.pairs(1)).preference) >= {"margin", "accuracy"}
+    assert set(world.run("train.objective=dpo", *STEPS, data=world.pairs(1)).metrics) >= {"margin", "accuracy"}
 
 
 @sees("train.method=lora")

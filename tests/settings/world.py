@@ -130,7 +130,7 @@ class Trained(Ended):
     @property
     def preference(self) -> dict[str, float]:
         """What is told of the first step's pairs."""
-        return self.steps[0].preference or {}
+        return self.steps[0].metrics or {}
 
     def read(self, name: str) -> Any:
         """A JSON file of the run."""

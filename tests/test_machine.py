@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from instil import machine as runtime
+from instil import machine
 from instil.errors import SettingsError
 
 
 def test_the_users_own_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
-    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: pytest.fail("the allocator is the user's"))
-    runtime.settle()
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: pytest.fail("the allocator is the user's"))
+    machine.settle()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
 
 
@@ -38,7 +38,7 @@ def test_memory_that_is_freed_stays_with_the_process() -> None:
     )
     sizes = [
         int(subprocess.run([sys.executable, "-c", code.format(call)], capture_output=True, check=True).stdout)
-        for call in ("runtime.settle()", "None")
+        for call in ("machine.settle()", "None")
     ]
     assert 400 > sizes[0] > 200 > sizes[1]
 
@@ -70,7 +70,7 @@ def test_memory_does_not_grow_with_every_new_shape() -> None:
                 [sys.executable, "-c", code.format(call)], capture_output=True, check=True, env=environment
             ).stdout
         )
-        for call in ("runtime.settle()", "None")
+        for call in ("machine.settle()", "None")
     ]
     assert grown[0] < 20
     assert grown[0] < grown[1] / 2
@@ -96,15 +96,15 @@ def test_memory_that_can_be_had(
         return files[str(path)] if str(path) in files else read(path, **keywords)
 
     monkeypatch.setattr(Path, "read_text", fake)
-    assert runtime.available_memory(torch.device("cpu")) == wanted
+    assert machine.available_memory(torch.device("cpu")) == wanted
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert runtime.device_for("auto") == runtime.device_for("cpu") == "cpu"
+    assert machine.device_for("auto") == machine.device_for("cpu") == "cpu"
     with pytest.raises(SettingsError, match="no GPU"):
-        runtime.device_for("cuda")
+        machine.device_for("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert runtime.device_for("auto") == "cuda"
+    assert machine.device_for("auto") == "cuda"

@@ -12,7 +12,7 @@ from instil.data.sources import read_source
 from instil.recipes.synthesize import report_file, synthesize
 from instil.settings.options import MakeOptions
 from instil.synthesis.prompts import USER_TURNS
-from instil.synthesis.writing import Wanted, write_all, writer
+from instil.synthesis.writing import TextRequest, write_all, writer
 
 pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.real
@@ -44,8 +44,8 @@ def test_it_goes_on_with_a_raw_text_and_stops_where_it_is_told() -> None:
     turn = USER_TURNS["chatml"]
     raw = "<|im_start|>user\nName a colour.<|im_end|>\n<|im_start|>assistant\nA colour is red. One more colour is"
     wanted = [
-        Wanted(0, raw, 1, "raw", raw=True, stop=(*turn.stop, ".")),
-        Wanted(1, raw, 1, "raw", raw=True, stop=turn.stop),
+        TextRequest(0, raw, 1, "raw", raw=True, stop=(*turn.stop, ".")),
+        TextRequest(1, raw, 1, "raw", raw=True, stop=turn.stop),
     ]
     with writer("llamacpp:smollm2-135m", SHORT) as model:
         short, longer = write_all(model, wanted, SHORT, Journal())

@@ -128,7 +128,7 @@ class Trained(Ended):
         return [one.val_loss for one in self.records if one.val_loss is not None]
 
     @property
-    def preference(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is told of the first step's pairs."""
         return self.steps[0].metrics or {}
 

@@ -27,7 +27,7 @@ def test_the_users_own_choice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_memory_that_is_freed_stays_with_the_process() -> None:
     """Blocks that glibc would give back on its own leave the process as large as it was; huge ones go."""
     code = (
-        "from instil import runtime; {}\n"
+        "from instil import machine; {}\n"
         "import ctypes; c = ctypes.CDLL(None); c.malloc.restype = ctypes.c_void_p\n"
         "c.free.argtypes = [ctypes.c_void_p]\n"
         "blocks = [c.malloc(ctypes.c_size_t(20 << 20)) for _ in range(10)]\n"
@@ -47,7 +47,7 @@ def test_memory_that_is_freed_stays_with_the_process() -> None:
 def test_memory_does_not_grow_with_every_new_shape() -> None:
     """Left alone, oneDNN keeps a product for each number of tokens, some megabytes for a model's layers."""
     code = (
-        "from instil import runtime; {}\n"
+        "from instil import machine; {}\n"
         "import ctypes, torch\n"
         "from instil.model.fast.gemm import Linear\n"
         "class Info(ctypes.Structure):\n"

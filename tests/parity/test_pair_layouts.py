@@ -160,6 +160,18 @@ def test_a_loader_counts_what_it_makes() -> None:
     assert sorted(row for step in loader.steps() for batch in step for row in batch.examples) == list(range(9))
 
 
+def test_answers_of_other_rows_count_a_third() -> None:
+    """They are only looked at: no backward, which is two thirds of a step."""
+    rows = with_others([pair((1, 2, n), (3,) * (1 + n % 3), (3, 7, n), n) for n in range(6)])
+    for layout in ("shared", "padded"):
+        collate = PairCollator(0, 5, layout)  # type: ignore[arg-type]
+        batch = collate(rows)
+        others = [side for row in rows if row.other for side in (row.other.chosen, row.other.rejected)]
+        looked_at = sum(min(len(side.ids) - 1, 5) for side in others)
+        assert looked_at > 10
+        assert collate.positions(rows) == batch.layout.tokens + looked_at // 3
+
+
 def test_nothing_to_score_is_refused() -> None:
     with pytest.raises(ValueError, match="something to score"):
         collate_pairs([pair((1, 2, 3, 4), (5,), (6,))], max_length=3)

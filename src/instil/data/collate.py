@@ -131,7 +131,13 @@ def _kept(rows: Sequence[Encoded], max_length: int | None) -> list[int]:
         raise ValueError(f"max_length is {max_length}; wanted at least one position")
     if not rows or any(len(row.ids) < 2 for row in rows):
         raise ValueError("a batch needs at least one row, and a row at least one id and its end")
-    return [min(len(row.ids) - 1, len(row.ids) if max_length is None else max_length) for row in rows]
+    return [computed(row, max_length) for row in rows]
+
+
+def computed(row: Encoded, max_length: int | None) -> int:
+    """How many positions of a row are computed: all but the last id, which is only ever predicted."""
+    count = len(row.ids) - 1
+    return count if max_length is None else min(count, max_length)
 
 
 def common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
@@ -169,8 +175,7 @@ class RowCollator:
         return layout.tokens
 
     def length(self, row: Encoded) -> int:
-        count = len(row.ids) - 1  # the last id is only ever predicted
-        return count if self.max_length is None else min(count, self.max_length)
+        return computed(row, self.max_length)
 
     def ids(self, row: Encoded) -> set[int]:
         return set(row.ids)

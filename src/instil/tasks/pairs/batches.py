@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from instil.data.collate import common_prefix
+from instil.data.collate import common_prefix, computed
 from instil.records import Encoded, EncodedPair, Forked, Grid, Layout, PairBatch, Shared
 from instil.tasks.pairs.encoding import scored_within
 
@@ -159,19 +159,15 @@ class PairCollator:
     def positions(self, rows: Sequence[EncodedPair]) -> int:
         """Rows of others (`EncodedPair.other`), which are only looked at, cost a third of those that are trained on."""
         both = [row for pair in rows for row in (pair.chosen, pair.rejected)]
-        kept = [self._within(row) for row in both]
+        kept = [computed(row, self.max_length) for row in both]
         others = sum(self.length(pair.other) for pair in rows if pair.other) // 3
         if self.layout == "padded":
             return Grid(len(kept), max(kept)).tokens + others
         return Forked(*_forks(both, kept)).tokens + others
 
     def length(self, row: EncodedPair) -> int:
-        return self._within(row.chosen) + self._within(row.rejected)
+        return computed(row.chosen, self.max_length) + computed(row.rejected, self.max_length)
 
     def ids(self, row: EncodedPair) -> set[int]:
         pairs = (row, row.other) if row.other else (row,)
         return {id_ for pair in pairs for side in (pair.chosen, pair.rejected) for id_ in side.ids}
-
-    def _within(self, row: Encoded) -> int:
-        count = len(row.ids) - 1  # the last id is only ever predicted
-        return count if self.max_length is None else min(count, self.max_length)

@@ -7,6 +7,7 @@ expression and bytes are merged within a word only (Radford et al. 2019; chapter
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -31,6 +32,7 @@ END_OF_TEXT = "<|endoftext|>"
 # it tells capital letters from small ones, it does so for A to Z alone.
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _ENDINGS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_SHORT_ENDINGS = r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
 _DIGIT = r"\p{N}"
@@ -139,7 +141,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     **_named("laguna", r"[^\n]+|[\n]+", _QWEN2),
     **_named(
         "bailingmoe bailingmoe2 llada-moe",
-        r"'(?:[sSdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        rf"{_SHORT_ENDINGS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}"
         rf"|{_SIGNS}|\s*[\r\n]|\s+(?!\S)|\s+",
     ),
     **_named(
@@ -199,6 +201,36 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         r"[\p{P}!-/:-@\[-`{-~]",
         GPT2_WORDS,
         adds_bos=True,
+    ),
+}
+
+
+def plain_pattern(pattern: str) -> str:
+    """A regular expression without the ways in which it can be written otherwise.
+
+    >>> plain_pattern(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\\p{N}{1}") == plain_pattern(rf"{_ENDINGS}|\\p{{N}}")
+    True
+    """
+    plain = pattern.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", _ENDINGS).replace("'(?i:[sdmt]|ll|ve|re)", _SHORT_ENDINGS)
+    plain = plain.replace("{1}", "").replace("?+", "?").replace("++", "+").replace("\\n\\r", "\\r\\n")
+    return re.sub(r"\\x\{([0-9A-F]+)\}", lambda code: chr(int(code[1], 16)), plain)
+
+
+# How tokenizer.json writes some of these patterns, in their plain form.
+_CASES = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*",
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+WRITTEN_ELSEWHERE = {
+    r"[\r\n]": r"[\r\n]",
+    "[\r\n]": r"[\r\n]",
+    "[一-龥ࠀ-一가-퟿]+": plain_pattern(_EAST),
+    r"\s+$": r"\s+\z",
+    GPT2_WORDS.removesuffix(r"|\s+"): GPT2_WORDS,
+    f"{_CASES[0]}{_CASES[1]}|{_DIGIT}{_CASES[2]}": _cased(r"\p{L}", "", _DIGIT),
+    f"{_CASES[0]}{_ENDINGS}?{_CASES[1]}{_ENDINGS}?|{_THREE_DIGITS}{_CASES[2]}": _cased(
+        r"\p{L}", f"{_ENDINGS}?", _THREE_DIGITS
     ),
 }
 # Names that llama.cpp knows and that are refused here: their words are not bytes spelled as characters, or more is

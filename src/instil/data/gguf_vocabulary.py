@@ -20,21 +20,32 @@ from instil.gguf_header import read_gguf
 # Texts by which llama.cpp knows that a token ends an answer.
 _ENDS = (
     "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> <｜end▁of▁sentence｜> [e~["
+    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[ "
+    "<｜end▁of▁sentence｜>"
 ).split()
 # Tokens with which code is filled in: the key that names one, the older key, and the texts by which it is known where
 # there is neither. The last three end an answer, too.
 _FILL_IN = (
-    ("fim_pre_token_id", "prefix_token_id")
-    + ("<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",),
-    ("fim_suf_token_id", "suffix_token_id")
-    + ("<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",),
-    ("fim_mid_token_id", "middle_token_id")
-    + ("<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>",),
+    (
+        "fim_pre_token_id",
+        "prefix_token_id",
+        "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
+    ),
+    (
+        "fim_suf_token_id",
+        "suffix_token_id",
+        "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
+    ),
+    (
+        "fim_mid_token_id",
+        "middle_token_id",
+        "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>",
+    ),
     ("fim_pad_token_id", "", "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]"),
     ("fim_rep_token_id", "", "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>"),
     ("fim_sep_token_id", "", "<|file_sep|>"),
 )
+KNOWN_ENDS = frozenset(_ENDS)  # whatever a file's keys say
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")  # user-defined, whatever a file says
 
 

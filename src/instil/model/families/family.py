@@ -128,6 +128,22 @@ class Family:
         header = Header(self.architecture_in_gguf, values, shapes, tensor)
         return self._spec(lambda row, known: row.from_gguf(header, known))
 
+    def header_in_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        """What GGUF says of a spec: keys of the header, and tensors that are no weights, by their names.
+
+        Raises:
+            ModelError: llama.cpp does not compute what this spec says.
+        """
+        said: dict[str, Any] = {}
+        for row in self.keys:
+            said |= row.to_gguf(spec)
+        if "attention.key_length" in said:
+            said.setdefault("attention.value_length", said["attention.key_length"])
+        return {
+            key if isinstance(value, Tensor) else f"{self.architecture_in_gguf}.{key}": value
+            for key, value in said.items()
+        }
+
     def hub_modules(self, parameter: str) -> tuple[str, ...]:
         """What transformers calls the modules that hold a parameter: ``("q_proj", "k_proj", "v_proj")``."""
         return tuple(name.split(".")[-2] for name in self.hub[parameter].names)

@@ -58,7 +58,7 @@ class _TwoRopes(Row):
         window_theta = windowed.get("rope_theta") or config.get("rope_local_base_freq") or _WINDOW_THETA
         return {
             "rope_theta": float(theta),
-            "rope_scaling": rope_scaling("gemma3", full),
+            "rope_scaling": rope_scaling("gemma3", full, config.get("max_position_embeddings")),
             "window_rope_theta": float(window_theta),
         }
 

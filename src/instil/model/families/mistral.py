@@ -10,7 +10,7 @@ from functools import partial
 from instil.model.families.family import Family
 from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
-from instil.model.families.windows import OneWindow
+from instil.model.families.sliding import OneWindow
 from instil.model.spec import DecoderSpec
 
 MISTRAL = Family(

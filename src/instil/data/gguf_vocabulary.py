@@ -45,7 +45,8 @@ _FILL_IN = (
     ("fim_rep_token_id", "", "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>"),
     ("fim_sep_token_id", "", "<|file_sep|>"),
 )
-KNOWN_ENDS = frozenset(_ENDS)  # whatever a file's keys say
+# Texts that say so without a key of the file.
+KNOWN_ENDS = frozenset([*_ENDS, *(name for _, _, names in _FILL_IN[3:] for name in names.split())])
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")  # user-defined, whatever a file says
 
 

@@ -113,12 +113,12 @@ def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
     unlike = [text for text, one, other in zip(texts, theirs, ours, strict=True) if one.ids != other.ids]
     if unlike:
         raise ModelError(
-            f"llama.cpp would cut {len(unlike):,} of {len(texts):,} texts into other tokens than this tokenizer, such as "
-            f"{unlike[0]!r}. Use --to hf"
+            f"llama.cpp would cut {len(unlike):,} of {len(texts):,} texts into other tokens than this tokenizer, "
+            f"such as {unlike[0]!r}. Use --to hf"
         )
-    ids = torch.arange(min(16, assistant.decoder.spec.context)) * 7 % assistant.decoder.spec.vocab_size
-    wanted = _logits(assistant.decoder, ids)
     again = load_decoder(file, device=assistant.decoder.device)
+    ids = torch.arange(min(16, again.spec.context)) * 7 % again.spec.vocab_size
+    wanted = _logits(assistant.decoder, ids)
     apart = ((_logits(again, ids) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
     if not apart < CLOSE:
         raise ModelError(f"the file's logits are {apart:.1e} of the greatest from the model's. Use --to hf")

@@ -25,6 +25,7 @@ from instil.model.families.keys import (
     vocabulary,
 )
 from instil.model.families.rotary import HUB, HUB_QK_NORMS, UNUSED, gguf_table, rope_scaling, rope_settings
+from instil.model.families.scaled import scaling_in_gguf
 from instil.model.spec import DecoderSpec, RopeScaling
 
 _THETA, _WINDOW_THETA = 1_000_000.0, 10_000.0
@@ -87,6 +88,11 @@ class _TwoRopes(Row):
             "window_rope_theta": header.get("rope.freq_base_swa", _WINDOW_THETA),
         }
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        window_theta = spec.window_rope_theta or spec.rope_theta
+        scaling = scaling_in_gguf("gemma3", spec)
+        return {"rope.freq_base": float(spec.rope_theta), "rope.freq_base_swa": float(window_theta), **scaling}
+
 
 class _Windows(Row):
     """The window of every layer, from a list of kinds or from a period, which llama.cpp knows by heart."""
@@ -130,6 +136,14 @@ class _Windows(Row):
         if not isinstance(pattern, list):
             pattern = [kind == _WINDOWED for kind in _kinds(known["layers"], pattern)]
         return {"windows": tuple(window if windowed else None for windowed in pattern)}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        windows = {window for window in spec.windows if window is not None}
+        if len(windows) > 1:
+            raise ModelError(f"GGUF has room for one window, and this gemma3 model has {sorted(windows)}. Use --to hf")
+        pattern = [spec.window_of(layer) is not None for layer in range(spec.layers)]
+        window = windows.pop() if windows else spec.context
+        return {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
 
 
 def _kinds(layers: int, period: int) -> list[str]:
@@ -192,5 +206,6 @@ GEMMA3 = Family(
     prefix="model.",
     hub={**HUB, **HUB_QK_NORMS, **{ours: Stored((name,)) for ours, name in _HUB_NORMS.items()}},
     gguf={**gguf_table(), **{ours: Stored((name,), one_added=True) for ours, name in _GGUF_NORMS.items()}},
+    gguf_lacks=("blocks.{i}.attention.out.bias",),
     unused=UNUSED,
 )

@@ -40,6 +40,10 @@ class OneWindow(Row):
         window = header.get(self._gguf) if self._gguf else None
         return {"windows": (window,) * known["layers"] if window else ()}
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        window = spec.window_of(0)
+        return ({} if window is None or self._gguf is None else {self._gguf: window}) | within_windows(spec)
+
 
 class SomeWindows(Row):
     """``sliding_window`` in the layers that ``layer_types`` names, where ``use_sliding_window`` is on.
@@ -92,6 +96,18 @@ class SomeWindows(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {"windows": ()}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        return within_windows(spec)
+
+
+def within_windows(spec: DecoderSpec) -> dict[str, Any]:
+    """The context within which no window hides anything, as the context that GGUF says.
+
+    llama.cpp lets all layers see everything in the families with these rows; so far its answers are the model's.
+    """
+    windows = [window for window in spec.windows if window is not None]
+    return {"context_length": min(windows)} if windows and min(windows) < spec.context else {}
 
 
 def last_windowed(default: int) -> Callable[[Mapping[str, Any], Fields], list[str]]:

@@ -6,6 +6,7 @@ same spec and the same parameters.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from instil.errors import ModelError
 from instil.files import unfinished_of
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
+from instil.model.families.family import Family
 from instil.model.files.gguf import GgufFile
 from instil.model.files.reader import stored_tensors
 from instil.model.spec import DecoderSpec
@@ -43,6 +45,7 @@ def write_gguf(
     """
     family = FAMILIES[decoder.spec.family]
     header = family.header_in_gguf(decoder.spec)
+    _check_parameters(decoder, family)
     unfinished = unfinished_of(path)
     try:
         _write(decoder, family.architecture_in_gguf, {**header, **values}, unfinished)
@@ -52,6 +55,18 @@ def write_gguf(
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _check_parameters(decoder: Decoder, family: Family) -> None:
+    """ModelError where llama.cpp would miss a tensor, or not know one."""
+    names = {re.sub(r"^blocks\.\d+", "blocks.{i}", name) for name, _ in decoder.named_parameters()}
+    wrong = [f"no {name}" for name in family.gguf_lacks if name in names]
+    wrong += [f"one without {name}" for name in family.gguf_needs if name not in names]
+    spec = decoder.spec
+    if family.gguf_even and spec.heads * spec.head_width != spec.width:
+        wrong.append(f"no {spec.heads} heads of {spec.head_width} in a width of {spec.width}")
+    if wrong:
+        raise ModelError(f"llama.cpp reads {' and '.join(wrong)} in a {family.name} model. Use --to hf")
 
 
 def _write(decoder: Decoder, architecture: str, values: Mapping[str, Any], path: Path) -> None:
@@ -100,17 +115,19 @@ def _same_spec(meant: DecoderSpec, found: DecoderSpec) -> None:
         if isinstance(value, float) and isinstance(read[name], int | float):
             same = np.float32(value) == np.float32(read[name])
         if name == "windows":
-            same = _windows(meant) == _windows(found)
+            same = _windows(meant, found.context) == _windows(found, found.context)
+        if name == "context":
+            same = read[name] <= value  # less, where longer texts would be answered otherwise
         if name == "score_width":
             same = (value or meant.head_width) == (read[name] or found.head_width)
         if not same and name not in ("family", "rope_scaling"):
             raise ModelError(
-                f"GGUF has no words for {name}={value!r} of a {meant.family} model: llama.cpp would take {read[name]!r}. "
-                "Use --to hf"
+                f"GGUF has no words for {name}={value!r} of a {meant.family} model: llama.cpp would take "
+                f"{read[name]!r}. Use --to hf"
             )
 
 
-def _windows(spec: DecoderSpec) -> list[int | None]:
+def _windows(spec: DecoderSpec, context: int) -> list[int | None]:
     """The windows that hide anything."""
     windows = [spec.window_of(layer) for layer in range(spec.layers)]
-    return [None if window is None or window >= spec.context else window for window in windows]
+    return [None if window is None or window >= context else window for window in windows]

@@ -30,6 +30,7 @@ class LlamaCpp:
         params.cpuparams.n_threads = 1
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         self._server = xllamacpp.Server(params)
+        self.greedy([0], 1)  # one that is let go before it answers for the first time waits for ever
 
     def post(self, path: str, **body: Any) -> Any:
         request = urllib.request.Request(

@@ -88,15 +88,20 @@ def fetch_command(
 @commands.command("export")
 def export_command(
     model: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or any model.")],
-    to: Annotated[str, typer.Option("--to", help="hf: a folder for transformers; pth: the book's state dictionary.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="hf: a folder for transformers; gguf: a file for llama.cpp; pth: the book's state dictionary."
+        ),
+    ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf or NAME.pth, here]")
+        Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf, NAME.gguf or NAME.pth, here]")
     ] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     adapter: AdapterOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Take a model elsewhere: a folder that transformers opens, or the .pth of chapter 7."""
+    """Take a model elsewhere: a folder that transformers opens, a GGUF for llama.cpp, or the .pth of chapter 7."""
     from instil.recipes.export import export
 
     written = export(model, to, out, template=template, adapter=adapter)

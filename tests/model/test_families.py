@@ -195,7 +195,9 @@ def test_offsets_are_not_rounded_away_in_bfloat16() -> None:
         ("qwen2", {"layer_types": [WINDOWED] * 3, "use_sliding_window": True, "sliding_window": -3}, "whole numbers"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("mistral", {"sliding_window": 0}, "whole numbers"),
-        ("mistral", {"layer_types": [FULL, WINDOWED, FULL]}, "layer_types"),
+        ("mistral-window", {"layer_types": [FULL, WINDOWED]}, "2 windows for 3"),
+        ("mistral", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ("phi3", {"layer_types": [FULL, WINDOWED, FULL]}, "layer_types"),
         ("mistral", {"attention_bias": True}, "attention_bias=True"),
         (
             "phi3",

@@ -18,6 +18,7 @@ from instil.model.files.reader import hub_tensors
 from instil.model.load import load_decoder
 from instil.model.spec import DecoderSpec
 from tests.conftest import tiny_reference
+from tests.model.family_cases import CASES, FULL, WINDOWED
 from tests.model.files.gguf_files import write_gguf
 from tests.model.test_parity import IDS_BT, assert_same_logits
 from tests.train.test_training import SPECS
@@ -27,7 +28,6 @@ LLAMA3 = {  # some of the four frequencies fall below, between and above the two
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 100.0,
 }  # fmt: skip
-WINDOWED, FULL = "sliding_attention", "full_attention"
 
 
 def change_config(folder: Path, remove: tuple[str, ...] = (), **values: object) -> None:
@@ -131,7 +131,7 @@ def test_transformers_reads_the_same_from_a_gguf(family: str, kind: str, tmp_pat
     assert_same_logits(theirs, tmp_path / "tiny.gguf")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "qwen3"])
+@pytest.mark.parametrize("family", CASES)
 def test_gradients_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     theirs = tiny_reference(family)
     theirs.save_pretrained(tmp_path)

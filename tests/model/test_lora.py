@@ -23,8 +23,9 @@ from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_par
 from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference
+from tests.model.family_cases import CASES
 
-FAMILIES = ("gpt2", "llama", "gemma3", "qwen3")
+FAMILIES = tuple(CASES)
 IDS = torch.tensor([[5, 9, 2, 40, 33, 7, 61, 3], [8, 1, 90, 77, 12, 4, 4, 6]])
 
 

@@ -22,6 +22,8 @@ GEMMA3 = {
     **QWEN3, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+GEMMA2 = {name: theirs for name, theirs in GEMMA3.items() if "q_norm" not in name and "k_norm" not in name}
+OLMO = {name: theirs for name, theirs in GEMMA3.items() if name not in ("input_layernorm", "pre_feedforward_layernorm")}
 GPT2 = {
     "transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
     "lm_head": "output", "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv",
@@ -47,8 +49,12 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
     """Write a model as GGUF; matrices are stored as ``kind``. Returns the raw stored arrays."""
     config = model.config
     family = config.model_type.removesuffix("_text")
+    family = {"olmo3": "olmo2"}.get(family, family)
     writer = gguf.GGUFWriter(str(path), family)
-    table = {"llama": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3, "gpt2": GPT2}[family]
+    table = {
+        "llama": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3, "gpt2": GPT2, "gemma": LLAMA, "gemma2": GEMMA2,
+        "granite": LLAMA, "olmo2": OLMO,
+    }[family]  # fmt: skip
     if family != "gpt2":
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
@@ -63,6 +69,18 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         if family == "gemma3":
             _add_windows(writer, config)
+        if config.model_type == "olmo3":
+            writer.add_sliding_window(config.sliding_window)
+            writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+        if family == "gemma2":
+            writer.add_sliding_window(config.sliding_window)
+            writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+            writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        if family == "granite":
+            writer.add_embedding_scale(config.embedding_multiplier)
+            writer.add_residual_scale(config.residual_multiplier)
+            writer.add_logit_scale(config.logits_scaling)
+            writer.add_attention_scale(config.attention_multiplier)
     else:
         writer.add_context_length(config.n_positions)
         writer.add_embedding_length(config.n_embd)
@@ -81,11 +99,11 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
             ours = f"blk.{parts[2]}.{table['.'.join(parts[3:])]}"
         else:
             ours = table[stem]
-        if family == "llama" and ours.endswith("attn_q"):
+        if family in ("llama", "granite") and ours.endswith("attn_q"):
             value = pairs_from_halves(value, config.num_attention_heads)
-        if family == "llama" and ours.endswith("attn_k"):
+        if family in ("llama", "granite") and ours.endswith("attn_k"):
             value = pairs_from_halves(value, config.num_key_value_heads)
-        if family == "gemma3" and name.endswith("norm.weight"):
+        if family.startswith("gemma") and name.endswith("norm.weight"):
             value = value + 1
         if family == "gpt2" and value.dim() == 2 and not ours.endswith("embd"):
             value = value.T if "c_" in stem else value

@@ -7,7 +7,18 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
+from instil.model.families.keys import (
+    Default,
+    Fields,
+    Fixed,
+    Header,
+    Key,
+    Row,
+    attention_bias,
+    mlp_bias,
+    tied,
+    vocabulary,
+)
 from instil.model.families.rotary import HUB, UNUSED, Rope, gguf_table, heads, width_per_head
 from instil.model.spec import DecoderSpec
 
@@ -26,10 +37,6 @@ class _PlainHeader(Row):
                 f"{experts} experts is not implemented here"
             )
         return {}
-
-
-def _mlp_bias(header: Header, known: Fields) -> bool:
-    return "blk.0.ffn_gate.bias" in header.shapes
 
 
 LLAMA = Family(
@@ -54,7 +61,7 @@ LLAMA = Family(
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("llama", Default("rope.freq_base", 10_000.0)),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
-        Key("mlp_bias", Default("mlp_bias", False, blank=True), _mlp_bias),
+        Key("mlp_bias", Default("mlp_bias", False, blank=True), mlp_bias),
         Fixed("hidden_act", "silu"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),

@@ -38,7 +38,7 @@ QWEN3 = Family(
     name="qwen3",
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm=True),
+    spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm="head"),
     keys=(
         _NoWindows(),
         Key("vocab_size", "vocab_size", vocabulary),

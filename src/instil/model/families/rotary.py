@@ -156,3 +156,22 @@ GGUF_QK_NORMS = {
     "blocks.{i}.attention.q_norm.weight": Stored(("blk.{i}.attn_q_norm.weight",)),
     "blocks.{i}.attention.k_norm.weight": Stored(("blk.{i}.attn_k_norm.weight",)),
 }
+
+
+class PlainHeader(Row):
+    """Refuses what a GGUF file may say of rope and of experts, and is not implemented here."""
+
+    def __init__(self, architecture: str) -> None:
+        self._architecture = architecture
+
+    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
+        head_width = known["head_width"]
+        turned = header.get("rope.dimension_count", head_width)
+        scaling = header.get("rope.scaling.type", "none")
+        experts = header.get("expert_count", 0)
+        if turned != head_width or scaling != "none" or experts:
+            raise ModelError(
+                f"a {self._architecture} GGUF with rope over {turned} of {head_width} dimensions, rope scaling "
+                f"{scaling!r} and {experts} experts is not implemented here"
+            )
+        return {}

@@ -63,6 +63,7 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
         writer.add_head_count(config.num_attention_heads)
         writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(config.head_dim)
+        writer.add_value_length(config.head_dim)
         writer.add_rope_dimension_count(config.head_dim)
         rope = config.rope_parameters
         writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])

@@ -46,7 +46,8 @@ class Attention(nn.Module):
         self.scores = Scores(spec.attention_multiplier, spec.attention_softcap)
         self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
         self.qkv = Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, bias=spec.attention_bias)
-        self.out = Linear(spec.heads * spec.head_width, spec.width, bias=spec.attention_bias)
+        out_bias = spec.attention_bias if spec.out_bias is None else spec.out_bias
+        self.out = Linear(spec.heads * spec.head_width, spec.width, bias=out_bias)
         self.norm_whole = spec.qk_norm == "all"
         together = (spec.heads, spec.kv_heads) if self.norm_whole else (1, 1)
         self.q_norm = _norm(spec, together[0] * spec.head_width) if spec.qk_norm else None
@@ -54,33 +55,33 @@ class Attention(nn.Module):
 
     def forward(self, x_ND: Activation, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None) -> Tensor:
         qkv_NKW = self.qkv(x_ND).unflatten(-1, (-1, self.head_width))
-        if rope is not None:  # queries and keys lie side by side, so one pass turns both
-            turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
-            if self.q_norm is not None and self.k_norm is not None:
-                q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
-                if self.norm_whole:
-                    normed = [self.q_norm(q_NHW.flatten(1)), self.k_norm(k_NKW.flatten(1))]
-                    turned = torch.cat(normed, dim=1).view_as(turned)
-                else:
-                    turned = torch.cat([self.q_norm(q_NHW), self.k_norm(k_NKW)], dim=1)
-            q_NHW, k_NKW = torch.split(apply_rope(turned, *rope), [self.heads, self.kv_heads], dim=1)
-        else:
-            q_NHW, k_NKW, v_NKW = torch.split(qkv_NKW, [self.heads, self.kv_heads, self.kv_heads], dim=1)
+        # queries and keys lie side by side, so one pass turns both
+        turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
+            if self.norm_whole:
+                normed = [self.q_norm(q_NHW.flatten(1)), self.k_norm(k_NKW.flatten(1))]
+                turned = torch.cat(normed, dim=1).view_as(turned)
+            else:
+                turned = torch.cat([self.q_norm(q_NHW), self.k_norm(k_NKW)], dim=1)
+        turned = turned if rope is None else apply_rope(turned, *rope)
+        q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
         out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW, self.window, self.scores)
         out_ND = out_NHW.flatten(1)
         return self.out(out_ND if wanted_U is None else out_ND[wanted_U])  # type: ignore[no-any-return]
 
 
 class GeluMLP(nn.Module):
-    """GPT-2's two matrices with the tanh form of GELU (Hendrycks and Gimpel, 2016)."""
+    """Two matrices with GELU between them, or its tanh form, as in GPT-2 (Hendrycks and Gimpel, 2016)."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        self.activation = F.gelu if spec.mlp == "gelu_exact" else gelu
         self.up = Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Activation) -> Tensor:
-        return self.down(recomputed(gelu, self.up(x_ND)))  # type: ignore[no-any-return]
+        return self.down(recomputed(self.activation, self.up(x_ND)))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -97,22 +98,27 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added to the stream, times a number if there is one; norms before, after or around."""
+    """Attention and MLP, each added to the stream, times a number if there is one; norms before, after or around.
+
+    The MLP reads the stream with attention's part in it, or, in GPT-NeoX, without.
+    """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.multiplier = spec.residual_multiplier
+        self.parallel, self.multiplier = spec.parallel_residual, spec.residual_multiplier
         self.norm1 = _norm(spec, spec.width) if spec.pre_norms else nn.Identity()
         self.attention = Attention(spec, layer)
         self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
         self.norm2 = _norm(spec, spec.width) if spec.pre_norms else nn.Identity()
-        self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
+        self.mlp = GeluMLP(spec) if spec.mlp in ("gelu", "gelu_exact") else GatedMLP(spec)
         self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None = None) -> Tensor:
         attended_ND = self.attention(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
-        x_ND = self._added(x_ND if wanted_U is None else x_ND[wanted_U], self.post_norm1(attended_ND))
-        return self._added(x_ND, self.post_norm2(self.mlp(recomputed(self.norm2, x_ND))))
+        before_ND = x_ND if wanted_U is None else x_ND[wanted_U]
+        x_ND = self._added(before_ND, self.post_norm1(attended_ND))
+        read_ND = before_ND if self.parallel else x_ND
+        return self._added(x_ND, self.post_norm2(self.mlp(recomputed(self.norm2, read_ND))))
 
     def _added(self, x_ND: Tensor, more_ND: Tensor) -> Tensor:
         return x_ND + more_ND if self.multiplier is None else torch.add(x_ND, more_ND, alpha=self.multiplier)
@@ -198,10 +204,11 @@ class Decoder(nn.Module):
             x_ND = x_ND + self.positions(batch.positions_N)
         else:
             for window in set(windows):
-                ropes[window] = rope_tables(batch.positions_N, spec.head_width, *spec.rope_of(window), x_ND.dtype)
+                ropes[window] = rope_tables(batch.positions_N, spec.turned_width, *spec.rope_of(window), x_ND.dtype)
         attend = pattern_for(batch, past)
-        for block, window in zip(self.blocks, windows, strict=True):
-            rest = (attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
+        for layer, (block, window) in enumerate(zip(self.blocks, windows, strict=True)):
+            rope = ropes[window] if spec.turns(layer) else None
+            rest = (attend, rope, wanted_U if block is self.blocks[-1] else None)
             if self.gradient_checkpointing:
                 x_ND = checkpointed(functools.partial(_block, block, rest), x_ND, block.parameters())
             else:

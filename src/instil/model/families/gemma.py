@@ -11,7 +11,7 @@ from typing import Any
 
 from instil.model.families.family import Family, Stored
 from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, PlainHeader, Rope, gguf_table
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table
 from instil.model.spec import DecoderSpec
 
 TANH_GELU = "gelu_pytorch_tanh"
@@ -89,7 +89,6 @@ GEMMA = Family(
     architecture="GemmaForCausalLM",
     spec=partial(DecoderSpec, family="gemma", norm="rms_offset", mlp="geglu", positions="rope"),
     keys=(
-        PlainHeader("gemma"),
         Key("vocab_size", "vocab_size", vocabulary),
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
@@ -97,7 +96,7 @@ GEMMA = Family(
         Key("kv_heads", "num_key_value_heads", "attention.head_count_kv"),
         Key("head_width", Default("head_dim", 256), "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
-        Key("context", "max_position_embeddings", "context_length"),
+        Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("gemma", Default("rope.freq_base", 10_000.0)),
         RootOfWidth(),

@@ -6,9 +6,9 @@ from functools import partial
 
 from instil.model.families.family import Family
 from instil.model.families.gemma import GGUF_NORMS_AROUND, HUB_NORMS_AROUND, TANH_GELU, QueryScalar, RootOfWidth
-from instil.model.families.keys import Default, Fixed, Key, attention_bias, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, PlainHeader, Rope, gguf_table
-from instil.model.families.windows import Windows
+from instil.model.families.keys import Default, Fixed, Ignored, Key, attention_bias, tied, vocabulary
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table
+from instil.model.families.windows import PeriodicWindows
 from instil.model.spec import DecoderSpec
 
 _SCORES_CAP, _LOGITS_CAP = 50.0, 30.0
@@ -19,7 +19,6 @@ GEMMA2 = Family(
     architecture="Gemma2ForCausalLM",
     spec=partial(DecoderSpec, family="gemma2", norm="rms_offset", mlp="geglu", positions="rope", post_norms=True),
     keys=(
-        PlainHeader("gemma2"),
         Key("vocab_size", "vocab_size", vocabulary),
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
@@ -27,12 +26,12 @@ GEMMA2 = Family(
         Key("kv_heads", "num_key_value_heads", "attention.head_count_kv"),
         Key("head_width", Default("head_dim", 256), "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
-        Key("context", "max_position_embeddings", "context_length"),
+        Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("gemma2", Default("rope.freq_base", 10_000.0)),
         RootOfWidth(),
         QueryScalar(256, layers_27b=46),
-        Windows("gemma2", 2, window=4096, also=("sliding_window_size",)),
+        PeriodicWindows("gemma2", 2, window=4096),
         Key(
             "attention_softcap",
             Default("attn_logit_softcapping", _SCORES_CAP),
@@ -45,7 +44,7 @@ GEMMA2 = Family(
         ),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
         Fixed("hidden_activation", TANH_GELU),
-        Fixed("hidden_act", None, TANH_GELU, "gelu"),  # never read by transformers
+        Ignored("hidden_act", "sliding_window_size"),
         Fixed("use_bidirectional_attention", None, False),
         Key("tied", Default("tie_word_embeddings", True), tied),
     ),

@@ -35,7 +35,7 @@ from instil.model.families.rotary import (
     rope_scaling,
     rope_settings,
 )
-from instil.model.families.windows import FULL, WINDOWED, Windows
+from instil.model.families.windows import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec, RopeScaling
 
 _THETA, _WINDOW_THETA = 1_000_000.0, 10_000.0
@@ -66,7 +66,7 @@ class _TwoRopes(Row):
         window_theta = windowed.get("rope_theta") or config.get("rope_local_base_freq") or _WINDOW_THETA
         return {
             "rope_theta": float(theta),
-            "rope_scaling": rope_scaling("gemma3", full),
+            "rope_scaling": rope_scaling("gemma3", full, config.get("max_position_embeddings")),
             "window_rope_theta": float(window_theta),
         }
 
@@ -124,7 +124,7 @@ GEMMA3 = Family(
         _TwoRopes(),
         RootOfWidth(),
         QueryScalar(None, layers_27b=62),
-        Windows("gemma3", 6, window=None, period_key="sliding_window_pattern", also=("_sliding_window_pattern",)),
+        PeriodicWindows("gemma3", 6, period_key="sliding_window_pattern"),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
         Fixed("hidden_activation", TANH_GELU),
         Fixed("use_bidirectional_attention", None, False),

@@ -20,7 +20,7 @@ from instil.model.families.keys import (
     tied,
     vocabulary,
 )
-from instil.model.families.rotary import HUB, UNUSED, PlainHeader, Rope, gguf_table, heads, width_per_head
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
 from instil.model.spec import DecoderSpec
 
 
@@ -43,13 +43,15 @@ class _Factor(Row):
         return {self._field: header.get(self._gguf) or None}
 
 
-class _Turned(PlainHeader):
-    """llama.cpp knows Granites without rope by this key."""
+class _PlainHeader(Row):
+    """Refuses what a GGUF file of this architecture may say and is not implemented here."""
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
-        if not header.get("rope.scaling.finetuned", True):
+        if not header.get("rope.scaling.finetuned", True):  # by this key llama.cpp knows models without rope
             raise ModelError("a granite GGUF without rope (rope.scaling.finetuned is false) is not implemented here")
-        return super().from_gguf(header, known)
+        if experts := header.get("expert_count", 0):
+            raise ModelError(f"a granite GGUF with {experts} experts is not implemented here")
+        return {}
 
 
 GRANITE = Family(
@@ -58,7 +60,7 @@ GRANITE = Family(
     architecture="GraniteForCausalLM",
     spec=partial(DecoderSpec, family="granite", norm="rms", mlp="swiglu", positions="rope"),
     keys=(
-        _Turned("granite"),
+        _PlainHeader(),
         Key("vocab_size", "vocab_size", vocabulary),
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
@@ -70,7 +72,7 @@ GRANITE = Family(
             Default("attention.key_length", width_per_head, blank=True),
         ),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
-        Key("context", "max_position_embeddings", "context_length"),
+        Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("granite", Default("rope.freq_base", 10_000.0)),
         _Factor("embedding_multiplier", "embedding_multiplier", "embedding_scale"),

@@ -16,13 +16,13 @@ from instil.model.families.rotary import (
     HUB,
     HUB_QK_NORMS,
     UNUSED,
-    PlainHeader,
+    Context,
     Rope,
     gguf_table,
     heads,
     width_per_head,
 )
-from instil.model.families.windows import Windows
+from instil.model.families.windows import PeriodicWindows
 from instil.model.spec import DecoderSpec
 
 PERIOD = 4  # of OLMo 3: one layer in so many sees everything
@@ -45,7 +45,7 @@ class GgufWindows(Row):
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         if not header.get("attention.sliding_window"):
             return {"windows": (), "window_rope_theta": None}
-        found = Windows("olmo3", PERIOD, window=None).from_gguf(header, known)
+        found = PeriodicWindows("olmo3", PERIOD, window=None).from_gguf(header, known)
         return {**found, "window_rope_theta": known["rope_theta"]}
 
 
@@ -70,7 +70,6 @@ OLMO_GGUF = _after(
     },
 )
 OLMO_KEYS = (
-    PlainHeader("olmo2"),
     Key("vocab_size", "vocab_size", vocabulary),
     Key("width", "hidden_size", "embedding_length"),
     Key("layers", "num_hidden_layers", "block_count"),
@@ -82,7 +81,7 @@ OLMO_KEYS = (
         Default("attention.key_length", width_per_head, blank=True),
     ),
     Key("mlp_width", "intermediate_size", "feed_forward_length"),
-    Key("context", "max_position_embeddings", "context_length"),
+    Context(),
     Key("norm_eps", Default("rms_norm_eps", 1e-5), "attention.layer_norm_rms_epsilon"),
     Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
     Fixed("hidden_act", "silu"),

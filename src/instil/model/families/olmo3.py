@@ -10,7 +10,7 @@ from instil.model.families.family import Family
 from instil.model.families.keys import Fields, Header, Row, refuse_strangers
 from instil.model.families.olmo2 import OLMO_GGUF, OLMO_HUB, OLMO_KEYS, PERIOD, olmo_spec
 from instil.model.families.rotary import UNUSED, rope_scaling, rope_settings
-from instil.model.families.windows import FULL, WINDOWED, Windows
+from instil.model.families.windows import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec
 
 _THETA = 500_000.0
@@ -40,7 +40,7 @@ class _TwoRopes(Row):
             )
         return {
             "rope_theta": float(theta),
-            "rope_scaling": rope_scaling("olmo3", full),
+            "rope_scaling": rope_scaling("olmo3", full, config.get("max_position_embeddings")),
             "window_rope_theta": float(windowed.get("rope_theta") or _THETA),
         }
 
@@ -62,9 +62,10 @@ OLMO3 = Family(
     model_type="olmo3",
     architecture="Olmo3ForCausalLM",
     spec=olmo_spec,
-    keys=(*OLMO_KEYS, _TwoRopes(), Windows("olmo3", PERIOD, window=4096)),
+    keys=(*OLMO_KEYS, _TwoRopes(), PeriodicWindows("olmo3", PERIOD, window=4096)),
     prefix="model.",
     hub=OLMO_HUB,
     gguf=OLMO_GGUF,
+    gguf_architecture="olmo2",
     unused=UNUSED,
 )

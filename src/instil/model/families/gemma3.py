@@ -35,7 +35,7 @@ from instil.model.families.rotary import (
     rope_scaling,
     rope_settings,
 )
-from instil.model.families.windows import FULL, WINDOWED, PeriodicWindows
+from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec, RopeScaling
 
 _THETA, _WINDOW_THETA = 1_000_000.0, 10_000.0

@@ -175,7 +175,7 @@ def test_offsets_are_not_rounded_away_in_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("family", "values", "says"),
     [
-        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ("gemma3", {"final_logit_softcapping": 0.0}, "logits_softcap is 0.0"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
@@ -239,7 +239,6 @@ def test_what_is_not_implemented_is_refused(family: str, values: dict[str, Any],
 @pytest.mark.parametrize(
     ("family", "key", "value", "says"),
     [
-        ("gemma3", "gemma3.final_logit_softcapping", 30.0, "softcapping"),
         ("gemma3", "gemma3.rope.scaling.type", "yarn", "'yarn'"),
         ("qwen3", "qwen3.rope.scaling.type", "longrope", "'longrope' without its factors"),
     ],
@@ -274,4 +273,4 @@ def test_a_spec_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="1 windows for 2 layers"):
         DecoderSpec(**sizes, positions="rope", windows=(3,))
     with pytest.raises(ValueError, match="only where rope turns them"):
-        DecoderSpec(**sizes, positions="learned", qk_norm=True)
+        DecoderSpec(**sizes, positions="learned", qk_norm="head")

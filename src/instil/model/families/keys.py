@@ -154,6 +154,11 @@ def attention_bias(header: Header, known: Fields) -> bool:
     return "blk.0.attn_q.bias" in header.shapes
 
 
+def mlp_bias(header: Header, known: Fields) -> bool:
+    """The same of the MLP."""
+    return "blk.0.ffn_gate.bias" in header.shapes
+
+
 # Keys of config.json that change nothing about the logits of a plain forward pass, though they speak of a decoder.
 HARMLESS = frozenset(
     """architectures model_type torch_dtype dtype transformers_version use_cache initializer_range n_ctx

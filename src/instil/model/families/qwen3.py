@@ -14,7 +14,7 @@ QWEN3 = Family(
     name="qwen3",
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm=True),
+    spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm="head"),
     keys=(
         SomeWindows("qwen3", last_windowed(28)),
         Key("vocab_size", "vocab_size", vocabulary),

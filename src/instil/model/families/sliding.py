@@ -1,4 +1,4 @@
-"""Windows in the words of transformers: one for all layers, or one for those layers that a list names."""
+"""Windows in the words of transformers: one for all layers, or one for those layers that a list or a period names."""
 
 from __future__ import annotations
 
@@ -93,22 +93,79 @@ class SomeWindows(Row):
         return {"windows": tuple(window if kind == WINDOWED else None for kind in kinds)}
 
     def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
-        windows = {window for window in spec.windows if window is not None}
-        if len(windows) > 1:
-            raise ModelError(
-                f"config.json of a {self._family} model has room for one window, and this model has {sorted(windows)}"
-            )
-        kinds = [FULL if spec.window_of(layer) is None else WINDOWED for layer in range(spec.layers)]
-        first = kinds.index(WINDOWED) if windows else spec.layers
+        window, kinds = _window_and_kinds(self._family, spec)
         return {
-            "use_sliding_window": bool(windows),
-            "sliding_window": windows.pop() if windows else None,
-            "max_window_layers": first,
+            "use_sliding_window": window is not None,
+            "sliding_window": window,
+            "max_window_layers": spec.layers if window is None else kinds.index(WINDOWED),
             "layer_types": kinds,
         }
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {"windows": ()}
+
+
+class PeriodicWindows(Row):
+    """``sliding_window`` in all layers but one in so many, from a list of kinds or from a period (Gemma 2, OLMo 3).
+
+    Args:
+        family: its name, for messages.
+        period: one layer in so many sees everything, where nothing else is said; llama.cpp knows it by heart.
+        window: where the key is missing; None: it must be there.
+        period_key: the key of ``config.json`` for another period, if the family has one.
+    """
+
+    fields = ("windows",)
+    optional = False
+
+    def __init__(self, family: str, period: int, *, window: int | None = None, period_key: str | None = None) -> None:
+        self._family, self._period, self._window, self._period_key = family, period, window, period_key
+        keys = ("sliding_window", "layer_types", *([period_key] if period_key else []))
+        self.understood: Mapping[str, tuple[Any, ...]] = dict.fromkeys(keys, ())
+
+    def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
+        period = (config.get(self._period_key) if self._period_key else None) or self._period
+        kinds = config.get("layer_types") or _kinds(known["layers"], period)
+        strange = sorted(set(kinds) - {FULL, WINDOWED})
+        if strange:
+            raise ModelError(
+                f"config.json of a {self._family} model has layer_types {strange}, which is not implemented here"
+            )
+        if WINDOWED not in kinds:
+            return {"windows": (None,) * len(kinds)}
+        window = config["sliding_window"] if self._window is None else config.get("sliding_window", self._window)
+        if window is None:
+            raise ModelError(
+                f"config.json of a {self._family} model has layers of the kind {WINDOWED!r}, but no sliding_window"
+            )
+        return {"windows": tuple(window if kind == WINDOWED else None for kind in kinds)}
+
+    def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
+        window, kinds = _window_and_kinds(self._family, spec)
+        return {"sliding_window": spec.context if window is None else window, "layer_types": kinds}
+
+    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
+        key = "attention.sliding_window"
+        window = header[key] if self._window is None else header.get(key, self._window)
+        pattern = header.get(f"{key}_pattern", self._period)
+        if not isinstance(pattern, list):
+            pattern = [kind == WINDOWED for kind in _kinds(known["layers"], pattern)]
+        return {"windows": tuple(window if windowed else None for windowed in pattern)}
+
+
+def _kinds(layers: int, period: int) -> list[str]:
+    return [WINDOWED if (layer + 1) % period else FULL for layer in range(layers)]
+
+
+def _window_and_kinds(family: str, spec: DecoderSpec) -> tuple[int | None, list[str]]:
+    """The one window that there is, and the kind of every layer."""
+    windows = {window for window in spec.windows if window is not None}
+    if len(windows) > 1:
+        raise ModelError(
+            f"config.json of a {family} model has room for one window, and this model has {sorted(windows)}"
+        )
+    kinds = [FULL if spec.window_of(layer) is None else WINDOWED for layer in range(spec.layers)]
+    return (windows.pop() if windows else None), kinds
 
 
 def last_windowed(default: int) -> Callable[[Mapping[str, Any], Fields], list[str]]:

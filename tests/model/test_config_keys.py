@@ -100,6 +100,20 @@ def test_a_mistral_with_windows_in_some_layers(tmp_path: Path) -> None:
     assert_same_logits(reopened(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "theirs")
 
 
+@pytest.mark.parametrize("case", ["qwen2-windows", "qwen3", "smollm3", "smollm3-windows"])
+def test_layers_that_are_not_listed(case: str, tmp_path: Path) -> None:
+    """Which of them have windows, or turn, as transformers makes it out from other keys."""
+    import transformers
+
+    own: dict[str, Any] = {"no_rope_layers": None, "no_rope_layer_interval": 3} if "smollm3" in case else {}
+    tiny_reference(case, num_hidden_layers=5, **own).save_pretrained(tmp_path)
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    change_config(tmp_path, remove=("layer_types", "no_rope_layers"), **windows)
+    seen = load_decoder(tmp_path).spec.windows
+    assert seen == ((None, None, 4, None, None) if "smollm3" in case else (None, None, 4, 4, 4))
+    assert_same_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
+
+
 def test_windows_that_llama_does_not_read(tmp_path: Path) -> None:
     import transformers
 

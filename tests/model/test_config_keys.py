@@ -100,6 +100,15 @@ def test_a_mistral_with_windows_in_some_layers(tmp_path: Path) -> None:
     assert_same_logits(reopened(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "theirs")
 
 
+def test_biases_that_qwen2_has_whatever_is_said(tmp_path: Path) -> None:
+    import transformers
+
+    tiny_reference("qwen2").save_pretrained(tmp_path)
+    for bias in (True, False):
+        change_config(tmp_path, attention_bias=bias, qkv_bias=bias)
+        assert_same_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
+
+
 @pytest.mark.parametrize("case", ["qwen2-windows", "qwen3", "smollm3", "smollm3-windows"])
 def test_layers_that_are_not_listed(case: str, tmp_path: Path) -> None:
     """Which of them have windows, or turn, as transformers makes it out from other keys."""

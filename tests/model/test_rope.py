@@ -260,6 +260,7 @@ def factors(name: str, *values: float) -> Add:
     [
         (scaling("longrope", 2.0), "'longrope' without its factors"),
         (scaling("su", 2.0), "rope scaling 'su'"),
+        (scaling("yarn", None), "'yarn' without a factor"),
         (scaling("yarn", 4.0, yarn_ext_factor=0.5), "yarn_ext_factor=0.5"),
         (scaling("yarn", 4.0, yarn_attn_factor=3.0), "yarn_attn_factor=3.0"),
         (scaling("yarn", 4.0, yarn_log_multiplier=0.1), "yarn_log_multiplier=0.1"),
@@ -277,6 +278,29 @@ def test_a_header_that_scales_rope_otherwise_is_refused(
     with_header(tmp_path / "x.gguf", tiny_reference("llama"), add, monkeypatch)
     with pytest.raises(ModelError, match=says):
         load_decoder(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("add", "wanted"),
+    [
+        (lambda writer: writer.add_float32("gemma3.rope.scaling.factor", 8.0), rope(4000.0, "linear", factor=8.0)),
+        (
+            lambda writer: (
+                writer.add_string("gemma3.rope.scaling.type", "yarn"),
+                writer.add_float32("gemma3.rope.scaling.factor", 4.0),
+            ),
+            rope(4000.0, "yarn", factor=4.0),
+        ),
+    ],
+)
+def test_a_header_that_scales_rope_of_gemma3(
+    add: Add, wanted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, scaled = (
+        tiny_reference("gemma3", query_pre_attn_scalar=10, rope_parameters={WINDOWED: rope(10.0), FULL: full})
+        for full in (rope(4000.0), wanted)
+    )
+    assert_same_logits(scaled, with_header(tmp_path / "x.gguf", plain, add, monkeypatch))
 
 
 def test_factors_of_one_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,9 +127,14 @@ def test_a_gemma2_gguf_says_little(layers: int, tmp_path: Path, monkeypatch: pyt
     assert_same_logits(theirs, tmp_path / "tiny.gguf", tolerance=1e-5 if layers == 3 else 1e-3)
 
 
-def test_a_granite_gguf_without_its_factors_leaves_them_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("said", [None, 0.0])
+def test_a_granite_gguf_without_its_factors_leaves_them_out(
+    said: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("embedding_scale", "residual_scale", "attention_scale"):
-        monkeypatch.setattr(gguf.GGUFWriter, f"add_{name}", lambda writer, value: None)
+        add = getattr(gguf.GGUFWriter, f"add_{name}")
+        leave = (lambda writer, value: None) if said is None else (lambda writer, value, add=add: add(writer, said))
+        monkeypatch.setattr(gguf.GGUFWriter, f"add_{name}", leave)
     ones = {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 8**-0.5}
     theirs = tiny_reference("granite", **ones)
     write_gguf(theirs, tmp_path / "tiny.gguf")

@@ -144,6 +144,18 @@ def test_losses_see_the_caps_and_scales_of_logits(
         torch.testing.assert_close(nll_sum(model, batch), wanted, rtol=1e-12, atol=1e-12)
         found = -(log_probs(model, batch) * batch.weights_S).sum()
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    uncapped = replace(SPECS[family], logits_softcap=None, logits_scaling=None)
-    model.spec = uncapped
+    model.spec = replace(SPECS[family], logits_softcap=None, logits_scaling=None)
     assert (nll_sum(model, batch) - wanted).abs() > 0.1  # they matter here
+
+
+def test_slopes_beside_scores_are_half_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(head_loss, "LARGEST_SCORES", 4 * 17 * 8)
+    monkeypatch.setattr(
+        head_loss, "_scores", lambda *args, true=head_loss._scores: made.append(len(args[0])) or true(*args)
+    )
+    batch = collate_shared([Encoded((1, 2, 3, 4, 5, 6, 7, 8, 9), (True,) * 9)])
+    for family, sizes in (("granite", [4, 4]), ("gemma2", [2, 2, 2, 2])):
+        nll_sum(decoder(family), batch).backward()
+        assert made == sizes
+        made.clear()

@@ -75,11 +75,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """A key that may be missing (``blank``: or null, or zero) and its value then, or how other fields make it."""
+    """A key that may be missing (``blank``: or null, or zero) and its value then, or how other fields make it.
+
+    ``missing`` is its value where it is missing, if that is not the same as where it is null.
+    """
 
     key: str
     value: Any
     blank: bool = False
+    missing: Any = None
 
 
 _MISSING = object()
@@ -90,6 +94,8 @@ def look_up(key: str | Default, values: Mapping[str, Any] | Header, known: Field
     if isinstance(key, str):
         return values[key]
     found = values.get(key.key, _MISSING)
+    if found is _MISSING and key.missing is not None:
+        return key.missing
     if found is _MISSING or (key.blank and not found):
         return key.value(known) if callable(key.value) else key.value
     return found

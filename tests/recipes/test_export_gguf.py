@@ -68,13 +68,7 @@ OLMO = {"tied": False, "attention_bias": False, "hidden_size": 24, "head_dim": 8
 IN_GGUF: dict[str, dict[str, Any]] = {
     "gemma": {"attention_bias": False},
     "olmo2": {**OLMO, "head_dim": 4},
-    "olmo3": {
-        **OLMO,
-        "rope_parameters": {
-            "sliding_attention": {"rope_type": "default", "rope_theta": 400.0},
-            "full_attention": {"rope_type": "linear", "rope_theta": 400.0, "factor": 3.0},
-        },
-    },
+    "olmo3": {**OLMO, **(CASES["olmo3"].gguf or {})},
     "olmo3-yarn": OLMO,
     "qwen3": {"attention_bias": False},
     "phi3": {"sliding_window": None},
@@ -118,9 +112,9 @@ def test_windows_that_llama_cpp_does_not_know_shorten_the_context(family: str, t
         ("gpt_neox", {}, r"reads one without head\.weight in a gpt_neox model"),
         ("starcoder2-window", {}, r"one without blocks.*bias"),
         ("smollm3-windows", {"attention_bias": False}, r"no words for rope_layers=\(False, True, False\)"),
-        ("gemma3", {"query_pre_attn_scalar": 7}, r"no words for attention_multiplier=0\.37.* llama\.cpp would take 0\.31"),
+        ("gemma3", {"query_pre_attn_scalar": 7}, r"no words for attention_multiplier=0\.37.* would take 0\.31"),
         ("gemma2", {"query_pre_attn_scalar": 7}, r"no words for attention_multiplier=0\.37.* would take 0\.31"),
-        ("gemma2", {"query_pre_attn_scalar": 10, "attn_logit_softcapping": None}, "no words for attention_softcap=None"),
+        ("gemma2", {"query_pre_attn_scalar": 10, "attn_logit_softcapping": None}, "no words for attention_softcap"),
         ("gemma2", {"query_pre_attn_scalar": 10, "tied": False}, r"reads no head\.weight in a gemma2 model"),
         ("olmo2", {}, r"reads no blocks.*bias and one without head\.weight and no 6 heads of 8 in a width of 20"),
         ("olmo3", OLMO, "no words for window_rope_theta=70.0"),

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from instil.data.byte_level import END_OF_TEXT, PRE_TOKENIZERS, byte_level, gpt2_files
+from instil.data import gguf_vocabulary
+from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
 from instil.errors import ModelError
 from instil.files import json_object_or_empty, json_text
-from instil.gguf_header import read_gguf
-
-GGUF_CONTROL = 3  # gguf.TokenType.CONTROL
 
 
 class Tokenizer(Protocol):
@@ -61,6 +59,11 @@ class FastTokenizer:
             raise ModelError(f"the end token {eos!r} that the model's files name is not in its vocabulary")
         self.eos_id = int(found)
         self.stop_ids = frozenset({self.eos_id, *stop_ids})
+
+    @property
+    def fast(self) -> Any:
+        """The `tokenizers.Tokenizer` itself, for what is written with it."""
+        return self._tokenizer
 
     @property
     def vocab_size(self) -> int:
@@ -148,28 +151,11 @@ class FastTokenizer:
         """Build the tokenizer from a GGUF file's own vocabulary and merges.
 
         Raises:
-            ModelError: the vocabulary is of a kind that is not built here (see `PRE_TOKENIZERS`).
+            ModelError: the vocabulary is of a kind that is not built here (see `instil.data.gguf_vocabulary`).
         """
-        values = read_gguf(path).values
-
-        def value(key: str) -> Any:
-            return values.get(f"tokenizer.{key}")
-
-        model, pre = value("ggml.model"), value("ggml.pre") or "gpt-2"
-        if model != "gpt2" or pre not in PRE_TOKENIZERS:
-            raise ModelError(
-                f"{path}: its vocabulary is {model}/{pre}; built here are byte-pair ones of "
-                f"{', '.join(PRE_TOKENIZERS)}. Put the model's tokenizer.json beside the file."
-            )
-        tokens, kinds = value("ggml.tokens"), value("ggml.token_type")
-        eos = value("ggml.eos_token_id")
-        if not tokens or eos is None:
-            raise ModelError(f"{path}: it holds no vocabulary, or names no end token")
-        control = {token: i for i, token in enumerate(tokens) if kinds and kinds[i] == GGUF_CONTROL}
-        merges = [_pair(merge) for merge in value("ggml.merges") or ()]
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        control.setdefault(tokens[eos], eos)
-        return cls(byte_level(vocabulary, merges, pre, control), tokens[eos])
+        found = gguf_vocabulary.read(path)
+        others = [int(found.fast.token_to_id(text)) for text in found.stops]
+        return cls(found.fast, found.eos, others)
 
 
 def _pair(line: str) -> tuple[str, str]:

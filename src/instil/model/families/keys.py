@@ -72,6 +72,14 @@ class Row:
         """The fields, as a GGUF file says them; errors as above."""
         return {}
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        """The keys of GGUF's header, without the architecture's name; and tensors that are no weights, by theirs.
+
+        Raises:
+            ModelError: llama.cpp does not compute what this spec says.
+        """
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Default:
@@ -125,6 +133,12 @@ class Key(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {self._field: self._gguf(header, known) if callable(self._gguf) else look_up(self._gguf, header, known)}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        value = getattr(spec, self._field)
+        if callable(self._gguf) or value is None:
+            return {}
+        return {self._gguf.key if isinstance(self._gguf, Default) else self._gguf: value}
 
 
 class Fixed(Row):

@@ -44,5 +44,6 @@ QWEN2 = Family(
     prefix="model.",
     hub=HUB,
     gguf=gguf_table(),
+    gguf_even=True,
     unused=UNUSED,
 )

@@ -38,5 +38,6 @@ QWEN3 = Family(
     prefix="model.",
     hub={**HUB, **HUB_QK_NORMS},
     gguf={**gguf_table(), **GGUF_QK_NORMS},
+    gguf_lacks=("blocks.{i}.attention.out.bias",),
     unused=UNUSED,
 )

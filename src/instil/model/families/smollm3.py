@@ -80,5 +80,6 @@ SMOLLM3 = Family(
     prefix="model.",
     hub=HUB,
     gguf=gguf_table(paired_heads=True),
+    gguf_lacks=("blocks.{i}.attention.out.bias", "blocks.{i}.mlp.gate_up.bias", "blocks.{i}.mlp.down.bias"),
     unused=UNUSED,
 )

@@ -66,12 +66,85 @@ CASES: dict[str, Case] = {
         },
         gguf={"query_pre_attn_scalar": 10},
     ),
+    "gemma3-capped": Case(
+        model="Gemma3ForCausalLM",
+        config={
+            "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "head_dim": 6, "intermediate_size": 28, "max_position_embeddings": 64, "query_pre_attn_scalar": 6,
+            "sliding_window": 4, "final_logit_softcapping": 2.5, "pad_token_id": None,
+        },
+    ),
     "qwen3": Case(
         model="Qwen3ForCausalLM",
         config={
             "hidden_size": 20, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
             "head_dim": 8, "intermediate_size": 28, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
             "attention_bias": True, "rope_parameters": rope(3000.0),
+        },
+    ),
+    "gemma": Case(
+        model="GemmaForCausalLM",
+        config={
+            "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "head_dim": 10, "intermediate_size": 36, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+            "attention_bias": True, "pad_token_id": None, "rope_parameters": rope(700.0),
+        },
+    ),
+    "gemma2": Case(  # caps that scores and logits come near to
+        model="Gemma2ForCausalLM",
+        config={
+            "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
+            "head_dim": 10, "intermediate_size": 36, "max_position_embeddings": 64, "query_pre_attn_scalar": 7,
+            "sliding_window": 5, "layer_types": [WINDOWED, FULL, WINDOWED], "rms_norm_eps": 1e-5,
+            "attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.5, "pad_token_id": None,
+            "rope_parameters": rope(900.0),
+        },
+        gguf={"query_pre_attn_scalar": 10},
+    ),
+    "gemma2-uncapped": Case(
+        model="Gemma2ForCausalLM",
+        config={
+            "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+            "head_dim": 6, "intermediate_size": 28, "max_position_embeddings": 64, "query_pre_attn_scalar": 6,
+            "sliding_window": 4, "attn_logit_softcapping": None, "final_logit_softcapping": None,
+            "attention_bias": True, "pad_token_id": None,
+        },
+        gguf=None,
+    ),
+    "granite": Case(
+        model="GraniteForCausalLM",
+        config={
+            "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "head_dim": 8, "intermediate_size": 36, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+            "attention_bias": True, "mlp_bias": True, "rope_parameters": rope(5000.0), "embedding_multiplier": 3.7,
+            "attention_multiplier": 0.23, "residual_multiplier": 0.6, "logits_scaling": 1.3,
+        },
+    ),
+    "olmo2": Case(
+        model="Olmo2ForCausalLM",
+        config={
+            "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
+            "head_dim": 8, "intermediate_size": 28, "max_position_embeddings": 64, "attention_bias": True,
+            "pad_token_id": None, "rope_parameters": rope(3000.0),
+        },
+    ),
+    "olmo3": Case(
+        model="Olmo3ForCausalLM",
+        config={
+            "hidden_size": 24, "num_hidden_layers": 5, "num_attention_heads": 3, "num_key_value_heads": 1,
+            "head_dim": 10, "intermediate_size": 36, "max_position_embeddings": 64, "sliding_window": 6,
+            "pad_token_id": None, "rope_parameters": {WINDOWED: rope(70.0), FULL: rope(400.0, "linear", factor=3.0)},
+        },
+        gguf={"rope_parameters": {WINDOWED: rope(400.0), FULL: rope(400.0, "linear", factor=3.0)}},
+    ),
+    "olmo3-yarn": Case(
+        model="Olmo3ForCausalLM",
+        config={
+            "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3, "num_key_value_heads": 3,
+            "intermediate_size": 28, "max_position_embeddings": 64, "sliding_window": 3, "pad_token_id": None,
+            "attention_bias": True, "rope_parameters": {
+                WINDOWED: rope(300.0), FULL: rope(300.0, "yarn", factor=3.0, original_max_position_embeddings=20),
+            },
         },
     ),
     "qwen2": Case(model="Qwen2ForCausalLM", config={**SIZES, "rms_norm_eps": 1e-4, "rope_parameters": rope(3000.0)}),

@@ -175,7 +175,7 @@ def test_offsets_are_not_rounded_away_in_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("family", "values", "says"),
     [
-        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ("gemma3", {"final_logit_softcapping": 0.0}, "logits_softcap is 0.0"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
@@ -195,7 +195,9 @@ def test_offsets_are_not_rounded_away_in_bfloat16() -> None:
         ("qwen2", {"layer_types": [WINDOWED] * 3, "use_sliding_window": True, "sliding_window": -3}, "whole numbers"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ("mistral", {"sliding_window": 0}, "whole numbers"),
-        ("mistral", {"layer_types": [FULL, WINDOWED, FULL]}, "layer_types"),
+        ("mistral-window", {"layer_types": [FULL, WINDOWED]}, "2 windows for 3"),
+        ("mistral", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ("phi3", {"layer_types": [FULL, WINDOWED, FULL]}, "layer_types"),
         ("mistral", {"attention_bias": True}, "attention_bias=True"),
         (
             "phi3",
@@ -237,7 +239,6 @@ def test_what_is_not_implemented_is_refused(family: str, values: dict[str, Any],
 @pytest.mark.parametrize(
     ("family", "key", "value", "says"),
     [
-        ("gemma3", "gemma3.final_logit_softcapping", 30.0, "softcapping"),
         ("gemma3", "gemma3.rope.scaling.type", "yarn", "'yarn'"),
         ("qwen3", "qwen3.rope.scaling.type", "longrope", "'longrope' without its factors"),
     ],
@@ -272,4 +273,4 @@ def test_a_spec_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="1 windows for 2 layers"):
         DecoderSpec(**sizes, positions="rope", windows=(3,))
     with pytest.raises(ValueError, match="only where rope turns them"):
-        DecoderSpec(**sizes, positions="learned", qk_norm=True)
+        DecoderSpec(**sizes, positions="learned", qk_norm="head")

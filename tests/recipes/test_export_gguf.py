@@ -64,7 +64,12 @@ def logits(model: Path) -> torch.Tensor:
 
 
 # Values of cases for which llama.cpp has no words in a family, changed.
+OLMO = {"tied": False, "attention_bias": False, "hidden_size": 24, "head_dim": 8}
 IN_GGUF: dict[str, dict[str, Any]] = {
+    "gemma": {"attention_bias": False},
+    "olmo2": {**OLMO, "head_dim": 4},
+    "olmo3": {**OLMO, **(CASES["olmo3"].gguf or {})},
+    "olmo3-yarn": OLMO,
     "qwen3": {"attention_bias": False},
     "phi3": {"sliding_window": None},
     "gpt_neox": {"tied": False},
@@ -107,7 +112,12 @@ def test_windows_that_llama_cpp_does_not_know_shorten_the_context(family: str, t
         ("gpt_neox", {}, r"reads one without head\.weight in a gpt_neox model"),
         ("starcoder2-window", {}, r"one without blocks.*bias"),
         ("smollm3-windows", {"attention_bias": False}, r"no words for rope_layers=\(False, True, False\)"),
-        ("gemma3", {"query_pre_attn_scalar": 7}, r"no words for score_width=7 .* llama\.cpp would take 10"),
+        ("gemma3", {"query_pre_attn_scalar": 7}, r"no words for attention_multiplier=0\.37.* would take 0\.31"),
+        ("gemma2", {"query_pre_attn_scalar": 7}, r"no words for attention_multiplier=0\.37.* would take 0\.31"),
+        ("gemma2", {"query_pre_attn_scalar": 10, "attn_logit_softcapping": None}, "no words for attention_softcap"),
+        ("gemma2", {"query_pre_attn_scalar": 10, "tied": False}, r"reads no head\.weight in a gemma2 model"),
+        ("olmo2", {}, r"reads no blocks.*bias and one without head\.weight and no 6 heads of 8 in a width of 20"),
+        ("olmo3", OLMO, "no words for window_rope_theta=70.0"),
         (
             "qwen2",
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 3e3, "factor": 4.0, "low_freq_factor": 1.0,

@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+FACTORS = (
+    "attention_multiplier", "attention_softcap", "embedding_multiplier", "residual_multiplier", "logits_scaling",
+    "logits_softcap",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeScaling:
@@ -57,16 +62,20 @@ class DecoderSpec:
     ``"swiglu"`` is three with SiLU, and ``"geglu"`` three with GELU (Gemma 3). With ``parallel_residual`` the MLP
     reads what attention reads and not what it has added (Wang and Komatsuzaki, 2021; GPT-NeoX).
 
-    Attention: ``qk_norm`` puts a norm on every query and key before rope (Qwen3, Gemma 3); scores are
-    divided by the root of ``score_width``, which is the head width if not given; ``windows`` holds for each
+    Attention: ``qk_norm`` puts a norm on queries and keys before rope, on each ``"head"`` (Qwen3, Gemma 3) or on
+    ``"all"`` heads as one (OLMo 2); scores are multiplied by ``attention_multiplier``, which is one over the root of
+    the head width if not given, and then capped at ``attention_softcap`` (Gemma 2); ``windows`` holds for each
     layer how many tokens a token sees, itself included, None being all before it (empty: None everywhere).
     Layers with a window turn by ``window_rope_theta`` unscaled, where that is given, the others by
     ``rope_theta`` and ``rope_scaling``. ``rotary_width`` is how many of a head's dimensions turn, the first ones; all
     if not given (Phi-4, GPT-NeoX). ``rope_layers`` says for each layer whether it turns at all (empty: yes; SmolLM3).
     ``out_bias`` says whether there is a bias after attention, where that is not as before it (Qwen2).
 
-    ``scaled_embedding`` multiplies the embedding by the root of the width, and ``post_norms`` puts a norm
-    after attention and MLP as well as before (Gemma 3).
+    Norms stand before attention and MLP (``pre_norms``), after both (``post_norms``, OLMo 2), or around them (Gemma).
+
+    Numbers that scale, None being one: ``embedding_multiplier`` the embedding (Gemma: the root of the width),
+    ``residual_multiplier`` what attention and MLP add to the stream (Granite); logits are divided by
+    ``logits_scaling`` (Granite) and then capped at ``logits_softcap`` (Gemma 2).
     """
 
     family: str
@@ -88,10 +97,15 @@ class DecoderSpec:
     rope_layers: tuple[bool, ...] = ()
     windows: tuple[int | None, ...] = ()
     window_rope_theta: float | None = None
-    score_width: int | None = None
-    qk_norm: bool = False
+    attention_multiplier: float | None = None
+    attention_softcap: float | None = None
+    qk_norm: Literal["head", "all"] | None = None
+    pre_norms: bool = True
     post_norms: bool = False
-    scaled_embedding: bool = False
+    embedding_multiplier: float | None = None
+    residual_multiplier: float | None = None
+    logits_scaling: float | None = None
+    logits_softcap: float | None = None
     parallel_residual: bool = False
     attention_bias: bool = False
     out_bias: bool | None = None
@@ -103,7 +117,8 @@ class DecoderSpec:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is {value!r}; wanted a whole number above zero")
-        for name in ("norm_eps", "rope_theta"):
+        given = [name for name in FACTORS if getattr(self, name) is not None]
+        for name in ("norm_eps", "rope_theta", *given):
             number = getattr(self, name)
             if type(number) not in (int, float) or not 0 < number < 1e12:
                 raise ValueError(f"{name} is {number!r}; wanted a number above zero")
@@ -126,12 +141,19 @@ class DecoderSpec:
                 raise ValueError(f"a context of {self.context} goes beyond the {scaling.context} tokens of longrope")
         if len(self.rope_layers) not in (0, self.layers):
             raise ValueError(f"whether rope turns is said of {len(self.rope_layers)} layers of {self.layers}")
-        if self.positions == "learned" and self.qk_norm:
-            raise ValueError("queries and keys are given a norm only where rope turns them")
+        self._check_norms()
         if len(self.windows) not in (0, self.layers):
             raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
         if any(window is not None and (type(window) is not int or window < 1) for window in self.windows):
             raise ValueError(f"windows are {self.windows!r}; wanted whole numbers above zero, or None")
+
+    def _check_norms(self) -> None:
+        if self.qk_norm not in (None, "head", "all"):
+            raise ValueError(f"qk_norm is {self.qk_norm!r}; wanted 'head', 'all' or None")
+        if self.positions == "learned" and self.qk_norm:
+            raise ValueError("queries and keys are given a norm only where rope turns them")
+        if not (self.pre_norms or self.post_norms):
+            raise ValueError("attention and MLP have a norm neither before nor after them; wanted one at least")
 
     def window_of(self, layer: int) -> int | None:
         """How many tokens a token of this layer sees, itself included; None is all before it."""

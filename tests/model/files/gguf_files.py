@@ -31,12 +31,15 @@ GPT_NEOX = {
     "attention.query_key_value": "attn_qkv", "attention.dense": "attn_output",
     "mlp.dense_h_to_4h": "ffn_up", "mlp.dense_4h_to_h": "ffn_down",
 }  # fmt: skip
+GEMMA2 = {name: theirs for name, theirs in GEMMA3.items() if "q_norm" not in name and "k_norm" not in name}
+OLMO = {name: theirs for name, theirs in GEMMA3.items() if name not in ("input_layernorm", "pre_feedforward_layernorm")}
 TABLES = {
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "smollm3": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3,
-    "phi3": PHI3, "starcoder2": STARCODER2, "gpt_neox": GPT_NEOX,
+    "phi3": PHI3, "starcoder2": STARCODER2, "gpt_neox": GPT_NEOX, "gemma": LLAMA, "gemma2": GEMMA2,
+    "granite": LLAMA, "olmo2": OLMO, "olmo3": OLMO,
 }  # fmt: skip
-ARCHITECTURES = {"mistral": "llama", "gpt_neox": "gptneox"}  # where it is not the family's name
-PAIRED = ("llama", "mistral", "smollm3")  # families whose queries and keys llama.cpp turns by neighbouring pairs
+ARCHITECTURES = {"mistral": "llama", "gpt_neox": "gptneox", "olmo3": "olmo2"}  # where it is not the family's name
+PAIRED = ("llama", "mistral", "smollm3", "granite")  # whose queries and keys llama.cpp turns by neighbouring pairs
 GPT2 = {
     "transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
     "lm_head": "output", "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv",
@@ -88,7 +91,9 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
             writer.add_sliding_window(config.sliding_window)
         if family == "gpt_neox":
             writer.add_parallel_residual(config.use_parallel_residual)
-        _add_scaling(writer, rope, head_width=turned)
+        _add_caps_and_factors(writer, family, config)
+        own = rope if family == "gemma3" else rope.get("full_attention", rope)
+        _add_scaling(writer, own, turned, config.max_position_embeddings)
     else:
         writer.add_context_length(config.n_positions)
         writer.add_embedding_length(config.n_embd)
@@ -133,14 +138,14 @@ def _as_llama_cpp_has_it(value: torch.Tensor, name: str, ours: str, family: str,
     if family == "gpt_neox" and ours.endswith("attn_qkv"):
         by_head = value.reshape(config.num_attention_heads, 3, -1, *value.shape[1:])
         return by_head.swapaxes(0, 1).reshape(value.shape)
-    if family == "gemma3" and name.endswith("norm.weight"):
+    if family.startswith("gemma") and name.endswith("norm.weight"):
         return value + 1
     if family == "gpt2" and value.dim() == 2 and not ours.endswith("embd"):
         return value.T if "c_" in name else value
     return value
 
 
-def _add_scaling(writer: gguf.GGUFWriter, rope: Any, *, head_width: int) -> None:
+def _add_scaling(writer: gguf.GGUFWriter, rope: Any, head_width: int, context: int) -> None:
     """As llama.cpp's converter writes them: keys of the header, or a tensor with a number for every pair."""
     kind = rope.get("rope_type", "default")
     if kind in ("linear", "yarn"):
@@ -149,7 +154,7 @@ def _add_scaling(writer: gguf.GGUFWriter, rope: Any, *, head_width: int) -> None
     if kind in ("yarn", "longrope"):
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if kind == "longrope":
-        factor = rope["factor"] if rope.get("factor") else 64 / rope["original_max_position_embeddings"]
+        factor = rope["factor"] if rope.get("factor") else context / rope["original_max_position_embeddings"]
         trained = rope["original_max_position_embeddings"]
         writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(trained)))
         for name in ("long", "short"):
@@ -165,6 +170,20 @@ def _add_scaling(writer: gguf.GGUFWriter, rope: Any, *, head_width: int) -> None
             between = 1 / ((1 - smooth) / rope["factor"] + smooth)
             factors.append(1 if length < trained / high else rope["factor"] if length > trained / low else between)
         writer.add_tensor("rope_freqs.weight", np.array(factors, dtype=np.float32))
+
+
+def _add_caps_and_factors(writer: gguf.GGUFWriter, family: str, config: Any) -> None:
+    if family in ("gemma2", "olmo3"):
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if getattr(config, "final_logit_softcapping", None):
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if family == "granite":
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+        writer.add_attention_scale(config.attention_multiplier)
 
 
 def _add_windows(writer: gguf.GGUFWriter, config: Any) -> None:

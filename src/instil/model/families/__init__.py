@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from instil.model.families.family import Family
+from instil.model.families.gemma import GEMMA
+from instil.model.families.gemma2 import GEMMA2
 from instil.model.families.gemma3 import GEMMA3
 from instil.model.families.gpt2 import GPT2
 from instil.model.families.gpt_neox import GPT_NEOX
+from instil.model.families.granite import GRANITE
 from instil.model.families.llama import LLAMA
 from instil.model.families.mistral import MISTRAL
+from instil.model.families.olmo2 import OLMO2
+from instil.model.families.olmo3 import OLMO3
 from instil.model.families.phi3 import PHI3
 from instil.model.families.qwen2 import QWEN2
 from instil.model.families.qwen3 import QWEN3
@@ -27,5 +32,10 @@ FAMILIES: dict[str, Family] = {
         SMOLLM3,
         STARCODER2,
         GPT_NEOX,
+        GEMMA,
+        GEMMA2,
+        GRANITE,
+        OLMO2,
+        OLMO3,
     )
 }

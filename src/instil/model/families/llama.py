@@ -16,6 +16,7 @@ from instil.model.families.keys import (
     Key,
     Row,
     attention_bias,
+    mlp_bias,
     tied,
     vocabulary,
 )
@@ -30,10 +31,6 @@ class _PlainHeader(Row):
         if experts := header.get("expert_count", 0):
             raise ModelError(f"a llama GGUF with {experts} experts is not implemented here")
         return {}
-
-
-def _mlp_bias(header: Header, known: Fields) -> bool:
-    return "blk.0.ffn_gate.bias" in header.shapes
 
 
 LLAMA = Family(
@@ -58,7 +55,7 @@ LLAMA = Family(
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("llama", Default("rope.freq_base", 10_000.0)),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
-        Key("mlp_bias", Default("mlp_bias", False, blank=True), _mlp_bias),
+        Key("mlp_bias", Default("mlp_bias", False, blank=True), mlp_bias),
         Fixed("hidden_act", "silu"),
         Ignored("sliding_window", "use_sliding_window", "max_window_layers"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),

@@ -23,7 +23,11 @@ MISTRAL = Family(
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
         Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "kv_heads",
+            Default("num_key_value_heads", heads, blank=True, missing=8),
+            Default("attention.head_count_kv", heads),
+        ),
         Key(
             "head_width",
             Default("head_dim", width_per_head, blank=True),
@@ -33,7 +37,7 @@ MISTRAL = Family(
         Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("mistral", Default("rope.freq_base", 10_000.0)),
-        OneWindow("mistral", default=4096),
+        OneWindow("mistral", default=4096, some=True),  # of those with layer_types transformers makes Ministral
         Fixed("hidden_act", "silu"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),

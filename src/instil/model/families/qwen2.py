@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
+from instil.model.families.keys import Default, Fixed, Ignored, Key, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
 from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
@@ -23,7 +23,11 @@ QWEN2 = Family(
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
         Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "kv_heads",
+            Default("num_key_value_heads", heads, blank=True, missing=32),
+            Default("attention.head_count_kv", heads),
+        ),
         Key(
             "head_width",
             Default("head_dim", width_per_head, blank=True),
@@ -34,6 +38,7 @@ QWEN2 = Family(
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("qwen2", Default("rope.freq_base", 10_000.0)),
         Fixed("hidden_act", "silu"),
+        Ignored("attention_bias", "qkv_bias"),  # there are always those, and no others
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),
     prefix="model.",

@@ -118,8 +118,6 @@ def _same_spec(meant: DecoderSpec, found: DecoderSpec) -> None:
             same = _windows(meant, found.context) == _windows(found, found.context)
         if name == "context":
             same = read[name] <= value  # less, where longer texts would be answered otherwise
-        if name == "score_width":
-            same = (value or meant.head_width) == (read[name] or found.head_width)
         if not same and name not in ("family", "rope_scaling"):
             raise ModelError(
                 f"GGUF has no words for {name}={value!r} of a {meant.family} model: llama.cpp would take "

@@ -25,6 +25,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 WORDS = (
     " the", "Hello", "WORLD", "don't", "12345", "  ", "\n\n", " привет", "中文", "foo_bar", "HTMLParser", " don'T",
     "été", "हिन्दी", "iPhone", "camelCase", "IMGIMGABZ", "<sentinel:12>", "a  1", "abc1234def", "we'LL 'ſ", " \r\n",
+    "©\u2028©", "©\u3000©",
 )  # fmt: skip
 LETTERS = list("  \n\n\r\t'''sStTrReEvVlLdDmMaAzZ0123.,!?/\\-_()[]{}|<>=+$^~`\"#%&*;:@é") + list(
     "ÉßñЖжΩωλ中文字ひらカナ한국१٣①½ǅʰª्́̃🙂👩\u200d♀️€£©。，、！—“”…\u3000\u00a0\u2028\x85\x0b\x0c\x1c\u200c\ufeff𝒜𐐀ıİſK"
@@ -203,7 +204,7 @@ def pieces() -> dict[str, Any]:
     fast = Fast(models.BPE(unk_token="<unk>"))
     marked = [re.sub(" ", "▁", f" {text}") for text in [*TEXTS, *made_up(3, 300), " " * 40, "aaaaaaaaaaaaa"]]
     letters = sorted({letter for text in marked for letter in text if ord(letter) < 0x500 or letter == "▁"})
-    trainer = trainers.BpeTrainer(vocab_size=1200, show_progress=False, initial_alphabet=letters, limit_alphabet=90)
+    trainer = trainers.BpeTrainer(vocab_size=1200, show_progress=False, initial_alphabet=letters, limit_alphabet=400)
     fast.train_from_iterator(marked, trainer)
     state = json.loads(fast.to_str())["model"]
     merges = {"".join(merge): -float(rank) for rank, merge in enumerate(state["merges"])}
@@ -214,7 +215,7 @@ def pieces() -> dict[str, Any]:
         tokens.append(token)
         kinds.append(NORMAL)
         scores.append(merges.get(token, -1e6))
-    for run in range(2, 17):  # as in Llama 2: runs of spaces that share one score
+    for run in range(2, 14):  # as in Llama 2: runs of spaces that share one score
         if (token := "▁" * run) in tokens:
             scores[tokens.index(token)] = -1e9
         else:
@@ -269,6 +270,16 @@ def test_sentencepiece_vocabularies_give_llama_cpps_ids(
     assert (found.eos, found.stops, found.bos) == ("</s>", (), "<s>")
     for text in ("the  café\n漢 🙂", "x"):
         assert found.fast.decode(found.fast.encode(text).ids) == text
+
+
+def test_tokens_of_characters_that_are_no_tokens_are_refused(pieces: dict[str, Any], tmp_path: Path) -> None:
+    """llama.cpp makes them, which cannot be said to a byte-pair encoding."""
+    said = {name: [*values] for name, values in pieces.items()}
+    for name, value in (("tokens", "xþ"), ("token_type", NORMAL), ("scores", -1e5)):
+        said[name].append(value)
+    path = write_vocabulary(tmp_path / "x.gguf", said.pop("tokens"), model="llama", **said)
+    with pytest.raises(ModelError, match="its token 'xþ' is made of 'þ', which is no token itself"):
+        gguf_vocabulary.read(path)
 
 
 def test_scores_that_say_nothing_are_refused(pieces: dict[str, Any], tmp_path: Path) -> None:

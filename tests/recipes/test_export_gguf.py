@@ -202,6 +202,22 @@ def test_tokens_keep_their_kinds(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).encode(f"a{THINK}b") == ours.encode(f"a{THINK}b")
 
 
+def test_an_end_that_is_not_called_special_is_a_control_token_there(tmp_path: Path) -> None:
+    """Phi-3 has such a one, which takes the white space behind it along."""
+    fast = byte_pairs()
+    fast.add_tokens([AddedToken("</s>", special=False, normalized=False, rstrip=True)])
+    folder = folder_of(tmp_path / "hf", "llama", fast)
+    file = export(folder, "gguf", tmp_path / "x.gguf").path
+    end = fast.token_to_id("</s>")
+    assert end in load_tokenizer(file).stop_ids
+    with llama_cpp(file) as theirs:
+        assert theirs.ids("a</s> b", parse=True)[1] == end
+        assert end not in theirs.ids("a</s> b")
+    fast.add_tokens([AddedToken("<mask>", special=False, normalized=False, lstrip=True)])
+    with pytest.raises(ModelError, match="the token '<mask>' takes white space around it"):
+        export(folder_of(tmp_path / "other", "llama", fast), "gguf", tmp_path / "y.gguf")
+
+
 def sentencepiece_like(kind: str) -> Fast:
     """A byte-pair encoding that marks spaces, in the ways of tokenizer.json."""
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("i", "n"), ("r", "e"), ("▁", "▁"), ("▁▁", "▁▁"), ("o", "n")]

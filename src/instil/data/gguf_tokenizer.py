@@ -87,12 +87,13 @@ def _tokens(fast: Any, state: dict[str, Any], size: int) -> tuple[list[str], lis
     tokens = [texts.get(index, f"[PAD{index}]") for index in range(size)]
     kinds = [NORMAL if index in texts else UNUSED for index in range(size)]
     for token in state["added_tokens"]:
-        if not token["special"] and (token["lstrip"] or token["rstrip"] or token["single_word"]):
+        special = token["special"] or token["content"] in KNOWN_ENDS  # which llama.cpp takes for control tokens
+        if not special and (token["lstrip"] or token["rstrip"] or token["single_word"]):
             raise ModelError(
                 f"the token {token['content']!r} takes white space around it, or stands for whole words only, for "
                 f"which GGUF has no words. {ADVICE}"
             )
-        kinds[token["id"]] = CONTROL if token["special"] else USER_DEFINED
+        kinds[token["id"]] = CONTROL if special else USER_DEFINED
     return tokens, kinds
 
 

@@ -175,6 +175,13 @@ def _merges(pieces: Pieces, where: str) -> Iterator[tuple[str, str]]:
         for token, score, kind in zip(pieces.tokens, pieces.scores, pieces.kinds, strict=True)
         if kind in (NORMAL, USER_DEFINED, UNUSED)
     }
+    for token in known:
+        lost = _lost(token, known)
+        if lost:
+            raise ModelError(
+                f"{where}: its token {token!r} is made of {lost!r}, which is no token itself, and cannot be made here. "
+                "Put the model's tokenizer.json beside it."
+            )
     made = [
         (-known[token], -len(first), index, first, second)
         for index, token in enumerate(pieces.tokens)
@@ -207,6 +214,16 @@ def _unsure(pairs: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
         if earlier < rank and other != token and len({*token, *other}) > 1:
             return token, other
     return None
+
+
+def _lost(token: str, known: Collection[str]) -> str:
+    """A character that is no token and from which, with a token or another such, this one would be made there."""
+    for at in (1, len(token) - 1) if len(token) > 1 else ():
+        first, second = token[:at], token[at:]
+        for part, other in ((first, second), (second, first)):
+            if len(part) == 1 and part not in known and (other in known or len(other) == 1):
+                return part
+    return ""
 
 
 def _halves(token: str, known: Collection[str]) -> list[tuple[str, str]]:

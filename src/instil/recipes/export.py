@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,9 @@ def export(
 
 
 def _hf(assistant: Assistant, out: Path) -> None:
-    export_folder(assistant.decoder, assistant.tokenizer, assistant.template, out)
+    if found := export_folder(assistant.decoder, assistant.tokenizer, assistant.template, out):
+        shutil.rmtree(out)
+        raise ModelError("; ".join(found[:3]))
 
 
 def _pth(assistant: Assistant, out: Path) -> None:

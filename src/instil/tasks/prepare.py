@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from instil.data.encoding import check_vocabulary, is_spellable
+from instil.data.encoding import check_vocabulary, ends_line, spelling
 from instil.data.preflight import check
 from instil.data.splits import PARTS, split_examples
 from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
@@ -59,15 +59,19 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     split = split_examples(source.examples, settings.data)
     rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
+    spellings = {example.row: spelling(example, tokenizer) for example in source.examples}
     preflight = check(
         split,
         {part: [task.answer(row) for row in rows[part]] for part in PARTS},
         max_length,
         context=spec.context,
-        misspelt=[example.row for example in source.examples if not is_spellable(example, tokenizer)],
+        ends=ends_line(template, tokenizer),
+        misspelt=[row for row, kind in spellings.items() if kind == "misspelt"],
+        altered=[row for row, kind in spellings.items() if kind == "altered"],
         unusable=source.skipped,
         notes=[
             *source.notes,
+            *tokenizer.notes,
             *_header_notes(template, settings),
             *idle(settings),
             *filter(None, [not_exact(settings)]),

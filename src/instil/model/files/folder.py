@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,9 @@ class SafetensorsFolder:
         return opened
 
 
-def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = ()) -> None:
+def save_decoder(
+    decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = (), begin_ids: Sequence[int] = ()
+) -> None:
     """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``.
 
     Args:
@@ -85,6 +87,7 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
         folder: must exist.
         eos_id: the end token it was tuned to say.
         stop_ids: other ids that end an answer; they stand after ``eos_id`` in the generation settings.
+        begin_ids: what every text begins with.
     """
     family = FAMILIES[decoder.spec.family]
     dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
@@ -93,11 +96,13 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
         "dtype": dtype,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
-        "bos_token_id": None,
+        "bos_token_id": begin_ids[0] if begin_ids else None,
         "use_cache": True,
     }
     others = sorted(set(stop_ids) - {eos_id})
     generation = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": eos_id, "do_sample": False}
+    if begin_ids:
+        generation["bos_token_id"] = begin_ids[0]
     for name, value in (("config.json", config), ("generation_config.json", generation)):
         (folder / name).write_text(json_text(value, ascii_only=True), encoding="utf-8")
     write_safetensors(folder / WEIGHTS, hub_tensors(decoder))

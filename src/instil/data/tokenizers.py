@@ -42,11 +42,9 @@ class Tokenizer(Protocol):
     begin_ids: tuple[int, ...]  # what every text begins with: a beginning-of-sequence token, or nothing
     begin: tuple[str, ...]  # the same by their names
     notes: tuple[str, ...]  # what is to be said of how its files were read
+    vocab_size: int  # number of ids, control tokens included
+    largest_id: int
     exact: bool  # whether plain ASCII comes back as it was
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, control tokens included."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
@@ -111,7 +109,8 @@ class FastTokenizer:
         self.begin_ids = tuple(before)
         self.begin = tuple(str(tokenizer.id_to_token(index)) for index in before)
         self.names = dict(names or {})
-        self.vocab_size = int(tokenizer.get_vocab_size(with_added_tokens=True))
+        self._ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
         if after:  # texts that are gone on with have no end yet
             put_in_front(tokenizer, self.begin)
         tokenizer.no_truncation()
@@ -152,13 +151,13 @@ class FastTokenizer:
         return view.spans(whole, ids)
 
     def control_id(self, name: str) -> int:
-        found = self._tokenizer.token_to_id(name)
+        found = self._ids.get(name)
         if found is None:
             raise ModelError(
                 f"this model's vocabulary has no control token {name!r}; choose another template, "
                 "such as --set data.template=alpaca, which needs none"
             )
-        return int(found)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -167,9 +166,8 @@ class FastTokenizer:
         return str(self._tokenizer.id_to_token(index))
 
     def beyond(self, size: int) -> list[str]:
-        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        outside = [token for token, index in vocabulary.items() if index >= size and token not in self._control]
-        return sorted(outside, key=vocabulary.__getitem__)
+        outside = [token for token, index in self._ids.items() if index >= size and token not in self._control]
+        return sorted(outside, key=self._ids.__getitem__)
 
     def save(self, folder: Path) -> None:
         from tokenizers import Tokenizer as Fast

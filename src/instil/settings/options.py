@@ -14,6 +14,16 @@ MAX_SEED = 2**31 - 1
 TrainOn = Literal["all", "response", "response_with_header"]
 
 
+class ModelOptions(BaseModel):
+    """What is made of a model before it is tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    resize: bool = Field(
+        False, description="give tokens that the model has no rows for rows of their own: the mean of the others"
+    )
+
+
 class DataOptions(BaseModel):
     """How rows become batches."""
 
@@ -299,6 +309,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    model: ModelOptions = Field(default_factory=ModelOptions)
     data: DataOptions = Field(default_factory=DataOptions)
     train: TrainOptions = Field(default_factory=TrainOptions)
     lora: LoraOptions = Field(default_factory=LoraOptions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import blank_decoder, load_decoder, open_model
+from instil.model.resize import grow_vocabulary
 from instil.settings.options import Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact
@@ -50,6 +52,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     spec = open_model(path).spec
     tokenizer = load_tokenizer(path)
     template = _template(path, settings)
+    new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
+    spec = replace(spec, vocab_size=spec.vocab_size + new)
     if template.name in TEMPLATES:
         options = settings.data.model_copy(update={"template": template.name})
         settings = settings.model_copy(update={"data": options})
@@ -72,6 +76,10 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         notes=[
             *source.notes,
             *tokenizer.notes,
+            *(
+                [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"]
+                * bool(new)
+            ),
             *_header_notes(template, settings),
             *idle(settings),
             *filter(None, [not_exact(settings)]),
@@ -88,6 +96,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         rows=rows,
         model_name=str(model),
         model_path=path,
+        spec=spec,
+        new_rows=new,
         max_length=max_length,
         preflight=preflight,
     )
@@ -131,6 +141,7 @@ def _header_notes(template: Template, settings: Settings) -> list[str]:
 def load(prepared: Prepared) -> Decoder:
     """The decoder with its weights."""
     decoder = load_decoder(prepared.model_path, device=device_for(prepared.settings.train.device))
+    grow_vocabulary(decoder, prepared.spec.vocab_size)
     if prepared.settings.train.untie_head:
         decoder.untie()
     return decoder

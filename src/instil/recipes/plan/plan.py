@@ -17,7 +17,7 @@ from instil.generate.slots import most_held
 from instil.machine import available_memory, machine_memory, memory_now
 from instil.model.fast.gemm import backend
 from instil.model.frozen import FrozenLinear
-from instil.model.load import blank_decoder, open_model
+from instil.model.load import blank_decoder
 from instil.model.lora import merge
 from instil.model.spec import DecoderSpec
 from instil.recipes.plan.forecast import Workload, looking_before, prompt_lengths, reference_lengths, workload
@@ -151,7 +151,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     work = workload(prepared, loader, evaluator_for(prepared, loader))
     seconds = {"prepare": time.perf_counter() - started}
 
-    spec = open_model(prepared.model_path).spec
+    spec = prepared.spec
     blank = blank_decoder(spec)
     if prepared.settings.train.untie_head:
         blank.untie()

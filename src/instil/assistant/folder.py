@@ -56,7 +56,7 @@ def export_folder(
         end, stops = stop_id(template, tokenizer), tokenizer.stop_ids
         save_decoder(decoder, unfinished, eos_id=end, stop_ids=stops, begin_ids=tokenizer.begin_ids)
         tokenizer.save(unfinished)
-        (unfinished / "chat_template.jinja").write_text(template.chat_template(tokenizer.begin), encoding="utf-8")
+        (unfinished / "chat_template.jinja").write_text(template.chat_template(tokenizer.begin_text), encoding="utf-8")
         (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
         found = differences(unfinished, tokenizer, template, rows)
         if folder.exists():

@@ -64,7 +64,7 @@ class Pipeline:
         self.fast = Fast.from_str(json.dumps({**state, "added_tokens": added, "post_processor": None}))
         self.fast.encode_special_tokens = True  # a user's "<|im_end|>" is text
         self._flags = {str(token["content"]): tuple(bool(token[flag]) for flag in FLAGS) for token in added}
-        self._reserved = frozenset(self.fast.token_to_id(name) for name in control)
+        self._reserved = frozenset(self.fast.token_to_id(name) for name in control) - {_unknown(state, self.fast)}
         self._places: dict[tuple[str, tuple[bool, ...]], tuple[str, int]] = {}
 
     def spans(self, parts: Sequence[tuple[str, bool]], ids: Sequence[int]) -> list[Span]:
@@ -140,6 +140,14 @@ class Pipeline:
             return self.fast.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"the tokenizer cannot spell {text[:40]!r}: {error}") from error
+
+
+def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:
+    """The id of what the vocabulary cannot spell, which is no mark, though it is called special."""
+    model = state["model"]
+    name = model.get("unk_token")
+    found: int | None = fast.token_to_id(name) if name else model.get("unk_id")
+    return found
 
 
 def _salt(text: str) -> str:

@@ -145,11 +145,11 @@ class Template:
             raise DataError(f"{where}: its text has hash {template.hash} but it says {stored.get('hash')}")
         return template
 
-    def chat_template(self, begin: Sequence[str] = ()) -> str:
+    def chat_template(self, begin: str = "") -> str:
         """The same prompt as a Jinja chat template for ``transformers``.
 
         Args:
-            begin: the tokens that every text begins with, which a chat template has to write by itself.
+            begin: what every text begins with, which a chat template has to write by itself.
 
         A system message is put before the user's text, separated by a blank line, because these forms
         have one slot for both. One turn is what the model was tuned on, so only the last user message
@@ -157,12 +157,17 @@ class Template:
         """
         form = _CONTROL.sub(lambda match: match.group(1), self.without_input)
         before, after = form.split("{instruction}")
-        first = "".join(begin)
-        before = before if before.startswith(first) else first + before
+        mark = begin.rstrip()
+        space = begin[len(mark) :]  # some vocabularies begin a text with one, unless it has one
+        first = "(system[0]['content'] if system else users[-1]['content'])"
+        joint = f"{{{{- '' if {first}.startswith({space!r}) else {space!r} -}}}}" if space and not before else ""
+        if not before.startswith(mark):
+            text = before and not self.without_input.startswith("{control:") and not before.startswith(space or "\0")
+            before = mark + (space if text else "") + before
         return (
             "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
             "{%- set system = messages | selectattr('role', 'equalto', 'system') | list -%}"
-            f"{{{{- {json.dumps(before)} -}}}}"
+            f"{{{{- {json.dumps(before)} -}}}}{joint}"
             "{%- if system -%}{{- system[0]['content'] + '\\n\\n' -}}{%- endif -%}"
             "{{- users[-1]['content'] -}}"
             f"{{{{- {json.dumps(after)} -}}}}"

@@ -41,6 +41,7 @@ class Tokenizer(Protocol):
     eos: str  # the end token by its name
     begin_ids: tuple[int, ...]  # what every text begins with: a beginning-of-sequence token, or nothing
     begin: tuple[str, ...]  # the same by their names
+    begin_text: str  # what a text has to begin with to have the same ids where nothing is put before it
     notes: tuple[str, ...]  # what is to be said of how its files were read
     vocab_size: int  # number of ids, control tokens included
     largest_id: int
@@ -113,13 +114,16 @@ class FastTokenizer:
         self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
         if after:  # texts that are gone on with have no end yet
             put_in_front(tokenizer, self.begin)
+        self.begin_text = _begin_text(tokenizer, self.begin, before)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._state: dict[str, Any] = json.loads(tokenizer.to_str())
         self.notes = (*notes, *_without_dropout(self._state))
         self._control = self._control_tokens(tokenizer, marks)
         for token in self._state["added_tokens"]:
-            token["special"] = token["special"] or token["content"] in self._control
+            if token["content"] in self._control:
+                token["special"] = True
+                token["normalized"] &= _normalized(tokenizer, token["content"]) == token["content"]
         self.exact = _is_exact(self._state)
         self._views: dict[frozenset[str], Pipeline] = {}
         self._tokenizer = self._view(frozenset()).fast
@@ -178,7 +182,9 @@ class FastTokenizer:
         missing = [
             {"id": self.control_id(name), "content": name, **flags, "special": True} for name in self._control - there
         ]
-        tokens = sorted([*state["added_tokens"], *missing], key=lambda token: int(token["id"]))
+        marks = {"special": True, "single_word": False}
+        kept = [{**token, **(marks if token["content"] in self._control else {})} for token in state["added_tokens"]]
+        tokens = sorted([*kept, *missing], key=lambda token: int(token["id"]))
         whole = json.dumps({**state, "added_tokens": tokens})
         text = Fast.from_str(whole).to_str(pretty=True)  # its own way of writing has no error for a full disk
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
@@ -249,6 +255,25 @@ class FastTokenizer:
         vocabulary = {token: index for index, token in enumerate(tokens)}
         control.setdefault(tokens[eos], eos)
         return cls(byte_level(vocabulary, merges, pre, control), tokens[eos])
+
+
+def _normalized(tokenizer: Any, text: str) -> str:
+    return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
+
+
+def _begin_text(tokenizer: Any, begin: Sequence[str], ids: Sequence[int]) -> str:
+    """The tokens in front as text; some vocabularies begin a text with a space, but not after such a token."""
+    whole = "".join(begin)
+    if not whole:
+        return ""
+    try:
+        wanted = [*ids, *tokenizer.encode("b", add_special_tokens=False).ids]
+        for space in ("", " "):
+            if list(tokenizer.encode(f"{whole}{space}b", add_special_tokens=False).ids) == wanted:
+                return whole + space
+    except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
+        pass
+    return whole
 
 
 def _valid(text: str) -> str:

@@ -32,9 +32,10 @@ CORPUS = [
     "  two spaces,\ttabs\r\nand new lines\n\n\nand an end. ЗДРАВСТВУЙТЕ, Ångström, ﬁne ½ ① İstanbul ß",
 ] * 3
 WORDS = [
-    "Name a colour.", "Red", " Paris", "write it in C#, please", "naïve café", "It's 1234", "漢字 🙂", "two  spaces", "x\ty",
-    "new\nline", "\n\nlead", "trail \n", "ÀÉ", "THE END", "e\u0301", "ﬁne ½", "<s>", "</s>", "<|im_end|>", "<|endoftext|>",
-    "[SEP]", "<think>a</think>", "ZZ", "a", " ", "#", "user\n", "<|im_start|>assistant", "\ufdd0n\ufdd1", "B" * 12,
+    "Name a colour.", "Red", " Paris", "write it in C#, please", "naïve café", "It's 1234", "漢字 🙂", "two  spaces",
+    "x\ty", "new\nline", "\n\nlead", "trail \n", "ÀÉ", "THE END", "e\u0301", "ﬁne ½", "<s>", "</s>", "<|im_end|>",
+    "<|endoftext|>", "[SEP]", "<think>a</think>", "ZZ", "a", " ", "#", "user\n", "<|im_start|>assistant",
+    "\ufdd0n\ufdd1", "B" * 12,
 ]  # fmt: skip
 MARKS = [
     "<|im_start|>",

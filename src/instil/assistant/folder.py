@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instil.data.chat_template import rendered, stored_template
-from instil.data.encoding import encode, encode_prompt, stop_id
+from instil.data.encoding import begin_text, encode, encode_prompt, stop_id
 from instil.data.templates import TEMPLATE_FILE, Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import ModelError, UserError
@@ -56,7 +56,9 @@ def export_folder(
         end, stops = stop_id(template, tokenizer), tokenizer.stop_ids
         save_decoder(decoder, unfinished, eos_id=end, stop_ids=stops, begin_ids=tokenizer.begin_ids)
         tokenizer.save(unfinished)
-        (unfinished / "chat_template.jinja").write_text(template.chat_template(tokenizer.begin_text), encoding="utf-8")
+        (unfinished / "chat_template.jinja").write_text(
+            template.chat_template(begin_text(template, tokenizer)), encoding="utf-8"
+        )
         (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
         found = differences(unfinished, tokenizer, template, rows)
         if folder.exists():

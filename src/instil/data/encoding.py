@@ -44,7 +44,7 @@ def encode(
         DataError: the header is to be trained, but the template has none.
         ModelError: the vocabulary lacks a control token of the template.
     """
-    pieces = template.pieces(example, train_on)
+    pieces = _marked(template.pieces(example, train_on), tokenizer)
     spans = _spans(pieces, tokenizer)
     begin = _begin(pieces, tokenizer)
     last_answer = max(number for number, piece in enumerate(pieces) if piece.answer)
@@ -54,6 +54,25 @@ def encode(
         prompt_length=len(begin) + len(_spans(pieces[:last_answer], tokenizer)),
         row=example.row,
     )
+
+
+def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
+    """The same, with the model's control tokens that the template's own text names as such."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if piece.form:
+            found += [Piece(text, control, piece.trained) for text, control in tokenizer.marks_in(piece.text)]
+        else:
+            found.append(piece)
+    return found
+
+
+def begin_text(template: Template, tokenizer: Tokenizer) -> str:
+    """What a chat template has to write before this template's prompt, so that it has the ids of training."""
+    pieces = _marked(template.prompt_pieces(Example("x")), tokenizer)
+    if not _begin(pieces, tokenizer):
+        return ""
+    return tokenizer.begin_text.rstrip() if pieces[0].control else tokenizer.begin_text
 
 
 def _spans(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Span]:
@@ -127,7 +146,7 @@ def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *,
 
     Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
     """
-    pieces = template.prompt_pieces(example, header=header)
+    pieces = _marked(template.prompt_pieces(example, header=header), tokenizer)
     return [*_begin(pieces, tokenizer), *(span.id for span in _spans(pieces, tokenizer))]
 
 

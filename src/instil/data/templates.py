@@ -32,13 +32,15 @@ class Piece:
     """A part of a row: plain text, or one control token, such as ``<|im_start|>``, never made from a user's text.
 
     ``trained`` says whether its ids are targets, and ``answer`` that it is what the model is to write: the text before
-    it has the ids that it has without it. An empty control token stands for the tokenizer's own end of text.
+    it has the ids that it has without it. ``form`` is text of the template's own, in which the names of a model's
+    control tokens are these. An empty control token stands for the tokenizer's own end of text.
     """
 
     text: str
     control: bool = False
     trained: bool = False
     answer: bool = False
+    form: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +163,7 @@ class Template:
         space = begin[len(mark) :]  # some vocabularies begin a text with one, unless it has one
         first = "(system[0]['content'] if system else users[-1]['content'])"
         joint = f"{{{{- '' if {first}.startswith({space!r}) else {space!r} -}}}}" if space and not before else ""
-        if not before.startswith(mark):
-            text = before and not self.without_input.startswith("{control:") and not before.startswith(space or "\0")
-            before = mark + (space if text else "") + before
+        before = mark + (space if before and not before.startswith(space or "\0") else "") + before
         return (
             "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
             "{%- set system = messages | selectattr('role', 'equalto', 'system') | list -%}"
@@ -180,9 +180,10 @@ def _filled(form: str, values: Mapping[str, str], *, trained: bool = False) -> l
     for index, part in enumerate(_CONTROL.split(form)):
         if index % 2:
             pieces.append(Piece(part, control=True, trained=trained))
-        elif part:
-            text = _SLOT.sub(lambda slot: values[slot.group(1)], part)
-            pieces.append(Piece(text, trained=trained))
+            continue
+        for number, text in enumerate(_SLOT.split(part)):
+            filled = Piece(values[text], trained=trained) if number % 2 else Piece(text, trained=trained, form=True)
+            pieces += [filled] if filled.text else []
     return pieces
 
 

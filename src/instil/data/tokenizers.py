@@ -59,6 +59,9 @@ class Tokenizer(Protocol):
             ModelError: the vocabulary has no such token.
         """
 
+    def marks_in(self, text: str) -> list[tuple[str, bool]]:
+        """A template's text cut into plain text and the names of control tokens (True)."""
+
     def beyond(self, size: int) -> list[str]:
         """Ordinary tokens with ids of ``size`` or more, which no table of so many rows can hold."""
 
@@ -120,6 +123,8 @@ class FastTokenizer:
         self._state: dict[str, Any] = json.loads(tokenizer.to_str())
         self.notes = (*notes, *_without_dropout(self._state))
         self._control = self._control_tokens(tokenizer, marks)
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._marks = re.compile("(" + "|".join(re.escape(name) for name in longest_first) + ")")
         for token in self._state["added_tokens"]:
             if token["content"] in self._control:
                 token["special"] = True
@@ -168,6 +173,10 @@ class FastTokenizer:
 
     def token(self, index: int) -> str:
         return str(self._tokenizer.id_to_token(index))
+
+    def marks_in(self, text: str) -> list[tuple[str, bool]]:
+        parts = self._marks.split(text) if self._control else [text]
+        return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
 
     def beyond(self, size: int) -> list[str]:
         outside = [token for token, index in self._ids.items() if index >= size and token not in self._control]

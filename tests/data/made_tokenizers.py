@@ -100,7 +100,7 @@ def make(folder: Path, seed: int) -> Made:
     chosen = _pipeline(fast, kind, draw)
     drawn |= chosen
     eos = draw.choice(["</s>", "<|endoftext|>", "<|im_end|>", "END"])
-    bos = draw.choice(["<s>", eos])
+    bos = draw.choice(["<s>", eos if eos != "END" else "<s>"])
     tokens = [AddedToken(eos, special=draw.random() < 0.8 or eos == "END", normalized=False)]
     tokens += [AddedToken(bos, special=True, normalized=False)] * (bos != eos)
     for mark in draw.sample(MARKS, draw.randint(0, 6)):

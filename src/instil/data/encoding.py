@@ -68,11 +68,19 @@ def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
 
 
 def begin_text(template: Template, tokenizer: Tokenizer) -> str:
-    """What a chat template has to write before this template's prompt, so that it has the ids of training."""
+    """What a chat template has to write before this template's prompt, so that it has the ids of training.
+
+    Some vocabularies begin a text with a space, but not where a token stands before it.
+    """
     pieces = _marked(template.prompt_pieces(Example("x")), tokenizer)
     if not _begin(pieces, tokenizer):
         return ""
-    return tokenizer.begin_text.rstrip() if pieces[0].control else tokenizer.begin_text
+    wanted = encode_prompt(Example("x"), template, tokenizer)
+    begin = [(name, True) for name in tokenizer.begin]
+    for space in ("", " "):
+        if [span.id for span in tokenizer.spans([*begin, (space, False), *_parts(pieces)])] == wanted:
+            return "".join(tokenizer.begin) + space
+    return "".join(tokenizer.begin)
 
 
 def _spans(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Span]:

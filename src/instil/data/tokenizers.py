@@ -41,7 +41,6 @@ class Tokenizer(Protocol):
     eos: str  # the end token by its name
     begin_ids: tuple[int, ...]  # what every text begins with: a beginning-of-sequence token, or nothing
     begin: tuple[str, ...]  # the same by their names
-    begin_text: str  # what a text has to begin with to have the same ids where nothing is put before it
     notes: tuple[str, ...]  # what is to be said of how its files were read
     vocab_size: int  # number of ids, control tokens included
     largest_id: int
@@ -117,7 +116,6 @@ class FastTokenizer:
         self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
         if after:  # texts that are gone on with have no end yet
             put_in_front(tokenizer, self.begin)
-        self.begin_text = _begin_text(tokenizer, self.begin, before)
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._state: dict[str, Any] = json.loads(tokenizer.to_str())
@@ -268,21 +266,6 @@ class FastTokenizer:
 
 def _normalized(tokenizer: Any, text: str) -> str:
     return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
-
-
-def _begin_text(tokenizer: Any, begin: Sequence[str], ids: Sequence[int]) -> str:
-    """The tokens in front as text; some vocabularies begin a text with a space, but not after such a token."""
-    whole = "".join(begin)
-    if not whole:
-        return ""
-    try:
-        wanted = [*ids, *tokenizer.encode("b", add_special_tokens=False).ids]
-        for space in ("", " "):
-            if list(tokenizer.encode(f"{whole}{space}b", add_special_tokens=False).ids) == wanted:
-                return whole + space
-    except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
-        pass
-    return whole
 
 
 def _valid(text: str) -> str:

@@ -51,6 +51,11 @@ SPECS = {
         family="qwen3", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
         norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm=True, attention_bias=True,
     ),
+    "lfm2": DecoderSpec(  # convolutions longer than some rows, stems and prefixes, and one of a token alone
+        family="lfm2", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm=True, convolutions=(4, None, 3),
+        convolution_bias=True,
+    ),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from instil.model.attention import Pattern, pattern_for
 from instil.model.cache import Cache, Part
+from instil.model.fast.convolution import gated_convolution
 from instil.model.fast.fused import gated, rms_norm
 from instil.model.fast.gemm import Linear
 from instil.model.fast.recompute import Activation, checkpointed, recomputed
@@ -63,6 +64,33 @@ class Attention(nn.Module):
         return self.out(out_ND if wanted_U is None else out_ND[wanted_U])  # type: ignore[no-any-return]
 
 
+class ShortConvolution(nn.Module):
+    """A gated convolution over the last few tokens, in place of attention (LFM2: Liquid AI, 2025, arXiv 2511.23404).
+
+    Of each token the first matrix makes two gates and what is convolved between them, all as wide as the model;
+    ``weight`` [D, L] has for each channel the weights of as many tokens, the farthest first.
+    """
+
+    def __init__(self, spec: DecoderSpec, layer: int, length: int) -> None:
+        super().__init__()
+        self.layer, self.reach = layer, length - 1
+        self.in_proj = Linear(spec.width, 3 * spec.width, bias=spec.convolution_bias)
+        self.weight = nn.Parameter(torch.zeros(spec.width, length))
+        self.bias = nn.Parameter(torch.zeros(spec.width)) if spec.convolution_bias else None
+        self.out = Linear(spec.width, spec.width, bias=spec.convolution_bias)
+
+    def forward(self, x_ND: Activation, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None) -> Tensor:
+        del rope  # a convolution knows distances by itself
+        found = recomputed(functools.partial(self._mixed, attend, wanted_U), self.in_proj(x_ND))
+        return self.out(found)  # type: ignore[no-any-return]
+
+    def _mixed(self, attend: Pattern, wanted_U: Tensor | None, bcx: Tensor) -> Tensor:
+        found_ND = gated_convolution(
+            bcx, self.weight, self.bias, lambda inputs_ND: attend.preceding(self.layer, inputs_ND, self.reach)
+        )
+        return found_ND if wanted_U is None else found_ND[wanted_U]
+
+
 class GeluMLP(nn.Module):
     """GPT-2's two matrices with the tanh form of GELU (Hendrycks and Gimpel, 2016)."""
 
@@ -89,19 +117,26 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to the stream; in Gemma before another norm, too."""
+    """Attention and MLP, each after a norm and added to the stream; in Gemma before another norm, too.
+
+    In place of attention there may be a convolution.
+    """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.norm1 = _norm(spec, spec.width)
-        self.attention = Attention(spec, layer)
+        length = spec.convolution_of(layer)
+        self.attention = Attention(spec, layer) if length is None else None
+        self.convolution = None if length is None else ShortConvolution(spec, layer, length)
         self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
         self.norm2 = _norm(spec, spec.width)
         self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
         self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None = None) -> Tensor:
-        attended_ND = self.attention(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
+        mix = self.convolution if self.attention is None else self.attention
+        assert mix is not None
+        attended_ND = mix(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
         x_ND = (x_ND if wanted_U is None else x_ND[wanted_U]) + self.post_norm1(attended_ND)
         return x_ND + self.post_norm2(self.mlp(recomputed(self.norm2, x_ND)))  # type: ignore[no-any-return]
 

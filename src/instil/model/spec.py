@@ -41,6 +41,9 @@ class DecoderSpec:
     Layers with a window turn by ``window_rope_theta`` unscaled, where that is given, the others by
     ``rope_theta`` and ``rope_scaling``.
 
+    ``convolutions`` holds for each layer the length of the gated convolution that it has in place of attention, None
+    where it has attention (empty: None everywhere; LFM2), and ``convolution_bias`` gives its three matrices a bias.
+
     ``scaled_embedding`` multiplies the embedding by the root of the width, and ``post_norms`` puts a norm
     after attention and MLP as well as before (Gemma 3).
     """
@@ -61,6 +64,8 @@ class DecoderSpec:
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     windows: tuple[int | None, ...] = ()
+    convolutions: tuple[int | None, ...] = ()
+    convolution_bias: bool = False
     window_rope_theta: float | None = None
     score_width: int | None = None
     qk_norm: bool = False
@@ -79,7 +84,7 @@ class DecoderSpec:
             number = getattr(self, name)
             if type(number) not in (int, float) or not 0 < number < 1e12:
                 raise ValueError(f"{name} is {number!r}; wanted a number above zero")
-        for name in ("attention_bias", "mlp_bias", "tied"):
+        for name in ("attention_bias", "convolution_bias", "mlp_bias", "tied"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; wanted true or false")
         if self.heads % self.kv_heads:
@@ -88,14 +93,20 @@ class DecoderSpec:
             raise ValueError(f"rope turns pairs; a head width of {self.head_width} is odd")
         if self.positions == "learned" and self.qk_norm:
             raise ValueError("queries and keys are given a norm only where rope turns them")
-        if len(self.windows) not in (0, self.layers):
-            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
-        if any(window is not None and (type(window) is not int or window < 1) for window in self.windows):
-            raise ValueError(f"windows are {self.windows!r}; wanted whole numbers above zero, or None")
+        for name in ("windows", "convolutions"):
+            values = getattr(self, name)
+            if len(values) not in (0, self.layers):
+                raise ValueError(f"{len(values)} {name} for {self.layers} layers")
+            if any(value is not None and (type(value) is not int or value < 1) for value in values):
+                raise ValueError(f"{name} are {values!r}; wanted whole numbers above zero, or None")
 
     def window_of(self, layer: int) -> int | None:
         """How many tokens a token of this layer sees, itself included; None is all before it."""
         return self.windows[layer] if self.windows else None
+
+    def convolution_of(self, layer: int) -> int | None:
+        """How many tokens this layer convolves, the last being its own; None where it has attention."""
+        return self.convolutions[layer] if self.convolutions else None
 
     def rope_of(self, window: int | None) -> tuple[float, RopeScaling | None]:
         """Base and scaling of the angles in layers with this window."""

@@ -22,6 +22,15 @@ GEMMA3 = {
     **QWEN3, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+LFM2 = {
+    "model.embed_tokens": "token_embd", "model.embedding_norm": "token_embd_norm", "lm_head": "output",
+    "operator_norm": "attn_norm", "ffn_norm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm", "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+}  # fmt: skip
 GPT2 = {
     "transformer.wte": "token_embd", "transformer.wpe": "position_embd", "transformer.ln_f": "output_norm",
     "lm_head": "output", "ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv",
@@ -48,19 +57,24 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
     config = model.config
     family = config.model_type.removesuffix("_text")
     writer = gguf.GGUFWriter(str(path), family)
-    table = {"llama": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3, "gpt2": GPT2}[family]
+    table = {"llama": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3, "gpt2": GPT2, "lfm2": LFM2}[family]
     if family != "gpt2":
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
         writer.add_block_count(config.num_hidden_layers)
-        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_feed_forward_length(_mlp_width(model))
         writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(config.num_key_value_heads)
+        if family == "lfm2":
+            counts = [0 if kind == "conv" else config.num_key_value_heads for kind in config.layer_types]
+            writer.add_head_count_kv(counts)
+            writer.add_shortconv_l_cache(config.conv_L_cache)
+        else:
+            writer.add_head_count_kv(config.num_key_value_heads)
         writer.add_key_length(config.head_dim)
         writer.add_rope_dimension_count(config.head_dim)
         rope = config.rope_parameters
         writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_layer_norm_rms_eps(config.norm_eps if family == "lfm2" else config.rms_norm_eps)
         if family == "gemma3":
             _add_windows(writer, config)
     else:
@@ -87,6 +101,8 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
             value = pairs_from_halves(value, config.num_key_value_heads)
         if family == "gemma3" and name.endswith("norm.weight"):
             value = value + 1
+        if name.endswith("conv.conv.weight"):
+            value = value.squeeze(1)
         if family == "gpt2" and value.dim() == 2 and not ours.endswith("embd"):
             value = value.T if "c_" in stem else value
         array = np.ascontiguousarray(value.numpy())
@@ -104,6 +120,12 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
     writer.write_tensors_to_file()
     writer.close()
     return stored
+
+
+def _mlp_width(model: Any) -> int:
+    """What the MLP has, which in LFM2 is not what the configuration says."""
+    layer = model.model.layers[0]
+    return int(layer.feed_forward.w1.out_features) if hasattr(layer, "feed_forward") else model.config.intermediate_size
 
 
 def _add_windows(writer: gguf.GGUFWriter, config: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from instil.model.families.family import Family
 from instil.model.families.gemma3 import GEMMA3
 from instil.model.families.gpt2 import GPT2
+from instil.model.families.lfm2 import LFM2
 from instil.model.families.llama import LLAMA
 from instil.model.families.qwen3 import QWEN3
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, LLAMA, GEMMA3, QWEN3)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (GPT2, LLAMA, GEMMA3, QWEN3, LFM2)}

@@ -20,13 +20,15 @@ class Stored:
 
     ``transposed`` marks GPT-2's Conv1D, which keeps [in, out]; ``paired_heads`` names, for each tensor,
     whether its rows are in the order of neighbouring rotary pairs (Llama in GGUF). ``one_added`` marks the
-    norms of Gemma in GGUF, which hold the scale itself and not how far it is from one.
+    norms of Gemma in GGUF, which hold the scale itself and not how far it is from one. ``by_channel`` marks the
+    Conv1d of transformers that has a group for each channel, and keeps [channels, 1, taps].
     """
 
     names: tuple[str, ...]
     transposed: bool = False
     paired_heads: tuple[bool, ...] = ()
     one_added: bool = False
+    by_channel: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

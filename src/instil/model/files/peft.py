@@ -256,8 +256,7 @@ def _hub_layers(decoder: Decoder) -> list[tuple[nn.Module, str, Any, list[tuple[
     family = FAMILIES[decoder.spec.family]
     found: list[tuple[nn.Module, str, Any, list[tuple[str, slice]]]] = []
     for number, block in enumerate(decoder.blocks):
-        for room in ("attention", "mlp"):
-            owner = getattr(block, room)
+        for room, owner in block.named_children():
             for leaf, layer in list(owner.named_children()):
                 stored = family.hub.get(f"blocks.{{i}}.{room}.{leaf}.weight")
                 if stored is None or not hasattr(layer, "out_features"):

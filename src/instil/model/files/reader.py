@@ -107,6 +107,8 @@ def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
         raise ModelError(f"{reader.path}: tensor {source} is stored as {part.dtype}; wanted floating point")
     if stored.transposed and part.dim() == 2:
         part = part.T
+    if stored.by_channel and part.dim() == 3 and part.shape[1] == 1:
+        part = part.squeeze(1)
     if stored.paired_heads and stored.paired_heads[index]:
         part = halves_from_pairs(part, reader.spec.head_width)
     return part - 1 if stored.one_added else part
@@ -161,4 +163,5 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
         if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
             rows = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
         for source, part in zip(names, torch.split(value.detach(), rows), strict=True):
-            yield source, part.T if stored.transposed and part.dim() == 2 else part
+            shaped = part.unsqueeze(1) if stored.by_channel else part
+            yield source, shaped.T if stored.transposed and part.dim() == 2 else shaped

@@ -16,6 +16,11 @@ _THETA = 1_000_000.0
 _CONVOLVES, _ATTENDS = "conv", "full_attention"
 
 
+def _given(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of a key, or the default where it is missing or null."""
+    return default if config.get(key) is None else config[key]
+
+
 class _Rope(Rope):
     """As of other families, with another base where none is given."""
 
@@ -57,7 +62,7 @@ class _Layers(Row):
                 f"config.json of a lfm2 model has layers of the kinds {strange} in layer_types, which is not "
                 "implemented here"
             )
-        length = config.get("conv_L_cache", 3)
+        length = _given(config, "conv_L_cache", 3)
         return {
             "convolutions": tuple(length if kind == _CONVOLVES else None for kind in kinds),
             "kv_heads": config["num_key_value_heads"],
@@ -108,11 +113,11 @@ class _MlpWidth(Row):
 
     def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
         width = config["intermediate_size"] if config.get("block_ff_dim") is None else config["block_ff_dim"]
-        if config.get("block_auto_adjust_ff_dim", True):
+        if _given(config, "block_auto_adjust_ff_dim", True):
             width = int(2 * width / 3)
             factor = config.get("block_ffn_dim_multiplier", 1.0)
             if factor is not None:
-                multiple = config.get("block_multiple_of", 256)
+                multiple = _given(config, "block_multiple_of", 256)
                 width = -(-int(factor * width) // multiple) * multiple
         return {"mlp_width": width}
 
@@ -136,8 +141,7 @@ class _Tied(Row):
     understood: Mapping[str, tuple[Any, ...]] = {"tie_embedding": (), "tie_word_embeddings": ()}
 
     def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
-        newer = config.get("tie_word_embeddings", True)
-        return {"tied": config.get("tie_embedding", newer)}
+        return {"tied": _given(config, "tie_embedding", _given(config, "tie_word_embeddings", True))}
 
     def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
         return {"tie_word_embeddings": spec.tied, "tie_embedding": spec.tied}
@@ -225,7 +229,7 @@ LFM2 = Family(
         Key("norm_eps", Default("norm_eps", 1e-5), "attention.layer_norm_rms_epsilon"),
         _Rope("lfm2", Default("rope.freq_base", 10_000.0)),
         _Layers(),
-        Key("convolution_bias", Default("conv_bias", False), _convolution_bias),
+        Key("convolution_bias", Default("conv_bias", False, blank=True), _convolution_bias),
         Fixed("block_use_swiglu", None, True),
         Fixed("use_pos_enc", None, True),
         _FirstValues(),

@@ -1,7 +1,8 @@
 """Which token sees which: the one place that knows how the flat tokens of a batch form sequences.
 
 Everything else in the decoder works on flat [N, ...] tensors. A pattern takes the queries, keys and
-values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern.
+values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern. To a layer that
+convolves instead it says which tokens come right before which (`instil.model.preceding`).
 Where query heads share key/value heads (grouped-query attention, Ainslie et al. 2023) torch's kernel
 reads the shared ones in place, which is far cheaper than repeating a long cache.
 
@@ -126,6 +127,7 @@ class _Continued:
         # A row's padding looks at what its last token sees, so that no query is without a key.
         self.at_RT = at_RT.minimum((starts_R + lengths_R - 1)[:, None]).to(device)
         self.first = int(starts_R.min())
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int | None, tuple[int, Tensor | None]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None) -> Tensor:
@@ -145,9 +147,11 @@ class _Continued:
     def preceding(self, layer: int, x_ND: Tensor, reach: int) -> Tensor:
         """Keep the inputs of the new tokens; the last ``reach`` before them of each row, nearest first."""
         self.cache.write_inputs(layer, self.rows_N, self.positions_N, x_ND)
-        rows = torch.tensor(self.rows, device=x_ND.device).repeat_interleave(reach)
-        positions = torch.tensor(self.starts)[:, None] - 1 - torch.arange(reach)
-        return self.cache.read_inputs(layer, rows, positions.clamp(min=0).flatten().to(x_ND.device))
+        if reach not in self.held:  # of the same rows and positions in every layer
+            rows = torch.tensor(self.rows).repeat_interleave(reach)
+            positions = torch.tensor(self.starts)[:, None] - 1 - torch.arange(reach)
+            self.held[reach] = rows.to(x_ND.device), positions.clamp(min=0).flatten().to(x_ND.device)
+        return self.cache.read_inputs(layer, *self.held[reach])
 
     def _mask(self, window: int | None) -> tuple[int, Tensor | None]:
         """The first position that any token sees, and which token sees which from there on, [R, 1, T, S]."""

@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 CONV, FULL = "conv", "full_attention"
 LONG = DecoderSpec(  # no attention between them, so that a wrong neighbour is seen at once; one sees a token alone
     family="lfm2", vocab_size=17, width=6, layers=3, heads=2, kv_heads=1, head_width=4, mlp_width=8, context=32,
-    norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm=True, convolutions=(5, 1, 3),
+    norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", convolutions=(5, 1, 3),
 )  # fmt: skip
 
 
@@ -449,7 +449,7 @@ def test_a_gguf_says_which_layers_convolve_by_their_heads(kinds: list[str], tmp_
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("lfm2.rope.scaling.type", "yarn", "'yarn'"),
+        ("lfm2.rope.dimension_count", 4, "rope over 4 of 8 dimensions"),
         ("lfm2.attention.sliding_window", 4, "a window of 4 tokens"),
         ("lfm2.attention.head_count_kv", [0, 2, 1, 0], r"unlike numbers of key/value heads, \[1, 2\]"),
         ("lfm2.attention.head_count_kv", [0, 2], "2 convolutions for 4 layers"),

@@ -242,4 +242,4 @@ def test_a_spec_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="1 windows for 2 layers"):
         DecoderSpec(**sizes, positions="rope", windows=(3,))
     with pytest.raises(ValueError, match="only where rope turns them"):
-        DecoderSpec(**sizes, positions="learned", qk_norm=True)
+        DecoderSpec(**sizes, positions="learned", qk_norm="head")

@@ -44,16 +44,31 @@ SPECS = {
     "gemma3": DecoderSpec(  # windows are shorter than the texts
         family="gemma3", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
         norm="rms_offset", norm_eps=1e-5, mlp="geglu", positions="rope", windows=(3, None, 4), window_rope_theta=10.0,
-        rope_scaling=RopeScaling(kind="linear", factor=2.0), score_width=5, qk_norm=True, post_norms=True,
-        scaled_embedding=True,
+        rope_scaling=RopeScaling(kind="linear", factor=2.0), attention_multiplier=5**-0.5, qk_norm="head",
+        post_norms=True, embedding_multiplier=12**0.5,
     ),
     "qwen3": DecoderSpec(
         family="qwen3", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
-        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm=True, attention_bias=True,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", attention_bias=True,
+    ),
+    "gemma2": DecoderSpec(  # caps that scores and logits come near to
+        family="gemma2", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms_offset", norm_eps=1e-5, mlp="geglu", positions="rope", windows=(3, None), attention_multiplier=0.4,
+        attention_softcap=2.0, post_norms=True, embedding_multiplier=12**0.5, logits_softcap=3.0,
+    ),
+    "granite": DecoderSpec(
+        family="granite", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20,
+        context=16, norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", attention_multiplier=0.3,
+        embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=1.3,
+    ),
+    "olmo3": DecoderSpec(
+        family="olmo3", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", windows=(3, None), window_rope_theta=9.0,
+        qk_norm="all", pre_norms=False, post_norms=True, tied=False,
     ),
     "lfm2": DecoderSpec(  # convolutions longer than some rows, stems and prefixes, and one of a token alone
         family="lfm2", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
-        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm=True, convolutions=(4, None, 3),
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", convolutions=(4, None, 3),
         convolution_bias=True,
     ),
 }  # fmt: skip

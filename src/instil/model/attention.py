@@ -14,27 +14,35 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.cache import Part
+from instil.model.fast.capped import capped_attention
 from instil.model.preceding import NOTHING, Runs, Steps, last
 from instil.records import Batch, Forked, Grid, Shared
+
+
+class Scores(NamedTuple):
+    """What becomes of a query's product with a key: times ``scale`` (None: one over the root of the head width),
+    then kept below ``cap`` in magnitude by a tanh (None: it is not)."""
+
+    scale: float | None = None
+    cap: float | None = None
 
 
 class Pattern(Protocol):
     """Attention of one layer over all tokens of a batch."""
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         """Output of the heads, [N, H, W].
 
-        A token sees the last ``window`` tokens of its sequence, itself included (None: all of them), and
-        scores are multiplied by ``scale`` (None: one over the root of the head width).
+        A token sees the last ``window`` tokens of its sequence, itself included (None: all of them).
         """
 
     def preceding(self, layer: int, x_ND: Tensor, reach: int) -> tuple[Tensor, Steps]:
@@ -56,17 +64,16 @@ class PaddedGrid(Runs):
         self.bands_TT: dict[int, Tensor] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
         q, k, v = (_rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
         if window is None or window >= self.length:
-            return _flat(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True))
+            return _flat(_attend(q, k, v, None, scores))
         if window not in self.bands_TT:
             at_T = torch.arange(self.length, device=q.device)
             self.bands_TT[window] = _visible(at_T, at_T, window)
-        mask_TT = self.bands_TT[window]
-        return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale, enable_gqa=True))
+        return _flat(_attend(q, k, v, self.bands_TT[window], scores))
 
     def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
         return [self.length] * self.rows, [last(reach)] * self.rows
@@ -86,10 +93,10 @@ class Continued(Runs):
         self.sizes = [part.tokens for part in parts]
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         pieces = zip(self.parts, *(torch.split(x, self.sizes) for x in (q_NHW, k_NKW, v_NKW)), strict=True)
-        done = [part(layer, q, k, v, window, scale) for part, q, k, v in pieces]
+        done = [part(layer, q, k, v, window, scores) for part, q, k, v in pieces]
         return done[0] if len(done) == 1 else torch.cat(done)
 
     def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
@@ -130,7 +137,7 @@ class _Continued:
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int | None, tuple[int, Tensor | None]] = {}
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scores: Scores) -> Tensor:
         self.cache.write(layer, self.rows_N, self.positions_N, k, v)
         k, v = self.cache.read(layer, self.rows, self.used)
         if window not in self.masks:
@@ -141,7 +148,7 @@ class _Continued:
             grid = q.new_zeros(len(self.rows) * self.longest, *q.shape[1:])
             q = grid.index_copy(0, self.slots_N, q)
         q = _rows_first(q, len(self.rows), self.longest)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_R1TS, scale=scale, enable_gqa=True)
+        out = _attend(q, k, v, mask_R1TS, scores, causal=False)
         return _flat(out) if self.even else _flat(out).index_select(0, self.slots_N)
 
     def preceding(self, layer: int, x_ND: Tensor, reach: int) -> Tensor:
@@ -179,7 +186,7 @@ class SharedPrefix(Runs):
         self.masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
         if window not in self.masks:
@@ -187,14 +194,14 @@ class SharedPrefix(Runs):
         in_prefix, in_rows = self.masks[window]
         q, k, v = (self.own(x) for x in (q_NHW, k_NKW, v_NKW))
         if not self.prefix:
-            return self._back(_attend(q, k, v, in_rows, scale))
+            return self._back(_attend(q, k, v, in_rows, scores))
         prefix = slice(None, self.prefix)
         before_q, before_k, before_v = (x[prefix].transpose(0, 1)[None] for x in (q_NHW, k_NKW, v_NKW))
         k, v = (
             torch.cat([before.expand(self.rows, -1, -1, -1), own], 2) for before, own in ((before_k, k), (before_v, v))
         )
-        own_NHW = self._back(_attend(q, k, v, in_rows, scale))
-        return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scale)), own_NHW])
+        own_NHW = self._back(_attend(q, k, v, in_rows, scores))
+        return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scores)), own_NHW])
 
     def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
         return [self.prefix, *self.lengths], [last(reach), *[last(reach, range(self.prefix))] * self.rows]
@@ -251,15 +258,15 @@ class Forks(Runs):
         self.masks: dict[int | None, Tensor] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         trunk, branches = slice(None, self.before), slice(self.before, None)
-        trunk_NHW = self.trunk(layer, q_NHW[trunk], k_NKW[trunk], v_NKW[trunk], window, scale)
+        trunk_NHW = self.trunk(layer, q_NHW[trunk], k_NKW[trunk], v_NKW[trunk], window, scores)
         if window not in self.masks:
             self.masks[window] = _visible(self.at_BL, self.keys_BS[:, None], window)[:, None]
         q = self._grid(q_NHW[branches])
         k, v = (self._with_trunk(x_NKW) for x_NKW in (k_NKW, v_NKW))
-        out = _flat(_attend(q, k, v, self.masks[window], scale)).index_select(0, self.slots_N)
+        out = _flat(_attend(q, k, v, self.masks[window], scores)).index_select(0, self.slots_N)
         return torch.cat([trunk_NHW, out])
 
     def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
@@ -302,9 +309,16 @@ def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, *, causal: bool | None = None
+) -> Tensor:
+    """Attention of tokens side by side, [B, H, T, W]; causal where there is no mask, unless told otherwise."""
+    causal = mask is None if causal is None else causal
+    scale, cap = scores
+    if cap is not None:
+        return capped_attention(q, k, v, mask, scale, cap, causal=causal)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 

@@ -12,32 +12,12 @@ from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row,
 from instil.model.families.rotary import HUB, UNUSED, Rope, gguf_table, width_per_head
 from instil.model.spec import DecoderSpec
 
-_THETA = 1_000_000.0
 _CONVOLVES, _ATTENDS = "conv", "full_attention"
 
 
 def _given(config: Mapping[str, Any], key: str, default: Any) -> Any:
     """The value of a key, or the default where it is missing or null."""
     return default if config.get(key) is None else config[key]
-
-
-class _Rope(Rope):
-    """As of other families, with another base where none is given."""
-
-    def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
-        return super().from_config({**config, "rope_theta": config.get("rope_theta") or _THETA}, known)
-
-    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
-        head_width = known["head_width"]
-        turned = header.get("rope.dimension_count", head_width)
-        scaling = header.get("rope.scaling.type", "none")
-        window = header.get("attention.sliding_window", 0)
-        if turned != head_width or scaling != "none" or window:
-            raise ModelError(
-                f"a lfm2 GGUF with rope over {turned} of {head_width} dimensions, rope scaling {scaling!r} and a "
-                f"window of {window} tokens is not implemented here"
-            )
-        return super().from_gguf(header, known)
 
 
 class _Layers(Row):
@@ -84,6 +64,8 @@ class _Layers(Row):
         }
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
+        if window := header.get("attention.sliding_window", 0):
+            raise ModelError(f"a lfm2 GGUF with a window of {window} tokens is not implemented here")
         counts = header["attention.head_count_kv"]
         counts = counts if isinstance(counts, list) else [counts] * known["layers"]
         different = set(counts) - {0}
@@ -212,7 +194,7 @@ LFM2 = Family(
     name="lfm2",
     model_type="lfm2",
     architecture="Lfm2ForCausalLM",
-    spec=partial(DecoderSpec, family="lfm2", norm="rms", mlp="swiglu", positions="rope", qk_norm=True),
+    spec=partial(DecoderSpec, family="lfm2", norm="rms", mlp="swiglu", positions="rope", qk_norm="head"),
     keys=(
         _Twice(),
         Key("vocab_size", "vocab_size", vocabulary),
@@ -227,7 +209,7 @@ LFM2 = Family(
         _MlpWidth(),
         Key("context", "max_position_embeddings", "context_length"),
         Key("norm_eps", Default("norm_eps", 1e-5), "attention.layer_norm_rms_epsilon"),
-        _Rope("lfm2", Default("rope.freq_base", 10_000.0)),
+        Rope("lfm2", Default("rope.freq_base", 10_000.0), theta=1_000_000.0),
         _Layers(),
         Key("convolution_bias", Default("conv_bias", False, blank=True), _convolution_bias),
         Fixed("block_use_swiglu", None, True),

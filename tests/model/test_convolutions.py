@@ -325,7 +325,7 @@ HUB = {  # LiquidAI/LFM2-1.2B, in small
     "block_mlp_init_scale": 1.0, "block_multiple_of": 8, "block_norm_eps": 1e-5, "block_out_init_scale": 1.0,
     "block_use_swiglu": True, "block_use_xavier_init": True, "conv_L_cache": 3, "conv_bias": False, "conv_dim": 24,
     "conv_dim_out": 24, "conv_use_xavier_init": True, "full_attn_idxs": [1, 3], "num_heads": 6,
-    "rope_theta": 1000000.0, "tie_embedding": True, "theta": None, "use_pos_enc": True,
+    "rope_theta": 1000000.0, "tie_embedding": True, "theta": 1000000.0, "use_pos_enc": True,
 }  # fmt: skip
 THE_HUBS = ("rope_parameters", "layer_types", "intermediate_size", "tie_word_embeddings", "head_dim")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Rope, gguf_table, width_per_head
+from instil.model.families.keys import Default, Fields, Fixed, Header, Ignored, Key, Row, tied, vocabulary
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, width_per_head
 from instil.model.spec import DecoderSpec
 
 _CONVOLVES, _ATTENDS = "conv", "full_attention"
@@ -39,7 +39,7 @@ class _Layers(Row):
             kinds = [_ATTENDS if attending is None or layer in attending else _CONVOLVES for layer in every]
         if strange := sorted(set(kinds) - {_CONVOLVES, _ATTENDS}):
             raise ModelError(
-                f"config.json of a lfm2 model has layers of the kinds {strange} in layer_types, which is not "
+                f"config.json of an lfm2 model has layers of the kinds {strange} in layer_types, which is not "
                 "implemented here"
             )
         length = _given(config, "conv_L_cache", 3)
@@ -53,7 +53,7 @@ class _Layers(Row):
         different = {length for length in lengths if length is not None}
         if len(different) > 1:
             raise ModelError(
-                f"config.json of a lfm2 model has room for convolutions of one length, and this model has "
+                f"config.json of an lfm2 model has room for convolutions of one length, and this model has "
                 f"{sorted(different)}"
             )
         return {
@@ -65,13 +65,13 @@ class _Layers(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         if window := header.get("attention.sliding_window", 0):
-            raise ModelError(f"a lfm2 GGUF with a window of {window} tokens is not implemented here")
+            raise ModelError(f"an lfm2 GGUF with a window of {window} tokens is not implemented here")
         counts = header["attention.head_count_kv"]
         counts = counts if isinstance(counts, list) else [counts] * known["layers"]
         different = set(counts) - {0}
         if len(different) > 1:
             raise ModelError(
-                f"a lfm2 GGUF with unlike numbers of key/value heads, {sorted(different)}, is not implemented here"
+                f"an lfm2 GGUF with unlike numbers of key/value heads, {sorted(different)}, is not implemented here"
             )
         length = header["shortconv.l_cache"]
         return {
@@ -145,7 +145,7 @@ class _Twice(Row):
         for key, size in self._SAME.items():
             if config.get(key) not in (None, config[size]):
                 raise ModelError(
-                    f"config.json of a lfm2 model sets {key}={config[key]!r} beside {size}={config[size]!r}, which is "
+                    f"config.json of an lfm2 model sets {key}={config[key]!r} beside {size}={config[size]!r}, which is "
                     "not implemented here"
                 )
         return {}
@@ -153,18 +153,6 @@ class _Twice(Row):
     def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
         sizes = {"hidden_size": spec.width, "num_attention_heads": spec.heads}
         return {key: sizes[size] for key, size in self._SAME.items()}
-
-
-class _FirstValues(Row):
-    """Keys about the first values before training, and one that transformers never reads."""
-
-    understood: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
-        (
-            "block_mlp_init_scale", "block_out_init_scale", "block_use_xavier_init", "conv_use_xavier_init",
-            "block_norm_eps",
-        ),
-        (),
-    )  # fmt: skip
 
 
 def _convolution_bias(header: Header, known: Fields) -> bool:
@@ -207,14 +195,21 @@ LFM2 = Family(
             Default("attention.key_length", width_per_head, blank=True),
         ),
         _MlpWidth(),
-        Key("context", "max_position_embeddings", "context_length"),
+        Context(),
         Key("norm_eps", Default("norm_eps", 1e-5), "attention.layer_norm_rms_epsilon"),
         Rope("lfm2", Default("rope.freq_base", 10_000.0), theta=1_000_000.0),
         _Layers(),
         Key("convolution_bias", Default("conv_bias", False, blank=True), _convolution_bias),
         Fixed("block_use_swiglu", None, True),
         Fixed("use_pos_enc", None, True),
-        _FirstValues(),
+        Ignored(
+            "block_mlp_init_scale",
+            "block_out_init_scale",
+            "block_use_xavier_init",
+            "conv_use_xavier_init",
+            "block_norm_eps",
+            "theta",
+        ),
         _Tied(),
     ),
     prefix="model.",

@@ -210,5 +210,6 @@ CASES: dict[str, Case] = {
             "max_position_embeddings": 64, "norm_eps": 1e-5, "conv_L_cache": 4, "conv_bias": True,
             "layer_types": ["conv", FULL, "conv", "conv"], "pad_token_id": None, "rope_parameters": rope(3000.0),
         },
+        gguf={"conv_bias": False, "head_dim": 4},  # llama.cpp knows no others, though the file has words for them
     ),
 }  # fmt: skip

@@ -12,6 +12,7 @@ from instil.model.families.keys import Default, Fields, Fixed, Header, Ignored, 
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, width_per_head
 from instil.model.spec import DecoderSpec
 
+_LENGTH = 3  # of a convolution, where nothing is said
 _CONVOLVES, _ATTENDS = "conv", "full_attention"
 
 
@@ -42,24 +43,18 @@ class _Layers(Row):
                 f"config.json of an lfm2 model has layers of the kinds {strange} in layer_types, which is not "
                 "implemented here"
             )
-        length = _given(config, "conv_L_cache", 3)
+        length = _given(config, "conv_L_cache", _LENGTH)
         return {
             "convolutions": tuple(length if kind == _CONVOLVES else None for kind in kinds),
             "kv_heads": config["num_key_value_heads"],
         }
 
     def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
-        lengths = [spec.convolution_of(layer) for layer in range(spec.layers)]
-        different = {length for length in lengths if length is not None}
-        if len(different) > 1:
-            raise ModelError(
-                f"config.json of an lfm2 model has room for convolutions of one length, and this model has "
-                f"{sorted(different)}"
-            )
+        attends = [spec.convolution_of(layer) is None for layer in range(spec.layers)]
         return {
-            "layer_types": [_ATTENDS if length is None else _CONVOLVES for length in lengths],
-            "full_attn_idxs": [layer for layer, length in enumerate(lengths) if length is None],
-            "conv_L_cache": different.pop() if different else 3,
+            "layer_types": [_ATTENDS if here else _CONVOLVES for here in attends],
+            "full_attn_idxs": [layer for layer, here in enumerate(attends) if here],
+            "conv_L_cache": _length(spec, "config.json"),
             "num_key_value_heads": spec.kv_heads,
         }
 
@@ -78,6 +73,28 @@ class _Layers(Row):
             "convolutions": tuple(None if count else length for count in counts),
             "kv_heads": different.pop() if different else known["heads"],
         }
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        if spec.convolution_bias or spec.heads * spec.head_width != spec.width:
+            raise ModelError(
+                "llama.cpp computes an lfm2 model only without biases and with heads that together are as wide as the "
+                "model. Use --to hf"
+            )
+        attends = [spec.convolution_of(layer) is None for layer in range(spec.layers)]
+        return {
+            "attention.head_count_kv": [spec.kv_heads if here else 0 for here in attends],
+            "shortconv.l_cache": _length(spec, "GGUF"),
+        }
+
+
+def _length(spec: DecoderSpec, file: str) -> int:
+    """The length of all convolutions."""
+    lengths = {length for length in spec.convolutions if length is not None}
+    if len(lengths) > 1:
+        raise ModelError(
+            f"{file} of an lfm2 model has room for convolutions of one length, and this model has {sorted(lengths)}"
+        )
+    return lengths.pop() if lengths else _LENGTH
 
 
 class _MlpWidth(Row):
@@ -114,6 +131,9 @@ class _MlpWidth(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {"mlp_width": header["feed_forward_length"]}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        return {"feed_forward_length": spec.mlp_width}
 
 
 class _Tied(Row):

@@ -18,6 +18,7 @@ from instil.generate.request import Request
 from instil.model.attention import Forks, PaddedGrid, SharedPrefix, pattern_for
 from instil.model.cache import Cache, Part, position_bytes
 from instil.model.decoder import Decoder, ShortConvolution, batch_of_ids
+from instil.model.families import FAMILIES
 from instil.model.files.folder import save_decoder
 from instil.model.files.peft import load_adapter, save_adapter
 from instil.model.int8 import Int8Linear, quantise
@@ -473,6 +474,20 @@ def test_a_gguf_that_is_not_read_is_refused(
     write_gguf(tiny_reference("lfm2"), tmp_path / "tiny.gguf")
     with pytest.raises(ModelError, match=says):
         load_decoder(tmp_path / "tiny.gguf")
+
+
+def test_what_a_gguf_is_told_of_convolutions_and_what_llama_cpp_does_not_compute() -> None:
+    (layers,) = (row for row in FAMILIES["lfm2"].keys if "convolutions" in row.fields)
+    said = {"width": 8, "convolutions": (3, None, 3), "convolution_bias": False}
+    spec = DecoderSpec(**{**_fields(LONG), **said})
+    assert layers.to_gguf(spec) == {"attention.head_count_kv": [0, 1, 0], "shortconv.l_cache": 3}
+    for change, says in (
+        ({"convolution_bias": True}, "only without biases"),
+        ({"width": 12}, "heads that together are as wide as the model"),
+        ({"convolutions": (3, None, 4)}, r"GGUF of an lfm2 model has room for .* of one length, .*\[3, 4\]"),
+    ):
+        with pytest.raises(ModelError, match=says):
+            layers.to_gguf(DecoderSpec(**{**_fields(LONG), **said, **change}))
 
 
 def test_losses_are_those_of_transformers(tmp_path: Path) -> None:

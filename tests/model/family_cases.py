@@ -66,6 +66,14 @@ CASES: dict[str, Case] = {
         },
         gguf={"query_pre_attn_scalar": 10},
     ),
+    "gemma3-capped": Case(
+        model="Gemma3ForCausalLM",
+        config={
+            "hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
+            "head_dim": 6, "intermediate_size": 28, "max_position_embeddings": 64, "query_pre_attn_scalar": 6,
+            "sliding_window": 4, "final_logit_softcapping": 2.5, "pad_token_id": None,
+        },
+    ),
     "qwen3": Case(
         model="Qwen3ForCausalLM",
         config={

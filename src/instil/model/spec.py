@@ -137,10 +137,13 @@ class DecoderSpec:
             raise ValueError(f"rope turns pairs; a head width of {turned} is odd")
         if not 0 < turned <= self.head_width:
             raise ValueError(f"rope cannot turn {turned} of {self.head_width} dimensions")
-        if self.rope_scaling is not None and self.rope_scaling.kind == "longrope":
-            found = [len(self.rope_scaling.short), len(self.rope_scaling.long)]
+        scaling = self.rope_scaling
+        if scaling is not None and scaling.kind == "longrope":
+            found = [len(scaling.short), len(scaling.long)]
             if found != [turned // 2] * 2:
                 raise ValueError(f"there are {found} factors of longrope for {turned // 2} pairs of dimensions")
+            if scaling.long != scaling.short and self.context > scaling.context:
+                raise ValueError(f"a context of {self.context} goes beyond the {scaling.context} tokens of longrope")
         if len(self.rope_layers) not in (0, self.layers):
             raise ValueError(f"whether rope turns is said of {len(self.rope_layers)} layers of {self.layers}")
         self._check_norms()

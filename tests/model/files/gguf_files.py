@@ -198,6 +198,7 @@ def _add_caps_and_factors(writer: gguf.GGUFWriter, family: str, config: Any) -> 
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config.layer_types])
     if family == "gemma2":
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+    if getattr(config, "final_logit_softcapping", None):
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     if family == "granite":
         writer.add_embedding_scale(config.embedding_multiplier)

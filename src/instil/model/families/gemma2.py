@@ -8,7 +8,7 @@ from instil.model.families.family import Family
 from instil.model.families.gemma import GGUF_NORMS_AROUND, HUB_NORMS_AROUND, TANH_GELU, QueryScalar, RootOfWidth
 from instil.model.families.keys import Default, Fixed, Ignored, Key, attention_bias, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table
-from instil.model.families.windows import PeriodicWindows
+from instil.model.families.sliding import PeriodicWindows
 from instil.model.spec import DecoderSpec
 
 _SCORES_CAP, _LOGITS_CAP = 50.0, 30.0

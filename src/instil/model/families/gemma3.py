@@ -35,7 +35,7 @@ from instil.model.families.rotary import (
     rope_scaling,
     rope_settings,
 )
-from instil.model.families.windows import FULL, WINDOWED, PeriodicWindows
+from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec, RopeScaling
 
 _THETA, _WINDOW_THETA = 1_000_000.0, 10_000.0
@@ -82,12 +82,8 @@ class _TwoRopes(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         kind = header.get("rope.scaling.type", "none")
-        softcap = header.get("final_logit_softcapping", 0.0)
-        if kind not in ("none", "linear") or softcap:
-            raise ModelError(
-                f"a gemma3 GGUF with rope scaling {kind!r} and softcapping of logits at {softcap} is not implemented "
-                "here"
-            )
+        if kind not in ("none", "linear"):
+            raise ModelError(f"a gemma3 GGUF with rope scaling {kind!r} is not implemented here")
         scaled = kind == "linear"
         return {
             "rope_theta": header.get("rope.freq_base", _THETA),
@@ -125,6 +121,11 @@ GEMMA3 = Family(
         RootOfWidth(),
         QueryScalar(None, layers_27b=62),
         PeriodicWindows("gemma3", 6, period_key="sliding_window_pattern"),
+        Key(
+            "logits_softcap",
+            Default("final_logit_softcapping", None),
+            Default("final_logit_softcapping", None, blank=True),
+        ),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
         Fixed("hidden_activation", TANH_GELU),
         Fixed("use_bidirectional_attention", None, False),

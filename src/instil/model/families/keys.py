@@ -170,7 +170,8 @@ HARMLESS = frozenset(
     cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset
     _attn_implementation_internal _experts_implementation_internal output_router_logits
     num_logits_to_keep _commit_hash encoder_no_repeat_ngram_size encoder_repetition_penalty
-    no_repeat_ngram_size tie_encoder_decoder pruned_heads""".split()
+    no_repeat_ngram_size tie_encoder_decoder pruned_heads num_beam_groups epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty""".split()
 )
 # Endings of such: ids of the tokenizer, what is dropped in training, first values of weights, losses of training alone.
 HARMLESS_ENDINGS = (
@@ -179,15 +180,14 @@ HARMLESS_ENDINGS = (
     "use_flash_attn", "use_flash_attention", "use_flash_attention_2",
 )  # fmt: skip
 # What the name of a key holds that speaks of a part of a decoder, or of how its weights are kept.
-SPEAKS_OF_A_DECODER = (
-    "act", "adapter", "alibi", "attend", "attention", "attn", "bias", "bidirectional", "block", "cap", "causal", "clip",
-    "context", "conv", "cross", "decay", "dim", "embed", "embd", "encoder", "eps", "expand", "expert", "factor", "ffn",
-    "feed_forward", "gate", "gating", "group", "head", "hidden", "inner", "kernel", "kv", "latent", "layer", "linear",
-    "lora", "lru", "mamba", "mask", "mixer", "mla", "mlp", "moe", "mtp", "multi_query", "multiplier", "mup", "norm",
-    "n_embd", "parallel", "position", "proj", "qk", "quant", "rank", "recurrent", "residual", "rope", "rotary",
-    "router", "rwkv", "scal", "share", "sink", "sliding", "smooth", "soft", "ssm", "state", "temperature_tuning",
-    "theta", "tie_", "tied", "topk", "vision", "audio", "vocab", "weight", "width", "window", "xpos", "_dt_", "yarn",
-)  # fmt: skip
+SPEAKS_OF_A_DECODER = tuple(
+    """act adapter alibi altup attend attention attn audio bias bidirectional block cap causal chunk clip compress
+    context conv cross d_model decay decoder dff dim emb encoder eps expand expert factor feed_forward ffn gate
+    gating group head hidden indexer inner intermediate kernel kv latent layer linear lora lru mamba mask mixer
+    mla mlp moe mtp multi_query multiplier mup n_embd norm parallel patch position proj qk quant rank recurrent
+    residual rope rotary router rwkv scal scoring share sink sliding smooth soft ssm state swiglu
+    temperature_tuning text_config theta tie_ tied time_step topk vision vocab weight width window xpos yarn""".split()
+)
 _SCALES = ("multiplier", "scal", "factor")  # one says nothing, where nought does in others
 
 

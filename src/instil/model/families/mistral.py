@@ -10,7 +10,7 @@ from functools import partial
 from instil.model.families.family import Family
 from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
-from instil.model.families.windows import OneWindow
+from instil.model.families.sliding import OneWindow
 from instil.model.spec import DecoderSpec
 
 MISTRAL = Family(
@@ -33,7 +33,7 @@ MISTRAL = Family(
         Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("mistral", Default("rope.freq_base", 10_000.0)),
-        OneWindow("mistral", default=4096),
+        OneWindow("mistral", default=4096, some=True),  # of those with layer_types transformers makes Ministral
         Fixed("hidden_act", "silu"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),

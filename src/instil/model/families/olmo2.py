@@ -22,7 +22,7 @@ from instil.model.families.rotary import (
     heads,
     width_per_head,
 )
-from instil.model.families.windows import PeriodicWindows
+from instil.model.families.sliding import PeriodicWindows
 from instil.model.spec import DecoderSpec
 
 PERIOD = 4  # of OLMo 3: one layer in so many sees everything

@@ -10,7 +10,7 @@ from instil.model.families.family import Family
 from instil.model.families.keys import Fields, Header, Row, refuse_strangers
 from instil.model.families.olmo2 import OLMO_GGUF, OLMO_HUB, OLMO_KEYS, PERIOD, olmo_spec
 from instil.model.families.rotary import UNUSED, rope_scaling, rope_settings
-from instil.model.families.windows import FULL, WINDOWED, PeriodicWindows
+from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec
 
 _THETA = 500_000.0

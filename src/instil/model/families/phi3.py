@@ -8,9 +8,9 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
+from instil.model.families.keys import Default, Fixed, Ignored, Key, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
-from instil.model.families.windows import OneWindow
+from instil.model.families.sliding import OneWindow
 from instil.model.spec import DecoderSpec
 
 _QKV, _GATE_UP = "blocks.{i}.attention.qkv.weight", "blocks.{i}.mlp.gate_up.weight"
@@ -43,6 +43,7 @@ PHI3 = Family(
         ),
         OneWindow("phi3", gguf="attention.sliding_window"),
         Fixed("attention_bias", None, False),
+        Ignored("full_attn_mod", "interpolate_factor"),  # of the code that Microsoft's folders once brought with them
         Fixed("hidden_act", "silu"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),

@@ -7,7 +7,7 @@ from functools import partial
 from instil.model.families.family import Family
 from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
-from instil.model.families.windows import SomeWindows, last_windowed
+from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
 
 QWEN2 = Family(

@@ -7,7 +7,7 @@ from functools import partial
 from instil.model.families.family import Family
 from instil.model.families.keys import Default, Fixed, Key, attention_bias, tied, vocabulary
 from instil.model.families.rotary import GGUF_QK_NORMS, HUB, HUB_QK_NORMS, UNUSED, Context, Rope, gguf_table, heads
-from instil.model.families.windows import SomeWindows, last_windowed
+from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
 
 QWEN3 = Family(

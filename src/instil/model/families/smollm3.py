@@ -9,7 +9,7 @@ from typing import Any
 from instil.model.families.family import Family
 from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
-from instil.model.families.windows import FULL, WINDOWED, SomeWindows
+from instil.model.families.sliding import FULL, WINDOWED, SomeWindows
 from instil.model.spec import DecoderSpec
 
 _PERIOD = 4  # one layer in so many does not turn; llama.cpp knows no other

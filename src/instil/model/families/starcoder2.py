@@ -10,7 +10,7 @@ from instil.errors import ModelError
 from instil.model.families.family import Family, Stored
 from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
-from instil.model.families.windows import OneWindow
+from instil.model.families.sliding import OneWindow
 from instil.model.spec import DecoderSpec
 
 

@@ -90,10 +90,12 @@ class GgufFile:
 
     def _family(self) -> Family:
         architecture = self._meta.get("general.architecture")
-        families = {family.architecture_in_gguf: family for family in reversed(FAMILIES.values())}
+        families: dict[str, Family] = {}
+        for family in FAMILIES.values():
+            families.setdefault(family.architecture_in_gguf, family)
         if architecture not in families:
             raise ModelError(
-                f"{self.path}: its architecture is {architecture!r}; read here: {', '.join(reversed(families))}"
+                f"{self.path}: its architecture is {architecture!r}; read here: {', '.join(families)}"
                 f"{what_is_missing(str(architecture))}"
             )
         return families[architecture]

@@ -19,22 +19,39 @@ class OneWindow(Row):
         family: its name, for messages.
         default: where the key is missing.
         gguf: the key of GGUF; llama.cpp has none for some families, and lets all their layers see everything.
+        some: whether ``layer_types``, if it is there, says which layers see it.
     """
 
     fields = ("windows",)
-    understood: Mapping[str, tuple[Any, ...]] = {"sliding_window": ()}
 
-    def __init__(self, family: str, default: int | None = None, gguf: str | None = None) -> None:
-        self._family, self._default, self._gguf = family, default, gguf
+    def __init__(self, family: str, default: int | None = None, gguf: str | None = None, *, some: bool = False) -> None:
+        self._family, self._default, self._gguf, self._some = family, default, gguf, some
+        self.understood: Mapping[str, tuple[Any, ...]] = dict.fromkeys(
+            ("sliding_window", "layer_types") if some else ("sliding_window",), ()
+        )
 
     def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
         window = look_up(Default("sliding_window", self._default), config, known)
-        return {"windows": () if window is None else (window,) * known["layers"]}
+        kinds = (config.get("layer_types") if self._some else None) or [WINDOWED] * known["layers"]
+        if strange := sorted(set(kinds) - {FULL, WINDOWED}):
+            raise ModelError(
+                f"config.json of a {self._family} model has layers of the kinds {strange} in layer_types, which is not "
+                "implemented here"
+            )
+        if window is None or WINDOWED not in kinds:
+            return {"windows": ()}
+        return {"windows": tuple(window if kind == WINDOWED else None for kind in kinds)}
 
     def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
-        if len(set(spec.windows)) > 1:
-            raise ModelError(f"config.json of a {self._family} model has room for one window, which all layers have")
-        return {"sliding_window": spec.window_of(0)}
+        windows = set(spec.windows) - {None}
+        if len(windows) > 1 or (None in spec.windows and not self._some):
+            raise ModelError(
+                f"config.json of a {self._family} model has room for one window, and this model has {spec.windows}"
+            )
+        found: dict[str, Any] = {"sliding_window": windows.pop() if windows else None}
+        if None in spec.windows:
+            found["layer_types"] = [FULL if window is None else WINDOWED for window in spec.windows]
+        return found
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         window = header.get(self._gguf) if self._gguf else None

@@ -51,7 +51,7 @@ class Work:
 def layer_shapes(spec: DecoderSpec) -> list[tuple[int, int]]:
     """The linear layers of one block, each as (outputs, inputs)."""
     attended = spec.heads * spec.head_width
-    up = spec.mlp_width if spec.mlp == "gelu" else 2 * spec.mlp_width
+    up = 2 * spec.mlp_width if spec.mlp in ("swiglu", "geglu") else spec.mlp_width
     return [
         (attended + 2 * spec.kv_heads * spec.head_width, spec.width),
         (spec.width, attended),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -16,6 +17,7 @@ from tokenizers import pre_tokenizers
 import instil
 from instil.data.byte_level import END_OF_TEXT, byte_level
 from instil.data.tokenizers import FastTokenizer
+from tests.model.family_cases import CASES
 
 # The same examples in every run, so that a change's tests fail by the change alone. New ones are looked for with
 # `pytest --hypothesis-profile=searching`.
@@ -53,47 +55,18 @@ BOOK_DATA = Path(__file__).parents[2] / "shared" / "data" / "book"
 
 
 def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed: int = 0, **changes: Any) -> Any:
-    """A random model of transformers: head width is not width/heads, fewer key/value heads where possible.
+    """A random model of transformers, of a case of `tests.model.family_cases.CASES`.
 
-    ``changes`` are put over the values of its configuration here.
+    ``changes`` are put over the values of its configuration there.
     """
     import transformers
 
     torch.manual_seed(seed)
     common = {"vocab_size": vocab_size, "tie_word_embeddings": tied, "bos_token_id": 0, "eos_token_id": 1}
-    if family == "gpt2":
-        sizes = {"n_embd": 20, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 36}
-        model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**common, **sizes, **changes}))
-    elif family == "llama":
-        sizes = {
-            "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-            "head_dim": 8, "intermediate_size": 36, "max_position_embeddings": 64,
-            "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-5,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
-        }  # fmt: skip
-        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**common, **sizes, **changes}))
-    elif family == "gemma3":  # windows shorter than the texts; no padding id, which would have no gradient
-        sizes = {
-            "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
-            "head_dim": 10, "intermediate_size": 36, "max_position_embeddings": 64, "query_pre_attn_scalar": 7,
-            "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"] * 2,
-            "rms_norm_eps": 1e-5, "pad_token_id": None,
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
-                "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 4000.0},
-            },
-        }  # fmt: skip
-        model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**{**common, **sizes, **changes}))
-    elif family == "qwen3":
-        sizes = {
-            "hidden_size": 20, "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 3,
-            "head_dim": 8, "intermediate_size": 28, "max_position_embeddings": 64,
-            "attention_bias": True, "rms_norm_eps": 1e-5,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
-        }  # fmt: skip
-        model = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**{**common, **sizes, **changes}))
-    else:
-        raise ValueError(family)
+    # A copy, because transformers writes into the dictionaries it is given.
+    values = copy.deepcopy({**common, **CASES[family].config, **changes})
+    kind = getattr(transformers, CASES[family].model)
+    model = kind(kind.config_class(**values))
     for parameter in model.parameters():  # biases and norms are constants at first, which would hide mistakes
         torch.nn.init.normal_(parameter, mean=0.1 if parameter.dim() == 1 else 0.0, std=0.2)
     return model.eval()

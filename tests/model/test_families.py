@@ -18,6 +18,7 @@ from instil.model.files.reader import hub_tensors
 from instil.model.load import load_decoder
 from instil.model.spec import DecoderSpec
 from tests.conftest import tiny_reference
+from tests.model.family_cases import CASES, FULL, WINDOWED
 from tests.model.files.gguf_files import write_gguf
 from tests.model.test_parity import IDS_BT, assert_same_logits
 from tests.train.test_training import SPECS
@@ -27,7 +28,6 @@ LLAMA3 = {  # some of the four frequencies fall below, between and above the two
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 100.0,
 }  # fmt: skip
-WINDOWED, FULL = "sliding_attention", "full_attention"
 
 
 def change_config(folder: Path, remove: tuple[str, ...] = (), **values: object) -> None:
@@ -131,7 +131,7 @@ def test_transformers_reads_the_same_from_a_gguf(family: str, kind: str, tmp_pat
     assert_same_logits(theirs, tmp_path / "tiny.gguf")
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "qwen3"])
+@pytest.mark.parametrize("family", CASES)
 def test_gradients_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     theirs = tiny_reference(family)
     theirs.save_pretrained(tmp_path)
@@ -175,7 +175,7 @@ def test_offsets_are_not_rounded_away_in_bfloat16() -> None:
 @pytest.mark.parametrize(
     ("family", "values", "says"),
     [
-        ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+        ("gemma3", {"final_logit_softcapping": 0.0}, "logits_softcap is 0.0"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
         ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("gemma3", {"hidden_activation": "gelu"}, "hidden_activation='gelu'"),
@@ -184,13 +184,45 @@ def test_offsets_are_not_rounded_away_in_bfloat16() -> None:
         ("gemma3", {"sliding_window": None}, "no sliding_window"),
         ("gemma3", {"sliding_window": 0}, "wanted whole numbers"),
         ("gemma3", {"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}}, "rope_type='default'"),
-        ("gemma3", {"rope_parameters": {FULL: {"rope_type": "yarn", "factor": 2.0}}}, "'yarn'"),
+        ("gemma3", {"rope_parameters": {FULL: {"rope_type": "dynamic", "factor": 2.0}}}, "'dynamic'"),
         ("gemma3", {"rope_parameters": {WINDOWED: {"rope_type": "linear", "factor": 2.0}}}, "layers with a window"),
         ("gemma3", {"model_type": "gemma3", "vision_config": {}}, "vision tower.*read here: gpt2, llama, gemma3_text"),
-        ("gemma3", {"some_new_thing": 1}, "some_new_thing=1"),
-        ("qwen3", {"use_sliding_window": True}, "use_sliding_window=True"),
-        ("qwen3", {"layer_types": [FULL, WINDOWED, FULL]}, "sliding_attention"),
-        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn'"),
+        ("qwen3", {"layer_types": [FULL, WINDOWED, FULL]}, "sliding_attention.*without a sliding_window in use"),
+        ("qwen3", {"layer_types": [FULL, "linear_attention", FULL]}, "linear_attention"),
+        ("qwen3", {"rope_scaling": {"rope_type": "proportional", "factor": 4.0}}, "'proportional'"),
+        ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "some_new_thing": 1}}, "some_new_thing=1"),
+        ("qwen2", {"layer_types": [WINDOWED] * 2, "use_sliding_window": True, "sliding_window": 3}, "2 windows for 3"),
+        ("qwen2", {"layer_types": [WINDOWED] * 3, "use_sliding_window": True, "sliding_window": -3}, "whole numbers"),
+        ("qwen2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("mistral", {"sliding_window": 0}, "whole numbers"),
+        ("mistral-window", {"layer_types": [FULL, WINDOWED]}, "2 windows for 3"),
+        ("mistral", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ("phi3", {"layer_types": [FULL, WINDOWED, FULL]}, "layer_types"),
+        ("mistral", {"attention_bias": True}, "attention_bias=True"),
+        (
+            "phi3",
+            {"rope_parameters": {"rope_theta": 9.0, "partial_rotary_factor": 1.5}},
+            "turn 6 of 4 dimensions",
+        ),
+        ("phi3-longrope", {"head_dim": 6}, r"\[3, 3\] factors of longrope for 2 pairs"),
+        ("phi3-longrope", {"rope_scaling": {"type": "longrope", "short_factor": [1, 2, 3]}}, "lacks 'long_factor'"),
+        (
+            "phi3-longrope",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1, 2, 0], "long_factor": [1, 2, 3]}},
+            "wanted a number above zero",
+        ),
+        ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast=3"),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "2 layers of 5"),
+        ("smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0}, "makes no sense"),
+        ("starcoder2", {"norm_type": "rms"}, "norm_type='rms'"),
+        ("starcoder2", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
+        ("gpt_neox", {"head_dim": 6}, "head_dim=6, where its heads are 8 wide"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.4}}, "width of 3 is odd"),
+        ("gpt_neox", {"hidden_size": 49}, "49 does not divide by 6 heads"),
+        ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config"),
+        ("llama", {"logit_scale": 0.5}, "logit_scale=0.5"),
+        ("llama", {"rope_scalling": {"factor": 2.0}}, "rope_scalling"),
+        ("llama", {"per_layer_config": {"0": {"head_dim": 4}}}, "per_layer_config"),
         ("qwen3", {"num_experts": 8}, "num_experts=8"),
         ("qwen3", {"mlp_bias": True}, "mlp_bias=True"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),
@@ -207,9 +239,8 @@ def test_what_is_not_implemented_is_refused(family: str, values: dict[str, Any],
 @pytest.mark.parametrize(
     ("family", "key", "value", "says"),
     [
-        ("gemma3", "gemma3.final_logit_softcapping", 30.0, "softcapping"),
         ("gemma3", "gemma3.rope.scaling.type", "yarn", "'yarn'"),
-        ("qwen3", "qwen3.rope.scaling.type", "linear", "'linear'"),
+        ("qwen3", "qwen3.rope.scaling.type", "longrope", "'longrope' without its factors"),
     ],
 )
 def test_a_gguf_with_what_is_not_implemented_is_refused(
@@ -242,4 +273,4 @@ def test_a_spec_that_contradicts_itself_is_refused() -> None:
     with pytest.raises(ValueError, match="1 windows for 2 layers"):
         DecoderSpec(**sizes, positions="rope", windows=(3,))
     with pytest.raises(ValueError, match="only where rope turns them"):
-        DecoderSpec(**sizes, positions="learned", qk_norm=True)
+        DecoderSpec(**sizes, positions="learned", qk_norm="head")

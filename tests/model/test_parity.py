@@ -18,9 +18,11 @@ from instil.model.files.reader import hub_tensors
 from instil.model.find import find_model
 from instil.model.load import load_decoder
 from tests.conftest import tiny_reference
+from tests.model.family_cases import CASES
 from tests.model.files.gguf_files import write_gguf
 
-FAMILIES = ["gpt2", "llama", "gemma3", "qwen3"]
+FAMILIES = list(CASES)
+IN_GGUF = [name for name, case in CASES.items() if case.gguf is not None]
 IDS_BT = torch.randint(0, 97, (3, 23), generator=torch.Generator().manual_seed(3))
 
 
@@ -77,10 +79,9 @@ def test_logits_from_a_llama_folder_of_before_rope_parameters(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", IN_GGUF)
 def test_logits_from_gguf(family: str, tied: bool, tmp_path: Path) -> None:
-    changes = {"query_pre_attn_scalar": 10} if family == "gemma3" else {}  # GGUF has no word for another
-    theirs = tiny_reference(family, tied=tied, **changes)
+    theirs = tiny_reference(family, tied=tied, **(CASES[family].gguf or {}))
     write_gguf(theirs, tmp_path / "tiny.gguf")
     assert_same_logits(theirs, tmp_path / "tiny.gguf")
 

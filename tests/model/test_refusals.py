@@ -46,7 +46,7 @@ def test_another_architecture(folder: Path) -> None:
     [
         ({"attention_multiplier": 2.0}, "attention_multiplier=2.0"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 8.0}}, "scales its rope"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 8.0}}, "scales its rope"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "lacks 'low_freq_factor'"),
         ({"num_key_value_heads": 4}, "cannot share"),
         ({"vocab_size": 98}, "shape|rows"),

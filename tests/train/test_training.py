@@ -44,12 +44,43 @@ SPECS = {
     "gemma3": DecoderSpec(  # windows are shorter than the texts
         family="gemma3", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
         norm="rms_offset", norm_eps=1e-5, mlp="geglu", positions="rope", windows=(3, None, 4), window_rope_theta=10.0,
-        rope_scaling=RopeScaling(kind="linear", factor=2.0), score_width=5, qk_norm=True, post_norms=True,
-        scaled_embedding=True,
+        rope_scaling=RopeScaling(kind="linear", factor=2.0), attention_multiplier=5**-0.5, qk_norm="head",
+        post_norms=True, embedding_multiplier=12**0.5,
     ),
     "qwen3": DecoderSpec(
         family="qwen3", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
-        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm=True, attention_bias=True,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", attention_bias=True,
+    ),
+    "gemma2": DecoderSpec(  # caps that scores and logits come near to
+        family="gemma2", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms_offset", norm_eps=1e-5, mlp="geglu", positions="rope", windows=(3, None), attention_multiplier=0.4,
+        attention_softcap=2.0, post_norms=True, embedding_multiplier=12**0.5, logits_softcap=3.0,
+    ),
+    "granite": DecoderSpec(
+        family="granite", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20,
+        context=16, norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", attention_multiplier=0.3,
+        embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=1.3,
+    ),
+    "olmo3": DecoderSpec(
+        family="olmo3", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", windows=(3, None), window_rope_theta=9.0,
+        qk_norm="all", pre_norms=False, post_norms=True, tied=False,
+    ),
+    "lfm2": DecoderSpec(  # convolutions longer than some rows, stems and prefixes
+        family="lfm2", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", convolutions=(4, None, 3),
+        convolution_bias=True,
+    ),
+    "gpt_neox": DecoderSpec(  # what other families leave out: a part of each head turns, the MLP reads beside attention
+        family="gpt_neox", vocab_size=17, width=12, layers=2, heads=2, kv_heads=2, head_width=6, mlp_width=20,
+        context=16, norm="layer", norm_eps=1e-5, mlp="gelu_exact", positions="rope", rotary_width=4,
+        rope_scaling=RopeScaling(kind="yarn", factor=3.0, high=8.0, context=8, attention_factor=1.2),
+        parallel_residual=True, attention_bias=True, mlp_bias=True, tied=False,
+    ),
+    "smollm3": DecoderSpec(  # some layers do not turn, and some that do have windows
+        family="smollm3", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20,
+        context=16, norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", rope_layers=(True, False, True),
+        windows=(3, 3, None), attention_bias=True, out_bias=False,
     ),
 }  # fmt: skip
 

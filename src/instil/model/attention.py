@@ -1,7 +1,8 @@
 """Which token sees which: the one place that knows how the flat tokens of a batch form sequences.
 
 Everything else in the decoder works on flat [N, ...] tensors. A pattern takes the queries, keys and
-values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern.
+values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern. To a layer that
+convolves instead it says which tokens come right before which (`instil.model.preceding`).
 Where query heads share key/value heads (grouped-query attention, Ainslie et al. 2023) torch's kernel
 reads the shared ones in place, which is far cheaper than repeating a long cache.
 
@@ -11,31 +12,44 @@ S cached positions · P prefix · L own positions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from instil.model.cache import Part
+from instil.model.fast.capped import capped_attention
+from instil.model.preceding import NOTHING, Runs, Steps, last
 from instil.records import Batch, Forked, Grid, Shared
+
+
+class Scores(NamedTuple):
+    """What becomes of a query's product with a key: times ``scale`` (None: one over the root of the head width),
+    then kept below ``cap`` in magnitude by a tanh (None: it is not)."""
+
+    scale: float | None = None
+    cap: float | None = None
 
 
 class Pattern(Protocol):
     """Attention of one layer over all tokens of a batch."""
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         """Output of the heads, [N, H, W].
 
-        A token sees the last ``window`` tokens of its sequence, itself included (None: all of them), and
-        scores are multiplied by ``scale`` (None: one over the root of the head width).
+        A token sees the last ``window`` tokens of its sequence, itself included (None: all of them).
         """
 
+    def preceding(self, layer: int, x_ND: Tensor, reach: int) -> tuple[Tensor, Steps]:
+        """Where a layer that convolves finds its inputs of the tokens before each (`instil.model.preceding`)."""
 
-class PaddedGrid:
+
+class PaddedGrid(Runs):
     """Rows side by side, padded on the right.
 
     No mask is needed beyond the causal one: padding comes after every real token of its row, and what
@@ -45,24 +59,27 @@ class PaddedGrid:
 
     def __init__(self, layout: Grid, device: torch.device) -> None:
         del device
+        super().__init__()
         self.rows, self.length = layout.rows, layout.length
         self.bands_TT: dict[int, Tensor] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
         q, k, v = (_rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
         if window is None or window >= self.length:
-            return _flat(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True))
+            return _flat(_attend(q, k, v, None, scores))
         if window not in self.bands_TT:
             at_T = torch.arange(self.length, device=q.device)
             self.bands_TT[window] = _visible(at_T, at_T, window)
-        mask_TT = self.bands_TT[window]
-        return _flat(F.scaled_dot_product_attention(q, k, v, attn_mask=mask_TT, scale=scale, enable_gqa=True))
+        return _flat(_attend(q, k, v, self.bands_TT[window], scores))
+
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        return [self.length] * self.rows, [last(reach)] * self.rows
 
 
-class Continued:
+class Continued(Runs):
     """Rows that go on from what a cache holds of them: each new token sees its row's past and itself.
 
     The tokens lie row after row without padding, part after part; the linear layers never see any. Within a part
@@ -71,15 +88,32 @@ class Continued:
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        super().__init__()
         self.parts = [_Continued(part, device) for part in parts]
         self.sizes = [part.tokens for part in parts]
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         pieces = zip(self.parts, *(torch.split(x, self.sizes) for x in (q_NHW, k_NKW, v_NKW)), strict=True)
-        done = [part(layer, q, k, v, window, scale) for part, q, k, v in pieces]
+        done = [part(layer, q, k, v, window, scores) for part, q, k, v in pieces]
         return done[0] if len(done) == 1 else torch.cat(done)
+
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        """What comes before a row's new tokens lies behind all of these, ``reach`` inputs a row (see `preceding`)."""
+        lengths = [length for part in self.parts for length in part.lengths]
+        starts = [start for part in self.parts for start in part.starts]
+        behind = range(sum(lengths), sum(lengths) + reach * len(starts))
+        return lengths, [
+            [behind[row * reach + step] if step < start else NOTHING for step in range(reach)]
+            for row, start in enumerate(starts)
+        ]
+
+    def preceding(self, layer: int, x_ND: Tensor, reach: int) -> tuple[Tensor, Steps]:
+        """As elsewhere; the caches keep the inputs, and give the last of those that their rows had before."""
+        pieces = zip(self.parts, torch.split(x_ND, self.sizes), strict=True)
+        held = [part.preceding(layer, x_ND, reach) for part, x_ND in pieces]
+        return torch.cat([x_ND, *held]), self.steps(reach, x_ND.device)
 
 
 class _Continued:
@@ -87,7 +121,8 @@ class _Continued:
 
     def __init__(self, part: Part, device: torch.device) -> None:
         self.cache, self.rows, self.longest = part.cache, part.rows, max(part.lengths)
-        starts = [part.cache.lengths[row] for row in part.rows]
+        self.lengths, self.starts = part.lengths, [part.cache.lengths[row] for row in part.rows]
+        starts = self.starts
         self.used = max(start + length for start, length in zip(starts, part.lengths, strict=True))
         lengths_R, starts_R = torch.tensor(part.lengths), torch.tensor(starts)
         own_RT = torch.arange(self.longest) < lengths_R[:, None]
@@ -99,9 +134,10 @@ class _Continued:
         # A row's padding looks at what its last token sees, so that no query is without a key.
         self.at_RT = at_RT.minimum((starts_R + lengths_R - 1)[:, None]).to(device)
         self.first = int(starts_R.min())
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int | None, tuple[int, Tensor | None]] = {}
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None) -> Tensor:
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scores: Scores) -> Tensor:
         self.cache.write(layer, self.rows_N, self.positions_N, k, v)
         k, v = self.cache.read(layer, self.rows, self.used)
         if window not in self.masks:
@@ -112,8 +148,17 @@ class _Continued:
             grid = q.new_zeros(len(self.rows) * self.longest, *q.shape[1:])
             q = grid.index_copy(0, self.slots_N, q)
         q = _rows_first(q, len(self.rows), self.longest)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_R1TS, scale=scale, enable_gqa=True)
+        out = _attend(q, k, v, mask_R1TS, scores, causal=False)
         return _flat(out) if self.even else _flat(out).index_select(0, self.slots_N)
+
+    def preceding(self, layer: int, x_ND: Tensor, reach: int) -> Tensor:
+        """Keep the inputs of the new tokens; the last ``reach`` before them of each row, nearest first."""
+        self.cache.write_inputs(layer, self.rows_N, self.positions_N, x_ND)
+        if reach not in self.held:  # of the same rows and positions in every layer
+            rows = torch.tensor(self.rows).repeat_interleave(reach)
+            positions = torch.tensor(self.starts)[:, None] - 1 - torch.arange(reach)
+            self.held[reach] = rows.to(x_ND.device), positions.clamp(min=0).flatten().to(x_ND.device)
+        return self.cache.read_inputs(layer, *self.held[reach])
 
     def _mask(self, window: int | None) -> tuple[int, Tensor | None]:
         """The first position that any token sees, and which token sees which from there on, [R, 1, T, S]."""
@@ -123,7 +168,7 @@ class _Continued:
         return first, None if bool(mask_RTS.all()) else mask_RTS[:, None]
 
 
-class SharedPrefix:
+class SharedPrefix(Runs):
     """A prefix that all rows continue: it sees itself alone, and each row sees it and its own tokens.
 
     The keys and values of the prefix stand before those of every row; autograd's sum over these copies is the
@@ -132,14 +177,16 @@ class SharedPrefix:
     """
 
     def __init__(self, layout: Shared, device: torch.device) -> None:
+        super().__init__()
         self.prefix, self.rows, self.length = layout.prefix, layout.rows, max(layout.lengths)
+        self.lengths = layout.lengths
         lengths_B = torch.tensor(layout.lengths, device=device)
         own_BL = torch.arange(self.length, device=device) < lengths_B[:, None]
         self.slots_N = own_BL.flatten().nonzero()[:, 0]
         self.masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
         if window not in self.masks:
@@ -147,14 +194,17 @@ class SharedPrefix:
         in_prefix, in_rows = self.masks[window]
         q, k, v = (self.own(x) for x in (q_NHW, k_NKW, v_NKW))
         if not self.prefix:
-            return self._back(_attend(q, k, v, in_rows, scale))
+            return self._back(_attend(q, k, v, in_rows, scores))
         prefix = slice(None, self.prefix)
         before_q, before_k, before_v = (x[prefix].transpose(0, 1)[None] for x in (q_NHW, k_NKW, v_NKW))
         k, v = (
             torch.cat([before.expand(self.rows, -1, -1, -1), own], 2) for before, own in ((before_k, k), (before_v, v))
         )
-        own_NHW = self._back(_attend(q, k, v, in_rows, scale))
-        return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scale)), own_NHW])
+        own_NHW = self._back(_attend(q, k, v, in_rows, scores))
+        return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scores)), own_NHW])
+
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        return [self.prefix, *self.lengths], [last(reach), *[last(reach, range(self.prefix))] * self.rows]
 
     def own(self, x_NHW: Tensor) -> Tensor:
         """The rows' own tokens side by side, [B, H, L, W]."""
@@ -177,7 +227,7 @@ class SharedPrefix:
         )
 
 
-class Forks:
+class Forks(Runs):
     """Pairs of rows: a prefix that all continue, a stem that both rows of a pair continue, and the rows' branches.
 
     Prefix and stems are a `SharedPrefix` of their own. The branches are set side by side; before each stand the
@@ -185,7 +235,9 @@ class Forks:
     """
 
     def __init__(self, layout: Forked, device: torch.device) -> None:
+        super().__init__()
         self.trunk = SharedPrefix(Shared(layout.prefix, layout.stems), device)
+        self.branches = layout.branches
         self.prefix, self.rows = layout.prefix, layout.rows
         self.stem, self.length = max(layout.stems), max(layout.branches)
         self.before = layout.prefix + sum(layout.stems)  # tokens that are no branch's
@@ -206,16 +258,24 @@ class Forks:
         self.masks: dict[int | None, Tensor] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scale: float | None
+        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         trunk, branches = slice(None, self.before), slice(self.before, None)
-        trunk_NHW = self.trunk(layer, q_NHW[trunk], k_NKW[trunk], v_NKW[trunk], window, scale)
+        trunk_NHW = self.trunk(layer, q_NHW[trunk], k_NKW[trunk], v_NKW[trunk], window, scores)
         if window not in self.masks:
             self.masks[window] = _visible(self.at_BL, self.keys_BS[:, None], window)[:, None]
         q = self._grid(q_NHW[branches])
         k, v = (self._with_trunk(x_NKW) for x_NKW in (k_NKW, v_NKW))
-        out = _flat(_attend(q, k, v, self.masks[window], scale)).index_select(0, self.slots_N)
+        out = _flat(_attend(q, k, v, self.masks[window], scores)).index_select(0, self.slots_N)
         return torch.cat([trunk_NHW, out])
+
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        """A branch comes after its pair's stem, and that after the prefix, which it may reach."""
+        lengths, before = self.trunk.runs(reach)
+        ends = itertools.accumulate(lengths)
+        stems = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)][1:]
+        branches = [last(reach, range(self.prefix), stem) for stem in stems for _ in range(2)]
+        return [*lengths, *self.branches], [*before, *branches]
 
     def _grid(self, x_NHW: Tensor) -> Tensor:
         grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
@@ -249,9 +309,16 @@ def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, *, causal: bool | None = None
+) -> Tensor:
+    """Attention of tokens side by side, [B, H, T, W]; causal where there is no mask, unless told otherwise."""
+    causal = mask is None if causal is None else causal
+    scale, cap = scores
+    if cap is not None:
+        return capped_attention(q, k, v, mask, scale, cap, causal=causal)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 

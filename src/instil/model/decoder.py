@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from instil.model.attention import Pattern, pattern_for
+from instil.model.attention import Pattern, Scores, pattern_for
 from instil.model.cache import Cache, Part
+from instil.model.fast.capped import soft_cap
+from instil.model.fast.convolution import gated_convolution
 from instil.model.fast.fused import gated, rms_norm
 from instil.model.fast.gemm import Linear
 from instil.model.fast.recompute import Activation, checkpointed, recomputed
@@ -35,44 +37,79 @@ gelu = functools.partial(F.gelu, approximate="tanh")
 class Attention(nn.Module):
     """Causal self-attention with fused query, key and value projection (chapter 3.6).
 
-    Where the spec asks for it, every query and key head has a norm before it is turned (Dehghani et al., 2023).
+    Where the spec asks for it, every query and key head has a norm before it is turned (Dehghani et al., 2023), or
+    all heads of a token have one together (OLMo 2).
     """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.layer, self.window = layer, spec.window_of(layer)
-        self.scale = None if spec.score_width is None else spec.score_width**-0.5
+        self.scores = Scores(spec.attention_multiplier, spec.attention_softcap)
         self.heads, self.kv_heads, self.head_width = spec.heads, spec.kv_heads, spec.head_width
         self.qkv = Linear(spec.width, (spec.heads + 2 * spec.kv_heads) * spec.head_width, bias=spec.attention_bias)
-        self.out = Linear(spec.heads * spec.head_width, spec.width, bias=spec.attention_bias)
-        self.q_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
-        self.k_norm = _norm(spec, spec.head_width) if spec.qk_norm else None
+        out_bias = spec.attention_bias if spec.out_bias is None else spec.out_bias
+        self.out = Linear(spec.heads * spec.head_width, spec.width, bias=out_bias)
+        self.norm_whole = spec.qk_norm == "all"
+        together = (spec.heads, spec.kv_heads) if self.norm_whole else (1, 1)
+        self.q_norm = _norm(spec, together[0] * spec.head_width) if spec.qk_norm else None
+        self.k_norm = _norm(spec, together[1] * spec.head_width) if spec.qk_norm else None
 
     def forward(self, x_ND: Activation, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None) -> Tensor:
         qkv_NKW = self.qkv(x_ND).unflatten(-1, (-1, self.head_width))
-        if rope is not None:  # queries and keys lie side by side, so one pass turns both
-            turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
-            if self.q_norm is not None and self.k_norm is not None:
-                q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
+        # queries and keys lie side by side, so one pass turns both
+        turned, v_NKW = torch.split(qkv_NKW, [self.heads + self.kv_heads, self.kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
+            if self.norm_whole:
+                normed = [self.q_norm(q_NHW.flatten(1)), self.k_norm(k_NKW.flatten(1))]
+                turned = torch.cat(normed, dim=1).view_as(turned)
+            else:
                 turned = torch.cat([self.q_norm(q_NHW), self.k_norm(k_NKW)], dim=1)
-            q_NHW, k_NKW = torch.split(apply_rope(turned, *rope), [self.heads, self.kv_heads], dim=1)
-        else:
-            q_NHW, k_NKW, v_NKW = torch.split(qkv_NKW, [self.heads, self.kv_heads, self.kv_heads], dim=1)
-        out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW, self.window, self.scale)
+        turned = turned if rope is None else apply_rope(turned, *rope)
+        q_NHW, k_NKW = torch.split(turned, [self.heads, self.kv_heads], dim=1)
+        out_NHW = attend(self.layer, q_NHW, k_NKW, v_NKW, self.window, self.scores)
         out_ND = out_NHW.flatten(1)
         return self.out(out_ND if wanted_U is None else out_ND[wanted_U])  # type: ignore[no-any-return]
 
 
+class ShortConvolution(nn.Module):
+    """A gated convolution over the last few tokens, in place of attention (LFM2: Liquid AI, 2025, arXiv 2511.23404).
+
+    Of each token the first matrix makes two gates and what is convolved between them, all as wide as the model;
+    ``weight`` [D, L] has for each channel the weights of as many tokens, the farthest first.
+    """
+
+    def __init__(self, spec: DecoderSpec, layer: int, length: int) -> None:
+        super().__init__()
+        self.layer, self.reach = layer, length - 1
+        self.in_proj = Linear(spec.width, 3 * spec.width, bias=spec.convolution_bias)
+        self.weight = nn.Parameter(torch.zeros(spec.width, length))
+        self.bias = nn.Parameter(torch.zeros(spec.width)) if spec.convolution_bias else None
+        self.out = Linear(spec.width, spec.width, bias=spec.convolution_bias)
+
+    def forward(self, x_ND: Activation, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None) -> Tensor:
+        del rope  # a convolution knows distances by itself
+        found = recomputed(functools.partial(self._mixed, attend, wanted_U), self.in_proj(x_ND))
+        return self.out(found)  # type: ignore[no-any-return]
+
+    def _mixed(self, attend: Pattern, wanted_U: Tensor | None, bcx: Tensor) -> Tensor:
+        found_ND = gated_convolution(
+            bcx, self.weight, self.bias, lambda inputs_ND: attend.preceding(self.layer, inputs_ND, self.reach)
+        )
+        return found_ND if wanted_U is None else found_ND[wanted_U]
+
+
 class GeluMLP(nn.Module):
-    """GPT-2's two matrices with the tanh form of GELU (Hendrycks and Gimpel, 2016)."""
+    """Two matrices with GELU between them, or its tanh form, as in GPT-2 (Hendrycks and Gimpel, 2016)."""
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
+        self.activation = F.gelu if spec.mlp == "gelu_exact" else gelu
         self.up = Linear(spec.width, spec.mlp_width, bias=spec.mlp_bias)
         self.down = Linear(spec.mlp_width, spec.width, bias=spec.mlp_bias)
 
     def forward(self, x_ND: Activation) -> Tensor:
-        return self.down(recomputed(gelu, self.up(x_ND)))  # type: ignore[no-any-return]
+        return self.down(recomputed(self.activation, self.up(x_ND)))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -89,21 +126,35 @@ class GatedMLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to the stream; in Gemma before another norm, too."""
+    """Attention and MLP, each added to the stream, times a number if there is one; norms before, after or around.
+
+    The MLP reads the stream with attention's part in it, or, in GPT-NeoX, without. In place of attention there may be a
+    convolution (LFM2).
+    """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.norm1 = _norm(spec, spec.width)
-        self.attention = Attention(spec, layer)
+        self.parallel, self.multiplier = spec.parallel_residual, spec.residual_multiplier
+        self.norm1 = _norm(spec, spec.width) if spec.pre_norms else nn.Identity()
+        length = spec.convolution_of(layer)
+        self.attention = Attention(spec, layer) if length is None else None
+        self.convolution = None if length is None else ShortConvolution(spec, layer, length)
         self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
-        self.norm2 = _norm(spec, spec.width)
-        self.mlp = GeluMLP(spec) if spec.mlp == "gelu" else GatedMLP(spec)
+        self.norm2 = _norm(spec, spec.width) if spec.pre_norms else nn.Identity()
+        self.mlp = GeluMLP(spec) if spec.mlp in ("gelu", "gelu_exact") else GatedMLP(spec)
         self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None = None) -> Tensor:
-        attended_ND = self.attention(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
-        x_ND = (x_ND if wanted_U is None else x_ND[wanted_U]) + self.post_norm1(attended_ND)
-        return x_ND + self.post_norm2(self.mlp(recomputed(self.norm2, x_ND)))  # type: ignore[no-any-return]
+        mix = self.convolution if self.attention is None else self.attention
+        assert mix is not None
+        mixed_ND = mix(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
+        before_ND = x_ND if wanted_U is None else x_ND[wanted_U]
+        x_ND = self._added(before_ND, self.post_norm1(mixed_ND))
+        read_ND = before_ND if self.parallel else x_ND
+        return self._added(x_ND, self.post_norm2(self.mlp(recomputed(self.norm2, read_ND))))
+
+    def _added(self, x_ND: Tensor, more_ND: Tensor) -> Tensor:
+        return x_ND + more_ND if self.multiplier is None else torch.add(x_ND, more_ND, alpha=self.multiplier)
 
 
 class RMSNorm(nn.Module):
@@ -169,7 +220,7 @@ class Decoder(nn.Module):
         tied: TiedGradient | None = None,
         wanted_U: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the last norm, [N, D], or of the wanted tokens alone, [U, D].
+        """Hidden states as the head takes them, after the last norm, [N, D], or of the wanted tokens alone, [U, D].
 
         With a past the batch holds only new tokens, row after row of each part in turn, without padding, and the
         caches are extended by them. ``tied`` joins the gradients of a table that is
@@ -178,18 +229,19 @@ class Decoder(nn.Module):
         """
         spec = self.spec
         x_ND = self.embed(batch.ids_N) if tied is None else embed_tied(batch.ids_N, self.embed.weight, tied)
-        if spec.scaled_embedding:  # the root is rounded to the model's type, as the family was trained
-            x_ND = x_ND * torch.tensor(spec.width**0.5, dtype=x_ND.dtype)
+        if spec.embedding_multiplier is not None:  # rounded to the model's type, as Gemma was trained
+            x_ND = x_ND * torch.tensor(spec.embedding_multiplier, dtype=x_ND.dtype)
         windows = spec.windows or (None,) * spec.layers
         ropes: dict[int | None, Rope] = {}
         if self.positions is not None:
             x_ND = x_ND + self.positions(batch.positions_N)
         else:
             for window in set(windows):
-                ropes[window] = rope_tables(batch.positions_N, spec.head_width, *spec.rope_of(window), x_ND.dtype)
+                ropes[window] = rope_tables(batch.positions_N, spec.turned_width, *spec.rope_of(window), x_ND.dtype)
         attend = pattern_for(batch, past)
-        for block, window in zip(self.blocks, windows, strict=True):
-            rest = (attend, ropes.get(window), wanted_U if block is self.blocks[-1] else None)
+        for layer, (block, window) in enumerate(zip(self.blocks, windows, strict=True)):
+            rope = ropes[window] if spec.turns(layer) else None
+            rest = (attend, rope, wanted_U if block is self.blocks[-1] else None)
             if self.gradient_checkpointing:
                 x_ND = checkpointed(functools.partial(_block, block, rest), x_ND, block.parameters())
             else:
@@ -197,11 +249,14 @@ class Decoder(nn.Module):
         for part in past or ():
             for row, count in zip(part.rows, part.lengths, strict=True):
                 part.cache.lengths[row] += count
-        return self.norm(x_ND)  # type: ignore[no-any-return]
+        hidden_ND: Tensor = self.norm(x_ND)
+        # Here and not after the head, so that whoever applies the head by himself need not know of it.
+        return hidden_ND if spec.logits_scaling is None else hidden_ND / spec.logits_scaling
 
     def logits(self, hidden_SD: Tensor) -> Tensor:
         """Scores over the vocabulary for the rows of hidden states asked for, [S, V]."""
-        return self.head(hidden_SD)  # type: ignore[no-any-return]
+        scores_SV: Tensor = self.head(hidden_SD)
+        return scores_SV if self.spec.logits_softcap is None else soft_cap(scores_SV, self.spec.logits_softcap)
 
     def new_cache(self, length: int) -> Cache:
         """An empty cache of this model's type and device, for rows of up to so many tokens."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from instil.errors import SettingsError, did_you_mean
-from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP, ShortConvolution
 from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
 from instil.model.frozen import FrozenLinear, dequantise
@@ -50,7 +50,8 @@ def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projecti
     """What a linear layer consists of; ``leaf`` is its attribute's name in ``layer``."""
     if leaf == HEAD:
         return (Projection(HEAD, ("lm_head",), slice(0, getattr(layer, leaf).out_features)),)
-    room = "attention" if isinstance(layer, Attention) else "mlp"
+    rooms = {Attention: "attention", ShortConvolution: "convolution"}
+    room = rooms.get(type(layer), "mlp")
     theirs = FAMILIES[decoder.spec.family].hub_modules(f"blocks.{{i}}.{room}.{leaf}.weight")
     names: tuple[str, ...]
     if isinstance(layer, Attention) and leaf == "qkv":
@@ -273,8 +274,8 @@ def add_lora(
         decoder: changed in place; its outputs stay the same until the adapters are trained.
         rank: of each adapter.
         alpha: how much the adapters count, see ``scaling``.
-        targets: names of projections (q, k, v, out, gate, up, down, head, or those of transformers, such as q_proj or
-            c_attn); ``all`` is every one but the head.
+        targets: names of projections (q, k, v, out, gate, up, down, head, in_proj of convolutions, or those of
+            transformers, such as q_proj or c_attn); ``all`` is every one but the head.
         scaling: what the adapters' product is multiplied by.
         dora: learn the lengths of the rows, too.
         seed: of the first values.
@@ -355,8 +356,8 @@ def merge(decoder: Decoder) -> None:
 
 def _layers(decoder: Decoder) -> Iterator[tuple[nn.Module, str, tuple[Projection, ...]]]:
     for block in decoder.blocks:
-        for owner in (block.attention, block.mlp):
-            if isinstance(owner, Attention | GatedMLP | GeluMLP):
+        for owner in block.children():
+            if isinstance(owner, Attention | ShortConvolution | GatedMLP | GeluMLP):
                 for leaf, child in owner.named_children():
                     if isinstance(child, Linear | FrozenLinear):
                         yield owner, leaf, projections(decoder, owner, leaf)

@@ -6,7 +6,8 @@ place into their own gradient, and kept as that until backward, which needs two 
 rows has saved already). Where even the chosen rows are too many, they go through in chunks, whose gradients
 are taken at once.
 
-Where the head is frozen and has an adapter, the adapter's share of the scores comes in as two thin matrices.
+Where the head is frozen and has an adapter, the adapter's share of the scores comes in as two thin matrices. Where
+scores are capped (`instil.model.fast.capped`), the slope of the cap is kept beside them until they are a gradient.
 
 `head_log_probs` gives the log-probabilities themselves, for losses that are functions of them: what each counts is
 known only in backward, so the scores are kept as probabilities (or made again, where they are too many).
@@ -38,6 +39,7 @@ def head_nll_sum(
     weights_S: Tensor,
     tied: TiedGradient | None = None,
     adapter: tuple[Tensor, Tensor] | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """``sum over S of weights * -log softmax(hidden[row] W^T)[target]``, a scalar that can be differentiated.
 
@@ -49,16 +51,17 @@ def head_nll_sum(
         weights_S: how many times each prediction counts.
         tied: takes the head's gradient where the head is the embedding, too.
         adapter: [U, R] and [V, R], whose product is added to the scores (`instil.model.lora`).
+        cap: of the scores' magnitude.
     """
     narrow = _narrow(hidden_UD)
     read_UR, b_VR = adapter or (None, None)
     weights_S = weights_S.to(torch.promote_types(hidden_UD.dtype, torch.float32))
     if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad or adapter is not None):
-        inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR)
+        inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     total = weights_S.new_zeros(())
     for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
-        scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
+        scores_UV, _ = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
         total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
     return total
 
@@ -76,14 +79,15 @@ class _HeadLoss(torch.autograd.Function):
         tied: TiedGradient | None,
         read_UR: Tensor | None,
         b_VR: Tensor | None,
+        cap: float | None,
     ) -> Tensor:
         ctx.narrow, ctx.tied, ctx.adapted = narrow, tied, b_VR is not None
         trained = ctx.needs_input_grad[1]
-        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else CHEAP_SCORES)
+        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else CHEAP_SCORES, cap)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
-            scores_UV = _scores(hidden_UD, weight_VD, narrow, read_UR, b_VR)
-            loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S)
+            scores_UV, slope_UV = _scores(hidden_UD, weight_VD, narrow, read_UR, b_VR, cap)
+            loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S, slope_UV)
             ctx.save_for_backward(hidden_UD, weight_VD, scores_UV.to(narrow), read_UR, b_VR)
             return loss
         loss = weights_S.new_zeros(())
@@ -92,8 +96,9 @@ class _HeadLoss(torch.autograd.Function):
         for_read_UR = None if read_UR is None else torch.empty_like(read_UR)
         for_b_VR = None if b_VR is None else torch.zeros_like(b_VR)
         for rows, part in chunks:
-            scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
-            loss += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part])
+            scores_UV, slope_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows)
+            here_S = row_S[part] - rows.start
+            loss += _scores_to_gradient(scores_UV, here_S, targets_S[part], weights_S[part], slope_UV)
             scores_UV = scores_UV.to(narrow)
             for_hidden_UD[rows] = product(scores_UV, weight_VD.to(narrow).t()).to(hidden_UD.dtype)
             if for_weight_VD is not None:
@@ -132,7 +137,7 @@ class _HeadLoss(torch.autograd.Function):
             if ctx.adapted:
                 for_read_UR, for_b_VR = for_read_UR * grad, for_b_VR * grad
         for_hidden_UD = (for_hidden_UD * grad).to(for_hidden_UD.dtype)
-        return for_hidden_UD, for_weight_VD, None, None, None, None, None, for_read_UR, for_b_VR
+        return for_hidden_UD, for_weight_VD, None, None, None, None, None, for_read_UR, for_b_VR, None
 
 
 def head_log_probs(
@@ -142,16 +147,17 @@ def head_log_probs(
     targets_S: Tensor,
     tied: TiedGradient | None = None,
     adapter: tuple[Tensor, Tensor] | None = None,
+    cap: float | None = None,
 ) -> Tensor:
     """``log softmax(hidden[row] W^T)[target]`` of each prediction, [S]; the arguments are those of `head_nll_sum`."""
     narrow = _narrow(hidden_UD)
     read_UR, b_VR = adapter or (None, None)
     if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad or adapter is not None):
-        inputs = (hidden_UD, weight_VD, row_S, targets_S, narrow, tied, read_UR, b_VR)
+        inputs = (hidden_UD, weight_VD, row_S, targets_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLogProbs.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
     for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
-        scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
+        scores_UV, _ = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
         found_S[part] = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])[0]
     return found_S
 
@@ -168,16 +174,17 @@ class _HeadLogProbs(torch.autograd.Function):
         tied: TiedGradient | None,
         read_UR: Tensor | None,
         b_VR: Tensor | None,
+        cap: float | None,
     ) -> Tensor:
-        ctx.narrow, ctx.tied = narrow, tied
-        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES)
+        ctx.narrow, ctx.tied, ctx.cap = narrow, tied, cap
+        chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES, cap)
         ctx.whole = len(chunks) == 1
         found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
-        kept: list[Tensor] = []
+        kept: list[Tensor | None] = []
         for rows, part in chunks:
-            scores_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, rows)
+            scores_UV, slope_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows, slope=ctx.whole)
             found_S[part], sums_U = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])
-            kept = [scores_UV, sums_U] if ctx.whole else []
+            kept = [scores_UV, slope_UV, sums_U] if ctx.whole else []
         ctx.save_for_backward(hidden_UD, weight_VD, row_S, targets_S, read_UR, b_VR, *kept)
         return found_S
 
@@ -190,17 +197,19 @@ class _HeadLogProbs(torch.autograd.Function):
         for_weight_VD: Tensor | None = None
         for_read_UR = torch.empty_like(read_UR) if adapted else None
         for_b_VR = torch.zeros_like(b_VR) if adapted else None
-        for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES):
+        for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES, ctx.cap):
             here_S = row_S[part] - rows.start
             if ctx.whole:
-                scores_UV, sums_U = kept
+                scores_UV, slope_UV, sums_U = kept
             else:
-                scores_UV = _scores(hidden_UD[rows], weight_VD, ctx.narrow, read_UR, b_VR, rows)
+                scores_UV, slope_UV = _scores(hidden_UD[rows], weight_VD, ctx.narrow, read_UR, b_VR, ctx.cap, rows)
                 sums_U = _scores_to_log_probs(scores_UV, here_S, targets_S[part])[1]
             # of a log-probability: one at its target, less the probabilities of all
             weight_U = torch.zeros_like(sums_U).index_add_(0, here_S, grad_S[part])
             scores_UV.mul_((-weight_U / sums_U)[:, None])
             scores_UV.index_put_((here_S, targets_S[part]), grad_S[part], accumulate=True)
+            if slope_UV is not None:
+                scores_UV.mul_(slope_UV)
             narrow_UV = scores_UV.to(ctx.narrow)
             for_hidden_UD[rows] = product(narrow_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
             if trained and ctx.whole and ctx.tied is not None:
@@ -214,7 +223,7 @@ class _HeadLogProbs(torch.autograd.Function):
         if for_weight_VD is not None and ctx.tied is not None:
             ctx.tied.leave_table(for_weight_VD)
             for_weight_VD = None
-        return for_hidden_UD, for_weight_VD, None, None, None, None, for_read_UR, for_b_VR
+        return for_hidden_UD, for_weight_VD, None, None, None, None, for_read_UR, for_b_VR, None
 
 
 def _narrow(hidden_UD: Tensor) -> torch.dtype:
@@ -229,16 +238,28 @@ def _scores(
     narrow: torch.dtype,
     read_UR: Tensor | None,
     b_VR: Tensor | None,
+    cap: float | None,
     rows: slice = slice(None),
-) -> Tensor:
+    *,
+    slope: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """The scores, in float32 at least, and, where they are capped, the slope of the cap, unless it is not wanted."""
     scores_UV = product(hidden_UD.to(narrow), weight_VD.to(narrow))
     if read_UR is not None and b_VR is not None:
         scores_UV.addmm_(read_UR[rows].to(narrow), b_VR.to(narrow).t())
-    return scores_UV.to(torch.promote_types(narrow, torch.float32))
+    scores_UV = scores_UV.to(torch.promote_types(narrow, torch.float32))
+    if cap is None:
+        return scores_UV, None
+    scores_UV.div_(cap).tanh_()
+    slope_UV = scores_UV.square().neg_().add_(1) if slope else None
+    return scores_UV.mul_(cap), slope_UV
 
 
-def _chunks(hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor, most: int) -> list[tuple[slice, Tensor | slice]]:
+def _chunks(
+    hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor, most: int, cap: float | None = None
+) -> list[tuple[slice, Tensor | slice]]:
     """Rows of hidden states, and which predictions belong to them, so that their scores are not too many."""
+    most = most if cap is None else most // 2  # the slopes are as many
     size = max(1, most // (weight_VD.shape[0] * hidden_UD.element_size()))
     rows = hidden_UD.shape[0]
     if rows <= size:
@@ -248,7 +269,13 @@ def _chunks(hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor, most: int) -> l
 
 
 def _scores_to_gradient(
-    scores_UV: Tensor, row_S: Tensor, targets_S: Tensor, weights_S: Tensor, keep: bool = True
+    scores_UV: Tensor,
+    row_S: Tensor,
+    targets_S: Tensor,
+    weights_S: Tensor,
+    slope_UV: Tensor | None = None,
+    *,
+    keep: bool = True,
 ) -> Tensor:
     """The loss of some scores, which become their own gradient in place (unless it is not to be kept)."""
     scores_UV.sub_(scores_UV.amax(1, keepdim=True))
@@ -260,6 +287,8 @@ def _scores_to_gradient(
         weight_U = torch.zeros_like(sums_U).index_add_(0, row_S, weights_S)
         scores_UV.mul_((weight_U / sums_U)[:, None])
         scores_UV.index_put_((row_S, targets_S), -weights_S, accumulate=True)
+        if slope_UV is not None:
+            scores_UV.mul_(slope_UV)
     return loss
 
 

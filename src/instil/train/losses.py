@@ -47,13 +47,14 @@ def nll_sum(decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = 
     """
     hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, grad_hook)
     weights = decoder.head.weight, row_S, batch.targets_S, batch.weights_S
-    return head_nll_sum(hidden_UD, *weights, tied, adapter)
+    return head_nll_sum(hidden_UD, *weights, tied, adapter, decoder.spec.logits_softcap)
 
 
 def log_probs(decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
     """Log-probability of each of a batch's targets, [S], which can be differentiated; otherwise as `nll_sum`."""
     hidden_UD, row_S, tied, adapter = _at_targets(decoder, batch, grad_hook)
-    return head_log_probs(hidden_UD, decoder.head.weight, row_S, batch.targets_S, tied, adapter)
+    head = decoder.head.weight, row_S, batch.targets_S
+    return head_log_probs(hidden_UD, *head, tied, adapter, decoder.spec.logits_softcap)
 
 
 def _at_targets(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from instil.model.families.keys import Fields, Header, Row, refuse_strangers
+from instil.model.families.keys import Fields, Header, Row, refuse_unread
 from instil.model.spec import DecoderSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,13 +20,17 @@ class Stored:
 
     ``transposed`` marks GPT-2's Conv1D, which keeps [in, out]; ``paired_heads`` names, for each tensor,
     whether its rows are in the order of neighbouring rotary pairs (Llama in GGUF). ``one_added`` marks the
-    norms of Gemma in GGUF, which hold the scale itself and not how far it is from one.
+    norms of Gemma in GGUF, which hold the scale itself and not how far it is from one. ``by_head`` marks one tensor
+    in which query, key and value of the first head are followed by those of the second (GPT-NeoX), and ``by_channel``
+    the Conv1d of transformers that has a group for each channel, and keeps [channels, 1, taps] (LFM2).
     """
 
     names: tuple[str, ...]
     transposed: bool = False
     paired_heads: tuple[bool, ...] = ()
     one_added: bool = False
+    by_head: bool = False
+    by_channel: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +69,7 @@ class Family:
     """One family. ``{i}`` in a name stands for the number of the layer.
 
     Attributes:
-        name: ours, and that of its architecture in GGUF.
+        name: ours.
         model_type: the name in transformers.
         architecture: the class there.
         spec: makes a spec of the fields that ``keys`` say, with what all of the family have in common.
@@ -73,7 +77,10 @@ class Family:
         prefix: of its tensors' names in transformers.
         hub: names of tensors in transformers, without the prefix.
         gguf: names of tensors in GGUF.
+        gguf_architecture: what GGUF calls it, if not by our name. Where two families share one, a file is read as the
+            first of them.
         unused: endings of tensors that hold no weights.
+        renamed: names of whole tensors that older transformers gave, and those of today.
         state_dict: its form without a configuration, if it has one.
         checkpoint: its form in TensorFlow, if it has one.
     """
@@ -86,7 +93,9 @@ class Family:
     prefix: str
     hub: Mapping[str, Stored]
     gguf: Mapping[str, Stored]
+    gguf_architecture: str = ""
     unused: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
     state_dict: StateDict | None = None
     checkpoint: Checkpoint | None = None
 
@@ -99,7 +108,7 @@ class Family:
             TypeError, ValueError, ZeroDivisionError: the values cannot be those of a decoder.
         """
         understood = {key: values for row in self.keys for key, values in row.understood.items()}
-        refuse_strangers(self.name, config, understood)
+        refuse_unread(self.name, config, understood)
         return self._spec(lambda row, known: row.from_config(config, known))
 
     def config_from_spec(self, spec: DecoderSpec) -> dict[str, Any]:
@@ -113,14 +122,27 @@ class Family:
             config |= row.to_config(spec)
         return config
 
-    def spec_from_gguf(self, values: Mapping[str, Any], shapes: Shapes) -> DecoderSpec:
-        """The spec that a GGUF file's header and the shapes of its tensors describe; errors as above."""
-        header = Header(self.name, values, shapes)
+    def spec_from_gguf(self, values: Mapping[str, Any], shapes: Shapes, tensor: Callable[[str], Tensor]) -> DecoderSpec:
+        """The spec that a GGUF file's header and the shapes of its tensors describe; errors as above.
+
+        ``tensor`` gives one of them, for those that say something of the spec.
+        """
+        header = Header(self.architecture_in_gguf, values, shapes, tensor)
         return self._spec(lambda row, known: row.from_gguf(header, known))
 
     def hub_modules(self, parameter: str) -> tuple[str, ...]:
         """What transformers calls the modules that hold a parameter: ``("q_proj", "k_proj", "v_proj")``."""
         return tuple(name.split(".")[-2] for name in self.hub[parameter].names)
+
+    @property
+    def no_weights(self) -> tuple[str, ...]:
+        """How names of tensors end that a file may have and that fill no parameter."""
+        return (*self.unused, *(name for row in self.keys for name in row.tensors))
+
+    @property
+    def architecture_in_gguf(self) -> str:
+        """What GGUF calls it."""
+        return self.gguf_architecture or self.name
 
     @property
     def transposed(self) -> bool:

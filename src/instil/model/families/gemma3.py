@@ -7,11 +7,13 @@ different angles. Norm weights are kept as their distance from one.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from instil.errors import ModelError
-from instil.model.families.family import Family, Stored
+from instil.model.families.family import Family
+from instil.model.families.gemma import GGUF_NORMS_AROUND, HUB_NORMS_AROUND, TANH_GELU, QueryScalar, RootOfWidth
 from instil.model.families.keys import (
     Default,
     Fields,
@@ -24,13 +26,19 @@ from instil.model.families.keys import (
     tied,
     vocabulary,
 )
-from instil.model.families.rotary import HUB, HUB_QK_NORMS, UNUSED, gguf_table, rope_scaling, rope_settings
+from instil.model.families.rotary import (
+    GGUF_QK_NORMS,
+    HUB,
+    HUB_QK_NORMS,
+    UNUSED,
+    gguf_table,
+    rope_scaling,
+    rope_settings,
+)
+from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec, RopeScaling
 
 _THETA, _WINDOW_THETA = 1_000_000.0, 10_000.0
-_PERIOD = 6  # one layer in so many sees everything
-_LAYERS_27B = 62
-_FULL, _WINDOWED = "full_attention", "sliding_attention"
 
 
 class _TwoRopes(Row):
@@ -46,9 +54,9 @@ class _TwoRopes(Row):
 
     def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
         given = config.get("rope_parameters") or {}
-        refuse_strangers("gemma3", given, {_FULL: (), _WINDOWED: ()})
-        full = {**(given.get(_FULL) or {}), **(config.get("rope_scaling") or {})}
-        windowed = given.get(_WINDOWED) or {}
+        refuse_strangers("gemma3", given, {FULL: (), WINDOWED: ()})
+        full = {**(given.get(FULL) or {}), **(config.get("rope_scaling") or {})}
+        windowed = given.get(WINDOWED) or {}
         if rope_scaling("gemma3", windowed) is not None:
             raise ModelError(
                 "config.json of a gemma3 model scales the rope of its layers with a window, which is not implemented "
@@ -58,7 +66,7 @@ class _TwoRopes(Row):
         window_theta = windowed.get("rope_theta") or config.get("rope_local_base_freq") or _WINDOW_THETA
         return {
             "rope_theta": float(theta),
-            "rope_scaling": rope_scaling("gemma3", full),
+            "rope_scaling": rope_scaling("gemma3", full, config.get("max_position_embeddings")),
             "window_rope_theta": float(window_theta),
         }
 
@@ -69,17 +77,13 @@ class _TwoRopes(Row):
             "rope_theta": spec.rope_theta,
             "rope_local_base_freq": window_theta,
             "rope_scaling": None if spec.rope_scaling is None else full,
-            "rope_parameters": {_FULL: full, _WINDOWED: rope_settings(window_theta, None)},
+            "rope_parameters": {FULL: full, WINDOWED: rope_settings(window_theta, None)},
         }
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         kind = header.get("rope.scaling.type", "none")
-        softcap = header.get("final_logit_softcapping", 0.0)
-        if kind not in ("none", "linear") or softcap:
-            raise ModelError(
-                f"a gemma3 GGUF with rope scaling {kind!r} and softcapping of logits at {softcap} is not implemented "
-                "here"
-            )
+        if kind not in ("none", "linear"):
+            raise ModelError(f"a gemma3 GGUF with rope scaling {kind!r} is not implemented here")
         scaled = kind == "linear"
         return {
             "rope_theta": header.get("rope.freq_base", _THETA),
@@ -88,74 +92,7 @@ class _TwoRopes(Row):
         }
 
 
-class _Windows(Row):
-    """The window of every layer, from a list of kinds or from a period, which llama.cpp knows by heart."""
-
-    fields = ("windows",)
-    understood: Mapping[str, tuple[Any, ...]] = {
-        "sliding_window": (), "sliding_window_pattern": (), "layer_types": (),
-        "_sliding_window_pattern": (),  # written beside layer_types, and never read by transformers
-    }  # fmt: skip
-    optional = False
-
-    def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
-        period = config.get("sliding_window_pattern") or _PERIOD
-        kinds = config.get("layer_types") or _kinds(known["layers"], period)
-        strange = sorted(set(kinds) - {_FULL, _WINDOWED})
-        if strange:
-            raise ModelError(f"config.json of a gemma3 model has layer_types {strange}, which is not implemented here")
-        if _WINDOWED not in kinds:
-            return {"windows": (None,) * len(kinds)}
-        window = config["sliding_window"]
-        if window is None:
-            raise ModelError(
-                f"config.json of a gemma3 model has layers of the kind {_WINDOWED!r}, but no sliding_window"
-            )
-        return {"windows": tuple(window if kind == _WINDOWED else None for kind in kinds)}
-
-    def to_config(self, spec: DecoderSpec) -> dict[str, Any]:
-        windows = {window for window in spec.windows if window is not None}
-        if len(windows) > 1:
-            raise ModelError(
-                f"config.json of a gemma3 model has room for one window, and this model has {sorted(windows)}"
-            )
-        return {
-            "sliding_window": windows.pop() if windows else spec.context,
-            "layer_types": [_FULL if window is None else _WINDOWED for window in spec.windows],
-        }
-
-    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
-        window = header["attention.sliding_window"]
-        pattern = header.get("attention.sliding_window_pattern", _PERIOD)
-        if not isinstance(pattern, list):
-            pattern = [kind == _WINDOWED for kind in _kinds(known["layers"], pattern)]
-        return {"windows": tuple(window if windowed else None for windowed in pattern)}
-
-
-def _kinds(layers: int, period: int) -> list[str]:
-    return [_WINDOWED if (layer + 1) % period else _FULL for layer in range(layers)]
-
-
-def _score_width(header: Header, known: Fields) -> Any:
-    """By its number of layers llama.cpp knows the 27B model, which divides scores by the root of width / heads."""
-    return known["width"] // known["heads"] if known["layers"] == _LAYERS_27B else known["head_width"]
-
-
-_HUB_NORMS = {
-    "blocks.{i}.norm1.weight": "layers.{i}.input_layernorm.weight",
-    "blocks.{i}.post_norm1.weight": "layers.{i}.post_attention_layernorm.weight",
-    "blocks.{i}.norm2.weight": "layers.{i}.pre_feedforward_layernorm.weight",
-    "blocks.{i}.post_norm2.weight": "layers.{i}.post_feedforward_layernorm.weight",
-}
-_GGUF_NORMS = {
-    "blocks.{i}.attention.q_norm.weight": "blk.{i}.attn_q_norm.weight",
-    "blocks.{i}.attention.k_norm.weight": "blk.{i}.attn_k_norm.weight",
-    "blocks.{i}.norm1.weight": "blk.{i}.attn_norm.weight",
-    "blocks.{i}.post_norm1.weight": "blk.{i}.post_attention_norm.weight",
-    "blocks.{i}.norm2.weight": "blk.{i}.ffn_norm.weight",
-    "blocks.{i}.post_norm2.weight": "blk.{i}.post_ffw_norm.weight",
-    "norm.weight": "output_norm.weight",
-}
+_GGUF_QK_NORMS = {ours: replace(stored, one_added=True) for ours, stored in GGUF_QK_NORMS.items()}
 
 GEMMA3 = Family(
     name="gemma3",
@@ -167,9 +104,8 @@ GEMMA3 = Family(
         norm="rms_offset",
         mlp="geglu",
         positions="rope",
-        qk_norm=True,
+        qk_norm="head",
         post_norms=True,
-        scaled_embedding=True,
     ),
     keys=(
         Key("vocab_size", "vocab_size", vocabulary),
@@ -182,15 +118,21 @@ GEMMA3 = Family(
         Key("context", "max_position_embeddings", "context_length"),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         _TwoRopes(),
-        Key("score_width", "query_pre_attn_scalar", _score_width),
-        _Windows(),
+        RootOfWidth(),
+        QueryScalar(None, layers_27b=62),
+        PeriodicWindows("gemma3", 6, period_key="sliding_window_pattern"),
+        Key(
+            "logits_softcap",
+            Default("final_logit_softcapping", None),
+            Default("final_logit_softcapping", None, blank=True),
+        ),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
-        Fixed("hidden_activation", "gelu_pytorch_tanh"),
+        Fixed("hidden_activation", TANH_GELU),
         Fixed("use_bidirectional_attention", None, False),
         Key("tied", Default("tie_word_embeddings", True), tied),
     ),
     prefix="model.",
-    hub={**HUB, **HUB_QK_NORMS, **{ours: Stored((name,)) for ours, name in _HUB_NORMS.items()}},
-    gguf={**gguf_table(), **{ours: Stored((name,), one_added=True) for ours, name in _GGUF_NORMS.items()}},
+    hub={**HUB, **HUB_QK_NORMS, **HUB_NORMS_AROUND},
+    gguf={**gguf_table(), **GGUF_NORMS_AROUND, **_GGUF_QK_NORMS},
     unused=UNUSED,
 )

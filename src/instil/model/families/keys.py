@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from instil.errors import ModelError
 from instil.model.spec import DecoderSpec
 
@@ -27,11 +29,15 @@ class Fields(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A GGUF file's header: its values, all of which bear the architecture's name, and the shapes of its tensors."""
+    """A GGUF file's header: its values, all of which bear the architecture's name, and its tensors.
+
+    ``shapes`` has all of them; ``tensor`` gives one, for what is no weight.
+    """
 
     architecture: str
     values: Mapping[str, Any]
     shapes: Mapping[str, tuple[int, ...]]
+    tensor: Callable[[str], Tensor]
 
     def __getitem__(self, key: str) -> Any:
         return self.values[f"{self.architecture}.{key}"]
@@ -47,6 +53,7 @@ class Row:
     fields: tuple[str, ...] = ()
     understood: Mapping[str, tuple[Any, ...]] = {}  # keys of config.json with the values taken; none: any value
     optional = True  # whether config.json may lack all of them
+    tensors: tuple[str, ...] = ()  # of GGUF that say something of a spec and are no weights
 
     def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
         """The fields, as ``config.json`` says them; those that others say are known.
@@ -125,6 +132,13 @@ class Fixed(Row):
         return dict(self._written)
 
 
+class Ignored(Row):
+    """Keys that this family's class in transformers does not read, though others do, and that its folders may have."""
+
+    def __init__(self, *keys: str) -> None:
+        self.understood = dict.fromkeys(keys, ())
+
+
 def vocabulary(header: Header, known: Fields) -> int:
     """The vocabulary's size, which GGUF says by the shape of its embedding."""
     return header.shapes["token_embd.weight"][0]
@@ -140,18 +154,70 @@ def attention_bias(header: Header, known: Fields) -> bool:
     return "blk.0.attn_q.bias" in header.shapes
 
 
-# Keys of config.json that change nothing about the logits of a plain forward pass.
+def mlp_bias(header: Header, known: Fields) -> bool:
+    """The same of the MLP."""
+    return "blk.0.ffn_gate.bias" in header.shapes
+
+
+# Keys of config.json that change nothing about the logits of a plain forward pass, though they speak of a decoder.
 HARMLESS = frozenset(
-    """architectures model_type torch_dtype dtype transformers_version use_cache bos_token_id eos_token_id
-    pad_token_id attention_dropout hidden_dropout attn_pdrop embd_pdrop resid_pdrop initializer_range
-    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj n_ctx
+    """architectures model_type torch_dtype dtype transformers_version use_cache initializer_range n_ctx
+    summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
     task_specific_params _name_or_path name_or_path pretraining_tp is_llama_config rope_interleaved
-    transformers.js_config id2label label2id problem_type return_dict output_attentions
-    output_hidden_states chunk_size_feed_forward is_encoder_decoder finetuning_task
-    gradient_checkpointing mlp_dropout use_bfloat16 torchscript attn_implementation
-    _attn_implementation_autoset tokenizer_class decoder_start_token_id sep_token_id prefix
-    cache_implementation""".split()
+    transformers.js_config id2label label2id problem_type return_dict output_attentions auto_map
+    output_hidden_states chunk_size_feed_forward is_encoder_decoder is_decoder finetuning_task
+    gradient_checkpointing use_bfloat16 torchscript tokenizer_class prefix _sliding_window_pattern
+    cache_implementation attn_implementation _attn_implementation _attn_implementation_autoset
+    _attn_implementation_internal _experts_implementation_internal output_router_logits
+    num_logits_to_keep _commit_hash encoder_no_repeat_ngram_size encoder_repetition_penalty
+    no_repeat_ngram_size tie_encoder_decoder pruned_heads num_beam_groups epsilon_cutoff eta_cutoff
+    exponential_decay_length_penalty""".split()
 )
+# Endings of such: ids of the tokenizer, what is dropped in training, first values of weights, losses of training alone.
+HARMLESS_ENDINGS = (
+    "_token_id", "_token_ids", "_token_index", "_tokens_id", "dropout", "dropout_prob", "_pdrop", "layerdrop",
+    "_loss_coef", "_loss_coefficient", "_initializer_range", "_initializer_factor", "_flash_attn_2_enabled",
+    "use_flash_attn", "use_flash_attention", "use_flash_attention_2",
+)  # fmt: skip
+# What the name of a key holds that speaks of a part of a decoder, or of how its weights are kept.
+SPEAKS_OF_A_DECODER = tuple(
+    """act adapter alibi altup attend attention attn audio bias bidirectional block cap causal chunk clip compress
+    context conv cross d_model decay decoder dff dim emb encoder eps expand expert factor feed_forward ffn gate
+    gating group head hidden indexer inner intermediate kernel kv latent layer linear lora lru mamba mask mixer
+    mla mlp moe mtp multi_query multiplier mup n_embd norm parallel patch position proj qk quant rank recurrent
+    residual rope rotary router rwkv scal scoring share sink sliding smooth soft ssm state swiglu
+    temperature_tuning text_config theta tie_ tied time_step topk vision vocab weight width window xpos yarn""".split()
+)
+_SCALES = ("multiplier", "scal", "factor")  # one says nothing, where nought does in others
+
+
+def refuse_unread(family: str, config: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse a ``config.json`` that says something of the decoder that is not implemented here.
+
+    What transformers does not read for a model's type changes nothing there, and is passed over here: settings of
+    generation, notes of a tool, names of a task. Keys whose names speak of a decoder are not: they would have meant
+    something to another class, or are misspelt, and are refused unless they say that there is no such thing.
+
+    Raises:
+        ModelError: naming the keys and values.
+    """
+    said = {
+        key: value
+        for key, value in config.items()
+        if key in understood or (any(part in key for part in SPEAKS_OF_A_DECODER) and not _says_nothing(key, value))
+    }
+    refuse_strangers(family, said, understood)
+
+
+def _says_nothing(key: str, value: Any) -> bool:
+    """Whether a key that is not read here says that there is none of what it names."""
+    if key in HARMLESS or key.endswith(HARMLESS_ENDINGS):
+        return True
+    if isinstance(value, list):
+        return all(kind == "full_attention" for kind in value)
+    if isinstance(value, bool | int | float):
+        return value == (1 if any(part in key for part in _SCALES) and not isinstance(value, bool) else 0)
+    return value is None or value in ("", {})
 
 
 def refuse_strangers(
@@ -160,7 +226,7 @@ def refuse_strangers(
     understood: Mapping[str, tuple[Any, ...]],
     file: str = "config.json",
 ) -> None:
-    """Refuse a configuration that says something not implemented here.
+    """Refuse a file, or a part of it, that says anything not implemented here.
 
     Args:
         family: its name, for the message.
@@ -172,12 +238,12 @@ def refuse_strangers(
         ModelError: naming the keys and values.
     """
     strange = [
-        f"{key}={value!r}"
+        f"{key}={_shown(value)}"
         for key, value in config.items()
         if value is not None and key not in understood and key not in HARMLESS
     ]
     strange += [
-        f"{key}={config[key]!r}"
+        f"{key}={_shown(config[key])}"
         for key, allowed in understood.items()
         if allowed and config.get(key) is not None and config[key] not in allowed
     ]
@@ -186,3 +252,8 @@ def refuse_strangers(
             f"{file} of a {family} model sets {', '.join(sorted(strange))}, which is not implemented here; "
             "loading it anyway would give wrong answers"
         )
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 100 else f"{shown[:97]}..."

@@ -7,8 +7,20 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Rope, gguf_table, heads, width_per_head
+from instil.model.families.keys import (
+    Default,
+    Fields,
+    Fixed,
+    Header,
+    Ignored,
+    Key,
+    Row,
+    attention_bias,
+    mlp_bias,
+    tied,
+    vocabulary,
+)
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
 from instil.model.spec import DecoderSpec
 
 
@@ -16,20 +28,9 @@ class _PlainHeader(Row):
     """Refuses what a GGUF file of this architecture may say and is not implemented here."""
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
-        head_width = known["head_width"]
-        turned = header.get("rope.dimension_count", head_width)
-        scaling = header.get("rope.scaling.type", "none")
-        experts = header.get("expert_count", 0)
-        if turned != head_width or scaling != "none" or experts:
-            raise ModelError(
-                f"a llama GGUF with rope over {turned} of {head_width} dimensions, rope scaling {scaling!r} and "
-                f"{experts} experts is not implemented here"
-            )
+        if experts := header.get("expert_count", 0):
+            raise ModelError(f"a llama GGUF with {experts} experts is not implemented here")
         return {}
-
-
-def _mlp_bias(header: Header, known: Fields) -> bool:
-    return "blk.0.ffn_gate.bias" in header.shapes
 
 
 LLAMA = Family(
@@ -50,12 +51,13 @@ LLAMA = Family(
             Default("attention.key_length", width_per_head, blank=True),
         ),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
-        Key("context", "max_position_embeddings", "context_length"),
+        Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("llama", Default("rope.freq_base", 10_000.0)),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
-        Key("mlp_bias", Default("mlp_bias", False, blank=True), _mlp_bias),
+        Key("mlp_bias", Default("mlp_bias", False, blank=True), mlp_bias),
         Fixed("hidden_act", "silu"),
+        Ignored("sliding_window", "use_sliding_window", "max_window_layers"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),
     prefix="model.",

@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
-from instil.errors import ModelError
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
-from instil.model.families.rotary import GGUF_QK_NORMS, HUB, HUB_QK_NORMS, UNUSED, Rope, gguf_table, heads
+from instil.model.families.keys import Default, Fixed, Key, attention_bias, tied, vocabulary
+from instil.model.families.rotary import GGUF_QK_NORMS, HUB, HUB_QK_NORMS, UNUSED, Context, Rope, gguf_table, heads
+from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
-
-
-class _NoWindows(Row):
-    """Refuses layers with a window, and in GGUF a scaling of rope; two keys say nothing while windows are off."""
-
-    understood: Mapping[str, tuple[Any, ...]] = {"layer_types": (), "sliding_window": (), "max_window_layers": ()}
-
-    def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
-        kinds = set(config.get("layer_types") or ()) - {"full_attention"}
-        if kinds:
-            raise ModelError(
-                f"config.json of a qwen3 model has layers of the kinds {sorted(kinds)} in layer_types, which is not "
-                "implemented here"
-            )
-        return {}
-
-    def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
-        scaling = header.get("rope.scaling.type", "none")
-        if scaling != "none":
-            raise ModelError(f"a qwen3 GGUF with rope scaling {scaling!r} is not implemented here")
-        return {}
-
 
 QWEN3 = Family(
     name="qwen3",
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm=True),
+    spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm="head"),
     keys=(
-        _NoWindows(),
+        SomeWindows("qwen3", last_windowed(28)),
         Key("vocab_size", "vocab_size", vocabulary),
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
@@ -48,11 +24,10 @@ QWEN3 = Family(
         Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
         Key("head_width", "head_dim", "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
-        Key("context", "max_position_embeddings", "context_length"),
+        Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("qwen3", "rope.freq_base"),
         Key("attention_bias", Default("attention_bias", False, blank=True), attention_bias),
-        Fixed("use_sliding_window", False),
         Fixed("hidden_act", "silu"),
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),

@@ -13,6 +13,7 @@ from instil.errors import ModelError
 from instil.files import json_text, read_json_object
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
+from instil.model.families.closed import what_is_missing
 from instil.model.files.reader import hub_tensors
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 
@@ -33,7 +34,7 @@ class SafetensorsFolder:
             more = " (the config describes a vision tower, too, and only text models are read)"
             raise ModelError(
                 f"{folder}: config.json says model_type {kind!r}{more if 'vision_config' in config else ''}; "
-                f"read here: {', '.join(families)}"
+                f"read here: {', '.join(families)}{what_is_missing(str(kind))}"
             )
         self.family = families[kind]
         self.table = self.family.hub
@@ -45,7 +46,7 @@ class SafetensorsFolder:
             raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
         self._files = self._open_files()
         self._where = {
-            name.removeprefix(self.family.prefix): (file, name)
+            self.family.renamed.get(name, name).removeprefix(self.family.prefix): (file, name)
             for file, handle in self._files.items()
             for name in handle.names()
         }

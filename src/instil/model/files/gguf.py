@@ -17,6 +17,7 @@ from torch import Tensor
 from instil.errors import ModelError
 from instil.gguf_header import read_gguf
 from instil.model.families import FAMILIES
+from instil.model.families.closed import what_is_missing
 from instil.model.families.family import Family, Stored
 from instil.model.spec import DecoderSpec
 
@@ -64,7 +65,7 @@ class GgufFile:
         self.table = self.family.gguf
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         try:
-            self.spec = self.family.spec_from_gguf(self._meta, shapes)
+            self.spec = self.family.spec_from_gguf(self._meta, shapes, self.get)
         except KeyError as error:
             raise ModelError(f"{path}: its header lacks {error.args[0]!r}") from error
         except (TypeError, ValueError) as error:
@@ -89,9 +90,15 @@ class GgufFile:
 
     def _family(self) -> Family:
         architecture = self._meta.get("general.architecture")
-        if architecture not in FAMILIES:
-            raise ModelError(f"{self.path}: its architecture is {architecture!r}; read here: {', '.join(FAMILIES)}")
-        return FAMILIES[architecture]
+        families: dict[str, Family] = {}
+        for family in FAMILIES.values():
+            families.setdefault(family.architecture_in_gguf, family)
+        if architecture not in families:
+            raise ModelError(
+                f"{self.path}: its architecture is {architecture!r}; read here: {', '.join(families)}"
+                f"{what_is_missing(str(architecture))}"
+            )
+        return families[architecture]
 
     def _check_extent(self) -> None:
         size = self.path.stat().st_size

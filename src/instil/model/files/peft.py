@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from instil.errors import ModelError
 from instil.files import json_text, read_json_object, unfinished_of, write_whole
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
+from instil.model.files.reader import heads_from_parts, parts_from_heads
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
@@ -59,6 +60,7 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
     for owner, leaf, layer in adapters(decoder):
         for module, indexes, span in _modules(decoder, owner, leaf, layer):
             stored, scales[module] = _module_tensors(layer, indexes, span)
+            stored = {kind: _in_order(decoder, module, kind, part, heads_from_parts) for kind, part in stored.items()}
             ranks[module] = len(stored["lora_A.weight"])
             tensors |= {f"{PREFIX}{module}.{kind}": tensor for kind, tensor in stored.items()}
     if not ranks:
@@ -214,8 +216,20 @@ def _tensors(folder: Path, decoder: Decoder) -> dict[str, dict[str, Tensor]]:
         tensor = file.get(name)
         if not tensor.is_floating_point():
             raise ModelError(f"{folder / WEIGHTS}: {name} is stored as {tensor.dtype}; wanted floating point")
-        found[module][kind] = tensor.float()
+        found[module][kind] = _in_order(decoder, module, kind, tensor.float(), parts_from_heads)
     return found
+
+
+def _in_order(
+    decoder: Decoder, module: str, kind: str, tensor: Tensor, order: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """What an adapter holds of a module's rows, from our order to that of transformers or back, where they differ."""
+    stored = FAMILIES[decoder.spec.family].hub["blocks.{i}.attention.qkv.weight"]
+    here = stored.by_head and module.endswith(stored.names[0].partition("{i}")[2].removesuffix(".weight"))
+    width = decoder.spec.head_width
+    if not here or kind.startswith("lora_A") or len(tensor) % (3 * width):  # of a strange length it is refused later
+        return tensor
+    return order(tensor, width)
 
 
 def _check_head(folder: Path, stored: Tensor, head: Tensor) -> None:
@@ -256,8 +270,7 @@ def _hub_layers(decoder: Decoder) -> list[tuple[nn.Module, str, Any, list[tuple[
     family = FAMILIES[decoder.spec.family]
     found: list[tuple[nn.Module, str, Any, list[tuple[str, slice]]]] = []
     for number, block in enumerate(decoder.blocks):
-        for room in ("attention", "mlp"):
-            owner = getattr(block, room)
+        for room, owner in block.named_children():
             for leaf, layer in list(owner.named_children()):
                 stored = family.hub.get(f"blocks.{{i}}.{room}.{leaf}.weight")
                 if stored is None or not hasattr(layer, "out_features"):

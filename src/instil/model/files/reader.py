@@ -68,7 +68,7 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
         _assign(decoder, name, seen[id(meta)])
         if name == "embed.weight" and decoder.spec.tied:  # now, while little else is in memory
             used.update(_same_head(reader, known, value))
-    left = {name for name in known - used if not name.endswith(reader.family.unused or ("\0",))}
+    left = {name for name in known - used if not name.endswith(reader.family.no_weights or ("\0",))}
     if left:
         raise ModelError(
             f"{reader.path}: tensors {', '.join(sorted(left)[:5])} are not part of a {reader.family.name} model "
@@ -107,8 +107,12 @@ def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
         raise ModelError(f"{reader.path}: tensor {source} is stored as {part.dtype}; wanted floating point")
     if stored.transposed and part.dim() == 2:
         part = part.T
+    if stored.by_channel and part.dim() == 3 and part.shape[1] == 1:
+        part = part.squeeze(1)
     if stored.paired_heads and stored.paired_heads[index]:
         part = halves_from_pairs(part, reader.spec.head_width)
+    if stored.by_head:
+        part = parts_from_heads(part, reader.spec.head_width)
     return part - 1 if stored.one_added else part
 
 
@@ -120,6 +124,24 @@ def halves_from_pairs(rows: Tensor, head_width: int) -> Tensor:
     """
     heads = rows.shape[0] // head_width
     return rows.reshape(heads, head_width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def parts_from_heads(rows: Tensor, head_width: int) -> Tensor:
+    """Rows of query, key and value of each head in turn to all queries, then all keys, then all values.
+
+    >>> parts_from_heads(torch.arange(6), 1).tolist()
+    [0, 3, 1, 4, 2, 5]
+    """
+    return rows.reshape(-1, 3, head_width, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+
+
+def heads_from_parts(rows: Tensor, head_width: int) -> Tensor:
+    """The other way round.
+
+    >>> heads_from_parts(torch.tensor([0, 3, 1, 4, 2, 5]), 1).tolist()
+    [0, 1, 2, 3, 4, 5]
+    """
+    return rows.reshape(3, -1, head_width, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
 
 
 def _assign(decoder: Decoder, name: str, parameter: torch.nn.Parameter) -> None:
@@ -157,8 +179,10 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
         )
     for name, value in decoder.named_parameters():
         stored, names = _lookup(table, name)
-        rows = [value.shape[0] // len(names)] * len(names)
+        widths = [value.shape[0] // len(names)] * len(names)
         if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
-            rows = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
-        for source, part in zip(names, torch.split(value.detach(), rows), strict=True):
-            yield source, part.T if stored.transposed and part.dim() == 2 else part
+            widths = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
+        for source, part in zip(names, torch.split(value.detach(), widths), strict=True):
+            rows = heads_from_parts(part, spec.head_width) if stored.by_head else part
+            rows = rows.unsqueeze(1) if stored.by_channel else rows
+            yield source, rows.T if stored.transposed and rows.dim() == 2 else rows

@@ -1,0 +1,45 @@
+"""Mistral (Jiang et al., 2023): Llama's form without biases, and with a window in the first of its models.
+
+GGUF calls it Llama, so that a file is read as one; llama.cpp lets all of its layers see everything.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from instil.model.families.family import Family
+from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
+from instil.model.families.sliding import OneWindow
+from instil.model.spec import DecoderSpec
+
+MISTRAL = Family(
+    name="mistral",
+    model_type="mistral",
+    architecture="MistralForCausalLM",
+    spec=partial(DecoderSpec, family="mistral", norm="rms", mlp="swiglu", positions="rope"),
+    keys=(
+        Key("vocab_size", "vocab_size", vocabulary),
+        Key("width", "hidden_size", "embedding_length"),
+        Key("layers", "num_hidden_layers", "block_count"),
+        Key("heads", "num_attention_heads", "attention.head_count"),
+        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "head_width",
+            Default("head_dim", width_per_head, blank=True),
+            Default("attention.key_length", width_per_head, blank=True),
+        ),
+        Key("mlp_width", "intermediate_size", "feed_forward_length"),
+        Context(),
+        Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
+        Rope("mistral", Default("rope.freq_base", 10_000.0)),
+        OneWindow("mistral", default=4096, some=True),  # of those with layer_types transformers makes Ministral
+        Fixed("hidden_act", "silu"),
+        Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
+    ),
+    prefix="model.",
+    hub=HUB,
+    gguf=gguf_table(paired_heads=True),
+    gguf_architecture="llama",
+    unused=UNUSED,
+)

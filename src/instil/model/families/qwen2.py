@@ -1,0 +1,43 @@
+"""Qwen2 and Qwen2.5, dense (Yang et al., 2024): Llama's form with biases before attention and none after it."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from instil.model.families.family import Family
+from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
+from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
+from instil.model.families.sliding import SomeWindows, last_windowed
+from instil.model.spec import DecoderSpec
+
+QWEN2 = Family(
+    name="qwen2",
+    model_type="qwen2",
+    architecture="Qwen2ForCausalLM",
+    spec=partial(
+        DecoderSpec, family="qwen2", norm="rms", mlp="swiglu", positions="rope", attention_bias=True, out_bias=False
+    ),
+    keys=(
+        SomeWindows("qwen2", last_windowed(28)),
+        Key("vocab_size", "vocab_size", vocabulary),
+        Key("width", "hidden_size", "embedding_length"),
+        Key("layers", "num_hidden_layers", "block_count"),
+        Key("heads", "num_attention_heads", "attention.head_count"),
+        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "head_width",
+            Default("head_dim", width_per_head, blank=True),
+            Default("attention.key_length", width_per_head, blank=True),
+        ),
+        Key("mlp_width", "intermediate_size", "feed_forward_length"),
+        Context(),
+        Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
+        Rope("qwen2", Default("rope.freq_base", 10_000.0)),
+        Fixed("hidden_act", "silu"),
+        Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
+    ),
+    prefix="model.",
+    hub=HUB,
+    gguf=gguf_table(),
+    unused=UNUSED,
+)

@@ -8,7 +8,6 @@ be around the control token itself.
 from __future__ import annotations
 
 import bisect
-import functools
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -53,11 +52,13 @@ class Pipeline:
     Args:
         state: of the tokenizer, as ``tokenizer.json`` has it.
         control: the texts of these tokens.
+        salt: what tells our marks from a text that looks like one.
     """
 
-    def __init__(self, state: Mapping[str, Any], control: frozenset[str]) -> None:
+    def __init__(self, state: Mapping[str, Any], control: frozenset[str], salt: str = "") -> None:
         from tokenizers import Tokenizer as Fast
 
+        self._made_of, self._salt = (state, control), salt
         added = [
             {**token, "special": token["special"] or token["content"] in control} for token in state["added_tokens"]
         ]
@@ -65,7 +66,7 @@ class Pipeline:
         self.fast.encode_special_tokens = True  # a user's "<|im_end|>" is text
         self._flags = {str(token["content"]): tuple(bool(token[flag]) for flag in FLAGS) for token in added}
         self._reserved = frozenset(self.fast.token_to_id(name) for name in control) - {_unknown(state, self.fast)}
-        self._places: dict[tuple[str, tuple[bool, ...]], tuple[str, int]] = {}
+        self._places: dict[tuple[bool, ...], tuple[str, int]] = {}
 
     def spans(self, parts: Sequence[tuple[str, bool]], ids: Sequence[int]) -> list[Span]:
         """Ids of parts of text and of control tokens (True), as one text.
@@ -76,6 +77,9 @@ class Pipeline:
             parts: texts, and the names of control tokens.
             ids: those of the control tokens, in their order.
         """
+        text = "".join(text for text, control in parts if not control)
+        if PLACE[0] in text and self._salt != (salt := _salt(text)):
+            return Pipeline(*self._made_of, salt).spans(parts, ids)
         pieces = [_Piece(text, control, number) for number, (text, control) in enumerate(parts)]
         while True:
             cut = self._cut(pieces, exact=True) or self._cut(pieces, exact=False)
@@ -98,13 +102,12 @@ class Pipeline:
 
         ``exact`` gives what stands for a control token the flags of that token.
         """
-        place_of = functools.partial(self._place, _salt("".join(piece.text for piece in pieces)))
         plain = (False,) * len(FLAGS)
         standing, texts, at_control = set(), [], []
         for number, piece in enumerate(pieces):
             text = piece.text
             if piece.control:
-                text, index = place_of(self._flags.get(text, plain) if exact else plain)
+                text, index = self._place(self._flags.get(text, plain) if exact else plain)
                 standing.add(index)
                 at_control.append(number)
             texts.append(text)
@@ -124,16 +127,16 @@ class Pipeline:
                 cut.append(_Cut(index, first, start - starts[first], last, end - start))
         return cut
 
-    def _place(self, salt: str, flags: tuple[bool, ...]) -> tuple[str, int]:
+    def _place(self, flags: tuple[bool, ...]) -> tuple[str, int]:
         """The text and the id of what stands for a control token with such flags."""
         from tokenizers import AddedToken
 
-        if (salt, flags) not in self._places:
-            text = PLACE.format(salt + "".join("ny"[flag] for flag in flags))
+        if flags not in self._places:
+            text = PLACE.format(self._salt + "".join("ny"[flag] for flag in flags))
             self.fast.add_tokens([AddedToken(text, special=False, **dict(zip(FLAGS, flags, strict=True)))])
             index: Any = self.fast.token_to_id(text)
-            self._places[salt, flags] = (text, int(index))
-        return self._places[salt, flags]
+            self._places[flags] = (text, int(index))
+        return self._places[flags]
 
     def _encoded(self, text: str) -> Any:
         try:
@@ -152,8 +155,6 @@ def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:
 
 def _salt(text: str) -> str:
     """What tells our marks from a text that looks like one."""
-    if PLACE[0] not in text:
-        return ""
     return next(salt for n in range(len(text) + 1) if (salt := f"{n} ") not in text)
 
 

@@ -126,7 +126,9 @@ def special_tokens(fast: Any) -> frozenset[str]:
 def is_ordinary(fast: Any, token: str) -> bool:
     """Whether plain text is made of this token, so that it can be no mark: ``#`` is, ``<|endoftext|>`` is not."""
     index = fast.token_to_id(token)
-    return not _MARK.fullmatch(token) and any(index in _plain_ids(fast, text) for text in (token, f"a{token}"))
+    spelt = fast.decode([index], skip_special_tokens=False)
+    texts = (token, f"a{token}", spelt, f"a{spelt}")
+    return not _MARK.fullmatch(token) and any(index in _plain_ids(fast, text) for text in texts)
 
 
 def _plain_ids(fast: Any, text: str) -> list[int]:
@@ -347,7 +349,7 @@ def _end(
             raise ModelError(
                 f"{folder}: its files name {named!r} (id {found}) as the end token, which is an ordinary token: every "
                 f"text with {named!r} in it would end there. Name the model's own in tokenizer_config.json as eos_token"
-                + (f", such as {min(special, key=fast.token_to_id)!r}" if special - {named} else "")
+                + (f", such as {min(special - {named}, key=fast.token_to_id)!r}" if special - {named} else "")
             )
         return named
     if marks.end:

@@ -47,7 +47,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     task = task or task_of(settings)
     source = task.read(data)
     path = find_model(model)
-    spec = open_model(path).spec
+    reader = open_model(path)
+    spec = reader.spec
     tokenizer = load_tokenizer(path)
     template = _template(path, settings)
     if template.name in TEMPLATES:
@@ -68,6 +69,7 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         unusable=source.skipped,
         notes=[
             *source.notes,
+            *reader.notes,
             *_header_notes(template, settings),
             *idle(settings),
             *filter(None, [not_exact(settings)]),

@@ -26,6 +26,7 @@ class Reader(Protocol):
     family: Family
     spec: DecoderSpec
     table: Mapping[str, Stored]
+    notes: tuple[str, ...]  # what users are to be told of the files
 
     def names(self) -> set[str]:
         """Names of the tensors, in the table's form."""

@@ -15,7 +15,10 @@ from instil.runs.folder import OWN_FOLDERS, RUN_FILE, RunFolder
 from instil.tasks.task import Prepared
 
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
-LATER = {"train.gradient_checkpointing": False}  # settings that earlier versions lack, with what they did
+LATER = {
+    "train.gradient_checkpointing": False,
+    "lora.trainable_token_indices": [],
+}  # settings that earlier versions lack, with what they did
 SHOWN = 5  # settings named in a message
 
 State = Literal["finished", "unfinished", "absent"]

@@ -94,7 +94,10 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data
     if settings.train.method == "lora":
-        adapt(blank_decoder(spec), settings)  # targets and ranks
+        blank = blank_decoder(spec)
+        if settings.train.untie_head:
+            blank.untie()
+        adapt(blank, settings)  # targets and ranks
     if settings.train.patience and loader_for(prepared, "validation") is None:
         raise SettingsError("train.patience looks at the validation loss, and no rows are held out for validation")
     if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:

@@ -17,6 +17,7 @@ from instil.model.frozen import FrozenLinear
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.spec import DecoderSpec
+from instil.model.token_rows import TokenRows
 
 
 class Reader(Protocol):
@@ -152,7 +153,7 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     others evenly.
     """
     spec = decoder.spec
-    if any(isinstance(module, LoraLinear | FrozenLinear) for module in decoder.modules()):
+    if any(isinstance(module, LoraLinear | FrozenLinear | TokenRows) for module in decoder.modules()):
         raise ModelError(
             "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"
         )

@@ -81,6 +81,9 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tiny_folder: Path,
         with pytest.raises(SettingsError, match="lora"):
             instil.finetune(rows(20), model=tiny_folder, out=tmp_path / "run", method="lora", lora=lora, max_steps=1)
         assert not (tmp_path / "run").exists()
+    lora = {"trainable_token_indices": (3,)}
+    with pytest.raises(SettingsError, match=r"set train\.untie_head=false"):
+        instil.finetune(rows(20), model=tiny_folder, out=tmp_path / "run", method="lora", lora=lora, untie_head=True)
 
 
 def test_a_plan_counts_what_is_trained(tiny_folder: Path) -> None:

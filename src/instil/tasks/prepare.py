@@ -95,6 +95,11 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     loader_for(prepared, "train")  # a batch larger than the data
     if settings.train.method == "lora":
         blank = blank_decoder(spec)
+        if settings.train.untie_head and spec.tied and settings.lora.trainable_token_indices:
+            raise SettingsError(
+                "lora.trainable_token_indices with train.untie_head=true would train rows of the embedding alone, and "
+                "PEFT would read them as the head's, too; set train.untie_head=false"
+            )
         if settings.train.untie_head:
             blank.untie()
         adapt(blank, settings)  # targets and ranks

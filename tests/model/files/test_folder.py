@@ -93,7 +93,13 @@ def test_a_single_file_comes_before_old_shards(folder: Path, shards: Path) -> No
         file.unlink()
     decoder = load_decoder(folder)
     assert torch.equal(scores(decoder), wanted)
-    assert "an index of shards" in decoder.notes[0]
+    assert "an index (model.safetensors.index.json) as well" in decoder.notes[0]
+
+
+@pytest.mark.parametrize("text", ['{"weight_map": {"model.norm.weight": "model.safetensors"}}', "{", "[]", "{}"])
+def test_an_index_that_says_nothing_else(folder: Path, text: str) -> None:
+    (folder / INDEX).write_text(text)
+    assert load_decoder(folder).notes == ()
 
 
 def test_shards_alone_are_read_in_silence(shards: Path) -> None:
@@ -205,13 +211,20 @@ def test_names_that_are_wrapped_in_part(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"have a wrapper in them, such as model\.layers\.0\._orig_mod\."):
         load_decoder(folder)
     given(lambda name: f"student.{name}")
-    with pytest.raises(ModelError, match="the file is incomplete"):
+    with pytest.raises(ModelError, match=r"such as student\..*; wanted names such as model\.embed_tokens"):
         load_decoder(folder)
     write_safetensors(
         folder / WEIGHTS, [*own.items(), *((f"_orig_mod.{name}", value + 1) for name, value in own.items())]
     )
     with pytest.raises(ModelError, match="do not all begin alike"):
         load_decoder(folder)
+
+
+def test_an_adapter_is_no_model(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match="these are adapters of PEFT; give their base model, and them as its adapter"):
+        load_decoder(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("where", ["", "base_model.model."])

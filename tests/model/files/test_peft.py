@@ -154,7 +154,10 @@ def test_half_an_adapter_is_refused_by_name(tmp_path: Path) -> None:
         config(folder, target_modules=given)
         with pytest.raises(ModelError, match=r"adapter_config\.json: target_modules"):
             loaded(model, folder)
-    config(folder, target_modules=["q_proj", "v_proj"], layers_to_transform=[0], layers_pattern="(")
+    config(folder, target_modules=["q_proj", "v_proj"], r=4)
+    with pytest.raises(ModelError, match=r"the rank of model\..* is 4, but 3 in the file"):
+        loaded(model, folder)
+    config(folder, r=3, layers_to_transform=[0], layers_pattern="(")
     with pytest.raises(ModelError, match="layers_pattern cannot be read"):
         loaded(model, folder)
 

@@ -108,7 +108,9 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers")
+        adapter = (folder / "adapter_config.json").is_file()
+        more = ": these are adapters of PEFT; give their base model, and them as its adapter" if adapter else ""
+        raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers{more}")
     return read_json_object(path, error=ModelError, problem=NO_JSON)
 
 

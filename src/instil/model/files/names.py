@@ -48,6 +48,11 @@ def plain_names(names: Iterable[str], table: Mapping[str, Stored], prefix: str) 
     plain = {alike.get(name) or name.removeprefix(whole): name for name in names}
     if problem := _adapted(names):
         return plain, problem
+    if names and not found:
+        return plain, (
+            f"none of its names, such as {min(names)}, is one of this family's; wanted names such as "
+            f"{prefix}{table['embed.weight'].names[0]}"
+        )
     others = Counter(wrapped for name, (wrapped, _) in found.items() if name not in alike)
     if others or len(plain) < len(names):
         counts = ", ".join(

@@ -72,9 +72,16 @@ class AdapterConfig:
     def scale(self, module: str, rank: int) -> float:
         """What the product of a module's A and B is multiplied by."""
         try:
+            wanted = _of(self._values.get("rank_pattern"), module, self._values.get("r", rank))
             alpha = float(_of(self._values.get("alpha_pattern"), module, self._values.get("lora_alpha", 8)))
         except (TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
-            raise ModelError(f"{self.path}: lora_alpha or alpha_pattern cannot be read: {error}") from error
+            raise ModelError(
+                f"{self.path}: lora_alpha, alpha_pattern or rank_pattern cannot be read: {error}"
+            ) from error
+        if wanted != rank:
+            raise ModelError(
+                f"{self.path}: the rank of {module} is {wanted!r}, but {rank} in the file; they do not belong together"
+            )
         if not math.isfinite(alpha):
             raise ModelError(f"{self.path}: lora_alpha of {module} is {alpha}")
         return alpha / math.sqrt(rank) if self._values.get("use_rslora") else alpha / rank

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instil.errors import ModelError, counted
-from instil.files import read_json_object
+from instil.files import json_object_or_empty, read_json_object
 from instil.model.files.safetensors import SafetensorsFile, same
 
 WEIGHTS = "model.safetensors"
@@ -89,11 +89,14 @@ def _listed_is_right(folder: Path, name: str | None, tensor: str) -> bool:
 
 
 def _left_aside(folder: Path) -> tuple[str, ...]:
-    """That there are shards, too, which are not read."""
-    shards = sorted(entry.name for entry in folder.glob("model-*-of-*.safetensors"))
-    if not shards and not (folder / INDEX).is_file():
+    """That there are shards or an index of others, too, which are not read."""
+    listed = json_object_or_empty(folder / INDEX).get("weight_map")
+    named = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
+    shards = {entry.name for entry in folder.glob("model-*-of-*.safetensors")}
+    shards |= {name for name in named if Path(name).name == name and (folder / name).is_file()}
+    if not (shards | named) - {WEIGHTS}:
         return ()
-    there = f"{counted(len(shards), 'shard')} of a model" if shards else f"an index of shards ({INDEX})"
+    there = f"{counted(len(shards - {WEIGHTS}), 'shard')} of a model" if shards - {WEIGHTS} else f"an index ({INDEX})"
     return (
         f"{folder} holds {WEIGHTS} and {there} as well; {WEIGHTS} is read, as transformers does. Remove what is not "
         "wanted",

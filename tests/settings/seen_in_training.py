@@ -392,6 +392,19 @@ def dora(world: World) -> None:
     assert lengths == [7 * LAYERS, 0]
 
 
+@sees("lora.trainable_token_indices=50256,11")
+def trainable_token_indices(world: World) -> None:
+    """The end of every answer, and a comma: their rows are trained, and no others."""
+    run, plain = (world.run(*some, *LORA, data=world.one) for some in (("lora.trainable_token_indices=50256,11",), ()))
+    before, table = load_file(world.model / "model.safetensors"), "model.embed_tokens.weight"
+    changed = (run.weights[table] != before[table]).any(1).nonzero().flatten().tolist()
+    assert changed == [11, 50256]
+    assert torch.equal(plain.weights[table], before[table])
+    assert config(run)["trainable_token_indices"] == [50256, 11]
+    rows = run.adapter["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    assert torch.equal(rows, run.weights[table][[50256, 11]])
+
+
 @sees("lora.base=int8")
 def base(world: World) -> None:
     rounded, exact = world.run("lora.base=int8", *LORA, data=world.one), world.run(*LORA, data=world.one)

@@ -197,6 +197,7 @@ class Decoder(nn.Module):
     torch.Size([3, 11])
     """
 
+    notes: tuple[str, ...] = ()  # what users are to be told of the files that it comes from
     gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.fast.recompute`)
 
     def __init__(self, spec: DecoderSpec) -> None:

@@ -12,6 +12,7 @@ from instil.assistant.assistant import Assistant, load
 from instil.assistant.folder import export_folder
 from instil.errors import ModelError, SettingsError, UserError
 from instil.model.files.pth import has_form, reads_back, save_pth
+from instil.screen import Screen
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ def export(
     *,
     template: str | None = None,
     adapter: str | Path | None = None,
+    screen: Screen | None = None,
 ) -> Exported:
     """Write a model in another form.
 
@@ -43,6 +45,7 @@ def export(
         out: where to; by default a name made of the model's, in the working directory.
         template: the prompt form that goes along, only for models that come without one.
         adapter: a folder of LoRA adapters that are merged into the model before.
+        screen: where it is said what is to be known of the files; nowhere by default.
 
     Raises:
         UserError: there is something at ``out`` already, or the model has no such form; nothing was written.
@@ -54,6 +57,8 @@ def export(
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; choose another --out")
     assistant = load(model, template=template, adapter=adapter)
+    for note in assistant.decoder.notes:
+        (screen or Screen(quiet=True)).say(note, "yellow")
     write(assistant, target)
     return Exported(form, target)
 

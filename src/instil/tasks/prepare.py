@@ -17,6 +17,7 @@ from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
+from instil.model.spec import DecoderSpec
 from instil.settings.options import Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact
@@ -49,7 +50,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     task = task or task_of(settings)
     source = task.read(data)
     path = find_model(model)
-    spec = open_model(path).spec
+    reader = open_model(path)
+    spec = reader.spec
     tokenizer = load_tokenizer(path)
     template = _template(path, settings)
     new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
@@ -76,10 +78,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         notes=[
             *source.notes,
             *tokenizer.notes,
-            *(
-                [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"]
-                * bool(new)
-            ),
+            *_resize_notes(spec, new),
+            *reader.notes,
             *_header_notes(template, settings),
             *idle(settings),
             *filter(None, [not_exact(settings)]),
@@ -106,7 +106,15 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data
     if settings.train.method == "lora":
-        adapt(blank_decoder(spec), settings)  # targets and ranks
+        blank = blank_decoder(spec)
+        if settings.train.untie_head and spec.tied and settings.lora.trainable_token_indices:
+            raise SettingsError(
+                "lora.trainable_token_indices with train.untie_head=true would train rows of the embedding alone, and "
+                "PEFT would read them as the head's, too; set train.untie_head=false"
+            )
+        if settings.train.untie_head:
+            blank.untie()
+        adapt(blank, settings)  # targets and ranks
     if settings.train.patience and loader_for(prepared, "validation") is None:
         raise SettingsError("train.patience looks at the validation loss, and no rows are held out for validation")
     if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:
@@ -126,6 +134,12 @@ def _template(model: Path, settings: Settings) -> Template:
             f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
         )
     return stored
+
+
+def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
+    return (
+        [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"] if new else []
+    )
 
 
 def _header_notes(template: Template, settings: Settings) -> list[str]:

@@ -17,6 +17,7 @@ from instil.model.frozen import FrozenLinear
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.spec import DecoderSpec
+from instil.model.token_rows import TokenRows
 
 
 class Reader(Protocol):
@@ -26,6 +27,7 @@ class Reader(Protocol):
     family: Family
     spec: DecoderSpec
     table: Mapping[str, Stored]
+    notes: tuple[str, ...]  # what users are to be told of the files
 
     def names(self) -> set[str]:
         """Names of the tensors, in the table's form."""
@@ -173,7 +175,7 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     others evenly.
     """
     spec = decoder.spec
-    if any(isinstance(module, LoraLinear | FrozenLinear) for module in decoder.modules()):
+    if any(isinstance(module, LoraLinear | FrozenLinear | TokenRows) for module in decoder.modules()):
         raise ModelError(
             "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"
         )

@@ -2,17 +2,21 @@
 
 A header holds the whole vocabulary, string by string. The `gguf` package takes seconds over it, most of them
 spent on making each slice a memory map of its own, and keeps a few hundred megabytes of small arrays; what is
-kept here is what they say.
+kept here is what they say. A model in several files (``NAME-00001-of-00003.gguf``, llama.cpp's ``gguf-split``) is read
+as one, whichever of them is given.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instil.errors import ModelError
+
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class StoredTensor:
     """Where a tensor lies and how: ``shape`` as ours (rows first), ``stored_shape`` and ``dtype`` as in the file."""
 
     name: str
+    path: Path
     kind: Any  # a gguf.GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
@@ -37,16 +42,68 @@ class Header:
 
 
 def read_gguf(path: Path) -> Header:
-    """The header of this file as it is now.
+    """The header of this file as it is now; of all files of the model, where it is one of several.
 
     Raises:
-        ModelError: it cannot be read, or is damaged.
+        ModelError: it cannot be read, or is damaged, or others that belong to it are not beside it.
     """
-    found = path.stat()
+    whole = _one(path)
+    shards = shards_of(path)
+    if len(shards) == 1:
+        _check_alone(path, whole)
+        return whole
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise ModelError(
+            f"{path}: one of {len(shards)} files of a model; not beside it: {', '.join(missing)}. Fetch all of them."
+        )
+    headers = [_one(shard) for shard in shards]
+    for number, (shard, header) in enumerate(zip(shards, headers, strict=True)):
+        said = header.values.get("split.no"), header.values.get("split.count")
+        if said != (number, len(shards)):
+            raise ModelError(
+                f"{shard}: by its name it is file {number + 1} of {len(shards)}, by its header "
+                f"split.no {said[0]} and split.count {said[1]}. Give it back its name, or fetch it again."
+            )
+    tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
+    wanted = headers[0].values.get("split.tensors.count", len(tensors))
+    if len(tensors) != wanted:
+        raise ModelError(
+            f"{path}: the {len(shards)} files hold {len(tensors):,} tensors, and the model has {wanted:,}; they do "
+            "not belong together. Fetch them again."
+        )
+    return Header(headers[0].values, tensors)
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The files of a model of which this is one, by its name: itself alone, where it has no number."""
+    found = _SHARD.fullmatch(path.name)
+    if found is None or not 0 < int(found[2]) <= int(found[3]):
+        return [path]
+    name, _, count, ending = found.groups()
+    return [path.with_name(f"{name}-{number:05d}-of-{count}{ending}") for number in range(1, int(count) + 1)]
+
+
+def _check_alone(path: Path, header: Header) -> None:
+    """ModelError for one of several files under a name that does not say so."""
+    count = header.values.get("split.count", 1)
+    if isinstance(count, int) and count > 1:
+        number = header.values.get("split.no", 0)
+        raise ModelError(
+            f"{path}: file {number + 1} of {count} of a model. Call it NAME-{number + 1:05d}-of-{count:05d}.gguf, "
+            "with the others beside it."
+        )
+
+
+def _one(path: Path) -> Header:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     return _read(path, found.st_size, found.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _read(path: Path, size: int, changed: int) -> Header:
     del changed  # it only tells one state of the file from another
     import numpy as np
@@ -69,6 +126,7 @@ def _read(path: Path, size: int, changed: int) -> Header:
         tensors = [
             StoredTensor(
                 name=tensor.name,
+                path=path,
                 kind=tensor.tensor_type,
                 shape=tuple(int(n) for n in reversed(tensor.shape)),
                 offset=int(tensor.data_offset),
@@ -78,6 +136,13 @@ def _read(path: Path, size: int, changed: int) -> Header:
             )
             for tensor in reader.tensors
         ]
+    except ValueError as error:
+        if "GGMLQuantizationType" not in str(error):
+            raise ModelError(f"{path}: damaged or cut off ({size:,} bytes). Fetch it again.") from error
+        raise ModelError(
+            f"{path}: a tensor is stored in a way that the installed gguf package does not know ({error}). "
+            "Take another file of the model, such as one of Q8_0, or a newer package: pip install -U gguf"
+        ) from error
     except Exception as error:  # the package raises whatever numpy raises on a damaged file
         raise ModelError(f"{path}: damaged or cut off ({size:,} bytes). Fetch it again.") from error
     return Header(values, {tensor.name: tensor for tensor in tensors})

@@ -211,3 +211,33 @@ def test_a_spec_goes_through_config_json_unchanged(case: str, tmp_path: Path) ->
     family = FAMILIES[spec.family]
     said = json.loads(json.dumps(family.config_from_spec(spec)))
     assert family.spec_from_config(said) == spec
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_key_that_is_missing_means_what_it_means_to_transformers(family: str) -> None:
+    """Each key of a configuration left out in turn: the same spec as that of what transformers puts in its place."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    ours = FAMILIES[family]
+    kind = CONFIG_MAPPING[ours.model_type]
+    understood = {key for row in ours.keys for key in row.understood}
+    whole = json.loads(kind(num_attention_heads=64, hidden_size=1024).to_json_string(use_diff=False))
+    config = {key: value for key, value in whole.items() if key in understood}
+    assert ours.spec_from_config(config) is not None
+    left_out = 0
+    for key in config:
+        without = {name: value for name, value in config.items() if name != key}
+        try:
+            found: object = ours.spec_from_config(without)
+        except KeyError:
+            continue  # it is asked for, whatever transformers would have taken
+        except ValueError as error:
+            found = str(error)
+        theirs = json.loads(kind(**without).to_json_string(use_diff=False))
+        try:
+            wanted: object = ours.spec_from_config({name: theirs[name] for name in understood & theirs.keys()})
+        except ValueError as error:
+            wanted = str(error)
+        assert found == wanted, key
+        left_out += 1
+    assert left_out >= 4

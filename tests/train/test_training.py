@@ -56,11 +56,6 @@ SPECS = {
         norm="rms_offset", norm_eps=1e-5, mlp="geglu", positions="rope", windows=(3, None), attention_multiplier=0.4,
         attention_softcap=2.0, post_norms=True, embedding_multiplier=12**0.5, logits_softcap=3.0,
     ),
-    "granite": DecoderSpec(
-        family="granite", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20,
-        context=16, norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", attention_multiplier=0.3,
-        embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=1.3,
-    ),
     "olmo3": DecoderSpec(
         family="olmo3", vocab_size=17, width=12, layers=2, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
         norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", windows=(3, None), window_rope_theta=9.0,

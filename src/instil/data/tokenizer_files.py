@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from instil.data import sentencepiece
 from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
 from instil.data.chat_template import Marks, marks_of, stored_template
 from instil.errors import ModelError
@@ -21,7 +22,6 @@ from instil.files import read_json_object
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Vocabularies of other kinds, which are named where they are all there is.
 OTHER_FILES = (
-    "tokenizer.model",
     "tekken.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tiktoken.model", "qwen.tiktoken",
     "vocab.txt", "tokenizer.model.v3", "vocab.model",
 )  # fmt: skip
@@ -233,6 +233,9 @@ def _of_other_files(folder: Path, config: Mapping[str, Any]) -> tuple[Any, str]:
             fast = gpt2_tokenizer(folder / vocabulary, folder / merges, pre)
             _class_settings(fast, {"tokenizer_class": name, **config})
             return fast, end
+    if (path := folder / "tokenizer.model").is_file():
+        fast = sentencepiece.read(path)
+        return fast, next((end for end in ("</s>", "<eos>") if fast.token_to_id(end) is not None), "")
     found = [name for name in OTHER_FILES if (folder / name).is_file()]
     if kind == "gpt2" and not found:
         _check_gpt2(folder, config, model_config)

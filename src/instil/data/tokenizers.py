@@ -13,23 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from instil.data.byte_level import END_OF_TEXT, PRE_TOKENIZERS, byte_level, gpt2_files
+from instil.data import gguf_vocabulary
+from instil.data.byte_level import END_OF_TEXT, gpt2_files
 from instil.data.control_tokens import Pipeline, Span
 from instil.data.templates import TEMPLATES
 from instil.data.tokenizer_files import (
     gpt2_tokenizer,
     in_front,
     is_ordinary,
-    pair_of,
     put_in_front,
     read_folder,
     special_tokens,
 )
 from instil.errors import ModelError
 from instil.files import json_text
-from instil.gguf_header import read_gguf
 
-GGUF_CONTROL = 3  # gguf.TokenType.CONTROL
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -76,6 +74,9 @@ class Tokenizer(Protocol):
 
     def token(self, index: int) -> str:
         """The text of one token, as its vocabulary has it."""
+
+    def saved(self) -> Any:
+        """The `tokenizers.Tokenizer` with which others give texts the ids that they have here."""
 
     def save(self, folder: Path) -> None:
         """Write the files with which ``transformers`` opens the same tokenizer."""
@@ -180,7 +181,8 @@ class FastTokenizer:
         outside = [token for token, index in self._ids.items() if index >= size and token not in self._control]
         return sorted(outside, key=self._ids.__getitem__)
 
-    def save(self, folder: Path) -> None:
+    def saved(self) -> Any:
+        """The `tokenizers.Tokenizer` with which others give texts the ids that they have here."""
         from tokenizers import Tokenizer as Fast
 
         state = self._state
@@ -192,8 +194,10 @@ class FastTokenizer:
         marks = {"special": True, "single_word": False}
         kept = [{**token, **(marks if token["content"] in self._control else {})} for token in state["added_tokens"]]
         tokens = sorted([*kept, *missing], key=lambda token: int(token["id"]))
-        whole = json.dumps({**state, "added_tokens": tokens})
-        text = Fast.from_str(whole).to_str(pretty=True)  # its own way of writing has no error for a full disk
+        return Fast.from_str(json.dumps({**state, "added_tokens": tokens}))
+
+    def save(self, folder: Path) -> None:
+        text = self.saved().to_str(pretty=True)  # its own way of writing has no error for a full disk
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -240,28 +244,12 @@ class FastTokenizer:
         """Build the tokenizer from a GGUF file's own vocabulary and merges.
 
         Raises:
-            ModelError: the vocabulary is of a kind that is not built here (see `PRE_TOKENIZERS`).
+            ModelError: the vocabulary is of a kind that is not built here (see `instil.data.gguf_vocabulary`).
         """
-        values = read_gguf(path).values
-
-        def value(key: str) -> Any:
-            return values.get(f"tokenizer.{key}")
-
-        model, pre = value("ggml.model"), value("ggml.pre") or "gpt-2"
-        if model != "gpt2" or pre not in PRE_TOKENIZERS:
-            raise ModelError(
-                f"{path}: its vocabulary is {model}/{pre}; built here are byte-pair ones of "
-                f"{', '.join(PRE_TOKENIZERS)}. Put the model's tokenizer.json beside the file."
-            )
-        tokens, kinds = value("ggml.tokens"), value("ggml.token_type")
-        eos = value("ggml.eos_token_id")
-        if not tokens or eos is None:
-            raise ModelError(f"{path}: it holds no vocabulary, or names no end token")
-        control = {token: i for i, token in enumerate(tokens) if kinds and kinds[i] == GGUF_CONTROL}
-        merges = [pair_of(merge) for merge in value("ggml.merges") or ()]
-        vocabulary = {token: index for index, token in enumerate(tokens)}
-        control.setdefault(tokens[eos], eos)
-        return cls(byte_level(vocabulary, merges, pre, control), tokens[eos])
+        found = gguf_vocabulary.read(path)
+        others = [int(found.fast.token_to_id(text)) for text in found.stops]
+        names = {"bos_token": found.bos} if found.bos else {}
+        return cls(found.fast, found.eos, others, names=names)
 
 
 def _normalized(tokenizer: Any, text: str) -> str:

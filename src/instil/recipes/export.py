@@ -8,11 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from instil.assistant.assistant import Assistant, load
 from instil.assistant.folder import export_folder
+from instil.data import gguf_vocabulary
+from instil.data.encoding import begin_text, stop_id
+from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.errors import ModelError, SettingsError, UserError
+from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.files.gguf_writer import write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
+from instil.model.load import load_decoder
 from instil.screen import Screen
+
+CLOSE = 1e-4  # of logits, where norms were kept as their distance from one, or by other factors of rope
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,8 @@ def export(
 
     Args:
         model: a run folder, a model folder, a GGUF or ``.pth`` file, or a name.
-        form: ``hf`` (a folder that transformers opens) or ``pth`` (a state dictionary under the book's names).
+        form: ``hf`` (a folder that transformers opens), ``gguf`` (a file that llama.cpp and Ollama run, in float32) or
+            ``pth`` (a state dictionary under the book's names).
         out: where to; by default a name made of the model's, in the working directory.
         template: the prompt form that goes along, only for models that come without one.
         adapter: a folder of LoRA adapters that are merged into the model before.
@@ -81,5 +92,59 @@ def _pth(assistant: Assistant, out: Path) -> None:
     save_pth(assistant.decoder, out)
 
 
+def _gguf(assistant: Assistant, out: Path) -> None:
+    decoder, template = assistant.decoder, assistant.template
+    tokenizer = assistant.tokenizer
+    fast = tokenizer.saved()
+    fast.encode_special_tokens = True  # as it is in a tokenizer here: a user's "<|im_end|>" is text
+    begin = begin_text(template, tokenizer).rstrip()  # llama.cpp puts a space after it by itself
+    values = gguf_values(
+        fast,
+        eos_id=stop_id(template, tokenizer),
+        bos_id=None,
+        stop_ids=tokenizer.stop_ids,
+        size=decoder.spec.vocab_size,
+        chat_template=template.chat_template(
+            begin_text(template, tokenizer).rstrip()
+        ),  # it puts the space there itself
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_gguf(decoder, values, out, lambda file: _same_answers(assistant, fast, file))
+
+
+def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
+    """ModelError where a file gives other ids or other logits than what it was made of.
+
+    Ids are compared for awkward texts, for those of the template, and for every token's own text.
+    """
+    found = gguf_vocabulary.read(file).fast
+    found.encode_special_tokens = True
+    size = fast.get_vocab_size(with_added_tokens=True)
+    own = [fast.decode([index], skip_special_tokens=False) for index in range(size)]
+    texts = [*AWKWARD, assistant.template.with_input, *(text for text in own if "\ufffd" not in text)]
+    theirs, ours = (tokenizer.encode_batch(texts, add_special_tokens=True) for tokenizer in (found, fast))
+    unlike = [text for text, one, other in zip(texts, theirs, ours, strict=True) if one.ids != other.ids]
+    if unlike:
+        raise ModelError(
+            f"llama.cpp would cut {len(unlike):,} of {len(texts):,} texts into other tokens than this tokenizer, "
+            f"such as {unlike[0]!r}. Use --to hf"
+        )
+    again = load_decoder(file, device=assistant.decoder.device)
+    ids = torch.arange(min(16, again.spec.context)) * 7 % again.spec.vocab_size
+    wanted = _logits(assistant.decoder, ids)
+    apart = ((_logits(again, ids) - wanted).abs().max() / wanted.abs().max().clamp_min(1e-6)).item()
+    if not apart < CLOSE:
+        raise ModelError(f"the file's logits are {apart:.1e} of the greatest from the model's. Use --to hf")
+
+
+def _logits(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return decoder.logits(decoder(batch_of_ids(ids[None].to(decoder.device)))).float()
+
+
 # How each form is written, and what its name ends with by default.
-FORMS: dict[str, tuple[Callable[[Assistant, Path], None], str]] = {"hf": (_hf, "-hf"), "pth": (_pth, ".pth")}
+FORMS: dict[str, tuple[Callable[[Assistant, Path], None], str]] = {
+    "hf": (_hf, "-hf"),
+    "gguf": (_gguf, ".gguf"),
+    "pth": (_pth, ".pth"),
+}

@@ -23,6 +23,16 @@ from tests.closeness import assert_e1
 from tests.model.fast.test_fused import compare
 from tests.train.test_training import SPECS, decoder
 
+SCALED = replace(  # as Granite is
+    SPECS["llama"], attention_multiplier=0.3, embedding_multiplier=3.0, residual_multiplier=0.7, logits_scaling=1.3,
+    tied=True,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPECS, "scaled", SCALED)
+
 
 def written_out(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, cap: float, *, causal: bool
@@ -113,7 +123,7 @@ def test_soft_cap(cap: float) -> None:
 
 @pytest.mark.parametrize("chunks", [False, True], ids=["whole", "chunks"])
 @pytest.mark.parametrize("head", ["tied", "untied", "adapted"])
-@pytest.mark.parametrize("family", ["gemma2", "granite"])
+@pytest.mark.parametrize("family", ["gemma2", "scaled"])
 def test_losses_see_the_caps_and_scales_of_logits(
     family: str, head: str, chunks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +154,18 @@ def test_losses_see_the_caps_and_scales_of_logits(
         torch.testing.assert_close(nll_sum(model, batch), wanted, rtol=1e-12, atol=1e-12)
         found = -(log_probs(model, batch) * batch.weights_S).sum()
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
-    uncapped = replace(SPECS[family], logits_softcap=None, logits_scaling=None)
-    model.spec = uncapped
+    model.spec = replace(SPECS[family], logits_softcap=None, logits_scaling=None)
     assert (nll_sum(model, batch) - wanted).abs() > 0.1  # they matter here
+
+
+def test_slopes_beside_scores_are_half_of_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    monkeypatch.setattr(head_loss, "LARGEST_SCORES", 4 * 17 * 8)
+    monkeypatch.setattr(
+        head_loss, "_scores", lambda *args, true=head_loss._scores: made.append(len(args[0])) or true(*args)
+    )
+    batch = collate_shared([Encoded((1, 2, 3, 4, 5, 6, 7, 8, 9), (True,) * 9)])
+    for family, sizes in (("scaled", [4, 4]), ("gemma2", [2, 2, 2, 2])):
+        nll_sum(decoder(family), batch).backward()
+        assert made == sizes
+        made.clear()

@@ -107,7 +107,8 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
         if family == "gpt_neox":
             writer.add_parallel_residual(config.use_parallel_residual)
         _add_caps_and_factors(writer, family, config)
-        _add_scaling(writer, rope if family == "gemma3" else rope.get("full_attention", rope), head_width=turned)
+        own = rope if family == "gemma3" else rope.get("full_attention", rope)
+        _add_scaling(writer, own, turned, config.max_position_embeddings)
     else:
         writer.add_context_length(config.n_positions)
         writer.add_embedding_length(config.n_embd)
@@ -166,7 +167,7 @@ def _as_llama_cpp_has_it(value: torch.Tensor, name: str, ours: str, family: str,
     return value.squeeze(1) if name.endswith("conv.conv.weight") else value
 
 
-def _add_scaling(writer: gguf.GGUFWriter, rope: Any, *, head_width: int) -> None:
+def _add_scaling(writer: gguf.GGUFWriter, rope: Any, head_width: int, context: int) -> None:
     """As llama.cpp's converter writes them: keys of the header, or a tensor with a number for every pair."""
     kind = rope.get("rope_type", "default")
     if kind in ("linear", "yarn"):
@@ -175,7 +176,7 @@ def _add_scaling(writer: gguf.GGUFWriter, rope: Any, *, head_width: int) -> None
     if kind in ("yarn", "longrope"):
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if kind == "longrope":
-        factor = rope["factor"] if rope.get("factor") else 64 / rope["original_max_position_embeddings"]
+        factor = rope["factor"] if rope.get("factor") else context / rope["original_max_position_embeddings"]
         trained = rope["original_max_position_embeddings"]
         writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(factor) / math.log(trained)))
         for name in ("long", "short"):

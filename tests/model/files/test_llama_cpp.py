@@ -22,6 +22,11 @@ IDS = torch.randint(2, 97, (23,), generator=torch.Generator().manual_seed(3)).to
 OLMO = {"tied": False, "attention_bias": False, "hidden_size": 24, "head_dim": 8}
 # Its GELU is a table of half-precision numbers.
 GELU = 5e-3
+LONG = {"original_max_position_embeddings": 300, "max_position_embeddings": 900}  # its own context is within 300
+YARN = rope(300.0, "yarn", factor=3.0, original_max_position_embeddings=20)
+LLAMA3 = rope(
+    500.0, "llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+)
 KNOWN = {WINDOWED: rope(10_000.0), FULL: rope(4000.0)}  # it knows the base of layers with a window by heart
 
 
@@ -54,6 +59,18 @@ def vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
         ("gemma2", {"layer_types": [FULL, FULL, WINDOWED], "rope_parameters": rope(300.0, "linear", factor=3.0)}, GELU),
         ("gemma3-capped", {"rope_parameters": KNOWN}, GELU),
         ("granite", {}, 1e-5),
+        ("qwen2", {}, 1e-5),
+        ("qwen2", {"rope_parameters": YARN}, 1e-5),
+        ("mistral", {}, 1e-5),
+        ("llama", {"rope_parameters": LLAMA3}, 1e-5),
+        ("llama", {"rope_parameters": rope(300.0, "linear", factor=3.0)}, 1e-5),
+        ("smollm3", {}, 1e-5),
+        ("phi3", {"sliding_window": None}, 1e-5),
+        ("phi3-longrope", {**LONG, "sliding_window": None}, 1e-5),
+        ("starcoder2", {}, GELU),
+        ("gpt_neox", {"tied": False}, GELU),
+        ("gpt_neox", {"use_parallel_residual": False, "tied": False}, GELU),
+        ("qwen3", {"attention_bias": False}, 1e-5),
         ("olmo2", {**OLMO, "head_dim": 4}, 1e-5),
         ("olmo3", OLMO, 1e-5),
         ("olmo3-yarn", {**OLMO, "layer_types": [FULL, WINDOWED] * 2}, 1e-5),

@@ -79,6 +79,9 @@ class Family:
         gguf: names of tensors in GGUF.
         gguf_architecture: what GGUF calls it, if not by our name. Where two families share one, a file is read as the
             first of them.
+        gguf_lacks: parameters that llama.cpp does not take in this family, which it calls a damaged file.
+        gguf_needs: those without which it reads none, though this family can be without.
+        gguf_even: whether llama.cpp takes it for granted that heads share the width evenly.
         unused: endings of tensors that hold no weights.
         renamed: names of whole tensors that older transformers gave, and those of today.
         state_dict: its form without a configuration, if it has one.
@@ -94,6 +97,9 @@ class Family:
     hub: Mapping[str, Stored]
     gguf: Mapping[str, Stored]
     gguf_architecture: str = ""
+    gguf_lacks: tuple[str, ...] = ()
+    gguf_needs: tuple[str, ...] = ()
+    gguf_even: bool = False
     unused: tuple[str, ...] = ()
     renamed: Mapping[str, str] = field(default_factory=dict)
     state_dict: StateDict | None = None
@@ -129,6 +135,24 @@ class Family:
         """
         header = Header(self.architecture_in_gguf, values, shapes, tensor)
         return self._spec(lambda row, known: row.from_gguf(header, known))
+
+    def header_in_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        """What GGUF says of a spec: keys of the header, and tensors that are no weights, by their names.
+
+        Raises:
+            ModelError: llama.cpp does not compute what this spec says.
+        """
+        said: dict[str, Any] = {}
+        for row in self.keys:
+            more = row.to_gguf(spec)
+            shortest = min(more.get("context_length", spec.context), said.get("context_length", spec.context))
+            said |= more | ({"context_length": shortest} if "context_length" in {**said, **more} else {})
+        if "attention.key_length" in said:
+            said.setdefault("attention.value_length", said["attention.key_length"])
+        return {
+            key if isinstance(value, Tensor) else f"{self.architecture_in_gguf}.{key}": value
+            for key, value in said.items()
+        }
 
     def hub_modules(self, parameter: str) -> tuple[str, ...]:
         """What transformers calls the modules that hold a parameter: ``("q_proj", "k_proj", "v_proj")``."""

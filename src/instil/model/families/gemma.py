@@ -83,6 +83,8 @@ GGUF_NORMS_AROUND = {
     "blocks.{i}.post_norm2.weight": Stored(("blk.{i}.post_ffw_norm.weight",), one_added=True),
 }
 
+GGUF_LACKS = ("blocks.{i}.attention.out.bias", "head.weight")  # the head is always the embedding there
+
 GEMMA = Family(
     name="gemma",
     model_type="gemma",
@@ -109,5 +111,6 @@ GEMMA = Family(
     prefix="model.",
     hub=HUB,
     gguf={**gguf_table(), **GGUF_NORMS},
+    gguf_lacks=GGUF_LACKS,
     unused=UNUSED,
 )

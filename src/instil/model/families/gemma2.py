@@ -5,7 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family
-from instil.model.families.gemma import GGUF_NORMS_AROUND, HUB_NORMS_AROUND, TANH_GELU, QueryScalar, RootOfWidth
+from instil.model.families.gemma import (
+    GGUF_LACKS,
+    GGUF_NORMS_AROUND,
+    HUB_NORMS_AROUND,
+    TANH_GELU,
+    QueryScalar,
+    RootOfWidth,
+)
 from instil.model.families.keys import Default, Fixed, Ignored, Key, attention_bias, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table
 from instil.model.families.sliding import PeriodicWindows
@@ -51,5 +58,6 @@ GEMMA2 = Family(
     prefix="model.",
     hub={**HUB, **HUB_NORMS_AROUND},
     gguf={**gguf_table(), **GGUF_NORMS_AROUND},
+    gguf_lacks=GGUF_LACKS,
     unused=UNUSED,
 )

@@ -35,6 +35,7 @@ from instil.model.families.rotary import (
     rope_scaling,
     rope_settings,
 )
+from instil.model.families.scaled import scaling_in_gguf
 from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec, RopeScaling
 
@@ -91,6 +92,11 @@ class _TwoRopes(Row):
             "window_rope_theta": header.get("rope.freq_base_swa", _WINDOW_THETA),
         }
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        window_theta = spec.window_rope_theta or spec.rope_theta
+        scaling = scaling_in_gguf("gemma3", spec)
+        return {"rope.freq_base": float(spec.rope_theta), "rope.freq_base_swa": float(window_theta), **scaling}
+
 
 _GGUF_QK_NORMS = {ours: replace(stored, one_added=True) for ours, stored in GGUF_QK_NORMS.items()}
 
@@ -134,5 +140,6 @@ GEMMA3 = Family(
     prefix="model.",
     hub={**HUB, **HUB_QK_NORMS, **HUB_NORMS_AROUND},
     gguf={**gguf_table(), **GGUF_NORMS_AROUND, **_GGUF_QK_NORMS},
+    gguf_lacks=("blocks.{i}.attention.out.bias",),
     unused=UNUSED,
 )

@@ -137,6 +137,7 @@ GPT_NEOX = Family(
         },
         by_head=False,
     ),
+    gguf_needs=("head.weight", "blocks.{i}.attention.qkv.bias", "blocks.{i}.attention.out.bias"),
     gguf_architecture="gptneox",
     unused=(*UNUSED, ".attention.bias", ".attention.masked_bias"),  # causal masks that old checkpoints carry
     renamed={"embed_out.weight": "lm_head.weight"},

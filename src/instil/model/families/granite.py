@@ -42,6 +42,12 @@ class _Factor(Row):
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {self._field: header.get(self._gguf) or None}
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        value = getattr(spec, self._field)
+        if value is None and self._field != "logits_scaling":  # without which llama.cpp reads no file
+            return {}
+        return {self._gguf: 1.0 if value is None else float(value)}
+
 
 class _PlainHeader(Row):
     """Refuses what a GGUF file of this architecture may say and is not implemented here."""

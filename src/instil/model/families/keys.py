@@ -72,14 +72,26 @@ class Row:
         """The fields, as a GGUF file says them; errors as above."""
         return {}
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        """The keys of GGUF's header, without the architecture's name; and tensors that are no weights, by theirs.
+
+        Raises:
+            ModelError: llama.cpp does not compute what this spec says.
+        """
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """A key that may be missing (``blank``: or null, or zero) and its value then, or how other fields make it."""
+    """A key that may be missing (``blank``: or null, or zero) and its value then, or how other fields make it.
+
+    ``missing`` is its value where it is missing, if that is not the same as where it is null.
+    """
 
     key: str
     value: Any
     blank: bool = False
+    missing: Any = None
 
 
 _MISSING = object()
@@ -90,6 +102,8 @@ def look_up(key: str | Default, values: Mapping[str, Any] | Header, known: Field
     if isinstance(key, str):
         return values[key]
     found = values.get(key.key, _MISSING)
+    if found is _MISSING and key.missing is not None:
+        return key.missing
     if found is _MISSING or (key.blank and not found):
         return key.value(known) if callable(key.value) else key.value
     return found
@@ -119,6 +133,12 @@ class Key(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {self._field: self._gguf(header, known) if callable(self._gguf) else look_up(self._gguf, header, known)}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        value = getattr(spec, self._field)
+        if callable(self._gguf) or value is None:
+            return {}
+        return {self._gguf.key if isinstance(self._gguf, Default) else self._gguf: value}
 
 
 class Fixed(Row):

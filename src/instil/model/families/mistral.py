@@ -23,7 +23,11 @@ MISTRAL = Family(
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
         Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "kv_heads",
+            Default("num_key_value_heads", heads, blank=True, missing=8),
+            Default("attention.head_count_kv", heads),
+        ),
         Key(
             "head_width",
             Default("head_dim", width_per_head, blank=True),

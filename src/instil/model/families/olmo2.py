@@ -69,6 +69,7 @@ OLMO_GGUF = _after(
         "blocks.{i}.post_norm2.weight": "blk.{i}.post_ffw_norm.weight",
     },
 )
+OLMO_LACKS, OLMO_NEEDS = ("blocks.{i}.attention.out.bias",), ("head.weight",)
 OLMO_KEYS = (
     Key("vocab_size", "vocab_size", vocabulary),
     Key("width", "hidden_size", "embedding_length"),
@@ -97,5 +98,8 @@ OLMO2 = Family(
     prefix="model.",
     hub=OLMO_HUB,
     gguf=OLMO_GGUF,
+    gguf_lacks=OLMO_LACKS,
+    gguf_needs=OLMO_NEEDS,
+    gguf_even=True,
     unused=UNUSED,
 )

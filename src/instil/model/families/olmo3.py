@@ -8,8 +8,9 @@ from typing import Any
 from instil.errors import ModelError
 from instil.model.families.family import Family
 from instil.model.families.keys import Fields, Header, Row, refuse_strangers
-from instil.model.families.olmo2 import OLMO_GGUF, OLMO_HUB, OLMO_KEYS, PERIOD, olmo_spec
+from instil.model.families.olmo2 import OLMO_GGUF, OLMO_HUB, OLMO_KEYS, OLMO_LACKS, OLMO_NEEDS, PERIOD, olmo_spec
 from instil.model.families.rotary import UNUSED, rope_scaling, rope_settings
+from instil.model.families.scaled import scaling_in_gguf
 from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
 from instil.model.spec import DecoderSpec
 
@@ -56,6 +57,10 @@ class _TwoRopes(Row):
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         raise NotImplementedError("GGUF files of OLMo 3 are read as those of OLMo 2")
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        scaling = scaling_in_gguf("olmo3", spec)
+        return {"rope.freq_base": float(spec.rope_theta), "rope.dimension_count": spec.head_width, **scaling}
+
 
 OLMO3 = Family(
     name="olmo3",
@@ -67,5 +72,8 @@ OLMO3 = Family(
     hub=OLMO_HUB,
     gguf=OLMO_GGUF,
     gguf_architecture="olmo2",
+    gguf_lacks=OLMO_LACKS,
+    gguf_needs=OLMO_NEEDS,
+    gguf_even=True,
     unused=UNUSED,
 )

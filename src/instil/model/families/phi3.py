@@ -58,5 +58,6 @@ PHI3 = Family(
         _QKV: Stored(("blk.{i}.attn_qkv.weight",)),
         _GATE_UP: Stored(("blk.{i}.ffn_up.weight",)),
     },
+    gguf_even=True,
     unused=UNUSED,
 )

@@ -21,7 +21,11 @@ QWEN3 = Family(
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
         Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "kv_heads",
+            Default("num_key_value_heads", heads, blank=True, missing=32),
+            Default("attention.head_count_kv", heads),
+        ),
         Key("head_width", "head_dim", "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
         Context(),
@@ -34,5 +38,6 @@ QWEN3 = Family(
     prefix="model.",
     hub={**HUB, **HUB_QK_NORMS},
     gguf={**gguf_table(), **GGUF_QK_NORMS},
+    gguf_lacks=("blocks.{i}.attention.out.bias",),
     unused=UNUSED,
 )

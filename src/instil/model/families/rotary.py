@@ -9,7 +9,7 @@ from typing import Any
 from instil.errors import ModelError
 from instil.model.families.family import Stored
 from instil.model.families.keys import Default, Fields, Header, Key, Row, look_up, refuse_strangers
-from instil.model.families.scaled import FREQUENCIES, gguf_scaling
+from instil.model.families.scaled import FREQUENCIES, gguf_scaling, scaling_in_gguf
 from instil.model.spec import DecoderSpec, RopeScaling
 
 UNUSED = (".rotary_emb.inv_freq",)  # angles that old checkpoints carry
@@ -100,6 +100,14 @@ class Rope(Row):
         scaling = gguf_scaling(self._family, header, float(theta), width)
         return {"rope_theta": theta, "rope_scaling": scaling, "rotary_width": _width(known, width)}
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        base = self._base.key if isinstance(self._base, Default) else self._base
+        return {
+            base: float(spec.rope_theta),
+            "rope.dimension_count": spec.turned_width,
+            **scaling_in_gguf(self._family, spec),
+        }
+
 
 class Context(Key):
     """How many tokens a model can be given; with longrope as many as it was first trained on.
@@ -121,6 +129,10 @@ class Context(Key):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return self._within(super().from_gguf(header, known), known)
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        reach = None if spec.rope_scaling is None else spec.rope_scaling.reach
+        return {key: reach or value for key, value in super().to_gguf(spec).items()}
 
     def _within(self, found: dict[str, Any], known: Fields) -> dict[str, Any]:
         scaling = known["rope_scaling"]

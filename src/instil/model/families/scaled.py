@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,10 +11,14 @@ from torch import Tensor
 from instil.errors import ModelError
 from instil.model.families.keys import Header
 from instil.model.rope import scaled
-from instil.model.spec import RopeScaling
+from instil.model.spec import DecoderSpec, RopeScaling
 
 ONE, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 FREQUENCIES = (ONE, SHORT, LONG)
+_TAKEN = {  # which of them llama.cpp takes, by family
+    **dict.fromkeys(("llama", "mistral", "granite"), FREQUENCIES),
+    "phi3": (SHORT, LONG),
+}
 CLOSE = 1e-5  # llama.cpp keeps them in float32
 
 
@@ -63,6 +68,37 @@ def gguf_scaling(family: str, header: Header, theta: float, width: int) -> RopeS
     )
 
 
+def scaling_in_gguf(family: str, spec: DecoderSpec) -> dict[str, Any]:
+    """The scaling of a spec as keys of a header and tensors.
+
+    Raises:
+        ModelError: llama.cpp does not scale in this way in this family.
+    """
+    scaling, width = spec.rope_scaling, spec.turned_width
+    if scaling is None:
+        return {}
+    if scaling.kind == "linear":
+        return {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
+    said: dict[str, Any] = {"rope.scaling.original_context_length": scaling.context}
+    if scaling.kind == "yarn":
+        whole = _yarn_attention(scaling.factor)
+        said |= {"rope.scaling.type": "yarn", "rope.scaling.factor": float(scaling.factor)}
+        others = {"yarn_beta_slow": (scaling.low, 1.0), "yarn_beta_fast": (scaling.high, 32.0)}
+        others["attn_factor"] = (scaling.attention_factor / whole, 1.0)
+        return said | {f"rope.scaling.{key}": float(value) for key, (value, usual) in others.items() if value != usual}
+    tensors = _TAKEN.get(family, ())
+    if scaling.kind == "llama3" and ONE in tensors:
+        plain = spec.rope_theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+        return {**said, ONE: (plain / scaled(plain, scaling, spec.rope_theta)).float()}
+    if scaling.kind == "longrope" and LONG in tensors:
+        said |= {"rope.scaling.type": "longrope", "rope.scaling.attn_factor": float(scaling.attention_factor)}
+        return {**said, SHORT: torch.tensor(scaling.short), LONG: torch.tensor(scaling.long)}
+    raise ModelError(
+        f"llama.cpp does not scale the rope of a {family} model by {scaling.kind!r}, so that a GGUF file of it would "
+        "give other answers. Use --to hf"
+    )
+
+
 def _factors(family: str, header: Header, width: int) -> tuple[Tensor | None, Tensor | None]:
     """What divides the frequencies of short texts and of long ones."""
     if ONE in header.shapes:
@@ -91,8 +127,13 @@ def _llama3(factors: Tensor, theta: float, width: int, context: int) -> RopeScal
     return found if bool(near.all()) else None
 
 
+def _yarn_attention(factor: float) -> float:
+    """What llama.cpp multiplies by, by itself (Peng et al., 2023, equation 22)."""
+    return 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
+
+
 def _yarn(family: str, header: Header, factor: float, context: int, attention: float) -> RopeScaling:
-    whole = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
+    whole = _yarn_attention(factor)
     others = {
         "yarn_ext_factor": (1.0, -1.0),
         "yarn_log_multiplier": (0.0,),

@@ -57,6 +57,10 @@ class OneWindow(Row):
         window = header.get(self._gguf) if self._gguf else None
         return {"windows": (window,) * known["layers"] if window else ()}
 
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        window = spec.window_of(0)
+        return ({} if window is None or self._gguf is None else {self._gguf: window}) | within_windows(spec)
+
 
 class SomeWindows(Row):
     """``sliding_window`` in the layers that ``layer_types`` names, where ``use_sliding_window`` is on.
@@ -103,6 +107,18 @@ class SomeWindows(Row):
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
         return {"windows": ()}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        return within_windows(spec)
+
+
+def within_windows(spec: DecoderSpec) -> dict[str, Any]:
+    """The context within which no window hides anything, as the context that GGUF says.
+
+    llama.cpp lets all layers see everything in the families with these rows; so far its answers are the model's.
+    """
+    windows = [window for window in spec.windows if window is not None]
+    return {"context_length": min(windows)} if windows and min(windows) < spec.context else {}
 
 
 class PeriodicWindows(Row):
@@ -151,6 +167,16 @@ class PeriodicWindows(Row):
         if not isinstance(pattern, list):
             pattern = [kind == WINDOWED for kind in _kinds(known["layers"], pattern)]
         return {"windows": tuple(window if windowed else None for windowed in pattern)}
+
+    def to_gguf(self, spec: DecoderSpec) -> dict[str, Any]:
+        windows = {window for window in spec.windows if window is not None}
+        if len(windows) > 1:
+            raise ModelError(
+                f"GGUF has room for one window, and this {self._family} model has {sorted(windows)}. Use --to hf"
+            )
+        pattern = [spec.window_of(layer) is not None for layer in range(spec.layers)]
+        window = windows.pop() if windows else spec.context
+        return {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
 
 
 def _kinds(layers: int, period: int) -> list[str]:

@@ -56,7 +56,11 @@ SMOLLM3 = Family(
         Key("width", "hidden_size", "embedding_length"),
         Key("layers", "num_hidden_layers", "block_count"),
         Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", 4, blank=True), Default("attention.head_count_kv", heads)),
+        Key(
+            "kv_heads",
+            Default("num_key_value_heads", heads, blank=True, missing=4),
+            Default("attention.head_count_kv", heads),
+        ),
         Key(
             "head_width",
             Default("head_dim", width_per_head, blank=True),
@@ -76,5 +80,6 @@ SMOLLM3 = Family(
     prefix="model.",
     hub=HUB,
     gguf=gguf_table(paired_heads=True),
+    gguf_lacks=("blocks.{i}.attention.out.bias", "blocks.{i}.mlp.gate_up.bias", "blocks.{i}.mlp.down.bias"),
     unused=UNUSED,
 )

@@ -79,5 +79,7 @@ STARCODER2 = Family(
     prefix="model.",
     hub=_with_gpt2s_mlp(HUB, "layers.{i}.mlp.c_fc", "layers.{i}.mlp.c_proj"),
     gguf=_with_gpt2s_mlp(gguf_table(), "blk.{i}.ffn_up", "blk.{i}.ffn_down"),
+    gguf_needs=("blocks.{i}.attention.out.bias", "blocks.{i}.mlp.up.bias", "blocks.{i}.mlp.down.bias"),
+    gguf_even=True,
     unused=UNUSED,
 )

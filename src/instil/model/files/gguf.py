@@ -1,4 +1,4 @@
-"""A GGUF file as a source of weights; quantised tensors through the `gguf` package's own dequantiser.
+"""A GGUF file, or several of one model, as a source of weights; quantised tensors through the `gguf` package.
 
 Before anything is allocated the header is held against the file: every tensor must lie inside it.
 """
@@ -23,21 +23,6 @@ from instil.model.spec import DecoderSpec
 
 MAGIC = b"GGUF"
 SHORT_LIST = 512  # a value for every layer is shorter than that, a vocabulary longer
-READABLE = (
-    "F32",
-    "F16",
-    "BF16",
-    "Q4_0",
-    "Q4_1",
-    "Q5_0",
-    "Q5_1",
-    "Q8_0",
-    "Q2_K",
-    "Q3_K",
-    "Q4_K",
-    "Q5_K",
-    "Q6_K",
-)
 
 
 class GgufFile:
@@ -80,12 +65,14 @@ class GgufFile:
 
         tensor = self._tensors[name]
         kind = tensor.kind.name
-        if kind not in READABLE:
-            raise ModelError(f"{self.path}: tensor {name} is stored as {kind}; read here: {', '.join(READABLE)}")
         try:  # read here, not through the package's memory map: its pages would count as our memory
-            stored = np.fromfile(self.path, tensor.dtype, math.prod(tensor.stored_shape), offset=tensor.offset)
+            stored = np.fromfile(tensor.path, tensor.dtype, math.prod(tensor.stored_shape), offset=tensor.offset)
             values = dequantize(stored.reshape(tensor.stored_shape), tensor.kind)
-        except (ValueError, NotImplementedError) as error:
+        except NotImplementedError as error:
+            raise ModelError(
+                f"{self.path}: tensor {name} is stored as {kind}; read here: {', '.join(readable())}"
+            ) from error
+        except ValueError as error:
             raise ModelError(f"{self.path}: tensor {name} ({kind}) cannot be dequantised: {error}") from error
         return torch.from_numpy(values.reshape(tensor.shape))
 
@@ -102,14 +89,29 @@ class GgufFile:
         return families[architecture]
 
     def _check_extent(self) -> None:
-        size = self.path.stat().st_size
+        sizes = {path: path.stat().st_size for path in {tensor.path for tensor in self._tensors.values()}}
         for tensor in self._tensors.values():
-            end = tensor.offset + tensor.size
+            end, size = tensor.offset + tensor.size, sizes[tensor.path]
             if end > size:
                 raise ModelError(
-                    f"{self.path}: tensor {tensor.name} ends at byte {end:,} of a file of {size:,}; "
+                    f"{tensor.path}: tensor {tensor.name} ends at byte {end:,} of a file of {size:,}; "
                     "the file is cut off, fetch it again"
                 )
+
+
+def readable() -> list[str]:
+    """The kinds of tensors that the installed `gguf` package dequantises: a block of each is tried."""
+    from gguf import GGML_QUANT_SIZES
+    from gguf.quants import dequantize
+
+    found = []
+    for kind, (_, size) in GGML_QUANT_SIZES.items():
+        try:
+            dequantize(np.zeros((1, size), np.uint8), kind)
+        except NotImplementedError:
+            continue
+        found.append(kind.name)
+    return found
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:

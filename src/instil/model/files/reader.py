@@ -128,6 +128,16 @@ def halves_from_pairs(rows: Tensor, head_width: int) -> Tensor:
     return rows.reshape(heads, head_width // 2, 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
+def pairs_from_halves(rows: Tensor, head_width: int) -> Tensor:
+    """The other way round.
+
+    >>> pairs_from_halves(torch.tensor([0, 2, 1, 3]), 4).tolist()
+    [0, 1, 2, 3]
+    """
+    heads = rows.shape[0] // head_width
+    return rows.reshape(heads, 2, head_width // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
 def parts_from_heads(rows: Tensor, head_width: int) -> Tensor:
     """Rows of query, key and value of each head in turn to all queries, then all keys, then all values.
 
@@ -185,6 +195,17 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
         if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
             widths = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
         for source, part in zip(names, torch.split(value.detach(), widths), strict=True):
-            rows = heads_from_parts(part, spec.head_width) if stored.by_head else part
-            rows = rows.unsqueeze(1) if stored.by_channel else rows
-            yield source, rows.T if stored.transposed and rows.dim() == 2 else rows
+            yield source, _as_theirs(part, stored, names.index(source), spec.head_width)
+
+
+def _as_theirs(part: Tensor, stored: Stored, index: int, head_width: int) -> Tensor:
+    """What `_as_ours` takes back."""
+    if stored.by_head:
+        part = heads_from_parts(part, head_width)
+    if stored.paired_heads and stored.paired_heads[index]:
+        part = pairs_from_halves(part, head_width)
+    if stored.by_channel:
+        part = part.unsqueeze(1)
+    if stored.transposed and part.dim() == 2:
+        part = part.T
+    return part + 1 if stored.one_added else part

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -316,6 +317,17 @@ class TestText:
         tokenizer = load_tokenizer(tmp_path)
         assert tokenizer.eos_id not in tokenizer.encode("a</s>b")
         assert "".join(fast.id_to_token(index) for index in tokenizer.encode("a</s>b</s></s>")) == "a</s>b</s></s>"
+        cut = tokenizer.cut([("a</s>", False), ("", True), ("b</s></s>", False), ("", True), ("</s>a", False)])
+        pieces = [cut.ids[first:end] for first, end in pairwise(cut.begins)]
+        assert ["".join(map(fast.id_to_token, ids)) for ids in pieces] == [
+            "a</s>",
+            "</s>",
+            "b</s></s>",
+            "</s>",
+            "</s>a",
+        ]
+        assert [cut.ids[begin] == tokenizer.eos_id for begin in cut.begins[:-1]] == [False, True, False, True, False]
+        assert cut.ids.count(tokenizer.eos_id) == 2
 
     def test_text_that_looks_like_what_stands_for_a_token(self) -> None:
         tokenizer = FastTokenizer.gpt2()

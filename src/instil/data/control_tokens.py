@@ -17,33 +17,21 @@ from instil.errors import DataError
 
 PLACE = "\ufdd0{}\ufdd1"
 FLAGS = ("lstrip", "rstrip", "normalized")
-NOWHERE = -1
 
 
-class Span(NamedTuple):
-    """An id, and the parts of a row that its first and its last character lie in."""
+class Cut(NamedTuple):
+    """The ids of a row, and where its parts lie among them.
 
-    id: int
-    first: int
-    last: int
+    Attributes:
+        ids: of all parts, in their order.
+        begins: for each part how many ids come before it, and at last how many there are. An id that lies in two
+            parts is of the first.
+        joined: the parts that begin inside an id of another.
+    """
 
-
-class _Piece(NamedTuple):
-    """A text, or what stands for a control token, and the part of the row that it is of."""
-
-    text: str
-    control: bool
-    part: int
-
-
-class _Cut(NamedTuple):
-    """An id (None: what stands for a control token), its first and last piece, and where and how long it is there."""
-
-    id: int | None
-    first: int
-    at: int
-    last: int
-    length: int
+    ids: list[int]
+    begins: list[int]
+    joined: frozenset[int]
 
 
 class Pipeline:
@@ -68,64 +56,88 @@ class Pipeline:
         self._reserved = frozenset(self.fast.token_to_id(name) for name in control) - {_unknown(state, self.fast)}
         self._places: dict[tuple[bool, ...], tuple[str, int]] = {}
 
-    def spans(self, parts: Sequence[tuple[str, bool]], ids: Sequence[int]) -> list[Span]:
+    def cut(self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int]) -> Cut:
         """Ids of parts of text and of control tokens (True), as one text.
-
-        Some vocabularies spell a control token out of its letters. There the text is cut in two.
 
         Args:
             parts: texts, and the names of control tokens.
-            ids: those of the control tokens, in their order.
+            control_ids: those of the control tokens, in their order.
         """
         text = "".join(text for text, control in parts if not control)
         if PLACE[0] in text and self._salt != (salt := _salt(text)):
-            return Pipeline(*self._made_of, salt).spans(parts, ids)
-        pieces = [_Piece(text, control, number) for number, (text, control) in enumerate(parts)]
-        while True:
-            cut = self._cut(pieces, exact=True) or self._cut(pieces, exact=False)
-            wrong = [one for one in cut if one.id in self._reserved and one.length > 1]
-            if not wrong:
-                break
-            number, at = wrong[-1].first, wrong[-1].at + 1
-            text, part = pieces[number].text, pieces[number].part
-            apart = [_Piece(text[:at], False, part), _Piece("", True, NOWHERE), _Piece(text[at:], False, part)]
-            pieces[number : number + 1] = apart
-        control = iter(ids)
-        return [
-            Span(next(control) if one.id is None else one.id, pieces[one.first].part, pieces[one.last].part)
-            for one in cut
-            if pieces[one.first].part != NOWHERE
-        ]
+            return Pipeline(*self._made_of, salt).cut(parts, control_ids)
+        found = self._cut(parts, control_ids, exact=True) or self._cut(parts, control_ids, exact=False)
+        assert found is not None, "what stands for a control token by itself is always found again"
+        cut, wrong = found
+        return cut if wrong is None else self._cut_apart(parts, control_ids, wrong)
 
-    def _cut(self, pieces: Sequence[_Piece], *, exact: bool) -> list[_Cut]:
-        """All ids of the pieces as one text; with ``exact`` none, if not all control tokens are found again.
+    def _cut_apart(self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int], wrong: tuple[int, int]) -> Cut:
+        """The same, where a text spells a control token: cut in two there, with nothing between the halves."""
+        number, at = wrong
+        text = parts[number][0]
+        halves = [(text[:at], False), ("", True), (text[at:], False)]
+        before = sum(control for _, control in parts[:number])
+        between = min([0, *control_ids]) - 1  # no id of any other
+        ids = [*control_ids[:before], between, *control_ids[before:]]
+        cut = self.cut([*parts[:number], *halves, *parts[number + 1 :]], ids)
+        taken = cut.ids.index(between)
+        begins = [begin - (begin > taken) for begin in cut.begins]
+        joined = {part if part <= number else part - 2 for part in cut.joined if part not in (number + 1, number + 2)}
+        return Cut(
+            [*cut.ids[:taken], *cut.ids[taken + 1 :]], begins[: number + 1] + begins[number + 3 :], frozenset(joined)
+        )
 
-        ``exact`` gives what stands for a control token the flags of that token.
+    def _cut(
+        self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int], *, exact: bool
+    ) -> tuple[Cut, tuple[int, int] | None] | None:
+        """All ids, and the part and the place in it where text became a control token, if it did.
+
+        Args:
+            parts: see `cut`.
+            control_ids: see `cut`.
+            exact: give what stands for a control token the flags of that token. There is nothing to return if not all
+                of them are found again then.
         """
         plain = (False,) * len(FLAGS)
-        standing, texts, at_control = set(), [], []
-        for number, piece in enumerate(pieces):
-            text = piece.text
-            if piece.control:
-                text, index = self._place(self._flags.get(text, plain) if exact else plain)
+        standing, texts = set(), []
+        for text, control in parts:
+            if control:
+                place, index = self._place(self._flags.get(text, plain) if exact else plain)
                 standing.add(index)
-                at_control.append(number)
-            texts.append(text)
-        starts = [0, *itertools.accumulate(map(len, texts))]
-        found = self._encoded("".join(texts))
-        if exact and sum(index in standing for index in found.ids) != len(at_control):
-            return []
-        control = iter(at_control)
-        cut = []
-        for index, (start, end) in zip(found.ids, found.offsets, strict=True):
-            if index in standing:  # its offsets take in white space that it swallows, of its neighbours
-                number = next(control)
-                cut.append(_Cut(None, number, 0, number, 0))
+                texts.append(place)
             else:
-                first = _piece_at(starts, start)
-                last = _piece_at(starts, max(start, end - 1))
-                cut.append(_Cut(index, first, start - starts[first], last, end - start))
-        return cut
+                texts.append(text)
+        found = self._encoded("".join(texts))
+        ids = found.ids
+        wrong = not self._reserved.isdisjoint(ids)
+        if control_ids:
+            at = [number for number, index in enumerate(ids) if index in standing]
+            if len(at) != len(control_ids):
+                return None
+            for number, index in zip(at, control_ids, strict=True):
+                ids[number] = index
+        else:
+            at = []
+        if len(parts) == 1 and not wrong:
+            return Cut(ids, [0, len(ids)], frozenset()), None
+        offsets = found.offsets
+        starts = [start for start, _ in offsets]
+        borders = [0, *itertools.accumulate(map(len, texts))]
+        begins = [bisect.bisect_left(starts, border) for border in borders[:-1]]
+        begins = [0, *begins[1:], len(ids)]
+        joined = {
+            part for part, begin in enumerate(begins[:-1]) if part and begin and offsets[begin - 1][1] > borders[part]
+        }
+        return Cut(ids, begins, frozenset(joined)), self._spelt(found, at, borders) if wrong else None
+
+    def _spelt(self, found: Any, at: Sequence[int], borders: Sequence[int]) -> tuple[int, int] | None:
+        """The part, and the place behind its first letter, of the first control token that is made from text."""
+        by_position = set(at)
+        for number, (index, (start, end)) in enumerate(zip(found.ids, found.offsets, strict=True)):
+            if index in self._reserved and number not in by_position and end - start > 1:
+                part = bisect.bisect_right(borders, start) - 1
+                return part, start - borders[part] + 1
+        return None
 
     def _place(self, flags: tuple[bool, ...]) -> tuple[str, int]:
         """The text and the id of what stands for a control token with such flags."""
@@ -156,8 +168,3 @@ def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:
 def _salt(text: str) -> str:
     """What tells our marks from a text that looks like one."""
     return next(salt for n in range(len(text) + 1) if (salt := f"{n} ") not in text)
-
-
-def _piece_at(starts: Sequence[int], at: int) -> int:
-    """The number of the piece in which a character lies."""
-    return max(0, min(bisect.bisect_right(starts, at), len(starts) - 1) - 1)

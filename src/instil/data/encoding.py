@@ -8,11 +8,12 @@ an answer cut apart from its prompt.
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
 
-from instil.data.control_tokens import Span
+from instil.data.control_tokens import Cut
 from instil.data.templates import Piece, Template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
@@ -45,15 +46,14 @@ def encode(
         ModelError: the vocabulary lacks a control token of the template.
     """
     pieces = _marked(template.pieces(example, train_on), tokenizer)
-    spans = _spans(pieces, tokenizer)
+    cut = _cut(pieces, tokenizer)
     begin = _begin(pieces, tokenizer)
+    trained = [train_on == "all"] * len(begin)
+    for piece, (first, end) in zip(pieces, itertools.pairwise(cut.begins), strict=True):
+        trained += [piece.trained] * (end - first)
     last_answer = max(number for number, piece in enumerate(pieces) if piece.answer)
-    return Encoded(
-        (*begin, *(span.id for span in spans)),
-        (*(train_on == "all" for _ in begin), *(pieces[span.first].trained for span in spans)),
-        prompt_length=len(begin) + len(_spans(pieces[:last_answer], tokenizer)),
-        row=example.row,
-    )
+    prompt_length = len(begin) + cut.begins[last_answer]
+    return Encoded((*begin, *cut.ids), tuple(trained), prompt_length=prompt_length, row=example.row)
 
 
 def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
@@ -78,33 +78,38 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
     wanted = encode_prompt(Example("x"), template, tokenizer)
     begin = [(name, True) for name in tokenizer.begin]
     for space in ("", " "):
-        if [span.id for span in tokenizer.spans([*begin, (space, False), *_parts(pieces)])] == wanted:
+        if tokenizer.cut([*begin, (space, False), *_parts(pieces)]).ids == wanted:
             return "".join(tokenizer.begin) + space
     return "".join(tokenizer.begin)
 
 
-def _spans(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Span]:
-    """Ids of pieces as one text, with the pieces they lie in; those before an answer are as without it."""
-    whole = tokenizer.spans(_parts(pieces))
+def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Cut:
+    """Ids of pieces as one text, with where the pieces lie; those before an answer are as without it."""
+    whole = tokenizer.cut(_parts(pieces))
     answers = [number for number, piece in enumerate(pieces) if piece.answer]
     if not answers:
         return whole
     border = answers[-1]
-    asked = _spans(pieces[:border], tokenizer)
-    if whole[: len(asked)] == asked and all(span.first >= border for span in whole[len(asked) :]):
+    asked = _cut(pieces[:border], tokenizer)
+    if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
         return whole
     rest = _continued(_parts(pieces[border:]), tokenizer)
-    return [*asked, *(Span(index, first + border, last + border) for index, first, last in rest)]
+    count = len(asked.ids)
+    begins = [*asked.begins[:-1], *(count + begin for begin in rest.begins)]
+    joined = asked.joined | {part + border for part in rest.joined}
+    return Cut([*asked.ids, *rest.ids], begins, frozenset(joined))
 
 
-def _continued(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> list[Span]:
+def _continued(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Cut:
     """Ids of parts that go on from a text: without the space that some vocabularies put before one."""
     for text in BEFORE_ANSWERS:
-        before, joined = tokenizer.spans([(text, False)]), tokenizer.spans([(text, False), *parts])
-        rest = joined[len(before) :]
-        if joined[: len(before)] == before and all(span.first > 0 for span in rest) and _adds_space(text, tokenizer):
-            return [Span(index, first - 1, last - 1) for index, first, last in rest]
-    return tokenizer.spans(parts)
+        before, joined = tokenizer.encode(text), tokenizer.cut([(text, False), *parts])
+        count = len(before)
+        clean = 1 not in joined.joined and joined.begins[1] == count and joined.ids[:count] == before
+        if clean and _adds_space(text, tokenizer):
+            begins = [begin - count for begin in joined.begins[1:]]
+            return Cut(joined.ids[count:], begins, frozenset(part - 1 for part in joined.joined))
+    return tokenizer.cut(parts)
 
 
 def _adds_space(text: str, tokenizer: Tokenizer) -> bool:
@@ -155,7 +160,7 @@ def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *,
     Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
     """
     pieces = _marked(template.prompt_pieces(example, header=header), tokenizer)
-    return [*_begin(pieces, tokenizer), *(span.id for span in _spans(pieces, tokenizer))]
+    return [*_begin(pieces, tokenizer), *_cut(pieces, tokenizer).ids]
 
 
 def stop_id(template: Template, tokenizer: Tokenizer) -> int:

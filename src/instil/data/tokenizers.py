@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from instil.data import gguf_vocabulary
 from instil.data.byte_level import END_OF_TEXT, gpt2_files
-from instil.data.control_tokens import Pipeline, Span
+from instil.data.control_tokens import Cut, Pipeline
 from instil.data.templates import TEMPLATES
 from instil.data.tokenizer_files import (
     gpt2_tokenizer,
@@ -47,7 +47,7 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
 
-    def spans(self, parts: Sequence[tuple[str, bool]]) -> list[Span]:
+    def cut(self, parts: Sequence[tuple[str, bool]]) -> Cut:
         """Ids of a row, cut as one text: parts of plain text, and control tokens (True) by their names.
 
         An empty name is the end token. Without `begin_ids`.
@@ -149,14 +149,12 @@ class FastTokenizer:
         return self._views[more]
 
     def encode(self, text: str) -> list[int]:
-        return [span.id for span in self.spans([(text, False)])]
+        return self.cut([(text, False)]).ids
 
-    def spans(self, parts: Sequence[tuple[str, bool]]) -> list[Span]:
+    def cut(self, parts: Sequence[tuple[str, bool]]) -> Cut:
         names = [text or self.eos for text, control in parts if control]
-        ids = [self.control_id(name) for name in names]
-        view = self._view(frozenset(names))
         whole = [(text or self.eos if control else _valid(text), control) for text, control in parts]
-        return view.spans(whole, ids)
+        return self._view(frozenset(names)).cut(whole, [self.control_id(name) for name in names])
 
     def control_id(self, name: str) -> int:
         found = self._ids.get(name)

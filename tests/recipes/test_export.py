@@ -108,5 +108,5 @@ def test_what_is_there_already_is_left_alone(tiny_folder: Path, tmp_path: Path) 
 
 
 def test_an_unknown_form_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(SettingsError, match="--to tape: wanted one of hf, pth"):
+    with pytest.raises(SettingsError, match="--to tape: wanted one of hf, gguf, pth"):
         export(tiny_folder, "tape")

@@ -104,9 +104,7 @@ def _gguf(assistant: Assistant, out: Path) -> None:
         bos_id=None,
         stop_ids=tokenizer.stop_ids,
         size=decoder.spec.vocab_size,
-        chat_template=template.chat_template(
-            begin_text(template, tokenizer).rstrip()
-        ),  # it puts the space there itself
+        chat_template=template.chat_template(begin),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(decoder, values, out, lambda file: _same_answers(assistant, fast, file))

@@ -112,6 +112,30 @@ def test_an_adapter_of_peft(tiny_folder: Path, tmp_path: Path) -> None:
     assert (found - wanted).abs().max() / wanted.abs().max() < 1e-5
 
 
+def test_an_adapter_with_tables_and_rows_is_taken_along(tiny_folder: Path, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    for number, how in enumerate(({"modules_to_save": ["embed_tokens"]}, {"trainable_token_indices": [7, 29]})):
+        config = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM", **how)
+        theirs = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_folder), config).eval()
+        with torch.no_grad():
+            for name, parameter in theirs.named_parameters():
+                if parameter.requires_grad and "lora" not in name:
+                    parameter.mul_(1.5)
+        theirs.save_pretrained(tmp_path / f"adapter{number}")
+        with torch.inference_mode():
+            wanted = theirs(torch.arange(5, 30)[None]).logits[0]
+        export(tiny_folder, "hf", tmp_path / f"hf{number}", adapter=tmp_path / f"adapter{number}")
+        for found in (instil.load(tiny_folder, adapter=tmp_path / f"adapter{number}").decoder,
+                      load_decoder(tmp_path / f"hf{number}")):  # fmt: skip
+            assert (logits(found) - wanted).abs().max() / wanted.abs().max() < 1e-5
+            assert found.spec.tied == (number == 1)
+        reopened = AutoModelForCausalLM.from_pretrained(tmp_path / f"hf{number}").eval()
+        with torch.inference_mode():
+            assert (reopened(torch.arange(5, 30)[None]).logits[0] - wanted).abs().max() / wanted.abs().max() < 1e-5
+
+
 def test_a_plan_counts_weights_in_few_bits(tiny_folder: Path) -> None:
     made = {
         base: plan(

@@ -71,5 +71,10 @@ def test_the_preamble_is_computed_once_for_all_requests(assistant: Assistant) ->
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_numbers(assistant: Assistant) -> None:
-    with pytest.raises(DataError, match=r"the prompt has [\d,]+ tokens; the model's context is [\d,]+"):
+    says = r"the prompt has [\d,]+ tokens; the model's context is [\d,]+"
+    with pytest.raises(DataError, match=says):
         next(assistant.stream("word " * 5000))
+    with pytest.raises(DataError, match=says):
+        assistant.respond("Say it.", "word " * 5000)
+    rows = [{"instruction": "word " * 5000}, {"instruction": "Go."}]
+    assert [one.finish == "no_room" for one in assistant.respond_all(rows)] == [True, False]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.collate import collate
-from instil.data.encoding import check_vocabulary, encode, encode_prompt, is_spellable
+from instil.data.encoding import check_vocabulary, encode, encode_prompt, spelling
 from instil.data.loader import Loader
 from instil.data.templates import TEMPLATES, template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
@@ -151,9 +151,9 @@ def test_a_template_the_vocabulary_cannot_hold_is_refused() -> None:
 
 
 def test_characters_outside_the_vocabulary_are_noticed() -> None:
-    assert is_spellable(Example("naïve 漢字 🙂\n", "ok"), SMOLLM)
-    assert not is_spellable(Example("a\x04b", "ok"), SMOLLM)
-    assert is_spellable(Example("a\x04b", "ok"), BYTE_PAIR)
+    assert spelling(Example("naïve 漢字 🙂\n", "ok"), SMOLLM) == "as written"
+    assert spelling(Example("a\x04b", "ok"), SMOLLM) == "misspelt"
+    assert spelling(Example("a\x04b", "ok"), BYTE_PAIR) == "as written"
 
 
 def masked_as_in_exercise_7_2(example: Example, name: str) -> list[int]:

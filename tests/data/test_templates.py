@@ -70,7 +70,7 @@ def test_a_conversation_is_one_row_of_many_turns() -> None:
     )
     assert [piece.text for piece in pieces if piece.trained] == ["Two.", "<|im_end|>", "Three.", "<|im_end|>"]
     assert template_named("chatml").pieces(Example("Hi", "Ho"))[-2:] == [
-        Piece("Ho", trained=True),
+        Piece("Ho", trained=True, answer=True),
         Piece("<|im_end|>", control=True, trained=True),
     ]
 

@@ -177,7 +177,7 @@ def test_endless_nesting_is_no_traceback(saved: FastTokenizer, tmp_path: Path) -
     saved.save(tmp_path)
     (tmp_path / "config.json").write_text(endless)
     (tmp_path / "tokenizer_config.json").write_text(endless)
-    with pytest.raises(ModelError, match="no end token"):
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text(endless)
     (tmp_path / "merges.txt").write_text("a b\n")
@@ -194,7 +194,8 @@ def test_the_end_token_comes_from_the_models_configuration(saved: FastTokenizer,
     saved.save(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [13, 50256]}))
     loaded = load_tokenizer(tmp_path)
-    assert loaded.eos_id == 50256  # the tokenizer names it, so that is what is trained on; both end an answer
-    assert loaded.stop_ids == {13, 50256}
+    assert loaded.eos_id == 50256  # the tokenizer names it, so that is what is trained on
+    assert loaded.stop_ids == {50256}  # 13 is a full stop
+    assert "ends texts with '.' (13): an ordinary token" in loaded.notes[0]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [13]}))
-    assert load_tokenizer(tmp_path).eos_id == 13
+    assert load_tokenizer(tmp_path).eos_id == 50256

@@ -210,4 +210,14 @@ CASES: dict[str, Case] = {
         },
         gguf=None,  # it has no word for the activation
     ),
+    "lfm2": Case(  # the width of its MLP is 32: two thirds of 28, half as much again, up to a multiple of 16
+        model="Lfm2ForCausalLM",
+        config={
+            "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
+            "head_dim": 8, "intermediate_size": 28, "block_ffn_dim_multiplier": 1.5, "block_multiple_of": 16,
+            "max_position_embeddings": 64, "norm_eps": 1e-5, "conv_L_cache": 4, "conv_bias": True,
+            "layer_types": ["conv", FULL, "conv", "conv"], "pad_token_id": None, "rope_parameters": rope(3000.0),
+        },
+        gguf={"conv_bias": False, "head_dim": 4},  # llama.cpp knows no others, though the file has words for them
+    ),
 }  # fmt: skip

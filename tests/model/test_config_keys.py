@@ -264,3 +264,30 @@ def test_a_key_that_is_missing_means_what_it_means_to_transformers(family: str) 
         assert found == wanted, key
         left_out += 1
     assert left_out >= 4
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "says"),
+    [
+        ("gpt_neox", {"kv_heads": 2}, "heads do not share the width evenly"),
+        ("gpt_neox", {"head_width": 10, "rotary_width": 2}, "heads do not share the width evenly"),
+        ("starcoder2", {"mlp_bias": False}, "only some linear layers have a bias"),
+        ("llama", {"rotary_width": 4}, "cannot say that a part of each head turns"),
+        ("starcoder2", {"windows": (3, None, 3)}, "room for one window"),
+        ("mistral", {"windows": (3, None, 4)}, "room for one window"),
+        ("qwen2", {"windows": (3, None, 4)}, r"room for one window, and this model has \[3, 4\]"),
+    ],
+)
+def test_what_config_json_cannot_say_is_not_saved(
+    case: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    tiny_reference(case).save_pretrained(tmp_path)
+    spec = dataclasses.replace(load_decoder(tmp_path).spec, **changes)
+    with pytest.raises(ModelError, match=says):
+        FAMILIES[spec.family].config_from_spec(spec)
+
+
+def test_windows_that_no_layer_has_are_none(tmp_path: Path) -> None:
+    tiny_reference("mistral-window").save_pretrained(tmp_path)
+    change_config(tmp_path, layer_types=[FULL] * 3)
+    assert load_decoder(tmp_path).spec.windows == ()

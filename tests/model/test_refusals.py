@@ -89,6 +89,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
 
 
 def test_an_index_that_leads_elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../evil.safetensors"}}')
     with pytest.raises(ModelError, match="not in the folder"):
         load_decoder(folder)

@@ -315,3 +315,11 @@ def test_a_family_that_does_not_read_factors_refuses_them(tmp_path: Path, monkey
     with_header(tmp_path / "x.gguf", model, factors("rope_freqs.weight", *[2.0] * 5), monkeypatch)
     with pytest.raises(ModelError, match=r"rope_freqs\.weight are not part of a gemma3 model"):
         load_decoder(tmp_path / "x.gguf")
+
+
+def test_a_longrope_spec_is_for_texts_that_it_was_trained_on(tmp_path: Path) -> None:
+    """Beyond them the angles hang on the other texts of a batch, and on the tokens to come."""
+    tiny_reference("phi3-longrope").save_pretrained(tmp_path)
+    spec = load_decoder(tmp_path).spec
+    with pytest.raises(ValueError, match="a context of 25 goes beyond the 24 tokens of longrope"):
+        replace(spec, context=25)

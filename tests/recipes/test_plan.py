@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -136,5 +137,8 @@ def test_answering_takes_two_seats_a_row_and_the_weights_twice(
     each = 2 * spec.layers * spec.kv_heads * spec.head_width * 4
     found = plan_module._cache_bytes(prepared, spec, 10**6)
     assert found == 4 * 256 * each + packed * 10**6
+    convolving = replace(spec, convolutions=(3, None))  # a layer that keeps its inputs instead
+    found = plan_module._cache_bytes(prepared, convolving, 10**6)
+    assert found == 4 * 256 * (each // 2 + 4 * spec.width) + packed * 10**6
     monkeypatch.setattr(plan_module, "available_memory", lambda device: 3 * 10**5)
     assert plan_module._cache_bytes(prepared, spec, 10**6) == 10**5  # a share of what there is

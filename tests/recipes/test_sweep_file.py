@@ -161,3 +161,6 @@ def test_a_run_of_an_earlier_version_is_the_same_run() -> None:
     for again in (False, True):
         now = Identity({"train": {"epochs": 1, "gradient_checkpointing": again}}, {})
         assert bool(now.differences(facts)) == again
+    for ids in ([], [5]):
+        now = Identity({"train": {"epochs": 1}, "lora": {"trainable_token_indices": ids}}, {})
+        assert bool(now.differences(facts)) == bool(ids)

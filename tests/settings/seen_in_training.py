@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tomllib
 from functools import partial
 from math import sqrt
 from typing import Any
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 
 from instil.data.sources import examples_from
 from instil.data.splits import split_grouped
-from tests.conftest import rows
+from tests.conftest import GPT2_VOCABULARY, rows
 from tests.settings.world import Table, Trained, World, seen_in
 
 TRAINING: Table = {}
@@ -90,6 +92,29 @@ def skip_bad(world: World) -> None:
     kept = world.looked_at(data, "data.skip_bad=true")
     assert kept.code == 0
     assert len(kept.json["preflight"]["unusable"]) == 1
+
+
+@sees("model.resize=true")
+def resize(world: World) -> None:
+    """A word that was added to the tokenizer and not to the model."""
+    grown = world.model.parent / "with a new word"
+    if not grown.exists():
+        shutil.copytree(world.model, grown)
+        state = json.loads((grown / "tokenizer.json").read_text(encoding="utf-8"))
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        state["added_tokens"].append({"id": GPT2_VOCABULARY, "content": "colourwheel", **flags})
+        (grown / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    refused = world.looked_at(world.one, model=grown)
+    assert refused.code == 2
+    assert "1 ids that the model has no rows for ('colourwheel')" in refused.said
+    assert "model.resize=true" in refused.said
+    run = world.run("model.resize=true", *STEPS, data=world.one, model=grown)
+    before, after = (
+        load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in (grown, run.path / "model")
+    )
+    assert after.shape[0] == GPT2_VOCABULARY + 1
+    assert torch.allclose(after[-1], before.mean(0), atol=1e-2)
+    assert tomllib.loads((run.path / "run.toml").read_text())["model_facts"]["new_rows"] == 1
 
 
 # Training: a few runs, in each of which several settings are changed and seen apart from one another
@@ -365,6 +390,19 @@ def dora(world: World) -> None:
         for some in (("lora.dora=true",), ())
     ]
     assert lengths == [7 * LAYERS, 0]
+
+
+@sees("lora.trainable_token_indices=50256,11")
+def trainable_token_indices(world: World) -> None:
+    """The end of every answer, and a comma: their rows are trained, and no others."""
+    run, plain = (world.run(*some, *LORA, data=world.one) for some in (("lora.trainable_token_indices=50256,11",), ()))
+    before, table = load_file(world.model / "model.safetensors"), "model.embed_tokens.weight"
+    changed = (run.weights[table] != before[table]).any(1).nonzero().flatten().tolist()
+    assert changed == [11, 50256]
+    assert torch.equal(plain.weights[table], before[table])
+    assert config(run)["trainable_token_indices"] == [50256, 11]
+    rows = run.adapter["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    assert torch.equal(rows, run.weights[table][[50256, 11]])
 
 
 @sees("lora.base=int8")

@@ -201,23 +201,23 @@ class World:
             return Ended(error.exit_code, found.stdout, f"{found.stderr}\n{error}")
         return Ended(found.exit_code, found.stdout, found.stderr)
 
-    def run(self, *settings: str, data: Path | None = None, verb: str = "train") -> Trained:
+    def run(self, *settings: str, data: Path | None = None, verb: str = "train", model: Path | None = None) -> Trained:
         """A finished run with these settings."""
-        data = data or self.forty
+        data, model = data or self.forty, model or self.model
         self.used |= set(settings)
-        key = (verb, str(data), *settings)
+        key = (verb, str(data), str(model), *settings)
         if key not in self._runs:
             out = self.new()
             with watched() as seen:
-                ended = self.command(verb, data, "--model", self.model, "--out", out, "--json", settings=settings)
+                ended = self.command(verb, data, "--model", model, "--out", out, "--json", settings=settings)
             assert ended.code == 0, ended.said
             self._runs[key] = Trained(ended.code, ended.out, ended.said, out, seen)
         return self._runs[key]
 
-    def looked_at(self, data: Path, *settings: str, rows: Sequence[int] = (0,)) -> Ended:
+    def looked_at(self, data: Path, *settings: str, rows: Sequence[int] = (0,), model: Path | None = None) -> Ended:
         """What ``instil inspect`` shows of some rows."""
         chosen = [word for row in rows for word in ("--row", row)]
-        return self.command("inspect", data, "--model", self.model, "--json", *chosen, settings=settings)
+        return self.command("inspect", data, "--model", model or self.model, "--json", *chosen, settings=settings)
 
     @cached_property
     def assistant(self) -> Assistant:

@@ -20,7 +20,14 @@ from tests.conftest import rows
 
 
 @pytest.mark.parametrize(
-    "more", [{}, {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0}, {"dora": True}]
+    "more",
+    [
+        {},
+        {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0},
+        {"dora": True},
+        {"trainable_token_indices": (50256, 7, 29)},
+        {"trainable_token_indices": (50256, 7), "base": "nf4"},
+    ],
 )
 def test_a_run_with_adapters(tiny_folder: Path, tmp_path: Path, more: dict[str, object]) -> None:
     run = instil.finetune(
@@ -56,13 +63,27 @@ def test_as_in_book_has_the_exercises_adapters() -> None:
     assert resolve(assignments=["lora.targets=q_proj, v_proj"]).lora.targets == ("q_proj", "v_proj")
     assert resolve(assignments=['lora.targets=["q", "v"]']).lora.targets == ("q", "v")
     assert resolve(values={"rank": 8}).lora.rank == 8
+    for given in ("5, 9", "[5, 9]"):
+        chosen = resolve(assignments=[f"lora.trainable_token_indices={given}"])
+        assert chosen.lora.trainable_token_indices == (5, 9)
+    assert resolve(assignments=["lora.trainable_token_indices=5"]).lora.trainable_token_indices == (5,)
+    for given in ("five", "[1.5]", "-1", "[[1]]"):
+        with pytest.raises(SettingsError, match=r"lora\.trainable_token_indices"):
+            resolve(assignments=[f"lora.trainable_token_indices={given}"])
 
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tiny_folder: Path, tmp_path: Path) -> None:
-    for lora in ({"targets": ("q_prok",)}, {"rank": 4096}, {"dora": True, "targets": ("head",), "rank": 2}):
+    for lora in (
+        {"targets": ("q_prok",)}, {"rank": 4096}, {"dora": True, "targets": ("head",), "rank": 2},
+        {"trainable_token_indices": (99_999,)}, {"trainable_token_indices": (-1,)},
+        {"trainable_token_indices": (3,), "targets": ("head",), "rank": 2},
+    ):  # fmt: skip
         with pytest.raises(SettingsError, match="lora"):
             instil.finetune(rows(20), model=tiny_folder, out=tmp_path / "run", method="lora", lora=lora, max_steps=1)
         assert not (tmp_path / "run").exists()
+    lora = {"trainable_token_indices": (3,)}
+    with pytest.raises(SettingsError, match=r"set train\.untie_head=false"):
+        instil.finetune(rows(20), model=tiny_folder, out=tmp_path / "run", method="lora", lora=lora, untie_head=True)
 
 
 def test_a_plan_counts_what_is_trained(tiny_folder: Path) -> None:
@@ -74,3 +95,7 @@ def test_a_plan_counts_what_is_trained(tiny_folder: Path) -> None:
     assert full.moments == 2 * full.weights == 2 * lora.weights
     assert 0 < lora.moments < full.moments / 50
     assert planned[0].parameters == planned[1].parameters
+    chosen = {"method": "lora", "lora": {"rank": 2, "trainable_token_indices": (5, 9, 7)}, "max_new_tokens": 2}
+    rows_too = plan(rows(40), tiny_folder, resolve(values=chosen)).memory
+    width = load_decoder(tiny_folder).spec.width
+    assert rows_too.moments - lora.moments == 2 * 4 * 3 * width

@@ -61,6 +61,11 @@ SPECS = {
         norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", windows=(3, None), window_rope_theta=9.0,
         qk_norm="all", pre_norms=False, post_norms=True, tied=False,
     ),
+    "lfm2": DecoderSpec(  # convolutions longer than some rows, stems and prefixes
+        family="lfm2", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20, context=16,
+        norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", convolutions=(4, None, 3),
+        convolution_bias=True,
+    ),
     "gpt_neox": DecoderSpec(  # what other families leave out, and some layers that do not turn
         family="gpt_neox", vocab_size=17, width=12, layers=3, heads=2, kv_heads=2, head_width=6, mlp_width=20,
         context=16, norm="layer", norm_eps=1e-5, mlp="gelu_exact", positions="rope", rotary_width=4,

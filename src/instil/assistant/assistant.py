@@ -13,7 +13,7 @@ from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.sources import examples_from
 from instil.data.templates import TEMPLATE_FILE, Template, read_template, template_named
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import ModelError, TemplateMismatch, UserError
+from instil.errors import DataError, ModelError, TemplateMismatch, UserError
 from instil.generate.answer import answer, stream, without_header
 from instil.generate.engine import Engine
 from instil.machine import device_for
@@ -49,11 +49,21 @@ class Assistant:
             instruction: what is to be done.
             input: what it is to be done with, if anything.
             **generate: settings of generation for this answer (``max_new_tokens``, ``temperature``, ...).
+
+        Raises:
+            DataError: there is no instruction, or the prompt leaves no room in the model's context.
         """
-        return self.respond_all([{"instruction": instruction, "input": input}], **generate)[0].text
+        (said,) = self.respond_all([{"instruction": instruction, "input": input}], **generate)
+        if said.finish == "no_room":  # an empty text would look like an answer
+            raise DataError(
+                f"the prompt has {said.prompt_tokens:,} tokens; the model's context is {self.decoder.spec.context:,}"
+            )
+        return said.text
 
     def respond_all(self, rows: Sequence[dict[str, Any]], **generate: Any) -> list[Completion]:
         """Answers to rows in Alpaca form, in their order; ``output`` may be absent.
+
+        A row whose prompt leaves no room in the model's context has an empty answer with ``finish="no_room"``.
 
         Raises:
             DataError: a row has no instruction.

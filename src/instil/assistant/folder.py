@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from instil.data.encoding import stop_id
+from instil.data.chat_template import rendered, stored_template
+from instil.data.encoding import begin_text, encode, encode_prompt, stop_id
 from instil.data.templates import TEMPLATE_FILE, Template
-from instil.data.tokenizers import Tokenizer
-from instil.errors import UserError
+from instil.data.tokenizers import Tokenizer, load_tokenizer
+from instil.errors import ModelError, UserError
 from instil.files import json_text, unfinished_of
 from instil.model.decoder import Decoder
 from instil.model.files.folder import save_decoder
+from instil.records import Example
+
+SAMPLES = (  # looked at beside rows
+    Example("Name the capital of France.", "Paris."),
+    Example("Translate:  naïve café\n\n1,234.5", "été\n- 漢字 🙂", "It's two  spaces"),
+)
 
 FILES = {  # of a model folder
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
@@ -19,8 +27,20 @@ FILES = {  # of a model folder
 }  # fmt: skip
 
 
-def export_folder(decoder: Decoder, tokenizer: Tokenizer, template: Template, folder: Path) -> None:
+def export_folder(
+    decoder: Decoder, tokenizer: Tokenizer, template: Template, folder: Path, rows: Sequence[Example] = ()
+) -> list[str]:
     """Write weights, configuration, tokenizer and template; the folder appears complete or not at all.
+
+    Args:
+        decoder: what is saved, with what belongs to it.
+        tokenizer: see above.
+        template: see above.
+        folder: where to; what is there is replaced.
+        rows: some that were trained on, whose ids are looked at again in what was saved.
+
+    Returns:
+        What differs (`differences`): nothing, if others will read texts and chats as they were trained on.
 
     Raises:
         UserError: where it is to be made lies something that is not what an export leaves that was killed.
@@ -33,13 +53,51 @@ def export_folder(decoder: Decoder, tokenizer: Tokenizer, template: Template, fo
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     try:
-        save_decoder(decoder, unfinished, eos_id=stop_id(template, tokenizer), stop_ids=tokenizer.stop_ids)
+        end, stops = stop_id(template, tokenizer), tokenizer.stop_ids
+        save_decoder(decoder, unfinished, eos_id=end, stop_ids=stops, begin_ids=tokenizer.begin_ids)
         tokenizer.save(unfinished)
-        (unfinished / "chat_template.jinja").write_text(template.chat_template(), encoding="utf-8")
+        (unfinished / "chat_template.jinja").write_text(
+            template.chat_template(begin_text(template, tokenizer)), encoding="utf-8"
+        )
         (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
+        found = differences(unfinished, tokenizer, template, rows)
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.replace(folder)
+        return found
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Sequence[Example] = ()) -> list[str]:
+    """Where a saved folder gives other ids than training: as we read it, and as `transformers` reads text and chats.
+
+    Rows that have a token's name in them are left out of the latter, since there it is that token.
+    """
+    from tokenizers import Tokenizer as Fast
+
+    try:
+        again = load_tokenizer(folder)
+    except ModelError as error:
+        return [f"{folder}: the saved tokenizer cannot be read again: {error}"]
+    theirs = Fast.from_file(str(folder / "tokenizer.json"))
+    chat, names = stored_template(folder, {}), {"bos_token": "".join(tokenizer.begin), "eos_token": tokenizer.eos}
+    added = [token.content for token in theirs.get_added_tokens_decoder().values()]
+    found = []
+    if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.begin_ids):
+        found.append(f"{folder}: the saved tokenizer begins or ends texts with other tokens than in training")
+    for row in (*SAMPLES, *rows):
+        if encode(row, template, again) != encode(row, template, tokenizer):
+            found.append(f"{folder}: the saved tokenizer gives {row.instruction[:40]!r} other ids than in training")
+            continue
+        plain = Example(row.instruction, history=row.history)
+        if plain.history or any(token in row.instruction for token in added):
+            continue
+        wanted = encode_prompt(plain, template, tokenizer)
+        text = rendered(chat, [{"role": "user", "content": row.instruction}], names, prompt=True) or ""
+        whole = theirs.encode(template.prompt(plain), add_special_tokens=True).ids
+        for said, ids in (("chat template", theirs.encode(text, add_special_tokens=False).ids), ("text", whole)):
+            if list(ids) != wanted:
+                found.append(f"{folder}: the {said} of {row.instruction[:40]!r} has other ids than in training")
+    return found

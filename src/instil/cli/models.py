@@ -103,8 +103,9 @@ def export_command(
 ) -> None:
     """Take a model elsewhere: a folder that transformers opens, a GGUF for llama.cpp, or the .pth of chapter 7."""
     from instil.recipes.export import export
+    from instil.screen import Screen
 
-    written = export(model, to, out, template=template, adapter=adapter)
+    written = export(model, to, out, template=template, adapter=adapter, screen=Screen())
     if as_json:
         print_json(written.as_json())
     else:

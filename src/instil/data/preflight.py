@@ -16,8 +16,9 @@ class Preflight:
     """The facts of a data set under one template and tokenizer.
 
     ``cut`` rows lose the end of their response at ``max_length``; ``skipped`` rows have nothing left
-    to train on and are left out; ``misspelt`` rows hold characters outside the vocabulary. All three
-    hold row numbers of the file.
+    to train on and are left out; ``misspelt`` rows hold characters outside the vocabulary, and ``altered`` ones
+    lose case, accents or white space in the tokenizer. All four hold row numbers of the file. ``ends`` says what
+    answers end and prompts begin with.
     """
 
     rows: dict[str, int]
@@ -32,6 +33,8 @@ class Preflight:
     skipped: tuple[int, ...]
     repeated_prompts: int
     misspelt: tuple[int, ...] = ()
+    altered: tuple[int, ...] = ()
+    ends: str = ""
     unusable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -53,6 +56,7 @@ class Preflight:
             f"tokens in training rows: {self.tokens:,}, of which {self.trained_tokens:,} ({share:.0%}) are targets",
             f"row length: mean {self.mean_length:.0f}, 95 % up to {self.length_95}, longest {self.longest} "
             f"(limit {self.max_length})",
+            *filter(None, [self.ends]),
         ]
         if self.cut:
             said.append(
@@ -71,6 +75,11 @@ class Preflight:
                 f"{len(self.misspelt)} rows hold characters that this model's vocabulary cannot spell, which are "
                 f"left out of them: {_numbers(self.misspelt)}"
             )
+        if self.altered:
+            said.append(
+                f"{len(self.altered)} rows are altered by this model's tokenizer, which does not keep case, accents or "
+                f"white space, so answers will lack them: {_numbers(self.altered)}"
+            )
         if self.repeated_prompts:
             said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
         said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
@@ -83,7 +92,9 @@ def check(
     max_length: int,
     *,
     context: int,
+    ends: str = "",
     misspelt: Sequence[int] = (),
+    altered: Sequence[int] = (),
     unusable: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Preflight:
@@ -119,6 +130,8 @@ def check(
         skipped=tuple(row.row for row in skipped),
         repeated_prompts=repeated,
         misspelt=tuple(misspelt),
+        altered=tuple(altered),
+        ends=ends,
         unusable=tuple(unusable),
         notes=tuple(notes),
     )

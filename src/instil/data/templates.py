@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,16 @@ _CONTROL = re.compile(r"\{control:([^}]*)\}")
 class Piece:
     """A part of a row: plain text, or one control token, such as ``<|im_start|>``, never made from a user's text.
 
-    ``trained`` says whether its ids are targets. A ``joined`` text is put into ids together with the text before it.
-    An empty control token stands for the tokenizer's own end of text.
+    ``trained`` says whether its ids are targets, and ``answer`` that it is what the model is to write: the text before
+    it has the ids that it has without it. ``form`` is text of the template's own, in which the names of a model's
+    control tokens are these. An empty control token stands for the tokenizer's own end of text.
     """
 
     text: str
     control: bool = False
     trained: bool = False
-    joined: bool = False
+    answer: bool = False
+    form: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Template:
         system = ""
         for turn in turns:
             if turn.role == "assistant":
-                pieces += [Piece(turn.content, trained=True), Piece(self.stop, control=True, trained=True)]
+                pieces += [Piece(turn.content, trained=True, answer=True), Piece(self.stop, control=True, trained=True)]
             elif turn.role == "system":
                 system += f"{turn.content}\n\n"
             elif turn.role == "user":
@@ -98,7 +100,7 @@ class Template:
                 announced = self.header if form.endswith(self.header) else ""
                 with_header = header or turn is not turns[-1]
                 pieces += _filled(form.removesuffix(announced), values)
-                pieces += _filled(announced if with_header else "", values, trained=train_header, joined=True)
+                pieces += _filled(announced if with_header else "", values, trained=train_header)
                 system = ""
             else:
                 raise DataError(f"the template {self.name!r} has no form for a turn of the {turn.role}")
@@ -111,6 +113,12 @@ class Template:
     def full_text(self, example: Example) -> str:
         """Prompt and response, for people to read."""
         return self.prompt(example) + example.output
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """The names of the control tokens that it writes."""
+        named = _CONTROL.findall(self.with_input + self.without_input)
+        return frozenset({*named, self.stop} - {""})
 
     @property
     def hash(self) -> str:
@@ -139,8 +147,11 @@ class Template:
             raise DataError(f"{where}: its text has hash {template.hash} but it says {stored.get('hash')}")
         return template
 
-    def chat_template(self) -> str:
+    def chat_template(self, begin: str = "") -> str:
         """The same prompt as a Jinja chat template for ``transformers``.
+
+        Args:
+            begin: what every text begins with, which a chat template has to write by itself.
 
         A system message is put before the user's text, separated by a blank line, because these forms
         have one slot for both. One turn is what the model was tuned on, so only the last user message
@@ -148,37 +159,31 @@ class Template:
         """
         form = _CONTROL.sub(lambda match: match.group(1), self.without_input)
         before, after = form.split("{instruction}")
+        mark = begin.rstrip()
+        space = begin[len(mark) :]  # some vocabularies begin a text with one, unless it has one
+        first = "(system[0]['content'] if system else users[-1]['content'])"
+        joint = f"{{{{- '' if {first}.startswith({space!r}) else {space!r} -}}}}" if space and not before else ""
+        before = mark + (space if before and not before.startswith(space or "\0") else "") + before
         return (
             "{%- set users = messages | selectattr('role', 'equalto', 'user') | list -%}"
             "{%- set system = messages | selectattr('role', 'equalto', 'system') | list -%}"
-            f"{{{{- {json.dumps(before)} -}}}}"
+            f"{{{{- {json.dumps(before)} -}}}}{joint}"
             "{%- if system -%}{{- system[0]['content'] + '\\n\\n' -}}{%- endif -%}"
             "{{- users[-1]['content'] -}}"
             f"{{{{- {json.dumps(after)} -}}}}"
         )
 
 
-def merged(pieces: Iterable[Piece]) -> list[Piece]:
-    """The same, with joined texts that are marked alike as one."""
-    whole: list[Piece] = []
-    for piece in pieces:
-        last = whole[-1] if whole else None
-        if last and piece.joined and not last.control and last.trained == piece.trained:
-            whole[-1] = replace(last, text=last.text + piece.text)
-        else:
-            whole.append(piece)
-    return whole
-
-
-def _filled(form: str, values: Mapping[str, str], *, trained: bool = False, joined: bool = False) -> list[Piece]:
+def _filled(form: str, values: Mapping[str, str], *, trained: bool = False) -> list[Piece]:
     """A form with its slots filled, in one pass, so that "{input}" inside a user's instruction stays as written."""
     pieces: list[Piece] = []
     for index, part in enumerate(_CONTROL.split(form)):
         if index % 2:
             pieces.append(Piece(part, control=True, trained=trained))
-        elif part:
-            text = _SLOT.sub(lambda slot: values[slot.group(1)], part)
-            pieces.append(Piece(text, trained=trained, joined=joined and not pieces))
+            continue
+        for number, text in enumerate(_SLOT.split(part)):
+            filled = Piece(values[text], trained=trained) if number % 2 else Piece(text, trained=trained, form=True)
+            pieces += [filled] if filled.text else []
     return pieces
 
 

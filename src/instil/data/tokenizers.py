@@ -1,21 +1,34 @@
 """Text to ids and back, always with a user's text as plain text.
 
-`FastTokenizer` is any of them through Hugging Face's `tokenizers`: read from a ``tokenizer.json``, or built
-from GPT-2's two files or from the vocabulary inside a GGUF file (`byte_level.py`). It never turns text into
-a control token: those come from a template (`Piece`) or from `eos_id`.
+`FastTokenizer` is any of them through Hugging Face's `tokenizers`: read from a folder (`tokenizer_files.py`), or built
+from GPT-2's two files or from the vocabulary inside a GGUF file. It never turns text into a control token: those
+come from a template (`Piece`) or from `eos_id`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from instil.data import gguf_vocabulary
-from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
+from instil.data.byte_level import END_OF_TEXT, gpt2_files
+from instil.data.control_tokens import Cut, Pipeline
+from instil.data.templates import TEMPLATES
+from instil.data.tokenizer_files import (
+    gpt2_tokenizer,
+    in_front,
+    is_ordinary,
+    put_in_front,
+    read_folder,
+    special_tokens,
+)
 from instil.errors import ModelError
-from instil.files import json_object_or_empty, json_text
+from instil.files import json_text
+
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer(Protocol):
@@ -23,13 +36,31 @@ class Tokenizer(Protocol):
 
     eos_id: int
     stop_ids: frozenset[int]  # the end token, and any other that ends an answer
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids, control tokens included."""
+    eos: str  # the end token by its name
+    begin_ids: tuple[int, ...]  # what every text begins with: a beginning-of-sequence token, or nothing
+    begin: tuple[str, ...]  # the same by their names
+    notes: tuple[str, ...]  # what is to be said of how its files were read
+    vocab_size: int  # number of ids, control tokens included
+    largest_id: int
+    exact: bool  # whether plain ASCII comes back as it was
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text; names of control tokens inside it are plain text too."""
+        """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
+
+    def cut(self, parts: Sequence[tuple[str, bool]]) -> Cut:
+        """Ids of a row, cut as one text: parts of plain text, and control tokens (True) by their names.
+
+        An empty name is the end token. Without `begin_ids`.
+
+        Raises:
+            ModelError: the vocabulary has no such token.
+        """
+
+    def marks_in(self, text: str) -> list[tuple[str, bool]]:
+        """A template's text cut into plain text and the names of control tokens (True)."""
+
+    def beyond(self, size: int) -> list[str]:
+        """Ordinary tokens with ids of ``size`` or more, which no table of so many rows can hold."""
 
     def control_id(self, name: str) -> int:
         """The id of a control token.
@@ -41,64 +72,136 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control tokens are left out, broken UTF-8 becomes U+FFFD."""
 
+    def token(self, index: int) -> str:
+        """The text of one token, as its vocabulary has it."""
+
+    def saved(self) -> Any:
+        """The `tokenizers.Tokenizer` with which others give texts the ids that they have here."""
+
     def save(self, folder: Path) -> None:
         """Write the files with which ``transformers`` opens the same tokenizer."""
 
 
 class FastTokenizer:
-    """Any tokenizer that Hugging Face's `tokenizers` can hold."""
+    """Any tokenizer that Hugging Face's `tokenizers` can hold.
 
-    def __init__(self, tokenizer: Any, eos: str, stop_ids: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._tokenizer.encode_special_tokens = True  # a user's "<|im_end|>" is text
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._eos = eos
+    Args:
+        tokenizer: the pipeline, whose post-processor says what every text begins with.
+        eos: the token that ends a text.
+        stop_ids: other tokens that end an answer.
+        marks: tokens that only a template writes, though they are not flagged as special.
+        names: what its special tokens are called: ``bos_token`` and the like.
+        notes: what is to be said of how its files were read.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        eos: str,
+        stop_ids: Sequence[int] = (),
+        *,
+        marks: Iterable[str] = (),
+        names: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
         found = tokenizer.token_to_id(eos)
         if found is None:
             raise ModelError(f"the end token {eos!r} that the model's files name is not in its vocabulary")
-        self.eos_id = int(found)
+        self.eos, self.eos_id = eos, int(found)
         self.stop_ids = frozenset({self.eos_id, *stop_ids})
+        before, after = in_front(tokenizer)
+        self.begin_ids = tuple(before)
+        self.begin = tuple(str(tokenizer.id_to_token(index)) for index in before)
+        self.names = dict(names or {})
+        self._ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
+        if after:  # texts that are gone on with have no end yet
+            put_in_front(tokenizer, self.begin)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._state: dict[str, Any] = json.loads(tokenizer.to_str())
+        self.notes = (*notes, *_without_dropout(self._state))
+        self._control = self._control_tokens(tokenizer, marks)
+        longest_first = sorted(self._control, key=len, reverse=True)
+        self._marks = re.compile("(" + "|".join(re.escape(name) for name in longest_first) + ")")
+        for token in self._state["added_tokens"]:
+            if token["content"] in self._control:
+                token["special"] = True
+                token["normalized"] &= _normalized(tokenizer, token["content"]) == token["content"]
+        self.exact = _is_exact(self._state)
+        self._views: dict[frozenset[str], Pipeline] = {}
+        self._tokenizer = self._view(frozenset()).fast
 
-    @property
-    def fast(self) -> Any:
-        """The `tokenizers.Tokenizer` itself, for what is written with it."""
-        return self._tokenizer
+    def _control_tokens(self, tokenizer: Any, marks: Iterable[str]) -> frozenset[str]:
+        """All that is never made from text: flagged, named, or written by a template as a mark between turns."""
+        usual = {name for template in TEMPLATES.values() for name in template.control_tokens}
+        stops = {str(tokenizer.id_to_token(index)) for index in self.stop_ids}
+        known = {*special_tokens(tokenizer), *self.names.values(), *marks, *usual, *stops, *self.begin}
+        return frozenset(
+            name for name in known if tokenizer.token_to_id(name) is not None and not is_ordinary(tokenizer, name)
+        )
 
-    @property
-    def vocab_size(self) -> int:
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+    def _view(self, more: frozenset[str]) -> Pipeline:
+        """The pipeline with some more control tokens, those of a template."""
+        more -= self._control
+        if more not in self._views:
+            self._views[more] = Pipeline(self._state, self._control | more)
+        return self._views[more]
 
     def encode(self, text: str) -> list[int]:
-        try:
-            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        except TypeError:  # half of a surrogate pair, which has no UTF-8
-            whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            return list(self._tokenizer.encode(whole, add_special_tokens=False).ids)
+        return self.cut([(text, False)]).ids
+
+    def cut(self, parts: Sequence[tuple[str, bool]]) -> Cut:
+        names = [text or self.eos for text, control in parts if control]
+        whole = [(text or self.eos if control else _valid(text), control) for text, control in parts]
+        return self._view(frozenset(names)).cut(whole, [self.control_id(name) for name in names])
 
     def control_id(self, name: str) -> int:
-        found = self._tokenizer.token_to_id(name)
+        found = self._ids.get(name)
         if found is None:
             raise ModelError(
                 f"this model's vocabulary has no control token {name!r}; choose another template, "
                 "such as --set data.template=alpaca, which needs none"
             )
-        return int(found)
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def token(self, index: int) -> str:
+        return str(self._tokenizer.id_to_token(index))
+
+    def marks_in(self, text: str) -> list[tuple[str, bool]]:
+        parts = self._marks.split(text) if self._control else [text]
+        return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
+
+    def beyond(self, size: int) -> list[str]:
+        outside = [token for token, index in self._ids.items() if index >= size and token not in self._control]
+        return sorted(outside, key=self._ids.__getitem__)
+
+    def saved(self) -> Any:
+        """The `tokenizers.Tokenizer` with which others give texts the ids that they have here."""
+        from tokenizers import Tokenizer as Fast
+
+        state = self._state
+        there = {token["content"] for token in state["added_tokens"]}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        missing = [
+            {"id": self.control_id(name), "content": name, **flags, "special": True} for name in self._control - there
+        ]
+        marks = {"special": True, "single_word": False}
+        kept = [{**token, **(marks if token["content"] in self._control else {})} for token in state["added_tokens"]]
+        tokens = sorted([*kept, *missing], key=lambda token: int(token["id"]))
+        return Fast.from_str(json.dumps({**state, "added_tokens": tokens}))
+
     def save(self, folder: Path) -> None:
-        self._tokenizer.encode_special_tokens = False  # a setting of ours, not of the file
-        try:
-            text = self._tokenizer.to_str(pretty=True)  # its own way of writing has no error for a full disk
-        finally:
-            self._tokenizer.encode_special_tokens = True
+        text = self.saved().to_str(pretty=True)  # its own way of writing has no error for a full disk
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": self._eos,
-            "pad_token": self._eos,
+            **({"bos_token": self.begin[0], "add_bos_token": True} if self.begin else {}),
+            "eos_token": self.eos,
+            "pad_token": self.eos,
             "clean_up_tokenization_spaces": False,
             "model_max_length": 1_000_000_000,
         }
@@ -106,20 +209,14 @@ class FastTokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> FastTokenizer:
-        """Read ``tokenizer.json``, with the end token that the folder's configuration names.
+        """Read the tokenizer of a model's folder, whatever files it consists of.
 
         Raises:
-            ModelError: the file is damaged, or no end token is named.
+            ModelError: there is none, it is damaged or of another kind, or no end token is named.
         """
-        from tokenizers import Tokenizer as Fast
-
-        path = folder / "tokenizer.json"
-        try:
-            fast = Fast.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for damaged files
-            raise ModelError(f"{path}: not a tokenizer that can be read: {error}") from error
-        eos, stop_ids = _ends_of_folder(folder, fast)
-        return cls(fast, eos, stop_ids)
+        files = read_folder(folder)
+        stops = [int(files.fast.token_to_id(text)) for text in files.stops]
+        return cls(files.fast, files.eos, stops, marks=files.marks, names=files.names, notes=files.notes)
 
     @classmethod
     def gpt2(cls) -> FastTokenizer:
@@ -138,13 +235,7 @@ class FastTokenizer:
         Raises:
             ModelError: they are damaged.
         """
-        try:
-            ids = json.loads(vocabulary.read_text(encoding="utf-8"))
-            lines = merges.read_text(encoding="utf-8").split("\n")
-            pairs = [_pair(line) for line in lines if line and not line.startswith("#version")]
-            return cls(byte_level(ids, pairs, "gpt-2", {END_OF_TEXT: ids[END_OF_TEXT]}), END_OF_TEXT)
-        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
-            raise ModelError(f"{vocabulary}: not GPT-2's vocabulary and merges: {error}") from error
+        return cls(gpt2_tokenizer(vocabulary, merges), END_OF_TEXT)
 
     @classmethod
     def from_gguf(cls, path: Path) -> FastTokenizer:
@@ -155,34 +246,33 @@ class FastTokenizer:
         """
         found = gguf_vocabulary.read(path)
         others = [int(found.fast.token_to_id(text)) for text in found.stops]
-        return cls(found.fast, found.eos, others)
+        names = {"bos_token": found.bos} if found.bos else {}
+        return cls(found.fast, found.eos, others, names=names)
 
 
-def _pair(line: str) -> tuple[str, str]:
-    first, _, second = line.partition(" ")
-    return first, second
+def _normalized(tokenizer: Any, text: str) -> str:
+    return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
 
 
-def _ends_of_folder(folder: Path, fast: Any) -> tuple[str, list[int]]:
-    """The end token's text, and the ids of all that end an answer.
+def _valid(text: str) -> str:
+    """The same without halves of surrogate pairs, which have no UTF-8."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _HALF.search(text) else text
 
-    A model may name several ends; the one it is trained to say is the tokenizer's own, if it is among them.
-    """
-    named = json_object_or_empty(folder / "tokenizer_config.json").get("eos_token")
-    if isinstance(named, dict):
-        named = named.get("content")
-    for name in ("generation_config.json", "config.json"):
-        found = json_object_or_empty(folder / name).get("eos_token_id")
-        listed = found if isinstance(found, list) else [found]
-        ids: list[int] = [i for i in listed if type(i) is int and 0 <= i < 2**31 and fast.id_to_token(i) is not None]
-        if ids:
-            texts = [str(fast.id_to_token(i)) for i in ids]
-            return (named if isinstance(named, str) and named in texts else texts[0]), ids
-    if isinstance(named, str):
-        return named, []
-    raise ModelError(
-        f"{folder}: no end token: no usable eos_token_id in config.json, no eos_token in tokenizer_config.json"
-    )
+
+def _is_exact(state: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer cuts text by its bytes, as it is."""
+    pre = state["pre_tokenizer"] or {}
+    steps = pre.get("pretokenizers", [pre])
+    return state["normalizer"] is None and any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def _without_dropout(state: dict[str, Any]) -> list[str]:
+    """Switch off what would cut the same text into other tokens each time."""
+    dropout = state["model"].get("dropout")
+    if not dropout:
+        return []
+    state["model"]["dropout"] = None
+    return [f"the tokenizer's BPE dropout of {dropout} is switched off: a text has the same ids every time"]
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
@@ -201,15 +291,4 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
                 raise
     if path.suffix == ".pth":
         return FastTokenizer.gpt2()  # a .pth file holds the book's GPT-2
-    if (folder / "tokenizer.json").is_file():
-        return FastTokenizer.from_folder(folder)
-    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        return FastTokenizer.from_gpt2_files(folder / "vocab.json", folder / "merges.txt")
-    if (folder / "encoder.json").is_file() and (folder / "vocab.bpe").is_file():  # OpenAI's names of the two
-        return FastTokenizer.from_gpt2_files(folder / "encoder.json", folder / "vocab.bpe")
-    if json_object_or_empty(folder / "config.json").get("model_type") == "gpt2":
-        return FastTokenizer.gpt2()
-    raise ModelError(
-        f"{folder}: no tokenizer found; wanted tokenizer.json, vocab.json with merges.txt, "
-        "or encoder.json with vocab.bpe"
-    )
+    return FastTokenizer.from_folder(folder)

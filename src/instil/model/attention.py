@@ -1,7 +1,8 @@
 """Which token sees which: the one place that knows how the flat tokens of a batch form sequences.
 
 Everything else in the decoder works on flat [N, ...] tensors. A pattern takes the queries, keys and
-values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern.
+values of one layer, flat, and returns the attention's output, flat; a new layout is a new pattern. To a layer that
+convolves instead it says which tokens come right before which (`instil.model.preceding`).
 Where query heads share key/value heads (grouped-query attention, Ainslie et al. 2023) torch's kernel
 reads the shared ones in place, which is far cheaper than repeating a long cache.
 
@@ -11,6 +12,7 @@ S cached positions · P prefix · L own positions.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from instil.model.cache import Part
 from instil.model.fast.capped import capped_attention
+from instil.model.preceding import NOTHING, Runs, Steps, last
 from instil.records import Batch, Forked, Grid, Shared
 
 
@@ -42,8 +45,11 @@ class Pattern(Protocol):
         A token sees the last ``window`` tokens of its sequence, itself included (None: all of them).
         """
 
+    def preceding(self, layer: int, x_ND: Tensor, reach: int) -> tuple[Tensor, Steps]:
+        """Where a layer that convolves finds its inputs of the tokens before each (`instil.model.preceding`)."""
 
-class PaddedGrid:
+
+class PaddedGrid(Runs):
     """Rows side by side, padded on the right.
 
     No mask is needed beyond the causal one: padding comes after every real token of its row, and what
@@ -53,6 +59,7 @@ class PaddedGrid:
 
     def __init__(self, layout: Grid, device: torch.device) -> None:
         del device
+        super().__init__()
         self.rows, self.length = layout.rows, layout.length
         self.bands_TT: dict[int, Tensor] = {}
 
@@ -68,8 +75,11 @@ class PaddedGrid:
             self.bands_TT[window] = _visible(at_T, at_T, window)
         return _flat(_attend(q, k, v, self.bands_TT[window], scores))
 
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        return [self.length] * self.rows, [last(reach)] * self.rows
 
-class Continued:
+
+class Continued(Runs):
     """Rows that go on from what a cache holds of them: each new token sees its row's past and itself.
 
     The tokens lie row after row without padding, part after part; the linear layers never see any. Within a part
@@ -78,6 +88,7 @@ class Continued:
     """
 
     def __init__(self, parts: Sequence[Part], device: torch.device) -> None:
+        super().__init__()
         self.parts = [_Continued(part, device) for part in parts]
         self.sizes = [part.tokens for part in parts]
 
@@ -88,13 +99,30 @@ class Continued:
         done = [part(layer, q, k, v, window, scores) for part, q, k, v in pieces]
         return done[0] if len(done) == 1 else torch.cat(done)
 
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        """What comes before a row's new tokens lies behind all of these, ``reach`` inputs a row (see `preceding`)."""
+        lengths = [length for part in self.parts for length in part.lengths]
+        starts = [start for part in self.parts for start in part.starts]
+        behind = range(sum(lengths), sum(lengths) + reach * len(starts))
+        return lengths, [
+            [behind[row * reach + step] if step < start else NOTHING for step in range(reach)]
+            for row, start in enumerate(starts)
+        ]
+
+    def preceding(self, layer: int, x_ND: Tensor, reach: int) -> tuple[Tensor, Steps]:
+        """As elsewhere; the caches keep the inputs, and give the last of those that their rows had before."""
+        pieces = zip(self.parts, torch.split(x_ND, self.sizes), strict=True)
+        held = [part.preceding(layer, x_ND, reach) for part, x_ND in pieces]
+        return torch.cat([x_ND, *held]), self.steps(reach, x_ND.device)
+
 
 class _Continued:
     """One part: rows of one cache."""
 
     def __init__(self, part: Part, device: torch.device) -> None:
         self.cache, self.rows, self.longest = part.cache, part.rows, max(part.lengths)
-        starts = [part.cache.lengths[row] for row in part.rows]
+        self.lengths, self.starts = part.lengths, [part.cache.lengths[row] for row in part.rows]
+        starts = self.starts
         self.used = max(start + length for start, length in zip(starts, part.lengths, strict=True))
         lengths_R, starts_R = torch.tensor(part.lengths), torch.tensor(starts)
         own_RT = torch.arange(self.longest) < lengths_R[:, None]
@@ -106,6 +134,7 @@ class _Continued:
         # A row's padding looks at what its last token sees, so that no query is without a key.
         self.at_RT = at_RT.minimum((starts_R + lengths_R - 1)[:, None]).to(device)
         self.first = int(starts_R.min())
+        self.held: dict[int, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int | None, tuple[int, Tensor | None]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scores: Scores) -> Tensor:
@@ -122,6 +151,15 @@ class _Continued:
         out = _attend(q, k, v, mask_R1TS, scores, causal=False)
         return _flat(out) if self.even else _flat(out).index_select(0, self.slots_N)
 
+    def preceding(self, layer: int, x_ND: Tensor, reach: int) -> Tensor:
+        """Keep the inputs of the new tokens; the last ``reach`` before them of each row, nearest first."""
+        self.cache.write_inputs(layer, self.rows_N, self.positions_N, x_ND)
+        if reach not in self.held:  # of the same rows and positions in every layer
+            rows = torch.tensor(self.rows).repeat_interleave(reach)
+            positions = torch.tensor(self.starts)[:, None] - 1 - torch.arange(reach)
+            self.held[reach] = rows.to(x_ND.device), positions.clamp(min=0).flatten().to(x_ND.device)
+        return self.cache.read_inputs(layer, *self.held[reach])
+
     def _mask(self, window: int | None) -> tuple[int, Tensor | None]:
         """The first position that any token sees, and which token sees which from there on, [R, 1, T, S]."""
         first = 0 if window is None else max(0, self.first - window + 1)
@@ -130,7 +168,7 @@ class _Continued:
         return first, None if bool(mask_RTS.all()) else mask_RTS[:, None]
 
 
-class SharedPrefix:
+class SharedPrefix(Runs):
     """A prefix that all rows continue: it sees itself alone, and each row sees it and its own tokens.
 
     The keys and values of the prefix stand before those of every row; autograd's sum over these copies is the
@@ -139,7 +177,9 @@ class SharedPrefix:
     """
 
     def __init__(self, layout: Shared, device: torch.device) -> None:
+        super().__init__()
         self.prefix, self.rows, self.length = layout.prefix, layout.rows, max(layout.lengths)
+        self.lengths = layout.lengths
         lengths_B = torch.tensor(layout.lengths, device=device)
         own_BL = torch.arange(self.length, device=device) < lengths_B[:, None]
         self.slots_N = own_BL.flatten().nonzero()[:, 0]
@@ -163,6 +203,9 @@ class SharedPrefix:
         own_NHW = self._back(_attend(q, k, v, in_rows, scores))
         return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scores)), own_NHW])
 
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        return [self.prefix, *self.lengths], [last(reach), *[last(reach, range(self.prefix))] * self.rows]
+
     def own(self, x_NHW: Tensor) -> Tensor:
         """The rows' own tokens side by side, [B, H, L, W]."""
         grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
@@ -184,7 +227,7 @@ class SharedPrefix:
         )
 
 
-class Forks:
+class Forks(Runs):
     """Pairs of rows: a prefix that all continue, a stem that both rows of a pair continue, and the rows' branches.
 
     Prefix and stems are a `SharedPrefix` of their own. The branches are set side by side; before each stand the
@@ -192,7 +235,9 @@ class Forks:
     """
 
     def __init__(self, layout: Forked, device: torch.device) -> None:
+        super().__init__()
         self.trunk = SharedPrefix(Shared(layout.prefix, layout.stems), device)
+        self.branches = layout.branches
         self.prefix, self.rows = layout.prefix, layout.rows
         self.stem, self.length = max(layout.stems), max(layout.branches)
         self.before = layout.prefix + sum(layout.stems)  # tokens that are no branch's
@@ -223,6 +268,14 @@ class Forks:
         k, v = (self._with_trunk(x_NKW) for x_NKW in (k_NKW, v_NKW))
         out = _flat(_attend(q, k, v, self.masks[window], scores)).index_select(0, self.slots_N)
         return torch.cat([trunk_NHW, out])
+
+    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
+        """A branch comes after its pair's stem, and that after the prefix, which it may reach."""
+        lengths, before = self.trunk.runs(reach)
+        ends = itertools.accumulate(lengths)
+        stems = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)][1:]
+        branches = [last(reach, range(self.prefix), stem) for stem in stems for _ in range(2)]
+        return [*lengths, *self.branches], [*before, *branches]
 
     def _grid(self, x_NHW: Tensor) -> Tensor:
         grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])

@@ -1,6 +1,9 @@
 """Keys and values of tokens already seen, so that generation computes each token once.
 
-Shape suffixes: R rows · K key/value heads · S positions · W head width · N tokens, flat.
+A layer that convolves keeps what it convolved, position by position, where others keep keys, and no values: a row can
+then be copied and gone on with at any of its positions, as with keys and values.
+
+Shape suffixes: R rows · K key/value heads · S positions · W head width · N tokens, flat · D model width.
 """
 
 from __future__ import annotations
@@ -25,9 +28,11 @@ class Cache:
     def __init__(self, spec: DecoderSpec, length: int, *, dtype: torch.dtype, device: torch.device) -> None:
         self.length = length
         self.lengths: list[int] = []
-        shape = (0, spec.kv_heads, length, spec.head_width)
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(spec.layers)]
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for layer in range(spec.layers):
+            for states, (heads, width) in zip((self.keys, self.values), _kept(spec, layer), strict=True):
+                states.append(torch.empty((0, heads, length, width), dtype=dtype, device=device))
 
     @property
     def rows(self) -> int:
@@ -80,10 +85,26 @@ class Cache:
         rows_R = torch.tensor(rows, device=self.keys[layer].device)
         return self.keys[layer][rows_R, :, :length], self.values[layer][rows_R, :, :length]
 
+    def write_inputs(self, layer: int, rows_N: Tensor, positions_N: Tensor, x_ND: Tensor) -> None:
+        """What a layer convolves of new tokens, each to its row and position."""
+        self.keys[layer][rows_N, 0, positions_N] = x_ND
+
+    def read_inputs(self, layer: int, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+        """What a layer convolved of tokens by row and position, [N, D]."""
+        return self.keys[layer][rows_N, 0, positions_N]
+
 
 def position_bytes(spec: DecoderSpec, dtype: torch.dtype) -> int:
-    """What keys and values of one token take in all layers."""
-    return 2 * spec.layers * spec.kv_heads * spec.head_width * dtype.itemsize
+    """What keys and values of one token take in all layers, or what these keep instead."""
+    kept = [heads * width for layer in range(spec.layers) for heads, width in _kept(spec, layer)]
+    return sum(kept) * dtype.itemsize
+
+
+def _kept(spec: DecoderSpec, layer: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Heads of a layer and their width, in place of keys and of values."""
+    if spec.convolution_of(layer) is not None:
+        return (1, spec.width), (1, 0)
+    return (spec.kv_heads, spec.head_width), (spec.kv_heads, spec.head_width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from instil.model.attention import Pattern, Scores, pattern_for
 from instil.model.cache import Cache, Part
 from instil.model.fast.capped import soft_cap
+from instil.model.fast.convolution import gated_convolution
 from instil.model.fast.fused import gated, rms_norm
 from instil.model.fast.gemm import Linear
 from instil.model.fast.recompute import Activation, checkpointed, recomputed
@@ -71,6 +72,33 @@ class Attention(nn.Module):
         return self.out(out_ND if wanted_U is None else out_ND[wanted_U])  # type: ignore[no-any-return]
 
 
+class ShortConvolution(nn.Module):
+    """A gated convolution over the last few tokens, in place of attention (LFM2: Liquid AI, 2025, arXiv 2511.23404).
+
+    Of each token the first matrix makes two gates and what is convolved between them, all as wide as the model;
+    ``weight`` [D, L] has for each channel the weights of as many tokens, the farthest first.
+    """
+
+    def __init__(self, spec: DecoderSpec, layer: int, length: int) -> None:
+        super().__init__()
+        self.layer, self.reach = layer, length - 1
+        self.in_proj = Linear(spec.width, 3 * spec.width, bias=spec.convolution_bias)
+        self.weight = nn.Parameter(torch.zeros(spec.width, length))
+        self.bias = nn.Parameter(torch.zeros(spec.width)) if spec.convolution_bias else None
+        self.out = Linear(spec.width, spec.width, bias=spec.convolution_bias)
+
+    def forward(self, x_ND: Activation, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None) -> Tensor:
+        del rope  # a convolution knows distances by itself
+        found = recomputed(functools.partial(self._mixed, attend, wanted_U), self.in_proj(x_ND))
+        return self.out(found)  # type: ignore[no-any-return]
+
+    def _mixed(self, attend: Pattern, wanted_U: Tensor | None, bcx: Tensor) -> Tensor:
+        found_ND = gated_convolution(
+            bcx, self.weight, self.bias, lambda inputs_ND: attend.preceding(self.layer, inputs_ND, self.reach)
+        )
+        return found_ND if wanted_U is None else found_ND[wanted_U]
+
+
 class GeluMLP(nn.Module):
     """Two matrices with GELU between them, or its tanh form, as in GPT-2 (Hendrycks and Gimpel, 2016)."""
 
@@ -100,23 +128,28 @@ class GatedMLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each added to the stream, times a number if there is one; norms before, after or around.
 
-    The MLP reads the stream with attention's part in it, or, in GPT-NeoX, without.
+    The MLP reads the stream with attention's part in it, or, in GPT-NeoX, without. In place of attention there may be a
+    convolution (LFM2).
     """
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.parallel, self.multiplier = spec.parallel_residual, spec.residual_multiplier
         self.norm1 = _norm(spec, spec.width) if spec.pre_norms else nn.Identity()
-        self.attention = Attention(spec, layer)
+        length = spec.convolution_of(layer)
+        self.attention = Attention(spec, layer) if length is None else None
+        self.convolution = None if length is None else ShortConvolution(spec, layer, length)
         self.post_norm1 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
         self.norm2 = _norm(spec, spec.width) if spec.pre_norms else nn.Identity()
         self.mlp = GeluMLP(spec) if spec.mlp in ("gelu", "gelu_exact") else GatedMLP(spec)
         self.post_norm2 = _norm(spec, spec.width) if spec.post_norms else nn.Identity()
 
     def forward(self, x_ND: Tensor, attend: Pattern, rope: Rope | None, wanted_U: Tensor | None = None) -> Tensor:
-        attended_ND = self.attention(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
+        mix = self.convolution if self.attention is None else self.attention
+        assert mix is not None
+        mixed_ND = mix(recomputed(self.norm1, x_ND), attend, rope, wanted_U)
         before_ND = x_ND if wanted_U is None else x_ND[wanted_U]
-        x_ND = self._added(before_ND, self.post_norm1(attended_ND))
+        x_ND = self._added(before_ND, self.post_norm1(mixed_ND))
         read_ND = before_ND if self.parallel else x_ND
         return self._added(x_ND, self.post_norm2(self.mlp(recomputed(self.norm2, read_ND))))
 
@@ -164,6 +197,7 @@ class Decoder(nn.Module):
     torch.Size([3, 11])
     """
 
+    notes: tuple[str, ...] = ()  # what users are to be told of the files that it comes from
     gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.fast.recompute`)
 
     def __init__(self, spec: DecoderSpec) -> None:

@@ -29,6 +29,7 @@ def load_decoder(
     reader = open_model(find_model(model))
     decoder = blank_decoder(reader.spec)
     fill(decoder, reader, dtype, torch.device(device))
+    decoder.notes = reader.notes
     return decoder.eval()
 
 

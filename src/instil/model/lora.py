@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from instil.errors import SettingsError, did_you_mean
-from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP
+from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP, ShortConvolution
 from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
 from instil.model.frozen import FrozenLinear, dequantise
+from instil.model.token_rows import TokenRows, check_rows, merge_rows, train_rows
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
 ALL = "all"  # every projection but the head
@@ -50,7 +51,8 @@ def projections(decoder: Decoder, layer: nn.Module, leaf: str) -> tuple[Projecti
     """What a linear layer consists of; ``leaf`` is its attribute's name in ``layer``."""
     if leaf == HEAD:
         return (Projection(HEAD, ("lm_head",), slice(0, getattr(layer, leaf).out_features)),)
-    room = "attention" if isinstance(layer, Attention) else "mlp"
+    rooms = {Attention: "attention", ShortConvolution: "convolution"}
+    room = rooms.get(type(layer), "mlp")
     theirs = FAMILIES[decoder.spec.family].hub_modules(f"blocks.{{i}}.{room}.{leaf}.weight")
     names: tuple[str, ...]
     if isinstance(layer, Attention) and leaf == "qkv":
@@ -265,6 +267,7 @@ def add_lora(
     targets: Sequence[str] = (ALL,),
     scaling: Scaling = "alpha/rank",
     dora: bool = False,
+    trainable_token_indices: Sequence[int] = (),
     seed: int = 123,
 ) -> int:
     """Freeze a decoder and give its projections adapters; returns how many numbers are trained.
@@ -273,21 +276,28 @@ def add_lora(
         decoder: changed in place; its outputs stay the same until the adapters are trained.
         rank: of each adapter.
         alpha: how much the adapters count, see ``scaling``.
-        targets: names of projections (q, k, v, out, gate, up, down, head, or those of transformers, such as q_proj or
-            c_attn); ``all`` is every one but the head.
+        targets: names of projections (q, k, v, out, gate, up, down, head, in_proj of convolutions, or those of
+            transformers, such as q_proj or c_attn); ``all`` is every one but the head.
         scaling: what the adapters' product is multiplied by.
         dora: learn the lengths of the rows, too.
+        trainable_token_indices: ids of tokens whose rows of the embedding are trained, too (`instil.model.token_rows`).
         seed: of the first values.
 
     Raises:
         SettingsError: a name matches nothing, the rank exceeds a width, or there are adapters already.
     """
-    if any(isinstance(module, LoraLinear) for module in decoder.modules()):
+    if any(isinstance(module, LoraLinear | TokenRows) for module in decoder.modules()):
         raise SettingsError("this decoder has adapters already; merge them first")
     layers = list(_layers(decoder))
     _check_targets(layers, targets)
     if dora and any(target in (HEAD, "lm_head") for target in targets):
         raise SettingsError("lora.dora is not made for the head; leave head out of lora.targets")
+    if trainable_token_indices and decoder.spec.tied and any(target in (HEAD, "lm_head") for target in targets):
+        raise SettingsError(
+            "lora.trainable_token_indices trains rows of the head, too, which is this model's embedding; leave head "
+            "out of lora.targets"
+        )
+    check_rows(decoder, trainable_token_indices)
     if dora and any(isinstance(module, FrozenLinear) for module in decoder.modules()):
         raise SettingsError("lora.dora needs the exact weights; set lora.base=fp32, or leave lora.dora out")
     narrowest = min(
@@ -300,6 +310,8 @@ def add_lora(
     scale = {"alpha/rank": alpha / rank, "alpha/sqrt(rank)": alpha / math.sqrt(rank), "alpha": alpha}[scaling]
     generator = torch.Generator().manual_seed(seed)
     decoder.requires_grad_(False)
+    if trainable_token_indices:
+        train_rows(decoder, trainable_token_indices)
     for owner, leaf, parts in layers:
         chosen = _chosen(parts, leaf, targets)
         if chosen:
@@ -345,6 +357,7 @@ def merge(decoder: Decoder) -> None:
 
     Weights that were held in few bits stay rounded: they are what the adapters were trained with.
     """
+    merge_rows(decoder)
     for owner, leaf in [place[:2] for place in adapters(decoder)]:  # each layer goes when it has been replaced
         if owner is decoder and decoder.spec.tied:
             decoder.untie()  # the head alone is changed, not the embedding
@@ -355,8 +368,8 @@ def merge(decoder: Decoder) -> None:
 
 def _layers(decoder: Decoder) -> Iterator[tuple[nn.Module, str, tuple[Projection, ...]]]:
     for block in decoder.blocks:
-        for owner in (block.attention, block.mlp):
-            if isinstance(owner, Attention | GatedMLP | GeluMLP):
+        for owner in block.children():
+            if isinstance(owner, Attention | ShortConvolution | GatedMLP | GeluMLP):
                 for leaf, child in owner.named_children():
                     if isinstance(child, Linear | FrozenLinear):
                         yield owner, leaf, projections(decoder, owner, leaf)

@@ -71,6 +71,9 @@ class DecoderSpec:
     if not given (Phi-4, GPT-NeoX). ``rope_layers`` says for each layer whether it turns at all (empty: yes; SmolLM3).
     ``out_bias`` says whether there is a bias after attention, where that is not as before it (Qwen2).
 
+    ``convolutions`` holds for each layer the length of the gated convolution that it has in place of attention, None
+    where it has attention (empty: None everywhere; LFM2), and ``convolution_bias`` gives its three matrices a bias.
+
     Norms stand before attention and MLP (``pre_norms``), after both (``post_norms``, OLMo 2), or around them (Gemma).
 
     Numbers that scale, None being one: ``embedding_multiplier`` the embedding (Gemma: the root of the width),
@@ -96,6 +99,8 @@ class DecoderSpec:
     rotary_width: int | None = None
     rope_layers: tuple[bool, ...] = ()
     windows: tuple[int | None, ...] = ()
+    convolutions: tuple[int | None, ...] = ()
+    convolution_bias: bool = False
     window_rope_theta: float | None = None
     attention_multiplier: float | None = None
     attention_softcap: float | None = None
@@ -122,7 +127,7 @@ class DecoderSpec:
             number = getattr(self, name)
             if type(number) not in (int, float) or not 0 < number < 1e12:
                 raise ValueError(f"{name} is {number!r}; wanted a number above zero")
-        for name in ("attention_bias", "mlp_bias", "parallel_residual", "tied"):
+        for name in ("attention_bias", "convolution_bias", "mlp_bias", "parallel_residual", "tied"):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; wanted true or false")
         if self.heads % self.kv_heads:
@@ -142,10 +147,12 @@ class DecoderSpec:
         if len(self.rope_layers) not in (0, self.layers):
             raise ValueError(f"whether rope turns is said of {len(self.rope_layers)} layers of {self.layers}")
         self._check_norms()
-        if len(self.windows) not in (0, self.layers):
-            raise ValueError(f"{len(self.windows)} windows for {self.layers} layers")
-        if any(window is not None and (type(window) is not int or window < 1) for window in self.windows):
-            raise ValueError(f"windows are {self.windows!r}; wanted whole numbers above zero, or None")
+        for name in ("windows", "convolutions"):
+            values = getattr(self, name)
+            if len(values) not in (0, self.layers):
+                raise ValueError(f"{len(values)} {name} for {self.layers} layers")
+            if any(value is not None and (type(value) is not int or value < 1) for value in values):
+                raise ValueError(f"{name} are {values!r}; wanted whole numbers above zero, or None")
 
     def _check_norms(self) -> None:
         if self.qk_norm not in (None, "head", "all"):
@@ -158,6 +165,10 @@ class DecoderSpec:
     def window_of(self, layer: int) -> int | None:
         """How many tokens a token of this layer sees, itself included; None is all before it."""
         return self.windows[layer] if self.windows else None
+
+    def convolution_of(self, layer: int) -> int | None:
+        """How many tokens this layer convolves, the last being its own; None where it has attention."""
+        return self.convolutions[layer] if self.convolutions else None
 
     @property
     def turned_width(self) -> int:

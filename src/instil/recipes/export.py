@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from instil.assistant.assistant import Assistant, load
 from instil.assistant.folder import export_folder
 from instil.data import gguf_vocabulary
-from instil.data.encoding import stop_id
+from instil.data.encoding import begin_text, stop_id
 from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.data.gguf_vocabulary import KNOWN_ENDS
 from instil.errors import ModelError, SettingsError, UserError
@@ -20,6 +21,7 @@ from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.gguf_writer import write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
 from instil.model.load import load_decoder
+from instil.screen import Screen
 
 CLOSE = 1e-4  # of logits, where norms were kept as their distance from one, or by other factors of rope
 
@@ -44,6 +46,7 @@ def export(
     *,
     template: str | None = None,
     adapter: str | Path | None = None,
+    screen: Screen | None = None,
 ) -> Exported:
     """Write a model in another form.
 
@@ -54,6 +57,7 @@ def export(
         out: where to; by default a name made of the model's, in the working directory.
         template: the prompt form that goes along, only for models that come without one.
         adapter: a folder of LoRA adapters that are merged into the model before.
+        screen: where it is said what is to be known of the files; nowhere by default.
 
     Raises:
         UserError: there is something at ``out`` already, or the model has no such form; nothing was written.
@@ -65,12 +69,16 @@ def export(
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; choose another --out")
     assistant = load(model, template=template, adapter=adapter)
+    for note in assistant.decoder.notes:
+        (screen or Screen(quiet=True)).say(note, "yellow")
     write(assistant, target)
     return Exported(form, target)
 
 
 def _hf(assistant: Assistant, out: Path) -> None:
-    export_folder(assistant.decoder, assistant.tokenizer, assistant.template, out)
+    if found := export_folder(assistant.decoder, assistant.tokenizer, assistant.template, out):
+        shutil.rmtree(out)
+        raise ModelError("; ".join(found[:3]))
 
 
 def _pth(assistant: Assistant, out: Path) -> None:
@@ -87,17 +95,20 @@ def _pth(assistant: Assistant, out: Path) -> None:
 
 def _gguf(assistant: Assistant, out: Path) -> None:
     decoder, template = assistant.decoder, assistant.template
-    tokenizer: Any = assistant.tokenizer
+    tokenizer = assistant.tokenizer
+    fast = tokenizer.saved()
+    fast.encode_special_tokens = True  # as it is in a tokenizer here: a user's "<|im_end|>" is text
+    begin = begin_text(template, tokenizer).rstrip()  # llama.cpp puts a space after it by itself
     values = gguf_values(
-        tokenizer.fast,
+        fast,
         eos_id=stop_id(template, tokenizer),
         bos_id=None,
         stop_ids=tokenizer.stop_ids,
         size=decoder.spec.vocab_size,
-        chat_template=template.chat_template(),
+        chat_template=template.chat_template(begin),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_gguf(decoder, values, out, lambda file: _same_answers(assistant, tokenizer.fast, file))
+    write_gguf(decoder, values, out, lambda file: _same_answers(assistant, fast, file))
 
 
 def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
@@ -106,7 +117,7 @@ def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
     Ids are compared for awkward texts, for those of the template, and for every token's own text.
     """
     found = gguf_vocabulary.read(file).fast
-    found.encode_special_tokens = True  # as it is in a tokenizer here: a user's "<|im_end|>" is text
+    found.encode_special_tokens = True
     size = fast.get_vocab_size(with_added_tokens=True)
     own = [fast.decode([index], skip_special_tokens=False) for index in range(size)]
     texts = [*AWKWARD, assistant.template.with_input, *(text for text in own if "\ufffd" not in text)]

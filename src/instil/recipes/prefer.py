@@ -184,6 +184,8 @@ def prefer_samples(
     source = _source(data, settings, screen)
     with _journal("samples", out, [data], source.examples, screen, overwrite=overwrite) as journal:
         assistant = load(model, template=template, **given)
+        for note in assistant.decoder.notes:
+            screen.say(note, "yellow")
         with screen.bar("sampling", len(source) * count) as advance:
             samples = sample_rows(assistant, model, source.examples, count, journal, advance)
         scored, about, asked, failed = _scored(source.examples, samples, judge, settings.score, journal, screen)

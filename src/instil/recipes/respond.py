@@ -31,7 +31,7 @@ def respond_one(
     adapter: Path | None = None,
 ) -> dict[str, Any]:
     """The answer to one instruction, with why it ended."""
-    assistant = _load(model, template, settings, int8=int8, adapter=adapter)
+    assistant = _load(model, template, settings, Screen(), int8=int8, adapter=adapter)
     said = assistant.respond_all([{"instruction": instruction, "input": input_text}])[0]
     if said.finish == "no_room":
         raise UserError(
@@ -51,7 +51,7 @@ def stream_one(
     adapter: Path | None = None,
 ) -> Iterator[str]:
     """The answer to one instruction in pieces, as they come."""
-    assistant = _load(model, template, settings, int8=int8, adapter=adapter)
+    assistant = _load(model, template, settings, Screen(), int8=int8, adapter=adapter)
     yield from assistant.stream(instruction, input_text)
 
 
@@ -72,7 +72,7 @@ def respond_rows(
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
     examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, screen)
-    assistant = _load(model, template, settings, int8=int8, adapter=adapter)
+    assistant = _load(model, template, settings, screen, int8=int8, adapter=adapter)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
     for line in unended(answers, assistant.options.max_new_tokens):
@@ -80,9 +80,14 @@ def respond_rows(
     return response_rows(examples, answers)
 
 
-def _load(model: str, template: str | None, settings: Settings, *, int8: bool, adapter: Path | None) -> Assistant:
+def _load(
+    model: str, template: str | None, settings: Settings, screen: Screen, *, int8: bool, adapter: Path | None
+) -> Assistant:
     changed = settings.generate.model_dump(exclude_unset=True)
-    return load(model, template=template, int8=int8, adapter=adapter, **changed)
+    assistant = load(model, template=template, int8=int8, adapter=adapter, **changed)
+    for note in assistant.decoder.notes:
+        screen.say(note, "yellow")
+    return assistant
 
 
 def _rows_of_file(data: str, split: str | None, screen: Screen) -> tuple[Example, ...]:

@@ -106,6 +106,8 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
             "parameters": decoder.parameter_count,
             "file": prepared.model_path.name,
             "quantised": prepared.model_path.suffix == ".gguf",
+            "vocabulary": decoder.spec.vocab_size,
+            "new_rows": prepared.new_rows,
         },
         "hashes": input_hashes(prepared),
         "versions": {

@@ -15,7 +15,10 @@ from instil.runs.folder import OWN_FOLDERS, RUN_FILE, RunFolder
 from instil.tasks.task import Prepared
 
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
-LATER = {"train.gradient_checkpointing": False}  # settings that earlier versions lack, with what they did
+LATER: dict[str, Any] = {  # settings that earlier versions lack, with what they did
+    "train.gradient_checkpointing": False,
+    "lora.trainable_token_indices": [],
+}
 SHOWN = 5  # settings named in a message
 
 State = Literal["finished", "unfinished", "absent"]
@@ -36,7 +39,7 @@ class Identity:
     def differences(self, facts: dict[str, Any]) -> list[str]:
         """In what a finished run is another one."""
         found, own = (_flat(one) for one in (_shaping(facts["settings"]), self.settings))
-        found = {**LATER, **found}
+        found = {**{key: value for key, value in LATER.items() if key in own}, **found}
         lines = [
             f"{key} is {found.get(key)}, now {own.get(key)}"
             for key in dict.fromkeys([*own, *found])

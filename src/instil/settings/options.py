@@ -14,6 +14,16 @@ MAX_SEED = 2**31 - 1
 TrainOn = Literal["all", "response", "response_with_header"]
 
 
+class ModelOptions(BaseModel):
+    """What is made of a model before it is tuned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    resize: bool = Field(
+        False, description="give tokens that the model has no rows for rows of their own: the mean of the others"
+    )
+
+
 class DataOptions(BaseModel):
     """How rows become batches."""
 
@@ -43,6 +53,17 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else value
 
 
+def _as_ids(value: Any) -> Any:
+    """Whole numbers as a list, as one, or in one text with commas, as the command line has them."""
+    if isinstance(value, str):
+        given = [part.strip() for part in value.split(",") if part.strip()]
+        return tuple(int(part) if part.isascii() and part.isdecimal() else part for part in given)
+    return (value,) if isinstance(value, int) else _as_tuple(value)
+
+
+TokenId = Annotated[int, Field(ge=0)]
+
+
 class LoraOptions(BaseModel):
     """Adapters, with ``train.method=lora``."""
 
@@ -57,6 +78,9 @@ class LoraOptions(BaseModel):
         "alpha/rank", description="alpha/sqrt(rank): rsLoRA; alpha: as in the book"
     )
     dora: bool = Field(False, description="learn the lengths of the weights' rows, too (DoRA)")
+    trainable_token_indices: Annotated[tuple[TokenId, ...], BeforeValidator(_as_ids)] = Field(
+        (), description="ids of tokens whose rows of the embedding (and of a head that is the embedding) are trained"
+    )
     base: Literal["fp32", "int8", "nf4"] = Field(
         "fp32", description="how frozen weights are held: fp32; int8 or nf4 (4 bits, QLoRA): less memory, not exact"
     )
@@ -299,6 +323,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
+    model: ModelOptions = Field(default_factory=ModelOptions)
     data: DataOptions = Field(default_factory=DataOptions)
     train: TrainOptions = Field(default_factory=TrainOptions)
     lora: LoraOptions = Field(default_factory=LoraOptions)

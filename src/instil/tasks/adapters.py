@@ -39,6 +39,7 @@ def adapt(decoder: Decoder, settings: Settings) -> int:
         targets=lora.targets,
         scaling=lora.scaling,
         dora=lora.dora,
+        trainable_token_indices=lora.trainable_token_indices,
         seed=settings.train.seed,
     )
 

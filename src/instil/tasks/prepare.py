@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.encoding import check_vocabulary, is_spellable
+from instil.data.encoding import check_vocabulary, ends_line, spelling
 from instil.data.preflight import check
 from instil.data.splits import PARTS, split_examples
 from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
@@ -15,6 +16,8 @@ from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import blank_decoder, load_decoder, open_model
+from instil.model.resize import grow_vocabulary
+from instil.model.spec import DecoderSpec
 from instil.settings.options import Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact
@@ -47,9 +50,12 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     task = task or task_of(settings)
     source = task.read(data)
     path = find_model(model)
-    spec = open_model(path).spec
+    reader = open_model(path)
+    spec = reader.spec
     tokenizer = load_tokenizer(path)
     template = _template(path, settings)
+    new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
+    spec = replace(spec, vocab_size=spec.vocab_size + new)
     if template.name in TEMPLATES:
         options = settings.data.model_copy(update={"template": template.name})
         settings = settings.model_copy(update={"data": options})
@@ -59,15 +65,21 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     split = split_examples(source.examples, settings.data)
     rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
+    spellings = {example.row: spelling(example, tokenizer) for example in source.examples}
     preflight = check(
         split,
         {part: [task.answer(row) for row in rows[part]] for part in PARTS},
         max_length,
         context=spec.context,
-        misspelt=[example.row for example in source.examples if not is_spellable(example, tokenizer)],
+        ends=ends_line(template, tokenizer),
+        misspelt=[row for row, kind in spellings.items() if kind == "misspelt"],
+        altered=[row for row, kind in spellings.items() if kind == "altered"],
         unusable=source.skipped,
         notes=[
             *source.notes,
+            *tokenizer.notes,
+            *_resize_notes(spec, new),
+            *reader.notes,
             *_header_notes(template, settings),
             *idle(settings),
             *filter(None, [not_exact(settings)]),
@@ -84,6 +96,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         rows=rows,
         model_name=str(model),
         model_path=path,
+        spec=spec,
+        new_rows=new,
         max_length=max_length,
         preflight=preflight,
     )
@@ -92,7 +106,15 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data
     if settings.train.method == "lora":
-        adapt(blank_decoder(spec), settings)  # targets and ranks
+        blank = blank_decoder(spec)
+        if settings.train.untie_head and spec.tied and settings.lora.trainable_token_indices:
+            raise SettingsError(
+                "lora.trainable_token_indices with train.untie_head=true would train rows of the embedding alone, and "
+                "PEFT would read them as the head's, too; set train.untie_head=false"
+            )
+        if settings.train.untie_head:
+            blank.untie()
+        adapt(blank, settings)  # targets and ranks
     if settings.train.patience and loader_for(prepared, "validation") is None:
         raise SettingsError("train.patience looks at the validation loss, and no rows are held out for validation")
     if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:
@@ -114,6 +136,12 @@ def _template(model: Path, settings: Settings) -> Template:
     return stored
 
 
+def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
+    return (
+        [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"] if new else []
+    )
+
+
 def _header_notes(template: Template, settings: Settings) -> list[str]:
     """A warning where the model is left to write a header that it is never trained to write."""
     if settings.generate.header or settings.data.train_on != "response" or not template.header:
@@ -127,6 +155,7 @@ def _header_notes(template: Template, settings: Settings) -> list[str]:
 def load(prepared: Prepared) -> Decoder:
     """The decoder with its weights."""
     decoder = load_decoder(prepared.model_path, device=device_for(prepared.settings.train.device))
+    grow_vocabulary(decoder, prepared.spec.vocab_size)
     if prepared.settings.train.untie_head:
         decoder.untie()
     return decoder

@@ -20,6 +20,7 @@ from instil.data.splits import Part, Split
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
+from instil.model.spec import DecoderSpec
 from instil.records import Batch, Encoded, Example
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -145,7 +146,9 @@ class Task(ABC, Generic[Row]):
 class Prepared:
     """Everything that is known before the first weight is loaded.
 
-    ``rows`` are the encoded rows of each part, in the order of `Split`'s examples.
+    ``rows`` are the encoded rows of each part, in the order of `Split`'s examples. ``spec`` is the model's as it will
+    be tuned, with rows for all tokens,
+    ``new_rows`` of which are new.
     """
 
     settings: Settings
@@ -157,6 +160,8 @@ class Prepared:
     rows: Mapping[Part, Sequence[Any]]
     model_name: str
     model_path: Path
+    spec: DecoderSpec
+    new_rows: int
     max_length: int
     preflight: Preflight
     looked_at: bool = False  # whether `Task.ready` has added what must be known before the first step

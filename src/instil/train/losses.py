@@ -14,6 +14,7 @@ from torch import Tensor
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook, TiedGradient
 from instil.model.lora import LoraLinear
+from instil.model.token_rows import TokenHead
 from instil.records import Batch
 from instil.train.head_loss import head_log_probs, head_nll_sum
 
@@ -67,7 +68,7 @@ def _at_targets(
     at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
     hidden_UD = decoder(batch, tied=tied, wanted_U=at_U if len(at_U) < len(batch.ids_N) else None)
     adapter = None
-    if isinstance(decoder.head, LoraLinear):
+    if isinstance(decoder.head, LoraLinear | TokenHead):
         adapter = decoder.head.low_rank(hidden_UD), decoder.head.lora_b
     return hidden_UD, row_S, tied, adapter
 

@@ -29,7 +29,7 @@ from instil.train.objective import Likelihood, Objective
 from tests.model.fast.test_fused import compare
 from tests.train.test_training import decoder, some_rows
 
-FAMILIES = ["gpt2", "llama", "gemma3", "qwen3", "gemma2", "olmo3"]
+FAMILIES = ["gpt2", "llama", "gemma3", "qwen3", "gemma2", "olmo3", "lfm2"]
 ROWS = some_rows(11)
 
 

@@ -23,6 +23,15 @@ GEMMA3 = {
     **QWEN3, "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }  # fmt: skip
+LFM2 = {
+    "model.embed_tokens": "token_embd", "model.embedding_norm": "token_embd_norm", "lm_head": "output",
+    "operator_norm": "attn_norm", "ffn_norm": "ffn_norm",
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_output", "self_attn.q_layernorm": "attn_q_norm",
+    "self_attn.k_layernorm": "attn_k_norm", "conv.conv": "shortconv.conv", "conv.in_proj": "shortconv.in_proj",
+    "conv.out_proj": "shortconv.out_proj", "feed_forward.w1": "ffn_gate", "feed_forward.w3": "ffn_up",
+    "feed_forward.w2": "ffn_down",
+}  # fmt: skip
 PHI3 = {**LLAMA, "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"}
 STARCODER2 = {**LLAMA, "mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
 GPT_NEOX = {
@@ -36,7 +45,7 @@ OLMO = {name: theirs for name, theirs in GEMMA3.items() if name not in ("input_l
 TABLES = {
     "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "smollm3": LLAMA, "qwen3": QWEN3, "gemma3": GEMMA3,
     "phi3": PHI3, "starcoder2": STARCODER2, "gpt_neox": GPT_NEOX, "gemma": LLAMA, "gemma2": GEMMA2,
-    "granite": LLAMA, "olmo2": OLMO, "olmo3": OLMO,
+    "granite": LLAMA, "olmo2": OLMO, "olmo3": OLMO, "lfm2": LFM2,
 }  # fmt: skip
 ARCHITECTURES = {"mistral": "llama", "gpt_neox": "gptneox", "olmo3": "olmo2"}  # where it is not the family's name
 PAIRED = ("llama", "mistral", "smollm3", "granite")  # whose queries and keys llama.cpp turns by neighbouring pairs
@@ -71,9 +80,13 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
         writer.add_context_length(config.max_position_embeddings)
         writer.add_embedding_length(config.hidden_size)
         writer.add_block_count(config.num_hidden_layers)
-        writer.add_feed_forward_length(config.intermediate_size)
+        writer.add_feed_forward_length(_mlp_width(model))
         writer.add_head_count(config.num_attention_heads)
-        writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
+        if family == "lfm2":
+            writer.add_head_count_kv([config.num_key_value_heads * (kind != "conv") for kind in config.layer_types])
+            writer.add_shortconv_l_cache(config.conv_L_cache)
+        else:
+            writer.add_head_count_kv(getattr(config, "num_key_value_heads", config.num_attention_heads))
         head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         writer.add_key_length(head_width)
         writer.add_value_length(head_width)
@@ -81,7 +94,9 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
         turned = int(head_width * rope.get("partial_rotary_factor", 1.0))
         writer.add_rope_dimension_count(turned)
         writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
-        if hasattr(config, "rms_norm_eps"):
+        if family == "lfm2":
+            writer.add_layer_norm_rms_eps(config.norm_eps)
+        elif hasattr(config, "rms_norm_eps"):
             writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         else:
             writer.add_layer_norm_eps(getattr(config, "norm_epsilon", None) or config.layer_norm_eps)
@@ -130,6 +145,13 @@ def write_gguf(model: Any, path: Path, kind: Kind = Kind.F32) -> dict[str, np.nd
     return stored
 
 
+def _mlp_width(model: Any) -> int:
+    """What the MLP has, which in LFM2 is not what the configuration says."""
+    if model.config.model_type == "lfm2":
+        return int(model.model.layers[0].feed_forward.w1.out_features)
+    return int(model.config.intermediate_size)
+
+
 def _as_llama_cpp_has_it(value: torch.Tensor, name: str, ours: str, family: str, config: Any) -> torch.Tensor:
     if family in PAIRED and ours.endswith("attn_q"):
         return pairs_from_halves(value, config.num_attention_heads)
@@ -142,7 +164,7 @@ def _as_llama_cpp_has_it(value: torch.Tensor, name: str, ours: str, family: str,
         return value + 1
     if family == "gpt2" and value.dim() == 2 and not ours.endswith("embd"):
         return value.T if "c_" in name else value
-    return value
+    return value.squeeze(1) if name.endswith("conv.conv.weight") else value
 
 
 def _add_scaling(writer: gguf.GGUFWriter, rope: Any, head_width: int, context: int) -> None:

@@ -126,3 +126,22 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(2)], tmp_path / "list.pth")
     with pytest.raises(ModelError, match="dictionary of tensors"):
         load_decoder(tmp_path / "list.pth")
+
+
+@pytest.mark.parametrize("before", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_names_that_are_wrapped(before: str, tmp_path: Path) -> None:
+    """As ``torch.save(torch.compile(model).state_dict(), ...)`` leaves them."""
+    model, llama = gpt2(), tiny_decoder("llama").float()
+    save_pth(model, tmp_path / "x.pth")
+    save_pth(llama, tmp_path / "y.pth")
+    for file in ("x.pth", "y.pth"):
+        state = torch.load(tmp_path / file, weights_only=True)
+        torch.save({before + name: value for name, value in state.items()}, tmp_path / file)
+    assert torch.equal(logits(load_decoder(tmp_path / "x.pth")), logits(model))
+    other = tiny_decoder("llama", seed=5).float()
+    load_pth(other, tmp_path / "y.pth")
+    assert torch.equal(other.embed.weight, llama.embed.weight)
+    half = {name if "norm" in name else before + name: value for name, value in state.items()}
+    torch.save(half, tmp_path / "y.pth")
+    with pytest.raises(ModelError, match="do not all begin alike"):
+        load_pth(other, tmp_path / "y.pth")

@@ -9,6 +9,7 @@ from instil.model.families.gemma3 import GEMMA3
 from instil.model.families.gpt2 import GPT2
 from instil.model.families.gpt_neox import GPT_NEOX
 from instil.model.families.granite import GRANITE
+from instil.model.families.lfm2 import LFM2
 from instil.model.families.llama import LLAMA
 from instil.model.families.mistral import MISTRAL
 from instil.model.families.olmo2 import OLMO2
@@ -37,5 +38,6 @@ FAMILIES: dict[str, Family] = {
         GRANITE,
         OLMO2,
         OLMO3,
+        LFM2,
     )
 }

@@ -21,7 +21,8 @@ class Stored:
     ``transposed`` marks GPT-2's Conv1D, which keeps [in, out]; ``paired_heads`` names, for each tensor,
     whether its rows are in the order of neighbouring rotary pairs (Llama in GGUF). ``one_added`` marks the
     norms of Gemma in GGUF, which hold the scale itself and not how far it is from one. ``by_head`` marks one tensor
-    in which query, key and value of the first head are followed by those of the second (GPT-NeoX).
+    in which query, key and value of the first head are followed by those of the second (GPT-NeoX), and ``by_channel``
+    the Conv1d of transformers that has a group for each channel, and keeps [channels, 1, taps] (LFM2).
     """
 
     names: tuple[str, ...]
@@ -29,6 +30,7 @@ class Stored:
     paired_heads: tuple[bool, ...] = ()
     one_added: bool = False
     by_head: bool = False
+    by_channel: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,11 @@ from instil.files import json_text, read_json_object
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
+from instil.model.families.family import Stored
+from instil.model.files.names import plain_names
 from instil.model.files.reader import hub_tensors
-from instil.model.files.safetensors import SafetensorsFile, write_safetensors
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-NO_JSON = "cannot be read as JSON"
+from instil.model.files.safetensors import same, write_safetensors
+from instil.model.files.shards import NO_JSON, WEIGHTS, open_shards, weight_files
 
 
 class SafetensorsFolder:
@@ -44,41 +44,48 @@ class SafetensorsFolder:
             raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
-        self._files = self._open_files()
-        self._where = {
-            self.family.renamed.get(name, name).removeprefix(self.family.prefix): (file, name)
-            for file, handle in self._files.items()
-            for name in handle.names()
-        }
+        files = weight_files(folder)
+        self._files, inexact = open_shards(folder, files)
+        heads = Stored((*self.table["head.weight"].names, *self.family.renamed))  # of older transformers, too
+        where, problem = plain_names(self._files, {**self.table, "head.weight": heads}, self.family.prefix)
+        if problem:
+            raise ModelError(f"{folder}: {problem}")
+        self._where = {self.family.renamed.get(name, name): stored for name, stored in where.items()}
+        self.notes = (*files.notes, *inexact, *self._head())
 
     def names(self) -> set[str]:
         return set(self._where)
 
     def get(self, name: str) -> Tensor:
-        file, full_name = self._where[name]
-        return self._files[file].get(full_name)
+        full_name = self._where[name]
+        return self._files[full_name].get(full_name)
 
-    def _open_files(self) -> dict[str, SafetensorsFile]:
-        if (self.path / INDEX).is_file():
-            index = read_json_object(self.path / INDEX, error=ModelError, problem=NO_JSON)
-            where = index.get("weight_map")
-            if not isinstance(where, dict):
-                raise ModelError(f"{self.path / INDEX}: damaged, it has no weight_map")
-            names = sorted({str(file) for file in where.values()})
-        elif (self.path / WEIGHTS).is_file():
-            names = [WEIGHTS]
-        else:
-            found = sorted(entry.name for entry in self.path.iterdir())[:10]
-            raise ModelError(f"{self.path}: no {WEIGHTS} in it; found {', '.join(found) or 'nothing'}")
-        opened: dict[str, SafetensorsFile] = {}
-        for name in names:
-            if Path(name).name != name or not (self.path / name).is_file():
-                raise ModelError(f"{self.path}: the index names {name!r}, which is not in the folder")
-            opened[name] = SafetensorsFile(self.path / name)
-        return opened
+    def _head(self) -> Iterator[str]:
+        """Where the configuration ties head and embedding, look at what the files have, as transformers does.
+
+        One of the two is both; of two that differ each is what it is.
+        """
+        (head,), (embedding,) = self.table["head.weight"].names, self.table["embed.weight"].names
+        if not self.spec.tied or head not in self._where:
+            return
+        if embedding not in self._where:
+            self._where[embedding] = self._where.pop(head)
+        elif not self._equal(head, embedding):
+            self.spec = replace(self.spec, tied=False)
+            yield (
+                f"{self.path}: config.json ties the head to the embedding, but the file holds two that differ; each is "
+                "read as it is, as transformers does"
+            )
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Whether two tensors are the same, read in pieces: they may be the largest, and mostly differ at once."""
+        a, b = self._where[one], self._where[other]
+        return same(self._files[a], a, self._files[b], b)
 
 
-def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = ()) -> None:
+def save_decoder(
+    decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = (), begin_ids: Sequence[int] = ()
+) -> None:
     """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``.
 
     Args:
@@ -86,6 +93,7 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
         folder: must exist.
         eos_id: the end token it was tuned to say.
         stop_ids: other ids that end an answer; they stand after ``eos_id`` in the generation settings.
+        begin_ids: what every text begins with.
     """
     family = FAMILIES[decoder.spec.family]
     dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
@@ -94,11 +102,13 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
         "dtype": dtype,
         "eos_token_id": eos_id,
         "pad_token_id": eos_id,
-        "bos_token_id": None,
+        "bos_token_id": begin_ids[0] if begin_ids else None,
         "use_cache": True,
     }
     others = sorted(set(stop_ids) - {eos_id})
     generation = {"eos_token_id": [eos_id, *others] if others else eos_id, "pad_token_id": eos_id, "do_sample": False}
+    if begin_ids:
+        generation["bos_token_id"] = begin_ids[0]
     for name, value in (("config.json", config), ("generation_config.json", generation)):
         (folder / name).write_text(json_text(value, ascii_only=True), encoding="utf-8")
     write_safetensors(folder / WEIGHTS, hub_tensors(decoder))
@@ -107,15 +117,15 @@ def save_decoder(decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Colle
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers")
+        adapter = (folder / "adapter_config.json").is_file()
+        more = ": these are adapters of PEFT; give their base model, and them as its adapter" if adapter else ""
+        raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers{more}")
     return read_json_object(path, error=ModelError, problem=NO_JSON)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a model file, or of all weight files of a folder in order of name."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{path}: no weight files in it")
+    """SHA-256 of a model file, or of all files of a folder that its weights are read from, in order of name."""
+    files = [path] if path.is_file() else [path / name for name in weight_files(path).names]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -32,6 +32,7 @@ class GgufFile:
     family: Family
     spec: DecoderSpec
     table: Mapping[str, Stored]
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path

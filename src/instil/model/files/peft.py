@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +19,36 @@ import torch
 from torch import Tensor, nn
 
 from instil.errors import ModelError
-from instil.files import json_text, read_json_object, unfinished_of, write_whole
+from instil.files import json_text, unfinished_of, write_whole
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
+from instil.model.files.peft_config import CONFIG, AdapterConfig
+from instil.model.files.peft_whole import (
+    HEAD_MODULE,
+    Besides,
+    apply_rows,
+    apply_whole,
+    check_base,
+    check_besides,
+    embedding_module,
+    is_whole,
+)
 from instil.model.files.reader import heads_from_parts, parts_from_heads
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
+from instil.model.token_rows import TokenRows
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
 PREFIX = "base_model.model."
 BASE_HEAD = f"{PREFIX}lm_head.base_layer.weight"
-_KEY = re.compile(
-    r"base_model\.model\.(.+)\.(lora_[AB])(?:\.default)?\.weight|base_model\.model\.(.+)\.(lora_magnitude_vector).*"
-)
-_UNDERSTOOD: tuple[Any, ...] = ("none", None, False, 0, [], {})
-_ELSEWHERE = (  # what changes the base model, or more than the linear layers, or when an adapter acts
-    "bias", "modules_to_save", "layer_replication", "use_qalora", "lora_bias", "trainable_token_indices",
-    "alora_invocation_tokens", "target_parameters", "arrow_config", "corda_config", "megatron_config",
-)  # fmt: skip
-_FIRST_VALUES = (None, True, False, "gaussian", "orthogonal", "eva")  # others change the base's weights, too
+_LORA = re.compile(r"(.+)\.(lora_[AB])(?:\.default)?\.weight|(.+)\.(lora_magnitude_vector).*")
+_EMBEDDING = re.compile(r"(.+)\.(lora_embedding_[AB])(?:\.default)?")
+_ROWS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
+_BASE = re.compile(r"(.+?)\.(?:base_layer|original_module|token_adapter\.base_layer)\.weight")
+_WHOLE = re.compile(r"(.+?)(?:\.modules_to_save(?:\.default)?)?\.(weight|bias)")
+_SHOWN = 5  # modules named in a message
 
 
 def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
@@ -65,11 +73,16 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
             tensors |= {f"{PREFIX}{module}.{kind}": tensor for kind, tensor in stored.items()}
     if not ranks:
         raise ModelError("this decoder has no adapters to write")
+    rows = decoder.embed if isinstance(decoder.embed, TokenRows) else None
+    if rows is not None:
+        tensors[f"{PREFIX}{embedding_module(decoder)}.token_adapter.trainable_tokens_delta"] = rows.rows.detach()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         **_ranks_and_alphas(ranks, scales),
+        "target_modules": _targets(decoder, ranks),
+        "trainable_token_indices": None if rows is None else list(rows.token_ids),
         "fan_in_fan_out": FAMILIES[decoder.spec.family].transposed,
         "use_dora": any(layer.lora_magnitude for *_, layer in adapters(decoder)),
         "use_rslora": False,
@@ -121,7 +134,6 @@ def _ranks_and_alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> 
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": sorted({re.sub(r"^.*\.\d+\.", "", module) for module in ranks}),
         "rank_pattern": {_named(module): width for module, width in ranks.items() if width != rank},
         "alpha_pattern": {
             _named(module): scale * ranks[module]
@@ -129,6 +141,14 @@ def _ranks_and_alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> 
             if not math.isclose(scale * ranks[module], alpha)
         },
     }
+
+
+def _targets(decoder: Decoder, adapted: Collection[str]) -> list[str]:
+    """The modules with adapters: by the ends of their names, or, where not every layer has them, by whole names."""
+    ends = {re.sub(r"^.*\.\d+\.", "", module) for module in adapted}
+    every = {module for *_, places in _hub_layers(decoder) for module, _ in places}
+    meant = {module for module in every if any(module == end or module.endswith(f".{end}") for end in ends)}
+    return sorted(ends if meant == set(adapted) else adapted)
 
 
 def _named(module: str) -> str:
@@ -139,40 +159,44 @@ def _named(module: str) -> str:
 def load_adapter(decoder: Decoder, folder: Path) -> None:
     """Put the adapters of a PEFT folder on a decoder, which is frozen.
 
-    Its weights are rounded to few bits where the adapters were trained so.
+    Its weights are rounded to few bits where the adapters were trained so. What the adapter saves whole, such as an
+    embedding in ``modules_to_save``, takes the place of the decoder's own and is not written by `save_adapter` again;
+    rows of tokens are put beside the embedding.
 
     Raises:
-        ModelError: it is no LoRA adapter that is read here, damaged, or of another model; or there is one already.
+        ModelError: it is no LoRA adapter that is read here, damaged, half of one, or of another model; or there is one
+            already.
     """
-    if next(adapters(decoder), None) is not None:
+    if next(adapters(decoder), None) is not None or isinstance(decoder.embed, TokenRows):
         raise ModelError("this decoder has adapters already; merge them first")
-    config = _config(folder)
-    found = _tensors(folder, decoder)
+    config = AdapterConfig(folder)
+    found, besides = _tensors(folder, decoder, config)
     layers = _hub_layers(decoder)
     known = {module for *_, places in layers for module, _ in places}
     if strangers := sorted(found.keys() - known):
         raise ModelError(
-            f"{folder}: adapters for {', '.join(strangers[:5])}, which a {decoder.spec.family} model as built here "
-            "does not have; is this another model's adapter?"
+            f"{folder}: adapters for {_some(strangers)}, which a {decoder.spec.family} model as built here does not "
+            "have; is this another model's adapter?"
         )
-    dora = bool(config.get("use_dora"))
     for *_, layer, places in layers:  # all of them before anything is changed
         for module, span in places:
             if module in found:
-                _check(folder, module, found[module], span.stop - span.start, layer.in_features, dora=dora)
-                _scale(folder, config, module, len(found[module]["lora_A"]))
+                _check(folder, module, found[module], span.stop - span.start, layer.in_features, dora=config.dora)
+    check_besides(folder / WEIGHTS, besides, config, decoder, found)
+    _check_complete(folder, config, found, besides, known, decoder)
+    decoder.requires_grad_(False)
+    apply_whole(besides, config, decoder)
     if (held := _held(folder)) is not None:
         quantise_base(decoder, held)
-        layers = _hub_layers(decoder)
-    decoder.requires_grad_(False)
-    for owner, leaf, layer, places in layers:
+    apply_rows(besides, config, decoder)
+    for owner, leaf, layer, places in _hub_layers(decoder):
         mine = [(module, span) for module, span in places if module in found]
         if not mine:
             continue
         parts = [found[module] for module, _ in mine]
         ranks = [len(part["lora_A"]) for part in parts]
-        scales = [_scale(folder, config, module, rank) for (module, _), rank in zip(mine, ranks, strict=True)]
-        adapted = LoraLinear(layer, [span for _, span in mine], ranks, scales, dora=dora)
+        scales = [config.scale(module, rank) for (module, _), rank in zip(mine, ranks, strict=True)]
+        adapted = LoraLinear(layer, [span for _, span in mine], ranks, scales, dora=config.dora)
         with torch.no_grad():
             adapted.lora_a.copy_(torch.cat([part["lora_A"] for part in parts]))
             for n, part in enumerate(parts):
@@ -180,6 +204,52 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
                 if adapted.lora_magnitude:
                     adapted.lora_magnitude[n].copy_(part["lora_magnitude_vector"])
         setattr(owner, leaf, adapted)
+
+
+def _check_complete(
+    folder: Path,
+    config: AdapterConfig,
+    found: Mapping[str, Mapping[str, Tensor]],
+    besides: Besides,
+    known: Collection[str],
+    decoder: Decoder,
+) -> None:
+    """Whether every module that is meant has an adapter, no other has one, and all of them have been trained."""
+    outer = (embedding_module(decoder), HEAD_MODULE)
+    have = {*found, *besides.embedding}
+    is_target = config.targets(have, outer)
+    wanted = {module for module in (*known, *outer) if is_target(module)}
+    if decoder.spec.tied and config.keeps_tied and wanted & set(outer):  # PEFT adds what makes the two the same
+        wanted |= set(outer)
+    if missing := sorted(wanted - have):
+        raise ModelError(
+            f"{folder / WEIGHTS}: half an adapter: target_modules in {CONFIG} asks for {len(wanted):,} modules, and "
+            f"the file lacks those of {len(missing):,}: {_some(missing)}. Fetch it again; "
+            "if they are not wanted, take them out of target_modules"
+        )
+    if strange := sorted(have - wanted):
+        raise ModelError(
+            f"{folder / WEIGHTS}: adapters for {_some(strange)}, which target_modules in {CONFIG} does not ask for; "
+            "file and configuration do not belong together"
+        )
+    heard = {module: part for module, part in found.items() if config.scale(module, len(part["lora_A"]))}
+    idle = sorted(module for module, part in heard.items() if not (part["lora_A"].any() and part["lora_B"].any()))
+    if len(idle) == len(heard) and idle and not besides:
+        raise ModelError(
+            f"{folder / WEIGHTS}: every lora_B is zero: this adapter has not been trained, and the model would answer "
+            "as without it; leave it out, or take the trained one"
+        )
+    if idle and len(idle) < len(heard):
+        raise ModelError(
+            f"{folder / WEIGHTS}: half an adapter: lora_B of {_some(idle)} is zero, so they change nothing, and the "
+            f"others are trained ({len(idle):,} of {len(heard):,}). Fetch it again; if they are to stay as they are, "
+            "take them out of file and target_modules"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _held(folder: Path) -> QuantType | None:
@@ -195,29 +265,51 @@ def _held(folder: Path) -> QuantType | None:
     return found
 
 
-def _tensors(folder: Path, decoder: Decoder) -> dict[str, dict[str, Tensor]]:
-    """For each module its A, B and magnitudes."""
+def _tensors(folder: Path, decoder: Decoder, config: AdapterConfig) -> tuple[dict[str, dict[str, Tensor]], Besides]:
+    """For each module its A, B and magnitudes; and what there is besides."""
     if not (folder / WEIGHTS).is_file():
         raise ModelError(
             f"{folder}: no {WEIGHTS} in it, the form of adapters that is read here; save it anew with peft"
         )
-    file = SafetensorsFile(folder / WEIGHTS)
+    path = folder / WEIGHTS
+    file = SafetensorsFile(path)
+    outer = (embedding_module(decoder), HEAD_MODULE)
     found: dict[str, dict[str, Tensor]] = {}
-    for name in sorted(file.names()):
-        if name == BASE_HEAD:
-            _check_head(folder, file.get(name), decoder.head.weight.detach())
-            continue
-        match = _KEY.fullmatch(name)
-        if match is None:
-            raise ModelError(f"{folder / WEIGHTS}: {name} is no part of a LoRA adapter as read here")
-        module, kind = (match[1], match[2]) if match[1] else (match[3], match[4])
-        if kind in found.setdefault(module, {}):
-            raise ModelError(f"{folder / WEIGHTS}: {kind} of {module} is there twice")
-        tensor = file.get(name)
+    besides = Besides()
+    for full in sorted(file.names()):
+        name, tensor = full.removeprefix(PREFIX), file.get(full)
+        if name == full:
+            raise ModelError(f"{path}: {full} is no part of a LoRA adapter as read here")
         if not tensor.is_floating_point():
-            raise ModelError(f"{folder / WEIGHTS}: {name} is stored as {tensor.dtype}; wanted floating point")
-        found[module][kind] = _in_order(decoder, module, kind, tensor.float(), parts_from_heads)
-    return found
+            raise ModelError(f"{path}: {full} is stored as {tensor.dtype}; wanted floating point")
+        if match := _LORA.fullmatch(name):
+            module, kind = (match[1], match[2]) if match[1] else (match[3], match[4])
+            ours = _in_order(decoder, module, kind, tensor.float(), parts_from_heads)
+            _put(path, found.setdefault(module, {}), kind, ours, of=module)
+        elif match := _EMBEDDING.fullmatch(name):
+            _put(path, besides.embedding.setdefault(match[1], {}), match[2], tensor.float(), of=match[1])
+        elif match := _ROWS.fullmatch(name):
+            _put(path, besides.rows, match[1], tensor, of="trained rows")
+        elif (match := _BASE.fullmatch(name)) and match[1] in outer:
+            check_base(path, full, tensor, decoder)
+        elif match := _WHOLE.fullmatch(name):
+            if match[1] in outer and not is_whole(config, match[1], decoder):
+                check_base(path, full, tensor, decoder)
+            else:
+                _put(path, besides.whole, f"{match[1]}.{match[2]}", tensor, of="modules_to_save", again=True)
+        else:
+            raise ModelError(f"{path}: {full} is no part of a LoRA adapter as read here")
+    magnitudes = {module: found.pop(module) for module in outer[:1] if module in found}  # of the embedding
+    for module, parts in magnitudes.items():
+        besides.embedding.setdefault(module, {}).update(parts)
+    return found, besides
+
+
+def _put(path: Path, into: dict[str, Tensor], name: str, tensor: Tensor, *, of: str, again: bool = False) -> None:
+    """Keep a tensor; it may come twice only if PEFT has two names for it, and then it is the same."""
+    if name in into and not (again and torch.equal(into[name], tensor)):
+        raise ModelError(f"{path}: {name} of {of} is there twice")
+    into[name] = tensor
 
 
 def _in_order(
@@ -230,28 +322,6 @@ def _in_order(
     if not here or kind.startswith("lora_A") or len(tensor) % (3 * width):  # of a strange length it is refused later
         return tensor
     return order(tensor, width)
-
-
-def _check_head(folder: Path, stored: Tensor, head: Tensor) -> None:
-    """PEFT saves the base's head beside adapters of it; beside another head they would say something else."""
-    said = f"is stored as {stored.dtype}, with shape {list(stored.shape)}"
-    if stored.is_floating_point() and stored.shape == head.shape:
-        limits = torch.finfo(stored.dtype)
-        apart = 0
-        for theirs, ours in zip(
-            torch.split(stored, 4096), torch.split(head, 4096), strict=True
-        ):  # in parts: it may be the largest
-            rounded = ours.to("cpu", stored.dtype).double()
-            near = torch.isclose(theirs.double(), rounded, rtol=2 * limits.eps, atol=limits.smallest_normal)
-            apart += int((~near).any(1).sum())
-        if not apart:
-            return
-        said = f"differs from it in {apart:,} of {len(head):,} rows"
-    raise ModelError(
-        f"{folder / WEIGHTS}: {BASE_HEAD}, the head that PEFT saved beside its adapter, {said}; wanted this model's "
-        f"own head, {list(head.shape)}. Take the model that the adapters were trained on; save them anew with "
-        "save_embedding_layers=False if the head was not changed; or merge them with peft"
-    )
 
 
 def _modules(decoder: Decoder, owner: nn.Module, leaf: str, layer: LoraLinear) -> list[tuple[str, list[int], slice]]:
@@ -270,8 +340,7 @@ def _hub_layers(decoder: Decoder) -> list[tuple[nn.Module, str, Any, list[tuple[
     family = FAMILIES[decoder.spec.family]
     found: list[tuple[nn.Module, str, Any, list[tuple[str, slice]]]] = []
     for number, block in enumerate(decoder.blocks):
-        for room in ("attention", "mlp"):
-            owner = getattr(block, room)
+        for room, owner in block.named_children():
             for leaf, layer in list(owner.named_children()):
                 stored = family.hub.get(f"blocks.{{i}}.{room}.{leaf}.weight")
                 if stored is None or not hasattr(layer, "out_features"):
@@ -283,7 +352,7 @@ def _hub_layers(decoder: Decoder) -> list[tuple[nn.Module, str, Any, list[tuple[
                 if len(names) == 1:
                     spans = [slice(0, layer.out_features)]
                 found.append((owner, leaf, layer, list(zip(names, spans, strict=True))))
-    found.append((decoder, HEAD, decoder.head, [("lm_head", slice(0, decoder.head.out_features))]))
+    found.append((decoder, HEAD, decoder.head, [(HEAD_MODULE, slice(0, decoder.head.out_features))]))
     return found
 
 
@@ -303,37 +372,3 @@ def _check(folder: Path, module: str, part: Mapping[str, Tensor], rows: int, wid
         )
     if not all(torch.isfinite(tensor).all() for tensor in part.values()):
         raise ModelError(f"{folder / WEIGHTS}: the adapter of {module} holds values that are not finite numbers")
-
-
-def _scale(folder: Path, config: Mapping[str, Any], module: str, rank: int) -> float:
-    try:
-        alpha = float(_of(config.get("alpha_pattern"), module, config.get("lora_alpha", 8)))
-    except (TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
-        raise ModelError(f"{folder / CONFIG}: lora_alpha or alpha_pattern cannot be read: {error}") from error
-    if not math.isfinite(alpha):
-        raise ModelError(f"{folder / CONFIG}: lora_alpha of {module} is {alpha}")
-    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-
-
-def _of(pattern: Any, module: str, default: Any) -> Any:
-    """What a pattern says of a module, as PEFT looks it up: a regular expression for the end of its name."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    config = read_json_object(path, error=ModelError, advice="; wanted the folder of a LoRA adapter")
-    if config.get("peft_type") != "LORA":
-        raise ModelError(f"{path}: an adapter of type {config.get('peft_type')!r}; read here: LORA")
-    for key in _ELSEWHERE:
-        if config.get(key) not in _UNDERSTOOD:
-            raise ModelError(f"{path}: {key}={config[key]!r} is not implemented here")
-    if config.get("init_lora_weights") not in _FIRST_VALUES:
-        raise ModelError(
-            f"{path}: init_lora_weights={config['init_lora_weights']!r} changes the base model, too, which is not "
-            "implemented here; merge the adapter with peft"
-        )
-    return config

@@ -21,6 +21,7 @@ from instil.files import write_whole
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
+from instil.model.files.names import plain_names, wrapper
 from instil.model.files.reader import fill, hub_tensors, stored_tensors
 from instil.model.spec import DecoderSpec
 
@@ -40,11 +41,14 @@ class PthFile:
     family: Family
     spec: DecoderSpec
     table: Mapping[str, Stored]
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
         self.path = path
         state = read_state(path, mmap=True)  # for names and shapes; no weight is read
-        form = next((form for _, form in FORMS if form.mark in state), None)
+        before = wrapper(state)
+        shapes = {name.removeprefix(before): tuple(tensor.shape) for name, tensor in state.items()}
+        form = next((form for _, form in FORMS if form.mark in shapes), None)
         if spec is None:
             if form is None:
                 raise ModelError(
@@ -52,15 +56,20 @@ class PthFile:
                     f"(found {', '.join(sorted(state)[:3]) or 'nothing'}); use a model folder instead"
                 )
             try:
-                spec = form.spec({name: tuple(tensor.shape) for name, tensor in state.items()})
+                spec = form.spec(shapes)
             except ModelError as error:
                 raise ModelError(f"{path}: {error}") from error
         self.spec = spec
         self.family = FAMILIES[spec.family]
         self.table = self.family.hub if form is None else form.names
-        prefix = self.family.prefix if form is None else ""
         derived = tuple(form.derived for _, form in FORMS)
-        self._where = {name.removeprefix(prefix): name for name in state if not name.endswith(derived)}
+        names = [name for name in state if not name.endswith(derived)]
+        if form is None:
+            self._where, problem = plain_names(names, self.table, self.family.prefix)
+            if problem:
+                raise ModelError(f"{path}: {problem}")
+        else:
+            self._where = {name.removeprefix(before): name for name in names}
         self._unread: dict[str, Tensor] | None = None
         self._taken: set[int] = set()
 

@@ -17,6 +17,7 @@ from instil.model.frozen import FrozenLinear
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.spec import DecoderSpec
+from instil.model.token_rows import TokenRows
 
 
 class Reader(Protocol):
@@ -26,6 +27,7 @@ class Reader(Protocol):
     family: Family
     spec: DecoderSpec
     table: Mapping[str, Stored]
+    notes: tuple[str, ...]  # what users are to be told of the files
 
     def names(self) -> set[str]:
         """Names of the tensors, in the table's form."""
@@ -107,6 +109,8 @@ def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
         raise ModelError(f"{reader.path}: tensor {source} is stored as {part.dtype}; wanted floating point")
     if stored.transposed and part.dim() == 2:
         part = part.T
+    if stored.by_channel and part.dim() == 3 and part.shape[1] == 1:
+        part = part.squeeze(1)
     if stored.paired_heads and stored.paired_heads[index]:
         part = halves_from_pairs(part, reader.spec.head_width)
     if stored.by_head:
@@ -181,7 +185,7 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     others evenly.
     """
     spec = decoder.spec
-    if any(isinstance(module, LoraLinear | FrozenLinear) for module in decoder.modules()):
+    if any(isinstance(module, LoraLinear | FrozenLinear | TokenRows) for module in decoder.modules()):
         raise ModelError(
             "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"
         )
@@ -200,6 +204,8 @@ def _as_theirs(part: Tensor, stored: Stored, index: int, head_width: int) -> Ten
         part = heads_from_parts(part, head_width)
     if stored.paired_heads and stored.paired_heads[index]:
         part = pairs_from_halves(part, head_width)
+    if stored.by_channel:
+        part = part.unsqueeze(1)
     if stored.transposed and part.dim() == 2:
         part = part.T
     return part + 1 if stored.one_added else part

@@ -9,8 +9,9 @@ round: a second model in memory. Format: https://huggingface.co/docs/safetensors
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ TYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+PIECE = 1 << 20  # values that are compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +86,47 @@ class SafetensorsFile:
         Raises:
             ModelError: it is not of floating point, or the file has become shorter.
         """
+        entry = self.entry(name)
+        return self._read(name, entry.shape, entry.offset)
+
+    def entry(self, name: str) -> Entry:
+        """Type, shape and place of a tensor.
+
+        Raises:
+            ModelError: it is not of floating point.
+        """
         entry = self._entries[name]
         if entry.kind not in TYPES:
             raise ModelError(f"{self.path}: tensor {name} is stored as {entry.kind}; wanted floating point")
-        tensor = own_memory(entry.shape, TYPES[entry.kind])
-        if entry.size:
+        return entry
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor's values in their order, some at a time; errors as those of `get`."""
+        entry = self.entry(name)
+        width, count = TYPES[entry.kind].itemsize, math.prod(entry.shape)
+        for at in range(0, count, PIECE):
+            yield self._read(name, (min(PIECE, count - at),), entry.offset + at * width)
+
+    def _read(self, name: str, shape: tuple[int, ...], offset: int) -> Tensor:
+        tensor = own_memory(shape, TYPES[self._entries[name].kind])
+        if tensor.numel():
             target = tensor.view(-1).view(torch.uint8).numpy().data
             with self.path.open("rb", buffering=0) as file:
-                file.seek(entry.offset)
+                file.seek(offset)
                 while target:  # one call reads 2 GB at most
                     read = file.readinto(target)
                     if not read:
                         raise ModelError(f"{self.path}: tensor {name} is cut off. Fetch it again.")
                     target = target[read:]
         return tensor
+
+
+def same(one: SafetensorsFile, first: str, other: SafetensorsFile, second: str) -> bool:
+    """Whether two tensors have the same shape and values, whatever their types; read no further than they are."""
+    if one.entry(first).shape != other.entry(second).shape:
+        return False
+    pairs = zip(one.pieces(first), other.pieces(second), strict=True)
+    return all(torch.equal(a.double(), b.double()) for a, b in pairs)
 
 
 def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -59,6 +59,7 @@ class TensorflowCheckpoint:
     family: Family
     spec: DecoderSpec
     table: Mapping[str, Stored]
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.path = folder

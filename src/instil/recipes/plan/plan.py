@@ -15,9 +15,10 @@ import torch
 from instil.generate.engine import PACK_AFTER, SHARE
 from instil.generate.slots import most_held
 from instil.machine import available_memory, machine_memory, memory_now
+from instil.model.cache import position_bytes
 from instil.model.fast.gemm import backend
 from instil.model.frozen import FrozenLinear
-from instil.model.load import blank_decoder, open_model
+from instil.model.load import blank_decoder
 from instil.model.lora import merge
 from instil.model.spec import DecoderSpec
 from instil.recipes.plan.forecast import Workload, looking_before, prompt_lengths, reference_lengths, workload
@@ -151,7 +152,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     work = workload(prepared, loader, evaluator_for(prepared, loader))
     seconds = {"prepare": time.perf_counter() - started}
 
-    spec = open_model(prepared.model_path).spec
+    spec = prepared.spec
     blank = blank_decoder(spec)
     if prepared.settings.train.untie_head:
         blank.untie()
@@ -225,7 +226,7 @@ def _cache_bytes(prepared: Prepared, spec: DecoderSpec, weights: int) -> int:
     options = prepared.settings.generate
     rows = min(options.batch_size, len(prompts))
     length = min(prompts[0] + options.max_new_tokens, spec.context)
-    each = 2 * spec.layers * spec.kv_heads * spec.head_width * FLOAT
+    each = position_bytes(spec, torch.float32)
     share = available_memory(torch.device("cpu")) // SHARE
     packed = options.max_new_tokens >= 2 * PACK_AFTER and weights < share and backend() == "onednn"
     return min(rows * most_held(length) * each, share) + packed * weights

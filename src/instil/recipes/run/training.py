@@ -17,6 +17,8 @@ from instil.tasks.task import Prepared
 from instil.tasks.tune import tune
 from instil.train.observer import Observer, TrainResult
 
+CHECKED_ROWS = 5  # whose ids are looked at again in what was saved
+
 
 def train_and_save(
     prepared: Prepared, decoder: Decoder, folder: RunFolder, clock: RunClock, forecast: Forecast
@@ -41,5 +43,7 @@ def train_and_save(
                 raise InstilError(f"{error}; they lie in {folder.adapter}") from error
         plot_losses(result.records, folder.path)
     with clock.stage("save"):
-        export_folder(decoder, prepared.tokenizer, prepared.template, folder.model)
+        rows = prepared.split.train[:CHECKED_ROWS]
+        for line in export_folder(decoder, prepared.tokenizer, prepared.template, folder.model, rows):
+            screen.say(f"  {line}", "yellow")
     return result

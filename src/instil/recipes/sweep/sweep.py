@@ -18,7 +18,7 @@ from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.files import json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
-from instil.model.load import blank_decoder, open_model
+from instil.model.load import blank_decoder
 from instil.recipes.run.run import run
 from instil.recipes.sweep.file import Overrides, PlannedRun, SweepFile, read_sweep
 from instil.recipes.sweep.page import write_page
@@ -132,7 +132,7 @@ def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
         identity = Identity.of(replace(prepared, settings=planned.settings.model_copy(update={"data": data})))
         folder = RunFolder(file.out / planned.folder)
         state = state_of(folder, identity, overwrite=overwrite)
-        weights = FLOAT * blank_decoder(open_model(prepared.model_path).spec).parameter_count
+        weights = FLOAT * blank_decoder(prepared.spec).parameter_count
         places.append(Place(planned, folder, identity, state, weights * HELD[planned.settings.train.method]))
     return places
 

@@ -151,7 +151,9 @@ def test_user_defined_tokens_are_single_and_control_tokens_plain_text(trained: d
     }
     kinds |= {"<|channel|>": CONTROL, "<|end|>": NORMAL, "</s>": NORMAL, "\n\n\n": USER_DEFINED}
     said = with_tokens(trained, **kinds)
-    path = write_vocabulary(tmp_path / "x.gguf", said.pop("tokens"), pre="qwen2", eos_token_id=3, **said)
+    tokens = said.pop("tokens")
+    end = tokens.index("<|im_end|>")
+    path = write_vocabulary(tmp_path / "x.gguf", tokens, pre="qwen2", eos_token_id=end, **said)
     tokenizer = load_tokenizer(path)
     assert isinstance(tokenizer, FastTokenizer)
     texts = [f" a{token}b {token}{token}\n" for token in kinds] + ["<think>\n\n\n\nx</think>", "<|im_end|>"]
@@ -160,7 +162,7 @@ def test_user_defined_tokens_are_single_and_control_tokens_plain_text(trained: d
             assert tokenizer.encode(text) == theirs.ids(text), text
     assert tokenizer.control_id("<think>") in tokenizer.encode("a<think>b")
     tokenizer.save(tmp_path)
-    (tmp_path / "config.json").write_text('{"eos_token_id": 3}')
+    (tmp_path / "config.json").write_text(f'{{"eos_token_id": {end}}}')
     again = load_tokenizer(tmp_path)
     assert [again.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
 

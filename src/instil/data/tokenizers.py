@@ -39,6 +39,7 @@ class Tokenizer(Protocol):
     eos: str  # the end token by its name
     begin_ids: tuple[int, ...]  # what every text begins with: a beginning-of-sequence token, or nothing
     begin: tuple[str, ...]  # the same by their names
+    bos_id: int | None  # the token that is called the beginning, whether texts begin with it or not
     notes: tuple[str, ...]  # what is to be said of how its files were read
     vocab_size: int  # number of ids, control tokens included
     largest_id: int
@@ -115,6 +116,7 @@ class FastTokenizer:
         self.names = dict(names or {})
         self._ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
+        self.bos_id = before[0] if before else self._ids.get(self.names.get("bos_token", ""))
         if after:  # texts that are gone on with have no end yet
             put_in_front(tokenizer, self.begin)
         tokenizer.no_truncation()
@@ -199,7 +201,8 @@ class FastTokenizer:
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            **({"bos_token": self.begin[0], "add_bos_token": True} if self.begin else {}),
+            **({"bos_token": self.token(self.bos_id)} if self.bos_id is not None else {}),
+            **({"add_bos_token": True} if self.begin else {}),
             "eos_token": self.eos,
             "pad_token": self.eos,
             "clean_up_tokenization_spaces": False,

@@ -19,7 +19,7 @@ from instil.downloads import Wanted, cache_folder, download, record, recorded
 from instil.errors import ModelError, did_you_mean
 from instil.files import sha256_of
 
-FETCHED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+FETCHED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja")
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MANIFEST = "fetched.json"
 WEIGHTS = "model.ckpt.data-00000-of-00001"

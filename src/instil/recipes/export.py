@@ -102,7 +102,7 @@ def _gguf(assistant: Assistant, out: Path) -> None:
     values = gguf_values(
         fast,
         eos_id=stop_id(template, tokenizer),
-        bos_id=None,
+        bos_id=tokenizer.bos_id,
         stop_ids=tokenizer.stop_ids,
         size=decoder.spec.vocab_size,
         chat_template=template.chat_template(begin),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from instil.errors import ModelError
 from instil.files import json_text, read_json_object
+from instil.gguf_header import shards_of
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
@@ -124,8 +125,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a model file, or of all files of a folder that its weights are read from, in order of name."""
-    files = [path] if path.is_file() else [path / name for name in weight_files(path).names]
+    """SHA-256 of a model file with all its parts, or of a folder's files that its weights are read from, in order."""
+    files = shards_of(path) if path.is_file() else [path / name for name in weight_files(path).names]
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -100,6 +100,29 @@ def test_a_mistral_with_windows_in_some_layers(tmp_path: Path) -> None:
     assert_same_logits(reopened(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "theirs")
 
 
+def test_biases_that_qwen2_has_whatever_is_said(tmp_path: Path) -> None:
+    import transformers
+
+    tiny_reference("qwen2").save_pretrained(tmp_path)
+    for bias in (True, False):
+        change_config(tmp_path, attention_bias=bias, qkv_bias=bias)
+        assert_same_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("case", ["qwen2-windows", "qwen3", "smollm3", "smollm3-windows"])
+def test_layers_that_are_not_listed(case: str, tmp_path: Path) -> None:
+    """Which of them have windows, or turn, as transformers makes it out from other keys."""
+    import transformers
+
+    own: dict[str, Any] = {"no_rope_layers": None, "no_rope_layer_interval": 3} if "smollm3" in case else {}
+    tiny_reference(case, num_hidden_layers=5, **own).save_pretrained(tmp_path)
+    windows = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 2}
+    change_config(tmp_path, remove=("layer_types", "no_rope_layers"), **windows)
+    seen = load_decoder(tmp_path).spec.windows
+    assert seen == ((None, None, 4, None, None) if "smollm3" in case else (None, None, 4, 4, 4))
+    assert_same_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
+
+
 def test_windows_that_llama_does_not_read(tmp_path: Path) -> None:
     import transformers
 
@@ -241,3 +264,30 @@ def test_a_key_that_is_missing_means_what_it_means_to_transformers(family: str) 
         assert found == wanted, key
         left_out += 1
     assert left_out >= 4
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "says"),
+    [
+        ("gpt_neox", {"kv_heads": 2}, "heads do not share the width evenly"),
+        ("gpt_neox", {"head_width": 10, "rotary_width": 2}, "heads do not share the width evenly"),
+        ("starcoder2", {"mlp_bias": False}, "only some linear layers have a bias"),
+        ("llama", {"rotary_width": 4}, "cannot say that a part of each head turns"),
+        ("starcoder2", {"windows": (3, None, 3)}, "room for one window"),
+        ("mistral", {"windows": (3, None, 4)}, "room for one window"),
+        ("qwen2", {"windows": (3, None, 4)}, r"room for one window, and this model has \[3, 4\]"),
+    ],
+)
+def test_what_config_json_cannot_say_is_not_saved(
+    case: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    tiny_reference(case).save_pretrained(tmp_path)
+    spec = dataclasses.replace(load_decoder(tmp_path).spec, **changes)
+    with pytest.raises(ModelError, match=says):
+        FAMILIES[spec.family].config_from_spec(spec)
+
+
+def test_windows_that_no_layer_has_are_none(tmp_path: Path) -> None:
+    tiny_reference("mistral-window").save_pretrained(tmp_path)
+    change_config(tmp_path, layer_types=[FULL] * 3)
+    assert load_decoder(tmp_path).spec.windows == ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from instil.errors import ModelError
 from instil.generate.prompts import generate
 from instil.model.decoder import batch_of_ids
+from instil.model.families import FAMILIES
 from instil.model.files.folder import save_decoder
 from instil.model.load import load_decoder
 from instil.model.spec import RopeScaling
 from tests.conftest import tiny_reference
-from tests.model.family_cases import CASES, rope
+from tests.model.family_cases import CASES, FULL, WINDOWED, rope
 from tests.model.files.gguf_files import write_gguf
 from tests.model.test_families import LLAMA3, change_config, reopened
 from tests.model.test_parity import IDS_BT, assert_same_logits
@@ -39,12 +41,13 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
         {"mscale": 0.8},
         {"factor": None},
         {"factor": 0.5},
+        {"beta_fast": 2.5, "beta_slow": 0.4, "rope_theta": 20000.0, "truncate": False},
         {"rope_theta": 2.0},
         {"original_max_position_embeddings": 1000000},
     ],
 )
 def test_yarn(more: dict[str, Any], tmp_path: Path) -> None:
-    theirs = tiny_reference("llama", rope_parameters={**YARN, **more})
+    theirs = tiny_reference("llama", head_dim=24, rope_parameters={**YARN, **more})
     theirs.save_pretrained(tmp_path / "theirs")
     assert_same_logits(theirs, tmp_path / "theirs")
     assert_same_logits(reopened(tmp_path / "theirs", tmp_path / "ours"), tmp_path / "theirs")
@@ -72,6 +75,14 @@ def test_what_a_model_was_first_trained_on_stands_where_transformers_looks(kind:
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
         assert_same_logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
+
+
+def test_yarn_in_those_layers_of_gemma3_that_see_everything(tmp_path: Path) -> None:
+    full = rope(400.0, "yarn", factor=4.0)
+    theirs = tiny_reference("gemma3", rope_parameters={WINDOWED: rope(50.0), FULL: dict(full)})
+    theirs.save_pretrained(tmp_path)
+    change_config(tmp_path, rope_parameters={WINDOWED: rope(50.0), FULL: full})  # trained on as many as its context
+    assert_same_logits(theirs, tmp_path)
 
 
 def test_longrope_turns_by_its_long_factors_beyond_what_it_was_trained_on(tmp_path: Path) -> None:
@@ -118,20 +129,28 @@ def test_phi3_as_the_hub_has_it(kind: str, tmp_path: Path) -> None:
     assert stored["max_position_embeddings"] == 64
 
 
-@pytest.mark.parametrize("head_width", [6, 10, 14, 22, 26, 58, 80])
-def test_a_part_of_a_head_is_said_so_that_it_is_read_the_same(head_width: int, tmp_path: Path) -> None:
-    for turned in range(2, head_width, 2):
-        theirs = tiny_reference(
-            "gpt_neox", hidden_size=2 * head_width, num_attention_heads=2, num_hidden_layers=1,
-            rotary_pct=(turned + 0.5) / head_width,
-        )  # fmt: skip
-        folder = tmp_path / str(turned)
-        folder.mkdir()
-        theirs.save_pretrained(folder)
-        decoder = load_decoder(folder)
-        assert decoder.spec.rotary_width == turned
-        save_decoder(decoder, folder, eos_id=1)
-        assert load_decoder(folder).spec == decoder.spec
+def test_phi3_was_first_trained_on_4096_tokens_if_nothing_is_said(tmp_path: Path) -> None:
+    theirs = tiny_reference("phi3-longrope", original_max_position_embeddings=4096, max_position_embeddings=9000)
+    theirs.save_pretrained(tmp_path)
+    change_config(tmp_path, remove=("original_max_position_embeddings", "rope_parameters"), rope_theta=900.0,
+                  rope_scaling={"type": "longrope", "short_factor": [1.0, 1.1, 1.5], "long_factor": [1.5, 3.0, 9.0]},
+                  partial_rotary_factor=0.75)  # fmt: skip
+    assert_same_logits(theirs, tmp_path)
+    assert load_decoder(tmp_path).spec.context == 4096
+
+
+@pytest.mark.parametrize("case", ["phi3", "gpt_neox"])
+def test_a_part_of_a_head_is_said_so_that_it_is_read_the_same(case: str, tmp_path: Path) -> None:
+    """A part is a fraction, and the dimensions are what is left of their product: 44 * (30 / 44) is less than 30."""
+    tiny_reference(case).save_pretrained(tmp_path)
+    spec = load_decoder(tmp_path).spec
+    family = FAMILIES[spec.family]
+    for head_width in (6, 44, 46, 52, 78, 86, 128):
+        for turned in range(2, head_width, 2):
+            changed = replace(
+                spec, head_width=head_width, width=spec.heads * head_width, rotary_width=turned, rope_scaling=None
+            )
+            assert family.spec_from_config(family.config_from_spec(changed)) == changed
 
 
 @pytest.mark.parametrize("case", ["llama", "mistral", "smollm3"])
@@ -241,6 +260,7 @@ def factors(name: str, *values: float) -> Add:
     [
         (scaling("longrope", 2.0), "'longrope' without its factors"),
         (scaling("su", 2.0), "rope scaling 'su'"),
+        (scaling("yarn", None), "'yarn' without a factor"),
         (scaling("yarn", 4.0, yarn_ext_factor=0.5), "yarn_ext_factor=0.5"),
         (scaling("yarn", 4.0, yarn_attn_factor=3.0), "yarn_attn_factor=3.0"),
         (scaling("yarn", 4.0, yarn_log_multiplier=0.1), "yarn_log_multiplier=0.1"),
@@ -260,6 +280,29 @@ def test_a_header_that_scales_rope_otherwise_is_refused(
         load_decoder(tmp_path / "x.gguf")
 
 
+@pytest.mark.parametrize(
+    ("add", "wanted"),
+    [
+        (lambda writer: writer.add_float32("gemma3.rope.scaling.factor", 8.0), rope(4000.0, "linear", factor=8.0)),
+        (
+            lambda writer: (
+                writer.add_string("gemma3.rope.scaling.type", "yarn"),
+                writer.add_float32("gemma3.rope.scaling.factor", 4.0),
+            ),
+            rope(4000.0, "yarn", factor=4.0),
+        ),
+    ],
+)
+def test_a_header_that_scales_rope_of_gemma3(
+    add: Add, wanted: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, scaled = (
+        tiny_reference("gemma3", query_pre_attn_scalar=10, rope_parameters={WINDOWED: rope(10.0), FULL: full})
+        for full in (rope(4000.0), wanted)
+    )
+    assert_same_logits(scaled, with_header(tmp_path / "x.gguf", plain, add, monkeypatch))
+
+
 def test_factors_of_one_say_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_reference("llama")
     with_header(tmp_path / "x.gguf", model, factors("rope_freqs.weight", 1.0, 1.0, 1.0, 1.0), monkeypatch)
@@ -272,3 +315,11 @@ def test_a_family_that_does_not_read_factors_refuses_them(tmp_path: Path, monkey
     with_header(tmp_path / "x.gguf", model, factors("rope_freqs.weight", *[2.0] * 5), monkeypatch)
     with pytest.raises(ModelError, match=r"rope_freqs\.weight are not part of a gemma3 model"):
         load_decoder(tmp_path / "x.gguf")
+
+
+def test_a_longrope_spec_is_for_texts_that_it_was_trained_on(tmp_path: Path) -> None:
+    """Beyond them the angles hang on the other texts of a batch, and on the tokens to come."""
+    tiny_reference("phi3-longrope").save_pretrained(tmp_path)
+    spec = load_decoder(tmp_path).spec
+    with pytest.raises(ValueError, match="a context of 25 goes beyond the 24 tokens of longrope"):
+        replace(spec, context=25)

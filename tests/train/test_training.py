@@ -66,16 +66,12 @@ SPECS = {
         norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", qk_norm="head", convolutions=(4, None, 3),
         convolution_bias=True,
     ),
-    "gpt_neox": DecoderSpec(  # what other families leave out: a part of each head turns, the MLP reads beside attention
-        family="gpt_neox", vocab_size=17, width=12, layers=2, heads=2, kv_heads=2, head_width=6, mlp_width=20,
+    "gpt_neox": DecoderSpec(  # what other families leave out, and some layers that do not turn
+        family="gpt_neox", vocab_size=17, width=12, layers=3, heads=2, kv_heads=2, head_width=6, mlp_width=20,
         context=16, norm="layer", norm_eps=1e-5, mlp="gelu_exact", positions="rope", rotary_width=4,
         rope_scaling=RopeScaling(kind="yarn", factor=3.0, high=8.0, context=8, attention_factor=1.2),
-        parallel_residual=True, attention_bias=True, mlp_bias=True, tied=False,
-    ),
-    "smollm3": DecoderSpec(  # some layers do not turn, and some that do have windows
-        family="smollm3", vocab_size=17, width=12, layers=3, heads=4, kv_heads=2, head_width=6, mlp_width=20,
-        context=16, norm="rms", norm_eps=1e-5, mlp="swiglu", positions="rope", rope_layers=(True, False, True),
-        windows=(3, 3, None), attention_bias=True, out_bias=False,
+        windows=(3, None, 3), rope_layers=(True, True, False), parallel_residual=True, attention_bias=True,
+        out_bias=False, mlp_bias=True, tied=False,
     ),
 }  # fmt: skip
 

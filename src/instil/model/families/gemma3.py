@@ -35,9 +35,9 @@ from instil.model.families.rotary import (
     rope_scaling,
     rope_settings,
 )
-from instil.model.families.scaled import scaling_in_gguf
+from instil.model.families.scaled import gguf_scaling, scaling_in_gguf
 from instil.model.families.sliding import FULL, WINDOWED, PeriodicWindows
-from instil.model.spec import DecoderSpec, RopeScaling
+from instil.model.spec import DecoderSpec
 
 _THETA, _WINDOW_THETA = 1_000_000.0, 10_000.0
 
@@ -82,13 +82,10 @@ class _TwoRopes(Row):
         }
 
     def from_gguf(self, header: Header, known: Fields) -> dict[str, Any]:
-        kind = header.get("rope.scaling.type", "none")
-        if kind not in ("none", "linear"):
-            raise ModelError(f"a gemma3 GGUF with rope scaling {kind!r} is not implemented here")
-        scaled = kind == "linear"
+        theta = header.get("rope.freq_base", _THETA)
         return {
-            "rope_theta": header.get("rope.freq_base", _THETA),
-            "rope_scaling": RopeScaling(kind="linear", factor=header["rope.scaling.factor"]) if scaled else None,
+            "rope_theta": theta,
+            "rope_scaling": gguf_scaling("gemma3", header, float(theta), known["head_width"]),
             "window_rope_theta": header.get("rope.freq_base_swa", _WINDOW_THETA),
         }
 

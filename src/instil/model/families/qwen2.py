@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fixed, Key, tied, vocabulary
+from instil.model.families.keys import Default, Fixed, Ignored, Key, tied, vocabulary
 from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
 from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
@@ -38,6 +38,7 @@ QWEN2 = Family(
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),
         Rope("qwen2", Default("rope.freq_base", 10_000.0)),
         Fixed("hidden_act", "silu"),
+        Ignored("attention_bias", "qkv_bias"),  # there are always those, and no others
         Key("tied", Default("tie_word_embeddings", False, blank=True), tied),
     ),
     prefix="model.",

@@ -40,8 +40,9 @@ def gguf_scaling(family: str, header: Header, theta: float, width: int) -> RopeS
     attention = float(header.get("rope.scaling.attn_factor") or 1.0)
     short, long = _factors(family, header, width)
     if kind == "yarn":
-        if short is not None:
-            raise ModelError(f"a {family} GGUF with rope scaling 'yarn' and factors is not implemented here")
+        if short is not None or factor == 1:
+            beside = "without a factor" if short is None else "and a factor for every pair"
+            raise ModelError(f"a {family} GGUF with rope scaling 'yarn' {beside} is not implemented here")
         return _yarn(family, header, factor, context, attention)
     if kind not in ("none", "linear", "longrope") or (kind == "longrope" and short is None):
         without = " without its factors" if kind == "longrope" else ""

@@ -17,7 +17,12 @@ BENCH_TRAIN ?=
 BENCH_ANSWER ?=
 BENCH_PREFER ?=
 
-.PHONY: demo exercises test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
+# Puts what it reads into its place in a page.
+TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sys.argv[1]); \
+	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
+	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
+
+.PHONY: demo exercises families test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -44,9 +49,13 @@ demo: $(VENV)/.core
 # The book's exercises side by side; the table goes to its place in docs/exercises.md.
 exercises: $(VENV)/.core
 	$(BIN)/instil sweep examples/exercises.toml --out runs/exercises
-	$(BIN)/python -c "from pathlib import Path; page = Path('docs/exercises.md'); \
-	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
-	  page.write_text(text.split(start)[0] + start + Path('runs/exercises/sweep.md').read_text() + end + text.split(end)[1])"
+	$(TO_PAGE) docs/exercises.md < runs/exercises/sweep.md
+
+# Every family measured against transformers, PEFT and llama.cpp; the table goes to its place in docs/families.md.
+families: $(VENV)/.dev
+	@mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.model.family_table > build/families.md
+	$(TO_PAGE) docs/families.md < build/families.md
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

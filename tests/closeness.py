@@ -16,3 +16,16 @@ def assert_e1(found: Sequence[Tensor], wanted: Sequence[Tensor], within: float =
     """Every tensor of ``found`` is that of ``wanted`` but for ``within`` times the largest value among all of them."""
     largest = max(1e-3, *(float(tensor.abs().max()) for tensor in wanted))
     torch.testing.assert_close(list(found), list(wanted), rtol=0.0, atol=within * largest)
+
+
+def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """The greatest difference of any entry, relative to the largest value among all that is wanted.
+
+    Not a number where an entry is none.
+    """
+    apart = []
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.shape == theirs.shape, f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)}"
+        apart.append((ours - theirs).abs().max())
+    largest = torch.stack([tensor.abs().max() for tensor in wanted]).max()
+    return float(torch.stack(apart).max() / largest)

@@ -131,11 +131,9 @@ def test_transformers_reads_the_same_from_a_gguf(family: str, kind: str, tmp_pat
     assert_same_logits(theirs, tmp_path / "tiny.gguf")
 
 
-@pytest.mark.parametrize("family", CASES)
-def test_gradients_are_those_of_transformers(family: str, tmp_path: Path) -> None:
-    theirs = tiny_reference(family)
-    theirs.save_pretrained(tmp_path)
-    decoder = load_decoder(tmp_path)
+def both_gradients(theirs: Any, folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Gradients of the same mean loss here and in transformers, by their names there."""
+    decoder = load_decoder(folder)
     wanted = IDS_BT.roll(-1, 1).flatten()
     F.cross_entropy(theirs(IDS_BT).logits.flatten(0, 1), wanted).backward()
     F.cross_entropy(decoder.logits(decoder(batch_of_ids(IDS_BT))), wanted).backward()
@@ -146,6 +144,14 @@ def test_gradients_are_those_of_transformers(family: str, tmp_path: Path) -> Non
             parameter.copy_(parameter.grad)
     ours = dict(hub_tensors(decoder))
     assert ours.keys() == gradients.keys()
+    return ours, gradients
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_gradients_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    theirs = tiny_reference(family)
+    theirs.save_pretrained(tmp_path)
+    ours, gradients = both_gradients(theirs, tmp_path)
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, gradients[name], rtol=1e-4, atol=1e-6)
         assert gradient.abs().max() > 1e-5 or name.endswith(("k_proj.bias", "attn.c_attn.bias"))

@@ -26,11 +26,16 @@ IN_GGUF = [name for name, case in CASES.items() if case.gguf is not None]
 IDS_BT = torch.randint(0, 97, (3, 23), generator=torch.Generator().manual_seed(3))
 
 
-def assert_same_logits(model: Any, path: Path, ids: torch.Tensor = IDS_BT, tolerance: float = 1e-5) -> None:
+def both_logits(model: Any, path: Path, ids: torch.Tensor = IDS_BT) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [B, T, V] of a file read here, and of a model of transformers."""
     decoder = load_decoder(path)
     with torch.no_grad():
         ours = decoder.logits(decoder(batch_of_ids(ids))).view(*ids.shape, -1)
-        theirs = model(ids).logits
+        return ours, model(ids).logits
+
+
+def assert_same_logits(model: Any, path: Path, ids: torch.Tensor = IDS_BT, tolerance: float = 1e-5) -> None:
+    ours, theirs = both_logits(model, path, ids)
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
@@ -121,18 +126,23 @@ def test_quantised_matrices_are_read(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_transformers_opens_what_is_saved(family: str, tied: bool, tmp_path: Path) -> None:
-    import transformers
-
     tiny_reference(family, tied=tied).save_pretrained(tmp_path / "theirs")
-    decoder = load_decoder(tmp_path / "theirs")
-    (tmp_path / "ours").mkdir()
-    save_decoder(decoder, tmp_path / "ours", eos_id=1)
-    again, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
-    assert not report["missing_keys"]
-    assert not report["unexpected_keys"]
+    again = saved_and_opened(tmp_path / "theirs", tmp_path / "ours")
     assert_same_logits(again, tmp_path / "theirs")
     assert again.config.eos_token_id == 1
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["tie_word_embeddings"] is tied
+
+
+def saved_and_opened(folder: Path, to: Path) -> Any:
+    """The model after a round through our own folder, opened by transformers, which finds all of it and no more."""
+    import transformers
+
+    to.mkdir()
+    save_decoder(load_decoder(folder), to, eos_id=1)
+    again, report = transformers.AutoModelForCausalLM.from_pretrained(to, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return again
 
 
 @pytest.mark.real

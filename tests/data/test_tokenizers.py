@@ -196,6 +196,6 @@ def test_the_end_token_comes_from_the_models_configuration(saved: FastTokenizer,
     loaded = load_tokenizer(tmp_path)
     assert loaded.eos_id == 50256  # the tokenizer names it, so that is what is trained on
     assert loaded.stop_ids == {50256}  # 13 is a full stop
-    assert "ends texts with '.' (13): an ordinary token" in loaded.notes[0]
+    assert "end texts with '.' (13), an ordinary token, which ends nothing" in loaded.notes[0]
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [13]}))
     assert load_tokenizer(tmp_path).eos_id == 50256

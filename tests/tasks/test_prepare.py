@@ -122,6 +122,14 @@ def test_a_model_of_several_ends_stops_at_each_before_and_after_it_was_tuned(tin
     repeated = instil.load(tiny_folder).respond_all([{"instruction": "Go."}], max_new_tokens=3)[0].ids
     assert len(repeated) == 3
     several = Path(shutil.copytree(tiny_folder, tmp_path / "several"))
+    state = json.loads((several / "tokenizer.json").read_text(encoding="utf-8"))
+    model = state["model"]  # what it repeats becomes a control token, which no text is made of
+    (word,) = [token for token, index in model["vocab"].items() if index == repeated[0]]
+    model["vocab"] = {"<|eot|>" if token == word else token: index for token, index in model["vocab"].items()}
+    model["merges"] = [pair for pair in model["merges"] if word not in ("".join(pair), *pair)]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    state["added_tokens"].append({"id": repeated[0], "content": "<|eot|>", **flags, "special": True})
+    (several / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     settings = json.loads((several / "generation_config.json").read_text())
     (several / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [50256, repeated[0]]}))
     assert instil.load(several).respond_all([{"instruction": "Go."}], max_new_tokens=3)[0].finish == "stop"

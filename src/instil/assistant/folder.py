@@ -83,7 +83,7 @@ def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Se
         return [f"{folder}: the saved tokenizer cannot be read again: {error}"]
     theirs = Fast.from_file(str(folder / "tokenizer.json"))
     chat, names = stored_template(folder, {}), {"bos_token": "".join(tokenizer.begin), "eos_token": tokenizer.eos}
-    added = [token.content for token in theirs.get_added_tokens_decoder().values()]
+    marks = [token.content for token in theirs.get_added_tokens_decoder().values() if token.special]
     found = []
     if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.begin_ids):
         found.append(f"{folder}: the saved tokenizer begins or ends texts with other tokens than in training")
@@ -92,7 +92,7 @@ def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Se
             found.append(f"{folder}: the saved tokenizer gives {row.instruction[:40]!r} other ids than in training")
             continue
         plain = Example(row.instruction, history=row.history)
-        if plain.history or any(token in row.instruction for token in added):
+        if plain.history or any(mark in row.instruction for mark in marks):
             continue
         wanted = encode_prompt(plain, template, tokenizer)
         text = rendered(chat, [{"role": "user", "content": row.instruction}], names, prompt=True) or ""

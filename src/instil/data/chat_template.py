@@ -5,6 +5,7 @@ A template is a program in Jinja that `transformers` runs in a sandbox; so it is
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -46,20 +47,24 @@ def stored_template(folder: Path, config: Mapping[str, Any]) -> str:
 def marks_of(template: str, names: Mapping[str, str], added: Sequence[str]) -> Marks:
     """The added tokens that a template writes around questions and answers.
 
-    Tags that a model is to write itself, such as ``<think>`` with ``</think>``, are none of them. A template that
-    cannot be rendered says nothing.
+    Tags that a model is to write itself, such as ``<think>`` with ``</think>``, are none of them.
     """
-    question, answer = {"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWERED}
-    whole = rendered(template, [question, answer], names) if template else None
-    if whole is None or ANSWERED not in whole or not added:
+    if not template or not added:
         return Marks()
-    asked = rendered(template, [question], names, prompt=True) or ""
     anywhere = re.compile("|".join(re.escape(token) for token in sorted(added, key=len, reverse=True)))
     tags = {token for token in added if token.startswith("</") or f"</{token[1:]}" in added}
-    after = anywhere.match(whole.rpartition(ANSWERED)[2].lstrip())
-    end = after.group() if after else ""
-    turn = {*anywhere.findall(whole), *anywhere.findall(asked)} - tags
-    return Marks(end, frozenset(turn | {end} - {""}))
+    for system, answerer in itertools.product((False, True), ("assistant", "model")):
+        first = [{"role": "system", "content": "s20e a rule"}] * system
+        asked = [*first, {"role": "user", "content": ASKED}]
+        whole = rendered(template, [*asked, {"role": answerer, "content": ANSWERED}], names)
+        place = re.search(re.escape(ANSWERED), whole or "", re.IGNORECASE)
+        if whole is not None and place:
+            after = anywhere.match(whole[place.end() :].lstrip())
+            prompt = rendered(template, asked, names, prompt=True) or ""
+            turn = {*anywhere.findall(whole), *anywhere.findall(prompt)} - tags
+            end = after.group() if after else ""
+            return Marks(end, frozenset(turn | {end} - {""}))
+    return Marks(turn=frozenset(anywhere.findall(template)) - tags)  # those that stand in it, if it cannot be rendered
 
 
 def rendered(
@@ -89,7 +94,7 @@ def rendered(
         )
         place.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         place.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
-        values = {"bos_token": "", "eos_token": "", **names}
+        values = {"bos_token": "", "eos_token": "", "tools": None, "documents": None, **names}
         return place.from_string(template).render(messages=messages, add_generation_prompt=prompt, **values)
     except Exception:  # a template is a program of someone else's: whatever it raises, it says nothing
         return None

@@ -17,6 +17,7 @@ from instil.errors import DataError
 
 PLACE = "\ufdd0{}\ufdd1"
 FLAGS = ("lstrip", "rstrip", "normalized")
+BETWEEN = -1  # stands between the halves of a text that was cut in two
 
 
 class Cut(NamedTuple):
@@ -32,6 +33,14 @@ class Cut(NamedTuple):
     ids: list[int]
     begins: list[int]
     joined: frozenset[int]
+
+
+class _Piece(NamedTuple):
+    """A text, or a control token by its name and id, and the number of the part that it is of."""
+
+    text: str
+    control: int | None
+    part: int
 
 
 class Pipeline:
@@ -59,6 +68,8 @@ class Pipeline:
     def cut(self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int]) -> Cut:
         """Ids of parts of text and of control tokens (True), as one text.
 
+        Some vocabularies spell a control token out of its letters. There a text is cut in two, with nothing between.
+
         Args:
             parts: texts, and the names of control tokens.
             control_ids: those of the control tokens, in their order.
@@ -66,78 +77,62 @@ class Pipeline:
         text = "".join(text for text, control in parts if not control)
         if PLACE[0] in text and self._salt != (salt := _salt(text)):
             return Pipeline(*self._made_of, salt).cut(parts, control_ids)
-        found = self._cut(parts, control_ids, exact=True) or self._cut(parts, control_ids, exact=False)
-        assert found is not None, "what stands for a control token by itself is always found again"
-        cut, wrong = found
-        return cut if wrong is None else self._cut_apart(parts, control_ids, wrong)
+        ids = iter(control_ids)
+        pieces = [_Piece(text, next(ids) if control else None, number) for number, (text, control) in enumerate(parts)]
+        while True:
+            cut, wrong = self._cut(pieces, exact=True) or self._cut(pieces, exact=False) or (None, ())
+            assert cut is not None, "what stands for a control token by itself is always found again"
+            if not wrong:
+                break
+            for number, at in reversed(wrong):
+                text, _, part = pieces[number]
+                between = _Piece("", BETWEEN, part)
+                pieces[number : number + 1] = [_Piece(text[:at], None, part), between, _Piece(text[at:], None, part)]
+        return cut if len(pieces) == len(parts) else _joined(cut, pieces, len(parts))
 
-    def _cut_apart(self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int], wrong: tuple[int, int]) -> Cut:
-        """The same, where a text spells a control token: cut in two there, with nothing between the halves."""
-        number, at = wrong
-        text = parts[number][0]
-        halves = [(text[:at], False), ("", True), (text[at:], False)]
-        before = sum(control for _, control in parts[:number])
-        between = min([0, *control_ids]) - 1  # no id of any other
-        ids = [*control_ids[:before], between, *control_ids[before:]]
-        cut = self.cut([*parts[:number], *halves, *parts[number + 1 :]], ids)
-        taken = cut.ids.index(between)
-        begins = [begin - (begin > taken) for begin in cut.begins]
-        joined = {part if part <= number else part - 2 for part in cut.joined if part not in (number + 1, number + 2)}
-        return Cut(
-            [*cut.ids[:taken], *cut.ids[taken + 1 :]], begins[: number + 1] + begins[number + 3 :], frozenset(joined)
-        )
+    def _cut(self, pieces: Sequence[_Piece], *, exact: bool) -> tuple[Cut, list[tuple[int, int]]] | None:
+        """All ids, and the pieces and places in them where text became a control token.
 
-    def _cut(
-        self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int], *, exact: bool
-    ) -> tuple[Cut, tuple[int, int] | None] | None:
-        """All ids, and the part and the place in it where text became a control token, if it did.
-
-        Args:
-            parts: see `cut`.
-            control_ids: see `cut`.
-            exact: give what stands for a control token the flags of that token. There is nothing to return if not all
-                of them are found again then.
+        ``exact`` gives what stands for a control token the flags of that token. There is nothing to return if not all
+        of them are found again then.
         """
         plain = (False,) * len(FLAGS)
         standing, texts = set(), []
-        for text, control in parts:
-            if control:
-                place, index = self._place(self._flags.get(text, plain) if exact else plain)
-                standing.add(index)
-                texts.append(place)
-            else:
+        for text, control, _ in pieces:
+            if control is None:
                 texts.append(text)
+                continue
+            place, index = self._place(self._flags.get(text, plain) if exact else plain)
+            standing.add(index)
+            texts.append(place)
         found = self._encoded("".join(texts))
         ids = found.ids
-        wrong = not self._reserved.isdisjoint(ids)
-        if control_ids:
-            at = [number for number, index in enumerate(ids) if index in standing]
-            if len(at) != len(control_ids):
-                return None
-            for number, index in zip(at, control_ids, strict=True):
-                ids[number] = index
-        else:
-            at = []
-        if len(parts) == 1 and not wrong:
-            return Cut(ids, [0, len(ids)], frozenset()), None
+        misspelt = not self._reserved.isdisjoint(ids)
+        control_ids = [piece.control for piece in pieces if piece.control is not None]
+        at = [number for number, index in enumerate(ids) if index in standing] if control_ids else []
+        if len(at) != len(control_ids):
+            return None
+        if len(pieces) == 1 and not misspelt:
+            return Cut(ids, [0, len(ids)], frozenset()), []
         offsets = found.offsets
-        starts = [start for start, _ in offsets]
         borders = [0, *itertools.accumulate(map(len, texts))]
-        begins = [bisect.bisect_left(starts, border) for border in borders[:-1]]
-        begins = [0, *begins[1:], len(ids)]
+        wrong = []
+        if misspelt:
+            by_position = set(at)
+            for number, (index, (start, end)) in enumerate(zip(ids, offsets, strict=True)):
+                if index in self._reserved and number not in by_position and end - start > 1:
+                    piece = bisect.bisect_right(borders, start) - 1
+                    wrong.append((piece, start - borders[piece] + 1))
+        for number, index in zip(at, control_ids, strict=True):
+            ids[number] = index
+        starts = [start for start, _ in offsets]
+        begins = [0, *(bisect.bisect_left(starts, border) for border in borders[1:-1]), len(ids)]
         joined = {
-            part for part, begin in enumerate(begins[:-1]) if part and begin and offsets[begin - 1][1] > borders[part]
+            piece
+            for piece, begin in enumerate(begins[:-1])
+            if piece and begin and offsets[begin - 1][1] > borders[piece]
         }
-        return Cut(ids, begins, frozenset(joined)), self._spelt(found, at, borders) if wrong else None
-
-    def _spelt(self, found: Any, at: Sequence[int], borders: Sequence[int]) -> tuple[int, int] | None:
-        """The part, and the place behind its first letter, of the first control token that is made from text."""
-        by_position = set(at)
-        for number, (index, (start, end)) in enumerate(zip(found.ids, found.offsets, strict=True)):
-            if index in self._reserved and number not in by_position and end - start > 1:
-                part = bisect.bisect_right(borders, start) - 1
-                return part, start - borders[part] + 1
-        return None
+        return Cut(ids, begins, frozenset(joined)), wrong
 
     def _place(self, flags: tuple[bool, ...]) -> tuple[str, int]:
         """The text and the id of what stands for a control token with such flags."""
@@ -155,6 +150,16 @@ class Pipeline:
             return self.fast.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"the tokenizer cannot spell {text[:40]!r}: {error}") from error
+
+
+def _joined(cut: Cut, pieces: Sequence[_Piece], parts: int) -> Cut:
+    """The same of whole parts, without what stands between their halves."""
+    first = {piece.part: number for number, piece in reversed(list(enumerate(pieces)))}
+    begins = [cut.begins[first[part]] for part in range(parts)]
+    taken = [number for number, index in enumerate(cut.ids) if index == BETWEEN]
+    begins = [begin - bisect.bisect_left(taken, begin) for begin in begins]
+    ids = [index for index in cut.ids if index != BETWEEN]
+    return Cut(ids, [*begins, len(ids)], frozenset(part for part in range(parts) if first[part] in cut.joined))
 
 
 def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:

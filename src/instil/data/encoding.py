@@ -143,8 +143,8 @@ def _spelling(text: str, tokenizer: Tokenizer) -> Literal["as written", "altered
     if tokenizer.exact and text.isascii() and text.replace("\n", "").isprintable():
         return "as written"
     back = tokenizer.decode(tokenizer.encode(text))
-    if unicodedata.normalize("NFC", back) == unicodedata.normalize("NFC", text):
-        return "as written"
+    if unicodedata.normalize("NFC", back).strip() == unicodedata.normalize("NFC", text).strip():
+        return "as written"  # a space at the beginning may be taken for that which texts begin with
     return "altered" if _bare(back) == _bare(text) else "misspelt"
 
 

@@ -78,6 +78,9 @@ def gguf_values(
 def _tokens(fast: Any, state: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Texts and kinds of all ids; those that no token has are named as llama.cpp's converter names them."""
     vocabulary = fast.get_vocab(with_added_tokens=True)
+    control = {token["content"] for token in state["added_tokens"] if token["special"]}
+    # no row can have a control token beyond the table, such as that of an image
+    vocabulary = {token: index for token, index in vocabulary.items() if index < size or token not in control}
     texts = {index: token for token, index in vocabulary.items()}
     if len(texts) < len(vocabulary) or max(texts) >= size:
         raise ModelError(
@@ -93,7 +96,8 @@ def _tokens(fast: Any, state: dict[str, Any], size: int) -> tuple[list[str], lis
                 f"the token {token['content']!r} takes white space around it, or stands for whole words only, for "
                 f"which GGUF has no words. {ADVICE}"
             )
-        kinds[token["id"]] = CONTROL if special else USER_DEFINED
+        if token["id"] < size:
+            kinds[token["id"]] = CONTROL if special else USER_DEFINED
     return tokens, kinds
 
 

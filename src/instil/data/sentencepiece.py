@@ -58,6 +58,8 @@ def read(path: Path) -> Any:
     try:
         whole = path.read_bytes()
         pieces, trainer, normalizer = _model(whole)
+        if not trainer or UNKNOWN not in pieces.kinds or NORMAL not in pieces.kinds:
+            raise ValueError("it says nothing of its kind, or has no tokens")
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:

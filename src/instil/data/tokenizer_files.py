@@ -15,21 +15,39 @@ from typing import Any
 
 from instil.data import sentencepiece
 from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
-from instil.data.chat_template import Marks, marks_of, stored_template
+from instil.data.chat_template import marks_of, stored_template
+from instil.data.end_tokens import (
+    added_tokens,
+    end_notes,
+    end_of,
+    is_ordinary,
+    listed_ends,
+    looks_like_a_mark,
+    object_of,
+    special_tokens,
+)
 from instil.errors import ModelError
-from instil.files import read_json_object
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Vocabularies of other kinds, which are named where they are all there is.
-OTHER_FILES = (
-    "tekken.json", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tiktoken.model", "qwen.tiktoken",
-    "vocab.txt", "tokenizer.model.v3", "vocab.model",
-)  # fmt: skip
+# Names of files that may hold a vocabulary of another kind, or a part of one, and those that hold none.
+_VOCABULARY = re.compile(
+    r"(?i).*(token|vocab|merges|bpe|spm|spiece|sentencepiece|tekken|dict\b|encoder\.json|\.model$|\.codes$).*"
+)
+_NO_VOCABULARY = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 GPT2_VOCABULARY = 50_257
 # The classes whose vocab.json and merges.txt are read, with the pre-tokenizer and end token that they stand for.
 CLASSES = {"GPT2Tokenizer": ("gpt-2", END_OF_TEXT), "Qwen2Tokenizer": ("qwen2", END_OF_TEXT)}
+READ_AS_THEY_ARE = (
+    "mistral",
+    "phi3",
+    "granite",
+    "olmo2",
+    "olmo3",
+)  # types of models that transformers knows no class for
+SPACE = "\u2581"  # stands for a space
+PREFIXED = ("GPTNeoXTokenizer", "CohereTokenizer")  # those for which add_prefix_space counts, too
 CLASS_OF = dict.fromkeys(("gpt2", "starcoder2"), "GPT2Tokenizer") | dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer")
-_MARK = re.compile(r"[<\[{|].+[>\]}|]", re.DOTALL)
+_INDEX = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +77,15 @@ def read_folder(folder: Path) -> TokenizerFiles:
     Raises:
         ModelError: there is none, it is of a kind that is not read here, damaged, or ends texts with ordinary text.
     """
-    config = _object(folder / "tokenizer_config.json")
+    config = object_of(folder / "tokenizer_config.json")
     notes: list[str] = []
     if (path := folder / "tokenizer.json").is_file():
         fast = _parsed(path)
         default = CLASSES.get(_class(config), ("", ""))[1]
         default = default if default and fast.token_to_id(default) is not None else ""
-        _class_settings(fast, config)
+        kind = str(object_of(folder / "config.json").get("model_type"))
+        _class_settings(fast, config if _class(config) else {**config, "tokenizer_class": CLASS_OF.get(kind)})
+        notes += _as_llama(fast, config, kind)
         _say_ignored_bos(fast, config, notes)
     else:
         fast, default = _of_other_files(folder, config)
@@ -76,11 +96,12 @@ def read_folder(folder: Path) -> TokenizerFiles:
     if not (folder / "tokenizer.json").is_file() and config.get("add_bos_token") is True and names.get("bos_token"):
         put_in_front(fast, [names["bos_token"]])
     special = special_tokens(fast)
-    marks = marks_of(stored_template(folder, config), names, [str(token) for token in _added(fast).values()])
-    listed = _listed_ends(folder, fast)
-    eos = _end(folder, fast, names.get("eos_token"), marks, listed, special)
-    notes += _end_notes(fast, eos, names.get("eos_token"), marks, listed, special)
-    stops = [text for _, text in listed if text in special | marks.turn] + ([marks.end] if marks.end else [])
+    marks = marks_of(stored_template(folder, config), names, list(added_tokens(fast)))
+    listed = listed_ends(folder, fast)
+    eos = end_of(folder, fast, names.get("eos_token"), marks, listed, special)
+    notes += end_notes(fast, eos, names.get("eos_token"), marks, listed, special)
+    others = {text for text in special | marks.turn if not is_ordinary(fast, text)}
+    stops = [text for text in (*(text for _, text in listed), marks.end) if text in others]
     return TokenizerFiles(fast, eos, tuple(dict.fromkeys(stops)), marks.turn, names, tuple(notes))
 
 
@@ -113,45 +134,27 @@ def pair_of(line: str) -> tuple[str, str]:
     return first, second
 
 
-def added_tokens(fast: Any) -> dict[str, Any]:
-    """The tokens added to a vocabulary, by their text, with their flags."""
-    return {str(token): token for token in _added(fast).values()}
-
-
-def special_tokens(fast: Any) -> frozenset[str]:
-    """Those of them that are flagged as special."""
-    return frozenset(text for text, token in added_tokens(fast).items() if token.special)
-
-
-def is_ordinary(fast: Any, token: str) -> bool:
-    """Whether plain text is made of this token, so that it can be no mark: ``#`` is, ``<|endoftext|>`` is not."""
-    index = fast.token_to_id(token)
-    spelt = fast.decode([index], skip_special_tokens=False)
-    texts = (token, f"a{token}", spelt, f"a{spelt}")
-    return not _MARK.fullmatch(token) and any(index in _plain_ids(fast, text) for text in texts)
-
-
-def _plain_ids(fast: Any, text: str) -> list[int]:
-    """Ids of a text by the vocabulary alone, as if nothing had been added to it."""
-    try:
-        text = fast.normalizer.normalize_str(text) if fast.normalizer else text
-        words = fast.pre_tokenizer.pre_tokenize_str(text) if fast.pre_tokenizer else [(text, None)]
-        return [token.id for word, _ in words for token in fast.model.tokenize(word)]
-    except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
-        return []
-
-
 def in_front(fast: Any) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and after every text."""
-    try:
-        whole = list(fast.encode("a", add_special_tokens=True).ids)
-        bare = list(fast.encode("a", add_special_tokens=False).ids)
-    except Exception:  # see above
-        return [], []
-    for at in range(len(whole) - len(bare) + 1):
-        if whole[at : at + len(bare)] == bare:
-            return whole[:at], whole[at + len(bare) :]
+    for text in ("a", *_some_texts(fast)):
+        try:
+            whole = list(fast.encode(text, add_special_tokens=True).ids)
+            bare = list(fast.encode(text, add_special_tokens=False).ids)
+        except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
+            continue
+        for at in range(len(whole) - len(bare) + 1) if bare else ():
+            if whole[at : at + len(bare)] == bare:
+                return whole[:at], whole[at + len(bare) :]
     return [], []
+
+
+def _some_texts(fast: Any) -> Iterator[str]:
+    """Texts of tokens that are not special, for a vocabulary that cannot spell just any."""
+    special = special_tokens(fast)
+    for index in range(min(fast.get_vocab_size(with_added_tokens=False), 2000)):
+        token = fast.id_to_token(index)
+        if token is not None and token not in special and not looks_like_a_mark(token):
+            yield str(fast.decode([index]))
 
 
 def put_in_front(fast: Any, tokens: Sequence[str]) -> None:
@@ -171,24 +174,25 @@ def _set_part(fast: Any, part: str, state: Mapping[str, Any]) -> None:
     setattr(fast, part, getattr(Fast.from_str(json.dumps({**empty, part: state})), part))
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """What a file says; nothing if there is no such file."""
-    return read_json_object(path, error=ModelError) if path.is_file() else {}
-
-
 def _parsed(path: Path) -> Any:
     from tokenizers import Tokenizer as Fast
 
     try:
-        return Fast.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception for damaged files
+        fast = Fast.from_file(str(path))
+        fast.encode("a", add_special_tokens=True)  # some damage is only met with in use
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exception for damaged files, or panics
+        if "unk" in str(error).lower() and "token" in str(error).lower():
+            return fast  # it cannot spell an "a"
         raise ModelError(f"{path}: not a tokenizer that can be read: {error}") from error
+    return fast
 
 
 def _class_settings(fast: Any, config: Mapping[str, Any]) -> None:
     """``add_prefix_space`` of the classes for which it counts more than what ``tokenizer.json`` says."""
     wanted = config.get("add_prefix_space")
-    if _class(config) not in CLASSES or not isinstance(wanted, bool):
+    if _class(config) not in (*CLASSES, *PREFIXED) or not isinstance(wanted, bool):
         return
     state = json.loads(fast.to_str())["pre_tokenizer"] or {}
     steps = state.get("pretokenizers", [state])
@@ -197,6 +201,31 @@ def _class_settings(fast: Any, config: Mapping[str, Any]) -> None:
             if step.get("type") == "ByteLevel":
                 step["add_prefix_space"] = wanted
         _set_part(fast, "pre_tokenizer", state)
+
+
+def _as_llama(fast: Any, config: Mapping[str, Any], kind: str) -> list[str]:
+    """Cut text as transformers' ``LlamaTokenizer`` does, whatever ``tokenizer.json`` says, where it is the class."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
+
+    state = json.loads(fast.to_str())
+    pre = json.dumps(state["pre_tokenizer"])
+    if (
+        _class(config) != "LlamaTokenizer"
+        or kind in READ_AS_THEY_ARE
+        or "ByteLevel" in pre
+        or SPACE not in json.dumps([state["pre_tokenizer"], state["normalizer"]], ensure_ascii=False)
+    ):
+        return []
+    legacy, space = bool(config.get("legacy", False)), config.get("add_prefix_space")
+    scheme = "never" if space is False else "always" if legacy else "first"
+    own = state["pre_tokenizer"] or {}
+    if state["normalizer"] is None and own.get("type") == "Metaspace" and own.get("prepend_scheme") == scheme:
+        return []
+    fast.normalizer = normalizers.Sequence([])
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    fast.decoder = decoders.Sequence(steps if scheme == "never" else [*steps, decoders.Strip(" ", 1, 0)])
+    return ["tokenizer.json cuts text otherwise than its class LlamaTokenizer; taken: the class, as transformers does"]
 
 
 def _say_ignored_bos(fast: Any, config: Mapping[str, Any], notes: list[str]) -> None:
@@ -217,7 +246,7 @@ def _class(config: Mapping[str, Any]) -> str:
 
 def _of_other_files(folder: Path, config: Mapping[str, Any]) -> tuple[Any, str]:
     """The pipeline where there is no ``tokenizer.json``, and the end token that goes without saying."""
-    model_config = _object(folder / "config.json")
+    model_config = object_of(folder / "config.json")
     kind = str(model_config.get("model_type"))
     for vocabulary, merges in (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")):
         if (folder / vocabulary).is_file() and (folder / merges).is_file():
@@ -236,7 +265,8 @@ def _of_other_files(folder: Path, config: Mapping[str, Any]) -> tuple[Any, str]:
     if (path := folder / "tokenizer.model").is_file():
         fast = sentencepiece.read(path)
         return fast, next((end for end in ("</s>", "<eos>") if fast.token_to_id(end) is not None), "")
-    found = [name for name in OTHER_FILES if (folder / name).is_file()]
+    there = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
+    found = [name for name in there if _VOCABULARY.fullmatch(name) and name not in _NO_VOCABULARY]
     if kind == "gpt2" and not found:
         _check_gpt2(folder, config, model_config)
         files = gpt2_files()
@@ -257,10 +287,14 @@ def _check_gpt2(folder: Path, config: Mapping[str, Any], model_config: Mapping[s
     """Refuse OpenAI's byte pairs for a GPT-2 that was not trained with them."""
     size = model_config.get("vocab_size", GPT2_VOCABULARY)
     padded = isinstance(size, int) and any(size == -(-GPT2_VOCABULARY // step) * step for step in (1, 8, 16, 64, 128))
-    name = _class(config)
-    named = name if name not in ("", "GPT2Tokenizer") else ""
-    if named or not (padded or size in (50_432, 50_688, 51_200)):
-        said = f"tokenizer_class {named!r}" if named else f"a vocabulary of {size!r}"
+    names = [_class(config), _class(model_config), "another tokenizer" if "auto_map" in config else ""]
+    named = next((name for name in names if name not in ("", "GPT2Tokenizer")), "")
+    special = {**object_of(folder / "special_tokens_map.json"), **config}
+    ends = {_content(special.get(key)) for key in ("eos_token", "bos_token")} - {"", END_OF_TEXT}
+    if named or ends or not (padded or size in (50_432, 50_688, 51_200)):
+        said = (
+            f"tokenizer_class {named!r}" if named else f"the end {min(ends)!r}" if ends else f"a vocabulary of {size!r}"
+        )
         raise ModelError(
             f"{folder}: no tokenizer found. The model is a GPT-2 with {said}, so it is not sure that its tokens are "
             f"OpenAI's {GPT2_VOCABULARY:,}; put its tokenizer.json into the folder"
@@ -290,20 +324,27 @@ def _add_tokens(fast: Any, folder: Path, config: Mapping[str, Any]) -> dict[str,
     tokens: list[tuple[int, Any]] = []
     if isinstance(decoder, Mapping):
         for index, token in decoder.items():
-            if _content(token) and str(index).isdigit():
+            if _content(token) and _INDEX.fullmatch(str(index)):
                 keys = ("single_word", "lstrip", "rstrip", "normalized", "special")
                 flags = {key: bool(token[key]) for key in keys if isinstance(token, Mapping) and key in token}
                 tokens.append((int(index), AddedToken(_content(token), **flags)))
     else:
-        for key, value in _object(folder / "special_tokens_map.json").items():
-            told.setdefault(key, value)
+        told |= object_of(folder / "special_tokens_map.json")
         special = {_content(told.get(key)) for key in NAMED} | {_content(token) for token in _extra(told)}
-        for text, index in _object(folder / "added_tokens.json").items():
+        for text, index in object_of(folder / "added_tokens.json").items():
             if isinstance(index, int) and text:
                 is_special = text in special
                 tokens.append((index, AddedToken(text, special=is_special, normalized=not is_special)))
+    if not _content(told.get("eos_token")):  # transformers would know no end
+        told["eos_token"] = object_of(folder / "special_tokens_map.json").get("eos_token")
     names = {key: _content(told.get(key)) for key in NAMED if _content(told.get(key))}
     _add(fast, [token for _, token in sorted(tokens, key=lambda pair: pair[0])])
+    moved = [(str(token), index) for index, token in tokens if fast.token_to_id(str(token)) != index]
+    if moved:
+        raise ModelError(
+            f"{folder}: its files give {moved[0][0]!r} the id {moved[0][1]:,}, which would be "
+            f"{fast.token_to_id(moved[0][0]):,} in the order of the tokens; the vocabulary beside it is another"
+        )
     _add(fast, [_special(told[key]) for key in names])
     _add(fast, [_special(token) for token in _extra(told) if _content(token)])
     return names
@@ -322,70 +363,3 @@ def _add(fast: Any, tokens: Iterable[Any]) -> None:
     """Add tokens one by one; those that are there already keep their flags."""
     for token in tokens:
         (fast.add_special_tokens if token.special else fast.add_tokens)([token])
-
-
-def _added(fast: Any) -> dict[int, Any]:
-    found: dict[int, Any] = fast.get_added_tokens_decoder()
-    return found
-
-
-def _listed_ends(folder: Path, fast: Any) -> list[tuple[str, str]]:
-    """The tokens that ``generation_config.json`` and ``config.json`` call ends, with the file's name."""
-    found: list[tuple[str, str]] = []
-    for name in ("generation_config.json", "config.json"):
-        ids = _object(folder / name).get("eos_token_id")
-        for index in ids if isinstance(ids, list) else [ids]:
-            if type(index) is int and 0 <= index < 2**31 and (text := fast.id_to_token(index)) is not None:
-                found.append((name, str(text)))
-    return found
-
-
-def _end(
-    folder: Path, fast: Any, named: str | None, marks: Marks, listed: list[tuple[str, str]], special: frozenset[str]
-) -> str:
-    """The token that ends a text: the tokenizer's own, else that of its chat template, else a special one."""
-    if named:
-        found = fast.token_to_id(named)
-        if found is None:
-            raise ModelError(f"{folder}: the end token {named!r} that its files name is not in its vocabulary")
-        if is_ordinary(fast, named):
-            raise ModelError(
-                f"{folder}: its files name {named!r} (id {found}) as the end token, which is an ordinary token: every "
-                f"text with {named!r} in it would end there. Name the model's own in tokenizer_config.json as eos_token"
-                + (f", such as {min(special - {named}, key=fast.token_to_id)!r}" if special - {named} else "")
-            )
-        return named
-    if marks.end:
-        return marks.end
-    usable = [text for _, text in listed if text in special and not is_ordinary(fast, text)]
-    usable = usable or [text for _, text in listed if not is_ordinary(fast, text)]
-    if usable:
-        return usable[0]
-    if len(special) == 1:
-        return next(iter(special))
-    if listed:
-        name, text = listed[0]
-        raise ModelError(
-            f"{folder}: {name} says that texts end with id {fast.token_to_id(text)}, which is the ordinary token "
-            f"{text!r}, and tokenizer_config.json names no eos_token; name it there"
-        )
-    raise ModelError(
-        f"{folder}: no end token: no usable eos_token_id in config.json, no eos_token in tokenizer_config.json"
-    )
-
-
-def _end_notes(
-    fast: Any, eos: str, named: str | None, marks: Marks, listed: list[tuple[str, str]], special: frozenset[str]
-) -> Iterator[str]:
-    """One line where the files disagree on what ends an answer, or say nothing of it."""
-    taken = f"answers are trained to end with {eos!r} ({fast.token_to_id(eos)})"
-    if not named and eos != marks.end and all(eos != text for _, text in listed):
-        yield f"its files name no end token; {taken}, the only special token there is"
-    for file in dict.fromkeys(name for name, _ in listed):
-        texts = [text for name, text in listed if name == file]
-        if eos in texts and all(text in special | marks.turn for text in texts):
-            continue
-        others = ", ".join(f"{text!r} ({fast.token_to_id(text)})" for text in texts if text != eos)
-        ends = any(text in special | marks.turn for text in texts if text != eos)
-        kept = "which ends an answer, too" if ends else "an ordinary token, which ends nothing"
-        yield f"{file} ends texts with {others}: {kept}; {taken}" + (", the tokenizer's own" if eos == named else "")

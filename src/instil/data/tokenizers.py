@@ -16,15 +16,9 @@ from typing import Any, Protocol
 from instil.data import gguf_vocabulary
 from instil.data.byte_level import END_OF_TEXT, gpt2_files
 from instil.data.control_tokens import Cut, Pipeline
+from instil.data.end_tokens import is_ordinary, special_tokens
 from instil.data.templates import TEMPLATES
-from instil.data.tokenizer_files import (
-    gpt2_tokenizer,
-    in_front,
-    is_ordinary,
-    put_in_front,
-    read_folder,
-    special_tokens,
-)
+from instil.data.tokenizer_files import gpt2_tokenizer, in_front, put_in_front, read_folder
 from instil.errors import ModelError
 from instil.files import json_text
 
@@ -75,6 +69,9 @@ class Tokenizer(Protocol):
 
     def token(self, index: int) -> str:
         """The text of one token, as its vocabulary has it."""
+
+    def shown(self, index: int) -> str:
+        """What a token adds to a text; the name of one that adds nothing."""
 
     def saved(self) -> Any:
         """The `tokenizers.Tokenizer` with which others give texts the ids that they have here."""
@@ -127,10 +124,16 @@ class FastTokenizer:
         longest_first = sorted(self._control, key=len, reverse=True)
         self._marks = re.compile("(" + "|".join(re.escape(name) for name in longest_first) + ")")
         for token in self._state["added_tokens"]:
+            # one that is ordinary text, such as a "!" to pad with, is cut as transformers does, and stays in an answer
+            token["special"] = token["content"] in self._control
             if token["content"] in self._control:
-                token["special"] = True
                 token["normalized"] &= _normalized(tokenizer, token["content"]) == token["content"]
         self.exact = _is_exact(self._state)
+        if not self.exact and self._state["model"].get("unk_token") == eos:
+            raise ModelError(
+                f"the end token {eos!r} is also what this vocabulary has for all that it cannot spell, so that texts "
+                "would end there; name another in tokenizer_config.json as eos_token"
+            )
         self._views: dict[frozenset[str], Pipeline] = {}
         self._tokenizer = self._view(frozenset()).fast
 
@@ -176,6 +179,10 @@ class FastTokenizer:
     def marks_in(self, text: str) -> list[tuple[str, bool]]:
         parts = self._marks.split(text) if self._control else [text]
         return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
+
+    def shown(self, index: int) -> str:
+        before = self.encode("b")[-1:]  # some decoders take a space from the beginning of a text
+        return self.decode([*before, index])[len(self.decode(before)) :] or self.token(index)
 
     def beyond(self, size: int) -> list[str]:
         outside = [token for token, index in self._ids.items() if index >= size and token not in self._control]

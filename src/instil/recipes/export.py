@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from instil.assistant.assistant import Assistant, load
-from instil.assistant.folder import export_folder
+from instil.assistant.folder import SAMPLES, export_folder
 from instil.data import gguf_vocabulary
-from instil.data.encoding import begin_text, stop_id
+from instil.data.encoding import begin_text, encode_prompt, stop_id
 from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.data.gguf_vocabulary import KNOWN_ENDS
 from instil.errors import ModelError, SettingsError, UserError
@@ -114,17 +114,30 @@ def _gguf(assistant: Assistant, out: Path) -> None:
 def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
     """ModelError where a file gives other ids or other logits than what it was made of.
 
-    Ids are compared for awkward texts, for those of the template, and for every token's own text.
+    Ids are compared for awkward texts, for every token's own text, and for prompts with the control tokens of the
+    template. A text with a space at its beginning is left out where the template puts something before it.
     """
     found = gguf_vocabulary.read(file).fast
+    tokenizer, template = assistant.tokenizer, assistant.template
+    for row in SAMPLES:
+        found.encode_special_tokens = False
+        prompt = encode_prompt(row, template, tokenizer)
+        begins = bool(begin_text(template, tokenizer))  # else it does so by itself, or nothing does
+        if list(found.encode(template.prompt(row), add_special_tokens=begins).ids) != prompt:
+            raise ModelError(
+                f"llama.cpp would cut prompts of the template {template.name!r} into other tokens than this tokenizer, "
+                "which takes white space beside its marks, or puts it there. Use --to hf, or another template"
+            )
     found.encode_special_tokens = True
-    size = fast.get_vocab_size(with_added_tokens=True)
+    size = min(fast.get_vocab_size(with_added_tokens=True), assistant.decoder.spec.vocab_size)
     own = [fast.decode([index], skip_special_tokens=False) for index in range(size)]
-    texts = [*AWKWARD, assistant.template.with_input, *(text for text in own if "\ufffd" not in text)]
-    added = fast.get_added_tokens_decoder().values()
-    plain = [token.content for token in added if not token.special and token.content in KNOWN_ENDS]
-    texts = [text for text in texts if not any(token in text for token in plain)]  # there a user's "</s>" is text
-    theirs, ours = (tokenizer.encode_batch(texts, add_special_tokens=True) for tokenizer in (found, fast))
+    texts = [*AWKWARD, template.with_input, *(text for text in own if "\ufffd" not in text)]
+    if not template.with_input.startswith("{"):
+        texts = [text for text in texts if not text.startswith(" ")]
+    # llama.cpp takes some tokens for ends by their names, though they are not called special here
+    ends = [token.content for token in fast.get_added_tokens_decoder().values() if not token.special]
+    texts = [text for text in texts if not any(end in text for end in ends if end in KNOWN_ENDS)]
+    theirs, ours = (one.encode_batch(texts, add_special_tokens=True) for one in (found, fast))
     unlike = [text for text, one, other in zip(texts, theirs, ours, strict=True) if one.ids != other.ids]
     if unlike:
         raise ModelError(

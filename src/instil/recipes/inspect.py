@@ -93,6 +93,6 @@ def _tokens(prepared: Prepared, view: View) -> list[Token]:
         mask: TokenMask = "trained" if trained and position else "seen"  # nothing comes before the first token
         if position > prepared.max_length:
             mask = "cut"
-        text = prepared.tokenizer.decode([id_]) or "<end>"
+        text = "<end>" if id_ == prepared.tokenizer.eos_id else prepared.tokenizer.shown(id_)
         tokens.append(Token(id_, text, mask))
     return tokens

@@ -9,6 +9,7 @@ from instil.data.splits import Part
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import load_decoder
+from instil.model.resize import grow_vocabulary
 from instil.records import EncodedPair
 from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
@@ -27,6 +28,8 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, *, all_
     """
     name = prepared.settings.dpo.reference
     reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
+    if name:
+        grow_vocabulary(reference, max(reference.spec.vocab_size, prepared.spec.vocab_size))
     reference.eval()
     seen = [] if all_rows else _seen(prepared)
     asked: dict[Part, list[EncodedPair]] = {

@@ -172,7 +172,7 @@ def check(
     if cut:
         lines.append(f"{len(cut)} pairs lose the end of an answer at {max_length} tokens: rows {cut[:20]}")
     if settings.dpo.reference:
-        _check_reference(settings.dpo.reference, pairs, template, path, max_length)
+        _check_reference(settings.dpo.reference, pairs, template, path, max_length, resize=settings.model.resize)
     return lines
 
 
@@ -200,7 +200,9 @@ def _as_cut(pair: Pair, encoded: EncodedPair, max_length: int, tokenizer: Tokeni
     return Pair(pair.example, *texts)
 
 
-def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, max_length: int) -> None:
+def _check_reference(
+    name: str, pairs: Pairs, template: Template, model: Path, max_length: int, *, resize: bool
+) -> None:
     """The reference must read the same ids as the same text, and all of them."""
     try:
         path = find_model(name)
@@ -210,12 +212,12 @@ def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, m
         spec, theirs = open_model(path).spec, load_tokenizer(path)
     except ModelError as error:
         raise ModelError(f"dpo.reference: {name} cannot be read as a model with its tokenizer: {error}") from error
-    own, ours = open_model(model).spec, load_tokenizer(model)
+    own, ours = open_model(model).spec.vocab_size, load_tokenizer(model)
+    grown = max(own, ours.largest_id + 1) if resize else own
     advice = "its log-probabilities would be of other texts; take a reference of the same family"
-    if spec.vocab_size != own.vocab_size:
+    if spec.vocab_size not in (own, grown):
         raise ModelError(
-            f"dpo.reference={name} has a vocabulary of {spec.vocab_size:,} ids, the model one of {own.vocab_size:,}; "
-            + advice
+            f"dpo.reference={name} has a vocabulary of {spec.vocab_size:,} ids, the model one of {grown:,}; " + advice
         )
     longest = min(max_length, max(len(pair.ids) - 1 for part in PARTS for pair in pairs[part]))
     if longest > spec.context:
@@ -223,7 +225,7 @@ def _check_reference(name: str, pairs: Pairs, template: Template, model: Path, m
             f"dpo.reference={name} has a context of {spec.context:,} tokens, and rows have up to {longest:,}; "
             f"set data.max_length={spec.context}, or take a reference with a longer context"
         )
-    check_vocabulary(template, theirs, spec.vocab_size)
+    check_vocabulary(template, theirs, max(spec.vocab_size, grown))
     for pair in pairs["train"][:TRIED]:
         text = ours.decode(list(pair.rejected.ids[pair.rejected.prompt_length : -1]))
         if theirs.encode(text) != ours.encode(text):

@@ -236,6 +236,25 @@ def test_an_end_that_is_not_called_special_is_a_control_token_there(tmp_path: Pa
         export(folder_of(tmp_path / "other", "llama", fast), "gguf", tmp_path / "y.gguf")
 
 
+def test_marks_that_take_white_space_along_are_refused_where_the_template_has_them(tmp_path: Path) -> None:
+    """Phi-3's, which llama.cpp knows by the model's name alone."""
+    fast = byte_pairs()
+    fast.add_special_tokens([AddedToken("<|user|>", special=True, normalized=False, rstrip=True)])
+    folder = folder_of(tmp_path / "hf", "llama", fast)
+    export(folder, "gguf", tmp_path / "x.gguf", template="alpaca")
+    with pytest.raises(ModelError, match="would cut prompts of the template 'phi3' into other tokens"):
+        export(folder, "gguf", tmp_path / "y.gguf", template="phi3")
+
+
+def test_a_control_token_beyond_the_embedding_is_left_out(tmp_path: Path) -> None:
+    """Gemma 3's mark of an image."""
+    fast = byte_pairs()
+    fast.add_special_tokens([AddedToken("<image_soft_token>", special=True, normalized=False)])
+    folder = folder_of(tmp_path / "hf", "llama", fast)
+    tiny_reference("llama", vocab_size=fast.get_vocab_size() - 1).save_pretrained(folder)
+    assert load_tokenizer(export(folder, "gguf", tmp_path / "x.gguf").path).vocab_size == fast.get_vocab_size() - 1
+
+
 def sentencepiece_like(kind: str) -> Fast:
     """A byte-pair encoding that marks spaces, in the ways of tokenizer.json."""
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("i", "n"), ("r", "e"), ("▁", "▁"), ("▁▁", "▁▁"), ("o", "n")]

@@ -115,6 +115,10 @@ def resize(world: World) -> None:
     assert after.shape[0] == GPT2_VOCABULARY + 1
     assert torch.allclose(after[-1], before.mean(0), atol=1e-2)
     assert tomllib.loads((run.path / "run.toml").read_text())["model_facts"]["new_rows"] == 1
+    for reference in (grown, run.path / "model"):  # a reference grows, too, or has grown
+        how = ("train.objective=dpo", f"dpo.reference={reference}", "model.resize=true")
+        told = world.run(*how, *STEPS, data=world.pairs(1), model=grown)
+        assert told.read("model/config.json")["vocab_size"] == GPT2_VOCABULARY + 1
 
 
 # Training: a few runs, in each of which several settings are changed and seen apart from one another

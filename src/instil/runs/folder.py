@@ -32,9 +32,10 @@ from instil.data.splits import PARTS
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.files import make_folder, read_json, read_parsed, unfinished_of, write_json, write_whole
+from instil.model import find
 from instil.records import Completion, Example
 
-RUN_FILE = "run.toml"
+RUN_FILE = find.RUN_FILE  # a run stands for the model in it
 OWN_FILES = (
     RUN_FILE,
     "split.json",

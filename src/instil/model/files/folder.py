@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from instil.errors import ModelError
 from instil.files import json_text, read_json_object
-from instil.gguf_header import shards_of
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
@@ -46,6 +44,7 @@ class SafetensorsFolder:
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
         files = weight_files(folder)
+        self.files = tuple(folder / name for name in files.names)
         self._files, inexact = open_shards(folder, files)
         heads = Stored((*self.table["head.weight"].names, *self.family.renamed))  # of older transformers, too
         where, problem = plain_names(self._files, {**self.table, "head.weight": heads}, self.family.prefix)
@@ -122,14 +121,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
         more = ": these are adapters of PEFT; give their base model, and them as its adapter" if adapter else ""
         raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers{more}")
     return read_json_object(path, error=ModelError, problem=NO_JSON)
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a model file with all its parts, or of a folder's files that its weights are read from, in order."""
-    files = shards_of(path) if path.is_file() else [path / name for name in weight_files(path).names]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

@@ -45,6 +45,7 @@ class PthFile:
 
     def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         state = read_state(path, mmap=True)  # for names and shapes; no weight is read
         before = wrapper(state)
         shapes = {name.removeprefix(before): tuple(tensor.shape) for name, tensor in state.items()}

@@ -24,6 +24,11 @@ def load_decoder(
     Quantised weights are dequantised. Every tensor of the file must be used and every parameter found;
     anything else is refused rather than guessed.
 
+    Args:
+        model: its name, folder or file.
+        dtype: in which the weights are held. For answering any will do; `instil.train` wants float32 of what it trains.
+        device: where.
+
     Raises:
         ModelError: there is no such model, it is damaged, or of a kind that is not read here.
     """

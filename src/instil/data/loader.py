@@ -2,7 +2,7 @@
 
 The order of an epoch is a function of the seed and the epoch's number alone, so whatever else draws random numbers does
 not change it, and the rest of an epoch can be had without what comes before. (Training itself cannot be taken up in the
-middle yet: nobody keeps the optimizer's moments.) The book's order is drawn instead, as torch's own ``DataLoader`` does.
+middle yet: the optimizer's moments go.) The book's order is drawn instead, as torch's own ``DataLoader`` does.
 """
 
 from __future__ import annotations

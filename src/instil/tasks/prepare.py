@@ -80,6 +80,7 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
             *tokenizer.notes,
             *_resize_notes(spec, new),
             *reader.notes,
+            *reader.training_notes,
             *_header_notes(template, settings),
             *idle(settings),
             *filter(None, [not_exact(settings)]),

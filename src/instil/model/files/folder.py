@@ -15,6 +15,7 @@ from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
 from instil.model.families.family import Stored
+from instil.model.families.keys import dropped
 from instil.model.files.names import plain_names
 from instil.model.files.reader import hub_tensors
 from instil.model.files.safetensors import same, write_safetensors
@@ -51,6 +52,7 @@ class SafetensorsFolder:
         if problem:
             raise ModelError(f"{folder}: {problem}")
         self._where = {self.family.renamed.get(name, name): stored for name, stored in where.items()}
+        self.training_notes = tuple(_dropout(folder, config))
         self.notes = (*files.notes, *inexact, *self._head())
 
     def names(self) -> set[str]:
@@ -121,3 +123,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
         more = ": these are adapters of PEFT; give their base model, and them as its adapter" if adapter else ""
         raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers{more}")
     return read_json_object(path, error=ModelError, problem=NO_JSON)
+
+
+def _dropout(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """That what a configuration would drop in training is kept here."""
+    if found := dropped(config):
+        shown = ", ".join(f"{key}={value}" for key, value in found.items())
+        yield f"{folder / 'config.json'} asks for dropout ({shown}), which is ignored: training here drops nothing"

@@ -33,6 +33,7 @@ class GgufFile:
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path

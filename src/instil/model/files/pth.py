@@ -42,6 +42,7 @@ class PthFile:
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
         self.path = path

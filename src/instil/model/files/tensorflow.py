@@ -60,6 +60,7 @@ class TensorflowCheckpoint:
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.path = folder

@@ -113,6 +113,7 @@ def check_folder(path: Path) -> None:
         UserError: it cannot be made, or not be written to.
     """
     made: list[Path] = []
+    there = False
     try:
         if path.is_symlink() and not path.exists():
             raise UserError(f"{path} is a link that leads nowhere; choose another --out")
@@ -121,13 +122,14 @@ def check_folder(path: Path) -> None:
         existing = next((part for part in above if part.exists()), None)
         if existing is not None and not existing.is_dir():
             raise RunFolderTaken(f"{existing} is a file; choose another --out")
+        there = not missing
         for part in reversed(missing):
             part.mkdir()
             made.append(part)
         with TemporaryDirectory(dir=path, prefix=".instil-"):
             pass
     except OSError as error:
-        what = "cannot be written to" if path.is_dir() and not made else "the folder cannot be made"
+        what = "cannot be written to" if there else "the folder cannot be made"
         raise UserError(f"{path}: {what}: {error.strerror or error}; choose another --out") from error
     finally:
         for part in reversed(made):

@@ -67,9 +67,9 @@ def export(
         raise SettingsError(f"--to {form}: wanted one of {', '.join(FORMS)}")
     write, ending = FORMS[form]
     target = Path(out) if out is not None else Path(f"{Path(model).resolve().stem}{ending}")
+    check_folder(target.parent)
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; choose another --out")
-    check_folder(target.parent)
     assistant = load(model, template=template, adapter=adapter)
     for note in assistant.decoder.notes:
         (screen or Screen(quiet=True)).say(note, "yellow")

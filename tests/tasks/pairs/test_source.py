@@ -62,10 +62,8 @@ def test_a_file_of_instructions_is_no_file_of_pairs(tmp_path: Path) -> None:
 
 def test_equal_pairs_of_a_file_are_kept_only_if_asked_for(tmp_path: Path) -> None:
     file = tmp_path / "pairs.json"
-    rejected = [f"{n}." if n % 7 == 6 else f"-{n}." for n in range(40)]
-    made = [
-        {**GOOD, "instruction": f"Say {n}.", "chosen": f"{n}.", "rejected": said} for n, said in enumerate(rejected)
-    ]
+    said = [f"{n}." if n % 7 == 6 else f"-{n}." for n in range(40)]
+    made = [{**GOOD, "instruction": f"Say {n}.", "chosen": f"{n}.", "rejected": one} for n, one in enumerate(said)]
     file.write_text(json.dumps(made))
     found = read_pairs(file, keep_equal=True)
     assert (len(found), found.equal) == (40, (6, 13, 20, 27, 34))

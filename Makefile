@@ -16,8 +16,9 @@ WORKERS ?= 2
 BENCH_TRAIN ?=
 BENCH_ANSWER ?=
 BENCH_PREFER ?=
+FIGURES ?=
 
-.PHONY: demo exercises test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
+.PHONY: demo exercises figures test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -47,6 +48,10 @@ exercises: $(VENV)/.core
 	$(BIN)/python -c "from pathlib import Path; page = Path('docs/exercises.md'); \
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + Path('runs/exercises/sweep.md').read_text() + end + text.split(end)[1])"
+
+# README's figures from docs/figures.json to their places, or measured anew before: FIGURES="--run headline --seeds 1 2 3".
+figures: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.figures $(FIGURES)
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

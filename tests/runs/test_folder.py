@@ -234,3 +234,30 @@ def test_nothing_stays_of_a_look_at_a_folder(tmp_path: Path) -> None:
     for out in (tmp_path, tmp_path / "deep" / "er" / "run"):
         RunFolder(out).check_free(overwrite=False)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("name", ["", "run", "deep/er/run"])
+def test_a_user_without_rights_is_told_so(name: str, tmp_path: Path) -> None:
+    """Whoever runs this: in a process that has given its rights up."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "nothing"
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            RunFolder(locked / name).check_free(overwrite=False)
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        said = told.read()
+    os.waitpid(child, 0)
+    what = r"(cannot be written to|the folder cannot be made): Permission denied; choose another --out"
+    assert re.fullmatch(f"UserError: {locked / name}: {what}", said)
+    assert not list(locked.iterdir())

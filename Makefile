@@ -16,13 +16,14 @@ WORKERS ?= 2
 BENCH_TRAIN ?=
 BENCH_ANSWER ?=
 BENCH_PREFER ?=
+FIGURES ?=
 
 # Puts what it reads into its place in a page.
 TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sys.argv[1]); \
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
+.PHONY: demo exercises families figures test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -56,6 +57,10 @@ families: $(VENV)/.dev
 	@mkdir -p build
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.model.family_table > build/families.md
 	$(TO_PAGE) docs/families.md < build/families.md
+
+# README's figures from docs/figures.json to their places, or measured anew before: FIGURES="--run headline --seeds 1 2 3".
+figures: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.figures $(FIGURES)
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

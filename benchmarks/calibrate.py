@@ -73,8 +73,13 @@ class Figures:
 
 
 def read(path: Path, *, embeddings: bool = False) -> Judged:
-    """The judged answers of a file in the book's form: both models' answers of each entry."""
+    """The judged answers of a file in the book's form, both models' of each entry; or what `keep` has left of them."""
     entries = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(entries, dict):
+        table_RC = np.array(entries["answers"], dtype=np.float64)
+        columns = dict(zip(entries["columns"], table_RC.T, strict=True))
+        entries_R, scores_R = columns.pop("entry").astype(np.int64), columns.pop("score")
+        return Judged(columns, scores_R, entries_R, columns["exact_match"] == 1)
     examples, answers, scores = [], [], []
     for number, entry in enumerate(entries):
         for model in (1, 2):
@@ -95,6 +100,19 @@ def read(path: Path, *, embeddings: bool = False) -> Judged:
         np.array([example.row for example in examples], dtype=np.int64),
         np.array([one["exact_match"] == 1 for one in known]),
     )
+
+
+def keep(judged: Judged, path: Path) -> None:
+    """Write down what the weights come from, without anybody's sentences: a line of numbers for each answer."""
+    names = ("exact_match", "token_f1", "rouge_l", "novel_f1", "chrf", "wrong_number", "echo")
+    rows = [
+        [entry, score, *(round(float(judged.features[name][at]), 6) for name in names)]
+        for at, (entry, score) in enumerate(zip(judged.entries_R.tolist(), judged.scores_R.tolist(), strict=True))
+    ]
+    about = "50 entries of eval-example-data.json of the book's chapter 7: GPT-4's scores of two models' answers"
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    head = json.dumps({"about": about, "columns": ["entry", "score", *names]})[:-1]
+    path.write_text(f'{head}, "answers": [\n{lines}\n]}}\n', encoding="utf-8")
 
 
 def ridge(values_RF: Floats, scores_R: Floats, signs_F: Floats, penalty: float) -> tuple[float, Floats]:
@@ -182,8 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=200, help="of the cross-validation; default 200")
     parser.add_argument("--folds", type=int, default=FOLDS, help=f"default {FOLDS}")
     parser.add_argument("--embeddings", action="store_true", help="also sets with the cosine of sentence embeddings")
+    parser.add_argument("--keep", type=Path, help="write the answers' features and scores here, without their texts")
     asked = parser.parse_args(arguments)
     judged = read(asked.path, embeddings=asked.embeddings)
+    if asked.keep:
+        keep(judged, asked.keep)
     print(f"{len(judged.scores_R)} answers, {int(judged.copies_R.sum())} of them exact copies, for which GPT-4 gave")
     print(f"{judged.scores_R[judged.copies_R].mean():.1f} on average; {asked.repeats} x {asked.folds} folds\n")
     print("| features | Pearson | AUC at 80 | Pearson, no copies |\n| --- | ---: | ---: | ---: |")

@@ -9,11 +9,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, fields
+from itertools import takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from instil.errors import DataError, InstilError, UserError, parsing_problem
+from instil.errors import DataError, InstilError, RunFolderTaken, UserError, parsing_problem
 
 NO_JSON = "not valid JSON"
 Parsed = TypeVar("Parsed")
@@ -98,6 +100,40 @@ def make_folder(path: Path) -> None:
         raise UserError(
             f"{path}: the folder cannot be made: {error.strerror or error}; choose another --out"
         ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Make sure that a folder can be made and written to; nothing stays of the attempt.
+
+    What rights say is not enough: below /proc, on a read-only medium, or where a drive is missing, they may allow what
+    the system then refuses.
+
+    Raises:
+        RunFolderTaken: there is a file where the folder, or one above it, would be.
+        UserError: it cannot be made, or not be written to.
+    """
+    made: list[Path] = []
+    there = False
+    try:
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} is a link that leads nowhere; choose another --out")
+        above = [path, *path.absolute().parents]
+        missing = list(takewhile(lambda part: not part.exists(), above))
+        existing = next((part for part in above if part.exists()), None)
+        if existing is not None and not existing.is_dir():
+            raise RunFolderTaken(f"{existing} is a file; choose another --out")
+        there = not missing
+        for part in reversed(missing):
+            part.mkdir()
+            made.append(part)
+        with TemporaryDirectory(dir=path, prefix=".instil-"):
+            pass
+    except OSError as error:
+        what = "cannot be written to" if there else "the folder cannot be made"
+        raise UserError(f"{path}: {what}: {error.strerror or error}; choose another --out") from error
+    finally:
+        for part in reversed(made):
+            part.rmdir()
 
 
 def read_parsed(

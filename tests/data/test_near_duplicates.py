@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from instil.data.near_duplicates import Seen, leaked, nearest_of, prompt_text
+from instil.data.sources import read_source
 from instil.records import Example
 from tests.conftest import BOOK_DATA
 
@@ -75,6 +76,31 @@ def test_rows_are_near_from_nine_tenths_on() -> None:
     assert 0.9 < cosines[0] < 0.97
     assert 0.8 < cosines[1] < 0.9
     assert [(near.row, near.train_row) for near in leaked(train, held_out)] == [(40, 0)]
+
+
+def test_rows_that_leak_are_counted_by_how_near_they_are() -> None:
+    """Of the starter rows, which the project wrote: as they are, and held out again with ever more of them changed."""
+    train = read_source("starter").examples[:300]
+
+    def held_out(row: int, text: str) -> Example:
+        return Example(text, "An answer.", train[row].input, row=1000 + row)
+
+    part = [held_out(row, train[row].instruction) for row in (3, 50)]
+    part += [held_out(row, f"{train[row].instruction.upper()}!!") for row in (77, 120)]
+    part += [held_out(row, f"{train[row].instruction} Please") for row in (160, 200)]
+    part += [held_out(row, " ".join(reversed(train[row].instruction.split()))) for row in (240,)]
+    part += [Example("Quetzal vex jukebox", "No.", row=n) for n in (1, 2)]
+    texts = [prompt_text(row) for row in train]
+    cosines, _ = nearest_of(texts, [prompt_text(row) for row in part])
+    everything = [*texts, *(prompt_text(row) for row in part)]
+    for at in (0, 2, 4, 6):  # by the formula written out
+        asked, like = prompt_text(part[at]), train[part[at].row - 1000]
+        assert cosines[at] >= naive_cosine(asked, prompt_text(like), everything) - 1e-5
+    assert tuple(sum(cosine > limit for cosine in cosines) for limit in (0.5, 0.9, 0.999)) == (7, 6, 4)
+    found = leaked(train, part)
+    assert {near.row - 1000 for near in found} >= {3, 50, 77, 120}
+    assert all(near.row == 1000 + near.train_row for near in found if near.cosine > 0.9999)
+    assert not {1, 2} & {near.row for near in found}
 
 
 @pytest.mark.skipif(not BOOK_DATA.is_dir(), reason="the book's data are not on this machine")

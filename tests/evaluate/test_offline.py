@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -166,6 +167,21 @@ def test_the_trivial_baseline_repeats_the_input() -> None:
     verdicts = trivial_baseline([Example("Fix.", "He runs.", "He run."), Example("Say hi.", "Say hi.")])
     assert verdicts[0].metrics["chrf"] == chrf("He run.", "He runs.")
     assert verdicts[1].score == 100
+
+
+def test_answers_of_our_own_get_their_known_figures() -> None:
+    """Right answers, wrong ones of the same form, and the input repeated: where each stands."""
+    rows = json.loads(Path(__file__).with_name("judged_by_hand.json").read_text(encoding="utf-8"))
+    examples = [Example(row["instruction"], row["output"], row["input"]) for row in rows]
+    right, wrong = (means(score_offline(examples, [row[f"model {n} response"] for row in rows])) for n in (1, 2))
+    assert right["exact_match"] == pytest.approx(17 / 24)
+    assert right["chrf"] == pytest.approx(89.1418, abs=1e-3)
+    assert right["score"] == pytest.approx(86.3, abs=2)
+    assert (wrong["exact_match"], wrong["chrf"]) == (0, pytest.approx(67.1746, abs=1e-3))
+    assert wrong["score"] == pytest.approx(25.6, abs=2)
+    baseline = means(trivial_baseline(examples))
+    assert (baseline["exact_match"], baseline["chrf"]) == (0, pytest.approx(43.5818, abs=1e-3))
+    assert baseline["score"] < 10  # an echo shares words and letters, and does nothing
 
 
 @pytest.mark.skipif(not BOOK_DATA.is_dir(), reason="the book's data are not on this machine")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from instil.data.encoding import encode
 from instil.data.loader import Loader
@@ -182,6 +183,22 @@ def test_the_chapters_name_of_the_file(program: Any) -> None:
     assert program.file_name("gpt2-medium") == "gpt2-medium355M-sft.pth"
     assert program.file_name("smollm2-135m") == "smollm2-135m-sft.pth"
     assert program.file_name("models/some.gguf") == "some-sft.pth"
+
+
+def test_batches_come_as_torchs_own_loader_draws_them() -> None:
+    """As the chapter's, on rows of the project's own: its DataLoader, written out, gives the same rows and lengths."""
+    split, tokenizer = split_in_order(read_source("starter").examples[:300]), FastTokenizer.gpt2()
+    encoded = [encode(row, template_named("alpaca"), tokenizer, "all") for row in split.train]
+    loader = Loader(encoded, 8, order="book", pad_id=50256, drop_last=True, seed=123, layout="padded")
+    found = [(batch.examples, batch.inputs.shape[1]) for batch in loader.batches()]
+    torch.manual_seed(123)
+    lengths = torch.utils.data.DataLoader(
+        [(row, len(one.ids)) for row, one in enumerate(encoded)],  # type: ignore[arg-type]
+        batch_size=8, shuffle=True, drop_last=True, collate_fn=list,
+    )  # fmt: skip
+    wanted = [([encoded[row].row for row, _ in batch], max(length for _, length in batch) - 1) for batch in lengths]
+    assert len(found) == len(split.train) // 8 == 31
+    assert [(list(rows), length) for rows, length in found] == wanted
 
 
 @pytest.mark.skipif(not (BOOK_DATA / "instruction-data.json").is_file(), reason="the book's rows are not here")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ from typing import Any
 import pytest
 
 import instil
-from instil.errors import DataError
+from instil.errors import DataError, ModelError
+from instil.model.load import load_decoder
+from instil.recipes.compare import common_rows
+from instil.recipes.export import export
+from instil.recipes.inspect import inspect
 from instil.recipes.score import score_path
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.settings.options import ScoreOptions
+from instil.settings.resolve import resolve
 from tests.conftest import rows
+from tests.e2e.test_cli import instil as command
 from tests.faults.judge_server import judging
 
 
@@ -72,6 +79,57 @@ def test_runs_are_compared_by_their_tuned_answers_and_base_can_be_named(copied_r
     assert found.comparison.b is not None
     assert found.comparison.b.mean == 100
     assert (found.looked, found.a, found.b) == (True, "base.json", "run")
+
+
+@pytest.fixture
+def stopped(plain_run: Path, tmp_path: Path) -> Path:
+    """That run as it would be had it been stopped while it trained."""
+    folder = Path(shutil.copytree(plain_run, tmp_path / "stopped"))
+    shutil.rmtree(folder / "model")
+    for name in ("report.json", "report.html", "responses/tuned.json"):
+        (folder / name).unlink()
+    for file in (folder / "scores").glob("tuned.*"):
+        file.unlink()
+    return folder
+
+
+NO_ANSWERS = r"stopped: no answers of the tuned model .*--overwrite.*only if their file is named: .*base\.json"
+
+
+def test_a_stopped_runs_answers_from_before_training_are_not_the_runs(stopped: Path, copied_run: Path) -> None:
+    for side, given in (("a", (stopped, copied_run)), ("b", (copied_run, stopped)), ("a", (stopped, stopped))):
+        with pytest.raises(DataError, match=f"^{side}: .*{NO_ANSWERS}"):
+            instil.compare(*given)
+        with pytest.raises(DataError, match=NO_ANSWERS):
+            common_rows(*given, "ollama:judge")
+    (stopped / "responses" / "mine.json").write_bytes((stopped / "responses" / "base.json").read_bytes())
+    with pytest.raises(DataError, match=rf"{NO_ANSWERS}, .*mine\.json"):
+        instil.compare(copied_run, stopped)
+    for name in ("base", "mine"):  # a file means what it says
+        assert instil.compare(stopped / "responses" / f"{name}.json", copied_run).comparison.rows == 4
+    said = command("compare", stopped, copied_run)
+    assert (said.returncode, said.stdout) == (2, "")
+    said = command("prefer", "--from", stopped, copied_run, "--judge", "ollama:judge", "--out", stopped / "pairs.json")
+    assert said.returncode == 2
+    assert re.search(NO_ANSWERS, said.stderr)
+    shutil.copytree(copied_run / "model", stopped / "model")  # stopped later: it can answer
+    with pytest.raises(DataError, match=r"stopped --split test --out FILE\.json answers them with its model"):
+        instil.compare(copied_run, stopped)
+
+
+def test_what_else_a_stopped_run_is_asked_for_is_not_taken_for_the_runs(stopped: Path, tiny_folder: Path) -> None:
+    """Scores of the answers from before training are named so, and there is no model to answer or to train on."""
+    said = command("score", stopped, "--json")
+    assert said.returncode == 0, said.stderr
+    assert set(json.loads(said.stdout)["scores"]) == {"base"}
+    assert re.search(NO_ANSWERS, said.stderr)
+    no_model = r"stopped: the run has no model folder; it was stopped before its model was saved"
+    for ask in (lambda: instil.load(stopped), lambda: load_decoder(stopped), lambda: export(stopped, "hf"),
+                lambda: inspect(rows(20), str(stopped), resolve(), [])):  # fmt: skip
+        with pytest.raises(ModelError, match=no_model):
+            ask()
+    with pytest.raises(ModelError, match="stopped: the run has no adapter folder"):
+        instil.load(tiny_folder, adapter=stopped)
 
 
 def test_rows_like_training_rows_are_reported_apart(copied_run: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +15,14 @@ from typing import Any
 import pytest
 
 import instil
-from instil.errors import InstilError, UserError
+from instil.errors import InstilError, RunFolderTaken, UserError
 from instil.model.load import load_decoder
+from instil.recipes.export import export
+from instil.recipes.probe import probe
 from instil.recipes.respond import respond_rows
 from instil.recipes.run.run import run
 from instil.recipes.score import score_path
+from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
@@ -167,3 +173,91 @@ def test_a_disk_without_room_is_told_before_any_work(
         with pytest.raises(UserError, match=rf"needs \d\.\d\d GB on disk, and .* free at {tmp_path}; make room"):
             run(rows(12), tiny_folder, out, settings=settings)
         assert not out.exists()
+
+
+BELOW = {
+    "a file in the way": ("file/deep/run", RunFolderTaken, "file is a file; choose another --out"),
+    "the file itself": ("file", RunFolderTaken, "file is a file; choose another --out"),
+    "of the kernel": ("/proc/nobody/run", UserError, "/proc/nobody/run: the folder cannot be made: No such file"),
+    "of the kernel, itself": ("/proc/self", UserError, "/proc/self: cannot be written to: No such file"),
+    "a device": ("/dev/null/run", RunFolderTaken, "/dev/null is a file; choose another --out"),
+    "a name that is too long": ("x" * 300 + "/run", UserError, "the folder cannot be made: File name too long"),
+    "a link in a circle": ("circle/run", UserError, "circle/run: the folder cannot be made: "),
+    "a link that leads nowhere": ("nowhere", UserError, "nowhere is a link that leads nowhere"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
+@pytest.mark.parametrize("where", BELOW)
+def test_a_folder_that_cannot_be_made_is_named_and_nothing_else(where: str, tmp_path: Path, tiny_folder: Path) -> None:
+    """Not by how much room there is, which is none where nothing can be written; and nothing stays of the attempt."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    before = sorted(tmp_path.iterdir())
+    name, kind, says = BELOW[where]
+    out = tmp_path / name
+    asks: list[Callable[[], object]] = [
+        lambda: run(rows(12), tiny_folder, out, ONE_STEP, answers=False),
+        lambda: probe(rows(40), tiny_folder, resolve(), out=out),
+        lambda: export(tiny_folder, "hf", out / "hf"),
+    ]
+    for ask in asks[: 1 if "nowhere" in where else 3]:
+        with pytest.raises(kind, match=re.escape(says)) as caught:
+            ask()
+        assert not re.search(r"GB|\n", str(caught.value))
+        assert str(caught.value).endswith("choose another --out")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_folder_without_rights_or_on_a_medium_that_is_read_only(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the system tells it, whoever runs this; a folder that is there and one that is not."""
+    real = os.mkdir
+
+    def refusing(path: Any, *rest: Any, **more: Any) -> None:
+        if str(path).startswith(str(tmp_path / "drive")):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        real(path, *rest, **more)
+
+    (tmp_path / "drive").mkdir()
+    monkeypatch.setattr(os, "mkdir", refusing)
+    for name, says in {"new/run": "the folder cannot be made", "": "cannot be written to"}.items():
+        out = tmp_path / "drive" / name
+        with pytest.raises(UserError, match=f"^{out}: {says}: Read-only file system; choose another --out$"):
+            run(rows(12), tiny_folder, out, ONE_STEP, answers=False)
+    assert not list((tmp_path / "drive").iterdir())
+
+
+def test_nothing_stays_of_a_look_at_a_folder(tmp_path: Path) -> None:
+    for out in (tmp_path, tmp_path / "deep" / "er" / "run"):
+        RunFolder(out).check_free(overwrite=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.parametrize("name", ["", "run", "deep/er/run"])
+def test_a_user_without_rights_is_told_so(name: str, tmp_path: Path) -> None:
+    """Whoever runs this: in a process that has given its rights up."""
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "nothing"
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            RunFolder(locked / name).check_free(overwrite=False)
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        said = told.read()
+    os.waitpid(child, 0)
+    what = r"(cannot be written to|the folder cannot be made): Permission denied; choose another --out"
+    assert re.fullmatch(f"UserError: {locked / name}: {what}", said)
+    assert not list(locked.iterdir())

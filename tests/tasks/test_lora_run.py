@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ import torch
 import instil
 from instil.errors import SettingsError
 from instil.model.decoder import batch_of_ids
-from instil.model.files.peft import load_adapter
+from instil.model.files.peft import TIED_HEAD, load_adapter
 from instil.model.load import load_decoder
+from instil.recipes.export import export
 from instil.recipes.plan.plan import plan
 from instil.settings.resolve import resolve
 from tests.conftest import rows
+from tests.recipes.test_export_gguf import folder_of
 
 
 @pytest.mark.parametrize(
@@ -99,3 +102,45 @@ def test_a_plan_counts_what_is_trained(tiny_folder: Path) -> None:
     rows_too = plan(rows(40), tiny_folder, resolve(values=chosen)).memory
     width = load_decoder(tiny_folder).spec.width
     assert rows_too.moments - lora.moments == 2 * 4 * 3 * width
+
+
+@pytest.mark.parametrize("untie", [False, True])
+@pytest.mark.parametrize("targets", ["all", "all,head", "q,lm_head"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_on_a_tied_head_is_warned_of(tied: bool, targets: str, untie: bool, tmp_path: Path) -> None:
+    """Before training and in the folder; which forms PEFT opens with equal scores, and which it does not."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = folder_of(tmp_path / "base", "llama", tied=tied, max_position_embeddings=512)
+    made = instil.finetune(
+        rows(20), model=base, out=tmp_path / "run", method="lora", epochs=2, learning_rate=0.05, max_new_tokens=2,
+        untie_head=untie, lora={"targets": targets.split(","), "rank": 2},
+    ).path  # fmt: skip
+    warned = tied and "head" in targets
+    told = [line for line in json.loads((made / "report.json").read_text())["preflight"] if "merge_and_unload" in line]
+    assert told == [TIED_HEAD] * warned
+    readme = made / "adapter" / "README.md"
+    assert readme.is_file() == warned
+    assert not warned or TIED_HEAD in readme.read_text()
+    ids = torch.arange(5, 30)[None]
+    decoder = load_decoder(made / "model")
+
+    def apart(model: Any) -> float:
+        with torch.inference_mode():
+            wanted = decoder.logits(decoder(batch_of_ids(ids)))
+            return float((model(ids).logits[0] - wanted).abs().max() / wanted.abs().max())
+
+    def opened(untied: bool = False) -> Any:
+        model = AutoModelForCausalLM.from_pretrained(base)
+        if untied:
+            model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+            model.config.tie_word_embeddings = False
+        return PeftModel.from_pretrained(model, made / "adapter").eval()
+
+    assert apart(AutoModelForCausalLM.from_pretrained(made / "model").eval()) < 1e-5
+    assert apart(opened()) < 1e-5
+    assert (apart(opened().merge_and_unload()) < 1e-5) != warned
+    assert apart(opened(untied=True).merge_and_unload()) < 1e-5
+    export(base, "hf", tmp_path / "merged", adapter=made / "adapter")
+    assert apart(AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()) < 1e-5

@@ -176,3 +176,32 @@ def test_settings_without_an_effect_are_told_of(tiny_folder: Path) -> None:
     (said,) = notes("dpo.loss=simpo")
     assert "add --method simpo" in said
     assert notes("lora.alpha=16.0")  # the book's value, but not as in the book
+
+
+@pytest.mark.parametrize(
+    ("keys", "shown"),
+    [
+        ({"attention_dropout": 0.1, "hidden_dropout": 0.0}, "attention_dropout=0.1"),
+        ({"attn_pdrop": 0.1, "embd_pdrop": 0.2, "resid_pdrop": 0}, "attn_pdrop=0.1, embd_pdrop=0.2"),
+        ({"hidden_dropout": 0.3, "mlp_dropout": 0.4}, "hidden_dropout=0.3, mlp_dropout=0.4"),
+        ({"embedding_dropout": 0.1, "residual_dropout": 0.2}, "embedding_dropout=0.1, residual_dropout=0.2"),
+        (
+            {"hidden_dropout_prob": 0.1, "attn_dropout_rate": 1},
+            "hidden_dropout_prob=0.1, attn_dropout_rate=1",
+        ),
+        ({"layerdrop": 0.05}, "layerdrop=0.05"),
+        ({"attention_dropout": 0.0, "resid_pdrop": None, "layerdrop": 0, "embd_pdrop": False}, ""),
+        ({"summary_first_dropout": 0.1, "classifier_dropout": 0.1, "classifier_dropout_prob": 0.1}, ""),
+    ],
+)
+def test_dropout_of_a_configuration_is_named_as_ignored(
+    keys: dict[str, float], shown: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """In one line before training; who asks the model for answers has nothing to do with it."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**stored, **keys}))
+    lines = [line for line in prepare(rows(20), folder, Settings()).preflight.lines() if "drop" in line]
+    wanted = f"{folder / 'config.json'} asks for dropout ({shown}), which is ignored: training here drops nothing"
+    assert lines == ([wanted] if shown else [])
+    assert load_decoder(folder).notes == ()

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from instil.data.collate import collate
 from instil.data.loader import Loader
-from instil.errors import TrainingDiverged
+from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
+from instil.model.lora import add_lora
 from instil.model.spec import DecoderSpec, RopeScaling
 from instil.records import IGNORED, Encoded
 from instil.runs.observers import MetricsFile
@@ -365,3 +366,37 @@ def test_loss_axes_begin_at_zero_only_where_losses_come_near_it(
         assert bottom == 0 if floor == 0 else floor - 0.2 * spread < bottom < floor
         assert top > max(losses)
     assert drawn[3].axes[0].get_ylim()[0] == 0
+
+
+FOUR = [Encoded((3, 4 + n, 5, 1), (False, False, True, True), 2) for n in range(4)]
+
+
+@pytest.mark.parametrize("adapters", ["none", "lora", "dora", "rows"])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_weights_that_would_lose_updates_are_not_trained(kind: torch.dtype, adapters: str) -> None:
+    """Adapters have their base's type; all is as it was before a refusal, and in float32 every weight moves."""
+    model = decoder().to(kind)
+    if adapters != "none":
+        add_lora(model, rank=2, dora=adapters == "dora", trainable_token_indices=[3] if adapters == "rows" else [])
+    trained = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    seen: list[int] = []
+    told = [Pauses(seen)]
+    loader = Loader(FOUR, 2, pad_id=0)
+    options = TrainOptions(epochs=4, learning_rate=1e-4, schedule="constant", warmup=0.0)
+    if kind in (torch.float32, torch.float64):
+        train(model, loader, options, observers=told)
+        moved = {name for name, value in model.named_parameters() if name in trained and (value != trained[name]).any()}
+        assert {name.rpartition(".")[0] for name in trained} == {name.rpartition(".")[0] for name in moved}
+        return
+    with pytest.raises(SettingsError, match=rf"held in {str(kind)[6:]}, .*dtype=torch\.float32.*train\.precision=bf16"):
+        train(model, loader, options, observers=told, seen_ids=range(17))
+    assert not seen
+    assert all(torch.equal(value, trained[name]) for name, value in model.named_parameters() if name in trained)
+
+
+def test_one_narrow_parameter_is_enough() -> None:
+    model, name = decoder(), r"blocks\.1\.attention\.qkv\.weight"
+    model.blocks[1].attention.qkv.bfloat16()
+    loader, options = Loader(FOUR, 2, pad_id=0), TrainOptions(epochs=1)
+    with pytest.raises(SettingsError, match=f"{name} is to be trained and is held in bfloat16"):
+        train(model, loader, options)

@@ -131,8 +131,7 @@ def load(
     stored: Template | None = None
     if (found / RUN_FILE).is_file():
         folder = RunFolder(found)
-        if not folder.model.is_dir():
-            raise ModelError(f"{found}: the run has no model folder; it was stopped before its model was saved")
+        find_model(found)  # whether it has one
         stored = folder.template()
         settings = settings.changed(**folder.read_settings()["settings"].get("generate", {}))
         found = folder.model
@@ -159,7 +158,11 @@ def load(
 
 def _adapter_folder(given: Path, model: Path) -> Path:
     """Where the adapters lie: in the folder given, or in a run's; not those that are in the model already."""
-    folder = RunFolder(given).adapter if (given / RUN_FILE).is_file() else given
+    folder = given
+    if (given / RUN_FILE).is_file():
+        folder = RunFolder(given).adapter
+        if not folder.is_dir():
+            raise ModelError(f"{given}: the run has no adapter folder; it was tuned in full, or stopped before its end")
     run = RunFolder(model.parent)
     own, its = folder / WEIGHTS, run.adapter / WEIGHTS
     both = (model.parent / RUN_FILE).is_file() and its.is_file() and own.is_file()

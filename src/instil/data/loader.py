@@ -1,8 +1,8 @@
-"""Batches in a seeded order that can be taken up again at any step.
+"""Batches in a seeded order.
 
-The order of an epoch is a function of the seed and the epoch's number alone, so a run that stops in
-the middle of epoch 3 goes on with exactly the rows it had not seen. The book's order is drawn instead, as torch's own
-``DataLoader`` draws it.
+The order of an epoch is a function of the seed and the epoch's number alone, so whatever else draws random numbers does
+not change it, and the rest of an epoch can be had without what comes before. (Training itself cannot be taken up in the
+middle yet: the optimizer's moments go.) The book's order is drawn instead, as torch's own ``DataLoader`` does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Loader:
         seed: of the order.
         layout: ``"shared"`` for batches without padding whose common beginning is computed once, or ``"padded"``.
         order: ``"seeded"``, or ``"book"``: as torch's ``DataLoader`` draws it (chapter 7.4) from the global generator,
-            so that it depends on everything drawn before, and cannot be taken up in the middle of an epoch.
+            so that it depends on everything drawn before, and of an epoch only the whole can be had.
         collator: how rows become a batch; made with ``pad_id``, ``max_length`` and ``layout``.
     """
 
@@ -115,7 +115,7 @@ class Loader:
                 yield self._step_of(order, step)
             return
         if start:
-            raise ValueError("the book's order cannot be taken up in the middle of an epoch")
+            raise ValueError("in the book's order an epoch has no rest without what comes before it")
         if epoch == 0:
             torch.manual_seed(self.seed)
         yield from self.draw()

@@ -22,6 +22,7 @@ from instil.files import sha256_of
 FETCHED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja")
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
 MANIFEST = "fetched.json"
+RUN_FILE = "run.toml"  # by which a run folder is known
 WEIGHTS = "model.ckpt.data-00000-of-00001"
 OPENAI_FILES = {  # the small ones first: they say what the large one must be. Hashes where they are known
     "checkpoint": "",
@@ -69,7 +70,13 @@ def find_model(model: str | Path) -> Path:
     path = Path(model)
     if path.exists():
         inside = path / "model"  # a run folder stands for the model inside it
-        return inside if (inside / "config.json").is_file() and not (path / "config.json").exists() else path
+        whole = (inside / "config.json").is_file()
+        if (path / RUN_FILE).is_file() and not whole:
+            raise ModelError(
+                f"{path}: the run has no model folder; it was stopped before its model was saved. Make it again with "
+                "--overwrite, or give another model"
+            )
+        return inside if whole and not (path / "config.json").exists() else path
     name = str(model)
     if name in NAMED:
         return _named(name, NAMED[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def load_decoder(
 
     Quantised weights are dequantised. Every tensor of the file must be used and every parameter found;
     anything else is refused rather than guessed.
+
+    Args:
+        model: its name, folder or file.
+        dtype: in which the weights are held. For answering any will do; `instil.train` wants float32 of what it trains.
+        device: where.
 
     Raises:
         ModelError: there is no such model, it is damaged, or of a kind that is not read here.
@@ -65,3 +71,17 @@ def open_model(path: Path) -> Reader:
     from instil.model.files.gguf import GgufFile
 
     return GgufFile(path)
+
+
+def file_hash(model: str | Path) -> str:
+    """SHA-256 of the files that a model's weights are read from, one after the other, whatever form they have.
+
+    Raises:
+        ModelError: see `load_decoder`.
+    """
+    digest = hashlib.sha256()
+    for file in open_model(find_model(model)).files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

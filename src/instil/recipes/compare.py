@@ -19,7 +19,7 @@ from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.pairwise import PairwiseVerdicts, judge_pairwise
 from instil.recipes.score import Scored, score_answers
 from instil.records import Example, Verdict
-from instil.runs.answers import AnsweredRows, find_answers
+from instil.runs.answers import AnsweredRows, find_answers, no_answers_after
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions
 
@@ -200,12 +200,14 @@ def compare_pairwise(
 
 
 def _answers_at(path: Path, side: str) -> AnsweredRows:
-    """The answers meant by a path: of a run the tuned model's."""
+    """The answers meant by a path: of a run the tuned model's, and no others unless their file is named."""
     found = find_answers(path)
-    tuned = [one for one in found if one.which == "tuned"]
-    if len(found) > 1 and not tuned:
-        raise DataError(f"{path}: which answers are meant for {side}? {', '.join(str(one.file) for one in found)}")
-    return tuned[0] if len(found) > 1 else found[0]
+    if not path.is_dir():
+        return found[0]
+    tuned = next((one for one in found if one.which == "tuned"), None)
+    if tuned is None:
+        raise DataError(f"{side}: {no_answers_after(path, found)}")
+    return tuned
 
 
 def _names(a: Path, b: Path) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from instil.data.encoding import begin_text, encode_prompt, stop_id
 from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.data.gguf_vocabulary import KNOWN_ENDS
 from instil.errors import ModelError, SettingsError, UserError
+from instil.files import check_folder
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.gguf_writer import write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
@@ -66,6 +67,7 @@ def export(
         raise SettingsError(f"--to {form}: wanted one of {', '.join(FORMS)}")
     write, ending = FORMS[form]
     target = Path(out) if out is not None else Path(f"{Path(model).resolve().stem}{ending}")
+    check_folder(target.parent)
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} is there already; choose another --out")
     assistant = load(model, template=template, adapter=adapter)

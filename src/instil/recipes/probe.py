@@ -8,7 +8,6 @@ better half of the rates is tried again with twice the steps (successive halving
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ from typing import Any
 
 import torch
 
-from instil.errors import DataError, RunFolderTaken, SettingsError, TrainingDiverged, UserError, counted
-from instil.files import make_folder, write_json
+from instil.errors import DataError, SettingsError, TrainingDiverged, counted
+from instil.files import check_folder, make_folder, write_json
 from instil.machine import available_memory
 from instil.model.decoder import Decoder
 from instil.runs.report.curves import plot_rates
@@ -148,7 +147,7 @@ def probe(
     screen = screen or Screen()
     wanted = _checked(rates or _usual(settings))
     if out is not None:
-        _check_out(out)
+        check_folder(out)
     held_out = settings.train.model_copy(update={"evaluation": "held_out"})  # the book's way moves the order of rows
     prepared = prepare(data, model, settings.model_copy(update={"train": held_out}))
     if loader_for(prepared, "validation") is None:
@@ -317,15 +316,6 @@ class _AtTheEnds:
     def due(self, done: int, ends_epoch: bool) -> bool:
         del ends_epoch
         return done == self._steps
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a folder that cannot be written to, before any work."""
-    existing = next(part for part in (out, *out.absolute().parents) if part.exists())
-    if not existing.is_dir():
-        raise RunFolderTaken(f"{existing} is a file; choose another --out")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"{existing} cannot be written to; choose another --out")
 
 
 def _usual(settings: Settings) -> Sequence[float]:

@@ -19,7 +19,14 @@ from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline
 from instil.evaluate.statistics import Interval, interval
 from instil.records import Example, Verdict
-from instil.runs.answers import AnsweredRows, answered_rows, find_answers, read_verdicts, write_verdicts
+from instil.runs.answers import (
+    AnsweredRows,
+    answered_rows,
+    find_answers,
+    no_answers_after,
+    read_verdicts,
+    write_verdicts,
+)
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import ScoreOptions
@@ -136,6 +143,8 @@ def score_path(
         JudgeError, StoppedEarly, RunFolderTaken: see `score`; verdicts that came are kept.
     """
     found = find_answers(path)
+    if path.is_dir() and all(one.which != "tuned" for one in found):
+        (screen or Screen(quiet=True)).say(no_answers_after(path, found), "yellow")
     scored = score_answers(found, judge, options or ScoreOptions(), screen or Screen(quiet=True))
     if found[0].run is not None:
         try:

@@ -102,6 +102,18 @@ def find_answers(path: Path) -> list[AnsweredRows]:
     return found
 
 
+def no_answers_after(path: Path, found: Sequence[AnsweredRows]) -> str:
+    """What is to be said of a run that has answers, but none of its tuned model: it was stopped, as a rule."""
+    others = ", ".join(str(one.file) for one in found)
+    again = f"instil respond {path} --split test --out FILE.json answers them with its model"
+    if not (RunFolder(path).model / "config.json").is_file():
+        again = "make the run again, with --overwrite"
+    return (
+        f"{path}: no answers of the tuned model in it (responses/tuned.json), as in a run that was stopped; {again}. "
+        f"Answers from before training count as the run's only if their file is named: {others}"
+    )
+
+
 def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
     rows = parse_rows(file.read_bytes(), str(file))
     numbers = run.held_out_rows() if run else None

@@ -15,7 +15,7 @@ from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
 from instil.model.decoder import Decoder
-from instil.model.files.folder import file_hash
+from instil.model.load import file_hash
 from instil.records import Completion, Example, Finish
 from instil.runs.folder import RunFolder
 from instil.tasks.task import Prepared

@@ -19,7 +19,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -31,10 +30,11 @@ from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
-from instil.files import make_folder, read_json, read_parsed, unfinished_of, write_json, write_whole
+from instil.files import check_folder, make_folder, read_json, read_parsed, unfinished_of, write_json, write_whole
+from instil.model import find
 from instil.records import Completion, Example
 
-RUN_FILE = "run.toml"
+RUN_FILE = find.RUN_FILE  # a run stands for the model in it
 OWN_FILES = (
     RUN_FILE,
     "split.json",
@@ -91,13 +91,7 @@ class RunFolder:
             UserError: the path cannot be written, ``overwrite`` would remove a folder that is not a run, or
                 one that the new run reads from.
         """
-        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
-        if not existing.is_dir():
-            raise RunFolderTaken(f"{existing} is a file; choose another --out")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise UserError(f"{existing} cannot be written to; choose another --out")
-        if self.path.is_symlink() and not self.path.exists():
-            raise UserError(f"{self.path} is a link that leads nowhere; choose another --out")
+        check_folder(self.path)
         if not self.path.exists() or not any(self.path.iterdir()):
             return
         if not overwrite:

@@ -97,7 +97,7 @@ class SavedAdapter(Observer):
 
     def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
         release()  # what training took; whole weights may have to be made again
-        save_adapter(decoder, self._folder.adapter, self._prepared.model_name)
+        save_adapter(decoder, self._folder.adapter, self._prepared.model_name, tied_base=self._prepared.spec.tied)
         self._folder.write_json(f"{self._folder.adapter.name}/{TEMPLATE_FILE}", self._prepared.template.as_json())
 
 

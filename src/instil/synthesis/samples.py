@@ -16,8 +16,7 @@ from typing import Any
 from instil.ask.journal import Journal, key_of
 from instil.assistant.assistant import Assistant
 from instil.generate.answer import answer
-from instil.model.files.folder import file_hash
-from instil.model.find import find_model
+from instil.model.load import file_hash
 from instil.records import Example
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.synthesis.pairing import Candidate
@@ -73,10 +72,7 @@ def sample_rows(
 def weights_hash(model: str | Path) -> str:
     """SHA-256 of the weights that `instil.assistant.assistant.load` would read."""
     path = Path(model)
-    found = RunFolder(path).model if (path / RUN_FILE).is_file() else find_model(model)
-    if found.is_file() or any(found.glob("*.safetensors")):
-        return file_hash(found)
-    return key_of(*(file_hash(file) for file in sorted(found.iterdir()) if file.is_file()))  # OpenAI's own files
+    return file_hash(RunFolder(path).model if (path / RUN_FILE).is_file() else model)
 
 
 def _seed(seed: int, start: int) -> int:

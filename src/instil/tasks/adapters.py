@@ -11,8 +11,10 @@ from torch import Tensor
 from instil.errors import InstilError
 from instil.machine import release
 from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.files.peft import TIED_HEAD
 from instil.model.frozen import BITS, FrozenLinear, quantise_base
 from instil.model.lora import add_lora, merge, trained_parameters
+from instil.model.spec import DecoderSpec
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.train.observer import Observer
@@ -50,6 +52,15 @@ def not_exact(settings: Settings) -> str:
     if settings.train.method == "full" or base == "fp32":
         return ""
     return f"the frozen weights are in {BITS[base]} bits (lora.base={base}): not exact"
+
+
+def tied_head(settings: Settings, spec: DecoderSpec) -> str:
+    """What a run with such settings has to say of an adapter on a head that is the base's embedding, if it has one.
+
+    Untying it for the run (``train.untie_head``) does not change the base that PEFT will open.
+    """
+    named = {"head", "lm_head"} & set(settings.lora.targets)
+    return TIED_HEAD if settings.train.method == "lora" and named and spec.tied else ""
 
 
 class MergeError(InstilError):

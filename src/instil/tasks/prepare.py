@@ -20,7 +20,7 @@ from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
 from instil.settings.options import Settings
 from instil.settings.resolve import idle
-from instil.tasks.adapters import adapt, not_exact
+from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
 from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Data, Prepared, Task, loader_for
@@ -80,9 +80,10 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
             *tokenizer.notes,
             *_resize_notes(spec, new),
             *reader.notes,
+            *reader.training_notes,
             *_header_notes(template, settings),
             *idle(settings),
-            *filter(None, [not_exact(settings)]),
+            *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),
         ],
     )

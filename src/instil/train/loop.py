@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from instil.errors import TrainingDiverged
+from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.model.lora import trained_parameters
 from instil.records import Batch
@@ -77,8 +77,10 @@ def train(
         objective: what is made smaller; the negative log-likelihood of the targets by default.
 
     Raises:
+        SettingsError: weights that are to be trained are held in fewer than 32 bits.
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
     """
+    _check_width(decoder)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
     training = _Training(decoder, loader, options, evaluator, observers, seen_ids, best, objective)
@@ -96,6 +98,23 @@ def train(
     for observer in observers:
         observer.on_train_end(decoder, result)
     return result
+
+
+def _check_width(decoder: Decoder) -> None:
+    """SettingsError for weights, or adapters, that would lose updates: bfloat16 drops those below a 256th of a weight.
+
+    That is most of what a step changes, and no loss tells. A copy in float32 beside them would take as much memory as
+    weights in float32 do.
+    """
+    for name, parameter in decoder.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise SettingsError(
+                f"{name} is to be trained and is held in {kind}, in which most updates would be rounded away. Load the "
+                "model in float32 (load_decoder(model, dtype=torch.float32), the default), adapters included; "
+                "train.precision=bf16 computes products in bfloat16 all the same, and lora.base=int8 or nf4 holds a "
+                "frozen base in fewer bits"
+            )
 
 
 class _Training:

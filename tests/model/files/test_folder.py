@@ -12,9 +12,8 @@ import torch
 
 from instil.errors import ModelError
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.model.files.folder import file_hash
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
-from instil.model.load import load_decoder, open_model
+from instil.model.load import file_hash, load_decoder, open_model
 from tests.conftest import rows, tiny_reference
 from tests.e2e.test_cli import instil as command
 

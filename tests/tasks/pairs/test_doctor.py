@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +157,32 @@ def test_a_preface_of_rewriting_is_cut_and_others_stay() -> None:
     assert without_preface('Rewritten output: "A" and "B"') == '"A" and "B"'
     assert without_preface("Here are two colours:\n1. Red") == "Here are two colours:\n1. Red"
     assert without_preface(' "It is 4." ') == '"It is 4."'
+
+
+def test_pairs_made_by_a_polite_and_a_rude_rewriting(tmp_path: Path) -> None:
+    """Of the kind that the chapter's bonus makes, of rows of the project's own: what they would teach is found."""
+    given = json.loads((Path(__file__).parents[2] / "evaluate" / "judged_by_hand.json").read_text(encoding="utf-8"))
+    made = []
+    for number, row in enumerate(given * 2):
+        right, coin = row["output"], number % 2
+        sides = [f"{right} I hope this helps.", f"{right[:-1]}, obviously."]
+        chosen, rejected = (right, sides[1]) if coin else (sides[0], right)
+        made.append({**{key: row[key] for key in ("instruction", "input", "output")}, "instruction":
+                     f"{row['instruction']} ({number})", "chosen": chosen, "rejected": rejected})  # fmt: skip
+    for number in (4, 31):
+        made[number]["rejected"] = made[number]["chosen"]
+    for number in (7, 9, 11):
+        made[number]["chosen"] = f"Here is the rewritten text:\n\n{made[number]['chosen']}"
+    file = tmp_path / "pairs.json"
+    file.write_text(json.dumps(made))
+    diagnosis = diagnose(read_pairs(file, keep_equal=True).pairs)
+    findings = found(diagnosis)
+    assert diagnosis.usable
+    assert findings["equal"].rows == (4, 31)
+    assert findings["prefaces"].said.startswith("3 chosen")
+    assert len(findings["rejected_is_output"].rows) == 24
+    assert findings["style_words"].severity == "warning"
+    assert diagnosis.figures["told_by_words"] > 0.85
 
 
 def test_the_chapters_pairs() -> None:

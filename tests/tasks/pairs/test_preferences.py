@@ -14,7 +14,7 @@ import instil
 from instil.cli.options import chosen_settings
 from instil.data.splits import PARTS
 from instil.errors import DataError, ModelError, SettingsError, UserError
-from instil.model.files.folder import file_hash
+from instil.model.load import file_hash
 from instil.recipes.inspect import inspected_rows
 from instil.recipes.plan.forecast import looking_before
 from instil.recipes.plan.plan import plan

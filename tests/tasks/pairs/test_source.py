@@ -60,6 +60,16 @@ def test_a_file_of_instructions_is_no_file_of_pairs(tmp_path: Path) -> None:
         pairs_from([7], skip_bad=True)
 
 
+def test_equal_pairs_of_a_file_are_kept_only_if_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.json"
+    said = [f"{n}." if n % 7 == 6 else f"-{n}." for n in range(40)]
+    made = [{**GOOD, "instruction": f"Say {n}.", "chosen": f"{n}.", "rejected": one} for n, one in enumerate(said)]
+    file.write_text(json.dumps(made))
+    found = read_pairs(file, keep_equal=True)
+    assert (len(found), found.equal) == (40, (6, 13, 20, 27, 34))
+    assert len(read_pairs(file, skip_bad=True)) == 35
+
+
 def test_the_chapters_file() -> None:
     file = BOOK_DATA / "instruction-data-with-preference.json"
     if not file.is_file():

@@ -194,8 +194,9 @@ HARMLESS = frozenset(
     exponential_decay_length_penalty""".split()
 )
 # Endings of such: ids of the tokenizer, what is dropped in training, first values of weights, losses of training alone.
+DROPPED = ("dropout", "dropout_prob", "dropout_rate", "dropout_p", "_pdrop", "layerdrop", "drop_rate")
 HARMLESS_ENDINGS = (
-    "_token_id", "_token_ids", "_token_index", "_tokens_id", "dropout", "dropout_prob", "_pdrop", "layerdrop",
+    *DROPPED, "_token_id", "_token_ids", "_token_index", "_tokens_id",
     "_loss_coef", "_loss_coefficient", "_initializer_range", "_initializer_factor", "_flash_attn_2_enabled",
     "use_flash_attn", "use_flash_attention", "use_flash_attention_2",
 )  # fmt: skip
@@ -238,6 +239,18 @@ def _says_nothing(key: str, value: Any) -> bool:
     if isinstance(value, bool | int | float):
         return value == (1 if any(part in key for part in _SCALES) and not isinstance(value, bool) else 0)
     return value is None or value in ("", {})
+
+
+def dropped(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration says that is dropped while the decoder is trained; not of heads that are not the decoder's.
+
+    >>> dropped({"resid_pdrop": 0.1, "attention_dropout": 0.0, "classifier_dropout": 0.2, "layerdrop": None})
+    {'resid_pdrop': 0.1}
+    """
+    others = ("summary", "classifier", "classification", "pooler")
+    return {
+        key: value for key, value in config.items() if value and key.endswith(DROPPED) and not key.startswith(others)
+    }
 
 
 def refuse_strangers(

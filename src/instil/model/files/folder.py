@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,11 @@ from torch import Tensor
 
 from instil.errors import ModelError
 from instil.files import json_text, read_json_object
-from instil.gguf_header import shards_of
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
 from instil.model.families.family import Stored
+from instil.model.families.keys import dropped
 from instil.model.files.names import plain_names
 from instil.model.files.reader import hub_tensors
 from instil.model.files.safetensors import same, write_safetensors
@@ -46,12 +45,14 @@ class SafetensorsFolder:
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
         files = weight_files(folder)
+        self.files = tuple(folder / name for name in files.names)
         self._files, inexact = open_shards(folder, files)
         heads = Stored((*self.table["head.weight"].names, *self.family.renamed))  # of older transformers, too
         where, problem = plain_names(self._files, {**self.table, "head.weight": heads}, self.family.prefix)
         if problem:
             raise ModelError(f"{folder}: {problem}")
         self._where = {self.family.renamed.get(name, name): stored for name, stored in where.items()}
+        self.training_notes = tuple(_dropout(folder, config))
         self.notes = (*files.notes, *inexact, *self._head())
 
     def names(self) -> set[str]:
@@ -124,12 +125,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return read_json_object(path, error=ModelError, problem=NO_JSON)
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a model file with all its parts, or of a folder's files that its weights are read from, in order."""
-    files = shards_of(path) if path.is_file() else [path / name for name in weight_files(path).names]
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
+def _dropout(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    """That what a configuration would drop in training is kept here."""
+    if found := dropped(config):
+        shown = ", ".join(f"{key}={value}" for key, value in found.items())
+        yield f"{folder / 'config.json'} asks for dropout ({shown}), which is ignored: training here drops nothing"

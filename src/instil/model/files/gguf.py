@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from instil.errors import ModelError
-from instil.gguf_header import read_gguf
+from instil.gguf_header import read_gguf, shards_of
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
 from instil.model.families.family import Family, Stored
@@ -33,9 +33,11 @@ class GgufFile:
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.files = tuple(shards_of(path))
         with path.open("rb") as file:
             start = file.read(4)
         if start != MAGIC:

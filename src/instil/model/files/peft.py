@@ -41,6 +41,13 @@ from instil.model.token_rows import TokenRows
 
 WEIGHTS = "adapter_model.safetensors"
 BASE = "base.json"
+README = "README.md"
+TIED_HEAD = (
+    "the head has an adapter and is the base's embedding (tie_word_embeddings): PEFT opens this with equal scores, but "
+    "its merge_and_unload changes the embedding along with the head, and other scores come of it. Take the merged "
+    "model that instil makes (model/ of the run, or instil export BASE --adapter FOLDER --to hf), or give the base's "
+    "head a copy of its own before PEFT merges"
+)
 PREFIX = "base_model.model."
 BASE_HEAD = f"{PREFIX}lm_head.base_layer.weight"
 _LORA = re.compile(r"(.+)\.(lora_[AB])(?:\.default)?\.weight|(.+)\.(lora_magnitude_vector).*")
@@ -51,13 +58,14 @@ _WHOLE = re.compile(r"(.+?)(?:\.modules_to_save(?:\.default)?)?\.(weight|bias)")
 _SHOWN = 5  # modules named in a message
 
 
-def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
-    """Write a decoder's adapters.
+def save_adapter(decoder: Decoder, folder: Path, base: str, *, tied_base: bool | None = None) -> None:
+    """Write a decoder's adapters; where PEFT would merge them wrongly, a ``README.md`` says so.
 
     Args:
         decoder: it has adapters (`instil.model.lora.add_lora`).
         folder: is made; its files appear whole or not at all.
         base: name or path of the model that they belong to.
+        tied_base: whether its head is its embedding; by default whether the decoder's is, which may have been untied.
 
     Raises:
         ModelError: there are no adapters, or they cannot be written.
@@ -95,7 +103,10 @@ def save_adapter(decoder: Decoder, folder: Path, base: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / WEIGHTS, lambda part: write_safetensors(part, tensors.items()))
         (folder / CONFIG).write_text(json_text(config, ascii_only=True), encoding="utf-8")
-        (folder / BASE).unlink(missing_ok=True)
+        for name in (BASE, README):
+            (folder / name).unlink(missing_ok=True)
+        if HEAD_MODULE in ranks and (decoder.spec.tied if tied_base is None else tied_base):
+            (folder / README).write_text(f"# Adapters of {base}\n\nNote: {TIED_HEAD}.\n", encoding="utf-8")
         if held is not None:
             (folder / BASE).write_text(json.dumps({"weights": held, "block": BLOCK}) + "\n", encoding="utf-8")
     except OSError as error:

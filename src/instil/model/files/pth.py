@@ -42,9 +42,11 @@ class PthFile:
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, spec: DecoderSpec | None = None) -> None:
         self.path = path
+        self.files: tuple[Path, ...] = (path,)
         state = read_state(path, mmap=True)  # for names and shapes; no weight is read
         before = wrapper(state)
         shapes = {name.removeprefix(before): tuple(tensor.shape) for name, tensor in state.items()}

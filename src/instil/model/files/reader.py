@@ -28,6 +28,8 @@ class Reader(Protocol):
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...]  # what users are to be told of the files
+    training_notes: tuple[str, ...]  # and what only those who train the model
+    files: tuple[Path, ...]  # those that the weights are read from, in order
 
     def names(self) -> set[str]:
         """Names of the tensors, in the table's form."""

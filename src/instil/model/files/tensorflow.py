@@ -60,9 +60,11 @@ class TensorflowCheckpoint:
     spec: DecoderSpec
     table: Mapping[str, Stored]
     notes: tuple[str, ...] = ()
+    training_notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
+        self.files = tuple(folder / name for name in (HPARAMS, INDEX, DATA))
         self.family, form = next((family, family.checkpoint) for family in FAMILIES.values() if family.checkpoint)
         self.table = form.names
         missing = [name for name in (HPARAMS, INDEX, DATA) if not (folder / name).is_file()]

@@ -13,9 +13,8 @@ from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import DataError, ModelError, SettingsError
 from instil.model.decoder import Decoder
-from instil.model.files.folder import file_hash
 from instil.model.find import find_model
-from instil.model.load import open_model
+from instil.model.load import file_hash, open_model
 from instil.records import Encoded, EncodedPair, Example, Pair
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -106,7 +105,7 @@ class Preferences(Task[EncodedPair]):
 
     def hashes(self) -> dict[str, str]:
         name = self.settings.dpo.reference
-        return {"reference": file_hash(find_model(name))} if name else {}
+        return {"reference": file_hash(name)} if name else {}
 
     @staticmethod
     def loss_settings(stored: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instil.data.sources import read_source
+from instil.data.sources import examples_from, read_source
 from instil.errors import DataError
 
 GOOD = [{"instruction": "Say hi.", "input": "", "output": "Hi."}, {"instruction": "Ünï", "output": "cödé"}]
@@ -122,9 +122,15 @@ def test_only_the_first_twenty_bad_rows_are_listed(tmp_path: Path) -> None:
         read_source(write(tmp_path, json.dumps([{"instruction": "a"}] * 50)))
     text = str(caught.value)
     assert "50 of 50 rows" in text
-    assert "row 19:" in text
-    assert "row 20:" not in text
-    assert "30 more" in text
+    assert "  rows 0, 1, 2, 3," in text
+    assert ", 19 and 30 more: output is missing\n" in text
+    assert text.count("output is missing") == 1
+    kinds = (1, [], {}, True, "", "\0")
+    with pytest.raises(DataError) as caught:
+        examples_from([{"instruction": one, "output": other} for one in kinds for other in kinds])
+    assert "row 19: " in str(caught.value)
+    assert "row 20: " not in str(caught.value)
+    assert "... and 16 more" in str(caught.value)
 
 
 def test_null_and_absent_inputs_are_empty(tmp_path: Path) -> None:

@@ -83,6 +83,20 @@ def split_seed(world: World) -> None:
     assert {row for row, part in another.items() if part == "test"} == {example.row for example in wanted.test}
 
 
+@sees("data.normalise=nfc")
+def normalise(world: World) -> None:
+    apart = {"instruction": "Say cafe\u0301.", "output": "Cafe\u0301."}
+    data = world.file([apart, *rows(3)])
+
+    def text(*settings: str) -> str:
+        return "".join(token["text"] for token in world.looked_at(data, *settings).json["rows"][0]["tokens"])
+
+    assert "cafe\u0301" in text()
+    together = text("data.normalise=nfc")
+    assert "caf\u00e9" in together
+    assert "e\u0301" not in together
+
+
 @sees("data.skip_bad=true")
 def skip_bad(world: World) -> None:
     data = world.file([*rows(3), {"instruction": "Say nothing."}])

@@ -156,8 +156,9 @@ def rouge_l(answer: str, reference: str) -> float:
     >>> round(rouge_l("the cat sat", "the black cat sat down"), 3)
     0.75
     """
-    said, wanted = ([part for unit in found for part in _split(unit)] for found in units(answer, reference))
-    return _subsequence_f1(said, wanted)
+    both = units(answer, reference)
+    parts = [[part for unit in found for part in _split(unit)] for found in both]
+    return _subsequence_f1(*(parts if any(parts) else both))
 
 
 def _split(word: str) -> list[str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pytest
 
+from instil.ask.client import ModelRequest, Reply
+from instil.ask.journal import Journal
 from instil.cli.show import show_comparison, show_scores
 from instil.evaluate.comparison import compare_verdicts
+from instil.evaluate.judging import judge_answers
 from instil.evaluate.offline import of_other_scripts, score_offline
 from instil.recipes.compare import Compared
 from instil.recipes.score import Scored
 from instil.records import NO_ROOM, Example, Verdict
+from instil.settings.options import ScoreOptions
 
 
 def test_reasons_that_differ_in_numbers_only_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,6 +48,25 @@ def test_plain_metrics_come_first_and_the_script_is_told(capsys: pytest.CaptureF
     assert out.index("exact match, %") < out.index("chrF") < out.index("score, 0 to 100")
     assert "another script than Latin" in out
     assert scored.as_json()["note"] == scored.note
+
+
+class Asked:
+    """A judge that wants no question."""
+
+    name = identity = "nobody"
+    workers = 1
+
+    def open(self) -> None:
+        raise AssertionError
+
+    def chat(self, request: ModelRequest) -> Reply:
+        raise AssertionError(request)
+
+
+def test_a_judge_is_not_asked_about_a_row_without_room() -> None:
+    rows = [Example("a", "b", row=0), Example("a", "b", row=1)]
+    judged = judge_answers(Asked(), rows, ["", ""], ScoreOptions(), Journal(), no_room={0})
+    assert [(verdict.score, verdict.reason) for verdict in judged.verdicts] == [(None, NO_ROOM), (0.0, "")]
 
 
 def test_a_row_that_one_side_could_answer_lacks_a_score_and_counts() -> None:

@@ -84,7 +84,7 @@ class Preflight:
         if self.repeated_prompts:
             said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
         said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
-        return [*said, *self.notes]
+        return list(dict.fromkeys([*said, *self.notes]))
 
 
 def check(

@@ -19,6 +19,7 @@ as one line (or one short list) and never a traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -111,12 +112,44 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def without_numbers(text: str) -> str:
+    """A sentence by which others that differ in numbers only are told to be the same.
+
+    >>> without_numbers("read 1,024 of 3.5 tokens") == without_numbers("read 7 of 12 tokens")
+    True
+    """
+    return re.sub(r"[0-9]+(?:[.,][0-9]+)*", "#", text)
+
+
+def folded(lines: Iterable[str]) -> list[str]:
+    """Complaints of rows, those that are equal in one line.
+
+    >>> folded(["row 0: no output", "row 3: no output", "row 4: is a list", "row 9: no output"])
+    ['rows 0, 3, 9: no output', 'row 4: is a list']
+    """
+    rows: dict[str, list[str]] = {}
+    for line in lines:
+        name, colon, complaint = line.partition(": ")
+        number = name.removeprefix("row ")
+        if colon and number.isdecimal() and name != number:
+            rows.setdefault(complaint, []).append(number)
+        else:
+            rows.setdefault(line, [])
+    said = []
+    for complaint, numbers in rows.items():
+        more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+        named = f"row{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:SHOWN])}{more}: " if numbers else ""
+        said.append(named + complaint)
+    return said
+
+
 def listed(lines: list[str]) -> str:
-    """Lines under one another, the first twenty in full and the rest counted.
+    """Lines under one another, the first twenty in full and the rest counted; equal complaints of rows are one line.
 
     >>> print(listed(["row 0: no output"]))
       row 0: no output
     """
+    lines = folded(lines)
     shown = [f"  {line}" for line in lines[:SHOWN]]
     if len(lines) > SHOWN:
         shown.append(f"  ... and {len(lines) - SHOWN} more")

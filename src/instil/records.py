@@ -10,6 +10,7 @@ S supervised predictions.
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -24,6 +25,21 @@ IGNORED = -100  # torch's cross_entropy skips this target
 Role = Literal["system", "user", "assistant", "tool"]
 
 
+def visible_from(text: str) -> int:
+    """Where the first character is that a reader sees: no white space, control or format character; else the length.
+
+    >>> visible_from(" \\n x"), visible_from("\\u200b")
+    (3, 1)
+    """
+    seen = (at for at, char in enumerate(text) if not char.isspace() and unicodedata.category(char) not in ("Cc", "Cf"))
+    return next(seen, len(text))
+
+
+def blank(text: str) -> bool:
+    """Whether a text shows nothing: empty, or white space and invisible characters only."""
+    return visible_from(text) == len(text)
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One message of a conversation; ``input`` is what an instruction is about, where a row keeps the two apart."""
@@ -31,6 +47,11 @@ class Turn:
     role: Role
     content: str
     input: str = ""
+
+    @property
+    def about(self) -> str:
+        """The input as it is, or nothing where it is blank: a section of spaces says nothing."""
+        return "" if blank(self.input) else self.input
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +71,11 @@ class Example:
     task: str = ""
     row: int = -1
     history: tuple[Turn, ...] = ()
+
+    @property
+    def about(self) -> str:
+        """What the instruction is about: the input as it is, or nothing where it is blank."""
+        return "" if blank(self.input) else self.input
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -340,6 +366,9 @@ class Completion:
     finish: Finish = "stop"
     prompt_tokens: int = 0
     row: int = -1
+
+
+NO_ROOM = "the prompt left no room for an answer in the model's context"  # why such a row has no score
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Ids, masks and hashes of the templates, as they were before rows were made of pieces."""
+"""Ids, masks and hashes of the templates, as they were before rows were made of pieces; a blank input is none now."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -101,6 +102,30 @@ def test_rows_that_leak_are_counted_by_how_near_they_are() -> None:
     assert {near.row - 1000 for near in found} >= {3, 50, 77, 120}
     assert all(near.row == 1000 + near.train_row for near in found if near.cosine > 0.9999)
     assert not {1, 2} & {near.row for near in found}
+
+
+def test_normal_forms_case_and_blank_inputs_make_no_other_row() -> None:
+    others = [Example(f"Считай до {n} и дальше", row=n) for n in range(20)]
+    train = [
+        Example("Où est la forêt ?", input="près", row=30),
+        Example("दिल्ली कहाँ है?", row=31),
+        Example("안녕하세요 여러분", row=32),
+    ]
+    held_out = [
+        Example(unicodedata.normalize("NFD", "OÙ EST LA FORÊT ?"), input="près", row=50),
+        Example(unicodedata.normalize("NFD", "दिल्ली कहाँ है?"), input="  ", row=51),
+        Example(unicodedata.normalize("NFD", "안녕하세요 여러분"), input="\n", row=52),
+    ]
+    assert [(near.row, near.train_row, near.cosine) for near in leaked([*others, *train], held_out)] == [
+        (50, 30, 1.0), (51, 31, 1.0), (52, 32, 1.0),
+    ]  # fmt: skip
+
+
+def test_vowel_signs_tell_texts_apart() -> None:
+    """Without their marks "दिन दो" and "दान दे" would be the same letters."""
+    cosines, _ = nearest_of(["दिन दो"], ["दान दे", "दिन दो"])
+    assert cosines[0] < 0.9
+    assert cosines[1] == pytest.approx(1)
 
 
 @pytest.mark.skipif(not BOOK_DATA.is_dir(), reason="the book's data are not on this machine")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from instil.data.sources import read_source
+from instil.data.sources import examples_from, read_source
 from instil.errors import DataError
 
 GOOD = [{"instruction": "Say hi.", "input": "", "output": "Hi."}, {"instruction": "Ünï", "output": "cödé"}]
@@ -117,14 +117,52 @@ def test_an_unusable_row_is_named(tmp_path: Path, row: object, says: str) -> Non
     assert "row 1" in kept.skipped[0]
 
 
+@pytest.mark.parametrize("lines", [False, True])
+def test_what_is_no_json_is_named_by_row_and_key(tmp_path: Path, lines: bool) -> None:
+    rows = [
+        '{"instruction": "a", "output": "b"}',
+        '{"instruction": "a", "output": NaN}',
+        '{"instruction": "a", "output": "b", "extra": {"scores": [1, -Infinity]}}',
+        '{"instruction": "a", "input": "x", "input": "y", "output": "b"}',
+    ]
+    with pytest.raises(DataError) as caught:
+        read_source(write(tmp_path, "\n".join(rows) if lines else f"[{', '.join(rows)}]"))
+    said = str(caught.value)
+    assert "row 1: output: NaN is not JSON" in said
+    assert "row 2: extra.scores[1]: -Infinity is not JSON" in said
+    assert "row 3: it has the key 'input' twice" in said
+    assert "row 0" not in said
+    assert ("(line 2)" in said) is lines
+
+
+@pytest.mark.parametrize(
+    "row", ['{"instruction": "a", "output": "b"}', '{"instruction": "a", "output": "b", "data": [1]}']
+)
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
+def test_a_file_of_one_line_is_one_row(tmp_path: Path, row: str, end: str) -> None:
+    assert read_source(write(tmp_path, row + end)).examples[0].output == "b"
+
+
+@pytest.mark.parametrize("key", ["chosen", "rejected", "output", "model_response"])
+def test_one_row_that_lacks_something_is_told_as_a_row(tmp_path: Path, key: str) -> None:
+    with pytest.raises(DataError, match="row 0: instruction is missing"):
+        read_source(write(tmp_path, json.dumps({key: "b"})))
+
+
 def test_only_the_first_twenty_bad_rows_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_source(write(tmp_path, json.dumps([{"instruction": "a"}] * 50)))
     text = str(caught.value)
     assert "50 of 50 rows" in text
-    assert "row 19:" in text
-    assert "row 20:" not in text
-    assert "30 more" in text
+    assert "  rows 0, 1, 2, 3," in text
+    assert ", 19 and 30 more: output is missing\n" in text
+    assert text.count("output is missing") == 1
+    kinds = (1, [], {}, True, "", "\0")
+    with pytest.raises(DataError) as caught:
+        examples_from([{"instruction": one, "output": other} for one in kinds for other in kinds])
+    assert "row 19: " in str(caught.value)
+    assert "row 20: " not in str(caught.value)
+    assert "... and 16 more" in str(caught.value)
 
 
 def test_null_and_absent_inputs_are_empty(tmp_path: Path) -> None:

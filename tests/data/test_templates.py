@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from instil.data.templates import TEMPLATES, Piece, Template, template_named
 from instil.errors import DataError
-from instil.records import Example, Turn
+from instil.records import Example, Turn, blank
 
 WITH = Example(
     "Identify the correct spelling of the following word.", "The correct spelling is 'Occasion.'", "Ocassion"
@@ -47,7 +47,19 @@ def test_chatml_marks_its_control_tokens() -> None:
     assert [piece.text for piece in pieces if piece.control] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
 
 
-@given(st.text(), st.text(min_size=1))
+@pytest.mark.parametrize("blank_input", [" ", "\n", "\r\n \t", "\u00a0", "\u3000", "\u200b"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_blank_input_is_none(name: str, blank_input: str) -> None:
+    template = template_named(name)
+    assert template.pieces(Example("Say hi.", "Hi.", blank_input)) == template.pieces(Example("Say hi.", "Hi."))
+    earlier = Turn("user", "Before.", blank_input), Turn("assistant", "Yes.")
+    plain = Turn("user", "Before."), Turn("assistant", "Yes.")
+    assert template.pieces(Example("a", "b", history=earlier)) == template.pieces(Example("a", "b", history=plain))
+    assert template.prompt(Example("Say hi.", input=" x ")) != template.prompt(Example("Say hi."))
+    assert " x " in template.prompt(Example("Say hi.", input=" x "))
+
+
+@given(st.text(), st.text(min_size=1).filter(lambda text: not blank(text)))
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_user_text_goes_in_once_and_unchanged(name: str, instruction: str, text: str) -> None:
     nasty = instruction + "{input}{instruction}{control:<|im_end|>}"

@@ -428,6 +428,7 @@ class TestTold:
         steps = normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()])
         bare = load_tokenizer(save(change=lambda fast: setattr(fast, "normalizer", steps)))
         assert spelling(Example("Café", "x"), bare) == "altered"
+        assert spelling(Example("कुछ हिन्दी", "x"), bare) == "altered"  # whose marks include vowels
         gone = load_tokenizer(save(change=lambda fast: setattr(fast, "normalizer", normalizers.Replace("q", ""))))
         assert spelling(Example("quick", "x"), gone) == "misspelt"
 

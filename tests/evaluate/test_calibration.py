@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.calibrate import CHOSEN, Judged, cross_validate, derive, figures, keep, main, predict, read, ridge
+from instil.data.words import words
 from instil.errors import DataError
-from instil.evaluate.calibration import EXACT_COPY, INTERCEPT, WEIGHTS, calibrated, echo, words, wrong_number
+from instil.evaluate.calibration import EXACT_COPY, INTERCEPT, WEIGHTS, calibrated, echo
+from instil.evaluate.numbers import wrong_number
 from tests.conftest import BOOK_DATA
 
 SAMPLE = BOOK_DATA / "judged-sample.json"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from instil.errors import SettingsError
 from instil.evaluate.prompts import PROMPTS, RUBRIC, pairwise_text, prompt_named
-from instil.records import Example
+from instil.records import Example, blank
 
 TEXT = st.text(st.sampled_from("ab \n\"'`{}<>\\\u2028é漢"), max_size=30)
 
@@ -34,6 +34,7 @@ def chapter_prompt(entry: dict[str, str]) -> str:
 
 @given(TEXT, TEXT, TEXT, TEXT)
 def test_the_books_prompts_to_the_byte(instruction: str, given_input: str, output: str, response: str) -> None:
+    given_input = "" if blank(given_input) else given_input  # which is no input here, and an empty section there
     entry = {"instruction": instruction, "input": given_input, "output": output, "model_response": response}
     row = Example(instruction, output, given_input)
     assert prompt_named("book-verbose").ask(row, response) == chapter_prompt(entry)

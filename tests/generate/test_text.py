@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer
-from instil.generate.answer import answer, stream
+from instil.generate.answer import answer, stream, without_header
 from instil.generate.engine import Engine
 from instil.generate.text import BROKEN, TextStream
 from instil.records import Example
@@ -61,6 +61,63 @@ def test_a_stop_text_ends_the_answer_and_is_no_part_of_it() -> None:
     (said,) = answer(Parrot(TOKENIZER, "Ada, Bob, Cid"), TOKENIZER, template, [Example("Go.")], options)
     assert (said.text, said.finish) == ("Ada,", "stop")
     assert TOKENIZER.decode(said.ids) == "Ada, Bob"
+
+
+@pytest.mark.parametrize(
+    ("said", "stop", "wanted"),
+    [
+        ("\nParis\nRome", "\n", "\nParis"),
+        ("\n\n  Paris\n", "\n", "\n\n  Paris"),
+        (" Paris is", " ", " Paris"),
+        ("\n### More", "\n###", ""),
+        ("\n\n### More", "\n###", "\n"),
+        ("### More", "###", ""),
+        ("\n \n", "\n", "\n \n"),
+        ("\n\nA\n\nB", "\n\n", "\n\nA"),
+        ("\u200b\nParis\n", "\n", "\u200b\nParis"),
+        ("Paris", "\n", "Paris"),
+    ],
+)
+def test_a_stop_text_counts_from_the_first_visible_character_on(said: str, stop: str, wanted: str) -> None:
+    flow = TextStream(TOKENIZER, [stop])
+    pieces = [flow.push(token) for token in TOKENIZER.encode(said)]
+    assert "".join(pieces) + flow.finish() == flow.text == wanted
+    header = TextStream(TOKENIZER, [stop], header="\n\n### Response:\n")
+    for token in TOKENIZER.encode(f"\n\n### Response:{said}"):
+        header.push(token)
+    assert header.text == f"\n\n### Response:{wanted}"
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.01, "seed": 3}])
+def test_an_answer_that_begins_with_a_line_end_is_not_empty(options: dict[str, float]) -> None:
+    template, chosen = template_named("alpaca"), GenerateOptions(stop=("\n",), **options)
+    text = "\nAda, Bob\nCid"
+    (said,) = answer(Parrot(TOKENIZER, text), TOKENIZER, template, [Example("Go.")], chosen)
+    assert (said.text, said.finish) == ("Ada, Bob", "stop")
+    pieces = stream(Engine(Parrot(TOKENIZER, text)), TOKENIZER, [1, 2, 3], TOKENIZER.stop_ids, chosen)
+    assert "".join(pieces) == "\nAda, Bob"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("\n    return x\n", "    return x"),
+        ("    if x:\n        y()\n", "    if x:\n        y()"),
+        ("\tx = 1", "\tx = 1"),
+        ("\n\n  - item", "  - item"),
+        (" Paris.", "Paris."),
+        ("\n Paris.\n Rome.", "Paris.\n Rome."),
+        ("\u3000\u3000Paris", "Paris"),
+        ("  \n\n", ""),
+        ("", ""),
+        ("### Response:\n    x = 1", "    x = 1"),
+        ("\n\n### Response:\nParis", "Paris"),
+    ],
+)
+def test_the_first_lines_indentation_is_kept_and_nothing_else_around(said: str, shown: str) -> None:
+    assert without_header(said, "\n\n### Response:\n") == shown
+    if "###" not in said:
+        assert without_header(said, "") == shown
 
 
 @pytest.mark.parametrize("stop", [(), ("C",)])

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 import instil
+from instil.cli.show import summary
 from instil.errors import DataError, ModelError, RunFolderTaken, TemplateMismatch, UserError
 from instil.evaluate.offline import means, score_offline
 from instil.model.decoder import batch_of_ids
 from instil.recipes.run.run import Run, run
+from instil.recipes.score import score_path
 from instil.records import Example
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
@@ -177,6 +179,45 @@ def test_rows_beyond_the_context_are_reported_not_lost(tiny_folder: Path, tmp_pa
     report = (made.path / "report.html").read_text()
     assert "1 rows are longer than 512 tokens" in report
     assert "1 rows are skipped" in report
+
+
+def test_rows_without_room_for_an_answer_have_no_score(tiny_folder: Path, tmp_path: Path) -> None:
+    data = rows(20)
+    held_out = resolve(values={"max_steps": 1, "max_new_tokens": 2})
+    data[17]["instruction"] = "long " * 700  # a test row
+    made = run(data, tiny_folder, tmp_path / "run", held_out)
+    assert "1 row is left out" in made.verdict
+    for which, scored in score_path(made.path).items():
+        assert len(scored.verdicts) == 2, which
+        assert scored.coverage == 0.5
+        assert list(scored.unscored.values()) == ["the prompt left no room for an answer in the model's context"]
+        assert scored.unscored.keys() == {17}
+        assert made.scores[which]["score"] == scored.scores[0]
+    answers = json.loads((made.path / "responses" / "tuned.json").read_text())
+    assert [row.get("finish") for row in answers] == ["no_room", None]
+    assert [verdict.score is None for verdict in instil.score(answers)] == [True, False]
+    found = instil.compare(made.path / "responses" / "base.json", made.path).comparison
+    assert (found.rows, found.scored, found.no_room) == (1, 1, (17,))
+    assert "1 row is left out, whose prompt leaves no room for an answer." in found.sentence()
+
+
+def test_a_run_that_could_answer_nothing_ends_well(tiny_folder: Path, tmp_path: Path) -> None:
+    data = rows(11)
+    data[9]["instruction"] = "long " * 700
+    made = run(data, tiny_folder, tmp_path / "run", resolve(values={"max_steps": 1, "max_new_tokens": 2}))
+    assert made.scores["base"] == made.scores["tuned"] == {}
+    assert "cannot be compared" in made.verdict
+    assert any("no row has a score" in line for line in summary(made))
+
+
+@pytest.mark.parametrize(
+    ("warmup", "epochs", "said"),
+    [(0.03, 1, True), (0.49, 1, True), (0.5, 1, False), (0.0, 1, False), (0.03, 20, False), (0.03, 16, True)],
+)
+def test_warmup_of_less_than_a_step_is_said(warmup: float, epochs: int, said: bool, tiny_folder: Path) -> None:
+    settings = resolve(values={"warmup": warmup, "epochs": epochs, "batch_size": 8})
+    notes = prepare(rows(12), tiny_folder, settings).preflight.notes  # two steps an epoch
+    assert any("train.warmup" in note and "less than one step" in note for note in notes) is said
 
 
 @pytest.mark.parametrize(

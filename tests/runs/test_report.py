@@ -15,7 +15,7 @@ import pytest
 from instil.data.near_duplicates import Near
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.statistics import interval
-from instil.records import Completion, Example, Verdict
+from instil.records import NO_ROOM, Completion, Example, Verdict
 from instil.runs.report.page import ReportData, write_report
 
 OTHER_JUDGE = "ollama:llama3"
@@ -183,7 +183,7 @@ def test_figures_have_intervals_and_repeating_the_input_comes_first(tmp_path: Pa
     scales = {"exact_match": 100, "chrf": 1, "rouge_l": 100, "token_f1": 100, "novel_f1": 100}
     wanted = []
     for judge, whiches in (("offline", ("echo", "base", "tuned")), (OTHER_JUDGE, ("base", "tuned"))):
-        for metric in ("", *(scales if judge == "offline" else ())):
+        for metric in (*(scales if judge == "offline" else ()), ""):
             for which in whiches:
                 scored = [found for found in data.verdicts[judge][which] if found.score is not None]
                 values = [found.metrics[metric] * scales[metric] if metric else found.score for found in scored]
@@ -252,6 +252,27 @@ def without_references(data: ReportData) -> ReportData:
     return replace(data, examples=examples, verdicts={"offline": {"base": unscored, "tuned": unscored}}, leaks=[])
 
 
+def of_another_script(data: ReportData) -> ReportData:
+    return replace(data, examples=[replace(row, output="Ответ: это так.") for row in data.examples])
+
+
+def told_in_numbers(data: ReportData) -> ReportData:
+    scores = list(data.verdicts["offline"]["base"])
+    for at in range(12):
+        scores[at] = replace(
+            scores[at], score=None, reason=f"the judge read {at + 3} tokens of a prompt of 1{at} words"
+        )
+    return replace(data, verdicts={"offline": {**data.verdicts["offline"], "base": scores}})
+
+
+def without_room(data: ReportData) -> ReportData:
+    left = {
+        which: [replace(found[0], score=None, reason=NO_ROOM), *found[1:]]
+        for which, found in data.verdicts["offline"].items()
+    }
+    return replace(data, verdicts={"offline": left})
+
+
 def with_all_leaked(data: ReportData) -> ReportData:
     return replace(data, leaks=[Near(row.row, 1, 0.95) for row in data.examples])
 
@@ -260,6 +281,14 @@ EMPTY_CASES: list[tuple[int, Callable[[ReportData], ReportData], str]] = [
     (60, without_rows, "No rows were held out, so nothing was answered or scored."),
     (60, with_empty_answers, "(nothing)"),
     (60, without_references, "0 of 60 rows scored; not scored: the row has no reference answer (60)."),
+    (60, of_another_script, "Most references are in another script than Latin"),
+    (60, told_in_numbers, "48 of 60 rows scored; not scored: the judge read 3 tokens of a prompt of 10 words (12)."),
+    (60, without_room, "1 row is left out, whose prompt leaves no room for an answer."),
+    (
+        60,
+        without_room,
+        "59 of 60 rows scored; not scored: the prompt left no room for an answer in the model's context",
+    ),
     (60, with_all_leaked, "all of these rows are nearly the same as training rows."),
     (60, lambda data: replace(data, leaks=[]), "On 60 test rows"),
     (60, lambda data: replace(data, verdicts={}), "60 test rows answered, and not scored."),

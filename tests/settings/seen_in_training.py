@@ -83,6 +83,19 @@ def split_seed(world: World) -> None:
     assert {row for row, part in another.items() if part == "test"} == {example.row for example in wanted.test}
 
 
+@sees("data.normalise=nfc")
+def normalise(world: World) -> None:
+    apart = {"instruction": "Say cafe\u0301.", "output": "Cafe\u0301."}
+    data = world.file([apart, *rows(3)])
+
+    def text(*settings: str) -> str:
+        return "".join(token["text"] for token in world.looked_at(data, *settings).json["rows"][0]["tokens"])
+
+    assert "Say cafe" in text()  # and two bytes
+    assert "caf\u00e9" not in text()
+    assert "Say caf\u00e9." in text("data.normalise=nfc")
+
+
 @sees("data.skip_bad=true")
 def skip_bad(world: World) -> None:
     data = world.file([*rows(3), {"instruction": "Say nothing."}])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from instil.errors import counted
+from instil.errors import counted, without_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,20 +77,24 @@ def show_scores(found: dict[str, Scored], *, offline: bool) -> None:
 def _show_offline(found: dict[str, Scored]) -> None:
     from instil.evaluate.offline import means
 
-    head = f"{'':12} {'scored':>9}   agreement [95 %]      exact match   chrF   ROUGE-L   token F1   novel F1"
+    head = f"{'':12} {'scored':>9}   exact match   chrF   ROUGE-L   token F1   novel F1   agreement [95 %]"
     typer.echo(head)
     for which, one in found.items():
         mean, metrics = one.mean(), means(one.verdicts)
         counts = f"{len(one.scores)}/{len(one.verdicts)}"
         if mean is None:
-            typer.echo(f"{which:12} {counts:>9}   no row has a reference answer")
+            typer.echo(f"{which:12} {counts:>9}   {next(iter(one.unscored.values()), 'there are no rows')}")
             continue
         exact, chrf, rouge = metrics["exact_match"], metrics["chrf"], metrics["rouge_l"]
         words, novel = metrics["token_f1"], metrics["novel_f1"]
         more = f"   embedding {metrics['embedding']:.3f}" if "embedding" in metrics else ""
-        figures = f"{exact:>10.1%}  {chrf:>5.1f}   {rouge:>7.3f}   {words:>8.3f}   {novel:>8.3f}{more}"
-        typer.echo(f"{which:12} {counts:>9}   {mean.text():20}  {figures}")
+        figures = f"{exact:>11.1%}  {chrf:>5.1f}   {rouge:>7.3f}   {words:>8.3f}   {novel:>8.3f}"
+        typer.echo(f"{which:12} {counts:>9}   {figures}   {mean.text()}{more}")
     typer.echo("agreement with the reference, 0 to 100; it compares words, not meaning")
+    for which, one in found.items():
+        for reason, rows in _by_reason(one.unscored):
+            typer.echo(f"{which}: no score: {len(rows)} rows ({', '.join(map(str, rows[:10]))}): {reason}")
+    show_lines(dict.fromkeys(one.note for one in found.values() if one.note))
 
 
 def _show_judged(found: dict[str, Scored]) -> None:
@@ -114,10 +118,11 @@ def _show_judged(found: dict[str, Scored]) -> None:
 
 
 def _by_reason(unscored: dict[int, str]) -> list[tuple[str, list[int]]]:
-    reasons: dict[str, list[int]] = {}
+    """Rows by their reason, the first ten; reasons that differ in numbers only are one, told by its first."""
+    reasons: dict[str, tuple[str, list[int]]] = {}
     for row, reason in unscored.items():
-        reasons.setdefault(reason, []).append(row)
-    return sorted(reasons.items(), key=lambda item: -len(item[1]))[:10]
+        reasons.setdefault(without_numbers(reason), (reason, []))[1].append(row)
+    return sorted(reasons.values(), key=lambda item: -len(item[1]))[:10]
 
 
 def show_comparison(found: Compared) -> None:
@@ -127,9 +132,10 @@ def show_comparison(found: Compared) -> None:
     if one.a is None or one.b is None:
         return
     typer.echo(f"\n{'judge ' + found.judge:22} {found.a[-24:]:>24} {found.b[-24:]:>24}   difference [95 %]")
-    _line("score, 0 to 100", one)
     for name, metric in found.metrics.items():
         _line({"exact_match": "exact match, %", "chrf": "chrF"}[name], metric)
+    _line("score, 0 to 100", one)
+    show_lines(dict.fromkeys(scored.note for scored in found.scored if scored.note))
     typer.echo(f"\n{one.wins} rows better, {one.ties} equal, {one.losses} worse (of {one.scored} with two scores)")
     typer.echo(f"to right (80 points and more): {_rows(one.gained)}; no longer: {_rows(one.lost)}")
     if one.smallest is not None:
@@ -176,6 +182,8 @@ def show_pairwise(found: ComparedPairwise) -> None:
         )
     if verdicts.longer is not None:
         typer.echo(f"the longer answer won in {verdicts.longer:.0%} of the decided rows")
+    if found.no_room:
+        typer.echo(f"left out: {counted(found.no_room, 'row')} without room for an answer on one side")
     for reason, rows in _by_reason({one.row: one.reason for one in verdicts.rows if one.outcome is None}):
         typer.echo(f"no choice: {len(rows)} rows ({', '.join(map(str, rows[:10]))}): {reason}")
 
@@ -321,10 +329,14 @@ def summary(finished: Run) -> list[str]:
         names = {"base": "before", "tuned": "after", "echo": "echo*"}
         for key, name in names.items():
             score = finished.scores[key]
+            if not score:
+                lines.append(f"{name:8}  no row has a score")
+                continue
             lines.append(f"{name:8}  {score['exact_match']:>10.1%}  {score['chrf']:>5.1f}   {score['score']:>6.1f}")
         lines.append("* an answer that only repeats the input: the least that counts")
         lines.append(finished.verdict)
         lines.append("agreement with the reference answers; it compares words, not meaning (instil score --judge ...)")
+        lines += [finished.note] if finished.note else []
     if finished.validation_loss is not None:
         lines.append(f"validation loss {finished.validation_loss:.3f} after {counted(finished.steps, 'step')}")
     lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")

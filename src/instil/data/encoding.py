@@ -149,9 +149,9 @@ def _spelling(text: str, tokenizer: Tokenizer) -> Literal["as written", "altered
 
 
 def _bare(text: str) -> str:
-    """A text without what normalisers take away: case, accents, white space, and compatible forms."""
+    """A text without what normalisers take away: case, accents (all marks), white space, and compatible forms."""
     apart = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in apart if not unicodedata.combining(letter) and not letter.isspace())
+    return "".join(letter for letter in apart if unicodedata.category(letter)[0] != "M" and not letter.isspace())
 
 
 def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *, header: bool = True) -> list[int]:

@@ -1,8 +1,8 @@
 """Rows that say nearly the same: held-out rows that were as good as seen in training.
 
-Two texts are as near as the cosine of their TF-IDF vectors of single characters, pairs and triples, in lower case and
-without punctuation: the book's bonus material (chapter 7, dataset utilities) finds duplicates so, with 0.9 as its
-threshold. Rarity is smoothed: ln((1 + texts) / (1 + texts with it)) + 1.
+Two texts are as near as the cosine of their TF-IDF vectors of single characters, pairs and triples, in lower case, in
+one normal form (NFC), and without punctuation (letters keep their marks): the book's bonus material (chapter 7, dataset
+utilities) finds duplicates so, from 0.9 on. Rarity is smoothed: ln((1 + texts) / (1 + texts with it)) + 1.
 
 Shape suffixes: H held-out rows of a chunk · T training rows · V different n-grams.
 """
@@ -10,7 +10,6 @@ Shape suffixes: H held-out rows of a chunk · T training rows · V different n-g
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
+from instil.data.words import without_punctuation
 from instil.errors import counted
 from instil.records import Example
 
@@ -56,7 +56,7 @@ def leaked(train: Sequence[Example], held_out: Sequence[Example], threshold: flo
 
 def prompt_text(row: Example) -> str:
     """What is compared: instruction and input."""
-    return f"{row.instruction} {row.input}"
+    return f"{row.instruction} {row.about}"
 
 
 def nearest_of(known: Sequence[str], asked: Sequence[str]) -> tuple[list[float], list[int]]:
@@ -142,7 +142,7 @@ class Seen:
 
 
 def _n_grams(text: str) -> Counter[str]:
-    text = re.sub(r"[^\w\s]", "", text.lower())
+    text = without_punctuation(text)
     return Counter(text[at : at + n] for n in range(1, LONGEST_N_GRAM + 1) for at in range(len(text) - n + 1))
 
 

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from statistics import mean, quantiles
 
 from instil.data.splits import PARTS, Part, Split
+from instil.data.words import normal
 from instil.errors import DataError, listed
-from instil.records import Encoded
+from instil.records import Encoded, Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Preflight:
         if self.repeated_prompts:
             said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
         said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
-        return [*said, *self.notes]
+        return list(dict.fromkeys([*said, *self.notes]))
 
 
 def check(
@@ -92,6 +93,7 @@ def check(
     max_length: int,
     *,
     context: int,
+    longest: Mapping[Part, Sequence[Encoded]] | None = None,
     ends: str = "",
     misspelt: Sequence[int] = (),
     altered: Sequence[int] = (),
@@ -100,12 +102,25 @@ def check(
 ) -> Preflight:
     """Look at every row as it will be trained on.
 
+    Args:
+        split: the rows.
+        encoded: the same as ids, whose targets are counted.
+        max_length: positions of a row that are kept.
+        context: of the model.
+        longest: the longest sequence of each row, where rows have several: what lengths are of.
+        ends: what answers end and prompts begin with.
+        misspelt: rows with characters outside the vocabulary.
+        altered: rows that lose something in the tokenizer.
+        unusable: complaints of rows that were left out.
+        notes: what else is to be said.
+
     Raises:
         DataError: not one row has anything left to train on.
     """
     train = encoded["train"]
-    lengths = [len(row.ids) for row in train]
-    every = [row for part in PARTS for row in encoded[part]]
+    measured = longest or encoded
+    lengths = [len(row.ids) for row in measured["train"]]
+    every = [row for part in PARTS for row in measured[part]]
     skipped = [row for row in every if not has_target(row, max_length)]
     # A row of n ids needs n - 1 positions: its last id is only ever a target.
     cut = [row for row in every if len(row.ids) - 1 > max_length and has_target(row, max_length)]
@@ -115,11 +130,11 @@ def check(
             f"the longest row has {max(lengths)}"
             + (": raise data.max_length" if max_length < context else ", and the model's context is no longer")
         )
-    prompts = {(example.instruction, example.input) for example in split.train}
-    repeated = sum((example.instruction, example.input) in prompts for example in (*split.test, *split.validation))
+    prompts = {_prompt(example) for example in split.train}
+    repeated = sum(_prompt(example) in prompts for example in (*split.test, *split.validation))
     return Preflight(
         rows={part: len(split.part(part)) for part in PARTS},
-        tokens=sum(lengths),
+        tokens=sum(len(row.ids) for row in train),
         trained_tokens=sum(sum(row.trained[1 : max_length + 1]) for row in train),
         mean_length=mean(lengths),
         longest=max(len(row.ids) for row in every),
@@ -140,6 +155,10 @@ def check(
 def has_target(row: Encoded, max_length: int) -> bool:
     """Whether anything is left to predict within ``max_length`` positions."""
     return any(row.trained[1 : max_length + 1])
+
+
+def _prompt(example: Example) -> tuple[str, str]:
+    return normal(example.instruction).strip(), normal(example.about).strip()
 
 
 def _numbers(rows: Sequence[int]) -> str:

@@ -13,17 +13,20 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from instil.data.words import normal
 from instil.downloads import Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
 from instil.files import json_kind
 from instil.records import Example
+from instil.settings.options import Normalise
 
 IN_MEMORY = "(rows in memory)"
 NAMED = {"starter": "starter.json"}
@@ -36,6 +39,7 @@ FETCHED = {  # the chapter's 1,100 rows; Alpaca's 52,002, of which 28 have an em
 }
 LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
 LARGEST_TEXT = 4_000_000  # characters of one field
+ROW_KEYS = {"instruction", "output", "chosen", "rejected", "model_response"}  # an object with one of them is a row
 KNOWN_KEYS = {"instruction", "input", "output", "task", "provenance"}  # the last: how a made row came about
 CODECS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
@@ -62,6 +66,23 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def normalised(self, form: Normalise) -> Source:
+        """The same with texts in a normal form (``data.normalise``); the hash stays that of the rows as read."""
+        return self if form == "none" else replace(self, examples=tuple(map(in_nfc, self.examples)))
+
+
+def in_nfc(example: Example) -> Example:
+    """A row with all its texts in Unicode's NFC."""
+    return replace(
+        example,
+        instruction=normal(example.instruction),
+        output=normal(example.output),
+        input=normal(example.input),
+        history=tuple(
+            replace(turn, content=normal(turn.content), input=normal(turn.input)) for turn in example.history
+        ),
+    )
 
 
 def read_source(data: str | Path, *, skip_bad: bool = False, need_output: bool = True) -> Source:
@@ -184,10 +205,12 @@ def parse_rows(raw: bytes, name: str) -> list[Any]:
         raise DataError(f"{name}: the file is empty; wanted a JSON list (or one JSON object a line)")
     parsed, whole_error = _loads(text)
     if whole_error is None:
-        if isinstance(parsed, dict) and isinstance(parsed.get("data"), list):
-            parsed = parsed["data"]
-        elif isinstance(parsed, dict) and "instruction" in parsed:
+        if isinstance(parsed, dict) and parsed.keys() & ROW_KEYS:
             parsed = [parsed]  # JSONL of a single line
+        elif isinstance(parsed, dict) and isinstance(parsed.get("data"), list):
+            parsed = parsed["data"]
+        if faults := [f"row {row}: {fault}" for row, value in enumerate(_rows_of(parsed)) for fault in _faults(value)]:
+            raise DataError(f"{name}: not valid JSON (rows are counted from 0):\n{listed(faults)}")
         if not isinstance(parsed, list):
             raise DataError(
                 f"{name}: found a JSON {json_kind(parsed)}; wanted a list of objects with instruction and output"
@@ -200,6 +223,7 @@ def parse_rows(raw: bytes, name: str) -> list[Any]:
 
 def _parse_lines(text: str, name: str, whole_error: str) -> list[Any]:
     rows: list[Any] = []
+    faults: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -210,13 +234,16 @@ def _parse_lines(text: str, name: str, whole_error: str) -> list[Any]:
             raise DataError(f"{name}: line {number} is not a JSON object: {error}")
         if isinstance(row, list):
             raise DataError(f"{name}: line {number} is a list; in JSONL every line is one object")
+        faults += [f"row {len(rows)}: {fault} (line {number})" for fault in _faults(row)]
         rows.append(row)
+    if faults:
+        raise DataError(f"{name}: not valid JSON (rows are counted from 0):\n{listed(faults)}")
     return rows
 
 
 def _loads(text: str) -> tuple[Any, str | None]:
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant), None
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_NoJson), None
     except json.JSONDecodeError as error:
         ended = error.msg.startswith("Unterminated string") or not text[error.pos :].strip()
         cut = "; is the file cut off?" if ended else ""
@@ -227,16 +254,44 @@ def _loads(text: str) -> tuple[Any, str | None]:
         return None, str(error).split(";")[0]
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class _NoJson(str):
+    """A word that Python takes for a number and JSON does not have."""
+
+
+class _Twice(dict[str, Any]):
+    """An object that has a key twice."""
+
+    key = ""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
-    if len(row) != len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"an object has the key {twice!r} twice")
-    return row
+    if len(row) == len(pairs):
+        return row
+    found = _Twice(row)
+    found.key = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+    return found
 
 
-def _no_constant(word: str) -> Any:
-    raise ValueError(f"{word} is not JSON")
+def _rows_of(parsed: Any) -> list[Any]:
+    return parsed if isinstance(parsed, list) else [parsed]
+
+
+def _faults(value: Any, key: str = "") -> list[str]:
+    """What is no JSON in a parsed value, by the keys that lead to it: NaN, and keys that stand there twice."""
+    found = []
+    todo = [(value, key)]
+    while todo:
+        part, key = todo.pop()
+        if isinstance(part, _NoJson):
+            found.append(f"{key}: {part} is not JSON" if key else f"{part} is not JSON")
+        if isinstance(part, _Twice):
+            found.append(f"{key or 'it'} has the key {part.key!r} twice")
+        if isinstance(part, dict):
+            todo += [(each, f"{key}.{name}" if key else name) for name, each in reversed(part.items())]
+        elif isinstance(part, list):
+            todo += [(each, f"{key}[{at}]") for at, each in reversed([*enumerate(part)])]
+    return found
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -7,11 +7,11 @@ validation; `split_in_order` does exactly that.
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from instil.data.words import normal, words
 from instil.records import Example
 from instil.settings.options import DataOptions
 
@@ -81,7 +81,7 @@ def split_grouped(examples: Sequence[Example], seed: int) -> Split:
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(_plain(f"{example.instruction} {example.input}"), []).append(example)
+        groups.setdefault(_plain(f"{example.instruction} {example.about}"), []).append(example)
     dealt = list(groups.values())
     random.Random(seed).shuffle(dealt)
     _, test_size, validation_size = sizes(len(examples))
@@ -101,4 +101,4 @@ def split_grouped(examples: Sequence[Example], seed: int) -> Split:
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", text.casefold()))
+    return " ".join(words(text)) or normal(text).strip()

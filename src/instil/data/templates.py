@@ -95,8 +95,8 @@ class Template:
             elif turn.role == "system":
                 system += f"{turn.content}\n\n"
             elif turn.role == "user":
-                form = self.with_input if turn.input else self.without_input
-                values = {"instruction": system + turn.content, "input": turn.input}
+                form = self.with_input if turn.about else self.without_input
+                values = {"instruction": system + turn.content, "input": turn.about}
                 announced = self.header if form.endswith(self.header) else ""
                 with_header = header or turn is not turns[-1]
                 pieces += _filled(form.removesuffix(announced), values)

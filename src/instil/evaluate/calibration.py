@@ -41,18 +41,16 @@ is itself a stand-in for people, and these rows are short: read the figure as ag
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+
+from instil.data.words import as_word, cased_words, words
 
 EXACT_COPY = 100.0
 INTERCEPT = 5.1
 WEIGHTS: Mapping[str, float] = MappingProxyType({"novel_f1": 32.9, "chrf": 0.367, "wrong_number": -38.7, "echo": -26.9})
 
-_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-_LIST_MARKER = re.compile(r"(?m)^\s*\d+[.)]\s")
 _SENTENCE_END = ".!?:\n"
-_SPELLED = "zero one two three four five six seven eight nine ten eleven twelve".split()
 
 
 def calibrated(features: Mapping[str, float]) -> float:
@@ -62,46 +60,6 @@ def calibrated(features: Mapping[str, float]) -> float:
     """
     score = INTERCEPT + sum(weight * features[name] for name, weight in WEIGHTS.items())
     return min(max(score, 0.0), EXACT_COPY)
-
-
-def words(text: str) -> list[str]:
-    r"""Lower-cased runs of letters, digits and underscores: ``\w+``.
-
-    >>> words("It's 4x!")
-    ['it', 's', '4x']
-    """
-    return re.findall(r"\w+", text.lower())
-
-
-def wrong_number(answer: str, reference: str, prompt: str) -> bool:
-    """Whether a number of the reference is missing from the answer, or the answer has one from nowhere.
-
-    Numbers of the prompt may be left out or repeated, and so may the markers of a numbered list; one that is
-    spelled out (zero to twelve) is the number.
-
-    >>> wrong_number("It is 12 cm long.", "It is 10 cm long.", "How long is it?")
-    True
-    >>> wrong_number("298.15 K", "25 degrees Celsius is 298.150 K.", "Convert 25 degrees Celsius.")
-    False
-    >>> wrong_number("A spider has eight legs.", "A spider has 8 legs.", "How many legs has a spider?")
-    False
-    """
-    given = _numbers(prompt) | _spelled(prompt)
-    missing = _numbers(_without_markers(reference)) - _numbers(answer) - _spelled(answer)
-    invented = _numbers(_without_markers(answer)) - _numbers(reference) - _spelled(reference)
-    return bool((missing | invented) - given)
-
-
-def _without_markers(text: str) -> str:
-    return _LIST_MARKER.sub(" ", text)
-
-
-def _numbers(text: str) -> set[float]:
-    return {float(number.replace(",", "")) for number in _NUMBER.findall(text)}
-
-
-def _spelled(text: str) -> set[float]:
-    return {float(_SPELLED.index(word)) for word in words(text) if word in _SPELLED}
 
 
 def echo(answer: str, reference: str, prompt: str) -> bool:
@@ -131,8 +89,7 @@ def _inside(piece: Sequence[str], whole: Sequence[str]) -> bool:
 def _cased(text: str) -> list[str]:
     """Words with their case, but for the first letter of a sentence."""
     found = []
-    for match in re.finditer(r"\w+", text):
-        before = text[: match.start()].rstrip(" \"'(\u2018\u201c")
-        word = match.group()
-        found.append(word if before and before[-1] not in _SENTENCE_END else word[0].lower() + word[1:])
+    for written, before in cased_words(text):
+        word, end = as_word(written), before.rstrip(" \"'(\u2018\u201c")[-1:]
+        found.append(word if end and end not in _SENTENCE_END else word[0].lower() + word[1:])
     return found

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from instil.errors import DataError
 from instil.evaluate.statistics import FEWEST, Interval, differing, interval, permutation_p, smallest_visible
-from instil.records import Verdict
+from instil.records import NO_ROOM, Verdict
 
 TIE = 1.0  # points within which two scores count as equal
 PASS = 80.0  # a score from which an answer counts as right
@@ -25,6 +25,7 @@ class Comparison:
     ``gained`` and ``lost`` are the rows that came to 80 points or fell below; ``bounds`` is the mean difference if
     every score that is missing went against B, and if it went for B; ``differing`` counts rows whose scores are not
     equal; ``smallest`` is the least difference that this many rows could show, None where they can show none.
+    ``no_room`` are rows that neither could answer, since the prompt fills the context: they are no part of ``rows``.
     """
 
     rows: int
@@ -41,6 +42,7 @@ class Comparison:
     differing: int
     smallest: float | None
     bounds: tuple[float, float]
+    no_room: tuple[int, ...] = ()
 
     @property
     def coverage(self) -> float:
@@ -58,7 +60,15 @@ class Comparison:
         return "worse" if sure.high < 0 else "not distinguishable"
 
     def sentence(self, a: str = "A", b: str = "B") -> str:
-        """The verdict in one sentence."""
+        """The verdict in one sentence, and another where rows were left out."""
+        verdict = self._sentence(a, b)
+        if not self.no_room:
+            return verdict
+        left_out = "1 row is left out, whose prompt leaves" if len(self.no_room) == 1 else ""
+        left_out = left_out or f"{len(self.no_room)} rows are left out, whose prompts leave"
+        return f"{verdict} {left_out} no room for an answer."
+
+    def _sentence(self, a: str, b: str) -> str:
         if self.difference is None:
             return f"{b} and {a} cannot be compared: no row has a score under both."
         gap = f"{self.difference.mean:+.1f} points"
@@ -99,6 +109,7 @@ class Comparison:
             "differing": self.differing,
             "smallest_visible": self.smallest,
             "bounds": list(self.bounds),
+            "no_room": list(self.no_room),
         }
 
 
@@ -115,7 +126,8 @@ def compare_verdicts(a: Sequence[Verdict], b: Sequence[Verdict], only: Collectio
     """
     if [verdict.row for verdict in a] != [verdict.row for verdict in b]:
         raise DataError("the two sets of verdicts are not of the same rows in the same order")
-    pairs = [pair for pair in zip(a, b, strict=True) if only is None or pair[0].row in only]
+    wanted = [pair for pair in zip(a, b, strict=True) if only is None or pair[0].row in only]
+    pairs = [pair for pair in wanted if not _unanswerable(*pair)]
     both = [
         (one.row, one.score, other.score) for one, other in pairs if one.score is not None and other.score is not None
     ]
@@ -137,7 +149,13 @@ def compare_verdicts(a: Sequence[Verdict], b: Sequence[Verdict], only: Collectio
         differing=differing(differences),
         smallest=smallest_visible(differences),
         bounds=(against / len(pairs), in_favour / len(pairs)) if pairs else (0.0, 0.0),
+        no_room=tuple(one.row for one, other in wanted if _unanswerable(one, other)),
     )
+
+
+def _unanswerable(one: Verdict, other: Verdict) -> bool:
+    """Whether neither had room for an answer. Where one of them had, the row lacks a score, which counts."""
+    return all(verdict.score is None and verdict.reason == NO_ROOM for verdict in (one, other))
 
 
 def shown_p(p: float) -> str:

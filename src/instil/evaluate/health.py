@@ -7,11 +7,13 @@ arXiv 2507.08794), attempts to give orders, and an attempt to leave the quotatio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
+from instil.errors import without_numbers
 from instil.records import Example, Verdict
 
 APART = 25.0  # points by which right answers must exceed wrong ones
@@ -174,10 +176,10 @@ class Health:
         asked = sum(len(group.verdicts) for group in groups)
         unscored = sum(group.unscored for group in groups)
         if unscored > (1 - COVERED) * asked:
-            reasons = sorted(
-                {verdict.reason for group in groups for verdict in group.verdicts if verdict.score is None}
-            )
-            found.append(f"{unscored} of {asked} replies hold no score ({reasons[0]})")
+            reasons = [verdict.reason for group in groups for verdict in group.verdicts if verdict.score is None]
+            often = Counter(map(without_numbers, reasons)).most_common(1)[0][0]
+            why = next(reason for reason in reasons if without_numbers(reason) == often)
+            found.append(f"{unscored} of {asked} replies hold no score ({why})")
         right = self.right.mean
         if right is not None:
             for group in (self.wrong, self.shuffled):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from instil.errors import JudgeError, SettingsError
 from instil.evaluate.parsing import Reading, Scale, read_score
 from instil.evaluate.prompts import JudgePrompt, prompt_named
 from instil.evaluate.statistics import spread
-from instil.records import Example, Verdict
+from instil.records import NO_ROOM, Example, Verdict
 from instil.settings.options import ScoreOptions
 
 PARSER = 1  # to be raised whenever `read_score` reads a reply differently
@@ -66,6 +66,7 @@ def judge_answers(
     on_done: Callable[[], None] = lambda: None,
     *,
     empty_is_zero: bool = True,
+    no_room: Collection[int] = (),
 ) -> JudgingResult:
     """Ask an opened judge about every answer that the journal has no score for.
 
@@ -79,6 +80,7 @@ def judge_answers(
         journal: what is known already, and where every verdict goes.
         on_done: called after each request.
         empty_is_zero: an empty answer is worth 0 without asking.
+        no_room: numbers of rows that could not be answered, and have no score.
 
     Raises:
         JudgeError: the judge does not take the questions.
@@ -91,7 +93,7 @@ def judge_answers(
     asked_about = {
         example.row: prompt.ask(example, answer)
         for example, answer in zip(examples, answers, strict=True)
-        if example.output.strip() and (answer.strip() or not empty_is_zero)
+        if example.output.strip() and example.row not in no_room and (answer.strip() or not empty_is_zero)
     }
     num_ctx = options.num_ctx or context_for(asked_about.values(), options.max_tokens)
     tasks: dict[int, list[JudgingTask]] = {}
@@ -112,6 +114,8 @@ def judge_answers(
     for example, answer in zip(examples, answers, strict=True):
         if not example.output.strip():
             verdicts.append(Verdict(example.row, judge.name, None, "the row has no reference answer"))
+        elif example.row in no_room:
+            verdicts.append(Verdict(example.row, judge.name, None, NO_ROOM))
         elif example.row not in tasks:
             verdicts.append(Verdict(example.row, judge.name, 0.0, metrics={"empty": 1.0}))
         else:

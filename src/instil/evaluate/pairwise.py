@@ -16,6 +16,7 @@ from instil.ask.client import Client, ModelRequest
 from instil.ask.http import Refused
 from instil.ask.journal import Journal, key_of
 from instil.ask.patience import Breaker, ask_all
+from instil.data.words import same as equal
 from instil.evaluate.comparison import COVERED, SIGNIFICANT, shown_p
 from instil.evaluate.judging import context_for, refusal, unread
 from instil.evaluate.parsing import without_thoughts
@@ -150,13 +151,13 @@ def judge_pairwise(
     """
     # Which texts are asked about; each pair in both orders.
     rows = list(zip(examples, a, b, strict=True))
-    same = tuple(example.row for example, answer_a, answer_b in rows if answer_a.strip() == answer_b.strip())
+    same = tuple(example.row for example, answer_a, answer_b in rows if equal(answer_a, answer_b))
     texts = {
         (example.row, order): pairwise_text(
             example, *((answer_a, answer_b) if order == "a_first" else (answer_b, answer_a))
         )
         for example, answer_a, answer_b in rows
-        if answer_a.strip() != answer_b.strip()
+        if not equal(answer_a, answer_b)
         for order in ("a_first", "b_first")
     }
     num_ctx = options.num_ctx or context_for(texts.values(), options.max_tokens)

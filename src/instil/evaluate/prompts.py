@@ -137,7 +137,7 @@ def between_lines(texts: dict[str, str]) -> str:
 
 
 def _task(example: Example) -> str:
-    return f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    return f"{example.instruction}\n\n{example.about}" if example.about else example.instruction
 
 
 def _filled(text: str, example: Example, response: str) -> str:

@@ -118,9 +118,20 @@ def _ends(text: TextStream, token: int) -> bool:
 def without_header(decoded: str, header: str) -> str:
     """The answer without white space around, and without the header where the model had to write it.
 
-    Only a header at the very beginning goes; the chapter deletes every occurrence.
+    Only a header at the very beginning goes; the chapter deletes every occurrence. The indentation of the first line
+    is kept, as code needs it: a tab, or two blanks and more; one alone is what many models begin a text with.
+
+    >>> without_header("\\n    return 1\\n", ""), without_header(" Yes.\\n", "")
+    ('    return 1', 'Yes.')
     """
-    return decoded.strip().removeprefix(header.strip()).strip()
+    said = decoded.strip()
+    if header.strip() and said.startswith(header.strip()):
+        decoded = said.removeprefix(header.strip())
+    lines = decoded.rstrip()
+    lead = lines[: len(lines) - len(lines.lstrip())]
+    indent = lead.rpartition("\n")[2]
+    kept = indent if not indent.strip(" \t") and (len(indent) > 1 or indent == "\t") else ""
+    return kept + lines.lstrip()
 
 
 def unended(answers: Sequence[Completion], limit: int) -> list[str]:

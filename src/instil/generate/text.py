@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from instil.data.tokenizers import Tokenizer
+from instil.records import visible_from
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"  # what decoders put for bytes that are no character, or not yet
 
@@ -16,7 +17,7 @@ class TextStream:
 
     Args:
         tokenizer: turns ids into text.
-        stop: texts that end the answer and are no part of it.
+        stop: texts that end the answer and are no part of it; what ends before the first visible character is none.
         header: what the answer may begin with; stop texts are looked for after it.
     """
 
@@ -36,7 +37,10 @@ class TextStream:
         begin = self._begin()
         if begin is None:
             return ""
-        found = [at for stop in self._stop if (at := self.text.find(stop, begin)) >= 0]
+        first = begin + visible_from(self.text[begin:])
+        if self._stop and first == len(self.text):  # nothing to be seen yet, so nothing to stop
+            return ""
+        found = [at for stop in self._stop if (at := self.text.find(stop, max(begin, first - len(stop) + 1))) >= 0]
         if found:
             self.text, self.stopped = self.text[: min(found)], True
             return self.finish()

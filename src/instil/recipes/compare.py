@@ -12,6 +12,7 @@ from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.named import opened
 from instil.data.near_duplicates import Near
+from instil.data.words import normal, same
 from instil.errors import DataError, UserError
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
@@ -129,22 +130,33 @@ def compare_scored(
 
 @dataclass(frozen=True, slots=True)
 class ComparedPairwise:
-    """Two sets of answers set against one another by a judge, row by row."""
+    """Two sets of answers set against one another by a judge, row by row; ``no_room`` rows had no room for one."""
 
     a: str
     b: str
     judge: str
     verdicts: PairwiseVerdicts
+    no_room: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         verdict = self.verdicts.sentence(self.a, self.b)
-        return {"a": self.a, "b": self.b, "judge": self.judge, "verdict": verdict, **self.verdicts.as_json()}
+        return {
+            "a": self.a,
+            "b": self.b,
+            "judge": self.judge,
+            "verdict": verdict,
+            **self.verdicts.as_json(),
+            "no_room": self.no_room,
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class CommonRows:
-    """Two answers to each row that both sides have; ``names`` tell the sides apart."""
+    """Two answers to each row that both sides have; ``names`` tell the sides apart.
+
+    ``no_room`` counts rows that are left out, since one of the two had no room for an answer.
+    """
 
     names: tuple[str, str]
     examples: tuple[Example, ...]
@@ -153,10 +165,11 @@ class CommonRows:
     journal: Path
     only_a: int
     only_b: int
+    no_room: int = 0
 
     def judge(self, judge: Client, options: ScoreOptions, journal: Journal, screen: Screen) -> PairwiseVerdicts:
         """Ask an opened judge about every row whose answers differ, in both orders."""
-        total = 2 * sum(one.strip() != other.strip() for one, other in zip(self.a, self.b, strict=True))
+        total = 2 * sum(not same(one, other) for one, other in zip(self.a, self.b, strict=True))
         with screen.bar(f"{judge.name} chooses", total) as advance:
             return judge_pairwise(judge, self.examples, self.a, self.b, options, journal, advance)
 
@@ -171,15 +184,21 @@ def common_rows(a: str | Path, b: str | Path, judge: str) -> CommonRows:
     if judge in (OFFLINE, LIKELIHOOD):
         raise UserError(f"{judge} gives scores and does not choose, which needs a model: --judge ollama:llama3")
     first, second = _answers_at(Path(a), "a"), _answers_at(Path(b), "b")
-    pairs = _pairs(first, second)
+    common = _pairs(first, second)
+    pairs = [
+        (i, j)
+        for i, j in common
+        if first.examples[i].row not in first.no_room and second.examples[j].row not in second.no_room
+    ]
     return CommonRows(
         names=_names(Path(a), Path(b)),
         examples=tuple(second.examples[j] for _, j in pairs),
         a=tuple(first.answers[i] for i, _ in pairs),
         b=tuple(second.answers[j] for _, j in pairs),
         journal=second.journal,
-        only_a=len(first.examples) - len(pairs),
-        only_b=len(second.examples) - len(pairs),
+        only_a=len(first.examples) - len(common),
+        only_b=len(second.examples) - len(common),
+        no_room=len(common) - len(pairs),
     )
 
 
@@ -196,7 +215,7 @@ def compare_pairwise(
     rows = common_rows(a, b, judge)
     with opened(judge, options) as asked, Journal(rows.journal) as journal:
         verdicts = rows.judge(asked, options, journal, screen)
-    return ComparedPairwise(*rows.names, judge, verdicts)
+    return ComparedPairwise(*rows.names, judge, verdicts, rows.no_room)
 
 
 def _answers_at(path: Path, side: str) -> AnsweredRows:
@@ -220,21 +239,26 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return "A", "B"
 
 
+def _asked(row: Example) -> tuple[str, str, str]:
+    """By what rows are told to be the same: in one normal form, and a blank input is none."""
+    return normal(row.instruction), normal(row.about), normal(row.output)
+
+
 def _pairs(first: AnsweredRows, second: AnsweredRows) -> list[tuple[int, int]]:
     """Indexes of the rows that both have, in B's order; equal rows are taken one after the other."""
     places: dict[tuple[str, str, str, int], int] = {}
     seen: Counter[tuple[str, str, str]] = Counter()
     for index, row in enumerate(first.examples):
-        same = (row.instruction, row.input, row.output)
-        places[*same, seen[same]] = index
-        seen[same] += 1
+        asked = _asked(row)
+        places[*asked, seen[asked]] = index
+        seen[asked] += 1
     seen.clear()
     pairs = []
     for index, row in enumerate(second.examples):
-        same = (row.instruction, row.input, row.output)
-        if (at := places.get((*same, seen[same]))) is not None:
+        asked = _asked(row)
+        if (at := places.get((*asked, seen[asked]))) is not None:
             pairs.append((at, index))
-        seen[same] += 1
+        seen[asked] += 1
     if not pairs:
         raise DataError(
             f"{first.file} and {second.file} have no row in common (instruction, input and output must be equal); "
@@ -288,5 +312,6 @@ def _numbered(verdict: Verdict, row: int) -> Verdict:
 
 def _with_rows(comparison: Comparison, rows: Sequence[int]) -> Comparison:
     """With the rows' own numbers instead of their places among the pairs."""
-    gained, lost = (tuple(rows[n] for n in found) for found in (comparison.gained, comparison.lost))
-    return replace(comparison, gained=gained, lost=lost)
+    found = (comparison.gained, comparison.lost, comparison.no_room)
+    gained, lost, no_room = (tuple(rows[n] for n in each) for each in found)
+    return replace(comparison, gained=gained, lost=lost, no_room=no_room)

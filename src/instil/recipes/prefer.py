@@ -17,7 +17,16 @@ from instil.ask.journal import Journal
 from instil.ask.named import opened
 from instil.assistant.assistant import load
 from instil.data.sources import Source, read_rows, read_source
-from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError, listed
+from instil.errors import (
+    DataError,
+    InstilError,
+    RunFolderTaken,
+    SettingsError,
+    StoppedEarly,
+    UserError,
+    listed,
+    without_numbers,
+)
 from instil.evaluate.judging import judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
@@ -357,8 +366,16 @@ def _written(
 
 
 def by_size(left_out: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
-    """Reasons with their rows, the commonest first."""
-    return sorted(left_out.items(), key=lambda item: (-len(item[1]), item[0]))
+    """Reasons with their rows, the commonest first; those that differ in numbers only are one, told by its first.
+
+    >>> by_size({"read 3 of 9 words": [4], "no number": [5], "read 7 of 12 words": [2]})
+    [('read 3 of 9 words', [2, 4]), ('no number', [5])]
+    """
+    alike: dict[str, tuple[str, list[int]]] = {}
+    for reason, rows in left_out.items():
+        alike.setdefault(without_numbers(reason), (reason, []))[1].extend(rows)
+    found = [(reason, sorted(rows)) for reason, rows in alike.values()]
+    return sorted(found, key=lambda item: (-len(item[1]), item[0]))
 
 
 def shown(rows: Sequence[int]) -> str:

@@ -125,4 +125,6 @@ def _task_of(stored: dict[str, dict[str, Any]]) -> Task[Any]:
     kind = TASKS.get(str(stored.get("train", {}).get("objective")), TASKS["sft"])
     skip_bad = bool(stored.get("data", {}).get("skip_bad"))
     keep_equal = bool(stored.get("dpo", {}).get("keep_equal"))
-    return kind(resolve(values={"data": {"skip_bad": skip_bad}, "dpo": {"keep_equal": keep_equal}}))
+    form = "nfc" if stored.get("data", {}).get("normalise") == "nfc" else "none"
+    data = {"skip_bad": skip_bad, "normalise": form}
+    return kind(resolve(values={"data": data, "dpo": {"keep_equal": keep_equal}}))

@@ -16,7 +16,7 @@ from instil.evaluate.health import Health, check_judge, questions
 from instil.evaluate.judging import JudgingResult, judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.evaluate.offline import means, score_offline
+from instil.evaluate.offline import means, of_other_scripts, score_offline
 from instil.evaluate.statistics import Interval, interval
 from instil.records import Example, Verdict
 from instil.runs.answers import (
@@ -25,6 +25,7 @@ from instil.runs.answers import (
     find_answers,
     no_answers_after,
     read_verdicts,
+    without_room,
     write_verdicts,
 )
 from instil.runs.report.report import refresh_report
@@ -37,6 +38,7 @@ class Scored:
     """The verdicts of one set of answers, and how they came about.
 
     ``asked`` questions were put now, ``found`` were answered before; ``failed`` rows have no verdict, with the cause.
+    ``note`` is what must be known of the scores.
     """
 
     which: str
@@ -45,6 +47,7 @@ class Scored:
     asked: int = 0
     found: int = 0
     failed: dict[int, str] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def scores(self) -> list[float]:
@@ -97,6 +100,7 @@ class Scored:
             "noise": self.noise,
             "asked": self.asked,
             "found": self.found,
+            **({"note": self.note} if self.note else {}),
             **(means(self.verdicts) if self.judge == OFFLINE else {}),
         }
 
@@ -128,9 +132,10 @@ def score(
     examples, answers = answered_rows(rows, numbers)
     options = ScoreOptions().changed(**settings)
     if judge == OFFLINE:
-        return score_offline(examples, answers, embeddings=options.embeddings)
+        return score_offline(examples, answers, embeddings=options.embeddings, no_room=without_room(rows, examples))
     with opened(judge, options) as asked, Journal(Path(journal) if journal else None) as kept:
-        return list(judge_answers(asked, examples, answers, options, kept).verdicts)
+        no_room = without_room(rows, examples)
+        return list(judge_answers(asked, examples, answers, options, kept, no_room=no_room).verdicts)
 
 
 def score_path(
@@ -199,10 +204,12 @@ def check_failed(which: str, failed: dict[int, str]) -> None:
 
 
 def _offline(answered: AnsweredRows, options: ScoreOptions) -> Scored:
-    verdicts = score_offline(answered.examples, answered.answers, embeddings=options.embeddings)
+    verdicts = score_offline(
+        answered.examples, answered.answers, embeddings=options.embeddings, no_room=answered.no_room
+    )
     if answered.run is not None:
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-    return Scored(answered.which, OFFLINE, tuple(verdicts))
+    return Scored(answered.which, OFFLINE, tuple(verdicts), note=of_other_scripts(answered.examples))
 
 
 def _likelihood(answered: AnsweredRows) -> Scored:
@@ -218,7 +225,9 @@ def _judged(judge: Client, answered: AnsweredRows, options: ScoreOptions, screen
             screen.say(f"{answered.journal}: {journal.damaged} damaged lines are left out", "yellow")
         total = len(answered.examples) * options.repeats
         with screen.bar(f"{judge.name} judges {answered.which}", total) as advance:
-            judged: JudgingResult = judge_answers(judge, answered.examples, answered.answers, options, journal, advance)
+            judged: JudgingResult = judge_answers(
+                judge, answered.examples, answered.answers, options, journal, advance, no_room=answered.no_room
+            )
         write_verdicts(answered.verdicts_at(judge.name, options), judged.verdicts)
     return Scored(answered.which, judge.name, judged.verdicts, judged.asked, judged.found, judged.failed)
 

@@ -258,7 +258,7 @@ class _Shown:
         if self._count > SHOWN_FIRST and self._count % SHOWN_EVERY:
             return
         one = row.example
-        task = f"{one.instruction} | {one.input}" if one.input else one.instruction
+        task = f"{one.instruction} | {one.about}" if one.about else one.instruction
         self._screen.say(f"{self._count:>4}  {_short(task)}\n      {_short(one.output)}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from instil.data.sources import examples_from, parse_rows
 from instil.errors import DataError
 from instil.files import records_in, write_rows
-from instil.records import Example, Verdict
+from instil.records import Example, Verdict, blank
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.options import ScoreOptions
 
@@ -22,13 +22,17 @@ LONGEST = 100  # bytes of a part of a file's name
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRows:
-    """Rows with an answer each; ``which`` is "base" or "tuned" in a run, else the file's name."""
+    """Rows with an answer each; ``which`` is "base" or "tuned" in a run, else the file's name.
+
+    ``no_room`` are numbers of rows whose prompt left no room for an answer.
+    """
 
     which: str
     examples: tuple[Example, ...]
     answers: tuple[str, ...]
     file: Path
     run: RunFolder | None = None
+    no_room: frozenset[int] = frozenset()
 
     @property
     def journal(self) -> Path:
@@ -82,6 +86,15 @@ def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> 
     return examples, answers
 
 
+def without_room(rows: Sequence[Any], examples: Sequence[Example]) -> frozenset[int]:
+    """Numbers of the rows that say of themselves that their prompt left no room for an answer."""
+    return frozenset(
+        example.row
+        for row, example in zip(rows, examples, strict=True)
+        if row.get("finish") == "no_room" and blank(row["model_response"])
+    )
+
+
 def find_answers(path: Path) -> list[AnsweredRows]:
     """All answered rows at a path: those of a run (before and after), or of one file.
 
@@ -123,7 +136,7 @@ def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
         examples, answers = answered_rows(rows, numbers)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
-    return AnsweredRows(file.stem, examples, tuple(answers), file, run)
+    return AnsweredRows(file.stem, examples, tuple(answers), file, run, without_room(rows, examples))
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:

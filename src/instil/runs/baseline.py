@@ -9,6 +9,7 @@ from pathlib import Path
 from instil.ask.journal import key_of
 from instil.errors import DataError
 from instil.evaluate.likelihood import VERSION as LIKELIHOOD_VERSION
+from instil.evaluate.offline import VERSION as OFFLINE_VERSION
 from instil.files import read_json
 from instil.machine import device_for
 from instil.records import Completion
@@ -26,6 +27,7 @@ def base_answers_key(prepared: Prepared, model_hash: str) -> str:
     return key_of(
         __version__,
         LIKELIHOOD_VERSION,
+        OFFLINE_VERSION,
         str(prepared.model_path.resolve()),
         model_hash,
         prepared.template.hash,

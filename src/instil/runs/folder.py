@@ -227,7 +227,15 @@ class RunFolder:
 
 
 def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) -> list[dict[str, Any]]:
-    """Examples with their ``model_response``, as the chapter's ``instruction-data-with-response.json``."""
+    """Examples with their ``model_response``, as the chapter's ``instruction-data-with-response.json``.
+
+    A row whose prompt left no room for an answer says so (``"finish": "no_room"``), since its empty text is none.
+    """
     return [
-        {**example.as_json(), "model_response": answer.text} for example, answer in zip(examples, answers, strict=True)
+        {
+            **example.as_json(),
+            "model_response": answer.text,
+            **({"finish": answer.finish} if answer.finish == "no_room" else {}),
+        }
+        for example, answer in zip(examples, answers, strict=True)
     ]

@@ -85,7 +85,7 @@ class Samples(_Lines):
             line = {"step": pause.steps, "row": example.row, **example.as_json(), "model_response": completion.text}
             self._append(json.dumps(line, ensure_ascii=False))
             if example is prepared.sampled[0]:
-                asked, says = _short(f"{example.instruction} {example.input}"), _short(completion.text)
+                asked, says = _short(f"{example.instruction} {example.about}"), _short(completion.text)
                 self._screen.say(f"    asked: {asked}\n    says:  {says}", "dim")
 
 

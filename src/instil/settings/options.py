@@ -11,6 +11,7 @@ from instil.errors import SettingsError, did_you_mean
 from instil.settings.losses import LOSSES, listed, read_by
 
 MAX_SEED = 2**31 - 1
+Normalise = Literal["none", "nfc"]
 TrainOn = Literal["all", "response", "response_with_header"]
 
 
@@ -43,6 +44,9 @@ class DataOptions(BaseModel):
         description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, equal prompts together",
     )
     split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
+    normalise: Normalise = Field(
+        "none", description="none: rows as they are; nfc: letters and their accents in one piece (Unicode's NFC)"
+    )
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
 
 

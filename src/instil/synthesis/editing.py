@@ -68,7 +68,7 @@ def reflect(
         if what != "instruction":
             asked = [new.get(row.row, row) for row in rows]
             for row, text, flaw in _improved(asked, REFLECT_ANSWER, "output", ask, options, edited):
-                reason = flaw or answer_problem(row.instruction, row.input, text)
+                reason = flaw or answer_problem(row.instruction, row.about, text)
                 if reason and row.row in new:  # the old answer belongs to the old instruction
                     prompts[row.row] = []
                     reason = f"row kept: its new instruction has no answer: {reason}"

@@ -48,7 +48,7 @@ class SynthesisPrompt:
 
 def shown_row(example: Example, *parts: str) -> dict[str, str]:
     """A row, or these parts of it, as prompts show it."""
-    row = example.as_json()
+    row = example.as_json() | {"input": example.about}
     return {name: row[name] for name in parts or row}
 
 

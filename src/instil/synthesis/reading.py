@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Sequence
 
+from instil.data.words import normal, words
+from instil.records import blank
 from instil.synthesis.prompts import is_text
 
 SHORTEST_TASK = 12  # bytes of an instruction
@@ -102,7 +104,7 @@ def tidy_input(given: str) -> str:
     >>> tidy_input("<noinput>"), tidy_input("None."), tidy_input("3 km")
     ('', '', '3 km')
     """
-    return "" if NO_INPUT.fullmatch(given) else given
+    return "" if blank(given) or NO_INPUT.fullmatch(given) else given
 
 
 def folded(text: str) -> str:
@@ -111,4 +113,4 @@ def folded(text: str) -> str:
     >>> folded("Name  a COLOUR!") == folded("name a colour")
     True
     """
-    return " ".join(re.findall(r"\w+", text.casefold())) or text.strip()
+    return " ".join(words(text)) or normal(text).strip()

@@ -88,7 +88,7 @@ def tone_of(seed: int, row: int) -> Tone:
 
 def request(example: Example, tone: Tone, seed: int, attempt: int) -> TextRequest:
     """What the model is asked, with a seed that depends on nothing but seed, row, tone and attempt."""
-    task = f"{example.instruction}\n\n{example.input}" if example.input else example.instruction
+    task = f"{example.instruction}\n\n{example.about}" if example.about else example.instruction
     text = PROMPT.replace("{wish}", WISHES[tone])
     before, rest = text.split("{task}")
     text = f"{before}{task}{rest.removesuffix('{answer}')}{example.output}"  # a slot in a row's text stays as written

@@ -24,8 +24,10 @@ class Answers(Task[Encoded]):
     def read(self, data: Data) -> Source:
         skip_bad = self.settings.data.skip_bad
         if isinstance(data, str | Path):
-            return read_source(data, skip_bad=skip_bad)
-        return examples_from(list(data), skip_bad=skip_bad)
+            source = read_source(data, skip_bad=skip_bad)
+        else:
+            source = examples_from(list(data), skip_bad=skip_bad)
+        return source.normalised(self.settings.data.normalise)
 
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer

@@ -11,7 +11,7 @@ from instil.data.preflight import check
 from instil.data.splits import PARTS, split_examples
 from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
 from instil.data.tokenizers import load_tokenizer
-from instil.errors import SettingsError, TemplateMismatch
+from instil.errors import SettingsError, TemplateMismatch, counted
 from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
@@ -24,6 +24,7 @@ from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
 from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Data, Prepared, Task, loader_for
+from instil.train.loop import planned_steps
 
 # What is learnt, by `train.objective`.
 TASKS: dict[str, type[Task[Any]]] = {"sft": Answers, "dpo": Preferences}
@@ -70,6 +71,7 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         split,
         {part: [task.answer(row) for row in rows[part]] for part in PARTS},
         max_length,
+        longest={part: [task.longest(row) for row in rows[part]] for part in PARTS},
         context=spec.context,
         ends=ends_line(template, tokenizer),
         misspelt=[row for row, kind in spellings.items() if kind == "misspelt"],
@@ -83,6 +85,7 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
             *reader.training_notes,
             *_header_notes(template, settings),
             *idle(settings),
+            *_warmup_notes(settings, len(task.usable(rows["train"], max_length))),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),
         ],
@@ -141,6 +144,19 @@ def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
     return (
         [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"] if new else []
     )
+
+
+def _warmup_notes(settings: Settings, rows: int) -> list[str]:
+    """A warning where the share of warmup is less than one step of so many training rows."""
+    train = settings.train
+    batches = rows // train.batch_size if train.drop_last else -(-rows // train.batch_size)
+    steps = planned_steps(batches, train)
+    if not train.warmup or not steps or int(train.warmup * steps):
+        return []
+    return [
+        f"train.warmup={train.warmup:g} of {counted(steps, 'step')} is less than one step, so the rate does not rise; "
+        f"from {1 / steps:.2g} on it does"
+    ]
 
 
 def _header_notes(template: Template, settings: Settings) -> list[str]:

@@ -80,7 +80,11 @@ class Task(ABC, Generic[Row]):
 
     @abstractmethod
     def answer(self, row: Row) -> Encoded:
-        """A row's prompt with the wanted answer: what pre-flight counts and lengths are of."""
+        """A row's prompt with the wanted answer: what pre-flight counts."""
+
+    def longest(self, row: Row) -> Encoded:
+        """The longest of a row's sequences: what has to fit."""
+        return self.answer(row)
 
     @abstractmethod
     def objective(self) -> Objective:

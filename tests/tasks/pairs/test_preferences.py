@@ -57,6 +57,23 @@ def alike(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     ]
 
 
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_lengths_are_of_the_longer_answer(side: str, tiny_folder: Path) -> None:
+    """What pre-flight says would keep all keeps all, whichever answer is the long one."""
+    data = pairs(12)
+    data[3][side] = "long " * 90
+    settings = {"objective": "dpo", "data": {"max_length": 60}}
+    cut = prepare(data, tiny_folder, resolve(values=settings)).preflight
+    assert cut.cut == (3,)
+    whole = {"objective": "dpo", "data": {"max_length": cut.longest - 1}}
+    kept = prepare(data, tiny_folder, resolve(values=whole)).preflight
+    assert kept.cut == ()
+    assert f"data.max_length={cut.longest - 1} would keep all" in "\n".join(cut.lines())
+    assert not any("lose the end" in line for line in kept.lines())
+    one_less = {"objective": "dpo", "data": {"max_length": cut.longest - 2}}
+    assert prepare(data, tiny_folder, resolve(values=one_less)).preflight.cut == (3,)
+
+
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo", "kto"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_learns_what_is_preferred(tiny_folder: Path, tmp_path: Path, loss: str, method: str) -> None:

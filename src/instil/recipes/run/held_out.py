@@ -72,8 +72,11 @@ class HeldOutAnswers:
         folder, prepared = self._folder, self._prepared
         folder.write_responses(which, self.examples, self.answers[which])
         texts = tuple(completion.text for completion in self.answers[which])
-        answered = AnsweredRows(which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder)
-        verdicts = score_offline(self.examples, texts)
+        no_room = frozenset(completion.row for completion in self.answers[which] if completion.finish == "no_room")
+        answered = AnsweredRows(
+            which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder, no_room
+        )
+        verdicts = score_offline(self.examples, texts, no_room=no_room)
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
         rows = [encode(example, prepared.template, prepared.tokenizer) for example in self.examples]
         likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
@@ -82,6 +85,9 @@ class HeldOutAnswers:
 
     def _say_score(self, which: str) -> None:
         score = means(self.verdicts[which])
+        if not score:
+            self._screen.say("  no row has a score")
+            return
         self._screen.say(
             f"  exact match {score['exact_match']:.1%}, chrF {score['chrf']:.1f}, "
             f"agreement {score['score']:.1f} of 100 (with the reference)"

@@ -9,7 +9,7 @@ from typing import Any
 
 from instil.data.near_duplicates import leak_line, leaked
 from instil.evaluate.comparison import compare_verdicts
-from instil.evaluate.offline import means
+from instil.evaluate.offline import means, of_other_scripts
 from instil.generate.answer import unended
 from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
@@ -35,7 +35,7 @@ class Run:
 
     ``scores`` holds the mean metrics over the held-out rows under ``base``, ``tuned`` and ``echo`` (the
     trivial baseline); it is empty for training alone or when there were no held-out rows. ``verdict`` says in one
-    sentence whether the model got better.
+    sentence whether the model got better, and ``note`` what must be known of the scores.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     outlook: str = ""
     verdict: str = ""
+    note: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -53,6 +54,7 @@ class Run:
             "run": str(self.path),
             "scores": self.scores,
             "verdict": self.verdict,
+            **({"note": self.note} if self.note else {}),
             "steps": self.steps,
             "validation_loss": self.validation_loss,
             "seconds": self.seconds,
@@ -222,4 +224,5 @@ def _finished(
         },
         outlook=clock.line(),
         verdict=compare_verdicts(verdicts["base"], verdicts["tuned"]).sentence("before", "after") if verdicts else "",
+        note=of_other_scripts(answered.examples) if verdicts else "",
     )

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instil.data.near_duplicates import Near
+from instil.errors import without_numbers
 from instil.evaluate.comparison import PASS, TIE, Comparison, compare_verdicts
 from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.evaluate.offline import of_other_scripts
 from instil.evaluate.statistics import Interval, interval
 from instil.files import records_in
-from instil.records import Completion, Example, Verdict
+from instil.records import Completion, Example, Verdict, blank
 from instil.runs.report.charts import (
     Bar,
     GroupScore,
@@ -238,7 +240,9 @@ def _judges(data: ReportData) -> list[JudgeScores]:
 
 def _coverage(scores: Sequence[Score]) -> str:
     """How many rows are scored under both, and why the others are not."""
-    missing = Counter(score.reason for score in scores if score.outcome == "unscored")
+    why = [score.reason for score in scores if score.outcome == "unscored"]
+    alike = {without_numbers(reason): reason for reason in reversed(why)}
+    missing = Counter(alike[without_numbers(reason)] for reason in why)
     said = f"{len(scores) - missing.total()} of {len(scores)} rows scored"
     if not missing:
         return said
@@ -258,6 +262,8 @@ def _verdict(data: ReportData, judges: Sequence[JudgeScores]) -> list[tuple[str,
     told = first.comparison
     rows = _count(len(data.examples), f"{data.part} row")
     lines = [("", f"On {rows} that the model was not trained on, {told.sentence('before', 'after')}")]
+    if note := of_other_scripts(data.examples):
+        lines += [("script", f"{_capital(note)}."), *_plain_figures(data)]
     if told.scored:
         lines.append(
             (
@@ -267,8 +273,9 @@ def _verdict(data: ReportData, judges: Sequence[JudgeScores]) -> list[tuple[str,
                 f"{len(told.lost)} fell below.",
             )
         )
-    lines.extend(_plain_figures(data))
-    if told.coverage < 1:
+    if not note:
+        lines.extend(_plain_figures(data))
+    if told.coverage < 1 or told.no_room:
         lines.append(("coverage", f"{first.coverage}."))
     if told.scored:
         lines.extend(_without_leaks(data))
@@ -310,12 +317,12 @@ def _without_leaks(data: ReportData) -> list[tuple[str, str]]:
 
 
 def _charts(data: ReportData) -> list[tuple[str, list[Bar]]]:
-    """Mean scores of each judge, the offline judge's other figures after its own."""
-    wanted = []
+    """Mean scores of each judge, the offline judge's other figures before its own."""
+    wanted: list[tuple[str, str, str]] = []
     for name in sorted(data.verdicts, key=lambda name: name != OFFLINE):
-        wanted.append((name, "", LABELS.get(name, name)))
         if name == OFFLINE:
             wanted.extend((name, metric, label) for metric, (label, _) in METRICS.items())
+        wanted.append((name, "", LABELS.get(name, name)))
     charts = []
     for name, metric, label in wanted:
         values = {which: _metric(data.verdicts[name].get(which, ()), metric) for which in NAMES}
@@ -369,7 +376,7 @@ def _watched(samples: Path) -> list[SampledPrompt]:
         return []
     watched: dict[int, SampledPrompt] = {}
     for sample in records_in(samples, Sample):
-        asked = "\n".join(text for text in (sample.instruction, sample.input) if text)
+        asked = "\n".join(text for text in (sample.instruction, sample.input) if not blank(text))
         one = watched.setdefault(sample.row, SampledPrompt(asked, sample.output))
         one.said.append((sample.step, sample.model_response))
     return list(watched.values())

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from instil.data.words import words
 from instil.records import Pair
 from instil.tasks.pairs.prefaces import preface_of, rewriting_preface
 from instil.tasks.pairs.telltales import Told, beyond_chance, form_marks, told_by, word_marks
@@ -170,22 +171,24 @@ def _repeated(pairs: Sequence[Pair]) -> list[Finding]:
 
 
 def _nearly_equal(pairs: Sequence[Pair]) -> list[Finding]:
-    letters, words = [], []
+    letters, shared = [], []
     for pair in pairs:
-        one, other = (_WORD.findall(text.lower()) for text in (pair.chosen, pair.rejected))
+        one, other = (words(text) for text in (pair.chosen, pair.rejected))
         if one == other and _signs(pair.chosen) == _signs(pair.rejected):
             letters.append(pair.row)
         elif min(len(one), len(other)) >= LONG:
             common = (Counter(one) & Counter(other)).total()
             if 2 * common >= NEARLY * (len(one) + len(other)):
-                words.append(pair.row)
+                shared.append(pair.row)
     found = []
     if letters:
         said = f"{len(letters)} pairs differ in case, punctuation or white space only: {_rows(letters)}"
         found.append(Finding("nearly_equal", "warning", said, "keep them only if that is the task", tuple(letters)))
-    if words:
-        said = f"{len(words)} pairs of long answers have at least {NEARLY:.0%} of their words in common: {_rows(words)}"
-        found.append(Finding("nearly_equal_words", "note", said, "see that the rest is what matters", tuple(words)))
+    if shared:
+        said = (
+            f"{len(shared)} pairs of long answers have at least {NEARLY:.0%} of their words in common: {_rows(shared)}"
+        )
+        found.append(Finding("nearly_equal_words", "note", said, "see that the rest is what matters", tuple(shared)))
     return found
 
 
@@ -275,7 +278,7 @@ def _leak(kind: str, what: str, told: Told) -> list[Finding]:
 
 
 def _prompt(pair: Pair) -> tuple[str, str]:
-    return pair.example.instruction, pair.example.input
+    return pair.example.instruction, pair.example.about
 
 
 def _chosen(pair: Pair) -> str:

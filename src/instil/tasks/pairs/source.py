@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, Source, read_rows, row_problem, text_problem
+from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, Source, in_nfc, read_rows, row_problem, text_problem
+from instil.data.words import normal
 from instil.errors import DataError, listed
 from instil.records import Example, Pair
+from instil.settings.options import Normalise
 
 PAIR_KEYS = KNOWN_KEYS | {"chosen", "rejected"}
 
@@ -30,6 +32,13 @@ class PairSource(Source):
 
     pairs: tuple[Pair, ...] = ()
     equal: tuple[int, ...] = ()
+
+    def normalised(self, form: Normalise) -> PairSource:
+        """As `Source.normalised`, of both answers."""
+        if form == "none":
+            return self
+        pairs = tuple(Pair(in_nfc(pair.example), normal(pair.chosen), normal(pair.rejected)) for pair in self.pairs)
+        return replace(self, examples=tuple(map(in_nfc, self.examples)), pairs=pairs)
 
 
 def read_pairs(data: str | Path, *, skip_bad: bool = False, keep_equal: bool = False) -> PairSource:

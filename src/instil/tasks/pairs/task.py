@@ -45,8 +45,10 @@ class Preferences(Task[EncodedPair]):
     def read(self, data: Data) -> PairSource:
         skip_bad, keep_equal = self.settings.data.skip_bad, self.settings.dpo.keep_equal
         if isinstance(data, str | Path):
-            return read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
-        return pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
+            source = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
+        else:
+            source = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
+        return source.normalised(self.settings.data.normalise)
 
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
@@ -66,6 +68,9 @@ class Preferences(Task[EncodedPair]):
 
     def answer(self, row: EncodedPair) -> Encoded:
         return row.chosen
+
+    def longest(self, row: EncodedPair) -> Encoded:
+        return max(row.chosen, row.rejected, key=lambda side: len(side.ids))
 
     def objective(self) -> Objective:
         return self._preference

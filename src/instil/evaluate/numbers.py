@@ -1,0 +1,302 @@
+"""Numbers in texts: sign, grouping and decimal mark as they are written in one place or another.
+
+"1.500" is a thousand and a half here and one and a half there, and "1 500" may be one number or two. So every number
+is read in all usual ways, and two are equal where one reading makes them equal:
+
+================  ====================================================================================
+digits            of every script; ``1e3``
+sign              hyphen, minus, en dash, also before a currency; none in "2-5", and after "2 " perhaps
+decimal mark      point, comma, middle dot, Arabic ones; ".5" is a half
+grouping          by threes, as in India (10,00,000), by fours (1,0000): comma, point, blanks, apostrophe
+per cent          "50%" is 50, "50 percent" and 0.5; it is not "0.5%"
+================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+from instil.data.words import MINUS, normal, plain_digits
+
+_SPACES = " \u00a0\u2007\u2009\u202f"
+_COMMAS = ",\uff0c"
+_POINTS = ".\uff0e"
+_GROUPING = _SPACES + _COMMAS + _POINTS + "'\u2019_\u066c"
+_DECIMAL = _COMMAS + _POINTS + "\u066b\u00b7"
+_APART = _SPACES + _COMMAS + "\u00b7"  # what may also stand between two numbers
+_LONGEST = 12  # groups of one number
+_DASHES = MINUS + "\u2013"
+_CLOSING = ")]}%\u00b0_"
+_CURRENCIES = "$\u00a2\u00a3\u00a4\u00a5\u20a0-\u20cf"
+_SEPARATORS = re.escape("".join(sorted({*_GROUPING, *_DECIMAL})))
+_RUN = re.compile(
+    rf"(?P<lead>(?<![0-9{re.escape(_DECIMAL)}])[{re.escape(_DECIMAL)}])?(?P<run>[0-9]+(?:[{_SEPARATORS}][0-9]+)*)"
+    rf"(?:[eE](?P<power>[+{_DASHES[0]}\u2212]?[0-9]{{1,3}})(?!\w))?"
+    r"(?P<percent>\s?(?:[%\u066a\ufe6a\uff05]|per ?cent\b|pct\b))?"
+)
+_CURRENCY = re.compile(rf"[{_CURRENCIES}]\Z")
+_IN_WORDS = re.compile(r"(?:\A|\W)(?P<word>minus|negative)\s+\Z", re.IGNORECASE)
+_SPELLED = {
+    name: Decimal(n)
+    for n, name in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
+}
+_SPELLED_WORD = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
+_OPERAND = re.compile(rf"(?:[0-9)\]]|\b\w|\b(?:{'|'.join(_SPELLED)}))\s*\Z", re.IGNORECASE)  # "7 minus 5" has no sign
+_LIST_MARKER = re.compile(r"(?m)^\s*[0-9]+[.)]\s")
+
+Reading = tuple[Decimal, bool]  # the value as written, and whether it is of a hundred
+
+
+@dataclass(frozen=True)
+class Run:
+    """Digits with single marks between them: one number, or several one after the other."""
+
+    starts: tuple[int, ...]  # of the first group, or the mark before it, and of every mark between groups
+    end: int
+    lead: str
+    groups: tuple[str, ...]
+    marks: tuple[str, ...]
+    signs: tuple[int, ...]
+    power: int
+    percent: bool
+
+    def span(self, first: int, end: int) -> tuple[int, int]:
+        """Where these groups stand in the text, with the decimal mark before the first."""
+        begin, *marks = self.starts
+        return (begin if first == 0 else marks[first - 1] + 1), (marks[end - 1] if end < len(self.groups) else self.end)
+
+    @cached_property
+    def readings(self) -> frozenset[Reading]:
+        """All numbers that may be read in it."""
+        return frozenset(reading for first, end in self.pieces for reading in self.piece(first, end))
+
+    def within(self, known: frozenset[Reading]) -> bool:
+        """Whether it can be read so that all numbers in it are among these."""
+        reached = {0}
+        for first, end in self.pieces:
+            if first in reached and any(_is_among(reading, known) for reading in self.piece(first, end)):
+                reached.add(end)
+        return len(self.groups) in reached
+
+    @cached_property
+    def pieces(self) -> list[tuple[int, int]]:
+        """The first group and the one after the last of all that may be a number in it."""
+        count, apart = len(self.groups), self._apart()
+        return [
+            (first, end)
+            for first in range(count)
+            if apart[first]
+            for end in range(first + 1, min(count, first + _LONGEST) + 1)
+            if apart[end]
+        ]
+
+    def _apart(self) -> list[bool]:
+        """Before which groups a number may end: not within what is one number by its points."""
+        ends = [0, *(at + 1 for at, mark in enumerate(self.marks) if mark in _APART), len(self.groups)]
+        found = [True] * (len(self.groups) + 1)
+        for first, end in pairwise(ends):
+            if _numerals(self.groups[first:end], self.marks[first : end - 1]):
+                found[first + 1 : end] = [False] * (end - first - 1)
+        return found
+
+    def piece(self, first: int, end: int) -> frozenset[Reading]:
+        """What these groups are if they are one number; empty if they cannot be."""
+        groups, marks = self.groups[first:end], self.marks[first : end - 1]
+        numerals = set(_numerals(groups, marks))
+        if self.lead and first == 0:
+            numerals = _with_lead(self.lead, groups, numerals)
+        signs = self.signs if first == 0 else (1,)
+        last = end == len(self.groups)
+        power, percent = (self.power, self.percent) if last else (0, False)
+        return frozenset(
+            (Decimal(f"{'-' if sign < 0 else ''}{integer}.{fraction or '0'}E{power}"), percent)
+            for integer, fraction in numerals
+            for sign in signs
+        )
+
+
+def _with_lead(lead: str, groups: Sequence[str], numerals: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """A number that begins with its decimal mark; a comma may also be one of the sentence."""
+    half = {("0", groups[0])} if len(groups) == 1 else set()
+    return half | numerals if lead in _COMMAS else half or numerals
+
+
+def _numerals(groups: Sequence[str], marks: Sequence[str]) -> list[tuple[str, str]]:
+    """All that groups of digits may be as one number: the digits before the decimal mark, and those after it."""
+    if not marks:
+        return [(groups[0], "")]
+    found = []
+    if _grouped(groups, marks):
+        found.append(("".join(groups), ""))
+    at = next((at for at, mark in enumerate(marks) if mark in _DECIMAL and mark != marks[0]), None)
+    places = {len(marks) - 1} if at is None else {at, len(marks) - 1}
+    if marks[0] in _DECIMAL:
+        places.add(0)
+    for place in places:
+        head, tail = groups[: place + 1], groups[place + 1 :]
+        before, after = marks[:place], marks[place + 1 :]
+        if marks[place] not in _DECIMAL or marks[place] in before or (before and not _grouped(head, before)):
+            continue
+        if not after or (len({*after}) == 1 and after[0] in _SPACES and _in_threes(tail)):
+            found.append(("".join(head), "".join(tail)))
+    return found
+
+
+def _in_threes(groups: Sequence[str]) -> bool:
+    return all(len(group) == 3 for group in groups[:-1]) and len(groups[-1]) <= 3
+
+
+def _grouped(groups: Sequence[str], marks: Sequence[str]) -> bool:
+    """Whether these are the groups of one whole number."""
+    if len({*marks}) != 1 or marks[0] not in _GROUPING or groups[0].startswith("0"):
+        return False
+    first, *rest = map(len, groups)
+    if marks[0] == "_":
+        return True
+    by_threes = first <= 3 and all(size == 3 for size in rest)
+    as_in_india = first <= 2 and rest[-1] == 3 and all(size == 2 for size in rest[:-1])
+    by_fours = marks[0] in _COMMAS and first <= 4 and all(size == 4 for size in rest)
+    return by_threes or as_in_india or by_fours
+
+
+def runs(text: str) -> list[Run]:
+    """The numbers of a text, in their order."""
+    text = plain_digits(normal(text))
+    found = []
+    for match in _RUN.finditer(text):
+        parts = re.split(f"([{_SEPARATORS}])", match["run"])
+        groups, marks = tuple(parts[::2]), tuple(parts[1::2])
+        lead = match["lead"] or ""
+        if lead and match.start() and (text[match.start() - 1].isalnum() or text[match.start() - 1] in _CLOSING):
+            lead = ""  # the end of what stands before, as in "(a).5"
+        start = match.start() if lead else match.start("run")
+        power = int((match["power"] or "0").replace("\u2212", "-"))
+        lengths = accumulate((len(group) + 1 for group in groups[:-1]), initial=match.start("run"))
+        starts = (start, *(at - 1 for at in list(lengths)[1:]))
+        found.append(
+            Run(starts, match.end("run"), lead, groups, marks, _signs(text, start), power, bool(match["percent"]))
+        )
+    return found
+
+
+def _signs(text: str, start: int) -> tuple[int, ...]:
+    """The signs that a number which starts there may have: 1, -1, or both."""
+    before = text[max(0, start - 24) : start]
+    if in_words := _IN_WORDS.search(before):
+        return (1,) if _OPERAND.search(before[: in_words.start("word")]) else (-1,)
+    before = _CURRENCY.sub("", before)
+    last = before[-1:]
+    if last == "\u00b1":
+        return (1, -1)
+    if not last.strip():
+        before = before.rstrip(_SPACES)  # a true minus may stand apart from its number, where nothing is before it
+        rest = before[:-1].rstrip()
+        apart = before.endswith("\u2212") and not (rest[-1:].isalnum() or rest[-1:] in tuple(_CLOSING + _DASHES))
+        return (-1,) if apart else (1,)
+    if last not in _DASHES:
+        return (1,)
+    rest = before[:-1]
+    if rest and (rest[-1].isalnum() or rest[-1] in _CLOSING + _DASHES + "\u2014"):
+        return (1,)
+    return (1, -1) if rest.rstrip()[-1:].isdigit() else (-1,)
+
+
+def _is_among(reading: Reading, known: frozenset[Reading]) -> bool:
+    value, percent = reading
+    other = (_scaled(value, -2), False) if percent else (_scaled(value, 2), True)
+    return reading in known or (value, not percent) in known or other in known
+
+
+def _scaled(value: Decimal, power: int) -> Decimal:
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int), "no digits make an infinite number"
+    return Decimal((sign, digits, exponent + power))
+
+
+def _spelled(text: str) -> frozenset[Reading]:
+    found: set[Reading] = set()
+    for match in _SPELLED_WORD.finditer(text):
+        value = _SPELLED[match.group().lower()]
+        found |= {(sign * value, False) for sign in _signs(text, match.start())}
+    return frozenset(found)
+
+
+def _known(text: str) -> frozenset[Reading]:
+    return _spelled(text).union(*(run.readings for run in runs(text)))
+
+
+def wrong_number(answer: str, reference: str, prompt: str) -> bool:
+    """Whether a number of the reference is missing from the answer, or the answer has one from nowhere.
+
+    Numbers of the prompt may be left out or repeated, and so may the markers of a numbered list; one that is
+    spelled out (zero to twelve) is the number.
+
+    >>> wrong_number("It is 12 cm long.", "It is 10 cm long.", "How long is it?")
+    True
+    >>> wrong_number("298.15 K", "25 degrees Celsius is 298.150 K.", "Convert 25 degrees Celsius.")
+    False
+    >>> wrong_number("A spider has eight legs.", "A spider has 8 legs.", "How many legs has a spider?")
+    False
+    >>> wrong_number("-5", "5", ""), wrong_number("1 500,0", "1,500", "")
+    (True, False)
+    """
+    given = _known(prompt)
+
+    def lacks(one: str, other: str) -> bool:
+        known = given | _known(other)
+        return not all(run.within(known) for run in runs(_LIST_MARKER.sub(" ", plain_digits(one))))
+
+    return lacks(reference, answer) or lacks(answer, reference)
+
+
+def as_in(answer: str, reference: str) -> str:
+    """The answer with its numbers written as the reference writes them, where one reading makes them equal.
+
+    >>> as_in("It costs 1 500,50 in all.", "That is 1,500.5.")
+    'It costs 1,500.5 in all.'
+    """
+    answer, reference = normal(answer), normal(reference)
+    wanted: dict[str, frozenset[Reading]] = {}
+    for run in runs(reference):
+        for first, end in run.pieces:
+            if values := run.piece(first, end):
+                wanted.setdefault(reference[slice(*run.span(first, end))], values)
+    changes: list[tuple[int, int, str]] = []
+    for run in runs(answer) if wanted else ():
+        first = 0
+        while first < len(run.groups):
+            first = next(
+                (
+                    end
+                    for _, end in sorted((piece for piece in run.pieces if piece[0] == first), reverse=True)
+                    if _rewritten(run, first, end, answer, wanted, changes)
+                ),
+                first + 1,
+            )
+    for start, stop, text in reversed(changes):
+        answer = answer[:start] + text + answer[stop:]
+    return answer
+
+
+def _rewritten(
+    run: Run,
+    first: int,
+    end: int,
+    answer: str,
+    wanted: dict[str, frozenset[Reading]],
+    changes: list[tuple[int, int, str]],
+) -> bool:
+    """Whether these groups are a number of the reference; how it is written there is noted."""
+    start, stop = run.span(first, end)
+    if answer[start:stop] in wanted:
+        return True
+    values = run.piece(first, end)
+    text = next((text for text, others in wanted.items() if values & others), None)
+    if text is not None:
+        changes.append((start, stop, text))
+    return text is not None

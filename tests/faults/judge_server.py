@@ -37,6 +37,7 @@ class JudgeServer:
     faults: dict[int, str] = field(default_factory=dict)
     always: str = ""
     models: tuple[str, ...] = ("judge:latest",)
+    unlisted: bool = True  # models that are not in the list answer all the same
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -48,6 +49,10 @@ class JudgeServer:
     def messages(self) -> list[str]:
         """What was asked, in the order of arrival."""
         return [message_of(body) for body in self.asked]
+
+    def names(self) -> set[str]:
+        """Names of models under which they answer."""
+        return {*self.models, *(name.removesuffix(":latest") for name in self.models)}
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         """Questions about the server."""
@@ -72,6 +77,9 @@ class JudgeServer:
             self.asked.append(body)
             self.keys.append(handler.headers.get("Authorization", ""))
         fault = self.faults.get(number, self.always)
+        if body.get("model") and not self.unlisted and body["model"] not in self.names():
+            self.send(handler, 404, json.dumps({"error": f"model {body['model']!r} not found"}).encode())
+            return
         if fault == "die" or self.dead:
             self.dead = True
             with suppress(OSError):

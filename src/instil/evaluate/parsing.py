@@ -2,15 +2,16 @@
 
 The ladder, from the surest form to the least sure; the first rung that finds something decides:
 
-1. JSON with a ``score``: alone, in a fence, or at one end of the prose;
+1. JSON with a ``score``: alone, in a fence, or at one end of the prose; loosely written, but whole;
 2. the whole reply is one number (``85``, ``85.``, ``85/100``, ``8 out of 10``, ``**85**``, ``85%``);
 3. a number with a label: the final or overall one (``Overall: 85/100``), else the only one (``Score: 85``);
 4. a number that the judge gives in words (``I'd rate it 85 out of 100``, ``the score is 85``);
 5. one fraction of the whole scale (``85/100``), or one number that stands apart at an end (``It is right. 90``).
 
-Digits are ASCII digits. Refused are two different numbers on one rung, a range, a bound (``at most 20``), a number
-outside the scale or of another one, and what is said of a number in passing ("a perfect answer would score 100", "it is
-not 100% right"): a wrong number is worse than none.
+What a model thought before it answered is no part of the reply (`instil.ask.thoughts`). Digits are ASCII digits.
+Refused are two different numbers on one rung, a range, a bound (``at most 20``), a number outside the scale or of
+another one, JSON that is still open or quoted, and what is said of a number in passing ("a perfect answer would score
+100", "it is not 100% right"): a wrong number is worse than none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from instil.ask.loose_json import NotJson, read_json
+from instil.ask.thoughts import spoken
 
 NOTHING = ""  # the reason of a reading that succeeded
 LONGEST = 20_000  # characters; a verdict is short
@@ -52,9 +56,7 @@ class Reading:
 
 HUNDRED = Scale(0, 100)
 
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"))
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
-_END_OF_THOUGHT = re.compile(r"\A.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_END_MARKS = re.compile(r"(?:\s*(?:<\|\w{2,20}\|>|</s>|<end_of_turn>|<eos>))+\s*\Z")
 _FENCED = re.compile(r"(?:```|~~~)[A-Za-z]*\n?(.*?)(?:```|~~~)", re.DOTALL)
 _FENCE = re.compile(r"```[A-Za-z]*|~~~[A-Za-z]*")
 _MARKUP = re.compile(r"[*`]{1,3}|(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
@@ -113,6 +115,18 @@ _OTHER_SCALE = re.compile(
     re.IGNORECASE,
 )
 _LIST = re.compile(r"(?m)^ ?[0-9]{1,2}[.)] \S")
+_WORDY = re.compile(r"\w")
+_QUOTES = re.compile(  # what is said of another's words: 'The answer contains the JSON {...}'
+    r"\b(?:says?|said|claims?|claimed|asks|tries|tried|contains?|includes?|attempts?|outputs?|prints?|replie[sd]"
+    r"|has|had|gave|wrote|writes)(?: \w+){0,2}\W*\Z|\b(?:response|answer|text|model|output|it) (?:is|was)\W*\Z"
+    r"|\b(?:quot\w+|inject\w+|pretend\w*|fake\w*|instead|such as)\b",
+    re.IGNORECASE,
+)
+# What begins as JSON does; a brace of a formula or of code need not be JSON.
+_OBJECT = re.compile(
+    rf"\{{\s*(?:\Z|\"[^\"]*(?:\"\s*(?::|\Z)|\Z)|'[^']*(?:'\s*(?::|\Z)|\Z)|(?:{'|'.join(SCORES)})\s*:)", re.IGNORECASE
+)
+_BRACELESS = re.compile(rf"\s*[\"'](?:{'|'.join(SCORES)})[\"']\s*:", re.IGNORECASE)  # the brace was the prompt's
 _ANY_NUMBER = re.compile(_NUMBER)
 _DIGITS = re.compile(r"\d")
 _AT_END = re.compile(rf"(?:\A|[.!?:;\n] ?){_SCORE} ?(?:points?)?[.!]?\Z", re.IGNORECASE)
@@ -131,12 +145,16 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     """
     if len(reply) > LONGEST:
         return Reading(None, f"the reply has {len(reply):,} characters")
-    text = without_thoughts(reply)
+    said = spoken(reply)
+    if said.reason:
+        return Reading(None, said.reason)
+    text = _END_MARKS.sub("", said.text)
     if not _FENCE.sub("", text).strip():
-        thought = "a thought and no answer" if reply.strip() and not text else "nothing"
-        return Reading(None, f"the reply holds {thought}" if thought != "nothing" else "the reply is empty")
+        return Reading(None, "the reply is empty")
     if any(not digit.isascii() for digit in _DIGITS.findall(text)):
         return Reading(None, "digits other than 0 to 9")
+    if _BRACELESS.match(text):
+        text = f"{{{text}"
     if (found := _from_json(text, scale)) is not None:
         return found
     text = _tidy(text, scale)
@@ -148,15 +166,6 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
         if (found := rung(text, scale)) is not None:
             return found
     return _none(text)
-
-
-def without_thoughts(reply: str) -> str:
-    """A reply without invisible characters and without what a model thought before it.
-
-    >>> without_thoughts("<think>first?</think>second")
-    'second'
-    """
-    return _THOUGHT.sub("", _END_OF_THOUGHT.sub("", reply.translate(_INVISIBLE))).strip()
 
 
 def _tidy(text: str, scale: Scale) -> str:
@@ -176,16 +185,32 @@ def _tidy(text: str, scale: Scale) -> str:
 def _from_json(text: str, scale: Scale) -> Reading | None:
     """Rung 1: every object with a score must say the same; None where there is no such object."""
     fenced = [block for block in _FENCED.findall(text) if "{" in block]
-    found, outside = _objects("\n".join(fenced) if fenced else text)
+    found, outside, problem = _objects("\n".join(fenced) if fenced else text)
+    if problem:
+        return Reading(None, problem)
     if not found:
         return None
     values = {_plain(value) for value, _ in found}
     if len(values) > 1:
         return Reading(None, f"two scores in one reply: {', '.join(sorted(values)[:5])}")
-    before, after = (bool(re.search(r"\w", _FENCE.sub("", side))) for side in outside)
-    if not fenced and before and after:
+    if fenced:
+        first, _, last = text.partition(fenced[0])
+        outside = (first, last.rpartition(fenced[-1])[2] if len(fenced) > 1 else last)
+    before, after = (_FENCE.sub("", side) for side in outside)
+    if (not fenced and _WORDY.search(before) and _WORDY.search(after)) or _is_quoted(before, after):
         return Reading(None, "JSON in the middle of a text, which may be quoted")
-    value, others = found[0]
+    reading = _of_object(found[0], scale)
+    for side in (before, after):  # what is said beside it must not speak against it
+        tidy = _tidy(side, scale)
+        said = _labelled(tidy, scale) or _given(tidy, scale)
+        if said is not None and None not in (said.value, reading.value) and said.value != reading.value:
+            return Reading(None, f"two scores in one reply: {reading.value:g}, {said.value:g}")
+    return reading
+
+
+def _of_object(found: tuple[object, list[object]], scale: Scale) -> Reading:
+    """The score of an object, and what it says of its scale."""
+    value, others = found
     if any(isinstance(other, int | float) and other != scale.high for other in others):
         return Reading(None, f"it speaks of another scale than {scale.low:g} to {scale.high:g}")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -196,8 +221,18 @@ def _from_json(text: str, scale: Scale) -> Reading | None:
     return _in_scale(str(value), scale)
 
 
-def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, str]]:
-    """The scores of all JSON objects in a text, with what they say of their scale; what stands before and after."""
+def _is_quoted(before: str, after: str) -> bool:
+    """Whether the words around an object say that it is another's: 'The answer tries {...}', '{...} is its text'."""
+    sentence = re.split(r"[.!?]\s|\n\s*\n", before.strip())[-1]
+    introduced = bool(_QUOTES.search(sentence)) and not sentence.endswith((".", "!", "?"))
+    return introduced or bool(re.match(r"[ \t\"'`]*[a-z]", after))
+
+
+def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, str], str]:
+    """The scores of all JSON objects in a text, with what they say of their scale; what stands before and after.
+
+    Third comes why they must not be read, if so: one of them does not end, or is none.
+    """
     found: list[tuple[object, list[object]]] = []
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
@@ -206,21 +241,26 @@ def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, s
         found.extend((value, whole) for key, value in names if key in SCORES)
         return dict(items)
 
-    decoder = json.JSONDecoder(object_pairs_hook=pairs)
     at, first, last = text.find("{"), -1, 0
     for _ in range(JSON_TRIES):
         if at < 0:
             break
         count = len(found)
         try:
-            _, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            end = read_json(text, at, pairs)[1]
+        except NotJson as error:
             del found[count:]
+            if _OBJECT.match(text, at):
+                still = "its JSON is still open" if error.ended else f"its JSON cannot be read: {error}"
+                return [], ("", ""), still
             end = at + 1
         if len(found) > count:
             first, last = (at if first < 0 else first), end
         at = text.find("{", end)
-    return found, (text[: max(first, 0)], text[last:])
+    before, after = text[: max(first, 0)], text[last:]
+    if found and before.rstrip().endswith("[") and "]" not in after:
+        return [], ("", ""), "its JSON is still open"
+    return found, (before, after), ""
 
 
 def _plain(value: object) -> str:

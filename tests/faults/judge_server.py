@@ -42,6 +42,7 @@ class JudgeServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     read: Callable[[str], int] = lambda message: len(message) // 4  # tokens of a prompt
+    refuses: Callable[[dict[str, Any]], str] = lambda body: ""  # the fault that a question is answered with
     logprobs: Callable[[str], list[dict[str, Any]]] | None = None
     dead: bool = False
     lock: Any = field(default_factory=threading.Lock)
@@ -76,7 +77,7 @@ class JudgeServer:
             number = len(self.asked)
             self.asked.append(body)
             self.keys.append(handler.headers.get("Authorization", ""))
-        fault = self.faults.get(number, self.always)
+        fault = self.faults.get(number, self.always) or self.refuses(body)
         if body.get("model") and not self.unlisted and body["model"] not in self.names():
             self.send(handler, 404, json.dumps({"error": f"model {body['model']!r} not found"}).encode())
             return
@@ -118,6 +119,8 @@ class JudgeServer:
             self.send(handler, int(code), text.encode() or b"<html><h1>Bad Gateway</h1></html>", CLOSING)
         elif name == "retry-after":
             self.send(handler, 429, b'{"error":"slow down"}', {"Retry-After": what})
+        elif name == "headers":  # of a 429, as JSON
+            self.send(handler, 429, b'{"error":"slow down"}', json.loads(what))
         elif name == "hang":
             time.sleep(float(what))
         elif name == "drip":

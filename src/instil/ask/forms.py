@@ -26,6 +26,7 @@ _PARAMETER = re.compile(
     r"|\bresponse_?format\b.*\b(?:parameter|argument|field|property|inputs?|keyword|option)s?\b"
 )
 _OF_ITS_VALUE = re.compile(r"schema|json_object|\btype\b|\bvalue\b|variant|version|\bstrict\b|must be|expected")
+_KEYS = re.compile(r"\"(?:type|code|object|status|param)\": ?(?:\"[^\"]*\"|[^\",}]*)")
 _TOO_LONG = re.compile(
     r"context[ _-]?(?:length|window|size|limit|overflow)|(?:input|prompt|request|message)s?(?: \w+)? (?:is|are) too"
     r" (?:long|large)|too many (?:input )?tokens|maximum (?:context|length|input|number of tokens|prompt)"
@@ -64,8 +65,11 @@ class Forms:
         if error_parameter(error) and not _SURELY.search(said):
             return None
         if self._is_of_form(said, refused=isinstance(error, Refused)):
-            whole = _PARAMETER.search(said) and not _OF_ITS_VALUE.search(said)
-            self.settle(following := PLAIN if whole else form + 1)
+            words = _KEYS.sub("", said)
+            whole = _PARAMETER.search(words) and not _OF_ITS_VALUE.search(words)
+            following = PLAIN if whole else form + 1
+            if not _TOO_LONG.search(said):  # else it may not be the form, which then is told by what follows
+                self.settle(following)
             return following
         other = isinstance(error, Passing | Rejected) or _TOO_LONG.search(said) or _OTHER_CAUSE.search(said)
         vague = not other and self._vain < IN_VAIN and _VAGUE.search(said)

@@ -44,8 +44,9 @@ _CHANNEL = re.compile(
     re.DOTALL,
 )
 _BARE_CHANNEL = re.compile(r"\A\s*(?:analysis|commentary)(?=[A-Z0-9])")  # Harmony whose special tokens were dropped
+_BARE_LINE = re.compile(r"\A\s*(?:analysis|commentary)\s*\n")
 _ABOUT = re.compile(r"\s*<[^<>\n]*>[^<>\n]{0,20}<[^<>\n]*>(?: [a-z]|[,;:])")  # "<think> and </think> are tags"
-_BARE_FINAL = re.compile(r"assistant\s*final(?=\S)")
+_BARE_FINAL = re.compile(r"assistant\s*final(?=\s*\S)")
 
 
 def _tag(names: str) -> re.Pattern[str]:
@@ -95,7 +96,7 @@ def spoken(reply: str, *, data: bool = False) -> Spoken:
     (Spoken(text='', reason='the reply ends inside of a thought'), 'the reply holds a thought and no answer')
     """
     text = reply.lstrip("".join(map(chr, INVISIBLE)) + " \t\r\n") if data else reply.translate(INVISIBLE).strip()
-    if (harmony := _harmony(text)) is not None:
+    if (harmony := _harmony(text, data=data)) is not None:
         return harmony
     tag = _TAG if data else _MORE_TAGS
     rest, thought = text, False
@@ -124,10 +125,10 @@ def begins_with_thought(text: str) -> bool:
     >>> begins_with_thought("<think>2 + 2</think>4"), begins_with_thought("Write <think> first.")
     (True, False)
     """
-    return _harmony(text) is not None or _after_thought(text.lstrip(), _TAG) is not None
+    return _harmony(text, data=True) is not None or _after_thought(text.lstrip(), _TAG) is not None
 
 
-def _harmony(text: str) -> Spoken | None:
+def _harmony(text: str, *, data: bool) -> Spoken | None:
     """The text of Harmony's one final channel; None where a reply is not written in channels."""
     if _HARMONY.match(text):
         finals = [match["said"].strip() for match in _CHANNEL.finditer(text) if match["name"].lower() == "final"]
@@ -136,8 +137,8 @@ def _harmony(text: str) -> Spoken | None:
         if not finals:
             return Spoken("", OPEN)
         return Spoken(finals[0], "" if finals[0] else ONLY)
-    if _BARE_CHANNEL.match(text):
-        finals = _BARE_FINAL.split(text)
+    finals = _BARE_FINAL.split(text)
+    if _BARE_CHANNEL.match(text) or (_BARE_LINE.match(text) and (len(finals) > 1 or not data)):
         if len(finals) == 2:
             return Spoken(finals[1].strip())
         return Spoken("", OPEN) if len(finals) < 2 else Spoken("", AMIDST)

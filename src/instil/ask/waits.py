@@ -16,7 +16,7 @@ _PART = (
     r"|days?|d)(?![a-z])"
 )
 _PARTS = re.compile(r"(?P<n>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[a-z]+)")
-_DURATION = rf"(?:{_PART}(?:,? ?(?:and )?)?){{1,4}}"
+_DURATION = rf"{_PART}(?:,? ?(?:and )?{_PART}){{0,3}}"
 _SAID = re.compile(
     r"(?:\btry(?:ing)? (?:your request |it )?again (?:in|after)"
     r"|\bretry(?:ing)? (?:your request |again |it )?(?:in|after)"

@@ -27,7 +27,7 @@ BETWEEN = ("", "\n", "\n\n", " \n")
 
 
 @pytest.mark.parametrize(("begin", "end"), SPELLINGS)
-@pytest.mark.parametrize("thought", ["I'd give it 20.", "Score: 20\nor more, {\"score\": 20}?", "20"])
+@pytest.mark.parametrize("thought", ["I'd give it 20.", 'Score: 20\nor more, {"score": 20}?', "20"])
 def test_a_thought_in_every_spelling(begin: str, end: str, thought: str) -> None:
     if begin == "analysis" and not thought[0].isupper():
         thought = f"It is {thought}"

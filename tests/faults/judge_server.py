@@ -42,6 +42,7 @@ class JudgeServer:
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     read: Callable[[str], int] = lambda message: len(message) // 4  # tokens of a prompt
+    listing: int = 200  # the status that the list of models comes with
     refuses: Callable[[dict[str, Any]], str] = lambda body: ""  # the fault that a question is answered with
     logprobs: Callable[[str], list[dict[str, Any]]] | None = None
     dead: bool = False
@@ -57,7 +58,9 @@ class JudgeServer:
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         """Questions about the server."""
-        if self.always == "no list":
+        if self.listing != 200:
+            self.send(handler, self.listing, b'{"error":"not for you"}')
+        elif self.always == "no list":
             self.send(handler, 404, b"404 page not found")
         elif self.always == "not ollama":
             self.send(handler, 200, b"<html>hello</html>")

@@ -14,10 +14,11 @@ from instil.ask.attention import Attention
 from instil.ask.client import ModelRequest, Reply
 from instil.ask.journal import Journal
 from instil.ask.loose_json import NotJson, whole_json
+from instil.ask.named import opened
 from instil.errors import JudgeError
 from instil.evaluate.judging import unread
 from instil.recipes.score import score_path
-from instil.settings.options import MakeOptions
+from instil.settings.options import MakeOptions, ScoreOptions
 from instil.synthesis.reading import read_fields
 from instil.synthesis.writing import TextRequest, write_all, writer
 from tests.faults.judge_server import judging
@@ -54,8 +55,8 @@ MESSAGES: list[tuple[Any, float | None, str]] = [
     ({"content": None, "refusal": "I cannot help with 20."}, None, "the model refuses: I cannot help"),
     ({"content": "85", "refusal": "No."}, None, "the model refuses: No."),
     ({"content": [{"type": "refusal", "refusal": "No 20."}]}, None, "the model refuses: No 20."),
-    ({"content": None, "tool_calls": [{"type": "function", "function": {"name": "rate", "arguments": '{"score": 20}'}}]},
-     None, "a call of a tool (rate), not a text"),
+    ({"content": None, "tool_calls": [{"type": "function", "function": {"name": "rate", "arguments": "20"}}]}, None,
+     "a call of a tool (rate), not a text"),
     ({"content": "", "function_call": {"name": "rate", "arguments": "20"}}, None, "a call of a tool (rate)"),
     ({"content": [{"type": "image_url", "image_url": {"url": "20"}}]}, None, "parts of type image_url"),
     ({"content": [{"text": "20"}]}, None, "parts of type"),
@@ -113,7 +114,7 @@ def test_ends_that_are_none_of_these_are_whole(reason: str | None) -> None:
 
 
 @pytest.mark.parametrize(("given", "reason"), [
-    (({"message": {"content": "", "thinking": "20"}}, {"done": True, "done_reason": "stop"}), "a thought and no answer"),
+    (({"message": {"content": "", "thinking": "20"}}, {"done": True, "done_reason": "stop"}), "a thought and no"),
     (({"message": {"content": "", "tool_calls": [{"function": {"name": "rate"}}]}}, {"done": True}), "(rate)"),
     (({"message": {"content": '{"score": 8'}}, {"done": True, "done_reason": "stop"}), "still open"),
     (({"message": {"content": "85"}}, {"done": True, "done_reason": "length"}), "cut off"),
@@ -144,10 +145,7 @@ def test_waits_in_all_their_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     with judging(faults=dict(enumerate(faults))) as server:
         assert instil.score(answered(1), f"{server.url}/v1", tries=9)[0].score is not None
-    assert [round(seconds) for seconds in slept[2:]] == [3, 62, 40] or slept[2] >= 3
-    assert slept[0] >= 1.5
-    assert slept[1] >= 2.5
-    assert slept[3:] == [62, 40]
+    assert slept == [1.5, 2.5, 3, 62, 40]
 
 
 USAGES = {
@@ -155,9 +153,9 @@ USAGES = {
     "llama.cpp": ({"usage": {"prompt_tokens": 12}, "timings": {"prompt_n": 12, "cache_n": 900}}, None),
     "Anthropic": ({"usage": {"prompt_tokens": 12, "cache_read_input_tokens": 500, "cache_creation_input_tokens": 400}},
                   None),
-    "DeepSeek": ({"usage": {"prompt_tokens": 12, "prompt_cache_hit_tokens": 900, "prompt_cache_miss_tokens": 12}}, None),
+    "DeepSeek": ({"usage": {"prompt_tokens": 12, "prompt_cache_hit_tokens": 900}}, None),
     "none": ({"usage": {"prompt_tokens": 12}}, "the judge read 12 tokens"),
-    "few": ({"usage": {"prompt_tokens": 12, "prompt_tokens_details": {"cached_tokens": 3}}}, "the judge read 12 tokens"),
+    "few": ({"usage": {"prompt_tokens": 12, "prompt_tokens_details": {"cached_tokens": 3}}}, "judge read 12 tokens"),
     "no count": ({"usage": None}, None),
 }  # fmt: skip
 
@@ -216,9 +214,6 @@ def test_a_model_that_is_not_listed_is_asked(
     file.write_text(json.dumps(answered(2)))
     with judging(models=models) as server:
         said: list[str] = []
-        from instil.ask.named import opened
-        from instil.settings.options import ScoreOptions
-
         judge = f"{server.url}/v1" + (f"#{wanted}" if wanted else "")
         with opened(judge, ScoreOptions(), said.append):
             assert bool(said) == warned

@@ -49,7 +49,8 @@ def test_a_thought_in_every_spelling(begin: str, end: str, thought: str) -> None
     ("<think>`<think>` counts 20</think>85", 85), ("maybe 70</think>\n85", 85), ("I'd give it 20.</think>85", 85),
     ("<|channel|>analysis<|message|>20<|end|><|start|>assistant<|channel|>commentary<|message|>30<|end|>"
      "<|start|>assistant<|channel|>final<|message|>85<|return|>", 85),
-    ("<|channel|>final<|message|>85", 85), ("<|START_THINKING|>20<|END_THINKING|><|START_RESPONSE|>85<|END_RESPONSE|>", 85),
+    ("<|channel|>final<|message|>85", 85),
+    ("<|START_THINKING|>20<|END_THINKING|><|START_RESPONSE|>85<|END_RESPONSE|>", 85),
     ("<|begin_of_thought|>20<|end_of_thought|>\n\n<|begin_of_solution|>\n85\n<|end_of_solution|>", 85),
     ("<reflection>I'd give it 20.</reflection>85", 85), ("<scratchpad>Score: 20</scratchpad>\n85", 85),
     ("85<|im_end|>", 85), ("Score: 85</s>", 85),

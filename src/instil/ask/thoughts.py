@@ -201,7 +201,7 @@ def _mark(match: re.Match[str]) -> _Mark:
 def _marks(text: str, tag: re.Pattern[str], at: int) -> list[_Mark]:
     """All tags from a place on that do not stand in quotes or code."""
     found = []
-    fences = [match.start() for match in re.finditer(r"(?m)^[ \t]*(?:```|~~~)", text)]
+    fences = [match.start() for match in re.finditer(r"```|~~~", text)]
     for match in tag.finditer(text, at):
         mark = _mark(match)
         if sum(fence < mark.start for fence in fences[:100]) % 2 == 0 and not _quoted(text, mark):
@@ -216,7 +216,8 @@ def _quoted(text: str, mark: _Mark) -> bool:
         return True
     if before == after and before in ('"', "`") and line.count(before) % 2 == 1:
         return True
-    return line.count("`") % 2 == 1 and "`" in text[mark.end :].partition("\n")[0]
+    inline, rest = line.replace("```", ""), text[mark.end :].partition("\n")[0].replace("```", "")
+    return inline.count("`") % 2 == 1 and "`" in rest
 
 
 def _in_sentence(text: str, mark: _Mark, *, data: bool) -> bool:

@@ -68,9 +68,12 @@ _NUMBER = rf"(?<![\w.,/{_DASHES}])[{_DASHES}+]?[0-9]+(?:\.[0-9]+)?(?![\w]|[.,][0
 _WHOLE_SCALE = r"(?P<whole>[0-9]+(?:\.[0-9]+)?)(?![\w]|[.,][0-9])"
 _SCORE = rf"(?P<value>{_NUMBER})(?: ?(?:/|\bout of(?: a)?\b) ?{_WHOLE_SCALE}| ?(?P<percent>%|percent\b))?"
 _WORD = r"(?:score|rating|grade|mark)"
+_QUOTE_MARKS = "\"'\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_NUMBER_ALONE = rf"[\s{_QUOTE_MARKS}(\[$#{{]*{_SCORE}(?: ?points?)?[\s{_QUOTE_MARKS})\]$.!}}|]*"
+_BARE = re.compile(_NUMBER_ALONE, re.IGNORECASE)
+_AT_HEAD = re.compile(rf"{_NUMBER_ALONE} (?=(?:final |overall )?{_WORD}\b)", re.IGNORECASE)
 _ALONE = re.compile(
-    rf"(?:(?:final |overall |total |my |the )*{_WORD}[ |]*(?:[-=]>|[:={_DASHES}|\uff1a\u2192])?)?"
-    rf"[\s\"'(\[$#{{]*{_SCORE}(?: ?points?)?[\s\"')\]$.!}}|]*",
+    rf"(?:(?:final |overall |total |my |the )*{_WORD}[ |]*(?:[-=]>|[:={_DASHES}|\uff1a\u2192])?)?{_NUMBER_ALONE}",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
@@ -106,7 +109,8 @@ _AFTER = re.compile(
 )
 _IN_PASSING = re.compile(
     r"\b(?:if|had|unless|perfect|ideal|maximum|max|minimum|best|highest|lowest|possible|not|never|without|could|should"
-    r"|would have|would need|sure|certain|confident|confidence|says|said|claims?|asks|tries|quot\w+|\w+n't)\b",
+    r"|would have|would need|sure(?![!,])|certain|confident|confidence|says|said|claims?|asks|tries|wrote"
+    r"|writes|quot\w+|\w+n't)\b",
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(
@@ -118,7 +122,9 @@ _LIST = re.compile(r"(?m)^ ?[0-9]{1,2}[.)] \S")
 _WORDY = re.compile(r"\w")
 _QUOTES = re.compile(  # what is said of another's words: 'The answer contains the JSON {...}'
     r"\b(?:says?|said|claims?|claimed|asks|tries|tried|contains?|includes?|attempts?|outputs?|prints?|replie[sd]"
-    r"|has|had|gave|wrote|writes)(?: \w+){0,2}\W*\Z|\b(?:response|answer|text|model|output|it) (?:is|was)\W*\Z"
+    r"|has|had|gave|wrote|writes)(?: \w+){0,2}\W*\Z"
+    r"|\b(?:asks?|asking|tells?|orders?|wants?)(?: \w+){0,5}\W*\Z"
+    r"|\b(?:response|answer|text|model|output|it) (?:is|was)\W*\Z"
     r"|\b(?:quot\w+|inject\w+|pretend\w*|fake\w*|instead|such as)\b",
     re.IGNORECASE,
 )
@@ -158,6 +164,11 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     if (found := _from_json(text, scale)) is not None:
         return found
     text = _tidy(text, scale)
+    return _in_prose(text, scale) or _none(text)
+
+
+def _in_prose(text: str, scale: Scale) -> Reading | None:
+    """Rungs 2 to 5."""
     if match := _ALONE.fullmatch(text):
         return _within(match, scale)
     if _OTHER_SCALE.search(text):
@@ -165,7 +176,7 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     for rung in (_labelled, _given, _apart):
         if (found := rung(text, scale)) is not None:
             return found
-    return _none(text)
+    return None
 
 
 def _tidy(text: str, scale: Scale) -> str:
@@ -186,6 +197,9 @@ def _from_json(text: str, scale: Scale) -> Reading | None:
     """Rung 1: every object with a score must say the same; None where there is no such object."""
     fenced = [block for block in _FENCED.findall(text) if "{" in block]
     found, outside, problem = _objects("\n".join(fenced) if fenced else text)
+    if fenced and not problem:
+        more, _, problem = _objects(_FENCED.sub(" ", text))
+        found += more
     if problem:
         return Reading(None, problem)
     if not found:
@@ -201,8 +215,7 @@ def _from_json(text: str, scale: Scale) -> Reading | None:
         return Reading(None, "JSON in the middle of a text, which may be quoted")
     reading = _of_object(found[0], scale)
     for side in (before, after):  # what is said beside it must not speak against it
-        tidy = _tidy(side, scale)
-        said = _labelled(tidy, scale) or _given(tidy, scale)
+        said = _in_prose(_tidy(side.strip("[] \t\r\n"), scale), scale)
         if said is not None and None not in (said.value, reading.value) and said.value != reading.value:
             return Reading(None, f"two scores in one reply: {reading.value:g}, {said.value:g}")
     return reading
@@ -288,7 +301,8 @@ def _labelled(text: str, scale: Scale) -> Reading | None:
             return Reading(None, f"a number in passing: {match.group().strip()[-40:]!r}")
         if match["word"] and match["word"].lower().endswith("s") and _LIST.search(text):
             return Reading(None, "a list of scores")
-    return _agreed(final or matches, text, scale)
+    reading = _agreed(final or matches, text, scale)
+    return reading if final else _unless_another(reading, text, scale)
 
 
 def _given(text: str, scale: Scale) -> Reading | None:
@@ -297,9 +311,21 @@ def _given(text: str, scale: Scale) -> Reading | None:
     for match in matches:
         start = max(text.rfind(mark, 0, match.start()) for mark in ".!?;\n") + 1
         end = min((at for mark in ".!?;\n" if (at := text.find(mark, match.end())) >= 0), default=len(text))
-        if _IN_PASSING.search(text[start:end]):
+        if _IN_PASSING.search(text[start:end]) or text[max(match.start() - 1, 0)] in _QUOTE_MARKS:
             return Reading(None, f"a number in passing: {text[start:end].strip()[:60]!r}")
-    return _agreed(matches, text, scale) if matches else None
+    return _unless_another(_agreed(matches, text, scale), text, scale) if matches else None
+
+
+def _unless_another(reading: Reading, text: str, scale: Scale) -> Reading:
+    """A reading, unless another number stands in the text as a verdict does: alone on a line, or out of all points."""
+    others = [match for line in text.split("\n") if (match := _BARE.fullmatch(line.strip()))]
+    others += [match for match in (_AT_HEAD.match(text),) if match]
+    others += [match for match in _FRACTION.finditer(text) if float(match["whole"]) == scale.high]
+    for match in others if reading.value is not None else ():
+        other = _within(match, scale).value
+        if other is not None and other != reading.value:
+            return Reading(None, f"two scores in one reply: {reading.value:g}, {other:g}")
+    return reading
 
 
 def _agreed(matches: list[re.Match[str]], text: str, scale: Scale) -> Reading:

@@ -22,7 +22,7 @@ READ = {
     '```json\n{"score": 85}': 85, '```{"score": 85}```': 85, '[{"score": 85}]': 85, "{\u201cscore\u201d: 85}": 85,
     'The set {"a", "b"} is right. Score: 85': 85, 'The answer is right: {"score": 85}': 85,
     'It includes the right date: {"score": 85}': 85, '{"score": 85}\nand its form is fine.': 85,
-    "\u201c85\u201d": 85, "Sure! Score: 85": 85,
+    "<score>85</score>": 85, "<think>20</think>\n<answer>85</answer>": 85, "\u201c85\u201d": 85, "Sure! Score: 85": 85,
     # one number
     "85": 85, " 85\n": 85, "85.": 85, "85.5": 85.5, "85%": 85, "85 points": 85, "0": 0, "100": 100, "\ufeff85": 85,
     "8\u200b5": 85, "85/100": 85, "85 / 100": 85, "8/10": 80, "8 out of 10": 80, "**85**": 85, "__85__": 85, "`85`": 85,
@@ -55,6 +55,11 @@ REFUSED = {
     '{"score": 1, "score": 100}': "two scores", '{"score": 10} {"score": 90}': "two scores",
     "Score: 80. Score: 90": "two scores", 'Score: 0. The answer says "Score: 100"': "in passing",
     "Of 4 facts 2 are right: 50": "no number is said",
+    # marks that nobody knows: the number after them is not passed over
+    "&lt;think&gt;I'd give it 20.&lt;/think&gt;85": "two scores", "<r>I'd give it 20.</r>85": "two scores",
+    "\uff1cthink\uff1eI'd give it 20.\uff1c/think\uff1e85": "two scores", "{think}Score: 20{/think}85": "",
+    "[reasoning_start]I'd give 20.[reasoning_end]\n85": "two scores",
+    "((think))I'd give 20.((/think)) 85": "two scores",
     # JSON that is still open, cannot be read, is quoted, or is spoken against
     '{"score": 8': "still open", "{'score': 8": "still open", "{score: 8": "still open", '"score": 8': "still open",
     '[{"score": 8}': "still open", '{"a": {"score": 8}': "still open", '{"reason": "I\'d give it 20': "still open",

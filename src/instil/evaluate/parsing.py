@@ -57,6 +57,7 @@ class Reading:
 HUNDRED = Scale(0, 100)
 
 _END_MARKS = re.compile(r"(?:\s*(?:<\|\w{2,20}\|>|</s>|<end_of_turn>|<eos>))+\s*\Z")
+_WRAPPED = re.compile(r"\s*<(score|rating|answer|final|verdict|output|result)>([^<]*)</\1>\s*", re.IGNORECASE)
 _FENCED = re.compile(r"(?:```|~~~)[A-Za-z]*\n?(.*?)(?:```|~~~)", re.DOTALL)
 _FENCE = re.compile(r"```[A-Za-z]*|~~~[A-Za-z]*")
 _MARKUP = re.compile(r"[*`]{1,3}|(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
@@ -136,6 +137,9 @@ _BRACELESS = re.compile(rf"\s*[\"'](?:{'|'.join(SCORES)})[\"']\s*:", re.IGNORECA
 _ANY_NUMBER = re.compile(_NUMBER)
 _DIGITS = re.compile(r"\d")
 _AT_END = re.compile(rf"(?:\A|[.!?:;\n] ?){_SCORE} ?(?:points?)?[.!]?\Z", re.IGNORECASE)
+_AT_TAIL = re.compile(
+    rf"(?:[>\])}}\u25b7\uff1e\u3011]|&gt;) ?\n?{_SCORE}[.!]?\Z", re.IGNORECASE
+)  # after a mark of some kind
 _AT_START = re.compile(rf"\A{_SCORE}(?:[,;:\n]|[.!]\n| [{_DASHES}] )", re.IGNORECASE)
 
 
@@ -155,6 +159,8 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     if said.reason:
         return Reading(None, said.reason)
     text = _END_MARKS.sub("", said.text)
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[2].strip()
     if not _FENCE.sub("", text).strip():
         return Reading(None, "the reply is empty")
     if any(not digit.isascii() for digit in _DIGITS.findall(text)):
@@ -319,7 +325,7 @@ def _given(text: str, scale: Scale) -> Reading | None:
 def _unless_another(reading: Reading, text: str, scale: Scale) -> Reading:
     """A reading, unless another number stands in the text as a verdict does: alone on a line, or out of all points."""
     others = [match for line in text.split("\n") if (match := _BARE.fullmatch(line.strip()))]
-    others += [match for match in (_AT_HEAD.match(text),) if match]
+    others += [match for match in (_AT_HEAD.match(text), _AT_TAIL.search(text)) if match]
     others += [match for match in _FRACTION.finditer(text) if float(match["whole"]) == scale.high]
     for match in others if reading.value is not None else ():
         other = _within(match, scale).value

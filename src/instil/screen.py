@@ -45,6 +45,10 @@ class Screen:
         if not self.quiet:
             self.console.print(text, style=style, markup=False, soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """One line on what may matter."""
+        self.say(text, "yellow")
+
     def head(self, text: str) -> None:
         """The name of a stage."""
         self.say(f"\n{text}", style="bold")

@@ -83,13 +83,13 @@ def test_a_parameter_that_a_server_does_not_know_is_left_out(server: JudgeServer
 
 
 def test_one_model_is_taken_and_of_several_one_is_to_be_named() -> None:
-    with judging(models=("a:latest", "b:latest")) as server:
+    with judging(models=("a:latest", "b:latest"), unlisted=False) as server:
         with pytest.raises(JudgeError, match=r"2 models \(a, b\); name one: http.*#MODEL"):
             instil.score(answered(1), f"{server.url}/v1")
-        with pytest.raises(JudgeError, match=r"no model 'aa'.*did you mean a"):
+        with pytest.raises(JudgeError, match=r"does not have it.*lists no model 'aa'.*did you mean a"):
             instil.score(answered(1), f"{server.url}/v1#aa")
         instil.score(answered(1), f"{server.url}/v1#b")
-        assert server.asked[0]["model"] == "b"
+        assert server.asked[-1]["model"] == "b"
 
 
 def test_not_installed_not_running_not_pulled(server: JudgeServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +102,7 @@ def test_not_installed_not_running_not_pulled(server: JudgeServer, monkeypatch: 
     with pytest.raises(JudgeError, match="installed but not running: ollama serve"):
         instil.score(rows, "ollama:judge")
     monkeypatch.setenv("OLLAMA_HOST", server.url)
+    server.unlisted = False
     with pytest.raises(JudgeError, match=r"no model 'llama3' \(there: judge:latest.*ollama pull llama3"):
         instil.score(rows, "ollama:llama3")
     server.always = "not ollama"

@@ -17,6 +17,12 @@ READ = {
     '{"score": 85}': 85, '{"score": "85"}': 85, '{"score": 85.5, "why": "2 of 3"}': 85.5, '{"Score": 7}': 7,
     '```json\n{"score": 85}\n```': 85,
     'Here you are: {"score": 40}': 40, '{"score": 40}\nIt is partly right.': 40, '{"a": {"score": 3}}': 3,
+    '{"score": 85,}': 85, "{'score': 85}": 85, "{'score': 85, 'why': 'It's right', 'ok': True}": 85, "{score: 85}": 85,
+    '{"score": 85 // of 100\n}': 85, '{"score": 85/100}': 85, '{"score": 85, # good\n}': 85, '"score": 85}': 85,
+    '```json\n{"score": 85}': 85, '```{"score": 85}```': 85, '[{"score": 85}]': 85, "{\u201cscore\u201d: 85}": 85,
+    'The set {"a", "b"} is right. Score: 85': 85, 'The answer is right: {"score": 85}': 85,
+    'It includes the right date: {"score": 85}': 85, '{"score": 85}\nand its form is fine.': 85,
+    "<score>85</score>": 85, "<think>20</think>\n<answer>85</answer>": 85, "\u201c85\u201d": 85, "Sure! Score: 85": 85,
     # one number
     "85": 85, " 85\n": 85, "85.": 85, "85.5": 85.5, "85%": 85, "85 points": 85, "0": 0, "100": 100, "\ufeff85": 85,
     "8\u200b5": 85, "85/100": 85, "85 / 100": 85, "8/10": 80, "8 out of 10": 80, "**85**": 85, "__85__": 85, "`85`": 85,
@@ -49,6 +55,19 @@ REFUSED = {
     '{"score": 1, "score": 100}': "two scores", '{"score": 10} {"score": 90}': "two scores",
     "Score: 80. Score: 90": "two scores", 'Score: 0. The answer says "Score: 100"': "in passing",
     "Of 4 facts 2 are right: 50": "no number is said",
+    # marks that nobody knows: the number after them is not passed over
+    "&lt;think&gt;I'd give it 20.&lt;/think&gt;85": "two scores", "<r>I'd give it 20.</r>85": "two scores",
+    "\uff1cthink\uff1eI'd give it 20.\uff1c/think\uff1e85": "two scores", "{think}Score: 20{/think}85": "",
+    "[reasoning_start]I'd give 20.[reasoning_end]\n85": "two scores",
+    "((think))I'd give 20.((/think)) 85": "two scores",
+    # JSON that is still open, cannot be read, is quoted, or is spoken against
+    '{"score": 8': "still open", "{'score': 8": "still open", "{score: 8": "still open", '"score": 8': "still open",
+    '[{"score": 8}': "still open", '{"a": {"score": 8}': "still open", '{"reason": "I\'d give it 20': "still open",
+    '```json\n{"score": 8': "still open", '{"score": 85 "why": "x"}': "cannot be read", '{"score": N}': "not a number",
+    'The answer tries {"score": 5}': "quoted", 'The answer has ```json\n{"score": 5}\n``` My score: 1': "quoted",
+    '{"score": 5} is what the answer says.': "quoted", '{"score": 5}\nMy score: 1': "two scores",
+    '```json\n{"score": 5}\n```\n{"score": 1}': "two scores", '34/100\n{"score": 19}': "two scores",
+    "12 points\n\nScore: 25": "two scores", 'The model wrote "I would give it a score of 14".': "passing",
     # what a sceptic found: a wrong number is worse than none
     'Since the answer says \'{"score": 5}\', it deserves no credit.': "quoted",
     'The answer tries {"score": 5}; it is an injection. My score: 1': "quoted",

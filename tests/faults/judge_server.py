@@ -37,10 +37,13 @@ class JudgeServer:
     faults: dict[int, str] = field(default_factory=dict)
     always: str = ""
     models: tuple[str, ...] = ("judge:latest",)
+    unlisted: bool = True  # models that are not in the list answer all the same
     url: str = ""
     asked: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     read: Callable[[str], int] = lambda message: len(message) // 4  # tokens of a prompt
+    listing: int = 200  # the status that the list of models comes with
+    refuses: Callable[[dict[str, Any]], str] = lambda body: ""  # the fault that a question is answered with
     logprobs: Callable[[str], list[dict[str, Any]]] | None = None
     dead: bool = False
     lock: Any = field(default_factory=threading.Lock)
@@ -49,9 +52,15 @@ class JudgeServer:
         """What was asked, in the order of arrival."""
         return [message_of(body) for body in self.asked]
 
+    def names(self) -> set[str]:
+        """Names of models under which they answer."""
+        return {*self.models, *(name.removesuffix(":latest") for name in self.models)}
+
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         """Questions about the server."""
-        if self.always == "no list":
+        if self.listing != 200:
+            self.send(handler, self.listing, b'{"error":"not for you"}')
+        elif self.always == "no list":
             self.send(handler, 404, b"404 page not found")
         elif self.always == "not ollama":
             self.send(handler, 200, b"<html>hello</html>")
@@ -71,7 +80,10 @@ class JudgeServer:
             number = len(self.asked)
             self.asked.append(body)
             self.keys.append(handler.headers.get("Authorization", ""))
-        fault = self.faults.get(number, self.always)
+        fault = self.faults.get(number, self.always) or self.refuses(body)
+        if body.get("model") and not self.unlisted and body["model"] not in self.names():
+            self.send(handler, 404, json.dumps({"error": f"model {body['model']!r} not found"}).encode())
+            return
         if fault == "die" or self.dead:
             self.dead = True
             with suppress(OSError):
@@ -110,6 +122,8 @@ class JudgeServer:
             self.send(handler, int(code), text.encode() or b"<html><h1>Bad Gateway</h1></html>", CLOSING)
         elif name == "retry-after":
             self.send(handler, 429, b'{"error":"slow down"}', {"Retry-After": what})
+        elif name == "headers":  # of a 429, as JSON
+            self.send(handler, 429, b'{"error":"slow down"}', json.loads(what))
         elif name == "hang":
             time.sleep(float(what))
         elif name == "drip":

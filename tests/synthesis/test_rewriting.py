@@ -126,3 +126,27 @@ def test_texts_of_a_row_stay_as_written() -> None:
     assert "Task:\nSay {answer} and {wish}.\n\n{answer}\n\nAnswer:\n{task}" in sent.text
     assert sent.text.count(WISHES["polite"]) == 1
     assert re.findall(r"\{(\w+)\}", PROMPT) == ["wish", "task", "answer"]
+
+
+def test_a_tag_in_a_sentence_stays_and_a_thought_is_no_part(server: JudgeServer) -> None:
+    """What is written as data is whole, or the row is left out with the reason."""
+    said = {
+        0: "Kindly put it between <think> and </think>, please.",
+        1: "[THINK]More polite?[/THINK]It is certainly so, dear friend.",
+        2: "It is so.\n<think>Is it more polite",
+    }
+
+    def reply(message: str, number: int) -> str:
+        return next(text for row, text in said.items() if f"task {row}" in message)
+
+    server.say = reply
+    rows = [Example(f"Do task {row}.", f"It is {row}.", row=row) for row in said]
+    rows.append(Example("Think.", "<think>2 + 2</think>4", row=3))
+    found = rewritten(server, rows)
+    texts = {
+        one.pair.row: {one.pair.chosen, one.pair.rejected} - {f"It is {one.pair.row}."} for one in found.pairing.made
+    }
+    assert texts == {0: {said[0]}, 1: {"It is certainly so, dear friend."}}
+    reasons = {row: reason for reason, left in found.pairing.left_out.items() for row in left}
+    assert "a mark of a thought in its middle" in reasons[2]
+    assert "begins with a thought" in reasons[3]

@@ -10,12 +10,16 @@ Facts about the interfaces: Ollama's ``api/types.go`` and ``server/routes.go``, 
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from instil.ask.http import Passing
+from instil.ask.http import Passing, Refused, Rejected
+
+if TYPE_CHECKING:
+    from instil.ask.attention import Attention
 
 ALTERNATIVES = 20  # most that servers tell of
 MOST = 1e-3  # a log-probability is not positive, but for rounding
@@ -39,24 +43,33 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back. ``prompt_tokens`` is how many the model read, if it says so; ``cut``: it had no more room."""
+    """What came back.
+
+    ``prompt_tokens`` is how many the model read, if it says so, and ``cached_tokens`` how many it had read before,
+    which some servers leave out of the first; ``cut``: it had no more room; ``problem``: why the text is not to be
+    used, whatever it says.
+    """
 
     text: str
     cut: bool = False
     prompt_tokens: int | None = None
     tokens: tuple[Alternatives, ...] = ()
+    cached_tokens: int = 0
+    problem: str = ""
 
 
 class Client(Protocol):
     """A model that can be asked.
 
     ``name`` is for people; ``identity`` says which model it is, as exactly as the server tells; ``workers`` how many
-    requests at once suit it.
+    requests at once suit it. ``notes`` are what `open` found that may matter; ``attention`` is what the model has read.
     """
 
     name: str
     identity: str
     workers: int
+    notes: tuple[str, ...]
+    attention: Attention
 
     def open(self) -> None:
         """Make sure that it is there.
@@ -105,6 +118,42 @@ def whole_text(given: Any) -> str:
     return given.encode("utf-8", "replace").decode("utf-8") if isinstance(given, str) else ""
 
 
+def cached_of(*tables: Any) -> int:
+    """Tokens of a prompt that a server had read before, by whatever name its counts call them.
+
+    >>> cached_of({"prompt_tokens": 9, "prompt_tokens_details": {"cached_tokens": 500}}, {"cache_n": 3})
+    500
+    """
+    counts: dict[str, int] = {}
+    for table in tables:
+        for name, value in table.items() if isinstance(table, dict) else ():
+            inner = value if isinstance(value, dict) else {name: value}
+            for key, count in inner.items():
+                if type(count) is int and "cach" in str(key) and "miss" not in str(key):
+                    counts[str(key)] = max(count, counts.get(str(key), 0))
+    written = counts.get("cache_read_input_tokens", 0) + counts.get("cache_creation_input_tokens", 0)
+    return max([0, written, *counts.values()])
+
+
+def listed(model: str, names: Iterable[str]) -> bool:
+    """Whether a model is in a server's list, under this name or one that means the same there.
+
+    >>> listed("llama3", ["llama3:latest"]), listed("a/b:free", ["a/b"]), listed("x/y", ["x/*"]), listed("b", ["a"])
+    (True, True, True, False)
+    """
+    plain = _plain(model)
+    return any(name == model or _plain(name) == plain or _matches(plain, name) for name in names)
+
+
+def _plain(name: str) -> str:
+    name = name.removeprefix("models/")
+    return re.sub(r":(?:latest|free|nitro|floor|online|extended|thinking|beta|exacto)\Z", "", name)
+
+
+def _matches(model: str, name: str) -> bool:
+    return "*" in name and bool(re.fullmatch(".*".join(map(re.escape, name.split("*"))), model))
+
+
 def when_ready(look: Callable[[], Any]) -> Any:
     """Ask again while the server says that it is still loading (503)."""
     end = time.monotonic() + LOADING
@@ -115,3 +164,15 @@ def when_ready(look: Callable[[], Any]) -> Any:
             if "503" not in str(passing) or "load" not in str(passing).lower() or time.monotonic() > end:
                 raise
             time.sleep(1.0)
+
+
+def with_notes(error: Exception, notes: Iterable[str]) -> Exception:
+    """A refusal of a question, with what was known before it was asked: a model that the server does not list."""
+    more = "; ".join(notes)
+    if not more or more in str(error):
+        return error
+    if isinstance(error, Rejected):
+        return Rejected(f"{error}; {more}", status=error.status, said=error.said)
+    if isinstance(error, Refused) and "model" in error.said:
+        return Refused(f"{error}; {more}", error.parameter, status=error.status, said=error.said)
+    return error

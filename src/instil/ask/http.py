@@ -13,12 +13,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 
+from instil.ask.waits import asked_wait
 from instil.errors import JudgeError
 
 CONNECT = 5.0  # seconds
@@ -27,23 +27,42 @@ LOOK = 10.0  # seconds for a request about the server itself
 LARGEST_REPLY = 1024**2
 ABSENT = (404, 405, 501)  # answers of servers that do not tell of themselves
 SHOWN = 200  # characters of a server's message
+HEARD = 20_000  # characters of it that are looked at
 SECRET = 16  # characters from which on a key is no word that a model says
+
+OURS = ("max_completion_tokens", "max_tokens", "temperature", "seed", "logprobs", "top_logprobs", "cache_prompt")
+_UNKNOWN = re.compile(
+    r"unsupported|not (?:be )?support|unknown|unrecogni[sz]ed|not recogni[sz]ed|unexpected|not permitted|not allowed"
+    r"|not accept|instead|invalid|extra_forbidden|forbidden|does not exist|disallow"
+)
+_LONG = re.compile(r"context (?:length|window|size)|too (?:long|many)|maximum context")
 
 
 class Passing(Exception):
-    """Not this time; perhaps the next. ``wait`` is how many seconds the server asked for."""
+    """Not this time; perhaps the next.
 
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
+    ``wait`` is how many seconds the server asked for, ``status`` and ``said`` what it answered, in lower case.
+    """
+
+    def __init__(self, reason: str, wait: float = 0.0, *, status: int = 0, said: str = "") -> None:
         super().__init__(reason)
-        self.wait = wait
+        self.wait, self.status, self.said = wait, status, said
 
 
 class Refused(Exception):
     """The server will not answer this request. ``parameter`` names the one it does not know, if it says so."""
 
-    def __init__(self, reason: str, parameter: str = "") -> None:
+    def __init__(self, reason: str, parameter: str = "", *, status: int = 0, said: str = "") -> None:
         super().__init__(reason)
-        self.parameter = parameter
+        self.parameter, self.status, self.said = parameter, status, said
+
+
+class Rejected(JudgeError):
+    """The server will answer no request of this kind: it refuses the key, or has no such model."""
+
+    def __init__(self, reason: str, *, status: int = 0, said: str = "") -> None:
+        super().__init__(reason)
+        self.status, self.said = status, said
 
 
 class Unreachable(JudgeError):
@@ -86,6 +105,22 @@ class Http:
         self._check(status, head, body)
         return self._json(body)
 
+    def look(self, path: str) -> tuple[Any, str]:
+        """As `get`; where the server has an error instead of an answer, None and what it said.
+
+        Raises:
+            Unreachable: nothing answers.
+            Passing: it is still loading, or what it answers is nothing that can be read.
+        """
+        try:
+            return self.get(path), ""
+        except Passing as error:
+            if error.status < 400 or (error.status == 503 and "load" in error.said):
+                raise
+            return None, str(error)
+        except (Refused, Rejected) as error:
+            return None, str(error)
+
     def post(self, path: str, value: Mapping[str, Any]) -> Any:
         """The JSON that comes back for a JSON object, all at once when it is made."""
         status, head, body = self._send("POST", path, value, self._timeout, self._timeout)
@@ -101,7 +136,7 @@ class Http:
             if not isinstance(line, dict):
                 raise Passing("a line of the reply is no JSON object")
             if "error" in line:  # comes with status 200 once the stream has begun
-                raise self._failure(200, self.shown(line["error"]))
+                raise self._failure(200, self.shown(line["error"]), str(line["error"]).lower()[:HEARD])
         if not lines or lines[-1].get("done") is not True:
             raise Passing("the reply ended before it was done")
         return lines
@@ -177,25 +212,25 @@ class Http:
     def _check(self, status: int, head: httpx2.Headers, body: bytes) -> None:
         if 200 <= status < 300:
             return
-        said = self._message(body)
+        said, heard = self._message(body), body[:HEARD].decode("utf-8", "replace")
         if status in (408, 425, 429) or status >= 500:
             if "insufficient_quota" in said:
                 raise JudgeError(f"{self.base}: {said}")
-            raise Passing(f"the server answered {status}{': ' + said if said else ''}", _wait(head))
+            reason = f"the server answered {status}{': ' + said if said else ''}"
+            raise Passing(reason, asked_wait(head, heard), status=status, said=heard.lower())
         if 300 <= status < 400:
             raise JudgeError(f"{self.base} answers with another address (status {status}); give that one")
-        raise self._failure(status, said)
+        raise self._failure(status, said, heard.lower())
 
-    def _failure(self, status: int, said: str) -> Exception:
-        """What an error means that the server explained in words."""
-        low = said.lower()
+    def _failure(self, status: int, said: str, low: str) -> Exception:
+        """What an error means that the server explained in words; ``low`` is all of them, in lower case."""
         if status in (401, 403):
-            return JudgeError(f"{self.base} refuses the key (status {status}): {said}")
+            return Rejected(f"{self.base} refuses the key (status {status}): {said}", status=status, said=low)
         if status == 404 or "not found" in low:
-            return JudgeError(f"{self.base} does not have it (status {status}): {said}")
+            return Rejected(f"{self.base} does not have it (status {status}): {said}", status=status, said=low)
         if status == 200 or "loading" in low:
-            return Passing(f"the server said: {said}")
-        return Refused(f"the server refused (status {status}): {said}", _parameter(low))
+            return Passing(f"the server said: {said}", asked_wait({}, low), status=status, said=low)
+        return Refused(f"the server refused (status {status}): {said}", _parameter(low), status=status, said=low)
 
     def _message(self, body: bytes) -> str:
         """What an error's body says, in one line; nothing of a web page."""
@@ -204,6 +239,8 @@ class Http:
         except (ValueError, RecursionError):
             text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()
             return "" if text.startswith("<") else self.shown(text)
+        if isinstance(found, list) and len(found) == 1:  # Gemini's
+            found = found[0]
         if isinstance(found, dict) and "error" in found:
             inner = found["error"]
             if isinstance(inner, dict):
@@ -263,36 +300,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _wait(head: httpx2.Headers) -> float:
-    """Seconds that Retry-After asks for: a number, or a date."""
-    given = head.get("Retry-After", "").strip()
-    if given.isascii() and given.isdigit():
-        return float(given[:9])
-    try:
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return 0.0
-
-
 def _parameter(said: str) -> str:
     """Which of our parameters the server says it does not know, if any; it may name one for another reason."""
-    unknown = (
-        "unsupported",
-        "not support",
-        "unknown",
-        "unrecognized",
-        "unexpected",
-        "not permitted",
-        "instead",
-        "invalid",
-    )
-    if not any(word in said for word in unknown) or "context" in said:
+    if not _UNKNOWN.search(said) or _LONG.search(said):
         return ""
-    ours = ("response_format", "json_schema", "max_completion_tokens", "max_tokens", "temperature", "seed", "logprobs")
-    named = [name for name in ours if re.search(rf"\b{name}\b", said)]
+    named = [name for name in OURS if re.search(rf"(?<![a-z_]){name}(?![a-z_])", said)]
     if "max_completion_tokens" in named and "max_tokens" in named:
         return "max_tokens"  # "use max_completion_tokens instead of max_tokens"
-    return {"json_schema": "response_format"}.get(named[0], named[0]) if named else ""
+    return named[0] if named else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+from instil.ask.attention import Attention
 from instil.ask.client import ModelRequest, Reply
 from instil.ask.openai import OpenAI
 from instil.errors import JudgeError, ModelError
@@ -40,6 +41,8 @@ class LlamaCpp:
                 raise JudgeError(f"llamacpp:{model}: {self._file} is no GGUF file")
         self.name = f"llamacpp:{Path(model).name}"
         self.identity = self.name
+        self.notes: tuple[str, ...] = ()
+        self.attention = Attention()
         self._options = options
         self._server: Any = None
         self._client: OpenAI | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from instil.ask.client import Client
@@ -53,11 +53,13 @@ def _key(variable: str) -> str:
 
 
 @contextmanager
-def opened(name: str, options: ScoreOptions) -> Iterator[Client]:
-    """A model that is there, by its name; closed at the end of the block."""
+def opened(name: str, options: ScoreOptions, say: Callable[[str], object] = lambda note: None) -> Iterator[Client]:
+    """A model that is there, by its name; closed at the end of the block. ``say`` is told what may matter of it."""
     client = client_named(name, options)
     try:
         client.open()
+        for note in client.notes:
+            say(note)
         yield client
     finally:
         client.close()

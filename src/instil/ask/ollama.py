@@ -11,8 +11,21 @@ import shutil
 from typing import Any
 from urllib.parse import urlsplit
 
-from instil.ask.client import ALTERNATIVES, ModelRequest, Reply, alternatives, when_ready, whole_text
-from instil.ask.http import Http, Passing, Refused, Unreachable, is_loopback
+from instil.ask.attention import Attention
+from instil.ask.client import (
+    ALTERNATIVES,
+    ModelRequest,
+    Reply,
+    alternatives,
+    cached_of,
+    listed,
+    when_ready,
+    whole_text,
+    with_notes,
+)
+from instil.ask.endings import THOUGHTS, ending, instead_of_text, text_of
+from instil.ask.forms import JSON, PLAIN, Forms
+from instil.ask.http import Http, Passing, Refused, Rejected, Unreachable, is_loopback
 from instil.errors import JudgeError, did_you_mean
 from instil.settings.options import ScoreOptions
 
@@ -27,28 +40,36 @@ class Ollama:
     def __init__(self, base: str, model: str, options: ScoreOptions, key: str = "") -> None:
         self._http = Http(base, key, options.timeout)
         self._model, self._options = model, options
+        self._forms = Forms()
         self.name = f"ollama:{model}"
         self.identity = self.name
+        self.notes: tuple[str, ...] = ()
+        self.attention = Attention()
 
     def open(self) -> None:
         base = self._http.base
         try:
-            found = when_ready(lambda: self._http.get("/api/tags"))
+            found, why = when_ready(lambda: self._http.look("/api/tags"))
         except Unreachable as error:
             raise JudgeError(f"{error}; {_mend(base)}") from error
         except (Passing, Refused, JudgeError) as error:
             raise JudgeError(f"{base} is not an Ollama that can be used: {error}") from error
         models = found.get("models") if isinstance(found, dict) else None
-        if not isinstance(models, list):
+        if found is not None and not isinstance(models, list):
             raise JudgeError(f"{base} answers, but not as Ollama does; for another server give its address instead")
-        digests = {str(one.get("name")): str(one.get("digest", "")) for one in models if isinstance(one, dict)}
+        digests = {str(one.get("name")): str(one.get("digest", "")) for one in models or [] if isinstance(one, dict)}
         wanted = self._model if ":" in self._model else f"{self._model}:latest"
-        if wanted not in digests and self._model not in digests:
+        digest = digests.get(wanted) or digests.get(self._model)
+        self.identity = f"{self.name}@{digest}" if digest else self.name
+        if found is None:
+            said = f": {why}" if why else "; for another server than Ollama give its address instead"
+            self.notes = (f"{base} does not list its models{said}",)
+        elif not listed(self._model, digests):
             there = f"there: {', '.join(sorted(digests)[:10])}" if digests else "no model is there"
             where = "" if is_loopback(urlsplit(base).hostname or "") else f" on {urlsplit(base).hostname}"
             near = did_you_mean(self._model, digests)
-            raise JudgeError(f"Ollama has no model {self._model!r} ({there}{near}): ollama pull {self._model}{where}")
-        self.identity = f"{self.name}@{digests.get(wanted) or digests.get(self._model)}"
+            listed_not = f"Ollama's list has no model {self._model!r} ({there}{near})"
+            self.notes = (f"{listed_not}: ollama pull {self._model}{where}",)
 
     def chat(self, request: ModelRequest) -> Reply:
         return self._sent("/api/chat", request, {"messages": [{"role": "user", "content": request.text}]})
@@ -72,28 +93,53 @@ class Ollama:
                 **({"stop": list(request.stop)} if request.stop else {}),
             },
         }
-        if request.schema is not None:
-            asked["format"] = request.schema
         if options.weighted:
             asked |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
-        lines = self._http.post_lines(path, asked)
-        text, tokens = [], []
-        for line in lines:
-            message = line.get("message")
-            content = message.get("content") if isinstance(message, dict) else line.get("response")
-            text.append(content if isinstance(content, str) else "")
-            tokens += alternatives(line.get("logprobs"))
-        last = lines[-1]
-        read = last.get("prompt_eval_count")
-        return Reply(
-            text=whole_text("".join(text)),
-            cut=last.get("done_reason") == "length",
-            prompt_tokens=read if type(read) is int else None,
-            tokens=tuple(tokens),
-        )
+        form = self._forms.first(wanted=request.schema is not None)
+        while True:
+            held = {} if form == PLAIN else {"format": "json" if form == JSON else request.schema}
+            try:
+                lines = self._http.post_lines(path, {**asked, **held})
+            except (Passing, Refused, Rejected) as error:
+                following = self._forms.after(form, error)
+                if following is None:
+                    self._forms.gave_up(form)
+                    raise with_notes(error, self.notes) from error
+                form = following
+                continue
+            if request.schema is not None:
+                self._forms.settle(form)
+            return _read(lines)
 
     def close(self) -> None:
         self._http.close()
+
+
+def _read(lines: list[dict[str, Any]]) -> Reply:
+    """The reply in the lines that came."""
+    text, tokens = [], []
+    held: dict[str, Any] = {}  # what came beside the text
+    for line in lines:
+        message = line.get("message")
+        if not isinstance(message, dict):
+            message = {"content": line.get("response"), "thinking": line.get("thinking")}
+        text.append(text_of(message.get("content")))
+        held |= {name: message[name] for name in (*THOUGHTS, "tool_calls", "refusal") if message.get(name)}
+        tokens += alternatives(line.get("logprobs"))
+    last = lines[-1]
+    read, how = last.get("prompt_eval_count"), ending(last.get("done_reason"))
+    whole = whole_text("".join(text))
+    if how == "failed":
+        raise Passing(f"the reply ended by {last.get('done_reason')!r}")
+    problem = "the reply was stopped by a filter of its content" if how == "filtered" else ""
+    return Reply(
+        text=whole,
+        cut=how == "cut",
+        prompt_tokens=read if type(read) is int else None,
+        tokens=tuple(tokens),
+        cached_tokens=cached_of(last),
+        problem=problem or ("" if whole.strip() else instead_of_text({"content": whole, **held})),
+    )
 
 
 def host_of_ollama() -> str:

@@ -10,8 +10,22 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from instil.ask.client import ALTERNATIVES, ModelRequest, Reply, alternatives, when_ready, whole_text
-from instil.ask.http import Http, Passing, Refused, Unreachable, checked_url
+from instil.ask.attention import Attention
+from instil.ask.client import (
+    ALTERNATIVES,
+    ModelRequest,
+    Reply,
+    alternatives,
+    cached_of,
+    listed,
+    when_ready,
+    whole_text,
+    with_notes,
+)
+from instil.ask.endings import ending, instead_of_text, refusal_of, text_of
+from instil.ask.forms import JSON, SCHEMA, Forms
+from instil.ask.http import Http, Passing, Refused, Rejected, Unreachable, checked_url
+from instil.ask.waits import asked_wait
 from instil.errors import JudgeError, did_you_mean
 from instil.settings.options import ScoreOptions
 
@@ -21,7 +35,8 @@ OPENAI = "https://api.openai.com/v1"
 class OpenAI:
     """A model behind ``/chat/completions``: OpenAI's own servers, vLLM, llama-server, LM Studio, Ollama's ``/v1``.
 
-    Not every server knows every parameter; one that it refuses by name is left out from then on.
+    Not every server knows every parameter; one that it refuses by name is left out from then on. A schema that it
+    refuses gives way to any JSON object, and that to plain text.
     """
 
     workers = 4
@@ -41,9 +56,12 @@ class OpenAI:
         self._is_openai = urlsplit(base).hostname == urlsplit(OPENAI).hostname
         self._extra = dict(extra or {})
         self._left_out: frozenset[str] = frozenset()
+        self._forms = Forms()
         self._lock = threading.Lock()
         self.name = name or self._http.base + (f"#{model}" if model else "")
         self.identity = self.name
+        self.notes: tuple[str, ...] = ()
+        self.attention = Attention()
 
     @property
     def left_out(self) -> frozenset[str]:
@@ -53,33 +71,32 @@ class OpenAI:
     def open(self) -> None:
         base = self._http.base
         try:
-            found = when_ready(lambda: self._http.get("/models"))
+            found, why = when_ready(lambda: self._http.look("/models"))
         except Unreachable as error:
             raise JudgeError(f"{error}; {_mend(base)}") from error
-        except (Passing, Refused) as error:
+        except Passing as error:
             raise JudgeError(f"{base} cannot be used: {error}") from error
-        if found is None:  # some servers have no list; one with a single model does not mind its name
-            self._model = self._model or "default"
-            self.identity = f"{base}#{self._model}"
-            return
-        data = found.get("data") if isinstance(found, dict) else None
+        data = found.get("data") if isinstance(found, dict) else found
         models = [str(one.get("id")) for one in data if isinstance(one, dict)] if isinstance(data, list) else []
+        if why:
+            self.notes = (f"{base} does not list its models: {why}",)
+        elif found is not None and not models:
+            self.notes = (f"{base} lists no model",)
         if not self._model:
-            if len(models) != 1:
-                there = ", ".join(models[:10]) or "none named"
-                raise JudgeError(f"{base} has {len(models)} models ({there}); name one: {base}#MODEL")
-            self._model = models[0]
-        elif models and self._model not in models and not self._is_openai:
+            if len(models) > 1:
+                raise JudgeError(f"{base} has {len(models)} models ({', '.join(models[:10])}); name one: {base}#MODEL")
+            self._model = models[0] if models else "default"  # a server with a single model does not mind its name
+        elif models and not listed(self._model, models) and not self._is_openai:
             near = did_you_mean(self._model, models)
-            raise JudgeError(f"{base} has no model {self._model!r}; there: {', '.join(models[:10])}{near}")
+            self.notes = (f"{base} lists no model {self._model!r}; there: {', '.join(models[:10])}{near}",)
         self.identity = f"{base}#{self._model}"
 
     def chat(self, request: ModelRequest) -> Reply:
-        return self._read(self._post("/chat/completions", request))
+        return self._post("/chat/completions", request)
 
     def complete(self, request: ModelRequest) -> Reply:
         try:
-            return self._read(self._post("/completions", request))
+            return self._post("/completions", request)
         except Unreachable:
             raise
         except JudgeError as error:
@@ -87,18 +104,29 @@ class OpenAI:
                 f"{error}; going on with a raw text needs {self._http.base}/completions, which not every server has"
             ) from error
 
-    def _post(self, path: str, request: ModelRequest) -> Any:
+    def _post(self, path: str, request: ModelRequest) -> Reply:
+        form = self._forms.first(wanted=request.schema is not None)
         while True:
             left_out = self._left_out
             try:
-                return self._http.post(path, self._asked(request, left_out, raw=path == "/completions"))
-            except Refused as refused:
-                if not refused.parameter or refused.parameter in left_out:
-                    raise
-                with self._lock:
-                    self._left_out |= {refused.parameter}
+                found = self._http.post(path, self._asked(request, left_out, form, raw=path == "/completions"))
+                reply = self._read(found)
+            except (Passing, Refused, Rejected) as error:
+                following = self._forms.after(form, error)
+                if following is not None:
+                    form = following
+                elif isinstance(error, Refused) and error.parameter and error.parameter not in left_out:
+                    with self._lock:
+                        self._left_out |= {error.parameter}
+                else:
+                    self._forms.gave_up(form)
+                    raise with_notes(error, self.notes) from error
+                continue
+            if request.schema is not None:
+                self._forms.settle(form)
+            return reply
 
-    def _asked(self, request: ModelRequest, left_out: frozenset[str], *, raw: bool) -> dict[str, Any]:
+    def _asked(self, request: ModelRequest, left_out: frozenset[str], form: int, *, raw: bool) -> dict[str, Any]:
         options = self._options
         limit = "max_completion_tokens" if self._is_openai or "max_tokens" in left_out else "max_tokens"
         asked: dict[str, Any] = {
@@ -109,9 +137,11 @@ class OpenAI:
             limit: options.max_tokens,
             **self._extra,
         }
-        if request.schema is not None:
+        if form == SCHEMA:
             schema = {"name": "reply", "strict": True, "schema": request.schema}
             asked["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif form == JSON:
+            asked["response_format"] = {"type": "json_object"}
         if request.stop:
             asked["stop"] = list(request.stop)
         if options.weighted:
@@ -120,22 +150,37 @@ class OpenAI:
 
     def _read(self, found: Any) -> Reply:
         if isinstance(found, dict) and found.get("error"):
-            raise Passing(f"the server said: {self._http.shown(found['error'])}")
+            raise self._said(found["error"])
         try:
             choice = found["choices"][0]
-            content = choice["message"].get("content") if "message" in choice else choice["text"]
+            message = choice["message"] if "message" in choice else {"content": choice["text"]}
+            content = message.get("content")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise Passing("the reply is JSON, but no chat completion") from error
-        if isinstance(content, list):  # some servers send the text in parts
-            content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        if choice.get("error"):
+            raise self._said(choice["error"])
+        how = ending(choice.get("finish_reason"))
+        if how == "failed":
+            raise Passing(f"the reply ended by {self._http.shown(choice['finish_reason'])!r}")
+        text = whole_text(text_of(content))
+        problem = "the reply was stopped by a filter of its content" if how == "filtered" else refusal_of(message)
         usage = found.get("usage")
         read = usage.get("prompt_tokens") if isinstance(usage, dict) else None
         inner = choice.get("logprobs")
         return Reply(
-            text=whole_text(content),
-            cut=choice.get("finish_reason") == "length",
+            text=text,
+            cut=how == "cut",
             prompt_tokens=read if type(read) is int else None,
             tokens=tuple(alternatives(inner.get("content") if isinstance(inner, dict) else None)),
+            cached_tokens=cached_of(usage, found.get("timings"), found),
+            problem=problem or ("" if text.strip() else instead_of_text(message)),
+        )
+
+    def _said(self, error: Any) -> Passing:
+        """An error that came with the status of a success."""
+        said = str(error)
+        return Passing(
+            f"the server said: {self._http.shown(error)}", asked_wait({}, said), status=200, said=said.lower()
         )
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.attention import Attention, doubtful_last
 from instil.ask.client import Client, ModelRequest, Reply
 from instil.ask.http import Refused
 from instil.ask.journal import Journal, key_of
@@ -23,10 +24,9 @@ PARSER = 1  # to be raised whenever `read_score` reads a reply differently
 CONTEXT = 2048  # the chapter's
 LARGEST_CONTEXT = 8192  # asked for without being told to
 BYTES_PER_TOKEN = 2.5  # at the least, of most texts
-READ_AT_LEAST = 0.7  # tokens for each word; less, and the prompt was cut
 SAID = 2000  # characters kept of a reply
 LIKELY = 0.5  # probability that the scale's numbers must have together
-TOO_LONG = ("context", "too long", "exceed", "too many tokens", "maximum length")
+LENGTHY = ("context", "too long", "exceed", "too many tokens", "maximum length")
 
 AT_JUDGE = re.compile(
     r"\b(?:ignore|disregard|forget)\s+(?:all\s+|any\s+|the\s+|your\s+)*(?:previous|above|prior|earlier|instructions)"
@@ -100,11 +100,14 @@ def judge_answers(
     for row, text in asked_about.items():
         requests = [ModelRequest(text, prompt.schema, options.seed + n, num_ctx) for n in range(options.repeats)]
         tasks[row] = [
-            JudgingTask(row, n, _key(judge, options, row, request), request) for n, request in enumerate(requests)
+            JudgingTask(row, n, _key(judge, prompt, options, row, request), request)
+            for n, request in enumerate(requests)
         ]
     # Only what the journal does not hold is asked for.
     everything = [task for mine in tasks.values() for task in mine]
-    known = {task.key: entry for task in everything if (entry := _sound(journal.find(task.key))) is not None}
+    known = {
+        task.key: entry for task in everything if (entry := _sound(journal.find(task.key), prompt.scale)) is not None
+    }
     missing = [task for task in everything if task.key not in known]
     for _ in range(len(everything) - len(missing)):
         on_done()
@@ -145,20 +148,26 @@ def speaks_to_a_judge(answer: str) -> bool:
     return bool(AT_JUDGE.search(answer))
 
 
-def _sound(entry: dict[str, Any] | None) -> dict[str, Any] | None:
-    """An entry of a journal, if it holds what this file writes; a file may have been edited."""
+def _sound(entry: dict[str, Any] | None, scale: Scale) -> dict[str, Any] | None:
+    """An entry of a journal, if it holds what this file writes; a file may have been edited.
+
+    A score that is not in the judge's words as they are read now is asked for anew: it was read from a thought, say.
+    """
     if entry is None:
         return None
     score, metrics = entry.get("score"), entry.get("metrics")
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
         return None
     whole = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
-    return entry if whole and isinstance(entry.get("said"), str) and isinstance(entry.get("reason"), str) else None
+    said = entry.get("said")
+    if not whole or not isinstance(said, str) or not isinstance(entry.get("reason"), str):
+        return None
+    return entry if len(said) >= SAID or read_score(said, scale).value is not None else None
 
 
-def _key(judge: Client, options: ScoreOptions, row: int, request: ModelRequest) -> str:
+def _key(judge: Client, prompt: JudgePrompt, options: ScoreOptions, row: int, request: ModelRequest) -> str:
     settings = [options.temperature, options.max_tokens, options.weighted, request.seed, request.num_ctx]
-    return key_of(PARSER, judge.identity, request.schema, row, request.text, settings)
+    return key_of(PARSER, judge.identity, prompt.bounded, row, request.text, settings)
 
 
 def _ask(
@@ -175,10 +184,13 @@ def _ask(
     failed: dict[int, str] = {}
     breaker = Breaker(judge.name, total, total - len(tasks))
     workers = options.concurrency or judge.workers
-    for outcome in ask_all(tasks, lambda task: judge.chat(task.request), workers, options.tries):
+    outcomes = ask_all(tasks, lambda task: judge.chat(task.request), workers, options.tries)
+    for outcome in doubtful_last(outcomes, judge.attention, lambda task: task.request):
         task = outcome.task
         if outcome.result is not None:
-            reading, metrics = read_reply(outcome.result, task.request, prompt.scale, weighted=options.weighted)
+            reading, metrics = read_reply(
+                outcome.result, task.request, prompt.scale, judge.attention, weighted=options.weighted
+            )
             breaker.succeeded()
         elif isinstance(outcome.error, Refused):  # of this question alone
             reading, metrics = Reading(None, refusal(outcome.error)), {}
@@ -206,7 +218,7 @@ def _ask(
 
 def refusal(error: Refused, section: str = "score") -> str:
     """Why a question was refused, with what may help."""
-    too_long = any(word in str(error).lower() for word in TOO_LONG)
+    too_long = any(word in str(error).lower() for word in LENGTHY)
     return f"{error}; {_advice(section)}" if too_long else str(error)
 
 
@@ -214,26 +226,26 @@ def _advice(section: str) -> str:
     return f"raise {section}.num_ctx, or give the judge's server more context"
 
 
-def unread(reply: Reply, request: ModelRequest, section: str = "score") -> str:
+def unread(reply: Reply, request: ModelRequest, section: str = "score", attention: Attention | None = None) -> str:
     """Why a reply must not be used, whatever it says: only part of the question was read, or it was cut off itself.
 
-    ``section`` is where the settings stand that would mend it.
+    ``section`` is where the settings stand that would mend it; ``attention`` what the model has read before.
     """
-    words = sum(max(1.0, len(word) / 10) for word in request.text.split())
-    if reply.prompt_tokens is not None and 0 < reply.prompt_tokens < READ_AT_LEAST * words:
-        return f"the judge read {reply.prompt_tokens} tokens of a prompt of {words:.0f} words; {_advice(section)}"
-    return f"the reply was cut off; raise {section}.max_tokens" if reply.cut else ""
+    part = (attention or Attention()).part(reply, request)
+    if part is not None:
+        return f"the judge read {part[0]} tokens of a prompt of {part[1]:.0f} words; {_advice(section)}"
+    if reply.cut:
+        return f"the reply was cut off; raise {section}.max_tokens"
+    return reply.problem
 
 
 def read_reply(
-    reply: Reply, request: ModelRequest, scale: Scale, *, weighted: bool
+    reply: Reply, request: ModelRequest, scale: Scale, attention: Attention | None = None, *, weighted: bool
 ) -> tuple[Reading, dict[str, float]]:
     """The score in a reply, unless the judge read only part of the question or was cut off itself."""
-    if reason := unread(reply, request):
+    if reason := unread(reply, request, attention=attention):
         return Reading(None, reason), {}
     reading = read_score(reply.text, scale)
-    if reply.cut and (reading.value is None or request.schema is None):
-        return Reading(None, "the reply was cut off; raise score.max_tokens"), {}
     if not weighted or reading.value is None:
         return reading, {}
     return _weighted(reply, reading, scale)

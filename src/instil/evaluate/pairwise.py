@@ -6,20 +6,21 @@ Sources: position bias and the swap, MT-Bench (arXiv 2306.05685) and arXiv 2406.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.attention import doubtful_last
 from instil.ask.client import Client, ModelRequest
 from instil.ask.http import Refused
 from instil.ask.journal import Journal, key_of
+from instil.ask.loose_json import NotJson, whole_json
 from instil.ask.patience import Breaker, ask_all
+from instil.ask.thoughts import spoken
 from instil.data.words import same as equal
 from instil.evaluate.comparison import COVERED, SIGNIFICANT, shown_p
 from instil.evaluate.judging import context_for, refusal, unread
-from instil.evaluate.parsing import without_thoughts
 from instil.evaluate.prompts import PAIRWISE_SCHEMA, pairwise_text
 from instil.evaluate.statistics import Interval, interval, permutation_p
 from instil.records import Example
@@ -180,7 +181,8 @@ def judge_pairwise(
     reasons: dict[int, str] = {}
     failed: dict[int, str] = {}
     workers = options.concurrency or judge.workers
-    for outcome in ask_all(missing, lambda place: judge.chat(requests[place]), workers, options.tries):
+    outcomes = ask_all(missing, lambda place: judge.chat(requests[place]), workers, options.tries)
+    for outcome in doubtful_last(outcomes, judge.attention, lambda place: requests[place]):
         row, order = outcome.task
         if isinstance(outcome.error, Refused):
             reasons[row] = refusal(outcome.error)
@@ -190,7 +192,7 @@ def judge_pairwise(
             breaker.failed(outcome.error)
         else:
             breaker.succeeded()
-            why = unread(outcome.result, requests[outcome.task])
+            why = unread(outcome.result, requests[outcome.task], attention=judge.attention)
             choice = None if why else read_choice(outcome.result.text)
             entry = {"row": row, "judge": judge.name, "prompt": "pairwise", "order": order, "chosen": choice}
             journal.add(keys[outcome.task], {**entry, "said": outcome.result.text[:2000]}, counts=choice is not None)
@@ -213,11 +215,17 @@ def read_choice(reply: str) -> str | None:
     >>> read_choice('{"better": "second"}'), read_choice("Second."), read_choice("The first is wrong.")
     ('second', 'second', None)
     """
-    text = re.sub(r"```[A-Za-z]*|~~~", "", without_thoughts(reply)).strip()
+    text = spoken(reply).text
+    chosen: list[Any] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        chosen.extend(value for key, value in items if key == "better")
+        return dict(items)
+
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        match = _CHOICE.fullmatch(text)
+        found = whole_json(text, pairs)
+    except NotJson:
+        match = _CHOICE.fullmatch(re.sub(r"```[A-Za-z]*|~~~", "", text).strip())
         return match[1].lower() if match else None
-    choice = found.get("better") if isinstance(found, dict) else None
+    choice = found.get("better") if isinstance(found, dict) and len(chosen) == 1 else None
     return choice if choice in CHOICES else None

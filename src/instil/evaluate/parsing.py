@@ -2,15 +2,16 @@
 
 The ladder, from the surest form to the least sure; the first rung that finds something decides:
 
-1. JSON with a ``score``: alone, in a fence, or at one end of the prose;
+1. JSON with a ``score``: alone, in a fence, or at one end of the prose; loosely written, but whole;
 2. the whole reply is one number (``85``, ``85.``, ``85/100``, ``8 out of 10``, ``**85**``, ``85%``);
 3. a number with a label: the final or overall one (``Overall: 85/100``), else the only one (``Score: 85``);
 4. a number that the judge gives in words (``I'd rate it 85 out of 100``, ``the score is 85``);
 5. one fraction of the whole scale (``85/100``), or one number that stands apart at an end (``It is right. 90``).
 
-Digits are ASCII digits. Refused are two different numbers on one rung, a range, a bound (``at most 20``), a number
-outside the scale or of another one, and what is said of a number in passing ("a perfect answer would score 100", "it is
-not 100% right"): a wrong number is worse than none.
+What a model thought before it answered is no part of the reply (`instil.ask.thoughts`). Digits are ASCII digits.
+Refused are two different numbers on one rung, a range, a bound (``at most 20``), a number outside the scale or of
+another one, JSON that is still open or quoted, and what is said of a number in passing ("a perfect answer would score
+100", "it is not 100% right"): a wrong number is worse than none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from instil.ask.loose_json import NotJson, read_json
+from instil.ask.thoughts import spoken
 
 NOTHING = ""  # the reason of a reading that succeeded
 LONGEST = 20_000  # characters; a verdict is short
@@ -52,9 +56,8 @@ class Reading:
 
 HUNDRED = Scale(0, 100)
 
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"))
-_THOUGHT = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
-_END_OF_THOUGHT = re.compile(r"\A.*</(think|thinking|reasoning)>", re.DOTALL | re.IGNORECASE)
+_END_MARKS = re.compile(r"(?:\s*(?:<\|\w{2,20}\|>|</s>|<end_of_turn>|<eos>))+\s*\Z")
+_WRAPPED = re.compile(r"\s*<(score|rating|answer|final|verdict|output|result)>([^<]*)</\1>\s*", re.IGNORECASE)
 _FENCED = re.compile(r"(?:```|~~~)[A-Za-z]*\n?(.*?)(?:```|~~~)", re.DOTALL)
 _FENCE = re.compile(r"```[A-Za-z]*|~~~[A-Za-z]*")
 _MARKUP = re.compile(r"[*`]{1,3}|(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
@@ -66,9 +69,12 @@ _NUMBER = rf"(?<![\w.,/{_DASHES}])[{_DASHES}+]?[0-9]+(?:\.[0-9]+)?(?![\w]|[.,][0
 _WHOLE_SCALE = r"(?P<whole>[0-9]+(?:\.[0-9]+)?)(?![\w]|[.,][0-9])"
 _SCORE = rf"(?P<value>{_NUMBER})(?: ?(?:/|\bout of(?: a)?\b) ?{_WHOLE_SCALE}| ?(?P<percent>%|percent\b))?"
 _WORD = r"(?:score|rating|grade|mark)"
+_QUOTE_MARKS = "\"'\u201c\u201d\u2018\u2019\u00ab\u00bb"
+_NUMBER_ALONE = rf"[\s{_QUOTE_MARKS}(\[$#{{]*{_SCORE}(?: ?points?)?[\s{_QUOTE_MARKS})\]$.!}}|]*"
+_BARE = re.compile(_NUMBER_ALONE, re.IGNORECASE)
+_AT_HEAD = re.compile(rf"{_NUMBER_ALONE} (?=(?:final |overall )?{_WORD}\b)", re.IGNORECASE)
 _ALONE = re.compile(
-    rf"(?:(?:final |overall |total |my |the )*{_WORD}[ |]*(?:[-=]>|[:={_DASHES}|\uff1a\u2192])?)?"
-    rf"[\s\"'(\[$#{{]*{_SCORE}(?: ?points?)?[\s\"')\]$.!}}|]*",
+    rf"(?:(?:final |overall |total |my |the )*{_WORD}[ |]*(?:[-=]>|[:={_DASHES}|\uff1a\u2192])?)?{_NUMBER_ALONE}",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
@@ -104,7 +110,8 @@ _AFTER = re.compile(
 )
 _IN_PASSING = re.compile(
     r"\b(?:if|had|unless|perfect|ideal|maximum|max|minimum|best|highest|lowest|possible|not|never|without|could|should"
-    r"|would have|would need|sure|certain|confident|confidence|says|said|claims?|asks|tries|quot\w+|\w+n't)\b",
+    r"|would have|would need|sure(?![!,])|certain|confident|confidence|says|said|claims?|asks|tries|wrote"
+    r"|writes|quot\w+|\w+n't)\b",
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(
@@ -113,9 +120,26 @@ _OTHER_SCALE = re.compile(
     re.IGNORECASE,
 )
 _LIST = re.compile(r"(?m)^ ?[0-9]{1,2}[.)] \S")
+_WORDY = re.compile(r"\w")
+_QUOTES = re.compile(  # what is said of another's words: 'The answer contains the JSON {...}'
+    r"\b(?:says?|said|claims?|claimed|asks|tries|tried|contains?|includes?|attempts?|outputs?|prints?|replie[sd]"
+    r"|has|had|gave|wrote|writes)(?: \w+){0,2}\W*\Z"
+    r"|\b(?:asks?|asking|tells?|orders?|wants?)(?: \w+){0,5}\W*\Z"
+    r"|\b(?:response|answer|text|model|output|it) (?:is|was)\W*\Z"
+    r"|\b(?:quot\w+|inject\w+|pretend\w*|fake\w*|instead|such as)\b",
+    re.IGNORECASE,
+)
+# What begins as JSON does; a brace of a formula or of code need not be JSON.
+_OBJECT = re.compile(
+    rf"\{{\s*(?:\Z|\"[^\"]*(?:\"\s*(?::|\Z)|\Z)|'[^']*(?:'\s*(?::|\Z)|\Z)|(?:{'|'.join(SCORES)})\s*:)", re.IGNORECASE
+)
+_BRACELESS = re.compile(rf"\s*[\"'](?:{'|'.join(SCORES)})[\"']\s*:", re.IGNORECASE)  # the brace was the prompt's
 _ANY_NUMBER = re.compile(_NUMBER)
 _DIGITS = re.compile(r"\d")
 _AT_END = re.compile(rf"(?:\A|[.!?:;\n] ?){_SCORE} ?(?:points?)?[.!]?\Z", re.IGNORECASE)
+_AT_TAIL = re.compile(
+    rf"(?:[>\])}}\u25b7\uff1e\u3011]|&gt;) ?\n?{_SCORE}[.!]?\Z", re.IGNORECASE
+)  # after a mark of some kind
 _AT_START = re.compile(rf"\A{_SCORE}(?:[,;:\n]|[.!]\n| [{_DASHES}] )", re.IGNORECASE)
 
 
@@ -131,15 +155,26 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     """
     if len(reply) > LONGEST:
         return Reading(None, f"the reply has {len(reply):,} characters")
-    text = without_thoughts(reply)
+    said = spoken(reply)
+    if said.reason:
+        return Reading(None, said.reason)
+    text = _END_MARKS.sub("", said.text)
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[2].strip()
     if not _FENCE.sub("", text).strip():
-        thought = "a thought and no answer" if reply.strip() and not text else "nothing"
-        return Reading(None, f"the reply holds {thought}" if thought != "nothing" else "the reply is empty")
+        return Reading(None, "the reply is empty")
     if any(not digit.isascii() for digit in _DIGITS.findall(text)):
         return Reading(None, "digits other than 0 to 9")
+    if _BRACELESS.match(text):
+        text = f"{{{text}"
     if (found := _from_json(text, scale)) is not None:
         return found
     text = _tidy(text, scale)
+    return _in_prose(text, scale) or _none(text)
+
+
+def _in_prose(text: str, scale: Scale) -> Reading | None:
+    """Rungs 2 to 5."""
     if match := _ALONE.fullmatch(text):
         return _within(match, scale)
     if _OTHER_SCALE.search(text):
@@ -147,16 +182,7 @@ def read_score(reply: str, scale: Scale = HUNDRED) -> Reading:
     for rung in (_labelled, _given, _apart):
         if (found := rung(text, scale)) is not None:
             return found
-    return _none(text)
-
-
-def without_thoughts(reply: str) -> str:
-    """A reply without invisible characters and without what a model thought before it.
-
-    >>> without_thoughts("<think>first?</think>second")
-    'second'
-    """
-    return _THOUGHT.sub("", _END_OF_THOUGHT.sub("", reply.translate(_INVISIBLE))).strip()
+    return None
 
 
 def _tidy(text: str, scale: Scale) -> str:
@@ -176,16 +202,34 @@ def _tidy(text: str, scale: Scale) -> str:
 def _from_json(text: str, scale: Scale) -> Reading | None:
     """Rung 1: every object with a score must say the same; None where there is no such object."""
     fenced = [block for block in _FENCED.findall(text) if "{" in block]
-    found, outside = _objects("\n".join(fenced) if fenced else text)
+    found, outside, problem = _objects("\n".join(fenced) if fenced else text)
+    if fenced and not problem:
+        more, _, problem = _objects(_FENCED.sub(" ", text))
+        found += more
+    if problem:
+        return Reading(None, problem)
     if not found:
         return None
     values = {_plain(value) for value, _ in found}
     if len(values) > 1:
         return Reading(None, f"two scores in one reply: {', '.join(sorted(values)[:5])}")
-    before, after = (bool(re.search(r"\w", _FENCE.sub("", side))) for side in outside)
-    if not fenced and before and after:
+    if fenced:
+        first, _, last = text.partition(fenced[0])
+        outside = (first, last.rpartition(fenced[-1])[2] if len(fenced) > 1 else last)
+    before, after = (_FENCE.sub("", side) for side in outside)
+    if (not fenced and _WORDY.search(before) and _WORDY.search(after)) or _is_quoted(before, after):
         return Reading(None, "JSON in the middle of a text, which may be quoted")
-    value, others = found[0]
+    reading = _of_object(found[0], scale)
+    for side in (before, after):  # what is said beside it must not speak against it
+        said = _in_prose(_tidy(side.strip("[] \t\r\n"), scale), scale)
+        if said is not None and None not in (said.value, reading.value) and said.value != reading.value:
+            return Reading(None, f"two scores in one reply: {reading.value:g}, {said.value:g}")
+    return reading
+
+
+def _of_object(found: tuple[object, list[object]], scale: Scale) -> Reading:
+    """The score of an object, and what it says of its scale."""
+    value, others = found
     if any(isinstance(other, int | float) and other != scale.high for other in others):
         return Reading(None, f"it speaks of another scale than {scale.low:g} to {scale.high:g}")
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -196,8 +240,18 @@ def _from_json(text: str, scale: Scale) -> Reading | None:
     return _in_scale(str(value), scale)
 
 
-def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, str]]:
-    """The scores of all JSON objects in a text, with what they say of their scale; what stands before and after."""
+def _is_quoted(before: str, after: str) -> bool:
+    """Whether the words around an object say that it is another's: 'The answer tries {...}', '{...} is its text'."""
+    sentence = re.split(r"[.!?]\s|\n\s*\n", before.strip())[-1]
+    introduced = bool(_QUOTES.search(sentence)) and not sentence.endswith((".", "!", "?"))
+    return introduced or bool(re.match(r"[ \t\"'`]*[a-z]", after))
+
+
+def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, str], str]:
+    """The scores of all JSON objects in a text, with what they say of their scale; what stands before and after.
+
+    Third comes why they must not be read, if so: one of them does not end, or is none.
+    """
     found: list[tuple[object, list[object]]] = []
 
     def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
@@ -206,21 +260,26 @@ def _objects(text: str) -> tuple[list[tuple[object, list[object]]], tuple[str, s
         found.extend((value, whole) for key, value in names if key in SCORES)
         return dict(items)
 
-    decoder = json.JSONDecoder(object_pairs_hook=pairs)
     at, first, last = text.find("{"), -1, 0
     for _ in range(JSON_TRIES):
         if at < 0:
             break
         count = len(found)
         try:
-            _, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+            end = read_json(text, at, pairs)[1]
+        except NotJson as error:
             del found[count:]
+            if _OBJECT.match(text, at):
+                still = "its JSON is still open" if error.ended else f"its JSON cannot be read: {error}"
+                return [], ("", ""), still
             end = at + 1
         if len(found) > count:
             first, last = (at if first < 0 else first), end
         at = text.find("{", end)
-    return found, (text[: max(first, 0)], text[last:])
+    before, after = text[: max(first, 0)], text[last:]
+    if found and before.rstrip().endswith("[") and "]" not in after:
+        return [], ("", ""), "its JSON is still open"
+    return found, (before, after), ""
 
 
 def _plain(value: object) -> str:
@@ -248,7 +307,8 @@ def _labelled(text: str, scale: Scale) -> Reading | None:
             return Reading(None, f"a number in passing: {match.group().strip()[-40:]!r}")
         if match["word"] and match["word"].lower().endswith("s") and _LIST.search(text):
             return Reading(None, "a list of scores")
-    return _agreed(final or matches, text, scale)
+    reading = _agreed(final or matches, text, scale)
+    return reading if final else _unless_another(reading, text, scale)
 
 
 def _given(text: str, scale: Scale) -> Reading | None:
@@ -257,9 +317,21 @@ def _given(text: str, scale: Scale) -> Reading | None:
     for match in matches:
         start = max(text.rfind(mark, 0, match.start()) for mark in ".!?;\n") + 1
         end = min((at for mark in ".!?;\n" if (at := text.find(mark, match.end())) >= 0), default=len(text))
-        if _IN_PASSING.search(text[start:end]):
+        if _IN_PASSING.search(text[start:end]) or text[max(match.start() - 1, 0)] in _QUOTE_MARKS:
             return Reading(None, f"a number in passing: {text[start:end].strip()[:60]!r}")
-    return _agreed(matches, text, scale) if matches else None
+    return _unless_another(_agreed(matches, text, scale), text, scale) if matches else None
+
+
+def _unless_another(reading: Reading, text: str, scale: Scale) -> Reading:
+    """A reading, unless another number stands in the text as a verdict does: alone on a line, or out of all points."""
+    others = [match for line in text.split("\n") if (match := _BARE.fullmatch(line.strip()))]
+    others += [match for match in (_AT_HEAD.match(text), _AT_TAIL.search(text)) if match]
+    others += [match for match in _FRACTION.finditer(text) if float(match["whole"]) == scale.high]
+    for match in others if reading.value is not None else ():
+        other = _within(match, scale).value
+        if other is not None and other != reading.value:
+            return Reading(None, f"two scores in one reply: {reading.value:g}, {other:g}")
+    return reading
 
 
 def _agreed(matches: list[re.Match[str]], text: str, scale: Scale) -> Reading:

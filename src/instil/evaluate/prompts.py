@@ -73,8 +73,16 @@ class JudgePrompt:
     @property
     def hash(self) -> str:
         """The first 16 hex digits of the SHA-256 of text, scale and schema."""
-        shape = json.dumps([self.text, self.scale.low, self.scale.high, self.schema], sort_keys=True)
+        shape = json.dumps([self.text, self.scale.low, self.scale.high, self.bounded], sort_keys=True)
         return hashlib.sha256(shape.encode()).hexdigest()[:16]
+
+    @property
+    def bounded(self) -> dict[str, Any] | None:
+        """The schema with the scale's ends, by which verdicts are known; servers refuse bounds, so none are sent."""
+        if self.schema is None:
+            return None
+        score = {"type": "integer", "minimum": int(self.scale.low), "maximum": int(self.scale.high)}
+        return {**self.schema, "properties": {"score": score}}
 
     def ask(self, example: Example, response: str) -> str:
         """The whole message about one answer."""
@@ -84,14 +92,15 @@ class JudgePrompt:
         return f"{self.text}\n{between_lines(texts)}"
 
 
-def _score_schema(scale: Scale) -> dict[str, Any]:
-    score = {"type": "integer", "minimum": int(scale.low), "maximum": int(scale.high)}
-    return {"type": "object", "properties": {"score": score}, "required": ["score"], "additionalProperties": False}
-
-
+SCORE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {"score": {"type": "integer"}},
+    "required": ["score"],
+    "additionalProperties": False,
+}
 FIVE = Scale(1, 5)
 PROMPTS = {
-    "rubric": JudgePrompt("rubric", RUBRIC, FIVE, _score_schema(FIVE)),
+    "rubric": JudgePrompt("rubric", RUBRIC, FIVE, SCORE_SCHEMA),
     "book": JudgePrompt("book", BOOK_INTEGER, HUNDRED),
     "book-verbose": JudgePrompt("book-verbose", BOOK, HUNDRED),
 }

@@ -213,7 +213,7 @@ def compare_pairwise(
     """
     options, screen = options or ScoreOptions(), screen or Screen(quiet=True)
     rows = common_rows(a, b, judge)
-    with opened(judge, options) as asked, Journal(rows.journal) as journal:
+    with opened(judge, options, screen.warn) as asked, Journal(rows.journal) as journal:
         verdicts = rows.judge(asked, options, journal, screen)
     return ComparedPairwise(*rows.names, judge, verdicts, rows.no_room)
 

@@ -132,7 +132,7 @@ def prefer_between(
     rows = common_rows(a, b, judge)
     with (
         _journal("between", out, [a, b], rows.examples, screen, overwrite=overwrite) as journal,
-        opened(judge, options) as asked,
+        opened(judge, options, screen.warn) as asked,
     ):
         verdicts = rows.judge(asked, options, journal, screen)
         _whole(verdicts.failed, "judged")
@@ -244,7 +244,7 @@ def prefer_rewrite(
     total = len(source) * (2 if both else 1)
     with (
         _journal("rewrite", out, [data], source.examples, screen, overwrite=overwrite) as journal,
-        writer(with_model, options) as model,
+        writer(with_model, options, screen.warn) as model,
         screen.bar(f"{model.name} rewrites", total) as advance,
     ):
         found = rewrite_all(model, source.examples, options, journal, advance, both=both)
@@ -275,7 +275,10 @@ def _scored(
         verdicts = score_offline(asked_about, answers, embeddings=options.embeddings)
         about, asked, failed = {"judge": OFFLINE}, 0, {}
     else:
-        with opened(judge, options) as who, screen.bar(f"{who.name} judges", len(flat) * options.repeats) as advance:
+        with (
+            opened(judge, options, screen.warn) as who,
+            screen.bar(f"{who.name} judges", len(flat) * options.repeats) as advance,
+        ):
             judged = judge_answers(who, asked_about, answers, options, journal, advance)
             about = {"judge": who.name, "identity": who.identity, "prompt": options.prompt}
         verdicts, asked = judged.verdicts, judged.asked

@@ -167,7 +167,7 @@ def score_answers(
         return {answered.which: _offline(answered, options) for answered in found}
     if judge == LIKELIHOOD:
         return {answered.which: _likelihood(answered) for answered in found}
-    with opened(judge, options) as asked:
+    with opened(judge, options, screen.warn) as asked:
         return {answered.which: _judged(asked, answered, options, screen) for answered in found}
 
 
@@ -241,7 +241,7 @@ def check(judge: str, options: ScoreOptions, screen: Screen) -> Health:
     if judge == OFFLINE:
         return check_judge(judge, score_offline)
     with (
-        opened(judge, options) as asked,
+        opened(judge, options, screen.warn) as asked,
         screen.bar(f"checking {asked.name}", questions() * options.repeats) as advance,
     ):
 

@@ -145,7 +145,7 @@ def synthesize(
                 raise UserError(f"{name} is read, so {path} cannot be written; give another name with --out")
     _check_earlier(out, way)
     # Ask, and write everything at the end.
-    with writer(model, options) as asked, Journal(journal_file) as journal:
+    with writer(model, options, screen.warn) as asked, Journal(journal_file) as journal:
         if journal.damaged:
             screen.say(f"{journal_file}: {journal.damaged} damaged lines are left out", "yellow")
         screen.say(f"{way} with {asked.identity}", "dim")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
+from instil.ask.loose_json import NotJson, whole_json
 from instil.data.words import normal, words
 from instil.records import blank
 from instil.synthesis.prompts import is_text
@@ -15,7 +15,6 @@ LONGEST_TASK = 2_000  # characters
 LONGEST_ANSWER = 20_000
 MARKS = re.compile(r"<\|[^|<>\n]{1,40}\|>|</?s>|\[/?INST\]|</?(?:start|end)_of_turn>")
 NO_INPUT = re.compile(r"\W*(?:no ?input|none|n/?a|null|empty|not applicable)\W*", re.IGNORECASE)
-_FENCE = re.compile(r"\A(?:```|~~~)[A-Za-z]*\n(.*?)\n?(?:```|~~~)\Z", re.DOTALL)
 _UNSEEN = re.compile(
     r"\battach(?:ed|ment)\b"
     r"|\b(?:this|these|the|given|provided|following|above|below)\s+(?:\w+\s+){0,2}"
@@ -33,20 +32,17 @@ _REFUSAL = re.compile(
 
 
 def read_fields(text: str, fields: Sequence[str]) -> tuple[dict[str, str] | None, str]:
-    """The fields of a reply that is one JSON object, bare or in a fence; else None with the reason.
+    """The fields of a reply that is one JSON object, bare or in a fence, loosely written; else None with the reason.
 
     >>> read_fields('{"passive": "It was seen."}', ["passive"])
     ({'passive': 'It was seen.'}, '')
     >>> read_fields("The passive is: It was seen.", ["passive"])
     (None, 'the reply is not JSON')
     """
-    inner = text.strip()
-    if fenced := _FENCE.match(inner):
-        inner = fenced[1]
     try:
-        found = json.loads(inner, strict=False)  # line breaks inside of texts are common, and clear
-    except (ValueError, RecursionError):
-        return None, "the reply is not JSON"
+        found = whole_json(text)
+    except NotJson as error:
+        return None, "the reply is JSON that does not end" if error.ended else "the reply is not JSON"
     if not isinstance(found, dict):
         return None, "the reply is JSON, but no object"
     missing = [name for name in fields if name not in found]

@@ -16,6 +16,7 @@ from typing import Literal
 
 from instil.ask.client import Client
 from instil.ask.journal import Journal
+from instil.ask.thoughts import begins_with_thought
 from instil.records import Example, Pair
 from instil.settings.options import MakeOptions
 from instil.synthesis.pairing import MadePair, PairingResult
@@ -157,7 +158,11 @@ def rewrite_all(
         JudgeError, StoppedEarly: see `instil.synthesis.writing.write_all`.
     """
     # Which rewritings are wanted: of each row one, or both.
-    by_row = {example.row: example for example in examples if example.output.strip()}
+    by_row = {
+        example.row: example
+        for example in examples
+        if example.output.strip() and not begins_with_thought(example.output)
+    }
     places: list[tuple[int, Tone]] = [
         (row, tone) for row in by_row for tone in (TONES if both else (tone_of(options.seed, row),))
     ]
@@ -186,7 +191,8 @@ def rewrite_all(
     cut: list[int] = []
     for example in examples:
         if example.row not in by_row:
-            pairing.leave(example.row, "the row has no output to rewrite")
+            thinks = "the row's output begins with a thought, which a model would not tell from its own"
+            pairing.leave(example.row, thinks if example.output.strip() else "the row has no output to rewrite")
             continue
         made = {tone: done[example.row, tone] for tone in TONES if (example.row, tone) in done}
         if any(rewriting.cut for rewriting in made.values()):

@@ -11,18 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from instil.ask.attention import Attention, doubtful_last
 from instil.ask.client import Client, ModelRequest, Reply
 from instil.ask.http import Passing, Refused
 from instil.ask.journal import Journal, key_of
 from instil.ask.named import opened
 from instil.ask.patience import FAILURES_IN_A_ROW, Breaker, ask_all
+from instil.ask.thoughts import ONLY, OPEN, spoken
 from instil.errors import (
     JudgeError,
     StoppedEarly,
     did_you_mean,
 )
 from instil.evaluate.judging import context_for, refusal, unread
-from instil.evaluate.parsing import without_thoughts
 from instil.screen import Advance
 from instil.settings.options import MakeOptions
 
@@ -64,7 +65,7 @@ class TextResult:
 
 
 @contextmanager
-def writer(name: str, options: MakeOptions) -> Iterator[Client]:
+def writer(name: str, options: MakeOptions, say: Callable[[str], object] = lambda note: None) -> Iterator[Client]:
     """A model that writes, by its name, opened.
 
     Raises:
@@ -74,7 +75,7 @@ def writer(name: str, options: MakeOptions) -> Iterator[Client]:
     known = [one.partition(":")[0] for one in WRITERS] + ["https"]
     if kind not in known or not what:
         raise JudgeError(f"no model behind {name!r}; known: {', '.join(WRITERS)}{did_you_mean(kind, known)}")
-    with opened(name, options.asking) as client:
+    with opened(name, options.asking, say) as client:
         yield client
 
 
@@ -122,19 +123,20 @@ def write_all(
     breaker = Breaker(model.name, len(set(keys)), len(done), "replies")
 
     # Ask for the rest; every reply is written down before it is told of.
-    def ask(task: tuple[str, TextRequest]) -> Reply:
-        request = task[1]
-        message = ModelRequest(request.text, request.schema, request.seed, num_ctx, request.stop)
-        return model.complete(message) if request.raw else model.chat(message)
+    def message_of(task: tuple[str, TextRequest]) -> ModelRequest:
+        return ModelRequest(task[1].text, task[1].schema, task[1].seed, num_ctx, task[1].stop)
 
-    for outcome in ask_all(list(missing.items()), ask, options.concurrency or model.workers, options.tries):
+    def ask(task: tuple[str, TextRequest]) -> Reply:
+        return model.complete(message_of(task)) if task[1].raw else model.chat(message_of(task))
+
+    outcomes = ask_all(list(missing.items()), ask, options.concurrency or model.workers, options.tries)
+    for outcome in doubtful_last(outcomes, model.attention, message_of):
         key, request = outcome.task
         given_up = False
         if outcome.result is not None:
             breaker.succeeded()
             journal.settle()
-            message = ModelRequest(request.text, request.schema, request.seed, num_ctx)
-            text, reason = read_text(outcome.result, message)
+            text, reason = read_text(outcome.result, message_of(outcome.task), model.attention)
             done[key] = TextResult(request.row, text, reason, key)
         elif isinstance(outcome.error, Refused):  # of this request alone
             done[key] = TextResult(request.row, None, refusal(outcome.error, "make"), key)
@@ -170,7 +172,7 @@ def request_key(model: Client, request: TextRequest, options: MakeOptions) -> st
     return key_of("writing", READER, model.identity, request.schema, request.text, settings)
 
 
-def read_text(reply: Reply, request: ModelRequest) -> tuple[str | None, str]:
+def read_text(reply: Reply, request: ModelRequest, attention: Attention | None = None) -> tuple[str | None, str]:
     """The text of a reply without thoughts, or None with the reason: it is cut off, or there is none.
 
     >>> read_text(Reply("<think>hm</think> A task. "), ModelRequest("?", None, 1, 2048))
@@ -178,12 +180,13 @@ def read_text(reply: Reply, request: ModelRequest) -> tuple[str | None, str]:
     >>> read_text(Reply("A tas", cut=True), ModelRequest("?", None, 1, 2048))
     (None, 'the reply was cut off; raise make.max_tokens')
     """
-    if reason := unread(reply, request, "make"):
+    if reason := unread(reply, request, "make", attention):
         return None, reason
-    text = without_thoughts(reply.text).replace("\x00", "")
-    if not text:
-        return None, "the reply holds a thought and no text" if reply.text.strip() else "the reply is empty"
-    return text, ""
+    said = spoken(reply.text, data=True)
+    if said.reason:
+        return None, "the reply holds a thought and no text" if said.reason in (OPEN, ONLY) else said.reason
+    text = said.text.replace("\x00", "")
+    return (text, "") if text else (None, "the reply is empty")
 
 
 def _sound(entry: dict[str, Any] | None, options: MakeOptions) -> dict[str, Any] | None:

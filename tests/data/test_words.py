@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.data.words import folded, mostly_other_scripts, same, units, without_punctuation, words
+from instil.data.words import folded, mostly_other_scripts, same, tokens, units, without_punctuation, words
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,13 @@ def test_the_script_of_most_texts_is_told() -> None:
     assert not mostly_other_scripts(["привет", "hello", "été"])
     assert not mostly_other_scripts(["12", "?"])
     assert not mostly_other_scripts(["the Greek letter λ"])
+
+
+@given(st.text())
+def test_tokens_together_are_the_text(text: str) -> None:
+    assert "".join(tokens(text)) == text
+
+
+def test_tokens_are_words_with_their_marks_and_signs() -> None:
+    assert tokens("हिन्दी है, नहीं।") == ["हिन्दी ", "है", ", ", "नहीं", "।"]
+    assert tokens("猫がいる. Ok") == ["猫", "が", "い", "る", ". ", "Ok"]

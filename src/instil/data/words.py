@@ -30,6 +30,10 @@ _WORD = regex.compile(
     regex.V1,
 )
 _UNSEEN = regex.compile(r"[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")  # they shape lines, not words
+_TOKEN = regex.compile(
+    rf"(?:(?={_CHARACTER})\X\p{{M}}*|[[\w\p{{M}}\p{{N}}\u200c\u200d]--{_CHARACTER}]+|[^\w\p{{M}}\p{{N}}\u200c\u200d\s])\s*|\s+",
+    regex.V1,
+)
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 _SYMBOL = regex.compile(r"(?!\s)\X")
 _NEITHER_WORD_NOR_SPACE = regex.compile(r"[^\w\p{M}\p{N}\s]")
@@ -82,6 +86,15 @@ def cased_words(text: str) -> list[tuple[str, str]]:
     """Words as they are written, each with all that stands before it."""
     text = _UNSEEN.sub("", plain_digits(normal(text)))
     return [(match.group(), text[: match.start()]) for match in _WORD.finditer(text)]
+
+
+def tokens(text: str) -> list[str]:
+    """Words and signs as they are written, each with the space after it; together they are the text.
+
+    >>> tokens("It's \\u0939\\u093f."), tokens("\\u732b \\u306f")
+    (['It', "'", 's ', 'हि', '.'], ['猫 ', 'は'])
+    """
+    return [match.group() for match in _TOKEN.finditer(text)]
 
 
 def as_word(word: str) -> str:

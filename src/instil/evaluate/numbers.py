@@ -23,8 +23,8 @@ from itertools import accumulate, pairwise
 
 from instil.data.words import MINUS, normal, plain_digits
 
-_SPACES = " \u00a0\u2007\u2009\u202f"
-_COMMAS = ",\uff0c"
+_SPACES = " \u00a0\u2007\u2008\u2009\u202f"
+_COMMAS = ",\uff0c\u060c"
 _POINTS = ".\uff0e"
 _GROUPING = _SPACES + _COMMAS + _POINTS + "'\u2019_\u066c"
 _DECIMAL = _COMMAS + _POINTS + "\u066b\u00b7"

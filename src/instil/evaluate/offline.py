@@ -6,7 +6,7 @@ answer that merely repeats the input would get, because on short tasks that is a
 ===========  =======  ===================================================================================
 metric       range    definition
 ===========  =======  ===================================================================================
-exact_match  0 or 1   equal to the reference but for white space around; case is kept
+exact_match  0 or 1   equal to the reference but for white space around (and in NFC); case is kept
 chrf         0 - 100  sentence chrF, Popovic 2015, through `sacrebleu` (character 6-grams, beta 2)
 rouge_l      0 - 1    ROUGE-L, Lin 2004: F1 of the longest common subsequence of words, as `rouge_score` has it
 token_f1     0 - 1    F1 of the words, as bags; Rajpurkar et al. 2016 (SQuAD), but every word counts
@@ -79,7 +79,7 @@ def score_offline(
         from instil.evaluate.embeddings import similarity
 
         scored = [at for at, verdict in enumerate(verdicts) if verdict.score is not None]
-        cosines = similarity([answers[at] for at in scored], [examples[at].output for at in scored])
+        cosines = similarity([normal(answers[at]) for at in scored], [normal(examples[at].output) for at in scored])
         for at, cosine in zip(scored, cosines, strict=True):
             verdicts[at].metrics["embedding"] = cosine
     return verdicts

@@ -6,12 +6,14 @@ Positions across are percentages, so that a chart fits a phone without its text 
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+import regex
+
+from instil.data.words import folded, tokens
 from instil.evaluate.statistics import Interval, interval
 from instil.records import Example
 
@@ -228,11 +230,11 @@ def kind_groups(examples: Sequence[Example]) -> tuple[list[Group], bool]:
 def first_word(text: str) -> str:
     """The first word, with a capital; empty where there is none.
 
-    >>> first_word("'rewrite the sentence'"), first_word("?")
-    ('Rewrite', '')
+    >>> first_word("'rewrite the sentence'"), first_word("दिल्ली कहाँ है?"), first_word("?")
+    ('Rewrite', 'दिल्ली', '')
     """
-    found = re.search(r"\w+(?:['’\-]\w+)*", text)
-    return found.group()[:30].capitalize() if found else ""
+    found = regex.search(r"[\w\p{M}\p{N}]+(?:['’\-][\w\p{M}\p{N}]+)*", text)
+    return str(found.group()[:30]).capitalize() if found else ""
 
 
 def group_scores(groups: Sequence[Group], before: Scores, after: Scores) -> list[GroupScore]:
@@ -252,7 +254,7 @@ def marked(wanted: str, said: str) -> tuple[list[Piece], list[Piece]]:
     >>> marked("It is red.", "It was red.")[1]
     [Piece(text='It ', marked=False), Piece(text='was', marked=True), Piece(text=' red.', marked=False)]
     """
-    ours, theirs = _tokens(wanted), _tokens(said)
+    ours, theirs = tokens(wanted), tokens(said)
     if not ours or not theirs or max(len(ours), len(theirs)) > MOST_WORDS:
         return [Piece(wanted)], [Piece(said)]
     match = SequenceMatcher(None, [_plain(token) for token in ours], [_plain(token) for token in theirs], False)
@@ -265,13 +267,8 @@ def marked(wanted: str, said: str) -> tuple[list[Piece], list[Piece]]:
     return _pieces(ours, ours_equal), _pieces(theirs, theirs_equal)
 
 
-def _tokens(text: str) -> list[str]:
-    """Words and signs, each with the space after it; together they are the text."""
-    return re.findall(r"\w+\s*|[^\w\s]\s*|\s+", text)
-
-
 def _plain(token: str) -> str:
-    return token.strip().casefold()
+    return folded(token.strip())
 
 
 def _pieces(tokens: Sequence[str], equal: Sequence[bool]) -> list[Piece]:

@@ -145,7 +145,7 @@ def test_waits_in_all_their_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     with judging(faults=dict(enumerate(faults))) as server:
         assert instil.score(answered(1), f"{server.url}/v1", tries=9)[0].score is not None
-    assert slept == [1.5, 2.5, 3, 62, 40]
+    assert [seconds for seconds in slept if seconds >= 1] == [1.5, 2.5, 3, 62, 40]  # not those after a lost connection
 
 
 USAGES = {

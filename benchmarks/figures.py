@@ -33,7 +33,7 @@ MARKED = re.compile(r"(<!-- figure: (\w+) -->\n).*?(<!-- end of figure -->)", re
 # What a measured figure looks like in a sentence: a number with a unit or a decimal, or a share in words.
 MEASURED = re.compile(
     r"\d[\d.,]*\s?(?:%|GB|MB|ms\b|seconds|minutes|hours|points|times\b)|(?<![\d.])\d+\.\d+(?![\d.]*\d)"
-    r"|\b(?:a|one|two|three) (?:half|third|quarter|fifth|tenth)s?\b|\bhalf as\b|\btwice as\b|\b\w+ minutes\b"
+    r"|\b(?:a|one|two|three) (?:half|third|quarter|fifth|tenth)s?\b|\b[Hh]alf as\b|\b[Tt]wice as\b|\b\w+ minutes\b"
 )
 
 

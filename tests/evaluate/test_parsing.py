@@ -134,7 +134,8 @@ def test_a_number_is_read_as_itself_or_not_at_all(number: int, form: str) -> Non
     "85" + " " * 15_000 + "x", '{"score": "85' + " " * 15_000 + 'x"}', "scale" + " " * 15_000 + "x",
     "{" * 30_000, '{"a":' * 10_000, "9" * 5_000, "1 to " * 20_000,
     "Score:" + " " * 100_000 + "x", "<think>" * 20_000, "*" * 100_000, "1/" * 30_000, "score: " + "a " * 30_000,
-    '{"score": ' + "9" * 5_000 + "}", "Score: 1. " * 5_000,
+    '{"score": ' + "9" * 5_000 + "}", "Score: 1. " * 5_000, "<think></think>" * 1_300, '"<think>"' * 2_000,
+    "{'a':'" + "x'" * 9_000, '{"a": "' * 2_500, "```<think>" * 1_900,
 ])  # fmt: skip
 def test_no_reply_takes_long(reply: str) -> None:
     started = time.process_time()

@@ -13,12 +13,16 @@ prompt, so that the reply holds the closing one only.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u200e\u200f\u2060\u00ad"))
 OPEN = "the reply ends inside of a thought"
 ONLY = "the reply holds a thought and no answer"
 AMIDST = "the reply holds a mark of a thought in its middle"
+MARKS = 300  # of thoughts, after which a reply is no text that anybody meant
+MOST = 20  # thoughts that a reply may begin with
 NOT_BEGUN = "the reply ends a thought that it did not begin"
 
 _NAMES = r"think(?:ing)?|thoughts?|reasoning|inner_?(?:thoughts?|monologue)"
@@ -50,11 +54,11 @@ _BARE_FINAL = re.compile(r"assistant\s*final(?=\s*\S)")
 
 
 def _tag(names: str) -> re.Pattern[str]:
-    name = rf"(?P<name>(?:\w[\w.\-]*[:_.\-])?(?:{names})(?:[_\-]\w+)?)"
+    name = rf"(?P<name>(?:\w[\w.\-]{{0,40}}[:_.\-])?(?:{names})(?:[_\-]\w{{1,40}})?)"
     return re.compile(
-        rf"<\s*(?P<slash>/?)\s*\|?\s*(?P<slash2>/?)\s*{name}(?:\s[^<>\n]{{0,80}}?)?\s*(?P<empty>/?)\|?>"
-        rf"|(?P<square>\[)\s*(?P<slash3>/?)\s*(?P<name2>{names})\s*\](?!\()"
-        rf"|\u25c1\s*(?P<slash4>/?)\s*(?P<name3>{names})\s*\u25b7",
+        rf"< ?(?P<slash>/?)\|?(?P<slash2>/?) ?{name}(?: [^<>\n]{{0,80}}?)?(?P<empty>/?)\|?>"
+        rf"|(?P<square>\[)(?P<slash3>/?)(?P<name2>{names})\](?!\()"
+        rf"|\u25c1 ?(?P<slash4>/?) ?(?P<name3>{names}) ?\u25b7",
         re.IGNORECASE,
     )
 
@@ -99,11 +103,15 @@ def spoken(reply: str, *, data: bool = False) -> Spoken:
     if (harmony := _harmony(text, data=data)) is not None:
         return harmony
     tag = _TAG if data else _MORE_TAGS
+    if sum(1 for _ in islice(tag.finditer(text), MARKS + 1)) > MARKS:
+        return Spoken("", AMIDST)
     rest, thought = text, False
-    while True:
+    for count in range(MOST + 1):
         after = _after_thought(rest, tag)
         if after is None:
             break
+        if count == MOST:
+            return Spoken("", AMIDST)
         if after < 0:
             return Spoken("", OPEN)
         if data and _ABOUT.match(rest):
@@ -198,15 +206,13 @@ def _mark(match: re.Match[str]) -> _Mark:
     return _Mark(match.start(), match.end(), kind, closing, bool(match["empty"]))
 
 
-def _marks(text: str, tag: re.Pattern[str], at: int) -> list[_Mark]:
+def _marks(text: str, tag: re.Pattern[str], at: int) -> Iterator[_Mark]:
     """All tags from a place on that do not stand in quotes or code."""
-    found = []
     fences = [match.start() for match in re.finditer(r"```|~~~", text)]
     for match in tag.finditer(text, at):
         mark = _mark(match)
         if sum(fence < mark.start for fence in fences[:100]) % 2 == 0 and not _quoted(text, mark):
-            found.append(mark)
-    return found
+            yield mark
 
 
 def _quoted(text: str, mark: _Mark) -> bool:

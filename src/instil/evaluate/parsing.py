@@ -125,7 +125,7 @@ _QUOTES = re.compile(  # what is said of another's words: 'The answer contains t
     r"\b(?:says?|said|claims?|claimed|asks|tries|tried|contains?|includes?|attempts?|outputs?|prints?|replie[sd]"
     r"|has|had|gave|wrote|writes)(?: \w+){0,2}\W*\Z"
     r"|\b(?:asks?|asking|tells?|orders?|wants?)(?: \w+){0,5}\W*\Z"
-    r"|\b(?:response|answer|text|model|output|it) (?:is|was)\W*\Z"
+    r"|\b(?:response|answer|text|model|output|it) (?:is[\s`]*|was\W*)\Z"
     r"|\b(?:quot\w+|inject\w+|pretend\w*|fake\w*|instead|such as)\b",
     re.IGNORECASE,
 )

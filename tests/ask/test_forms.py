@@ -103,7 +103,7 @@ def test_no_bounds_are_sent_and_verdicts_are_known_as_before(tmp_path: Any) -> N
     with judging() as running:
         score_path(file, f"{running.url}/v1", ScoreOptions())
     schema = running.asked[0]["response_format"]["json_schema"]["schema"]
-    assert schema["properties"] == {"score": {"type": "integer"}}
+    assert schema["properties"] == {"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}}
     assert not {"minimum", "maximum", "pattern"} & set(json.dumps(schema).split('"'))
 
 

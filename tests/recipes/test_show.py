@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from instil.ask.attention import Attention
 from instil.ask.client import ModelRequest, Reply
 from instil.ask.journal import Journal
 from instil.cli.show import show_comparison, show_scores
@@ -55,6 +56,8 @@ class Asked:
 
     name = identity = "nobody"
     workers = 1
+    notes = ()
+    attention = Attention()
 
     def open(self) -> None:
         raise AssertionError

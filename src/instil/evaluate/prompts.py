@@ -78,7 +78,10 @@ class JudgePrompt:
 
     @property
     def bounded(self) -> dict[str, Any] | None:
-        """The schema with the scale's ends, by which verdicts are known; servers refuse bounds, so none are sent."""
+        """The schema with the scale's ends, by which verdicts are known.
+
+        Servers refuse bounds, so the scores are sent as a list, which they take; a weak judge says 10 of 5 without it.
+        """
         if self.schema is None:
             return None
         score = {"type": "integer", "minimum": int(self.scale.low), "maximum": int(self.scale.high)}
@@ -92,13 +95,13 @@ class JudgePrompt:
         return f"{self.text}\n{between_lines(texts)}"
 
 
+FIVE = Scale(1, 5)
 SCORE_SCHEMA: dict[str, Any] = {
     "type": "object",
-    "properties": {"score": {"type": "integer"}},
+    "properties": {"score": {"type": "integer", "enum": [1, 2, 3, 4, 5]}},
     "required": ["score"],
     "additionalProperties": False,
 }
-FIVE = Scale(1, 5)
 PROMPTS = {
     "rubric": JudgePrompt("rubric", RUBRIC, FIVE, SCORE_SCHEMA),
     "book": JudgePrompt("book", BOOK_INTEGER, HUNDRED),

@@ -250,6 +250,7 @@ def test_an_answerer_that_fails_is_told_of() -> None:
     assert "| instil | 0 | 0 | - | - | - |" in answer.table([row])
 
 
+@pytest.mark.slow
 def test_answering_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--tiny", "--answerers", "instil", "--cases", "gpt2", "--rounds", "2", "--rows", "5"]
     assert answer.main([*asked, "--work", str(tmp_path / "work"), "--out", str(tmp_path)]) == 0

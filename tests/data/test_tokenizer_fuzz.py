@@ -20,7 +20,7 @@ from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.records import Example
 from tests.data.made_tokenizers import Made, make, text
 
-SEEDS = range(0, 400, 10)
+SEEDS = range(0, 400, 20)
 
 
 @pytest.mark.parametrize("first", SEEDS)

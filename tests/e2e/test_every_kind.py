@@ -119,7 +119,12 @@ FORMS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", FORMS)
+SLOW = {"pth", "sharded", "run"}  # GPT-2's whole vocabulary, and forms that are much like another
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in FORMS]
+)
 def test_the_walk(kinds: Kinds, kind: str, tmp_path: Path) -> None:
     model: Path = getattr(kinds, kind)()
     tell, data, rest = kinds.tell, kinds.data, tmp_path / "rest.json"

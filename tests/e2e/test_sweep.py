@@ -66,6 +66,7 @@ def test_killed_it_goes_on_with_the_next_run(
     assert all(run["before_from"] == str(out / "short") for run in stored["runs"][1:])
 
 
+@pytest.mark.slow
 def test_table_and_exit_code_where_a_run_fails(tiny_folder: Path, data_file: Path) -> None:
     file = data_file.parent / "some.toml"
     file.write_text(HEAD + SHORT + '[[run]]\nname = "wild"\nsettings.train.learning_rate = 1e30\n')

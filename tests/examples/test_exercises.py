@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from instil.recipes.sweep.file import Overrides, read_sweep
 from instil.recipes.sweep.sweep import sweep
 from instil.screen import Screen
@@ -54,6 +56,7 @@ def test_as_in_the_book_they_are_the_solutions_settings() -> None:
     assert (found.runs[3].settings.lora.rank, found.runs[3].settings.lora.scaling) == (16, "alpha")
 
 
+@pytest.mark.slow
 def test_they_run(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows(40)))
     quick = ("train.max_steps=2", "generate.max_new_tokens=2", "lora.rank=4")

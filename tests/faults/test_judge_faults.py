@@ -245,6 +245,7 @@ def client(file: Path, *more: str, env: dict[str, str] | None = None) -> subproc
     )
 
 
+@pytest.mark.slow
 def test_a_client_killed_at_row_57_goes_on_where_it_was(tmp_path: Path) -> None:
     files = [tmp_path / name / "said.json" for name in ("whole", "broken")]
     for file in files:

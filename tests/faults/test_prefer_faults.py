@@ -46,6 +46,7 @@ def client(*words: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rewriting_killed_at_row_20_goes_on_where_it_was(tmp_path: Path) -> None:
     outs = [tmp_path / name / "pairs.json" for name in ("whole", "broken")]
     with judging(say=say) as server:

@@ -374,6 +374,7 @@ def test_what_another_sweep_finished_meanwhile_is_kept(copied: Here, monkeypatch
     assert [row.status for row in copied.go().table.rows] == ["kept"] * 3
 
 
+@pytest.mark.slow
 def test_processes_of_their_own_give_the_same_table(made: tuple[Here, SweepResult, list[int]], copied: Here) -> None:
     shutil.rmtree(copied.out / "thin")
     shutil.rmtree(copied.out / "first")

@@ -377,6 +377,17 @@ class TestWhole:
             assert list(row.ids) == [*theirs(chosen.full_text(example))["input_ids"], 2]
             assert tokenizer.decode(row.ids[row.prompt_length :]) == answer.removeprefix(" ")
 
+    @pytest.mark.parametrize("form", ["older", "first", "always"])
+    def test_an_answer_that_is_cut_apart_begins_with_no_space(self, form: str) -> None:
+        """The prompt's last space would be of the answer's first token."""
+        tokenizer = FastTokenizer(sentencepiece(form), "</s>")
+        own = type(ALPACA)("own", "{instruction} {input}: ", "{instruction}: ")
+        row = encode(Example("is it", "a Paris"), own, tokenizer)
+        assert list(row.ids[: row.prompt_length]) == encode_prompt(Example("is it"), own, tokenizer)
+        answer = row.ids[row.prompt_length : -1]
+        assert [tokenizer.token(index) for index in answer[:2]] == ["a", "▁"]
+        assert tokenizer.decode(row.ids) == "is it: a Paris"
+
     @pytest.mark.parametrize("prefix", [True, False])
     def test_add_prefix_space(self, save: Save, prefix: bool) -> None:
         import transformers

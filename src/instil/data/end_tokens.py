@@ -44,10 +44,12 @@ def special_tokens(fast: Any) -> frozenset[str]:
 
 def is_ordinary(fast: Any, token: str) -> bool:
     """Whether plain text is made of this token, so that it can be no mark: ``#`` is, ``<|endoftext|>`` is not."""
+    if looks_like_a_mark(token):
+        return False
     index = fast.token_to_id(token)
     spelt = fast.decode([index], skip_special_tokens=False)
     texts = (token, f"a{token}", spelt, f"a{spelt}")
-    return not looks_like_a_mark(token) and any(index in _plain_ids(fast, text) for text in texts)
+    return any(index in _plain_ids(fast, text) for text in texts)
 
 
 def _plain_ids(fast: Any, text: str) -> list[int]:

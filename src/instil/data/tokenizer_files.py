@@ -86,7 +86,7 @@ def read_folder(folder: Path) -> TokenizerFiles:
         kind = str(object_of(folder / "config.json").get("model_type"))
         _class_settings(fast, config if _class(config) else {**config, "tokenizer_class": CLASS_OF.get(kind)})
         notes += _as_llama(fast, config, kind)
-        _say_ignored_bos(fast, config, notes)
+        notes += _ignored_bos(fast, config)
     else:
         fast, default = _of_other_files(folder, config)
     names = _add_tokens(fast, folder, config)
@@ -228,15 +228,17 @@ def _as_llama(fast: Any, config: Mapping[str, Any], kind: str) -> list[str]:
     return ["tokenizer.json cuts text otherwise than its class LlamaTokenizer; taken: the class, as transformers does"]
 
 
-def _say_ignored_bos(fast: Any, config: Mapping[str, Any], notes: list[str]) -> None:
+def _ignored_bos(fast: Any, config: Mapping[str, Any]) -> list[str]:
+    """A line where ``add_bos_token`` says other than what ``tokenizer.json`` does."""
     before, _ = in_front(fast)
     said = config.get("add_bos_token")
-    if isinstance(said, bool) and said != bool(before):
-        put = ", ".join(repr(fast.id_to_token(i)) for i in before) or "nothing"
-        notes.append(
-            f"tokenizer_config.json says add_bos_token={str(said).lower()}, tokenizer.json puts {put} before a text; "
-            "taken: tokenizer.json, as transformers does"
-        )
+    if not isinstance(said, bool) or said == bool(before):
+        return []
+    put = ", ".join(repr(fast.id_to_token(i)) for i in before) or "nothing"
+    return [
+        f"tokenizer_config.json says add_bos_token={str(said).lower()}, tokenizer.json puts {put} before a text; "
+        "taken: tokenizer.json, as transformers does"
+    ]
 
 
 def _class(config: Mapping[str, Any]) -> str:

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table
+from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied
+from instil.model.families.rotary import HUB, SIZES, UNUSED, Context, Rope, gguf_table
 from instil.model.spec import DecoderSpec
 
 TANH_GELU = "gelu_pytorch_tanh"
@@ -91,10 +91,7 @@ GEMMA = Family(
     architecture="GemmaForCausalLM",
     spec=partial(DecoderSpec, family="gemma", norm="rms_offset", mlp="geglu", positions="rope"),
     keys=(
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         Key("kv_heads", "num_key_value_heads", "attention.head_count_kv"),
         Key("head_width", Default("head_dim", 256), "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),

@@ -13,8 +13,8 @@ from instil.model.families.gemma import (
     QueryScalar,
     RootOfWidth,
 )
-from instil.model.families.keys import Default, Fixed, Ignored, Key, attention_bias, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table
+from instil.model.families.keys import Default, Fixed, Ignored, Key, attention_bias, tied
+from instil.model.families.rotary import HUB, SIZES, UNUSED, Context, Rope, gguf_table
 from instil.model.families.sliding import PeriodicWindows
 from instil.model.spec import DecoderSpec
 
@@ -26,10 +26,7 @@ GEMMA2 = Family(
     architecture="Gemma2ForCausalLM",
     spec=partial(DecoderSpec, family="gemma2", norm="rms_offset", mlp="geglu", positions="rope", post_norms=True),
     keys=(
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         Key("kv_heads", "num_key_value_heads", "attention.head_count_kv"),
         Key("head_width", Default("head_dim", 256), "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),

@@ -24,12 +24,12 @@ from instil.model.families.keys import (
     attention_bias,
     refuse_strangers,
     tied,
-    vocabulary,
 )
 from instil.model.families.rotary import (
     GGUF_QK_NORMS,
     HUB,
     HUB_QK_NORMS,
+    SIZES,
     UNUSED,
     gguf_table,
     rope_scaling,
@@ -111,10 +111,7 @@ GEMMA3 = Family(
         post_norms=True,
     ),
     keys=(
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         Key("kv_heads", "num_key_value_heads", "attention.head_count_kv"),
         Key("head_width", "head_dim", "attention.key_length"),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),

@@ -11,8 +11,8 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fields, Header, Key, Row, tied, vocabulary
-from instil.model.families.rotary import UNUSED, Context, Rope
+from instil.model.families.keys import Default, Fields, Header, Key, Row, tied
+from instil.model.families.rotary import SIZES, UNUSED, Context, Rope
 from instil.model.spec import DecoderSpec
 
 _TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # three ways to write one function
@@ -80,10 +80,7 @@ GPT_NEOX = Family(
     architecture="GPTNeoXForCausalLM",
     spec=partial(DecoderSpec, family="gpt_neox", norm="layer", positions="rope", mlp_bias=True),
     keys=(
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         _Shape(),
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
         Context(),

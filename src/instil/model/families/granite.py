@@ -18,9 +18,17 @@ from instil.model.families.keys import (
     attention_bias,
     mlp_bias,
     tied,
-    vocabulary,
 )
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
+from instil.model.families.rotary import (
+    HEAD_WIDTH,
+    HUB,
+    KV_HEADS,
+    SIZES,
+    UNUSED,
+    Context,
+    Rope,
+    gguf_table,
+)
 from instil.model.spec import DecoderSpec
 
 
@@ -67,16 +75,9 @@ GRANITE = Family(
     spec=partial(DecoderSpec, family="granite", norm="rms", mlp="swiglu", positions="rope"),
     keys=(
         _PlainHeader(),
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
-        Key(
-            "head_width",
-            Default("head_dim", width_per_head, blank=True),
-            Default("attention.key_length", width_per_head, blank=True),
-        ),
+        *SIZES,
+        KV_HEADS,
+        HEAD_WIDTH,
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
         Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),

@@ -8,8 +8,8 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fields, Fixed, Header, Ignored, Key, Row, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, width_per_head
+from instil.model.families.keys import Default, Fields, Fixed, Header, Ignored, Key, Row, tied
+from instil.model.families.rotary import HEAD_WIDTH, HUB, SIZES, UNUSED, Context, Rope, gguf_table
 from instil.model.spec import DecoderSpec
 
 _LENGTH = 3  # of a convolution, where nothing is said
@@ -205,15 +205,8 @@ LFM2 = Family(
     spec=partial(DecoderSpec, family="lfm2", norm="rms", mlp="swiglu", positions="rope", qk_norm="head"),
     keys=(
         _Twice(),
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
-        Key(
-            "head_width",
-            Default("head_dim", width_per_head, blank=True),
-            Default("attention.key_length", width_per_head, blank=True),
-        ),
+        *SIZES,
+        HEAD_WIDTH,
         _MlpWidth(),
         Context(),
         Key("norm_eps", Default("norm_eps", 1e-5), "attention.layer_norm_rms_epsilon"),

@@ -8,8 +8,17 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fixed, Ignored, Key, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
+from instil.model.families.keys import Default, Fixed, Ignored, Key, tied
+from instil.model.families.rotary import (
+    HEAD_WIDTH,
+    HUB,
+    KV_HEADS,
+    SIZES,
+    UNUSED,
+    Context,
+    Rope,
+    gguf_table,
+)
 from instil.model.families.sliding import OneWindow
 from instil.model.spec import DecoderSpec
 
@@ -21,16 +30,9 @@ PHI3 = Family(
     architecture="Phi3ForCausalLM",
     spec=partial(DecoderSpec, family="phi3", norm="rms", mlp="swiglu", positions="rope"),
     keys=(
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
-        Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads)),
-        Key(
-            "head_width",
-            Default("head_dim", width_per_head, blank=True),
-            Default("attention.key_length", width_per_head, blank=True),
-        ),
+        *SIZES,
+        KV_HEADS,
+        HEAD_WIDTH,
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
         Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-5), "attention.layer_norm_rms_epsilon"),

@@ -5,8 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fixed, Ignored, Key, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
+from instil.model.families.keys import Default, Fixed, Ignored, Key, tied
+from instil.model.families.rotary import (
+    HEAD_WIDTH,
+    HUB,
+    SIZES,
+    UNUSED,
+    Context,
+    Rope,
+    gguf_table,
+    heads,
+)
 from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
 
@@ -19,20 +28,13 @@ QWEN2 = Family(
     ),
     keys=(
         SomeWindows("qwen2", last_windowed(28)),
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         Key(
             "kv_heads",
             Default("num_key_value_heads", heads, blank=True, missing=32),
             Default("attention.head_count_kv", heads),
         ),
-        Key(
-            "head_width",
-            Default("head_dim", width_per_head, blank=True),
-            Default("attention.key_length", width_per_head, blank=True),
-        ),
+        HEAD_WIDTH,
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
         Context(),
         Key("norm_eps", Default("rms_norm_eps", 1e-6), "attention.layer_norm_rms_epsilon"),

@@ -5,8 +5,18 @@ from __future__ import annotations
 from functools import partial
 
 from instil.model.families.family import Family
-from instil.model.families.keys import Default, Fixed, Key, attention_bias, tied, vocabulary
-from instil.model.families.rotary import GGUF_QK_NORMS, HUB, HUB_QK_NORMS, UNUSED, Context, Rope, gguf_table, heads
+from instil.model.families.keys import Default, Fixed, Key, attention_bias, tied
+from instil.model.families.rotary import (
+    GGUF_QK_NORMS,
+    HUB,
+    HUB_QK_NORMS,
+    SIZES,
+    UNUSED,
+    Context,
+    Rope,
+    gguf_table,
+    heads,
+)
 from instil.model.families.sliding import SomeWindows, last_windowed
 from instil.model.spec import DecoderSpec
 
@@ -17,10 +27,7 @@ QWEN3 = Family(
     spec=partial(DecoderSpec, family="qwen3", norm="rms", mlp="swiglu", positions="rope", qk_norm="head"),
     keys=(
         SomeWindows("qwen3", last_windowed(28)),
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         Key(
             "kv_heads",
             Default("num_key_value_heads", heads, blank=True, missing=32),

@@ -8,7 +8,7 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Stored
-from instil.model.families.keys import Default, Fields, Header, Key, Row, look_up, refuse_strangers
+from instil.model.families.keys import Default, Fields, Header, Key, Row, look_up, refuse_strangers, vocabulary
 from instil.model.families.scaled import FREQUENCIES, gguf_scaling, scaling_in_gguf
 from instil.model.spec import DecoderSpec, RopeScaling
 
@@ -313,3 +313,18 @@ GGUF_QK_NORMS = {
     "blocks.{i}.attention.q_norm.weight": Stored(("blk.{i}.attn_q_norm.weight",)),
     "blocks.{i}.attention.k_norm.weight": Stored(("blk.{i}.attn_k_norm.weight",)),
 }
+
+
+# Keys that these families share, in the order in which they are written.
+SIZES = (
+    Key("vocab_size", "vocab_size", vocabulary),
+    Key("width", "hidden_size", "embedding_length"),
+    Key("layers", "num_hidden_layers", "block_count"),
+    Key("heads", "num_attention_heads", "attention.head_count"),
+)
+KV_HEADS = Key("kv_heads", Default("num_key_value_heads", heads, blank=True), Default("attention.head_count_kv", heads))
+HEAD_WIDTH = Key(
+    "head_width",
+    Default("head_dim", width_per_head, blank=True),
+    Default("attention.key_length", width_per_head, blank=True),
+)

@@ -8,8 +8,17 @@ from typing import Any
 
 from instil.errors import ModelError
 from instil.model.families.family import Family, Stored
-from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied, vocabulary
-from instil.model.families.rotary import HUB, UNUSED, Context, Rope, gguf_table, heads, width_per_head
+from instil.model.families.keys import Default, Fields, Fixed, Header, Key, Row, attention_bias, tied
+from instil.model.families.rotary import (
+    HEAD_WIDTH,
+    HUB,
+    SIZES,
+    UNUSED,
+    Context,
+    Rope,
+    gguf_table,
+    heads,
+)
 from instil.model.families.sliding import OneWindow
 from instil.model.spec import DecoderSpec
 
@@ -55,16 +64,9 @@ STARCODER2 = Family(
     architecture="Starcoder2ForCausalLM",
     spec=partial(DecoderSpec, family="starcoder2", norm="layer", mlp="gelu", positions="rope"),
     keys=(
-        Key("vocab_size", "vocab_size", vocabulary),
-        Key("width", "hidden_size", "embedding_length"),
-        Key("layers", "num_hidden_layers", "block_count"),
-        Key("heads", "num_attention_heads", "attention.head_count"),
+        *SIZES,
         Key("kv_heads", Default("num_key_value_heads", 2), Default("attention.head_count_kv", heads)),
-        Key(
-            "head_width",
-            Default("head_dim", width_per_head, blank=True),
-            Default("attention.key_length", width_per_head, blank=True),
-        ),
+        HEAD_WIDTH,
         Key("mlp_width", "intermediate_size", "feed_forward_length"),
         Context(),
         Key("norm_eps", Default("norm_epsilon", 1e-5), "attention.layer_norm_epsilon"),

@@ -10,6 +10,7 @@ S supervised predictions.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -42,27 +43,57 @@ def blank(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation; ``input`` is what an instruction is about, where a row keeps the two apart."""
+    """One message of a conversation; ``input`` is what an instruction is about, where a row keeps the two apart.
+
+    Of an assistant's message: ``weight`` is how often its tokens count in the loss (0: it is only read), ``reasoning``
+    the thoughts before it, and ``tool_calls`` the calls of tools it makes, a JSON list as text, empty for none. Of a
+    tool's: its ``name``, and the ``tool_call_id`` of the call that it answers.
+    """
 
     role: Role
     content: str
     input: str = ""
+    weight: float = 1.0
+    reasoning: str = ""
+    tool_calls: str = ""
+    name: str = ""
+    tool_call_id: str = ""
 
     @property
     def about(self) -> str:
         """The input as it is, or nothing where it is blank: a section of spaces says nothing."""
         return "" if blank(self.input) else self.input
 
+    def as_json(self) -> dict[str, Any]:
+        """The message in the form of OpenAI's interface, with ``reasoning_content`` and ``weight`` if it has them."""
+        content = f"{self.content}\n{self.about}" if self.about else self.content
+        message: dict[str, Any] = {"role": self.role, "content": content}
+        for key, value in (
+            ("reasoning_content", self.reasoning),
+            ("name", self.name),
+            ("tool_call_id", self.tool_call_id),
+        ):
+            if value:
+                message[key] = value
+        if self.tool_calls:
+            message["tool_calls"] = json.loads(self.tool_calls)
+        if self.weight != 1.0:
+            message["weight"] = self.weight
+        return message
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row of the user's data: the chapter's "entry", or the last exchange of a conversation.
+    """One row of the user's data: the chapter's "entry", or a conversation of which the last answer is the plain case.
 
-    ``row`` is the position in the file (from 0), by which every message names it. ``history`` holds the turns before
-    ``instruction``: a system message, earlier questions and answers.
+    ``row`` is the position in the file (from 0), by which every message names it. ``instruction`` is the last message
+    of the user and ``output`` the answer. ``history`` holds the turns before ``instruction``: a system message, earlier
+    questions and answers; ``steps`` those between it and the answer: calls of tools and what came of them. ``tools``
+    describes the tools that may be called, a JSON list as text. ``reasoning``, ``tool_calls`` and ``weight`` are the
+    answer's, as `Turn` has them.
 
-    >>> Example("Add them.", "5", "2 and 3").turns
-    (Turn(role='user', content='Add them.', input='2 and 3'), Turn(role='assistant', content='5', input=''))
+    >>> [(turn.role, turn.content, turn.input) for turn in Example("Add them.", "5", "2 and 3").turns]
+    [('user', 'Add them.', '2 and 3'), ('assistant', '5', '')]
     """
 
     instruction: str
@@ -71,6 +102,11 @@ class Example:
     task: str = ""
     row: int = -1
     history: tuple[Turn, ...] = ()
+    steps: tuple[Turn, ...] = ()
+    tools: str = ""
+    reasoning: str = ""
+    tool_calls: str = ""
+    weight: float = 1.0
 
     @property
     def about(self) -> str:
@@ -80,11 +116,29 @@ class Example:
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The whole conversation; an Alpaca row is one of two turns. The last one is the answer, empty if unknown."""
-        return (*self.history, Turn("user", self.instruction, self.input), Turn("assistant", self.output))
+        answer = Turn(
+            "assistant", self.output, weight=self.weight, reasoning=self.reasoning, tool_calls=self.tool_calls
+        )
+        return (*self.history, Turn("user", self.instruction, self.input), *self.steps, answer)
 
-    def as_json(self) -> dict[str, str]:
-        """The row in Alpaca form, as the book writes it."""
-        return {"instruction": self.instruction, "input": self.input, "output": self.output}
+    @property
+    def plain(self) -> bool:
+        """Whether instruction, input and output say all there is."""
+        return self == Example(self.instruction, self.output, self.input, self.task, self.row)
+
+    def as_json(self) -> dict[str, Any]:
+        """The row in Alpaca form, as the book writes it; of a conversation all messages, too, and its tools.
+
+        >>> row = Example("And 3 and 4?", "7", history=(Turn("user", "Add 2 and 3."), Turn("assistant", "5")))
+        >>> row.as_json()["messages"][1]
+        {'role': 'assistant', 'content': '5'}
+        """
+        row: dict[str, Any] = {"instruction": self.instruction, "input": self.input, "output": self.output}
+        if not self.plain:
+            row["messages"] = [turn.as_json() for turn in self.turns]
+        if self.tools:
+            row["tools"] = json.loads(self.tools)
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +157,7 @@ class Pair:
         """The position in the file, as the example's."""
         return self.example.row
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, Any]:
         """The row in the form of the chapter's ``instruction-data-with-preference.json``."""
         return {**self.example.as_json(), "chosen": self.chosen, "rejected": self.rejected}
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
@@ -166,7 +166,8 @@ def run_demo(asked: argparse.Namespace, kept: Mapping[str, Figure]) -> Figure:
     demo = re.search(r"^DEMO +\?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     given = re.findall(r"--set (\S+)", demo[1]) if demo else []
     asked = argparse.Namespace(**{**vars(asked), "seeds": [123]})
-    return _runs(asked, asked.data or "starter", "make demo", [*given, *asked.set])
+    figure = _runs(asked, asked.data or "starter", "make demo", [*given, *asked.set])
+    return replace(figure, command=" ".join(["make demo", *(f"with {one}" for one in asked.set)]))
 
 
 def run_memory(asked: argparse.Namespace, kept: Mapping[str, Figure]) -> Figure:
@@ -180,7 +181,8 @@ def run_memory(asked: argparse.Namespace, kept: Mapping[str, Figure]) -> Figure:
             values[f"{method}{', checkpointing' if checkpointing else ''}"] = {
                 "peak_gb": told["peak_memory_gb"], "seconds": told["seconds"]["train"],
             }  # fmt: skip
-    command = "instil train starter --model gpt2-small --set train.max_steps=24, with each method and checkpointing"
+    model = Path(asked.model).name if asked.model else "gpt2-small"
+    command = f"instil train starter --model {model} --set train.max_steps=24, with each method and checkpointing"
     return Figure(command, processor(), (123,), today(), values)
 
 
@@ -215,12 +217,14 @@ def _runs(asked: argparse.Namespace, data: str, command: str, settings: Sequence
         for name, which in (("before", "base"), ("after", "tuned"), ("echo", "echo")):
             for metric, scale in (("exact_match", 100.0), ("chrf", 1.0), ("score", 1.0)):
                 values[name].setdefault(metric, []).append(round(scale * told["scores"][which][metric], 2))
-        values["verdicts"].append(told["verdict"])
+        values["verdicts"].append(re.sub(r"; \d+ rows\)", ")", told["verdict"]))
         values["minutes"].append(round(sum(told["seconds"].values()) / 60, 1))
         values["rows"] = told["rows"]
     settings = [one for one in settings if one not in command]
     shown = " ".join([command, *(f"--set {one}" for one in settings)])
-    return Figure(f"{shown}, with each seed", processor(), tuple(asked.seeds), today(), values)
+    return Figure(
+        f"{shown}{', with each seed' * (len(asked.seeds) > 1)}", processor(), tuple(asked.seeds), today(), values
+    )
 
 
 def tell(verb: str, data: str, model: str, settings: Sequence[str]) -> dict[str, Any]:
@@ -238,7 +242,8 @@ def tell(verb: str, data: str, model: str, settings: Sequence[str]) -> dict[str,
 def processor() -> str:
     """This machine's, with the number of cores in use."""
     told = hardware()
-    return f"{told['cpu']}, {told['cores']} core{'s' * (told['cores'] != 1)}"
+    generation = f" ({told['architecture']})" if told["architecture"] else ""
+    return f"{told['cpu']}{generation}, {told['cores']} core{'s' * (told['cores'] != 1)}"
 
 
 def today() -> str:

@@ -23,18 +23,33 @@ def hardware() -> dict[str, Any]:
     text = _read("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    family = re.search(r"^cpu family\s*:\s*(\d+)$", text, re.MULTILINE)
+    family, number = (
+        int(found.group(1)) if (found := re.search(rf"^{field}\s*:\s*(\d+)$", text, re.MULTILINE)) else None
+        for field in ("cpu family", "model")
+    )
     name = model.group(1).strip() if model else _sysctl() or platform.machine()
     memory = re.search(r"^MemTotal:\s*(\d+) kB$", _read("/proc/meminfo"), re.MULTILINE)
     return {
         "cpu": re.sub(r"\s+", " ", name),
-        "cpu_family": int(family.group(1)) if family else None,
+        "cpu_family": family,
+        "architecture": zen(family, number) if "AMD" in name else "",
         "cores": cores(),
         "features": [flag for flag in FLAGS if flags and flag in flags.group(1).split()],
         "memory_gb": round(int(memory.group(1)) / 1e6, 1) if memory else None,
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+
+
+def zen(family: int | None, model: int | None) -> str:
+    """The generation of AMD's processors, since their names do not always tell; empty if it is not known.
+
+    >>> zen(25, 17), zen(25, 1), zen(26, 2), zen(6, 1)
+    ('Zen 4', 'Zen 3', 'Zen 5', '')
+    """
+    if family == 25 and model is not None:
+        return "Zen 4" if 0x10 <= model < 0x20 or 0x60 <= model < 0xB0 else "Zen 3"
+    return {23: "Zen 2" if model is not None and model >= 0x30 else "Zen", 26: "Zen 5"}.get(family or 0, "")
 
 
 def cores() -> int:

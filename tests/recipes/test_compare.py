@@ -12,11 +12,14 @@ import pytest
 
 import instil
 from instil.errors import DataError, ModelError
+from instil.evaluate.offline import score_offline
 from instil.model.load import load_decoder
-from instil.recipes.compare import common_rows
+from instil.recipes.compare import common_rows, compare_scored
 from instil.recipes.export import export
 from instil.recipes.inspect import inspect
-from instil.recipes.score import score_path
+from instil.recipes.score import Scored, score_path
+from instil.records import Example, Turn
+from instil.runs.answers import AnsweredRows
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.settings.options import ScoreOptions
@@ -235,3 +238,20 @@ def test_a_run_moved_elsewhere_is_scored_as_before(copied_run: Path, tmp_path: P
     before = (moved / "scores" / "tuned.offline.jsonl").read_bytes()
     score_path(moved)
     assert (moved / "scores" / "tuned.offline.jsonl").read_bytes() == before
+
+
+def test_conversations_that_differ_before_their_last_question_are_other_rows() -> None:
+    """Equal last questions and answers, in another order: each goes with the one that has the same history."""
+
+    def talked(about: str) -> Example:
+        return Example("And now?", "Fine.", history=(Turn("user", f"About {about}."), Turn("assistant", "Yes.")))
+
+    first, second = talked("tea"), talked("milk")
+    a = AnsweredRows("a", (first, second), ("Fine.", "No."), Path("a.json"))
+    b = AnsweredRows("b", (second, first), ("No.", "Fine."), Path("b.json"))
+    scored = [Scored(one.which, "offline", tuple(score_offline(one.examples, one.answers))) for one in (a, b)]
+    found = compare_scored((a, b), (scored[0], scored[1]), ("a", "b"), "offline")
+    assert (found.comparison.rows, found.comparison.wins, found.comparison.losses) == (2, 0, 0)
+    only = AnsweredRows("c", (talked("rain"),), ("Fine.",), Path("c.json"))
+    with pytest.raises(DataError, match="no row in common"):
+        compare_scored((a, only), (scored[0], scored[1]), ("a", "c"), "offline")

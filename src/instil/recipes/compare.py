@@ -239,24 +239,27 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return "A", "B"
 
 
-def _asked(row: Example) -> tuple[str, str, str]:
-    """By what rows are told to be the same: in one normal form, and a blank input is none."""
-    return normal(row.instruction), normal(row.about), normal(row.output)
+def _asked(row: Example) -> tuple[str, ...]:
+    """By what rows are told to be the same: their whole conversation, in one normal form; a blank input is none."""
+    said = (
+        text for turn in row.turns for text in (turn.role, turn.content, turn.about, turn.reasoning, turn.tool_calls)
+    )
+    return tuple(map(normal, (*said, row.tools)))
 
 
 def _pairs(first: AnsweredRows, second: AnsweredRows) -> list[tuple[int, int]]:
     """Indexes of the rows that both have, in B's order; equal rows are taken one after the other."""
-    places: dict[tuple[str, str, str, int], int] = {}
-    seen: Counter[tuple[str, str, str]] = Counter()
+    places: dict[tuple[tuple[str, ...], int], int] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
     for index, row in enumerate(first.examples):
         asked = _asked(row)
-        places[*asked, seen[asked]] = index
+        places[asked, seen[asked]] = index
         seen[asked] += 1
     seen.clear()
     pairs = []
     for index, row in enumerate(second.examples):
         asked = _asked(row)
-        if (at := places.get((*asked, seen[asked]))) is not None:
+        if (at := places.get((asked, seen[asked]))) is not None:
             pairs.append((at, index))
         seen[asked] += 1
     if not pairs:

@@ -80,6 +80,28 @@ def test_what_is_in_the_model_already_is_refused(run: Path, tmp_path: Path) -> N
     assert "already" in said.stderr
 
 
+OTHER_BASE = "trained beside other weights"
+
+
+def test_on_another_base_than_their_own_it_is_said(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
+    """Put on the model that they are in already, in a copy of it elsewhere; and of a run that went on from a run."""
+    moved = Path(shutil.copytree(tiny_folder, tmp_path / "moved"))
+    for given in (run, run / "adapter"):
+        assert instil.load(tiny_folder, adapter=given).decoder.notes == instil.load(tiny_folder).decoder.notes
+        assert not [note for note in instil.load(moved, adapter=given).decoder.notes if OTHER_BASE in note]
+    exported = export(run, "hf", tmp_path / "exported").path
+    for given in (run, run / "adapter"):
+        (note,) = instil.load(exported, adapter=given).decoder.notes
+        assert OTHER_BASE in note and str(tiny_folder) in note and str(exported) in note
+    again = instil.finetune(rows(9), model=run, out=tmp_path / "again", method="lora", max_steps=1, max_new_tokens=1)
+    assert instil.load(run, adapter=again.path).decoder.notes == ()
+    said = command("respond", tiny_folder, "--adapter", again.path, "-i", "Go.", "--set", "generate.max_new_tokens=1")
+    assert said.returncode == 0
+    assert OTHER_BASE in said.stderr
+    copied = shutil.copytree(run / "adapter", tmp_path / "copied")  # of which nothing is known
+    assert instil.load(moved, adapter=copied).decoder.notes == ()
+
+
 def test_what_does_not_fit_or_is_none_is_refused(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"adapter_config\.json: cannot be read"):
         instil.load(tiny_folder, adapter=tiny_folder)

@@ -21,9 +21,9 @@ from instil.recipes.export import export
 from instil.recipes.probe import probe
 from instil.recipes.respond import respond_rows
 from instil.recipes.run.run import run
+from instil.recipes.score import score_path
 from instil.recipes.sweep.file import Overrides
 from instil.recipes.sweep.sweep import sweep
-from instil.recipes.score import score_path
 from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.options import Settings

@@ -220,7 +220,7 @@ def compare_pairwise(
 
 def _answers_at(path: Path, side: str) -> AnsweredRows:
     """The answers meant by a path: of a run the tuned model's, and no others unless their file is named."""
-    found = find_answers(path)
+    found = find_answers(path, only="tuned")
     if not path.is_dir():
         return found[0]
     tuned = next((one for one in found if one.which == "tuned"), None)
@@ -274,8 +274,8 @@ def _both(
     first: AnsweredRows, second: AnsweredRows, judge: str, options: ScoreOptions, screen: Screen
 ) -> tuple[Scored, Scored]:
     """Verdicts on both; a run's own and another's may bear the same name."""
-    one = score_answers([first], judge, options, screen)
-    other = score_answers([second], judge, options, screen)
+    one = score_answers([first], judge, options, screen, keep=False)
+    other = score_answers([second], judge, options, screen, keep=False)
     return next(iter(one.values())), next(iter(other.values()))
 
 

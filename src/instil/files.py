@@ -31,6 +31,16 @@ def unfinished_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.unfinished")
 
 
+def plain_name(path: str | Path) -> str:
+    """A path's last part without the ending of a kind of file, for names made of it; other dots are part of a name.
+
+    >>> plain_name("data/rows.v2.json"), plain_name("Qwen/Qwen2.5-0.5B"), plain_name("one.gguf")
+    ('rows.v2', 'Qwen2.5-0.5B', 'one')
+    """
+    path = Path(path)
+    return path.name if path.is_dir() or not path.suffix[1:2].isalpha() else path.stem
+
+
 def write_whole(
     path: Path,
     content: str | bytes | Callable[[Path], object],

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from instil.errors import DataError, InstilError, ModelError
+from instil.errors import DataError, InstilError, ModelError, UserError
 from instil.files import (
+    check_file,
+    check_new,
     json_object_or_empty,
     read_json,
     read_json_object,
@@ -99,3 +101,45 @@ def test_a_parser_gets_the_text_without_its_byte_order_mark(tmp_path: Path) -> N
     file = tmp_path / "a.txt"
     file.write_bytes(b"\xef\xbb\xbf12")
     assert read_parsed(file, int, "no number", encoding="utf-8-sig") == 12
+
+
+NO_FILE = {  # names that cannot be written, and what is said
+    "x" * 300: "cannot be written: File name too long",
+    "new/" + "x" * 300: "cannot be written: File name too long",
+    "x" * 300 + "/new": ": File name too long",
+    "file/new": "file is a file",
+    "nowhere/new": "nowhere is a link that leads nowhere",
+    "/proc/nobody/new": "the folder cannot be made: No such file",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
+@pytest.mark.parametrize("name", NO_FILE)
+@pytest.mark.parametrize("check", [check_new, check_file])
+def test_a_place_that_cannot_be_written_is_told(check: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing" / "deep")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(InstilError, match=f"{NO_FILE[name]}.*; choose another --out$"):
+        check(tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_place_that_can_be_written_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing" / "deep")
+    (tmp_path / "soon").symlink_to(tmp_path / "missing")
+    before = sorted(tmp_path.iterdir())
+    for name in ("file", "new", "deep/er/new", "soon", "x" * 250, "/dev/stdout", "/dev/null"):
+        check_file(tmp_path / name)
+    for name in ("new", "deep/er/new", "x" * 240):
+        check_new(tmp_path / name)
+    for name, says in {"file": "there already", "soon": "there already", "nowhere": "there already",
+                       "x" * 250: "too long", "": "there already"}.items():  # fmt: skip
+        with pytest.raises(UserError, match=f"{says}; choose another --out"):
+            check_new(tmp_path / name)
+    for name, says in {"": "is a folder; wanted the name of a file", "nowhere": "cannot be written: No such"}.items():
+        with pytest.raises(UserError, match=says):
+            check_file(tmp_path / name)
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "file").read_text() == "mine"

@@ -31,6 +31,16 @@ def unfinished_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.unfinished")
 
 
+def plain_name(path: str | Path) -> str:
+    """A path's last part without the ending of a kind of file, for names made of it; other dots are part of a name.
+
+    >>> plain_name("data/rows.v2.json"), plain_name("Qwen/Qwen2.5-0.5B"), plain_name("one.gguf")
+    ('rows.v2', 'Qwen2.5-0.5B', 'one')
+    """
+    path = Path(path)
+    return path.name if path.is_dir() or not path.suffix[1:2].isalpha() else path.stem
+
+
 def write_whole(
     path: Path,
     content: str | bytes | Callable[[Path], object],
@@ -115,9 +125,9 @@ def check_folder(path: Path) -> None:
     made: list[Path] = []
     there = False
     try:
-        if path.is_symlink() and not path.exists():
-            raise UserError(f"{path} is a link that leads nowhere; choose another --out")
         above = [path, *path.absolute().parents]
+        if nowhere := next((part for part in above if part.is_symlink() and not part.exists()), None):
+            raise UserError(f"{nowhere} is a link that leads nowhere; choose another --out")
         missing = list(takewhile(lambda part: not part.exists(), above))
         existing = next((part for part in above if part.exists()), None)
         if existing is not None and not existing.is_dir():
@@ -134,6 +144,48 @@ def check_folder(path: Path) -> None:
     finally:
         for part in reversed(made):
             part.rmdir()
+
+
+def check_new(path: Path) -> None:
+    """Make sure that there is nothing at a path, and that a file or folder can be made there; nothing stays of it.
+
+    The name must leave room for what it ends with until it is complete (`unfinished_of`).
+
+    Raises:
+        RunFolderTaken: there is a file where a folder above it would be.
+        UserError: there is something, or its folder cannot be made, or not be written to.
+    """
+    check_folder(path.parent)
+    existing = next(part for part in path.absolute().parents if part.exists())
+    try:
+        (existing / unfinished_of(path).name).lstat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another --out") from error
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} is there already; choose another --out")
+
+
+def check_file(path: Path) -> None:
+    """Make sure that a file can be written, or written over; what is there stays, and nothing stays of the attempt.
+
+    Raises:
+        RunFolderTaken: there is a file where a folder above it would be.
+        UserError: it is a folder, or cannot be written.
+    """
+    try:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; wanted the name of a file for --out")
+        there = path.exists()
+        if not there and not path.is_symlink() and not path.parent.is_dir():
+            check_new(path)
+        elif not there or path.is_file():  # else it is such as /dev/stdout
+            path.open("ab").close()
+            if not there:
+                path.resolve().unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}; choose another --out") from error
 
 
 def read_parsed(

@@ -18,6 +18,7 @@ from instil.recipes.plan.plan import plan
 from instil.settings.resolve import resolve
 from tests.conftest import rows, tiny_reference
 from tests.e2e.test_cli import instil as command
+from tests.recipes.test_export_gguf import folder_of
 
 
 @pytest.fixture(scope="module", params=["fp32", "nf4", "int8"])
@@ -78,6 +79,31 @@ def test_what_is_in_the_model_already_is_refused(run: Path, tmp_path: Path) -> N
     said = command("respond", str(run), "--adapter", str(copied), "-i", "Go.")
     assert said.returncode == 2
     assert "already" in said.stderr
+
+
+OTHER_BASE = "trained beside other weights"
+
+
+def test_on_another_base_than_their_own_it_is_said(tmp_path: Path) -> None:
+    """Put on the model that they are in already, in a copy of it elsewhere; and of a run that went on from a run."""
+    base = folder_of(tmp_path / "base", "llama", max_position_embeddings=512)
+    quick = {"method": "lora", "max_steps": 1, "max_new_tokens": 1}
+    run = instil.finetune(rows(9), model=base, out=tmp_path / "run", **quick).path
+    moved = Path(shutil.copytree(base, tmp_path / "moved"))
+    for given in (run, run / "adapter"):
+        assert instil.load(base, adapter=given).decoder.notes == ()
+        assert instil.load(moved, adapter=given).decoder.notes == ()
+    exported = export(run, "hf", tmp_path / "exported").path
+    for given in (run, run / "adapter"):
+        (note,) = instil.load(exported, adapter=given).decoder.notes
+        assert all(part in note for part in (OTHER_BASE, str(base), str(exported)))
+    again = instil.finetune(rows(9), model=run, out=tmp_path / "again", **quick)
+    assert instil.load(run, adapter=again.path).decoder.notes == ()
+    said = command("respond", base, "--adapter", again.path, "-i", "Go.", "--set", "generate.max_new_tokens=1")
+    assert said.returncode == 0
+    assert OTHER_BASE in said.stderr
+    copied = shutil.copytree(run / "adapter", tmp_path / "copied")  # of which nothing is known
+    assert instil.load(moved, adapter=copied).decoder.notes == ()
 
 
 def test_what_does_not_fit_or_is_none_is_refused(run: Path, tiny_folder: Path, tmp_path: Path) -> None:

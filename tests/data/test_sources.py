@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from instil.data.sources import examples_from, read_source
+from instil.data.sources import examples_from, in_nfc, read_source
 from instil.errors import DataError
+from instil.records import Example, Turn
 
 GOOD = [{"instruction": "Say hi.", "input": "", "output": "Hi."}, {"instruction": "Ünï", "output": "cödé"}]
 
@@ -178,3 +181,17 @@ def test_keys_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
 def test_rows_to_be_answered_need_no_output(tmp_path: Path) -> None:
     path = write(tmp_path, json.dumps([{"instruction": "a"}]))
     assert read_source(path, need_output=False).examples[0].output == ""
+
+
+def test_every_text_of_a_row_can_be_had_in_one_normal_form() -> None:
+    """Of every field there is, those of earlier and later turns included."""
+    apart = "cafe\u0301"
+
+    def filled(kind: type[Any], **turns: Any) -> Any:
+        return kind(**{one.name: apart for one in fields(kind) if one.type == "str"}, **turns)
+
+    turn = replace(filled(Turn, role="user"), name="", tool_call_id="")
+    row = replace(filled(Example, history=(turn,), steps=(turn,)), task="")
+    assert "cafe" in repr(row)
+    assert apart not in repr(in_nfc(row))
+    assert in_nfc(row) == eval(repr(row).replace(apart, "caf\u00e9"))

@@ -157,3 +157,10 @@ def test_a_reader_that_leaves_is_no_error(made: Path) -> None:
     code = f"{sys.executable} -m instil.cli respond {made} | head -c 1"
     done = subprocess.run(code, shell=True, capture_output=True, text=True, check=False, timeout=120)
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_that_no_file_can_have_is_the_users_mistake(tmp_path: Path) -> None:
+    for words in (("score", "x" * 300), ("export", "x" * 300, "--to", "hf", "--out", tmp_path / "out")):
+        done = instil(*words)
+        assert done.returncode == 2
+        assert done.stderr.endswith("File name too long; choose another name\n")

@@ -12,11 +12,14 @@ import pytest
 
 import instil
 from instil.errors import DataError, ModelError
+from instil.evaluate.offline import score_offline
 from instil.model.load import load_decoder
-from instil.recipes.compare import common_rows
+from instil.recipes.compare import common_rows, compare_scored
 from instil.recipes.export import export
 from instil.recipes.inspect import inspect
-from instil.recipes.score import score_path
+from instil.recipes.score import Scored, score_path
+from instil.records import Example, Turn
+from instil.runs.answers import AnsweredRows
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.settings.options import ScoreOptions
@@ -113,8 +116,39 @@ def test_a_stopped_runs_answers_from_before_training_are_not_the_runs(stopped: P
     assert said.returncode == 2
     assert re.search(NO_ANSWERS, said.stderr)
     shutil.copytree(copied_run / "model", stopped / "model")  # stopped later: it can answer
-    with pytest.raises(DataError, match=r"stopped --split test --out FILE\.json answers them with its model"):
+    with pytest.raises(DataError, match=r"stopped --split test --out FILE\.json .* with its model; then name the file"):
         instil.compare(copied_run, stopped)
+
+
+def test_what_else_lies_beside_the_tuned_answers_does_not_matter(copied_run: Path, plain_run: Path) -> None:
+    """A damaged file of other answers, one of other rows, what a Mac leaves; nor whether anything can be written."""
+    folder = copied_run / "responses"
+    (folder / "base.json").write_text("[{")
+    (folder / "more.json").write_text(json.dumps([{**row, "model_response": ""} for row in rows(7)]))
+    (folder / "._tuned.json").write_bytes(b"\0\5\x16")
+    shutil.rmtree(copied_run / "scores")
+    (copied_run / "scores").write_text("no folder")
+    assert instil.compare(copied_run, plain_run).comparison.rows == 4
+    assert common_rows(plain_run, copied_run, "ollama:judge").only_b == 0
+    (copied_run / "scores").unlink()
+    (folder / "base.json").unlink()
+    (folder / "more.json").unlink()
+    assert score_path(copied_run)["tuned"].coverage == 1
+    assert (copied_run / "scores" / "tuned.offline.jsonl").is_file()
+
+
+def test_answers_that_are_not_there_are_named_with_what_gives_them(copied_run: Path, plain_run: Path) -> None:
+    tuned = copied_run / "responses" / "tuned.json"
+    tuned.unlink()
+    tuned.symlink_to("nowhere")
+    with pytest.raises(DataError, match=r"tuned\.json: cannot be read: No such file"):
+        instil.compare(copied_run, plain_run)
+    shutil.rmtree(tuned.parent)
+    with pytest.raises(DataError, match=r"no answers; instil respond .*--out FILE\.json .*; then name the file$"):
+        instil.compare(plain_run, copied_run)
+    shutil.rmtree(copied_run / "model")
+    with pytest.raises(DataError, match=r"no answers; make the run again, with --overwrite$"):
+        instil.compare(plain_run, copied_run)
 
 
 def test_what_else_a_stopped_run_is_asked_for_is_not_taken_for_the_runs(stopped: Path, tiny_folder: Path) -> None:
@@ -235,3 +269,20 @@ def test_a_run_moved_elsewhere_is_scored_as_before(copied_run: Path, tmp_path: P
     before = (moved / "scores" / "tuned.offline.jsonl").read_bytes()
     score_path(moved)
     assert (moved / "scores" / "tuned.offline.jsonl").read_bytes() == before
+
+
+def test_conversations_that_differ_before_their_last_question_are_other_rows() -> None:
+    """Equal last questions and answers, in another order: each goes with the one that has the same history."""
+
+    def talked(about: str) -> Example:
+        return Example("And now?", "Fine.", history=(Turn("user", f"About {about}."), Turn("assistant", "Yes.")))
+
+    first, second = talked("tea"), talked("milk")
+    a = AnsweredRows("a", (first, second), ("Fine.", "No."), Path("a.json"))
+    b = AnsweredRows("b", (second, first), ("No.", "Fine."), Path("b.json"))
+    scored = [Scored(one.which, "offline", tuple(score_offline(one.examples, one.answers))) for one in (a, b)]
+    found = compare_scored((a, b), (scored[0], scored[1]), ("a", "b"), "offline")
+    assert (found.comparison.rows, found.comparison.wins, found.comparison.losses) == (2, 0, 0)
+    only = AnsweredRows("c", (talked("rain"),), ("Fine.",), Path("c.json"))
+    with pytest.raises(DataError, match="no row in common"):
+        compare_scored((a, only), (scored[0], scored[1]), ("a", "c"), "offline")

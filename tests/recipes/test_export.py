@@ -17,6 +17,7 @@ from instil.recipes.export import export
 from instil.recipes.run.run import Run
 from tests.conftest import GPT2_VOCABULARY, rows
 from tests.e2e.test_cli import instil as command
+from tests.recipes.test_export_gguf import folder_of
 
 
 def gpt2_folder(folder: Path, heads: int = 2) -> Path:
@@ -83,6 +84,28 @@ def test_the_command(tuned: Run, tmp_path: Path) -> None:
     taken = command("export", tuned.path, "--to", "pth", cwd=tmp_path)
     assert taken.returncode == 2
     assert "is there already; choose another --out" in taken.stderr
+
+
+def test_the_default_name_is_the_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind a dot may be a part of it."""
+    monkeypatch.chdir(tmp_path)
+    folder_of(tmp_path / "model.v2-1.5b", "llama")
+    assert str(export("model.v2-1.5b", "hf").path) == "model.v2-1.5b-hf"
+    assert str(export("model.v2-1.5b-hf", "hf").path) == "model.v2-1.5b-hf-hf"
+
+
+def test_a_gguf_file_has_its_own_tokenizer_whatever_it_is_called(tmp_path: Path) -> None:
+    """Such as a blob of Ollama's; not the one that lies beside it."""
+    folder = folder_of(tmp_path / "model", "llama", max_position_embeddings=512)
+    file = export(folder, "gguf", tmp_path / "one.gguf").path
+    wanted = instil.load(file).respond_all([{"instruction": "Name a colour."}], max_new_tokens=3)
+    for name in ("sha256-0123", "MODEL.GGUF", "model.bin", "other/blob"):
+        blob = tmp_path / name
+        blob.parent.mkdir(exist_ok=True)
+        blob.write_bytes(file.read_bytes())
+        if blob.parent != tmp_path:
+            FastTokenizer.gpt2().save(blob.parent)
+        assert instil.load(blob).respond_all([{"instruction": "Name a colour."}], max_new_tokens=3) == wanted
 
 
 def test_a_llama_has_no_pth_of_the_book(tiny_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from instil.recipes.probe import probe
 from instil.recipes.respond import respond_rows
 from instil.recipes.run.run import run
 from instil.recipes.score import score_path
+from instil.recipes.sweep.file import Overrides
+from instil.recipes.sweep.sweep import sweep
 from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -182,8 +184,9 @@ BELOW = {
     "of the kernel, itself": ("/proc/self", UserError, "/proc/self: cannot be written to: No such file"),
     "a device": ("/dev/null/run", RunFolderTaken, "/dev/null is a file; choose another --out"),
     "a name that is too long": ("x" * 300 + "/run", UserError, "the folder cannot be made: File name too long"),
-    "a link in a circle": ("circle/run", UserError, "circle/run: the folder cannot be made: "),
+    "a link in a circle": ("circle/run", UserError, "circle is a link that leads nowhere"),
     "a link that leads nowhere": ("nowhere", UserError, "nowhere is a link that leads nowhere"),
+    "below such a link": ("nowhere/deep/run", UserError, "nowhere is a link that leads nowhere"),
 }
 
 
@@ -194,6 +197,8 @@ def test_a_folder_that_cannot_be_made_is_named_and_nothing_else(where: str, tmp_
     (tmp_path / "file").write_text("mine")
     (tmp_path / "circle").symlink_to(tmp_path / "circle")
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    written = tmp_path / "sweep.toml"
+    written.write_text(f"model = '{tiny_folder}'\n[[run]]\nname = 'one'")
     before = sorted(tmp_path.iterdir())
     name, kind, says = BELOW[where]
     out = tmp_path / name
@@ -201,8 +206,9 @@ def test_a_folder_that_cannot_be_made_is_named_and_nothing_else(where: str, tmp_
         lambda: run(rows(12), tiny_folder, out, ONE_STEP, answers=False),
         lambda: probe(rows(40), tiny_folder, resolve(), out=out),
         lambda: export(tiny_folder, "hf", out / "hf"),
+        lambda: sweep(written, Overrides(out=out)),
     ]
-    for ask in asks[: 1 if "nowhere" in where else 3]:
+    for ask in asks:
         with pytest.raises(kind, match=re.escape(says)) as caught:
             ask()
         assert not re.search(r"GB|\n", str(caught.value))

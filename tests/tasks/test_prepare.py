@@ -190,6 +190,8 @@ def test_settings_without_an_effect_are_told_of(tiny_folder: Path) -> None:
             "hidden_dropout_prob=0.1, attn_dropout_rate=1",
         ),
         ({"layerdrop": 0.05}, "layerdrop=0.05"),
+        ({"drop_path_rate": 0.1}, "drop_path_rate=0.1"),
+        ({"stochastic_depth_prob": 0.1}, "stochastic_depth_prob=0.1"),
         ({"attention_dropout": 0.0, "resid_pdrop": None, "layerdrop": 0, "embd_pdrop": False}, ""),
         ({"summary_first_dropout": 0.1, "classifier_dropout": 0.1, "classifier_dropout_prob": 0.1}, ""),
     ],

@@ -18,6 +18,7 @@ from instil.data.collate import collate
 from instil.data.loader import Loader
 from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
+from instil.model.frozen import quantise_base
 from instil.model.lora import add_lora
 from instil.model.spec import DecoderSpec, RopeScaling
 from instil.records import IGNORED, Encoded
@@ -392,6 +393,23 @@ def test_weights_that_would_lose_updates_are_not_trained(kind: torch.dtype, adap
         train(model, loader, options, observers=told, seen_ids=range(17))
     assert not seen
     assert all(torch.equal(value, trained[name]) for name, value in model.named_parameters() if name in trained)
+
+
+def test_a_model_of_which_nothing_or_little_could_be_trained_is_refused() -> None:
+    loader, options = Loader(FOUR, 2, pad_id=0), TrainOptions(epochs=1)
+    with pytest.raises(SettingsError, match="no parameter requires a gradient"):
+        train(decoder().requires_grad_(False), loader, options)
+    held = decoder()
+    quantise_base(held, "nf4")
+    with pytest.raises(SettingsError, match=r"embeddings and norms alone.*add_lora"):
+        train(held, loader, options)
+    mixed = decoder().bfloat16()
+    add_lora(mixed, rank=2)
+    for parameter in mixed.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    with pytest.raises(SettingsError, match="held in bfloat16 and float32"):
+        train(mixed, loader, options)
 
 
 def test_one_narrow_parameter_is_enough() -> None:

@@ -21,7 +21,7 @@ from instil.model.decoder import Decoder
 from instil.model.files.peft import WEIGHTS, load_adapter
 from instil.model.find import find_model
 from instil.model.int8 import quantise
-from instil.model.load import load_decoder
+from instil.model.load import file_hash, load_decoder
 from instil.model.lora import merge
 from instil.records import Completion, Example
 from instil.runs.folder import RUN_FILE, RunFolder
@@ -151,6 +151,7 @@ def load(
     if beside is not None:
         load_adapter(decoder, beside)
         merge(decoder)
+        decoder.notes += tuple(_of_another_base(beside, found))
     if int8:
         quantise(decoder)
     return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))
@@ -169,3 +170,21 @@ def _adapter_folder(given: Path, model: Path) -> Path:
     if both and filecmp.cmp(its, own, shallow=False):
         raise UserError(f"{folder}: these adapters are in {model} already; leave the adapter out, or give their base")
     return folder
+
+
+def _of_another_base(adapters: Path, model: Path) -> Iterator[str]:
+    """That a run's adapters were trained on other weights than those of the model that they were put on.
+
+    The name that the run was given says the same for less where it still leads to the model.
+    """
+    run = RunFolder(adapters.parent)
+    if adapters.resolve() != run.adapter.resolve() or not (run.path / RUN_FILE).is_file():
+        return
+    facts = run.read_settings()
+    named, trained_on = str(facts.get("model", "")), facts["hashes"].get("model")
+    there = Path(named).exists() and find_model(named).resolve() == model.resolve()
+    if trained_on and not there and file_hash(model) != trained_on:
+        yield (
+            f"{adapters}: these adapters were trained beside other weights ({named}) than those of {model}; on these "
+            "they say something else. Give the model that they were trained on, or take the run's own"
+        )

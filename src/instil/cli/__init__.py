@@ -9,13 +9,14 @@ import errno
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from instil.cli import judge, make, models, settings, sweep, tune
 from instil.cli.show import show_lines
-from instil.errors import InstilError
+from instil.errors import InstilError, UserError
 from instil.machine import settle
 from instil.version import __version__
 
@@ -53,6 +54,7 @@ class _Stopped(BaseException):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
@@ -65,6 +67,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     settle()
     try:
         app()
@@ -74,8 +78,9 @@ def main() -> None:
         _fail("stopped; what the run folder holds so far is kept", 128 + stopped.number)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        full = "; make room there, or choose another place" if error.errno in FULL else ""
-        _fail(f"{what}{error.strerror or error}{full}", 1)
+        advice = "; make room there, or choose another place" if error.errno in FULL else ""
+        advice = "; choose another name" if error.errno in NO_NAME else advice
+        _fail(f"{what}{error.strerror or error}{advice}", UserError.exit_code if error.errno in NO_NAME else 1)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

@@ -16,7 +16,7 @@ from instil.cli.options import (
 )
 from instil.cli.show import show_note, show_path, show_rows, show_stream
 from instil.errors import UserError
-from instil.files import json_text, make_folder
+from instil.files import check_file, json_text, make_folder
 
 commands = typer.Typer()
 
@@ -57,11 +57,10 @@ def respond_command(
         show_stream(stream_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter))
         return
     if out is not None:  # found out now rather than after the answers
-        make_folder(out.parent)
-        if out.is_dir():
-            raise UserError(f"{out} is a folder; wanted the name of a file for --out")
+        check_file(out)
     rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8, adapter=adapter)
     if out is not None:
+        make_folder(out.parent)
         out.write_text(json_text(rows), encoding="utf-8")  # not by renaming: it may be /dev/stdout
         show_note(f"{len(rows)} answered rows in {out}")
         if as_json:

@@ -25,7 +25,7 @@ from instil.data.words import normal
 from instil.downloads import Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
 from instil.files import json_kind
-from instil.records import Example
+from instil.records import Example, Turn
 from instil.settings.options import Normalise
 
 IN_MEMORY = "(rows in memory)"
@@ -79,9 +79,21 @@ def in_nfc(example: Example) -> Example:
         instruction=normal(example.instruction),
         output=normal(example.output),
         input=normal(example.input),
-        history=tuple(
-            replace(turn, content=normal(turn.content), input=normal(turn.input)) for turn in example.history
-        ),
+        history=tuple(map(_turn_in_nfc, example.history)),
+        steps=tuple(map(_turn_in_nfc, example.steps)),
+        tools=normal(example.tools),
+        reasoning=normal(example.reasoning),
+        tool_calls=normal(example.tool_calls),
+    )
+
+
+def _turn_in_nfc(turn: Turn) -> Turn:
+    return replace(
+        turn,
+        content=normal(turn.content),
+        input=normal(turn.input),
+        reasoning=normal(turn.reasoning),
+        tool_calls=normal(turn.tool_calls),
     )
 
 

@@ -293,12 +293,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    if path.suffix == ".gguf":
+    if path.suffix == ".pth":
+        return FastTokenizer.gpt2()  # a .pth file holds the book's GPT-2
+    if path.is_file():  # a GGUF file, whatever it is called: such as a blob of Ollama's, which has no ending
         try:
             return FastTokenizer.from_gguf(path)  # its own vocabulary, whatever lies beside it
         except ModelError:
             if not (folder / "tokenizer.json").is_file():
                 raise
-    if path.suffix == ".pth":
-        return FastTokenizer.gpt2()  # a .pth file holds the book's GPT-2
     return FastTokenizer.from_folder(folder)

@@ -18,8 +18,6 @@ from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear
 from instil.model.fast.recompute import ReadsRecomputed
-from instil.model.frozen import FrozenLinear
-from instil.model.lora import LoraLinear
 
 IN, OUT = 64, 16  # torch's kernel reads whole blocks of these many inputs and outputs, whatever there is
 
@@ -55,13 +53,22 @@ def quantise(decoder: Decoder) -> None:
     Layers with an input width that is no multiple of 64 stay as they are; no model that is read here has any.
 
     Raises:
-        SettingsError: the decoder is not on the CPU, whose product this is, or it has adapters.
+        SettingsError: the decoder is not on the CPU, whose product this is, or its layers are no plain ones.
     """
     if decoder.device.type != "cpu":
         raise SettingsError("int8 weights are for the CPU; leave them out on a GPU")
-    if any(isinstance(module, LoraLinear | FrozenLinear) for module in decoder.modules()):
+    if any(type(module) is not Linear and isinstance(module, ReadsRecomputed) for module in decoder.modules()):
         raise SettingsError("this decoder has adapters or weights in few bits; merge them first")
     for module in list(decoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, Linear) and child.in_features % IN == 0:
                 setattr(module, name, Int8Linear(child))
+
+
+def refuse_int8(decoder: Decoder) -> None:
+    """SettingsError for a decoder with eight-bit layers, which hold nothing that could be trained, saved or adapted."""
+    if any(isinstance(module, Int8Linear) for module in decoder.modules()):
+        raise SettingsError(
+            "the weights of this decoder are in eight bits (int8), which are for answering alone: they cannot be "
+            "trained, saved or given adapters; load the model again without int8"
+        )

@@ -26,6 +26,7 @@ from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP, ShortCon
 from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
 from instil.model.frozen import FrozenLinear, dequantise
+from instil.model.int8 import refuse_int8
 from instil.model.token_rows import TokenRows, check_rows, merge_rows, train_rows
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
@@ -284,8 +285,10 @@ def add_lora(
         seed: of the first values.
 
     Raises:
-        SettingsError: a name matches nothing, the rank exceeds a width, or there are adapters already.
+        SettingsError: a name matches nothing, the rank exceeds a width, there are adapters already, or the weights are
+            in eight bits for answering alone.
     """
+    refuse_int8(decoder)
     if any(isinstance(module, LoraLinear | TokenRows) for module in decoder.modules()):
         raise SettingsError("this decoder has adapters already; merge them first")
     layers = list(_layers(decoder))

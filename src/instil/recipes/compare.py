@@ -220,7 +220,7 @@ def compare_pairwise(
 
 def _answers_at(path: Path, side: str) -> AnsweredRows:
     """The answers meant by a path: of a run the tuned model's, and no others unless their file is named."""
-    found = find_answers(path)
+    found = find_answers(path, only="tuned")
     if not path.is_dir():
         return found[0]
     tuned = next((one for one in found if one.which == "tuned"), None)
@@ -239,24 +239,27 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
     return "A", "B"
 
 
-def _asked(row: Example) -> tuple[str, str, str]:
-    """By what rows are told to be the same: in one normal form, and a blank input is none."""
-    return normal(row.instruction), normal(row.about), normal(row.output)
+def _asked(row: Example) -> tuple[str, ...]:
+    """By what rows are told to be the same: their whole conversation, in one normal form; a blank input is none."""
+    said = (
+        text for turn in row.turns for text in (turn.role, turn.content, turn.about, turn.reasoning, turn.tool_calls)
+    )
+    return tuple(map(normal, (*said, row.tools)))
 
 
 def _pairs(first: AnsweredRows, second: AnsweredRows) -> list[tuple[int, int]]:
     """Indexes of the rows that both have, in B's order; equal rows are taken one after the other."""
-    places: dict[tuple[str, str, str, int], int] = {}
-    seen: Counter[tuple[str, str, str]] = Counter()
+    places: dict[tuple[tuple[str, ...], int], int] = {}
+    seen: Counter[tuple[str, ...]] = Counter()
     for index, row in enumerate(first.examples):
         asked = _asked(row)
-        places[*asked, seen[asked]] = index
+        places[asked, seen[asked]] = index
         seen[asked] += 1
     seen.clear()
     pairs = []
     for index, row in enumerate(second.examples):
         asked = _asked(row)
-        if (at := places.get((*asked, seen[asked]))) is not None:
+        if (at := places.get((asked, seen[asked]))) is not None:
             pairs.append((at, index))
         seen[asked] += 1
     if not pairs:
@@ -271,8 +274,8 @@ def _both(
     first: AnsweredRows, second: AnsweredRows, judge: str, options: ScoreOptions, screen: Screen
 ) -> tuple[Scored, Scored]:
     """Verdicts on both; a run's own and another's may bear the same name."""
-    one = score_answers([first], judge, options, screen)
-    other = score_answers([second], judge, options, screen)
+    one = score_answers([first], judge, options, screen, keep=False)
+    other = score_answers([second], judge, options, screen, keep=False)
     return next(iter(one.values())), next(iter(other.values()))
 
 

@@ -16,8 +16,8 @@ from instil.data import gguf_vocabulary
 from instil.data.encoding import begin_text, encode_prompt, stop_id
 from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.data.gguf_vocabulary import KNOWN_ENDS
-from instil.errors import ModelError, SettingsError, UserError
-from instil.files import check_folder
+from instil.errors import ModelError, SettingsError
+from instil.files import check_new, plain_name
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.gguf_writer import write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
@@ -66,10 +66,8 @@ def export(
     if form not in FORMS:
         raise SettingsError(f"--to {form}: wanted one of {', '.join(FORMS)}")
     write, ending = FORMS[form]
-    target = Path(out) if out is not None else Path(f"{Path(model).resolve().stem}{ending}")
-    check_folder(target.parent)
-    if target.exists() or target.is_symlink():
-        raise UserError(f"{target} is there already; choose another --out")
+    target = Path(out) if out is not None else Path(f"{plain_name(Path(model).resolve())}{ending}")
+    check_new(target)
     assistant = load(model, template=template, adapter=adapter)
     for note in assistant.decoder.notes:
         (screen or Screen(quiet=True)).say(note, "yellow")

@@ -160,11 +160,14 @@ def score_path(
 
 
 def score_answers(
-    found: Sequence[AnsweredRows], judge: str, options: ScoreOptions, screen: Screen
+    found: Sequence[AnsweredRows], judge: str, options: ScoreOptions, screen: Screen, *, keep: bool = True
 ) -> dict[str, Scored]:
-    """Score sets of answers with one judge, which is opened once; write the verdicts to where they belong."""
+    """Score sets of answers with one judge, which is opened once; write the verdicts to where they belong.
+
+    ``keep=False`` leaves out what can be had again without a question: a run that may only be read is scored, too.
+    """
     if judge == OFFLINE:
-        return {answered.which: _offline(answered, options) for answered in found}
+        return {answered.which: _offline(answered, options, keep=keep) for answered in found}
     if judge == LIKELIHOOD:
         return {answered.which: _likelihood(answered) for answered in found}
     with opened(judge, options, screen.warn) as asked:
@@ -203,11 +206,11 @@ def check_failed(which: str, failed: dict[int, str]) -> None:
         )
 
 
-def _offline(answered: AnsweredRows, options: ScoreOptions) -> Scored:
+def _offline(answered: AnsweredRows, options: ScoreOptions, *, keep: bool) -> Scored:
     verdicts = score_offline(
         answered.examples, answered.answers, embeddings=options.embeddings, no_room=answered.no_room
     )
-    if answered.run is not None:
+    if answered.run is not None and keep:
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
     return Scored(answered.which, OFFLINE, tuple(verdicts), note=of_other_scripts(answered.examples))
 

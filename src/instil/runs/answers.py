@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from instil.data.sources import examples_from, parse_rows
-from instil.errors import DataError
-from instil.files import records_in, write_rows
+from instil.errors import DataError, counted
+from instil.files import make_folder, records_in, write_rows
 from instil.records import Example, Verdict, blank
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.options import ScoreOptions
@@ -95,8 +95,12 @@ def without_room(rows: Sequence[Any], examples: Sequence[Example]) -> frozenset[
     )
 
 
-def find_answers(path: Path) -> list[AnsweredRows]:
+def find_answers(path: Path, only: str = "") -> list[AnsweredRows]:
     """All answered rows at a path: those of a run (before and after), or of one file.
+
+    Args:
+        path: a run folder, or a file.
+        only: of a run, no others than those of this name where they are there; then the others are not read.
 
     Raises:
         DataError: there is nothing, or a row cannot be used.
@@ -109,29 +113,39 @@ def find_answers(path: Path) -> list[AnsweredRows]:
         return [_read(path, run)]
     if not (path / RUN_FILE).is_file():
         raise DataError(f"{path}: no {RUN_FILE} in it, so it is not a run folder; wanted one, or a JSON file")
-    found = [_read(file, RunFolder(path)) for file in sorted((path / "responses").glob("*.json"))]
-    if not found:
-        raise DataError(f"{path}: the run holds no answers; instil respond {path} makes them")
-    return found
+    files = [file for file in sorted((path / "responses").glob("*.json")) if not file.name.startswith(".")]
+    if not files:
+        raise DataError(f"{path}: the run holds no answers; {_answering(path)}")
+    files = [file for file in files if file.stem == only] or files
+    return [_read(file, RunFolder(path)) for file in files]
 
 
 def no_answers_after(path: Path, found: Sequence[AnsweredRows]) -> str:
     """What is to be said of a run that has answers, but none of its tuned model: it was stopped, as a rule."""
     others = ", ".join(str(one.file) for one in found)
-    again = f"instil respond {path} --split test --out FILE.json answers them with its model"
-    if not (RunFolder(path).model / "config.json").is_file():
-        again = "make the run again, with --overwrite"
     return (
-        f"{path}: no answers of the tuned model in it (responses/tuned.json), as in a run that was stopped; {again}. "
-        f"Answers from before training count as the run's only if their file is named: {others}"
+        f"{path}: no answers of the tuned model in it (responses/tuned.json), as in a run that was stopped; "
+        f"{_answering(path)}. Answers from before training count as the run's only if their file is named: {others}"
     )
 
 
+def _answering(path: Path) -> str:
+    """What gives answers of a run's model, where it has one."""
+    if (RunFolder(path).model / "config.json").is_file():
+        return f"instil respond {path} --split test --out FILE.json answers its rows with its model; then name the file"
+    return "make the run again, with --overwrite"
+
+
 def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
-    rows = parse_rows(file.read_bytes(), str(file))
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+    rows = parse_rows(raw, str(file))
     numbers = run.held_out_rows() if run else None
     if numbers is not None and len(rows) != len(numbers):
-        raise DataError(f"{file}: {len(rows)} rows, but the run held out {len(numbers)}; it belongs to another run")
+        held_out = f"the run held out {len(numbers)}; it belongs to another run"
+        raise DataError(f"{file}: {counted(len(rows), 'row')}, but {held_out}")
     try:
         examples, answers = answered_rows(rows, numbers)
     except DataError as error:
@@ -140,7 +154,9 @@ def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
 
 
 def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
-    """One verdict a line, in the order of the rows; the file appears whole or not at all."""
+    """One verdict a line, in the order of the rows; the file appears whole or not at all, its folder is made."""
+    if not path.parent.exists():
+        make_folder(path.parent)
     write_rows(path, map(asdict, verdicts), error=DataError)
 
 

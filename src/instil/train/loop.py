@@ -17,7 +17,9 @@ import torch
 
 from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
-from instil.model.lora import trained_parameters
+from instil.model.frozen import FrozenLinear
+from instil.model.int8 import refuse_int8
+from instil.model.lora import LoraLinear, trained_parameters
 from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.best import Best, BestCheckpoint
@@ -77,10 +79,10 @@ def train(
         objective: what is made smaller; the negative log-likelihood of the targets by default.
 
     Raises:
-        SettingsError: weights that are to be trained are held in fewer than 32 bits.
+        SettingsError: weights that are to be trained are held in fewer than 32 bits, or there are none.
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
     """
-    _check_width(decoder)
+    _check_weights(decoder)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
     training = _Training(decoder, loader, options, evaluator, observers, seen_ids, best, objective)
@@ -100,12 +102,21 @@ def train(
     return result
 
 
-def _check_width(decoder: Decoder) -> None:
-    """SettingsError for weights, or adapters, that would lose updates: bfloat16 drops those below a 256th of a weight.
+def _check_weights(decoder: Decoder) -> None:
+    """SettingsError for weights that are not there to be trained, or would lose updates.
 
-    That is most of what a step changes, and no loss tells. A copy in float32 beside them would take as much memory as
-    weights in float32 do.
+    bfloat16 drops those below a 256th of a weight, which is most of what a step changes, and no loss tells. A copy in
+    float32 beside them would take as much memory as weights in float32 do.
     """
+    refuse_int8(decoder)
+    if not any(parameter.requires_grad for parameter in decoder.parameters()):
+        raise SettingsError("nothing of this decoder is to be trained: no parameter requires a gradient")
+    kinds = {type(module) for module in decoder.modules()}
+    if FrozenLinear in kinds and LoraLinear not in kinds:
+        raise SettingsError(
+            "the linear layers of this decoder are frozen in few bits, and there are no adapters, so embeddings and "
+            "norms alone would be trained; call add_lora, or load the model anew"
+        )
     for name, parameter in decoder.named_parameters():
         if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
             kind = str(parameter.dtype).removeprefix("torch.")
@@ -115,6 +126,11 @@ def _check_width(decoder: Decoder) -> None:
                 "train.precision=bf16 computes products in bfloat16 all the same, and lora.base=int8 or nf4 holds a "
                 "frozen base in fewer bits"
             )
+    if len(kinds_held := {str(parameter.dtype).removeprefix("torch.") for parameter in decoder.parameters()}) > 1:
+        raise SettingsError(
+            f"the weights of this decoder are held in {' and '.join(sorted(kinds_held))}, which cannot be multiplied "
+            "with one another; load the model in float32 (load_decoder(model, dtype=torch.float32), the default)"
+        )
 
 
 class _Training:

@@ -194,7 +194,11 @@ HARMLESS = frozenset(
     exponential_decay_length_penalty""".split()
 )
 # Endings of such: ids of the tokenizer, what is dropped in training, first values of weights, losses of training alone.
-DROPPED = ("dropout", "dropout_prob", "dropout_rate", "dropout_p", "_pdrop", "layerdrop", "drop_rate")
+DROPPED = (
+    "dropout", "dropout_prob", "dropout_rate", "dropout_p", "_pdrop", "layerdrop", "drop_rate", "drop_prob",
+    "drop_path", "drop_path_rate", "drop_path_prob", "stochastic_depth", "stochastic_depth_rate",
+    "stochastic_depth_prob",
+)  # fmt: skip
 HARMLESS_ENDINGS = (
     *DROPPED, "_token_id", "_token_ids", "_token_index", "_tokens_id",
     "_loss_coef", "_loss_coefficient", "_initializer_range", "_initializer_factor", "_flash_attn_2_enabled",

@@ -36,6 +36,7 @@ from instil.model.files.peft_whole import (
 from instil.model.files.reader import heads_from_parts, parts_from_heads
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
+from instil.model.int8 import refuse_int8
 from instil.model.lora import HEAD, LoraLinear, adapters, projections
 from instil.model.token_rows import TokenRows
 
@@ -177,7 +178,9 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     Raises:
         ModelError: it is no LoRA adapter that is read here, damaged, half of one, or of another model; or there is one
             already.
+        SettingsError: the decoder's weights are in eight bits for answering alone.
     """
+    refuse_int8(decoder)
     if next(adapters(decoder), None) is not None or isinstance(decoder.embed, TokenRows):
         raise ModelError("this decoder has adapters already; merge them first")
     config = AdapterConfig(folder)

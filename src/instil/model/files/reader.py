@@ -14,6 +14,7 @@ from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.frozen import FrozenLinear
+from instil.model.int8 import refuse_int8
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.spec import DecoderSpec
@@ -187,6 +188,7 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     others evenly.
     """
     spec = decoder.spec
+    refuse_int8(decoder)
     if any(isinstance(module, LoraLinear | FrozenLinear | TokenRows) for module in decoder.modules()):
         raise ModelError(
             "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"

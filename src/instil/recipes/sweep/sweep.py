@@ -16,7 +16,7 @@ from instil.ask.named import opened
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.files import json_text, make_folder, write_whole
+from instil.files import check_folder, json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
 from instil.model.load import blank_decoder
 from instil.recipes.run.run import run
@@ -106,6 +106,7 @@ def sweep(
     """
     screen = screen or Screen()
     file = read_sweep(path, over)
+    check_folder(file.out)
     screen.head(f"Checking {counted(len(file.runs), 'run')}")
     places = _look(file, overwrite=overwrite)
     _check_judge(file)

@@ -246,14 +246,15 @@ def test_the_command_line_warns_of_a_model_that_is_not_listed(
     assert "lists no model 'jugde'; there: judge; did you mean judge?" in said
 
 
-def test_a_score_that_was_read_from_a_thought_is_asked_for_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["[THINK]I'd give it 1.[/THINK]", '{"score": 4}', "Score: 1 (max 10)"])
+def test_a_score_that_would_be_read_differently_now_is_asked_for_anew(said: str, tmp_path: Path) -> None:
     file = tmp_path / "said.json"
     file.write_text(json.dumps(answered(2)))
     with judging() as server:
         score_path(file, f"{server.url}/v1")
         journal = file.with_suffix(".journal")
         kept = [json.loads(line) for line in journal.read_text().splitlines()]
-        kept[1] |= {"score": 0.0, "said": "[THINK]I'd give it 1.[/THINK]"}
+        kept[1] |= {"score": 0.0, "said": said}
         journal.write_text("".join(json.dumps(line) + "\n" for line in kept))
         found = score_path(file, f"{server.url}/v1")["said"]
         assert (found.found, found.asked) == (1, 1)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.evaluate.parsing import Scale, read_score
+from instil.evaluate.parsing import read_score
+from instil.evaluate.scales import Scale
 
 FIVE = Scale(1, 5)
 

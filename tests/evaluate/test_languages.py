@@ -69,6 +69,10 @@ def test_copies_near_misses_and_strangers(script: str) -> None:
         ("かき", "がき"),
         ("שֵׁם", "שָׁם"),
         ("-5", "5"),
+        ("\U0001f44d yes", "\U0001f44e yes"),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 x", "\U0001f468\u200d\U0001f469\u200d\U0001f466 x"),
+        ("\U0001f1eb\U0001f1f7 x", "\U0001f1e9\U0001f1ea x"),
+        ("\U0001f44d\U0001f3fb x", "\U0001f44d\U0001f3ff x"),
     ],
 )
 def test_words_that_differ_in_a_mark_differ(one: str, other: str) -> None:
@@ -82,6 +86,13 @@ def test_words_that_differ_in_a_mark_differ(one: str, other: str) -> None:
 def test_any_text_is_a_copy_of_itself(text: str) -> None:
     metrics = score_offline([Example(f"Say {text}", text)], [text])[0].metrics
     assert [metrics[name] for name in (*WORD_METRICS, "exact_match")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("\u0643\u062a\u0640\u0640\u0627\u0628", "\u0643\u062a\u0627\u0628"), ("\u2764\ufe0f ok", "\u2764 ok"),
+])  # fmt: skip
+def test_what_only_stretches_or_colours_is_no_letter(one: str, other: str) -> None:
+    assert token_f1(one, other) == rouge_l(one, other) == novel_f1(one, other, "") == 1
 
 
 @pytest.mark.parametrize(("said", "wanted"), [("1 500", "1,500"), ("1.500", "1500"), ("3,5", "3.5"), (".5", "0.5")])

@@ -286,6 +286,8 @@ def test_the_command_line_warns_of_a_model_that_is_not_listed(
     with judging() as server:
         app(["score", str(tmp_path / "said.json"), "--judge", f"{server.url}/v1#jugde"], standalone_mode=False)
         said = capsys.readouterr().err
+        with pytest.warns(UserWarning, match="lists no model 'jugde'"):
+            instil.score(answered(1), f"{server.url}/v1#jugde")
     assert "lists no model 'jugde'; there: judge; did you mean judge?" in said
 
 

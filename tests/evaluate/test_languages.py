@@ -6,6 +6,8 @@ import unicodedata
 
 import pytest
 
+import instil
+from instil.errors import DataError
 from instil.evaluate.offline import (
     means,
     novel_f1,
@@ -130,6 +132,23 @@ def test_a_row_without_room_has_no_score_and_its_reason() -> None:
     assert left.score is None
     assert "no room" in left.reason
     assert means([left, scored])["score"] == 100
+
+
+def test_the_library_warns_of_figures_of_other_scripts() -> None:
+    row = {"instruction": "Translate.", "output": "\u041f\u0430\u0440\u0438\u0436", "model_response": "Paris"}
+    with pytest.warns(UserWarning, match="another script"):
+        instil.score([row])
+
+
+@pytest.mark.parametrize(("spoil", "complaint"), [
+    ({"model_response": 5}, "rows 0, 1, 2: no text under 'model_response'"),
+    ({"output": 5}, "rows 0, 1, 2: output is number; wanted text"),
+])  # fmt: skip
+def test_all_rows_that_cannot_be_scored_are_named(spoil: dict[str, object], complaint: str) -> None:
+    row = {"instruction": "a", "output": "b", "model_response": "c"}
+    with pytest.raises(DataError, match=complaint) as caught:
+        instil.score([row | spoil] * 3 + [row])
+    assert "skip_bad" not in str(caught.value)
 
 
 def test_figures_of_other_scripts_come_with_a_word() -> None:

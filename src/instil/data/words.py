@@ -2,8 +2,9 @@ r"""What a word is, and when two texts are the same: one place for every compari
 
 Words follow Unicode (UAX 29): the marks of a letter belong to it (vowel signs, points, tones), and so do the joiners
 between letters. Where a script is written without spaces (`SPACELESS`), every character, as a reader sees it (an
-extended grapheme cluster), is a word of its own: UAX 29 leaves those to dictionaries. So is an emoji. Unlike
-there, words end at apostrophes and points ("it's" is two), as in ``\w+``: the figures of English rows are those of such words.
+extended grapheme cluster), is a word of its own: UAX 29 leaves those to dictionaries. So is an emoji.
+Unlike there, words end at apostrophes and points ("it's" is two), as in ``\w+``: the figures of English rows are those
+of such words.
 
 Texts are compared in one normal form (NFC), so that a letter with its accent is the same in one piece and in two.
 """

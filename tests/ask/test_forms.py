@@ -49,6 +49,11 @@ WORDS: dict[str, tuple[int, Any]] = {
     "plan": (403, {"error": {"message": "structured outputs are not available on your plan"}}),
     "no words": (400, ""),
     "few words": (400, {"error": {"message": "Bad Request"}}),
+    "other languages": (400, {"error": {"message": "\u53c2\u6570\u9519\u8bef"}}),
+    "a parser's words": (400, {"error": {"message": "lark: EBNF parse error"}}),
+    "a missing package": (422, {"error": {"message": "outlines is not installed"}}),
+    "the prompt's words": (400, {"error": {"message": "the prompt must contain the word 'json' in some form"}}),
+    "a name": (400, {"error": {"message": "name must match ^[a-z]+$"}}),
     "status 200": (200, {"error": {"message": "grammar: unknown keyword", "code": 400}}),
 }  # fmt: skip
 
@@ -126,6 +131,23 @@ def test_a_prompt_too_long_for_its_schema_does_not_cost_the_others_theirs() -> N
         verdicts = instil.score(answered(3), f"{running.url}/v1", concurrency=1)
         assert [verdict.score is None for verdict in verdicts] == [False, True, False]
         assert running.asked[-1]["response_format"]["type"] == "json_schema"
+
+
+def test_a_server_that_breaks_at_a_schema_is_asked_again_without_it() -> None:
+    def breaks(body: dict[str, Any]) -> str:
+        return 'status 500 {"error":"Internal Server Error"}' if "response_format" in body else ""
+
+    with judging(refuses=breaks) as running:
+        verdicts = instil.score(answered(4), f"{running.url}/v1", concurrency=1)
+        assert [verdict.reason for verdict in verdicts] == [""] * 4
+        assert len(running.asked) == 4 + 3
+
+
+def test_a_server_that_breaks_once_keeps_its_schema() -> None:
+    with judging(faults={0: 'status 500 {"error":"Internal Server Error"}', 3: "status 500 x"}) as running:
+        verdicts = instil.score(answered(4), f"{running.url}/v1", concurrency=1)
+        assert [verdict.reason for verdict in verdicts] == [""] * 4
+        assert {body["response_format"]["type"] for body in running.asked} == {"json_schema"}
 
 
 def test_vague_refusals_in_every_form_are_taken_for_what_they_are() -> None:

@@ -15,8 +15,8 @@ from instil.ask.client import ModelRequest, Reply
 from instil.ask.named import client_named
 from instil.errors import JudgeError, SettingsError
 from instil.evaluate.judging import read_reply
-from instil.evaluate.parsing import Scale
 from instil.evaluate.prompts import PROMPTS
+from instil.evaluate.scales import Scale
 from instil.recipes.score import score_path
 from instil.settings.options import ScoreOptions
 from tests.faults.judge_server import JudgeServer, graded, judging

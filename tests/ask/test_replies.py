@@ -60,7 +60,7 @@ MESSAGES: list[tuple[Any, float | None, str]] = [
     ({"content": "", "function_call": {"name": "rate", "arguments": "20"}}, None, "a call of a tool (rate)"),
     ({"content": [{"type": "image_url", "image_url": {"url": "20"}}]}, None, "parts of type image_url"),
     ({"content": [{"text": "20"}]}, None, "parts of type"),
-    ({"content": 20}, None, "no text"),
+    ({"content": 20}, None, "no text"), ({"content": ["20"]}, None, "no text"), ({"content": [None]}, None, "no text"),
     ({"content": ""}, None, "the reply is empty"),
 ]  # fmt: skip
 
@@ -98,6 +98,9 @@ def test_a_reply_that_had_no_more_room_is_no_score(reason: str) -> None:
     chat({"content": "8"}, finish_reason="error"), chat({"content": "8"}, finish_reason="abort"),
     chat({"content": "8"}, error={"code": 502, "message": "upstream"}),
     chat({"content": "8"}, finish_reason="insufficient_system_resource"),
+    chat({"content": "8"}, finish_reason="OTHER"), chat({"content": "8"}, finish_reason="MALFORMED_FUNCTION_CALL"),
+    chat({"content": "8"}, native_finish_reason="repetition"), 'status 498 {"error":"capacity exceeded"}',
+    'status 409 {"error":"conflict"}',
 ])  # fmt: skip
 def test_a_reply_that_ended_by_error_is_asked_for_again(fault: str) -> None:
     with judging(faults={0: fault}, say=lambda message, number: "85") as server:
@@ -111,6 +114,46 @@ def test_a_reply_that_ended_by_error_is_asked_for_again(fault: str) -> None:
 def test_ends_that_are_none_of_these_are_whole(reason: str | None) -> None:
     with judging(always=chat({"content": "85"}, finish_reason=reason)) as server:
         assert instil.score(answered(1), f"{server.url}/v1", prompt="book")[0].score == 85
+
+
+@pytest.mark.parametrize(("ends", "reason"), [
+    ({"finish_reason": None, "stop_reason": "max_tokens"}, "cut off"),
+    ({"native_finish_reason": "MAX_TOKENS"}, "cut off"),
+    ({"finish_reason": {"type": "length"}}, "cut off"), ({"finish_details": {"type": "max_tokens"}}, "cut off"),
+    ({"native_finish_reason": "SAFETY"}, "a filter"), ({"finish_reason": "model_context_window_exceeded"}, "cut off"),
+    ({"stop_reason": "length:"}, ""),
+])  # fmt: skip
+def test_ends_by_other_names_and_in_other_shapes(ends: dict[str, Any], reason: str) -> None:
+    with judging(always=chat({"content": "85"}, **ends)) as server:
+        verdict = instil.score(answered(1), f"{server.url}/v1", prompt="book")[0]
+        assert (reason in verdict.reason) if reason else (verdict.score == 85)
+
+
+@pytest.mark.parametrize(("body", "shown"), [
+    ({"error": {"message": "boom"}}, "the server said: boom"), ({"message": "overloaded"}, "overloaded"),
+    ({"object": "error", "message": "bad luck"}, "bad luck"), ({"detail": "busy"}, "busy"),
+])  # fmt: skip
+def test_an_error_under_the_status_of_a_success_keeps_its_words(body: dict[str, Any], shown: str) -> None:
+    with judging(always="body " + json.dumps(body)) as server:
+        reason = instil.score(answered(1), f"{server.url}/v1", prompt="book", tries=1)[0].reason
+        assert shown in reason
+        assert "{'message': 'boom'}" not in reason
+
+
+def test_a_text_that_a_server_will_not_read_is_refused_for_its_row_alone() -> None:
+    flagged = 'status 403 {"error":{"message":"your input was flagged"}}'
+    echoed = 'status 422 {"detail":"the file was not found"}'
+    with judging(faults={1: flagged, 2: echoed}) as server:
+        verdicts = instil.score(answered(4), f"{server.url}/v1", prompt="book", concurrency=1)
+        assert [verdict.score is None for verdict in verdicts][0:4:3] == [False, False]
+        assert "flagged" in verdicts[1].reason
+
+
+def test_a_server_that_wants_to_be_paid_is_asked_once() -> None:
+    with judging(always='status 402 {"error":{"message":"Insufficient credits"}}') as server:
+        with pytest.raises(JudgeError, match=r"wants to be paid first.*Insufficient credits"):
+            instil.score(answered(5), f"{server.url}/v1", prompt="book", concurrency=1)
+        assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(("given", "reason"), [
@@ -243,17 +286,20 @@ def test_the_command_line_warns_of_a_model_that_is_not_listed(
     with judging() as server:
         app(["score", str(tmp_path / "said.json"), "--judge", f"{server.url}/v1#jugde"], standalone_mode=False)
         said = capsys.readouterr().err
+        with pytest.warns(UserWarning, match="lists no model 'jugde'"):
+            instil.score(answered(1), f"{server.url}/v1#jugde")
     assert "lists no model 'jugde'; there: judge; did you mean judge?" in said
 
 
-def test_a_score_that_was_read_from_a_thought_is_asked_for_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["[THINK]I'd give it 1.[/THINK]", '{"score": 4}', "Score: 1 (max 10)"])
+def test_a_score_that_would_be_read_differently_now_is_asked_for_anew(said: str, tmp_path: Path) -> None:
     file = tmp_path / "said.json"
     file.write_text(json.dumps(answered(2)))
     with judging() as server:
         score_path(file, f"{server.url}/v1")
         journal = file.with_suffix(".journal")
         kept = [json.loads(line) for line in journal.read_text().splitlines()]
-        kept[1] |= {"score": 0.0, "said": "[THINK]I'd give it 1.[/THINK]"}
+        kept[1] |= {"score": 0.0, "said": said}
         journal.write_text("".join(json.dumps(line) + "\n" for line in kept))
         found = score_path(file, f"{server.url}/v1")["said"]
         assert (found.found, found.asked) == (1, 1)

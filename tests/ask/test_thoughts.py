@@ -21,7 +21,8 @@ SPELLINGS = (
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
     ("analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
     ("<|start|>assistant<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
-    ("analysis", "assistantfinal"),
+    ("analysis", "assistantfinal"), ("\uff1cthink\uff1e", "\uff1c/think\uff1e"), ("&lt;think&gt;", "&lt;/think&gt;"),
+    ("<\uff5cbegin\u2581of\u2581thinking\uff5c>", "<\uff5cend\u2581of\u2581thinking\uff5c>"),
 )  # fmt: skip
 BETWEEN = ("", "\n", "\n\n", " \n")
 
@@ -86,6 +87,16 @@ REFUSED = (
 def test_texts_are_whole(text: str) -> None:
     assert read_text(Reply(text), ModelRequest("?", None, 1, 2048)) == (text, "")
     assert not begins_with_thought(text)
+
+
+@pytest.mark.parametrize(
+    "mark", ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>\n", "<|im_end|>\n<|endoftext|>"]
+)
+def test_the_end_of_a_turn_is_no_part_of_its_text(mark: str) -> None:
+    assert read_text(Reply(f"The Answer.{mark}"), ModelRequest("?", None, 1, 2048)) == ("The Answer.", "")
+    assert (
+        read_text(Reply(f"It ends in {mark} here."), ModelRequest("?", None, 1, 2048))[0] == f"It ends in {mark} here."
+    )
 
 
 @pytest.mark.parametrize("text", REFUSED)

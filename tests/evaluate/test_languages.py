@@ -6,6 +6,8 @@ import unicodedata
 
 import pytest
 
+import instil
+from instil.errors import DataError
 from instil.evaluate.offline import (
     means,
     novel_f1,
@@ -69,6 +71,10 @@ def test_copies_near_misses_and_strangers(script: str) -> None:
         ("かき", "がき"),
         ("שֵׁם", "שָׁם"),
         ("-5", "5"),
+        ("\U0001f44d yes", "\U0001f44e yes"),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 x", "\U0001f468\u200d\U0001f469\u200d\U0001f466 x"),
+        ("\U0001f1eb\U0001f1f7 x", "\U0001f1e9\U0001f1ea x"),
+        ("\U0001f44d\U0001f3fb x", "\U0001f44d\U0001f3ff x"),
     ],
 )
 def test_words_that_differ_in_a_mark_differ(one: str, other: str) -> None:
@@ -82,6 +88,13 @@ def test_words_that_differ_in_a_mark_differ(one: str, other: str) -> None:
 def test_any_text_is_a_copy_of_itself(text: str) -> None:
     metrics = score_offline([Example(f"Say {text}", text)], [text])[0].metrics
     assert [metrics[name] for name in (*WORD_METRICS, "exact_match")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("one", "other"), [
+    ("\u0643\u062a\u0640\u0640\u0627\u0628", "\u0643\u062a\u0627\u0628"), ("\u2764\ufe0f ok", "\u2764 ok"),
+])  # fmt: skip
+def test_what_only_stretches_or_colours_is_no_letter(one: str, other: str) -> None:
+    assert token_f1(one, other) == rouge_l(one, other) == novel_f1(one, other, "") == 1
 
 
 @pytest.mark.parametrize(("said", "wanted"), [("1 500", "1,500"), ("1.500", "1500"), ("3,5", "3.5"), (".5", "0.5")])
@@ -119,6 +132,23 @@ def test_a_row_without_room_has_no_score_and_its_reason() -> None:
     assert left.score is None
     assert "no room" in left.reason
     assert means([left, scored])["score"] == 100
+
+
+def test_the_library_warns_of_figures_of_other_scripts() -> None:
+    row = {"instruction": "Translate.", "output": "\u041f\u0430\u0440\u0438\u0436", "model_response": "Paris"}
+    with pytest.warns(UserWarning, match="another script"):
+        instil.score([row])
+
+
+@pytest.mark.parametrize(("spoil", "complaint"), [
+    ({"model_response": 5}, "rows 0, 1, 2: no text under 'model_response'"),
+    ({"output": 5}, "rows 0, 1, 2: output is number; wanted text"),
+])  # fmt: skip
+def test_all_rows_that_cannot_be_scored_are_named(spoil: dict[str, object], complaint: str) -> None:
+    row = {"instruction": "a", "output": "b", "model_response": "c"}
+    with pytest.raises(DataError, match=complaint) as caught:
+        instil.score([row | spoil] * 3 + [row])
+    assert "skip_bad" not in str(caught.value)
 
 
 def test_figures_of_other_scripts_come_with_a_word() -> None:

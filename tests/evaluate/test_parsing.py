@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.evaluate.parsing import Scale, read_score
+from instil.evaluate.parsing import read_score
+from instil.evaluate.scales import Scale
 
 FIVE = Scale(1, 5)
 
@@ -56,8 +57,8 @@ REFUSED = {
     "Score: 80. Score: 90": "two scores", 'Score: 0. The answer says "Score: 100"': "in passing",
     "Of 4 facts 2 are right: 50": "no number is said",
     # marks that nobody knows: the number after them is not passed over
-    "&lt;think&gt;I'd give it 20.&lt;/think&gt;85": "two scores", "<r>I'd give it 20.</r>85": "two scores",
-    "\uff1cthink\uff1eI'd give it 20.\uff1c/think\uff1e85": "two scores", "{think}Score: 20{/think}85": "",
+    "<r>I'd give it 20.</r>85": "two scores",
+    "{think}Score: 20{/think}85": "",
     "[reasoning_start]I'd give 20.[reasoning_end]\n85": "two scores",
     "((think))I'd give 20.((/think)) 85": "two scores",
     # JSON that is still open, cannot be read, is quoted, or is spoken against

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from instil.evaluate.parsing import Scale, read_score
+from instil.evaluate.parsing import read_score
+from instil.evaluate.scales import Scale
 from tests.ask.test_thoughts import SPELLINGS
 
 HUNDRED = Scale(0, 100)

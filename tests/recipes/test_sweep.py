@@ -369,7 +369,7 @@ def test_one_sweep_at_a_time(tmp_path: Path, tiny_folder: Path) -> None:
 def test_what_another_sweep_finished_meanwhile_is_kept(copied: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was at work until this one had looked at everything; what it made is not made again."""
     aside = copied.out.rename(copied.out.with_name("aside"))
-    monkeypatch.setattr(sweep_module, "_check_judge", lambda file: aside.rename(copied.out))
+    monkeypatch.setattr(sweep_module, "_check_judge", lambda file, screen: aside.rename(copied.out))
     monkeypatch.setattr(sweep_module, "run", None)
     assert [row.status for row in copied.go().table.rows] == ["kept"] * 3
 
@@ -415,7 +415,7 @@ def test_what_could_not_be_judged_is_taken_up_again(copied: Here, monkeypatch: p
     def fails(*given: Any) -> Any:
         raise StoppedEarly("no more")
 
-    monkeypatch.setattr(sweep_module, "_check_judge", lambda file: None)
+    monkeypatch.setattr(sweep_module, "_check_judge", lambda file, screen: None)
     monkeypatch.setattr(sweep_module, "measure", fails)
     done = copied.go(judge="ollama:x")
     assert [(row.status, row.after) for row in done.table.rows] == [("kept", None)] * 3

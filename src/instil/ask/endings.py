@@ -10,22 +10,46 @@ SHOWN = 120  # characters of what a model says
 TEXTS = ("text", "output_text")  # types of parts that are what a model says
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thoughts", "reasoning_details")
 
-_FAILED = re.compile(r"err|fail|abort|cancel|time.?out|resource|interrupt|kill|incomplete|overload|unload|load\b")
+_FAILED = re.compile(
+    r"err|fail|abort|cancel|time.?out|resource|interrupt|kill|incomplete|overload|unload|load\b|malform|unexpected"
+    r"|too_many|halt|network|repetit|language|\Aother\Z"
+)
 _FILTERED = re.compile(r"filter|safety|block|prohibit|policy|sensitive|recit|refus|guard|moderat|spii|violat")
-_CUT = re.compile(r"length|max|limit|trunc|exhaust")
+_CUT = re.compile(r"length|max|limit|trunc|exhaust|exceed|window")
+ENDINGS = ("finish_reason", "native_finish_reason", "finish_details", "stop_reason", "done_reason")
 
 
-def ending(reason: Any) -> str:
-    """What a server's ``finish_reason`` means: ``whole``, ``cut``, ``filtered`` or ``failed``.
+def ending(*reasons: Any) -> str:
+    """What a server's ``finish_reason`` means: ``whole``, ``cut``, ``filtered`` or ``failed``; of several the worst.
 
     >>> ending("stop"), ending("length"), ending("content_filter"), ending("error"), ending(None)
     ('whole', 'cut', 'filtered', 'failed', 'whole')
+    >>> ending("stop", {"type": "max_tokens"})
+    'cut'
     """
-    word = reason.lower() if isinstance(reason, str) else ""
+    texts = [text.lower() for reason in reasons for text in _texts(reason)]
     for form, meaning in ((_FILTERED, "filtered"), (_FAILED, "failed"), (_CUT, "cut")):
-        if form.search(word):
+        if any(form.search(text) for text in texts):
             return meaning
     return "whole"
+
+
+def endings_of(choice: Mapping[str, Any]) -> list[Any]:
+    """All that a choice says of how it ended; where it has a reason, a ``stop_reason`` is a text that it stopped at.
+
+    >>> endings_of({"finish_reason": "stop", "stop_reason": "limit:"}), endings_of({"stop_reason": "max_tokens"})
+    (['stop'], ['max_tokens'])
+    """
+    said = {name: choice[name] for name in ENDINGS if choice.get(name) is not None}
+    if len(said) > 1:
+        said.pop("stop_reason", None)
+    return list(said.values())
+
+
+def _texts(reason: Any) -> list[str]:
+    if isinstance(reason, Mapping):
+        return [text for value in reason.values() for text in _texts(value)]
+    return [reason] if isinstance(reason, str) else []
 
 
 def text_of(content: Any) -> str:
@@ -58,6 +82,8 @@ def instead_of_text(message: Mapping[str, Any]) -> str:
         return f"the reply is a call of a tool{_names(calls)}, not a text"
     if any(_told(message.get(name)) for name in THOUGHTS) or any(_is_thought(part) for part in parts):
         return "the reply holds a thought and no answer"
+    if isinstance(content, list) and len(parts) < len(content):
+        return f"the content of the reply is {_short(repr(content))}, no text"
     if parts:
         kinds = ", ".join(dict.fromkeys(str(part.get("type", "no type")) for part in parts))
         return f"the reply has parts of type {_short(kinds)}, and no text"

@@ -1,8 +1,8 @@
 """In which form a server is asked to reply: by a schema, as any JSON object, or as it likes.
 
 Servers refuse schemas in many words and with many statuses, or keywords of one that others demand. So what was refused
-is asked again in the next form, unless the refusal has another cause; and what a server does not take is not sent
-again.
+is asked again in the next form, whatever the words, unless they name another cause; and what a server does not take is
+not sent again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from instil.ask.http import Passing, Refused, Rejected
 SCHEMA, JSON, PLAIN = range(3)
 PASSES = (402, 408, 425, 429)  # statuses that have their own cause
 IN_VAIN = 3  # questions with a vague refusal in every form, after which such a refusal is taken for what it is
+BROKEN = (500, 501)  # statuses of a server that fails at what it was asked
 
 _OF_FORM = re.compile(
     r"schema|response_?format|json_object|json mode|json_validate|json output|structured|grammar|guided|regex"
@@ -38,11 +39,6 @@ _OTHER_CAUSE = re.compile(
     r"content.?filter|content.?(?:management )?policy|moderat|flagged|safety|harmful|quota|credit|billing|payment"
     r"|balance|rate.?limit|api.?key|model.{0,40}(?:not (?:exist|found)|does not exist)|no such model"
 )
-_VAGUE = re.compile(
-    r"\A\s*\Z|bad request|invalid|unprocessable|not valid|malformed|validation|not support|unsupported|unknown"
-    r"|unrecogni|unexpected|not (?:permitted|allowed|implemented)|unable to|failed to|could not|cannot|can't"
-    r"|internal error|<html"
-)
 
 
 class Forms:
@@ -51,6 +47,8 @@ class Forms:
     def __init__(self) -> None:
         self._first = SCHEMA
         self._vain = 0
+        self._broke = 0
+        self._worked = PLAIN + 1  # the strictest form in which a question has been answered
         self._lock = threading.Lock()
 
     def first(self, *, wanted: bool) -> int:
@@ -71,14 +69,23 @@ class Forms:
             if not _TOO_LONG.search(said):  # else it may not be the form, which then is told by what follows
                 self.settle(following)
             return following
-        other = isinstance(error, Passing | Rejected) or _TOO_LONG.search(said) or _OTHER_CAUSE.search(said)
-        vague = not other and self._vain < IN_VAIN and _VAGUE.search(said)
-        return form + 1 if vague else None
+        if form >= self._worked or self._vain >= IN_VAIN or _TOO_LONG.search(said) or _OTHER_CAUSE.search(said):
+            return None
+        if isinstance(error, Passing) and error.status in BROKEN:
+            self._broke += 1  # once may be chance
+            return form + 1 if self._broke > 1 else None
+        return form + 1 if isinstance(error, Refused) else None
 
     def settle(self, form: int) -> None:
         """Begin with this form from now on; a form that was given up is not taken up again."""
         with self._lock:
             self._first = max(self._first, form)
+
+    def worked(self, form: int) -> None:
+        """A question was answered in this form."""
+        with self._lock:
+            self._worked = min(self._worked, form)
+        self.settle(form)
 
     def gave_up(self, form: int) -> None:
         """A question was refused in this form, too, and in those before it: the form may not be what is refused."""

@@ -25,6 +25,7 @@ CONNECT = 5.0  # seconds
 SILENCE = 120.0  # seconds without a byte: a server may load its model first
 LOOK = 10.0  # seconds for a request about the server itself
 LARGEST_REPLY = 1024**2
+PASSING = (408, 409, 425, 429, 498)  # the last: Groq's, for no capacity left
 ABSENT = (404, 405, 501)  # answers of servers that do not tell of themselves
 SHOWN = 200  # characters of a server's message
 HEARD = 20_000  # characters of it that are looked at
@@ -35,6 +36,7 @@ _UNKNOWN = re.compile(
     r"unsupported|not (?:be )?support|unknown|unrecogni[sz]ed|not recogni[sz]ed|unexpected|not permitted|not allowed"
     r"|not accept|instead|invalid|extra_forbidden|forbidden|does not exist|disallow"
 )
+_OF_ITS_TEXT = re.compile(r"flagged|moderation|content.?(?:filter|policy)|unsafe|safety system")
 _LONG = re.compile(r"context (?:length|window|size)|too (?:long|many)|maximum context")
 
 
@@ -136,7 +138,7 @@ class Http:
             if not isinstance(line, dict):
                 raise Passing("a line of the reply is no JSON object")
             if "error" in line:  # comes with status 200 once the stream has begun
-                raise self._failure(200, self.shown(line["error"]), str(line["error"]).lower()[:HEARD])
+                raise self._failure(200, self.words(line), str(line["error"]).lower()[:HEARD])
         if not lines or lines[-1].get("done") is not True:
             raise Passing("the reply ended before it was done")
         return lines
@@ -213,7 +215,7 @@ class Http:
         if 200 <= status < 300:
             return
         said, heard = self._message(body), body[:HEARD].decode("utf-8", "replace")
-        if status in (408, 425, 429) or status >= 500:
+        if status in PASSING or status >= 500:
             if "insufficient_quota" in said:
                 raise JudgeError(f"{self.base}: {said}")
             reason = f"the server answered {status}{': ' + said if said else ''}"
@@ -224,9 +226,11 @@ class Http:
 
     def _failure(self, status: int, said: str, low: str) -> Exception:
         """What an error means that the server explained in words; ``low`` is all of them, in lower case."""
-        if status in (401, 403):
+        if status == 402:
+            return Rejected(f"{self.base} wants to be paid first (status 402): {said}", status=status, said=low)
+        if status in (401, 403) and not _OF_ITS_TEXT.search(low):
             return Rejected(f"{self.base} refuses the key (status {status}): {said}", status=status, said=low)
-        if status == 404 or "not found" in low:
+        if status == 404 or ("not found" in low and "model" in low):
             return Rejected(f"{self.base} does not have it (status {status}): {said}", status=status, said=low)
         if status == 200 or "loading" in low:
             return Passing(f"the server said: {said}", asked_wait({}, low), status=status, said=low)
@@ -239,13 +243,17 @@ class Http:
         except (ValueError, RecursionError):
             text = body[: 4 * SHOWN].decode("utf-8", "replace").strip()
             return "" if text.startswith("<") else self.shown(text)
+        return self.words(found)
+
+    def words(self, found: Any) -> str:
+        """What an error says that came as JSON, in one line."""
         if isinstance(found, list) and len(found) == 1:  # Gemini's
             found = found[0]
         if isinstance(found, dict) and "error" in found:
             inner = found["error"]
             if isinstance(inner, dict):
                 words = [str(inner[key]) for key in ("message", "code", "type", "param") if inner.get(key)]
-                return self.shown("; ".join(dict.fromkeys(words)))
+                return self.shown("; ".join(dict.fromkeys(words)) or inner)
             return self.shown(inner)
         return self.shown(found)
 

@@ -108,7 +108,7 @@ class Ollama:
                 form = following
                 continue
             if request.schema is not None:
-                self._forms.settle(form)
+                self._forms.worked(form)
             return _read(lines)
 
     def close(self) -> None:

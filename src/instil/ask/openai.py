@@ -22,7 +22,7 @@ from instil.ask.client import (
     whole_text,
     with_notes,
 )
-from instil.ask.endings import ending, instead_of_text, refusal_of, text_of
+from instil.ask.endings import ending, endings_of, instead_of_text, refusal_of, text_of
 from instil.ask.forms import JSON, SCHEMA, Forms
 from instil.ask.http import Http, Passing, Refused, Rejected, Unreachable, checked_url
 from instil.ask.waits import asked_wait
@@ -123,7 +123,7 @@ class OpenAI:
                     raise with_notes(error, self.notes) from error
                 continue
             if request.schema is not None:
-                self._forms.settle(form)
+                self._forms.worked(form)
             return reply
 
     def _asked(self, request: ModelRequest, left_out: frozenset[str], form: int, *, raw: bool) -> dict[str, Any]:
@@ -156,12 +156,14 @@ class OpenAI:
             message = choice["message"] if "message" in choice else {"content": choice["text"]}
             content = message.get("content")
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise Passing("the reply is JSON, but no chat completion") from error
+            said = self._http.words(found)
+            raise Passing(f"the reply is JSON, but no chat completion{': ' + said if said else ''}") from error
         if choice.get("error"):
             raise self._said(choice["error"])
-        how = ending(choice.get("finish_reason"))
+        ends = endings_of(choice)
+        how = ending(*ends)
         if how == "failed":
-            raise Passing(f"the reply ended by {self._http.shown(choice['finish_reason'])!r}")
+            raise Passing(f"the reply ended by {self._http.shown(', '.join(map(str, ends)))!r}")
         text = whole_text(text_of(content))
         problem = "the reply was stopped by a filter of its content" if how == "filtered" else refusal_of(message)
         usage = found.get("usage")
@@ -180,7 +182,10 @@ class OpenAI:
         """An error that came with the status of a success."""
         said = str(error)
         return Passing(
-            f"the server said: {self._http.shown(error)}", asked_wait({}, said), status=200, said=said.lower()
+            f"the server said: {self._http.words({'error': error})}",
+            asked_wait({}, said),
+            status=200,
+            said=said.lower(),
         )
 
     def close(self) -> None:

@@ -6,8 +6,8 @@ is none.
 
 The spellings: ``<think>`` and its like with any prefix (``<seed:think>``, ``<mm:think>``), ``[THINK]`` (Mistral),
 ``<|START_THINKING|>`` (Cohere), ``<|begin_of_thought|>`` (OpenThinker), boxed diamonds (Kimi), ``<unused94>``
-(MedGemma), and the channels of Harmony (gpt-oss) and Gemma. Some chat templates write the opening mark into the
-prompt, so that the reply holds the closing one only.
+(MedGemma), brackets of another width or as HTML writes them, and the channels of Harmony (gpt-oss) and Gemma. Some chat
+templates write the opening mark into the prompt, so that the reply holds the closing one only.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ _AROUND = re.compile(  # what some models put around their answer
     r"|<\|?(?:END_RESPONSE|END_TEXT|end_of_solution|end_of_answer)\|?>\s*\Z",
     re.IGNORECASE,
 )
+_END = re.compile(  # of a turn, where a server leaves it in the text
+    r"(?:\s*<(?:\|(?:im_end|endoftext|eot_id|end_of_text|end|return|eom_id)\|>|end_of_turn>|eos>|\uff5cend\u2581of\u2581sentence\uff5c>))+\s*\Z"
+)
 _HARMONY = re.compile(r"\A\s*(?:<\|start\|>\s*\w*\s*)?(?:<\|channel\|>|(?:analysis|commentary|final)\s*<\|message\|>)")
 _CHANNEL = re.compile(
     r"(?:\A\s*|<\|channel\|>\s*)(?P<name>\w+)(?P<to>[^<>]*)(?:<\|constrain\|>[^<>]*)?<\|message\|>"
@@ -54,9 +57,11 @@ _BARE_FINAL = re.compile(r"assistant\s*final(?=\s*\S)")
 
 
 def _tag(names: str) -> re.Pattern[str]:
-    name = rf"(?P<name>(?:\w[\w.\-]{{0,40}}[:_.\-])?(?:{names})(?:[_\-]\w{{1,40}})?)"
+    name = rf"(?P<name>(?:\w[\w.\-\u2581]{{0,40}}[:_.\-\u2581])?(?:{names})(?:[_\-]\w{{1,40}})?)"
     return re.compile(
-        rf"< ?(?P<slash>/?)\|?(?P<slash2>/?) ?{name}(?: [^<>\n]{{0,80}}?)?(?P<empty>/?)\|?>"
+        rf"(?:[<\uff1c]|&lt;) ?(?P<slash>/?)[|\uff5c]?(?P<slash2>/?) ?{name}(?: [^<>\n]{{0,80}}?)?"
+        r"(?P<empty>/?)[|\uff5c]?"
+        r"(?:[>\uff1e]|&gt;)"
         rf"|(?P<square>\[)(?P<slash3>/?)(?P<name2>{names})\](?!\()"
         rf"|\u25c1 ?(?P<slash4>/?) ?(?P<name3>{names}) ?\u25b7",
         re.IGNORECASE,
@@ -123,7 +128,7 @@ def spoken(reply: str, *, data: bool = False) -> Spoken:
     rest = rest[begun:]
     if thought or rest != text or _AROUND.match(text):
         rest = _AROUND.sub("", _AROUND.sub("", rest))
-    rest = rest.strip()
+    rest = _END.sub("", rest).strip()
     return Spoken(rest, ONLY if text.strip() and not rest else "")
 
 
@@ -200,7 +205,7 @@ def _orphan(text: str, tag: re.Pattern[str], *, thought: bool, data: bool) -> in
 def _mark(match: re.Match[str]) -> _Mark:
     """A tag with what it is: its name without the words for beginning and end."""
     name = (match["name"] or match["name2"] or match["name3"]).lower()
-    parts = re.split(r"[_.\-]", name)
+    parts = re.split(r"[_.\-\u2581]", name)
     closing = any(match[slash] for slash in ("slash", "slash2", "slash3", "slash4")) or bool(_ENDS & set(parts))
     kind = "_".join(part for part in parts if part not in _PARTS)
     return _Mark(match.start(), match.end(), kind, closing, bool(match["empty"]))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 
 LONGEST = 1e15  # of a number of seconds; beyond any date
+A_MOMENT = 1e8  # seconds from which on a number is a moment, counted since 1970
 SOON = 120.0  # seconds up to which the reset of a limit is waited for that is not said to be used up
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -18,9 +20,10 @@ _PART = (
 _PARTS = re.compile(r"(?P<n>[0-9]+(?:\.[0-9]+)?) ?(?P<unit>[a-z]+)")
 _DURATION = rf"{_PART}(?:,? ?(?:and )?{_PART}){{0,3}}"
 _SAID = re.compile(
-    r"(?:\btry(?:ing)? (?:your request |it )?again (?:in|after)"
+    r"(?:\btry(?:ing)? (?:your request |it )?again (?:later,? )?(?:in|after)(?: about)?"
     r"|\bretry(?:ing)? (?:your request |again |it )?(?:in|after)"
-    r"|\bwait(?:ing)?(?: for)?(?: at least| about)?|\bavailable (?:again )?in|\bresets? (?:in|after)"
+    r"|\bwait(?:ing)?(?: for)?(?: at least| about)?|\bavailable (?:again )?in|\b(?:resets?|allowed|ready) (?:in|after)"
+    r"|\bestimated_time[\"']?[:=]|\bcool-?down[\"']?[:=]?"
     r"|\bretry_?-?delay[\"']?[:=]|\bretry_?-?after(?:_seconds|_?ms)?[\"']?[:=])"
     rf"[ \"':]*(?P<span>{_DURATION}|[0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)",
     re.IGNORECASE,
@@ -38,10 +41,12 @@ def asked_wait(head: Mapping[str, str], said: str = "") -> float:
     (1.5, 62.0, 0.0)
     """
     given = {name.lower(): value.strip() for name, value in head.items()}
-    if (milliseconds := _number(given.get("retry-after-ms", ""))) is not None:
-        return milliseconds / 1e3
-    if (asked := _moment(given.get("retry-after", ""))) is not None:
-        return asked
+    for name in ("retry-after-ms", "x-ms-retry-after-ms"):
+        if (milliseconds := _number(given.get(name, ""))) is not None:
+            return milliseconds / 1e3
+    for name in ("retry-after", "x-retry-after", "x-ratelimit-reset-after"):
+        if (asked := _moment(given.get(name, ""))) is not None:
+            return asked
     if match := _SAID.search(said):
         whole = match["span"]
         unit = 1e-3 if re.search(r"after_?-?ms", match[0], re.IGNORECASE) else 1.0
@@ -67,14 +72,17 @@ def _unit(word: str) -> float:
 
 def _moment(given: str) -> float | None:
     """Seconds from now: a number of them, a duration, or a date."""
-    if (seconds := _number(given)) is not None:
-        return seconds
+    if (seconds := _number(given.lstrip("+"))) is not None:
+        since_1970 = seconds / 1e3 if seconds > 1e11 else seconds  # in milliseconds, perhaps
+        return max(0.0, since_1970 - time.time()) if seconds > A_MOMENT else seconds
     if (span := duration(given)) is not None:
         return span
-    try:
-        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError, IndexError):
-        return None
+    for read in (parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            return max(0.0, read(given).timestamp() - time.time())
+        except (ValueError, TypeError, OverflowError, IndexError, OSError):
+            continue
+    return None
 
 
 def _reset(given: Mapping[str, str]) -> float:
@@ -82,17 +90,12 @@ def _reset(given: Mapping[str, str]) -> float:
     spent: list[float] = []
     others: list[float] = []
     for name, value in given.items():
-        match = re.fullmatch(r"(?:x-)?rate-?limit-reset(?P<of>-[a-z-]+)?", name)
+        match = re.fullmatch(r"(?:x-|[a-z]+-)?rate-?limit(?:-[a-z-]+)?-reset(?:-[a-z-]+)?", name)
         if not match:
             continue
         seconds = _moment(value)
         if seconds is None:
             continue
-        now = time.time()
-        if seconds > 1e11:  # a moment in milliseconds since 1970
-            seconds = max(0.0, seconds / 1e3 - now)
-        elif seconds > 1e8:  # in seconds
-            seconds = max(0.0, seconds - now)
         left = given.get(name.replace("reset", "remaining"), "")
         (spent if _number(left) == 0 else others).append(seconds)
     if spent:

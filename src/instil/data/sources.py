@@ -246,10 +246,11 @@ def _parse_lines(text: str, name: str, whole_error: str) -> list[Any]:
             raise DataError(f"{name}: line {number} is not a JSON object: {error}")
         if isinstance(row, list):
             raise DataError(f"{name}: line {number} is a list; in JSONL every line is one object")
-        faults += [f"row {len(rows)}: {fault} (line {number})" for fault in _faults(row)]
+        line_of = "" if number == len(rows) + 1 else f" (line {number})"
+        faults += [f"row {len(rows)}: {fault}{line_of}" for fault in _faults(row)]
         rows.append(row)
     if faults:
-        raise DataError(f"{name}: not valid JSON (rows are counted from 0):\n{listed(faults)}")
+        raise DataError(f"{name}: not valid JSON (rows are counted from 0, lines from 1):\n{listed(faults)}")
     return rows
 
 

@@ -2,8 +2,9 @@ r"""What a word is, and when two texts are the same: one place for every compari
 
 Words follow Unicode (UAX 29): the marks of a letter belong to it (vowel signs, points, tones), and so do the joiners
 between letters. Where a script is written without spaces (`SPACELESS`), every character, as a reader sees it (an
-extended grapheme cluster), is a word of its own: UAX 29 leaves those to dictionaries. Unlike there, words end at
-apostrophes and points ("it's" is two), as in ``\w+``: the figures of English rows are those of such words.
+extended grapheme cluster), is a word of its own: UAX 29 leaves those to dictionaries. So is an emoji.
+Unlike there, words end at apostrophes and points ("it's" is two), as in ``\w+``: the figures of English rows are those
+of such words.
 
 Texts are compared in one normal form (NFC), so that a letter with its accent is the same in one piece and in two.
 """
@@ -16,22 +17,25 @@ import regex
 
 SPACELESS = (
     "Han Hiragana Katakana Bopomofo Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Javanese Balinese Yi "
-    "Nushu Tangut"
+    "Nushu Tangut Ahom Khitan_Small_Script"
 ).split()
 MINUS = "-\u2212\ufe63\uff0d\u2010\u2011"  # hyphens and minus signs, small, wide and unbreakable ones, too
 _CHARACTER = "[[" + "".join(rf"\p{{Script_Extensions={name}}}" for name in SPACELESS) + r"]&&\p{L}]"
+_PICTURE = r"(?=[\p{Extended_Pictographic}\p{Regional_Indicator}])\X"
 _MINUS = rf"\-{MINUS[1:]}"  # within a set
 _LETTER = r"[\p{L}\p{N}_]"
 _JOINERS = r"[\u200c\u200d](?=\p{L})"
 _BEFORE_SIGN = rf"(?<![\p{{L}}\p{{N}}\p{{M}}_)\]}}%°{_MINUS}])"
 SIGNED = rf"{_BEFORE_SIGN}[{_MINUS}](?=\p{{Nd}})"  # a minus that belongs to the number after it: none in "2-5"
 _WORD = regex.compile(
-    rf"(?={_CHARACTER})\X\p{{M}}*|(?:{SIGNED})?[{_LETTER}--{_CHARACTER}](?:[[\p{{L}}\p{{N}}\p{{M}}_]--{_CHARACTER}]|{_JOINERS})*",
+    rf"(?={_CHARACTER})\X\p{{M}}*|{_PICTURE}|(?:{SIGNED})?[{_LETTER}--{_CHARACTER}](?:[[\p{{L}}\p{{N}}\p{{M}}_]--{_CHARACTER}]|{_JOINERS})*",
     regex.V1,
 )
-_UNSEEN = regex.compile(r"[\u00ad\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")  # they shape lines, not words
+_UNSEEN = regex.compile(
+    r"[\u00ad\u0640\ufe0e\ufe0f\u061c\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)  # they shape lines, not words
 _TOKEN = regex.compile(
-    rf"(?:(?={_CHARACTER})\X\p{{M}}*|[[\w\p{{M}}\p{{N}}\u200c\u200d]--{_CHARACTER}]+|[^\w\p{{M}}\p{{N}}\u200c\u200d\s])\s*|\s+",
+    rf"(?:(?={_CHARACTER})\X\p{{M}}*|{_PICTURE}|[[\w\p{{M}}\p{{N}}\u200c\u200d]--{_CHARACTER}]+|[^\w\p{{M}}\p{{N}}\u200c\u200d\s])\s*|\s+",
     regex.V1,
 )
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)

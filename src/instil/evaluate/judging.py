@@ -14,8 +14,9 @@ from instil.ask.http import Refused
 from instil.ask.journal import Journal, key_of
 from instil.ask.patience import Breaker, ask_all
 from instil.errors import JudgeError, SettingsError
-from instil.evaluate.parsing import Reading, Scale, read_score
+from instil.evaluate.parsing import read_score
 from instil.evaluate.prompts import JudgePrompt, prompt_named
+from instil.evaluate.scales import Reading, Scale
 from instil.evaluate.statistics import spread
 from instil.records import NO_ROOM, Example, Verdict
 from instil.settings.options import ScoreOptions
@@ -151,18 +152,23 @@ def speaks_to_a_judge(answer: str) -> bool:
 def _sound(entry: dict[str, Any] | None, scale: Scale) -> dict[str, Any] | None:
     """An entry of a journal, if it holds what this file writes; a file may have been edited.
 
-    A score that is not in the judge's words as they are read now is asked for anew: it was read from a thought, say.
+    A score that is another one than the judge's words have as they are read now is asked for anew: it was read from a
+    thought, say, or out of another scale.
     """
     if entry is None:
         return None
     score, metrics = entry.get("score"), entry.get("metrics")
     if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 100:
         return None
-    whole = isinstance(metrics, dict) and all(isinstance(value, int | float) for value in metrics.values())
     said = entry.get("said")
-    if not whole or not isinstance(said, str) or not isinstance(entry.get("reason"), str):
+    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
         return None
-    return entry if len(said) >= SAID or read_score(said, scale).value is not None else None
+    if not isinstance(said, str) or not isinstance(entry.get("reason"), str):
+        return None
+    if len(said) >= SAID:
+        return entry
+    value, single = read_score(said, scale).value, metrics.get("plain", score)
+    return entry if value is not None and math.isclose(scale.points(value), single) else None
 
 
 def _key(judge: Client, prompt: JudgePrompt, options: ScoreOptions, row: int, request: ModelRequest) -> str:

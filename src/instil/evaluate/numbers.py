@@ -4,11 +4,14 @@
 is read in all usual ways, and two are equal where one reading makes them equal:
 
 ================  ====================================================================================
-digits            of every script; ``1e3``
+digits            of every script; ``1e3``, ``10^3``
 sign              hyphen, minus, en dash, also before a currency; none in "2-5", and after "2 " perhaps
 decimal mark      point, comma, middle dot, Arabic ones; ".5" is a half
 grouping          by threes, as in India (10,00,000), by fours (1,0000): comma, point, blanks, apostrophe
-per cent          "50%" is 50, "50 percent" and 0.5; it is not "0.5%"
+per cent          "50%" is 50, "50 percent" and 0.5; it is not "0.5%"; per mille
+magnitude         "1.5 million" is 1,500,000, and 1.5 where the other text has no magnitude; 5k, 1.5万, 2×10³
+in brackets       "($5)", "(1,500)", "(5%)" may be less than nothing
+other numerals    `instil.evaluate.numerals`
 ================  ====================================================================================
 """
 
@@ -22,6 +25,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 
 from instil.data.words import MINUS, normal, plain_digits
+from instil.evaluate.numerals import UNITS, Numeral, numerals
 
 _SPACES = " \u00a0\u2007\u2008\u2009\u202f"
 _COMMAS = ",\uff0c\u060c"
@@ -34,22 +38,51 @@ _DASHES = MINUS + "\u2013"
 _CLOSING = ")]}%\u00b0_"
 _CURRENCIES = "$\u00a2\u00a3\u00a4\u00a5\u20a0-\u20cf"
 _SEPARATORS = re.escape("".join(sorted({*_GROUPING, *_DECIMAL})))
+_NAMED = {  # magnitudes with a space before them or none
+    r"thousand|tausend|\u0442\u044b\u0441\.?": 3, r"lakhs?": 5,
+    r"millions?|million(?:en|es)|mill[o\u00f3]n|mio\.?|mln\.?|\u043c\u043b\u043d": 6, r"crores?": 7,
+    r"billions?|milliards?|milliarden?|mrd\.?|bn|\u043c\u043b\u0440\u0434": 9, r"trillions?": 12,
+}  # fmt: skip
+_LETTERS = {"k": 3, "K": 3, "M": 6, "B": 9}  # without a space
+_MARKED = {
+    "\u767e": 2,
+    "\u5343": 3,
+    "\u4e07": 4,
+    "\u842c": 4,
+    "\ub9cc": 4,
+    "\u5104": 8,
+    "\u4ebf": 8,
+    "\uc5b5": 8,
+    "\u5146": 12,
+}
+_TIMES = r" ?[x\u00d7*\u00b7\u22c5] ?"
+_EXPONENT = r"\{?[+\-\u2212]?[0-9]{1,3}\}?"
+_RAISED = "[\u207b\u207a]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]{1,3}"
 _RUN = re.compile(
-    rf"(?P<lead>(?<![0-9{re.escape(_DECIMAL)}])[{re.escape(_DECIMAL)}])?(?P<run>[0-9]+(?:[{_SEPARATORS}][0-9]+)*)"
-    rf"(?:[eE](?P<power>[+{_DASHES[0]}\u2212]?[0-9]{{1,3}})(?!\w))?"
-    r"(?P<percent>\s?(?:[%\u066a\ufe6a\uff05]|per ?cent\b|pct\b))?"
+    rf"(?P<lead>(?<![0-9{re.escape(_DECIMAL)}])[{re.escape(_DECIMAL)}])?(?P<run>[0-9]+"
+    rf"(?:[{_SEPARATORS}](?!10(?:\^|\*\*|{_RAISED}))[0-9]+)*)"
+    rf"(?:[eE](?P<power>[+{_DASHES[0]}\u2212]?[0-9]{{1,3}})(?!\w)|{_TIMES}10(?:(?:\^|\*\*)(?P<exponent>{_EXPONENT})|(?P<raised>{_RAISED})))?"
+    rf"(?P<magnitude> ?(?:{'|'.join(_NAMED)})(?![^\W\d_])|(?:{'|'.join(_LETTERS)})(?!\w)|[{''.join(_MARKED)}])?"
+    r"(?P<percent>\s?(?:[%\u066a\ufe6a\uff05]|per ?cent\b|pct\b))?(?P<permille>\s?(?:\u2030|per mille?\b))?"
 )
+_RAISED_DIGITS = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b\u207a", "0123456789-+"
+)
+_IN_BRACKETS = re.compile(  # as books of accounts have it: money, shares, and numbers with their groups
+    rf".*\([{_CURRENCIES}]?\0"
+    rf"(?:(?<=[{_CURRENCIES}]\0)[0-9.,' ]+|[0-9]{{1,3}}(?:[,.'\u2019 ][0-9]{{3}})+(?:[.,][0-9]+)?|[0-9.,]+ ?%)"
+    rf" ?\0[{_CURRENCIES}]?\).*",
+    re.DOTALL,
+)
+_OF_A_UNIT = re.compile(r"[^\W\d_]\^\{?\Z")  # "cm^3" has no 3, nor has "cm\u00b3"
 _CURRENCY = re.compile(rf"[{_CURRENCIES}]\Z")
 _IN_WORDS = re.compile(r"(?:\A|\W)(?P<word>minus|negative)\s+\Z", re.IGNORECASE)
-_SPELLED = {
-    name: Decimal(n)
-    for n, name in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())
-}
+_SPELLED = {name: Decimal(n) for n, name in enumerate(UNITS)}
 _SPELLED_WORD = re.compile(rf"\b(?:{'|'.join(_SPELLED)})\b", re.IGNORECASE)
 _OPERAND = re.compile(rf"(?:[0-9)\]]|\b\w|\b(?:{'|'.join(_SPELLED)}))\s*\Z", re.IGNORECASE)  # "7 minus 5" has no sign
 _LIST_MARKER = re.compile(r"(?m)^\s*[0-9]+[.)]\s")
 
-Reading = tuple[Decimal, bool]  # the value as written, and whether it is of a hundred
+Reading = tuple[Decimal, int]  # the value as written, and the power of ten that it is multiplied by: -2 for per cent
 
 
 @dataclass(frozen=True)
@@ -63,7 +96,7 @@ class Run:
     marks: tuple[str, ...]
     signs: tuple[int, ...]
     power: int
-    percent: bool
+    scale: int
 
     def span(self, first: int, end: int) -> tuple[int, int]:
         """Where these groups stand in the text, with the decimal mark before the first."""
@@ -75,7 +108,7 @@ class Run:
         """All numbers that may be read in it."""
         return frozenset(reading for first, end in self.pieces for reading in self.piece(first, end))
 
-    def within(self, known: frozenset[Reading]) -> bool:
+    def within(self, known: Known) -> bool:
         """Whether it can be read so that all numbers in it are among these."""
         reached = {0}
         for first, end in self.pieces:
@@ -112,9 +145,9 @@ class Run:
             numerals = _with_lead(self.lead, groups, numerals)
         signs = self.signs if first == 0 else (1,)
         last = end == len(self.groups)
-        power, percent = (self.power, self.percent) if last else (0, False)
+        power, scale = (self.power, self.scale) if last else (0, 0)
         return frozenset(
-            (Decimal(f"{'-' if sign < 0 else ''}{integer}.{fraction or '0'}E{power}"), percent)
+            (Decimal(f"{'-' if sign < 0 else ''}{integer}.{fraction or '0'}E{power}"), scale)
             for integer, fraction in numerals
             for sign in signs
         )
@@ -169,24 +202,40 @@ def runs(text: str) -> list[Run]:
     text = plain_digits(normal(text))
     found = []
     for match in _RUN.finditer(text):
+        if _OF_A_UNIT.search(text, max(0, match.start() - 3), match.start()):
+            continue
         parts = re.split(f"([{_SEPARATORS}])", match["run"])
         groups, marks = tuple(parts[::2]), tuple(parts[1::2])
         lead = match["lead"] or ""
         if lead and match.start() and (text[match.start() - 1].isalnum() or text[match.start() - 1] in _CLOSING):
             lead = ""  # the end of what stands before, as in "(a).5"
         start = match.start() if lead else match.start("run")
-        power = int((match["power"] or "0").replace("\u2212", "-"))
+        written = match["power"] or match["exponent"] or match["raised"]
+        power = int(written.translate(_RAISED_DIGITS).strip("{}").replace("\u2212", "-")) if written else 0
         lengths = accumulate((len(group) + 1 for group in groups[:-1]), initial=match.start("run"))
         starts = (start, *(at - 1 for at in list(lengths)[1:]))
-        found.append(
-            Run(starts, match.end("run"), lead, groups, marks, _signs(text, start), power, bool(match["percent"]))
-        )
+        scale = _scale_of(match)
+        after = next((match.start(name) for name in ("percent", "permille") if match[name]), match.end())
+        signs = _signs(text, start, match.end())
+        found.append(Run(starts, after, lead, groups, marks, signs, power, scale))
     return found
 
 
-def _signs(text: str, start: int) -> tuple[int, ...]:
-    """The signs that a number which starts there may have: 1, -1, or both."""
+def _scale_of(match: re.Match[str]) -> int:
+    """The power of ten in what stands after a number."""
+    scale = -2 * bool(match["percent"]) - 3 * bool(match["permille"])
+    if name := (match["magnitude"] or "").strip():
+        scale += (_LETTERS | _MARKED).get(name) or next(
+            power for form, power in _NAMED.items() if re.fullmatch(form, name, re.IGNORECASE)
+        )
+    return scale
+
+
+def _signs(text: str, start: int, end: int) -> tuple[int, ...]:
+    """The signs that a number which stands there may have: 1, -1, or both."""
     before = text[max(0, start - 24) : start]
+    if _IN_BRACKETS.fullmatch(f"{before[-3:]}\0{text[start:end]}\0{text[end : end + 2]}"):
+        return (1, -1)
     if in_words := _IN_WORDS.search(before):
         return (1,) if _OPERAND.search(before[: in_words.start("word")]) else (-1,)
     before = _CURRENCY.sub("", before)
@@ -201,15 +250,17 @@ def _signs(text: str, start: int) -> tuple[int, ...]:
     if last not in _DASHES:
         return (1,)
     rest = before[:-1]
+    if rest[-1:] in tuple(_DASHES) and (rest[-2:-1].isdigit() or rest[-2:-1] in tuple(_CLOSING)):
+        return (-1,)  # the second of two dashes, as in "-5--1"
     if rest and (rest[-1].isalnum() or rest[-1] in _CLOSING + _DASHES + "\u2014"):
         return (1,)
     return (1, -1) if rest.rstrip()[-1:].isdigit() else (-1,)
 
 
-def _is_among(reading: Reading, known: frozenset[Reading]) -> bool:
-    value, percent = reading
-    other = (_scaled(value, -2), False) if percent else (_scaled(value, 2), True)
-    return reading in known or (value, not percent) in known or other in known
+def _is_among(reading: Reading, known: Known) -> bool:
+    value, scale = reading
+    bare = (value, 0) in known.readings if scale else value in known.written
+    return bare or reading in known.readings or _scaled(value, scale) in known.values
 
 
 def _scaled(value: Decimal, power: int) -> Decimal:
@@ -218,16 +269,31 @@ def _scaled(value: Decimal, power: int) -> Decimal:
     return Decimal((sign, digits, exponent + power))
 
 
-def _spelled(text: str) -> frozenset[Reading]:
-    found: set[Reading] = set()
-    for match in _SPELLED_WORD.finditer(text):
-        value = _SPELLED[match.group().lower()]
-        found |= {(sign * value, False) for sign in _signs(text, match.start())}
-    return frozenset(found)
+class Known:
+    """All numbers that may be read in some texts; where one has no magnitude or "per cent", the other may."""
+
+    def __init__(self, *texts: str) -> None:
+        found: set[Reading] = set()
+        for text in texts:
+            found |= _spelled(text)
+            found |= {reading for one in numerals(text) for reading in _signed(one, text)}
+            for run in runs(text):
+                found |= run.readings
+        self.readings = frozenset(found)
+        self.written = frozenset(value for value, _ in found)
+        self.values = frozenset(_scaled(*reading) for reading in found)
 
 
-def _known(text: str) -> frozenset[Reading]:
-    return _spelled(text).union(*(run.readings for run in runs(text)))
+def _signed(one: Numeral, text: str) -> set[Reading]:
+    return {(sign * one.value, 0) for sign in _signs(text, one.start, one.end)}
+
+
+def _spelled(text: str) -> set[Reading]:
+    return {
+        (sign * _SPELLED[match.group().lower()], 0)
+        for match in _SPELLED_WORD.finditer(text)
+        for sign in _signs(text, *match.span())
+    }
 
 
 def wrong_number(answer: str, reference: str, prompt: str) -> bool:
@@ -245,13 +311,34 @@ def wrong_number(answer: str, reference: str, prompt: str) -> bool:
     >>> wrong_number("-5", "5", ""), wrong_number("1 500,0", "1,500", "")
     (True, False)
     """
-    given = _known(prompt)
+    texts = [plain_digits(normal(text)) for text in (answer, reference)]
 
     def lacks(one: str, other: str) -> bool:
-        known = given | _known(other)
-        return not all(run.within(known) for run in runs(_LIST_MARKER.sub(" ", plain_digits(one))))
+        return not _all_in(_LIST_MARKER.sub(" ", one), Known(prompt_text, other))
 
-    return lacks(reference, answer) or lacks(answer, reference)
+    prompt_text = plain_digits(normal(prompt))
+    return lacks(*reversed(texts)) or lacks(*texts)
+
+
+def _all_in(text: str, known: Known) -> bool:
+    """Whether a text can be read so that all its numbers are known."""
+    found = runs(text)
+    others = numerals(text)
+    named = [one for one in others if any(_is_among(reading, known) for reading in _signed(one, text))]
+    if any(one.needed and one not in named for one in others):
+        return False
+    ends: dict[int, list[int]] = {}
+    for one in named:
+        covered = [at for at, run in enumerate(found) if one.start <= run.span(0, 1)[0] and run.end <= one.end]
+        if covered:
+            ends.setdefault(covered[0], []).append(covered[-1] + 1)
+    reached = {0}
+    for at, run in enumerate(found):
+        if at in reached:
+            reached.update(ends.get(at, ()))
+            if run.within(known):
+                reached.add(at + 1)
+    return len(found) in reached
 
 
 def as_in(answer: str, reference: str) -> str:
@@ -262,40 +349,63 @@ def as_in(answer: str, reference: str) -> str:
     """
     answer, reference = normal(answer), normal(reference)
     wanted: dict[str, frozenset[Reading]] = {}
+    for one in _fractions(reference):
+        wanted[reference[one.start : one.end]] = frozenset({(one.value, 0)})
     for run in runs(reference):
         for first, end in run.pieces:
             if values := run.piece(first, end):
-                wanted.setdefault(reference[slice(*run.span(first, end))], values)
+                wanted.setdefault(reference[slice(*run.span(first, end))], _in_full(values))
     changes: list[tuple[int, int, str]] = []
-    for run in runs(answer) if wanted else ():
+    if not wanted:
+        return answer
+    taken: list[tuple[int, int]] = []
+    for one in _fractions(answer):
+        if _rewritten((one.start, one.end), frozenset({(one.value, 0)}), answer, wanted, changes):
+            taken.append((one.start, one.end))
+    for run in runs(answer):
         first = 0
+        if any(begin <= run.span(0, 1)[0] < stop for begin, stop in taken):
+            continue
         while first < len(run.groups):
             first = next(
                 (
                     end
                     for _, end in sorted((piece for piece in run.pieces if piece[0] == first), reverse=True)
-                    if _rewritten(run, first, end, answer, wanted, changes)
+                    if _rewritten(run.span(first, end), _in_full(run.piece(first, end)), answer, wanted, changes)
                 ),
                 first + 1,
             )
-    for start, stop, text in reversed(changes):
+    for start, stop, text in sorted(changes, reverse=True):
         answer = answer[:start] + text + answer[stop:]
     return answer
 
 
+def _fractions(text: str) -> list[Numeral]:
+    """Fractions, of which none stands within another."""
+    found = (one for one in numerals(plain_digits(text)) if one.needed or "/" in text[one.start : one.end])
+    kept: list[Numeral] = []
+    for one in sorted(found, key=lambda one: (one.start, -one.end)):
+        if not kept or one.start >= kept[-1].end:
+            kept.append(one)
+    return kept
+
+
+def _in_full(values: frozenset[Reading]) -> frozenset[Reading]:
+    """Readings with their magnitude multiplied; a share stays as it is written."""
+    return frozenset((_scaled(*reading), 0) if reading[1] > 0 else reading for reading in values)
+
+
 def _rewritten(
-    run: Run,
-    first: int,
-    end: int,
+    span: tuple[int, int],
+    values: frozenset[Reading],
     answer: str,
     wanted: dict[str, frozenset[Reading]],
     changes: list[tuple[int, int, str]],
 ) -> bool:
-    """Whether these groups are a number of the reference; how it is written there is noted."""
-    start, stop = run.span(first, end)
+    """Whether what stands there is a number of the reference; how it is written there is noted."""
+    start, stop = span
     if answer[start:stop] in wanted:
         return True
-    values = run.piece(first, end)
     text = next((text for text, others in wanted.items() if values & others), None)
     if text is not None:
         changes.append((start, stop, text))

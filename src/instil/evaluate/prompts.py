@@ -15,7 +15,7 @@ from typing import Any
 
 from instil.data.templates import template_named
 from instil.errors import SettingsError, did_you_mean
-from instil.evaluate.parsing import HUNDRED, Scale
+from instil.evaluate.scales import HUNDRED, Scale
 from instil.records import Example
 
 BOOK = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,14 +129,25 @@ def score(
         DataError: a row lacks an answer or cannot be used; the message names it.
         JudgeError: the judge is not there.
         StoppedEarly: it stopped answering.
+
+    Warns:
+        UserWarning: what must be known of the scores: most rows are in other scripts than the calibration's, or a
+            server does not list the judge.
     """
     examples, answers = answered_rows(rows, numbers)
     options = ScoreOptions().changed(**settings)
     if judge == OFFLINE:
+        if note := of_other_scripts(examples):
+            _warn(note)
         return score_offline(examples, answers, embeddings=options.embeddings, no_room=without_room(rows, examples))
-    with opened(judge, options) as asked, Journal(Path(journal) if journal else None) as kept:
+    with opened(judge, options, _warn) as asked, Journal(Path(journal) if journal else None) as kept:
         no_room = without_room(rows, examples)
         return list(judge_answers(asked, examples, answers, options, kept, no_room=no_room).verdicts)
+
+
+def _warn(note: str) -> None:
+    """Said to the caller of `score`, who has no screen."""
+    warnings.warn(note, stacklevel=3)
 
 
 def score_path(

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import examples_from, parse_rows
-from instil.errors import DataError, counted
+from instil.data.sources import IN_MEMORY, examples_from, parse_rows
+from instil.errors import DataError, counted, listed
 from instil.files import make_folder, records_in, write_rows
 from instil.records import Example, Verdict, blank
 from instil.runs.folder import RUN_FILE, RunFolder
@@ -64,26 +64,33 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> tuple[tuple[Example, ...], list[str]]:
+def answered_rows(
+    rows: Sequence[Any], numbers: Sequence[int] | None = None, name: str = IN_MEMORY
+) -> tuple[tuple[Example, ...], list[str]]:
     """Examples and answers of rows with ``model_response``.
 
     Args:
         rows: rows in the book's form.
         numbers: the rows' numbers in their data set; by default their places in this list.
+        name: what the rows are called in an error.
 
     Raises:
         DataError: a row lacks an answer or cannot be used; the message names it.
     """
-    answers = []
-    for index, row in enumerate(rows):
-        said = row.get("model_response") if isinstance(row, dict) else None
-        if not isinstance(said, str):
-            raise DataError(f"row {index}: no text under 'model_response'; instil respond writes such rows")
-        answers.append(said)
-    examples = examples_from(list(rows)).examples
+    answers = [row.get("model_response") if isinstance(row, dict) else None for row in rows]
+    lacking = [
+        f"row {at}: no text under 'model_response'" for at, said in enumerate(answers) if not isinstance(said, str)
+    ]
+    if lacking:
+        raise DataError(f"{name}: {listed(lacking).strip()}; instil respond writes such rows")
+    source = examples_from(list(rows), name, skip_bad=True)
+    if source.skipped:
+        bad = f"{len(source.skipped)} of {len(rows)} rows cannot be scored (rows are counted from 0)"
+        raise DataError(f"{name}: {bad}:\n{listed(list(source.skipped))}\nmend them, or leave them out")
+    examples = source.examples
     if numbers is not None:
         examples = tuple(replace(example, row=number) for example, number in zip(examples, numbers, strict=True))
-    return examples, answers
+    return examples, [str(said) for said in answers]
 
 
 def without_room(rows: Sequence[Any], examples: Sequence[Example]) -> frozenset[int]:
@@ -146,10 +153,7 @@ def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
     if numbers is not None and len(rows) != len(numbers):
         held_out = f"the run held out {len(numbers)}; it belongs to another run"
         raise DataError(f"{file}: {counted(len(rows), 'row')}, but {held_out}")
-    try:
-        examples, answers = answered_rows(rows, numbers)
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from error
+    examples, answers = answered_rows(rows, numbers, str(file))
     return AnsweredRows(file.stem, examples, tuple(answers), file, run, without_room(rows, examples))
 
 

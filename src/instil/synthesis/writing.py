@@ -28,7 +28,7 @@ from instil.screen import Advance
 from instil.settings.options import MakeOptions
 
 CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
-READER = 1  # to be raised whenever a reply is read differently
+READER = 2  # to be raised whenever a reply is read differently; 1 cut texts at a mark of a thought in a sentence
 WRITERS = ("ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
 
 

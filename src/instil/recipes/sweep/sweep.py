@@ -109,7 +109,7 @@ def sweep(
     check_folder(file.out)
     screen.head(f"Checking {counted(len(file.runs), 'run')}")
     places = _look(file, overwrite=overwrite)
-    _check_judge(file)
+    _check_judge(file, screen)
     make_folder(file.out)
     with _alone(file.out):  # another sweep may have been at work here until now
         places = [replace(place, state=state_of(place.folder, place.identity, overwrite=overwrite)) for place in places]
@@ -138,10 +138,10 @@ def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
     return places
 
 
-def _check_judge(file: SweepFile) -> None:
+def _check_judge(file: SweepFile, screen: Screen) -> None:
     """Whether the judge is there, before anything is trained."""
     if file.judge not in (OFFLINE, LIKELIHOOD):
-        with opened(file.judge, file.runs[0].settings.score):
+        with opened(file.judge, file.runs[0].settings.score, screen.warn):
             pass
 
 

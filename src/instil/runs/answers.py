@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import examples_from, parse_rows
+from instil.data.files.rows import read_rows
+from instil.data.sources import examples_from
 from instil.errors import DataError
 from instil.files import records_in, write_rows
 from instil.records import Example, Verdict, blank
@@ -128,7 +129,7 @@ def no_answers_after(path: Path, found: Sequence[AnsweredRows]) -> str:
 
 
 def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
-    rows = parse_rows(file.read_bytes(), str(file))
+    rows = read_rows(file)
     numbers = run.held_out_rows() if run else None
     if numbers is not None and len(rows) != len(numbers):
         raise DataError(f"{file}: {len(rows)} rows, but the run held out {len(numbers)}; it belongs to another run")

@@ -124,9 +124,10 @@ def _tune(
     as_json: bool,
     answers: bool,
 ) -> None:
+    from instil.data.files.places import short_name
     from instil.recipes.run.run import run
 
-    folder = out or Path("runs") / f"{Path(data).stem}-{Path(model).stem}"
+    folder = out or Path("runs") / f"{short_name(data)}-{Path(model).stem}"
     finished = run(data, model, folder, settings, overwrite=overwrite, answers=answers)
     if as_json:
         print_json(finished.as_json())

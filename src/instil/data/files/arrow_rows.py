@@ -70,7 +70,7 @@ def schema_notes(open_: Seekable, name: str, kind: str) -> list[str]:
         changed = [
             f"{old.name!r} ({old.type})"
             for old, new in zip(schema, _as_json(schema, name), strict=True)
-            if new != old.type
+            if new != _stored(old.type)
         ]
     return [f"{name}: read as text: {', '.join(changed[:10])}{', ...' if len(changed) > 10 else ''}"] if changed else []
 
@@ -135,15 +135,21 @@ def _as_json(schema: Any, name: str) -> list[Any]:
     return wanted
 
 
+def _stored(found: Any) -> Any:
+    """The type of a column's values, whichever way they are kept."""
+    import pyarrow as pa
+
+    if isinstance(found, pa.BaseExtensionType):
+        return _stored(found.storage_type)
+    return _stored(found.value_type) if pa.types.is_dictionary(found) else found
+
+
 def _json_type(found: Any) -> Any:
     """The type that an Arrow type is turned into; None if there is none."""
     import pyarrow as pa
 
     is_ = pa.types
-    if isinstance(found, pa.BaseExtensionType):
-        return _json_type(found.storage_type)
-    if is_.is_dictionary(found):
-        return _json_type(found.value_type)
+    found = _stored(found)
     if is_.is_nested(found):
         return _json_nested(found)
     if is_.is_decimal(found) or is_.is_date(found) or is_.is_time(found) or is_.is_timestamp(found):
@@ -206,10 +212,7 @@ def _cleaner(found: Any) -> Clean | None:
     """What makes values of a type such as JSON has; None where they are so already."""
     import pyarrow as pa
 
-    if isinstance(found, pa.BaseExtensionType):
-        return _cleaner(found.storage_type)
-    if pa.types.is_dictionary(found):
-        return _cleaner(found.value_type)
+    found = _stored(found)
     if pa.types.is_floating(found):
         return _clean_number
     if pa.types.is_map(found):

@@ -12,8 +12,8 @@ from typing import Any
 from instil.data.files.faults import Faults
 from instil.data.files.json_rows import Rows
 from instil.data.files.packing import Stream
-from instil.data.files.text import Encoding, decoded, lines_in
-from instil.errors import DataError
+from instil.data.files.text import Encoding, decoded, lines_with_ends
+from instil.errors import DataError, counted
 
 LARGEST_CELL = 16 * 1024**2  # characters
 LONGEST_NAME = 120  # characters of a column's name; what is longer is a row's text
@@ -59,7 +59,7 @@ def form_of(head: str, *, whole: bool, prefer: str = ",") -> tuple[Form, int]:
     >>> form_of("instruction;output\\nSay hi, please.;Hi.\\n", whole=True)[0].delimiter
     ';'
     """
-    lines = list(lines_in("", [head], keep_ends=True))
+    lines = list(lines_with_ends("", [head]))
     said = bool(lines) and lines[0].lower().startswith("sep=") and len(lines[0].strip("\r\n")) == 5
     delimiters = [lines[0][4]] if said else [prefer, *(one for one in NAMES if one != prefer)]
     if said:
@@ -67,7 +67,7 @@ def form_of(head: str, *, whole: bool, prefer: str = ",") -> tuple[Form, int]:
     if not whole and len(lines) > 1:
         lines.pop()  # it may be cut apart
     best, most, read = Form(prefer, said=said), (-1.0, False), 0
-    for escape in (None, "\\"):
+    for escape in (None, "\\") if '\\"' in head else (None,):
         for delimiter in delimiters:
             form = Form(delimiter, escape, bool(lines) and _spaced(lines[0], delimiter), said)
             records, broken = _looked_at(form, lines, whole)
@@ -149,12 +149,12 @@ def csv_rows(open_: Callable[[], Stream], encoding: Encoding, form: Form) -> Row
     """
     with open_() as stream:
         name = stream.name
-        lines = lines_in(name, decoded(stream, encoding), keep_ends=True)
+        lines = lines_with_ends(name, decoded(stream, encoding))
         if form.said:
             next(lines, None)
         if problem := header_problem(form):
             raise DataError(f"{name}: its first line is no header: {problem}; {HEADER}")
-        faults = Faults(name, f"rows that do not have the {len(form.header)} cells of the header")
+        faults = Faults(name, f"rows that do not have {counted(len(form.header), 'cell')}, as the header has")
         records = form.records(lines)
         skipped = 1 if form.said else 0
         row, begins, started = -1, skipped + 1, False

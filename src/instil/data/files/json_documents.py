@@ -45,6 +45,11 @@ def rows_of_document(parsed: Any, name: str) -> list[Any]:
     values = list(parsed.values())
     if _is_split(parsed):
         return _from_split(parsed, name)
+    if parsed.keys() == {"schema", "data"} and _holds_objects(parsed["data"]):
+        index = parsed["schema"].get("primaryKey", []) if isinstance(parsed["schema"], dict) else []
+        return [
+            {key: value for key, value in row.items() if key != "index" or index != ["index"]} for row in parsed["data"]
+        ]
     if all(isinstance(value, dict) for value in values) and (rows := _from_objects(parsed, name)) is not None:
         return rows
     if all(isinstance(value, list) for value in values) and not any(_holds_objects(value) for value in values):
@@ -115,18 +120,18 @@ def _is_text(values: list[Any]) -> bool:
     return texts > 1 and not any(isinstance(value, list | dict) for value in values)
 
 
-def _holds_objects(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(entry, dict) for entry in value)
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
 
 
-def _holds_turns(value: list[Any]) -> bool:
+def _holds_turns(value: Any) -> bool:
     return _holds_objects(value) and all(any(entry.keys() >= keys for keys in TURN_KEYS) for entry in value)
 
 
 def _from_lists(parsed: dict[str, Any], name: str) -> list[Any]:
     lengths = {column: len(cells) for column, cells in parsed.items()}
     if len(lengths) == 1 and not (lengths.keys() & ROW_KEYS):  # a list under a name, whatever it holds
-        return next(iter(parsed.values()))  # type: ignore[no-any-return]  # a list
+        return next(iter(parsed.values()))
     if len(set(lengths.values())) > 1:
         parts = [f"{column!r} has {length:,}" for column, length in lengths.items()]
         raise DataError(f"{name}: columns of unequal length:\n{listed(parts)}")

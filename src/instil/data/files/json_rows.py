@@ -6,6 +6,7 @@ Lists and lines are read piece by piece and may be of any size; one object that 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,8 +17,9 @@ from instil.data.files.packing import LARGEST_FILE, Stream
 from instil.data.files.text import Encoding, decoded, lines_in
 from instil.errors import DataError
 
-EMPTY = "the file is empty; wanted a JSON list (or one JSON object a line)"
+EMPTY = "the file is empty; wanted rows as JSON, JSONL, CSV, Parquet or Arrow"
 NEITHER = "neither JSON nor JSONL"
+PRINTED = re.compile(r"\s*\[?\s*\{\s*'")  # rows as Python shows them
 Rows = Iterator[tuple[Any, str]]  # each with its place in the file
 
 
@@ -68,7 +70,7 @@ def _list(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
             if values.peek():
                 raise values.fault("Extra data")
         except ValueError as error:
-            raise DataError(f"{stream.name}: not valid JSON: {error}") from error
+            raise DataError(f"{stream.name}: not valid JSON: {error}{_hint(open_, encoding)}") from error
     faults.check()
 
 
@@ -158,8 +160,8 @@ def _one_after_another(value: Any, values: Values, decoder: Decoder, faults: Fau
 
 def _hint(open_: Callable[[], Stream], encoding: Encoding) -> str:
     with open_() as stream:
-        start = next(decoded(stream, encoding), "").lstrip()[:2].replace(" ", "")
-    return " (Python's own print is not JSON; json.dumps writes it)" if start in ("{'", "['") else ""
+        start = next(decoded(stream, encoding), "")
+    return " (Python's own print is not JSON; json.dumps writes it)" if PRINTED.match(start) else ""
 
 
 def _faults_of(stream: Stream) -> Faults:

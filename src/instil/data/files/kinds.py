@@ -110,7 +110,7 @@ def data_files(entry: Entry) -> tuple[list[DataFile], list[str]]:
     if not _expected(named[0].label)[1] and len(named) > 1:
         raise DataError(
             f"{entry.name}: a zip archive without a data file; wanted {', '.join(SUFFIXES)}; it holds:\n"
-            f"{listed([member.name for member in members])}"
+            f"{listed([member.name.removeprefix(f'{entry.name}/') for member in members])}"
         )
     found = []
     for member in named:

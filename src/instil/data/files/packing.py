@@ -110,12 +110,13 @@ class Stream:
             if self._watch is not None:
                 self._watch(self._raw.tell())
         except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
-            packing = " and ".join(self._packing) or "the archive"
-            cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
-            what = "ends too early; is the file cut off?" if cut else f"is damaged: {_reason(error)}"
             if not self._packing and isinstance(error, OSError):
                 raise DataError(f"{self.name}: cannot be read: {_reason(error)}") from error
-            raise DataError(f"{self.name}: what {packing} packed {what} Fetch or pack it again") from error
+            packing = " and ".join(self._packing) or "zip"
+            cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+            what = f"its {packing} data end too early (is the file cut off?)" if cut else ""
+            what = what or f"damaged {packing} data ({_reason(error)})"
+            raise DataError(f"{self.name}: {what}; fetch it or pack it again") from error
         self._read += len(data)
         if self._read > max(BOMB_SIZE, BOMB_RATIO * self._size):
             raise DataError(
@@ -138,7 +139,7 @@ class Stream:
 
 def _reason(error: BaseException) -> str:
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"{said.splitlines()[0].rstrip('.')};"
+    return str(said.splitlines()[0].rstrip("."))
 
 
 def _unpacked(file: Any, packer: str, name: str) -> Any:
@@ -166,7 +167,7 @@ def unpacked_file(entry: Entry, packing: tuple[str, ...]) -> IO[bytes]:
         whole.close()
         free = shutil.disk_usage(tempfile.gettempdir()).free
         raise DataError(
-            f"{entry.name}: cannot be unpacked into {tempfile.gettempdir()} ({free:,} bytes free): {_reason(error)} "
+            f"{entry.name}: cannot be unpacked into {tempfile.gettempdir()} ({free:,} bytes free): {_reason(error)}; "
             "unpack it yourself, or set TMPDIR to a folder with room"
         ) from error
     except DataError:
@@ -188,7 +189,7 @@ def members_of(entry: Entry) -> tuple[list[Entry], list[str]]:
         with zipfile.ZipFile(entry.path) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise DataError(f"{entry.name}: a zip archive that is damaged or cut off ({_reason(error)[:-1]})") from error
+        raise DataError(f"{entry.name}: a zip archive that is damaged or cut off ({_reason(error)})") from error
     names = [info.filename for info in infos]
     for mark, what in OFFICE.items():
         if mark in names:

@@ -14,12 +14,11 @@ from collections import Counter
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
-from typing import IO, cast
 from urllib.parse import urlsplit
 
 from instil.data.files.hub import NO_ROWS, PREFIX, hub_entries
 from instil.data.files.kinds import SUFFIXES, data_files, is_named_as_data
-from instil.data.files.packing import Entry, entry_of
+from instil.data.files.packing import PACKED_SUFFIXES, Entry, entry_of
 from instil.downloads import Wanted, cache_folder, download
 from instil.errors import DataError, counted, did_you_mean, listed
 
@@ -70,26 +69,66 @@ def entries_of(data: str | Path) -> tuple[list[Entry], list[str]]:
 def _parts(data: str | Path) -> list[str]:
     """Several names with commas between; a comma in a name that is there, or inside an address, is its own."""
     text = str(data)
-    if isinstance(data, Path) or "," not in text or Path(text).exists():
+    if isinstance(data, Path) or "," not in text or _is_there(Path(text)):
         return [text]
     if text.startswith(SCHEMES):
         return re.split(r",(?=https?://|hf:)", text)
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that is too long for the system, or has a NUL in it
+        return False
+
+
+def absolute(data: str) -> str:
+    """A data set's name that is good from any folder, as far as it lies on disk; "" if none of it does.
+
+    >>> absolute("starter")
+    ''
+    """
+    parts = []
+    for part in _parts(data):
+        path = Path(part).expanduser()
+        there = part not in NAMED | FETCHED and (
+            _is_there(path) or (glob.has_magic(part) and not comes_from_afar(part))
+        )
+        parts.append(str(path.resolve() if _is_there(path) else path.absolute()) if there else part)
+    return ",".join(parts) if parts != _parts(data) or _is_there(Path(data)) else ""
+
+
+def short_name(data: str) -> str:
+    """A name for what is made of a data set.
+
+    >>> short_name("data/rows.jsonl.gz"), short_name("hf:owner/name:main/test"), short_name("a/*.csv,b.json")
+    ('rows', 'name-main-test', 'csv-b')
+    """
+    names = []
+    for part in _parts(data):
+        last = part.rpartition("/")[2]
+        if part.startswith(PREFIX):
+            last = part.partition("/")[2]
+        elif part.startswith(SCHEMES):
+            last = _label(part)
+        while Path(last).suffix.lower() in (*SUFFIXES, *PACKED_SUFFIXES) and Path(last).stem.strip("*?."):
+            last = Path(last).stem
+        names.append(re.sub(r"[^\w.-]+", "-", last).strip("-.") or "rows")
+    return "-".join(names)[:80]
+
+
 def _entries(part: str, data: str) -> tuple[list[Entry], list[str]]:
     if part in NAMED:
         file = resources.files("instil.data") / NAMED[part]
-        return [Entry(part, part, lambda: cast(IO[bytes], file.open("rb")), len(file.read_bytes()))], []
+        return [Entry(part, part, lambda: file.open("rb"), len(file.read_bytes()))], []
     if part.startswith(PREFIX):
         return hub_entries(part)
     if comes_from_afar(part):
         return [replace(entry_of(fetch_data(part), _label(part)), name=part)], []
     path = Path(part).expanduser()
-    if path.is_dir():
-        return _in_folder(path)
-    if path.exists():
-        return [entry_of(path)], []
+    if _is_there(path):
+        return _in_folder(path) if path.is_dir() else ([entry_of(path)], [])
     if glob.has_magic(part):
         return _matching(path)
     known = NAMED | FETCHED

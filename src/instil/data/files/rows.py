@@ -16,7 +16,7 @@ from instil.data.files.kinds import DataFile, data_files
 from instil.data.files.packing import Entry
 from instil.data.files.places import entries_of
 from instil.downloads import progress
-from instil.errors import DataError
+from instil.errors import DataError, listed
 from instil.screen import Bytes
 
 LONG = 16 * 1024**2  # bytes of files, from which on reading them takes long enough to be shown
@@ -133,6 +133,10 @@ def _opened(name: str, entries: list[Entry], notes: list[str]) -> RawRows:
         parts += found
         notes = [*notes, *said, *(note for one in found for note in one.notes)]
     if faults:
-        more = f" (and {len(faults) - 1} more of the {len(entries)} files)" if len(faults) > 1 else ""
-        raise DataError(f"{faults[0]}{more}") from faults[0]
+        if len(faults) == 1:
+            raise faults[0]
+        said = [str(fault).replace("\n", " ") for fault in faults]
+        raise DataError(
+            f"{name}: {len(faults)} of its {len(entries)} files cannot be read:\n{listed(said)}"
+        ) from faults[0]
     return RawRows(name, tuple(parts), tuple(notes))

@@ -1,8 +1,9 @@
-"""Text from bytes, piece by piece: by its byte order mark, or by where its NUL bytes stand, or as UTF-8."""
+"""Text from bytes, piece by piece: by its byte order mark, or by where its first NUL bytes stand, or as UTF-8."""
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -11,6 +12,13 @@ from instil.errors import DataError
 
 PIECE = 1 << 20  # bytes read at once
 LARGEST_ROW = 64 * 1024**2  # characters of one row, or of one line
+NULS = {  # RFC 4627, section 3: rows begin with two characters of ASCII, a bracket or a column's name
+    (False, True, True, True): "utf-32-le",
+    (True, True, True, False): "utf-32-be",
+    (False, True, False, True): "utf-16-le",
+    (True, False, True, False): "utf-16-be",
+}
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 MARKS = (
     (b"\xff\xfe\x00\x00", "utf-32-le"),
     (b"\x00\x00\xfe\xff", "utf-32-be"),
@@ -38,19 +46,10 @@ def encoding_of(head: bytes) -> Encoding:
     for mark, codec in MARKS:
         if head.startswith(mark):
             return Encoding(codec, len(mark))
-    sample = head[: len(head) // 4 * 4][:4096] or head
-    if b"\0" in sample:
-        for codec, width, letter in (
-            ("utf-32-le", 4, 0),
-            ("utf-32-be", 4, 3),
-            ("utf-16-le", 2, 0),
-            ("utf-16-be", 2, 1),
-        ):
-            columns = [sample[place::width] for place in range(width)]
-            nul = [column.count(0) / max(1, len(column)) for column in columns]
-            others = [share for place, share in enumerate(nul) if place != letter]
-            if nul[letter] < 0.05 and min(others) > 0.4:
-                return Encoding(codec, 0, concluded=True)
+    zeros = tuple(byte == 0 for byte in head[:4])
+    codec = NULS.get(zeros, "")
+    if codec:
+        return Encoding(codec, 0, concluded=True)
     return Encoding()
 
 
@@ -90,31 +89,54 @@ def _not_text(name: str, encoding: Encoding, error: UnicodeDecodeError, at: int,
     )
 
 
-def lines_in(name: str, pieces: Iterable[str], *, keep_ends: bool = False) -> Iterator[str]:
-    """Lines of a text that comes in pieces, cut at line feeds only; other separators may stand in JSON's strings.
-
-    With ``keep_ends`` a line keeps its end, and a text without any line feed is cut at carriage returns.
+def lines_in(name: str, pieces: Iterable[str]) -> Iterator[str]:
+    """Lines of a text that comes in pieces, without their ends; cut at line feeds, as others may stand in strings.
 
     Raises:
         DataError: a line is longer than a row may be.
     """
     rest: list[str] = []
     length = 0
-    end = ""
     for piece in pieces:
-        if not end:
-            end = "\r" if keep_ends and "\n" not in piece and "\r" in piece[:-1] else "\n"
-        first, *others = piece.split(end)
+        first, *others = piece.split("\n")
         if others:
-            tail = end if keep_ends else ""
-            yield "".join([*rest, first, tail])
-            for line in others[:-1]:
-                yield line + tail
+            yield "".join([*rest, first])
+            yield from others[:-1]
             rest, length = [], 0
             first = others[-1]
         rest.append(first)
         length += len(first)
-        if length > LARGEST_ROW:
-            raise DataError(f"{name}: a line of more than {LARGEST_ROW:,} characters; wanted one row a line")
+        _check_line(name, length)
     if length:
         yield "".join(rest)
+
+
+def lines_with_ends(name: str, pieces: Iterable[str]) -> Iterator[str]:
+    """Lines with their ends, of any system, as the csv library wants them; raises as `lines_in`.
+
+    >>> list(lines_with_ends("", ["a\\r", "\\nb\\rc"]))
+    ['a\\r\\n', 'b\\r', 'c']
+    """
+    rest: list[str] = []
+    length = 0
+    for piece in pieces:
+        held = rest.pop() if rest and rest[-1].endswith("\r") else ""
+        lines = LINE.findall(held + piece)
+        for line in lines[:-1]:
+            yield "".join([*rest, line])
+            rest = []
+            length = 0
+        last = lines[-1]
+        rest.append(last)
+        length += len(last)
+        if last.endswith("\n"):
+            yield "".join(rest)
+            rest, length = [], 0
+        _check_line(name, length)
+    if rest:
+        yield "".join(rest)
+
+
+def _check_line(name: str, length: int) -> None:
+    if length > LARGEST_ROW:
+        raise DataError(f"{name}: a line of more than {LARGEST_ROW:,} characters; wanted one row a line")

@@ -100,8 +100,12 @@ class Stream:
         except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
             raise DataError(f"{self.name}: cannot be read: {_reason(error)}") from error
         self._layers: list[Any] = [self._raw]
-        for packer in packing:
-            self._layers.append(_unpacked(self._layers[-1], packer, self.name))
+        try:
+            for packer in packing:
+                self._layers.append(_unpacked(self._layers[-1], packer, self.name))
+        except DataError:
+            self.close()
+            raise
 
     def read(self, size: int) -> bytes:
         """At most so many bytes more; none at the end."""
@@ -150,7 +154,7 @@ def _unpacked(file: Any, packer: str, name: str) -> Any:
             raise DataError(f"{name}: is packed with zstd, which pyarrow reads; install it with: {EXTRA}") from error
         return pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), "zstd")
     if packer == "gzip":
-        return gzip.GzipFile(fileobj=file)
+        return gzip.GzipFile(fileobj=file, mode="rb")
     return bz2.BZ2File(file) if packer == "bzip2" else lzma.LZMAFile(file)
 
 

@@ -381,3 +381,34 @@ def test_a_member_may_be_stored_and_archives_may_be_empty(tmp_path: Path) -> Non
         archive.writestr("a.jsonl", lines(ROWS))
     assert read_rows(path) == ROWS
     assert "with nothing in it" in refused(tmp_path, "b.zip", zipped({}))
+
+
+# What a fuzzer found.
+
+
+def test_a_first_line_of_odd_spaces(tmp_path: Path) -> None:
+    assert "neither JSON nor JSONL" in refused(tmp_path, "a.json", "\x1c\n\x1d")
+
+
+def test_a_member_without_a_name(tmp_path: Path) -> None:
+    content = bytearray(zipped({"a": lines(ROWS)}))
+    listed = content.rindex(b"PK\x01\x02")
+    content[listed + 28], content[listed + 32] = 0, 1  # its name becomes its comment
+    assert "a file in it has no name" in refused(tmp_path, "a.zip", bytes(content))
+
+
+def test_offsets_that_lead_outside_of_an_arrow_file(tmp_path: Path) -> None:
+    file, found = io.BytesIO(), pyarrow.table({"a": ["ab", "cd"]})
+    with pyarrow.ipc.new_stream(file, found.schema) as writer:
+        writer.write_table(found)
+    offsets = b"".join(number.to_bytes(4, "little") for number in (0, 2, 4))
+    assert offsets in file.getvalue()
+    for wrong in (b"\xff\xff\xff\x7f", b"\0\0\0\x80"):
+        content = file.getvalue().replace(offsets, offsets[:4] + wrong + offsets[8:])
+        assert "an Arrow stream that is damaged" in refused(tmp_path, "a.arrow", content)
+
+
+def test_a_message_of_a_library_is_not_repeated_at_any_length(tmp_path: Path) -> None:
+    content = zipped({"a" * 3000 + ".jsonl": lines(ROWS)})
+    said = refused(tmp_path, "a.zip", content.replace(b"a" * 3000, b"b" + b"a" * 2999, 1))
+    assert len(said.replace("a" * 3000, "").replace(str(tmp_path), "")) < 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from instil.data.files import csv_rows, kinds, text
 from instil.data.files.rows import open_rows, parse_rows, read_rows
 from instil.data.sources import read_source
+from instil.errors import DataError
 from tests.data.files.writers import FORMS, lines, one_list, parquet, table, zipped
 
 ROWS = [
@@ -209,3 +211,27 @@ def test_the_first_bytes_decide_and_not_all_of_them(tmp_path: Path) -> None:
     content = text_.getvalue()
     assert len(content) > kinds.HEAD > csv_rows.LOOKED_AT
     assert len(read_rows(written(tmp_path, "rows.csv", content))) == 400
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "content"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_the_examples_of_the_page_hold_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
+    assert read_rows(written(tmp_path, name, content)) == [
+        {"instruction": "Spell it right.", "input": "freind", "output": "friend"},
+        {"instruction": "Name a colour.", "input": "", "output": 'Blue, "of course".'},
+    ]
+
+
+def test_the_page_says_what_its_program_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    exec(program, {})
+    assert capsys.readouterr().out.strip() == program.rpartition("# ")[2].strip()
+
+
+@pytest.mark.parametrize("suffix", sorted(kinds.SUFFIXES))
+def test_the_page_or_the_message_names_every_suffix(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(DataError, match=re.escape(suffix)):
+        read_rows(tmp_path)

@@ -7,6 +7,7 @@ where they are UTF-8, as older writers of Parquet have it; images and other byte
 from __future__ import annotations
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from instil.data.files.packing import EXTRA
 from instil.errors import DataError
 
 AT_ONCE = 1000  # rows that are Python objects at the same time
+DAMAGE = (OSError, ValueError, OverflowError, MemoryError, SystemError)  # what pyarrow raises besides its own
 KINDS = {"parquet": "a Parquet file", "arrow": "an Arrow file", "arrow stream": "an Arrow stream"}
 Seekable = Callable[[], IO[bytes]]
 Fault = Callable[[str], object]  # told what is wrong with the row at hand
@@ -46,6 +48,7 @@ def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None)
             wanted = _as_json(schema, name)
             loose = {field.name: clean for field in schema if (clean := _cleaner(field.type))}
             for batch, part in batches:
+                batch.validate(full=True)  # pyarrow believes a file's offsets, wherever they lead
                 for value in _converted(batch, wanted, name).to_pylist():
                     for column, clean in loose.items():
                         value[column] = clean(value[column], column, partial(faults.add, row))
@@ -54,7 +57,7 @@ def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None)
                     row += 1
                 if show is not None:
                     show(part)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, *DAMAGE) as error:
             raise _damaged(name, kind, error) from error
     faults.check()
 
@@ -65,13 +68,13 @@ def schema_notes(open_: Seekable, name: str, kind: str) -> list[str]:
     with open_() as file:
         try:
             schema, _ = _opened(file, kind)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            changed = [
+                f"{old.name!r} ({old.type})"
+                for old, new in zip(schema, _as_json(schema, name), strict=True)
+                if new != _stored(old.type)
+            ]
+        except (pa.ArrowException, *DAMAGE) as error:
             raise _damaged(name, kind, error) from error
-        changed = [
-            f"{old.name!r} ({old.type})"
-            for old, new in zip(schema, _as_json(schema, name), strict=True)
-            if new != _stored(old.type)
-        ]
     return [f"{name}: read as text: {', '.join(changed[:10])}{', ...' if len(changed) > 10 else ''}"] if changed else []
 
 
@@ -84,7 +87,7 @@ def _pyarrow(name: str, kind: str) -> Any:
 
 
 def _damaged(name: str, kind: str, error: Exception) -> DataError:
-    said = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+    said = textwrap.shorten(str(error), 200, placeholder="...").rstrip(".") or type(error).__name__
     return DataError(f"{name}: {KINDS[kind]} that is damaged or cut off ({said}); fetch or write it again")
 
 

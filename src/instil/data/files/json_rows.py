@@ -79,7 +79,7 @@ def _is_lines(open_: Callable[[], Stream], encoding: Encoding) -> bool:
     with open_() as stream:
         lines = (line for line in lines_in(stream.name, decoded(stream, encoding)) if line.strip())
         try:
-            Decoder().value(next(lines))
+            Decoder().value(next(lines, ""))
         except (ValueError, RecursionError, DataError):
             return False
         return next(lines, None) is not None

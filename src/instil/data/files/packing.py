@@ -11,6 +11,7 @@ import lzma
 import shutil
 import stat
 import tempfile
+import textwrap
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -143,7 +144,7 @@ class Stream:
 
 def _reason(error: BaseException) -> str:
     said = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return str(said.splitlines()[0].rstrip("."))
+    return textwrap.shorten(str(said), 160, placeholder="...").rstrip(".")
 
 
 def _unpacked(file: Any, packer: str, name: str) -> Any:
@@ -195,6 +196,8 @@ def members_of(entry: Entry) -> tuple[list[Entry], list[str]]:
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise DataError(f"{entry.name}: a zip archive that is damaged or cut off ({_reason(error)})") from error
     names = [info.filename for info in infos]
+    if not all(names):
+        raise DataError(f"{entry.name}: a zip archive that is damaged (a file in it has no name)")
     for mark, what in OFFICE.items():
         if mark in names:
             raise DataError(f"{entry.name}: is {what}, not a file of rows; save the sheet as CSV (UTF-8) and give that")

@@ -11,7 +11,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "instil"
 FLOOR = {
     "errors": 0, "screen": 0, "files": 0, "machine": 0, "version": 0, "records": 1, "settings": 1,
-    "downloads": 2, "gguf_header": 2,
+    "downloads": 2, "hub": 2, "gguf_header": 2,
     "data": 3, "model": 3, "train": 4, "generate": 4, "ask": 4, "evaluate": 5, "tasks": 5, "runs": 6, "assistant": 7,
     "serve": 8, "synthesis": 8, "recipes": 9, "cli": 10,
 }  # fmt: skip
@@ -22,7 +22,7 @@ APART = [
 ]  # fmt: skip
 ENTRY_POINT = re.compile(r"instil(\.\w+)+:\w+")
 NETWORK = {"socket", "urllib", "http", "httpx", "httpx2", "requests", "huggingface_hub", "aiohttp"}
-NETWORK_AT_HOME = {"downloads.py", "model/find.py", "ask/http.py"}
+NETWORK_AT_HOME = {"downloads.py", "hub.py", "model/find.py", "ask/http.py"}
 
 
 def modules_imported(source: str, package: str) -> set[str]:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from instil import downloads
-from instil.data import sources
-from instil.data.sources import FETCHED, read_source
+from instil.data.files import places
+from instil.data.files.places import FETCHED
+from instil.data.sources import read_source
 from instil.errors import DataError
 from tests.conftest import rows
 from tests.file_server import FileServer, serving
@@ -63,10 +64,10 @@ def test_the_book_by_name_is_fetched_once_and_found_offline(
 
 
 def test_the_addresses_are_the_chapters() -> None:
-    assert f"{sources.GITHUB}/{BOOK}" == (
+    assert f"{places.GITHUB}/{BOOK}" == (
         "https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch07/01_main-chapter-code/instruction-data.json"
     )
-    assert f"{sources.GITHUB}/{ALPACA}" == (
+    assert f"{places.GITHUB}/{ALPACA}" == (
         "https://raw.githubusercontent.com/tatsu-lab/stanford_alpaca/main/alpaca_data.json"
     )
 
@@ -124,7 +125,7 @@ def test_a_server_that_refuses(server: FileServer, code: int, says: str) -> None
 
 
 def test_too_large(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "LARGEST_FILE", 100)
+    monkeypatch.setattr(places, "LARGEST_FETCHED", 100)
     assert "wanted at most 100" in refused("book")
 
 

@@ -73,7 +73,9 @@ def respond_command(
 
 @commands.command("fetch")
 def fetch_command(
-    name: Annotated[str, typer.Argument(help="A model (gpt2-small, owner/name) or a data set (book, alpaca, a URL).")],
+    name: Annotated[
+        str, typer.Argument(help="A model (gpt2-small, owner/name) or data (book, alpaca, a URL, hf:owner/name).")
+    ],
     as_json: JsonOpt = False,
 ) -> None:
     """Download and verify a model or a data set, unless it is there already, and print where it is."""

@@ -14,7 +14,14 @@ from instil.settings.losses import LOSSES, listed
 if TYPE_CHECKING:
     from instil.settings.options import Settings
 
-DataArg = Annotated[str, typer.Argument(help="Rows: a JSON or JSONL file, its URL, or a name (starter, book, alpaca).")]
+DataArg = Annotated[
+    str,
+    typer.Argument(
+        help="Rows: a file (JSON, JSONL, CSV, TSV, Parquet, Arrow; packed or not), a 'PATTERN*', a folder, a URL, "
+        "hf:owner/name (then @revision, :config, /split), a name (starter, book, alpaca), or several with commas "
+        "between; docs/data.md."
+    ),
+]
 ModelOpt = Annotated[
     str,
     typer.Option("--model", "-m", help="A name (smollm2-135m, gpt2-medium), a folder, a GGUF file, or owner/name."),

@@ -124,10 +124,11 @@ def _tune(
     as_json: bool,
     answers: bool,
 ) -> None:
+    from instil.data.files.places import short_name
     from instil.files import plain_name
     from instil.recipes.run.run import run
 
-    folder = out or Path("runs") / f"{plain_name(data)}-{plain_name(model)}"
+    folder = out or Path("runs") / f"{short_name(data)}-{plain_name(model)}"
     finished = run(data, model, folder, settings, overwrite=overwrite, answers=answers)
     if as_json:
         print_json(finished.as_json())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from instil.data.sources import FETCHED, NAMED, comes_from_afar, fetch_data, parse_rows
+from instil.data.files.places import FETCHED, NAMED, comes_from_afar
+from instil.data.files.rows import open_rows
 from instil.errors import ModelError, did_you_mean
 from instil.model.find import NAMED as MODELS
 from instil.model.find import find_model
@@ -45,9 +47,11 @@ def fetch(name: str) -> Fetched:
         with resources.as_file(resources.files("instil.data") / NAMED[name]) as path:
             return Fetched(name, "data", path)
     if comes_from_afar(name):
-        path = fetch_data(name)
-        parse_rows(path.read_bytes(), str(path))
-        return Fetched(name, "data", path)
+        rows = open_rows(name)
+        for _ in rows:
+            pass
+        folders = {file.parent for file in rows.files}
+        return Fetched(name, "data", rows.files[0] if len(rows.files) == 1 else Path(os.path.commonpath(folders)))
     if "/" not in name and name not in MODELS and not Path(name).exists():
         known = [*MODELS, *NAMED, *FETCHED]
         raise ModelError(

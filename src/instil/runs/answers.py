@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import IN_MEMORY, examples_from, parse_rows
+from instil.data.files.rows import read_rows
+from instil.data.sources import IN_MEMORY, examples_from
 from instil.errors import DataError, counted, listed
 from instil.files import make_folder, records_in, write_rows
 from instil.records import Example, Verdict, blank
@@ -144,11 +145,7 @@ def _answering(path: Path) -> str:
 
 
 def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
-    try:
-        raw = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    rows = parse_rows(raw, str(file))
+    rows = read_rows(file)
     numbers = run.held_out_rows() if run else None
     if numbers is not None and len(rows) != len(numbers):
         held_out = f"the run held out {len(numbers)}; it belongs to another run"

@@ -6,11 +6,11 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from instil.data.files.places import absolute
 from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
@@ -98,7 +98,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
         "instil": __version__,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": prepared.source.name,
-        "data_path": str(Path(prepared.source.name).resolve()) if Path(prepared.source.name).is_file() else "",
+        "data_path": absolute(prepared.source.name),
         "model": prepared.model_name,
         "settings": prepared.settings.model_dump(),
         "model_facts": {

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, Source, in_nfc, read_rows, row_problem, text_problem
+from instil.data.files.rows import open_rows
+from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, Source, in_nfc, row_problem, text_problem
 from instil.data.words import normal
 from instil.errors import DataError, listed
 from instil.records import Example, Pair
@@ -47,7 +48,10 @@ def read_pairs(data: str | Path, *, skip_bad: bool = False, keep_equal: bool = F
     Raises:
         DataError: as `instil.data.sources.read_source`; or a row lacks one of its answers, or they are equal.
     """
-    return pairs_from(read_rows(data), str(data), skip_bad=skip_bad, keep_equal=keep_equal)
+    rows = open_rows(data)
+    values = [row.value for row in rows.shown()]
+    source = pairs_from(values, str(data), skip_bad=skip_bad, keep_equal=keep_equal)
+    return replace(source, notes=(*rows.notes, *source.notes))
 
 
 def pairs_from(

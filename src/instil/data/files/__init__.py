@@ -1,0 +1,1 @@
+"""Whatever people bring, opened: from a name, path, folder, address or hub id to rows, each with its place."""

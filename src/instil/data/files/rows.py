@@ -1,0 +1,142 @@
+"""Rows as they are, and where each stands: from one file or many, in any form, as often as wanted, a few at a time.
+
+``open_rows`` looks at the beginning of each file and reads nothing else; iterating reads, and holds a row at a time
+(but one JSON object that is a whole file). `read_rows` is the list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from instil.data.files.kinds import DataFile, data_files
+from instil.data.files.packing import Entry
+from instil.data.files.places import entries_of
+from instil.downloads import progress
+from instil.errors import DataError, listed
+from instil.screen import Bytes
+
+LONG = 16 * 1024**2  # bytes of files, from which on reading them takes long enough to be shown
+
+
+class RawRow(NamedTuple):
+    """One row as it was parsed, and where it stands: ``rows.jsonl line 13``, ``rows.parquet row 12`` (from 0)."""
+
+    value: Any
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class RawRows:
+    """The rows of one or several files; every iteration reads them anew, and needs no more memory than a row.
+
+    ``files`` are the paths that are read, ``notes`` what the user may want to know of how they were understood.
+    """
+
+    name: str
+    parts: tuple[DataFile, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files on disk, each one once."""
+        return tuple(dict.fromkeys(part.entry.path for part in self.parts if part.entry.path is not None))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files as they lie there."""
+        return sum(part.entry.size for part in self.parts)
+
+    def __iter__(self) -> Iterator[RawRow]:
+        """The rows in order.
+
+        Raises:
+            DataError: while reading, and after the last good row: what is wrong, with file, line or row, and key.
+        """
+        return self.watched(None)
+
+    def watched(self, show: Bytes | None) -> Iterator[RawRow]:
+        """The same; ``show`` is told how many bytes have been read, of how many (see `instil.downloads.progress`)."""
+        before = 0
+        for part in self.parts:
+            watch = _Watch(show, before, self.size) if show is not None else None
+            label = part.entry.label
+            for value, place in part.rows(watch):
+                yield RawRow(value, f"{label} {place}")
+            before += part.entry.size
+
+    def shown(self) -> Iterator[RawRow]:
+        """The same with a bar and the time left on stderr, where there is much to read."""
+        if self.size < LONG:
+            yield from self
+            return
+        with progress(f"reading {self.name}") as show:
+            yield from self.watched(show)
+
+
+class _Watch:
+    """Adds what was read of the files before."""
+
+    def __init__(self, show: Bytes, before: int, total: int) -> None:
+        self._show, self._before, self._total = show, before, total
+
+    def __call__(self, read: int) -> None:
+        self._show(self._before + read, self._total)
+
+
+def open_rows(data: str | Path) -> RawRows:
+    """The rows of a data set by name, path, pattern, folder, address or hub id; several with commas between.
+
+    Raises:
+        DataError: there is nothing of that name, it cannot be fetched, or is no file of rows.
+
+    >>> next(iter(open_rows("starter"))).where
+    'starter row 0'
+    """
+    entries, notes = entries_of(data)
+    return _opened(str(data), entries, notes)
+
+
+def read_rows(data: str | Path) -> list[Any]:
+    """The parsed rows of a data set, as they are; see `open_rows`.
+
+    Raises:
+        DataError: as `open_rows`, or what is wrong in a file, with its line or row.
+    """
+    return [row.value for row in open_rows(data).shown()]
+
+
+def parse_rows(raw: bytes, name: str) -> list[Any]:
+    """The rows in the bytes of one file, whose name may tell what its content leaves open.
+
+    Raises:
+        DataError: as `read_rows`.
+
+    >>> parse_rows(b"instruction,output\\nSay hi.,Hi.\\n", "rows.csv")
+    [{'instruction': 'Say hi.', 'output': 'Hi.'}]
+    """
+    return [row.value for row in _opened(name, [Entry(name, name, lambda: BytesIO(raw), len(raw))], [])]
+
+
+def _opened(name: str, entries: list[Entry], notes: list[str]) -> RawRows:
+    parts: list[DataFile] = []
+    faults: list[DataError] = []
+    for entry in entries:
+        try:
+            found, said = data_files(entry)
+        except DataError as error:
+            faults.append(error)
+            continue
+        parts += found
+        notes = [*notes, *said, *(note for one in found for note in one.notes)]
+    if faults:
+        if len(faults) == 1:
+            raise faults[0]
+        said = [str(fault).replace("\n", " ") for fault in faults]
+        raise DataError(
+            f"{name}: {len(faults)} of its {len(entries)} files cannot be read:\n{listed(said)}"
+        ) from faults[0]
+    return RawRows(name, tuple(parts), tuple(notes))

@@ -14,18 +14,20 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from instil.data.shapes.mapping import Renames
+from instil.data.shapes.reading import InMemory, Rejected, ShapedRows
 from instil.data.words import normal
 from instil.downloads import Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
 from instil.files import json_kind
-from instil.records import Example
+from instil.records import Example, Turn
 from instil.settings.options import Normalise
 
 IN_MEMORY = "(rows in memory)"
@@ -38,9 +40,7 @@ FETCHED = {  # the chapter's 1,100 rows; Alpaca's 52,002, of which 28 have an em
     "alpaca": "tatsu-lab/stanford_alpaca/main/alpaca_data.json",
 }
 LARGEST_FILE = 2 * 1024**3  # bytes; JSON is parsed in memory
-LARGEST_TEXT = 4_000_000  # characters of one field
 ROW_KEYS = {"instruction", "output", "chosen", "rejected", "model_response"}  # an object with one of them is a row
-KNOWN_KEYS = {"instruction", "input", "output", "task", "provenance"}  # the last: how a made row came about
 CODECS = (
     (b"\xff\xfe\x00\x00", "utf-32"),
     (b"\x00\x00\xfe\xff", "utf-32"),
@@ -54,15 +54,20 @@ CODECS = (
 class Source:
     """The rows of one file, and where they came from.
 
-    ``sha256`` is of the parsed rows, so a BOM or CRLF does not change it. ``skipped`` holds one line
-    for each row left out (only with ``skip_bad``), ``notes`` what the user may want to know.
+    ``sha256`` is of the parsed rows, so a BOM or CRLF does not change it. ``rejected`` holds the rows
+    left out (only with ``skip_bad``), ``notes`` what the user may want to know.
     """
 
     name: str
     examples: tuple[Example, ...]
     sha256: str
-    skipped: tuple[str, ...] = ()
+    rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """One line for each row left out."""
+        return tuple(one.line() for one in self.rejected)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -79,24 +84,40 @@ def in_nfc(example: Example) -> Example:
         instruction=normal(example.instruction),
         output=normal(example.output),
         input=normal(example.input),
-        history=tuple(
-            replace(turn, content=normal(turn.content), input=normal(turn.input)) for turn in example.history
-        ),
+        history=tuple(map(_turn_in_nfc, example.history)),
+        steps=tuple(map(_turn_in_nfc, example.steps)),
+        tools=normal(example.tools),
+        reasoning=normal(example.reasoning),
+        tool_calls=normal(example.tool_calls),
     )
 
 
-def read_source(data: str | Path, *, skip_bad: bool = False, need_output: bool = True) -> Source:
+def _turn_in_nfc(turn: Turn) -> Turn:
+    return replace(
+        turn,
+        content=normal(turn.content),
+        input=normal(turn.input),
+        reasoning=normal(turn.reasoning),
+        tool_calls=normal(turn.tool_calls),
+    )
+
+
+def read_source(
+    data: str | Path, *, skip_bad: bool = False, need_output: bool = True, mapping: Sequence[str] = ()
+) -> Source:
     """Read a data set by name (``starter``, ``book``, ``alpaca``), path or URL.
 
     Args:
         data: a name, or the path or the http(s) address of a JSON or JSONL file.
         skip_bad: leave unusable rows out, and list them in ``Source.skipped``.
         need_output: whether rows must carry the wanted answer (not so for rows only to be answered).
+        mapping: keys that are read under another name, such as ``question=instruction``.
 
     Raises:
         DataError: the file is missing, cannot be fetched, is empty, not JSON, not a list, or has unusable rows.
+        SettingsError: ``mapping`` is not of that form.
     """
-    return examples_from(read_rows(data), str(data), skip_bad=skip_bad, need_output=need_output)
+    return examples_from(read_rows(data), str(data), skip_bad=skip_bad, need_output=need_output, mapping=mapping)
 
 
 def read_rows(data: str | Path) -> list[Any]:
@@ -150,48 +171,36 @@ def fetch_data(data: str) -> Path:
 
 
 def examples_from(
-    rows: list[Any], name: str = IN_MEMORY, *, skip_bad: bool = False, need_output: bool = True
+    rows: Sequence[Any],
+    name: str = IN_MEMORY,
+    *,
+    skip_bad: bool = False,
+    need_output: bool = True,
+    mapping: Sequence[str] = (),
 ) -> Source:
-    """Validate parsed rows (Alpaca form) and make them examples.
+    """Parsed rows as examples, whatever shape of `instil.data.shapes` they have.
 
     >>> examples_from([{"instruction": "Say hi.", "output": "Hi."}]).examples[0].output
     'Hi.'
+
+    Raises:
+        DataError: they have no shape that is known, or some of them cannot be used.
+        SettingsError: ``mapping`` is not of the form ``question=instruction``.
     """
-    if not rows:
-        raise DataError(f"{name}: no rows in it; wanted a list of objects with instruction and output")
+    numbered = [InMemory(row) for row in rows]
+    shaped = ShapedRows(numbered, name, "answers" if need_output else "prompts", Renames(mapping))
     good: list[Example] = []
-    bad: list[str] = []
-    unused: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        problem = row_problem(row, need_output=need_output)
-        if problem:
-            bad.append(f"row {index}: {problem}")
-            continue
-        for key in row.keys() - KNOWN_KEYS:
-            unused[key] = unused.get(key, 0) + 1
-        good.append(
-            Example(
-                instruction=row["instruction"],
-                output=row.get("output") or "",
-                input=row.get("input") or "",
-                task=row.get("task") or "",
-                row=index,
-            )
-        )
-    if bad and not skip_bad:
-        if need_output and all(isinstance(row, dict) and row.keys() >= {"chosen", "rejected"} for row in rows):
-            raise DataError(f"{name}: these are preference pairs ({bad[0]}); add --method dpo to tune on them")
-        raise DataError(
-            f"{name}: {len(bad)} of {len(rows)} rows cannot be used (rows are counted from 0):\n{listed(bad)}\n"
-            "mend them, or leave them out with --set data.skip_bad=true"
-        )
-    if not good:
-        raise DataError(f"{name}: none of its {len(rows)} rows can be used:\n{listed(bad)}")
-    notes = [f"key {key!r} of {count} rows is not used" for key, count in sorted(unused.items())]
+    bad: list[Rejected] = []
     digest = hashlib.sha256()
-    for example in good:
-        digest.update(json.dumps(example.as_json(), sort_keys=True).encode())
-    return Source(name, tuple(good), digest.hexdigest(), tuple(bad), tuple(notes))
+    for made in shaped:
+        if isinstance(made, Example):
+            good.append(made)
+            digest.update(json.dumps(made.as_json(), sort_keys=True).encode())
+        elif isinstance(made, Rejected):
+            bad.append(made)
+    if not good or (bad and not skip_bad):
+        shaped.refuse(bad, len(good))
+    return Source(name, tuple(good), digest.hexdigest(), tuple(bad), shaped.notes)
 
 
 def parse_rows(raw: bytes, name: str) -> list[Any]:
@@ -320,45 +329,3 @@ def _decode(raw: bytes, name: str) -> str:
             f"{name}: byte {error.start} (0x{raw[error.start]:02x}) is not {codec.upper()}; "
             "save the file as UTF-8 and try again"
         ) from error
-
-
-def row_problem(row: Any, *, need_output: bool) -> str | None:
-    """Why a row cannot be used, or None."""
-    if not isinstance(row, dict):
-        return f"is a {json_kind(row)}; wanted an object"
-    checks: list[tuple[str, Callable[[Any], str | None]]] = [
-        ("instruction", text_problem),
-        ("input", optional_text_problem),
-        ("output", text_problem if need_output else optional_text_problem),
-        ("task", optional_text_problem),
-    ]
-    problems = [f"{key} {problem}" for key, check in checks if (problem := check(row.get(key, ABSENT)))]
-    return ", ".join(problems) or None
-
-
-ABSENT = object()  # for `text_problem`: the row has no such key
-
-
-def text_problem(value: Any) -> str | None:
-    """Why a field that must hold text cannot be used, or None."""
-    if value is ABSENT:
-        return "is missing"
-    if not isinstance(value, str):
-        return f"is {json_kind(value)}; wanted text"
-    if not value.strip():
-        return "is empty"
-    if len(value) > LARGEST_TEXT:
-        return f"has {len(value):,} characters; at most {LARGEST_TEXT:,} are read"
-    if "\x00" in value:
-        return "holds a NUL character"
-    if any("\ud800" <= char <= "\udfff" for char in value):
-        return "holds half of a surrogate pair (broken Unicode)"
-    return None
-
-
-def optional_text_problem(value: Any) -> str | None:
-    """The same for a field that may be absent or empty."""
-    if value is ABSENT or value is None or value == "":
-        return None
-    problem = text_problem(value)
-    return None if problem == "is empty" else problem

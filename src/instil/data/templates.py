@@ -94,6 +94,8 @@ class Template:
                 pieces += [Piece(turn.content, trained=True, answer=True), Piece(self.stop, control=True, trained=True)]
             elif turn.role == "system":
                 system += f"{turn.content}\n\n"
+            elif turn.role == "user" and not turn.content:
+                continue  # a text without a question
             elif turn.role == "user":
                 form = self.with_input if turn.about else self.without_input
                 values = {"instruction": system + turn.content, "input": turn.about}

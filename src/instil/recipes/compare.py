@@ -12,6 +12,7 @@ from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.named import opened
 from instil.data.near_duplicates import Near
+from instil.data.shapes.shown import asked_text
 from instil.data.words import normal, same
 from instil.errors import DataError, UserError
 from instil.evaluate.comparison import Comparison, compare_verdicts
@@ -241,7 +242,8 @@ def _names(a: Path, b: Path) -> tuple[str, str]:
 
 def _asked(row: Example) -> tuple[str, str, str]:
     """By what rows are told to be the same: in one normal form, and a blank input is none."""
-    return normal(row.instruction), normal(row.about), normal(row.output)
+    asked = asked_text(row) if row.history or row.steps else row.instruction
+    return normal(asked), normal(row.about), normal(row.output)
 
 
 def _pairs(first: AnsweredRows, second: AnsweredRows) -> list[tuple[int, int]]:

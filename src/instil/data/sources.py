@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from instil.data.shapes.mapping import Renames
-from instil.data.shapes.reading import InMemory, Rejected, ShapedRows
+from instil.data.shapes.reading import InMemory, Offer, Rejected, ShapedRows
 from instil.data.words import normal
 from instil.downloads import Wanted, cache_folder, download
 from instil.errors import DataError, did_you_mean, listed
@@ -103,7 +103,12 @@ def _turn_in_nfc(turn: Turn) -> Turn:
 
 
 def read_source(
-    data: str | Path, *, skip_bad: bool = False, need_output: bool = True, mapping: Sequence[str] = ()
+    data: str | Path,
+    *,
+    skip_bad: bool = False,
+    need_output: bool = True,
+    mapping: Sequence[str] = (),
+    offers: Collection[Offer] = ("map", "skip_bad"),
 ) -> Source:
     """Read a data set by name (``starter``, ``book``, ``alpaca``), path or URL.
 
@@ -112,12 +117,15 @@ def read_source(
         skip_bad: leave unusable rows out, and list them in ``Source.skipped``.
         need_output: whether rows must carry the wanted answer (not so for rows only to be answered).
         mapping: keys that are read under another name, such as ``question=instruction``.
+        offers: what whoever reads the messages can set: ``--map``, and ``data.skip_bad``.
 
     Raises:
         DataError: the file is missing, cannot be fetched, is empty, not JSON, not a list, or has unusable rows.
         SettingsError: ``mapping`` is not of that form.
     """
-    return examples_from(read_rows(data), str(data), skip_bad=skip_bad, need_output=need_output, mapping=mapping)
+    return examples_from(
+        read_rows(data), str(data), skip_bad=skip_bad, need_output=need_output, mapping=mapping, offers=offers
+    )
 
 
 def read_rows(data: str | Path) -> list[Any]:
@@ -177,8 +185,17 @@ def examples_from(
     skip_bad: bool = False,
     need_output: bool = True,
     mapping: Sequence[str] = (),
+    offers: Collection[Offer] = ("map", "skip_bad"),
 ) -> Source:
     """Parsed rows as examples, whatever shape of `instil.data.shapes` they have.
+
+    Args:
+        rows: the rows.
+        name: what messages call them.
+        skip_bad: see `read_source`; so are ``need_output`` and ``mapping``.
+        need_output: see there.
+        mapping: see there.
+        offers: what whoever reads the messages can set.
 
     >>> examples_from([{"instruction": "Say hi.", "output": "Hi."}]).examples[0].output
     'Hi.'
@@ -188,7 +205,7 @@ def examples_from(
         SettingsError: ``mapping`` is not of the form ``question=instruction``.
     """
     numbered = [InMemory(row) for row in rows]
-    shaped = ShapedRows(numbered, name, "answers" if need_output else "prompts", Renames(mapping))
+    shaped = ShapedRows(numbered, name, "answers" if need_output else "prompts", Renames(mapping), offers)
     good: list[Example] = []
     bad: list[Rejected] = []
     digest = hashlib.sha256()

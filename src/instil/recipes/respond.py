@@ -93,7 +93,7 @@ def _load(
 def _rows_of_file(data: str, split: str | None, settings: Settings, screen: Screen) -> tuple[Example, ...]:
     if split:
         raise UserError("--split chooses rows of the run's own data; leave it out with --data")
-    source = read_source(data, need_output=False, mapping=settings.data.map)
+    source = read_source(data, need_output=False, mapping=settings.data.map, offers=("map",))
     for note in source.notes:
         screen.say(note, "dim")
     return source.examples

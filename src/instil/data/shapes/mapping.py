@@ -7,6 +7,7 @@ its name comes first. ``FOUND=`` leaves a key out.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ class Renames:
             twice = [str(other) for other in self._given if other.wanted == one.wanted and one.wanted]
             if len(twice) > 1:
                 raise SettingsError(f"--map {','.join(twice)}: {one.wanted} is named twice; leave one out")
+        self.replaced: Counter[str] = Counter()  # how often another key had the name that was wanted
         self.missed = {one.found for one in self._given}  # those that no row had so far
 
     def __bool__(self) -> bool:
@@ -76,6 +78,7 @@ class Renames:
             if value is not ABSENT:
                 self.missed.discard(one.found)
                 if one.wanted:
+                    self.replaced[str(one)] += one.wanted in left
                     left[one.wanted] = value
         return left
 

@@ -213,7 +213,8 @@ def order_problem(turns: Sequence[Turn], key: str) -> str | None:
         if turn.role not in wanted:
             after = f"after the {before}'s" if before else "at the beginning"
             calls = " with tool_calls" if at and turns[at - 1].tool_calls else ""
-            return f"{key}: message {at} is the {turn.role}'s {after}{calls}; wanted the {' or the '.join(wanted)}'s"
+            others = " or ".join(f"the {role}'s" for role in wanted)
+            return f"{key}: message {at} is the {turn.role}'s {after}{calls}; wanted {others}"
         before = turn.role
     return None
 

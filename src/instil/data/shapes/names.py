@@ -7,7 +7,7 @@ is that of TRL, LlamaFactory and axolotl (`docs/shapes.md`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 CONVERSATIONS = ("messages", "conversations")
@@ -123,7 +123,7 @@ def _prompts(keys: Collection[str], mapped: Collection[str]) -> Shape | None:
         return conversation
     question, answer = _question_and_answer(keys, mapped)
     question = question or _one(QUESTIONS, keys, mapped)
-    return _flat(keys, question, answer) if question else None
+    return replace(_flat(keys, question, answer), name=question) if question else None  # whether answered or not
 
 
 def _pairs(keys: Collection[str], mapped: Collection[str]) -> Shape | None:
@@ -180,8 +180,7 @@ def _flat(keys: Collection[str], question: str, answer: str) -> Shape:
     about = next((key for key in INPUTS if key in keys and (key != "article" or question == "question")), "")
     system = next((key for key in SYSTEMS if key in keys), "")
     found |= {part: key for part, key in (("input", about), ("system", system)) if key}
-    name = "/".join(filter(None, [system if system == "system_prompt" else "", question, answer]))
-    return Shape(name, "flat", {**found, **_beside(keys, BESIDE)})
+    return Shape(f"{question}/{answer}", "flat", {**found, **_beside(keys, BESIDE)})
 
 
 def _beside(keys: Collection[str], names: Collection[str]) -> dict[str, str]:

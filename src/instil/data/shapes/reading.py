@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 from instil.data.shapes.mapping import Renames, guess
 from instil.data.shapes.names import ANSWERS, FINDERS, QUESTIONS, SIDES, WANTED, Need, Shape
@@ -20,6 +20,7 @@ from instil.errors import SHOWN, DataError, counted, listed
 from instil.files import json_kind
 from instil.records import Example, Pair
 
+Offer = Literal["map", "skip_bad"]
 KINDS_KEPT = 1000  # different sets of keys that are told apart; the rest counts as one
 KINDS_SHOWN = 5
 KEYS_SHOWN = 12
@@ -107,7 +108,14 @@ class ShapedRows:
     ('rows have the shape question/answer: question is the instruction, answer is the output',)
     """
 
-    def __init__(self, rows: Iterable[Raw], name: str, need: Need, renames: Renames | None = None) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Raw],
+        name: str,
+        need: Need,
+        renames: Renames | None = None,
+        offers: Collection[Offer] = ("map", "skip_bad"),
+    ) -> None:
         """Look at the keys of all rows.
 
         Args:
@@ -115,13 +123,14 @@ class ShapedRows:
             name: of the data set, for messages.
             need: ``answers``, ``prompts`` (to be answered) or ``pairs``.
             renames: keys that are read under another name.
+            offers: what whoever reads the messages can set: ``--map``, and ``data.skip_bad``.
 
         Raises:
             DataError: there are no rows, or they have no shape that is known.
         """
         self._rows, self._name, self._need = rows, name, need
         self._renames = renames or Renames()
-        self._find = FINDERS[need]
+        self._find, self._offers = FINDERS[need], offers
         self._shapes: dict[Keys, Shape | None] = {}
         self.count = 0
         self.shapes: Counter[str] = Counter()
@@ -184,6 +193,7 @@ class ShapedRows:
     def __iter__(self) -> Iterator[Example | Pair | Labelled | Rejected]:
         """Each row as what it came to, or why it cannot be used; `notes` are whole when all were read."""
         self._notes = _Notes()
+        self._renames.replaced.clear()
         for number, raw in enumerate(self._rows):
             try:
                 read = self._read(raw.value, number)
@@ -216,7 +226,12 @@ class ShapedRows:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user may want to know of the rows."""
-        return (*filter(None, [self.shape.said]), *self._notes.lines())
+        replaced = [
+            f"--map {one} takes the place of a key of {counted(count, 'row')}"
+            for one, count in self._renames.replaced.items()
+            if count
+        ]
+        return (*filter(None, [self.shape.said]), *replaced, *self._notes.lines())
 
     def refuse(self, rejected: Sequence[Rejected], good: int) -> NoReturn:
         """Say which rows cannot be used, and what to do about it.
@@ -235,14 +250,16 @@ class ShapedRows:
             mixed = f"; they have {len(self.shapes)} shapes: " + ", ".join(
                 f"{counted(count, 'row')} {name}" for name, count in self.shapes.most_common(KINDS_SHOWN)
             )
+        leave = ", or leave them out with --set data.skip_bad=true" if "skip_bad" in self._offers else ""
         raise DataError(
             f"{self._name}: {len(rejected):,} of {self.count:,} rows cannot be used{what} "
-            f"(rows are counted from 0){mixed}:\n{told}{hint}\n"
-            "mend them, or leave them out with --set data.skip_bad=true"
+            f"(rows are counted from 0){mixed}:\n{told}{hint}\nmend them{leave}"
         )
 
     def _hint(self) -> str:
         """What could be typed to have rows of no shape read, if one can guess."""
+        if "map" not in self._offers:
+            return ""
         for kind in sorted(self._kinds.values(), key=lambda kind: -kind.count):
             if kind.shape is None and not self._renames and (words := guess(kind.sample, self._need)):
                 return f"\nif that is what they mean, add --map {_quoted(words)}"
@@ -255,7 +272,7 @@ class ShapedRows:
             lines += [f"  ... and {more} more"] * (more > 0)
         lines += [f"  no keys ({counted(self._odd, 'row')} that are no objects)"] * bool(self._odd)
         found = "\n".join(lines)
-        advice = self._other_need() or self._hint() or _MAP
+        advice = self._other_need() or self._hint() or (_MAP if "map" in self._offers else "")
         raise DataError(
             f"{self._name}: no shape that is known; found the keys\n{found}\nwanted {WANTED[self._need]}{advice}"
         )

@@ -157,10 +157,19 @@ def _implied_prompt(row: Mapping[str, Any], number: int, shape: Shape, turns: Se
 
 def _prompt(row: Mapping[str, Any], number: int, shape: Shape) -> Read:
     """What a pair's answers are answers to."""
+    found: Read | None = None
     if "messages" in shape.keys:
-        return _conversation_row(row, number, shape, need_output=False)
-    if _is_messages(row.get(shape.key("instruction"))):
-        return _two_lists(row, number, shape, need_output=False)
+        found = _conversation_row(row, number, shape, need_output=False)
+    elif _is_messages(row.get(shape.key("instruction"))):
+        found = _two_lists(row, number, shape, need_output=False)
+    if found is not None:
+        assert isinstance(found.made, Example), "a prompt is an example without an answer"
+        last = found.made.turns[-1]
+        own = row.get("output") == last.content and "messages" in shape.keys  # as `Pair.as_json` writes it
+        if (last.content or last.tool_calls) and not own:
+            key = shape.key("messages" if "messages" in shape.keys else "instruction")
+            raise Unusable(f"{key} ends with an answer; wanted a question, to which chosen and rejected are answers")
+        return found
     return Read(_flat(row, number, shape, need_output=False), _unused(row, shape))
 
 

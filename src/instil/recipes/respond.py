@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instil.assistant.assistant import Assistant, load
+from instil.data.shapes.reading import Offer
 from instil.data.sources import IN_MEMORY, read_source
 from instil.data.splits import PARTS
 from instil.errors import DataError, UserError
@@ -18,6 +19,8 @@ from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import TASKS
 from instil.tasks.task import Task
+
+OFFERS: tuple[Offer, ...] = ("map",)  # what can be said of the rows of a file
 
 
 def respond_one(
@@ -93,7 +96,7 @@ def _load(
 def _rows_of_file(data: str, split: str | None, settings: Settings, screen: Screen) -> tuple[Example, ...]:
     if split:
         raise UserError("--split chooses rows of the run's own data; leave it out with --data")
-    source = read_source(data, need_output=False, mapping=settings.data.map, offers=("map",))
+    source = read_source(data, need_output=False, mapping=settings.data.map, offers=OFFERS)
     for note in source.notes:
         screen.say(note, "dim")
     return source.examples

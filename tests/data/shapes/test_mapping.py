@@ -31,6 +31,7 @@ WHY = Example("Why?", "So.", row=0)
         ({"data": [{"q": "Why?"}, {"a": "So."}]}, ["data.0.q=instruction,data.1.a=output"], WHY),
         ({"data.q": "Why?", "data": {"q": "no"}, "a": "So."}, ["data.q=instruction,a=output"], WHY),
         ({"Answer, final": "So.", "question": "Why?"}, ["Answer, final=output"], WHY),
+        ({" q ": "Why?", "a": "So."}, ["q=instruction,a=output"], WHY),
         ({"a=b": "So.", "question": "Why?"}, ["a=b=output"], WHY),
         ({"output": "Why?", "instruction": "So."}, ["output=instruction,instruction=output"], WHY),
         ({"messages": [{"role": "user"}], "q": "Why?", "a": "So."}, ["q=instruction,a=output"], WHY),

@@ -93,6 +93,11 @@ def test_the_usual_shape_needs_no_word_and_other_keys_are_named() -> None:
         "key 'instruction' of 1 rows is not used",
         "key 'mood' of messages of 1 rows is not used",
     )
+    rows = [{"messages": [{**ASKED, "name": "Ann", "thinking": "x"}, {**ANSWERED, "name": None}]}]
+    assert examples_from(rows).notes[1:] == (
+        "key 'name' of messages of 1 rows is not used",
+        "key 'thinking' of messages of 1 rows is not used",
+    )
 
 
 def test_found_and_wanted_keys_are_named_once() -> None:

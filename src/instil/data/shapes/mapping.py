@@ -60,6 +60,7 @@ class Renames:
             if len(twice) > 1:
                 raise SettingsError(f"--map {','.join(twice)}: {one.wanted} is named twice; leave one out")
         self.replaced: Counter[str] = Counter()  # how often another key had the name that was wanted
+        self._found = {one.found for one in self._given}
         self.missed = {one.found for one in self._given}  # those that no row had so far
 
     def __bool__(self) -> bool:
@@ -73,7 +74,7 @@ class Renames:
     def row(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """A row under the names that are wanted; a key that is there already under such a name gives way."""
         values = {one: _at(row, one.found) for one in self._given}
-        left = {key: value for key, value in row.items() if key not in {one.found for one in self._given}}
+        left = {key: value for key, value in row.items() if key.strip() not in self._found}
         for one, value in values.items():
             if value is not ABSENT:
                 self.missed.discard(one.found)
@@ -115,6 +116,8 @@ def _known() -> str:
 def _at(row: Mapping[str, Any], path: str) -> Any:
     if path in row:
         return row[path]
+    if (spaced := next((key for key in row if key.strip() == path), None)) is not None:
+        return row[spaced]
     value: Any = row
     for part in path.split(".") if "." in path else ():
         if isinstance(value, Mapping) and part in value:

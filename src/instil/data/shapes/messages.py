@@ -37,9 +37,12 @@ ROLES: dict[str, Role] = {
 CALLS = ("function_call", "tool_call")  # roles of messages whose text is a call of a tool, as JSON
 REASONING = ("reasoning_content", "thinking", "reasoning")
 WEIGHTS = ("weight", "loss_weight", "train")  # OpenAI's, LlamaFactory's, axolotl's
-KEYS = {
-    *("role", "from", "content", "value", "name", "tool_call_id", "tool_calls", "function_call"),
-    *(*REASONING, *WEIGHTS, "train_detail"),
+COMMON = frozenset(("role", "from", "content", "value", "train_detail", *WEIGHTS))
+KEYS: dict[Role, frozenset[str]] = {  # of messages, which are used
+    "system": COMMON,
+    "user": COMMON,
+    "assistant": COMMON | {"tool_calls", "function_call", *REASONING},
+    "tool": COMMON | {"name", "tool_call_id"},
 }
 NO_TEXT = ("image", "video", "audio", "file")
 FOLLOWS: dict[str, tuple[Role, ...]] = {  # who may speak after whom
@@ -87,8 +90,8 @@ def conversation(value: Any, key: str, *, answered: bool = True) -> Conversation
             turns[-1] = replace(turns[-1], tool_calls=calls_text(calls))
         else:
             turns.append(turn)
-        if not message.keys() <= KEYS:
-            unused |= {name for name in message.keys() - KEYS if message[name] is not None}
+        if not message.keys() <= KEYS[turn.role]:
+            unused |= {name for name in message.keys() - KEYS[turn.role] if message[name] is not None}
     return Conversation(tuple(turns), frozenset(unused))
 
 

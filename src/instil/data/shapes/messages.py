@@ -7,7 +7,6 @@ it off themselves, and others want it as it is. Parts of a text are joined by li
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,7 +36,9 @@ ROLES: dict[str, Role] = {
 CALLS = ("function_call", "tool_call")  # roles of messages whose text is a call of a tool, as JSON
 REASONING = ("reasoning_content", "thinking", "reasoning")
 WEIGHTS = ("weight", "loss_weight", "train")  # OpenAI's, LlamaFactory's, axolotl's
-COMMON = frozenset(("role", "from", "content", "value", "train_detail", *WEIGHTS))
+BARE = frozenset(("role", "from", "content", "value"))
+LARGEST_WEIGHT = 1_000_000
+COMMON = BARE | {"train_detail", *WEIGHTS}
 KEYS: dict[Role, frozenset[str]] = {  # of messages, which are used
     "system": COMMON,
     "user": COMMON,
@@ -122,6 +123,8 @@ def _turn(message: Any, where: str) -> tuple[Turn, str]:
         known = ", ".join(ROLES)
         raise Unusable(f"{where} has the {role_key} {shown}{did_you_mean(name, ROLES)}; known are {known}")
     where = f"{where} ({said})"
+    if message.keys() <= BARE and name not in CALLS and role != "tool":
+        return Turn(role, _content(message.get(text_key, ABSENT), f"{where}: {text_key}")), name
     if message.get("train_detail") is not None:
         raise Unusable(
             f"{where} has train_detail, which trains on parts of a message; wanted a weight of 0 or 1 for the whole"
@@ -129,6 +132,7 @@ def _turn(message: Any, where: str) -> tuple[Turn, str]:
     calls = _calls(message, name, where)
     given = None if name in CALLS else message.get(text_key, ABSENT)
     content = _content(given, f"{where}: {text_key}", may_be_empty=bool(calls) or role == "tool")
+    content = content if content.strip() or not calls else ""
     weight = _weight(message, where, role)
     if role == "assistant":
         reasoning = _reasoning(message, where)
@@ -142,7 +146,7 @@ def _turn(message: Any, where: str) -> tuple[Turn, str]:
 
 
 def _id(value: Any, where: str) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() < 64:
         return str(value)
     return optional_text(value, f"{where}: tool_call_id")
 
@@ -159,7 +163,7 @@ def _calls(message: Mapping[str, Any], role: str, where: str) -> str:
     return calls_text(message.get("function_call"), f"{where}: function_call")
 
 
-def _content(value: Any, name: str, *, may_be_empty: bool) -> str:
+def _content(value: Any, name: str, *, may_be_empty: bool = False) -> str:
     if isinstance(value, list | tuple):
         value = "\n".join(_part(part, f"{name}[{at}]") for at, part in enumerate(value))
     problem = optional_text_problem(value) if may_be_empty else text_problem(value)
@@ -194,8 +198,9 @@ def _weight(message: Mapping[str, Any], where: str, role: Role) -> float:
         value = message.get(key)
         if value is None:
             continue
-        if not isinstance(value, bool | int | float) or not 0 <= value < math.inf:
-            raise Unusable(f"{where}: {key} is {value!r:.40}; wanted 0 or 1, or another number that is not negative")
+        if not isinstance(value, bool | int | float) or not 0 <= value <= LARGEST_WEIGHT:
+            shown = value if isinstance(value, float) else json_kind(value)
+            raise Unusable(f"{where}: {key} is {shown}; wanted 0 or 1, or another number up to {LARGEST_WEIGHT:,}")
         weights[float(value)] = key
     if len(weights) > 1:
         raise Unusable(f"{where}: {' and '.join(weights.values())} contradict each other")

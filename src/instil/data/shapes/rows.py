@@ -169,7 +169,7 @@ def _prompt(row: Mapping[str, Any], number: int, shape: Shape) -> Read:
         if (last.content or last.tool_calls) and not own:
             key = shape.key("messages" if "messages" in shape.keys else "instruction")
             raise Unusable(f"{key} ends with an answer; wanted a question, to which chosen and rejected are answers")
-        return found
+        return replace(found, made=replace(found.made, reasoning="", tool_calls="", weight=1.0))  # of its own answer
     return Read(_flat(row, number, shape, need_output=False), _unused(row, shape))
 
 

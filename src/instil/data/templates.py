@@ -74,7 +74,8 @@ class Template:
                 f"the template {self.name!r} has no response header to train on; "
                 "use data.train_on=response, or a template that has one (alpaca, phi3)"
             )
-        pieces = self._rendered(example.turns, train_header=train_on == "response_with_header")
+        turns = example.turns[-1:] if example.text_only else example.turns  # a text has no question to stand after
+        pieces = self._rendered(turns, train_header=train_on == "response_with_header")
         return [replace(piece, trained=True) for piece in pieces] if train_on == "all" else pieces
 
     def prompt_pieces(self, example: Example, *, header: bool = True) -> list[Piece]:
@@ -94,8 +95,6 @@ class Template:
                 pieces += [Piece(turn.content, trained=True, answer=True), Piece(self.stop, control=True, trained=True)]
             elif turn.role == "system":
                 system += f"{turn.content}\n\n"
-            elif turn.role == "user" and not turn.content:
-                continue  # a text without a question
             elif turn.role == "user":
                 form = self.with_input if turn.about else self.without_input
                 values = {"instruction": system + turn.content, "input": turn.about}

@@ -87,10 +87,10 @@ class Example:
     """One row of the user's data: the chapter's "entry", or a conversation of which the last answer is the plain case.
 
     ``row`` is the position in the file (from 0), by which every message names it. ``instruction`` is the last message
-    of the user and ``output`` the answer. ``history`` holds the turns before ``instruction``: a system message, earlier
-    questions and answers; ``steps`` those between it and the answer: calls of tools and what came of them. ``tools``
-    describes the tools that may be called, a JSON list as text. ``reasoning``, ``tool_calls`` and ``weight`` are the
-    answer's, as `Turn` has them.
+    of the user (empty where there is only a text) and ``output`` the answer. ``history`` holds the turns before
+    ``instruction``: a system message, earlier questions and answers; ``steps`` those between it and the answer: calls
+    of tools and what came of them. ``tools`` describes the tools that may be called, a JSON list as text.
+    ``reasoning``, ``tool_calls`` and ``weight`` are the answer's, as `Turn` has them.
 
     >>> [(turn.role, turn.content, turn.input) for turn in Example("Add them.", "5", "2 and 3").turns]
     [('user', 'Add them.', '2 and 3'), ('assistant', '5', '')]
@@ -122,6 +122,11 @@ class Example:
         return (*self.history, Turn("user", self.instruction, self.input), *self.steps, answer)
 
     @property
+    def text_only(self) -> bool:
+        """Whether it is a text without a question (a row with ``text``), all of which is learnt."""
+        return not self.instruction and not self.history and not self.steps
+
+    @property
     def plain(self) -> bool:
         """Whether instruction, input and output say all there is."""
         return self == Example(self.instruction, self.output, self.input, self.task, self.row)
@@ -133,6 +138,8 @@ class Example:
         >>> row.as_json()["messages"][1]
         {'role': 'assistant', 'content': '5'}
         """
+        if self.text_only and self.plain:
+            return {"text": self.output}
         row: dict[str, Any] = {"instruction": self.instruction, "input": self.input, "output": self.output}
         if not self.plain:
             row["messages"] = [turn.as_json() for turn in self.turns]

@@ -155,9 +155,17 @@ def test_a_file_of_one_line_is_one_row(tmp_path: Path, row: str, end: str) -> No
     assert read_source(write(tmp_path, row + end)).examples[0].output == "b"
 
 
-@pytest.mark.parametrize("key", ["chosen", "rejected", "output", "model_response"])
-def test_one_row_that_lacks_something_is_told_as_a_row(tmp_path: Path, key: str) -> None:
-    with pytest.raises(DataError, match="row 0: instruction is missing"):
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("chosen", r"found the keys\n  chosen \(row 0\)"),
+        ("rejected", r"found the keys\n  rejected \(row 0\)"),
+        ("model_response", r"found the keys\n  model_response \(row 0\)"),
+        ("output", "row 0: instruction is missing"),
+    ],
+)
+def test_one_row_that_lacks_something_is_told_as_a_row(tmp_path: Path, key: str, says: str) -> None:
+    with pytest.raises(DataError, match=says):
         read_source(write(tmp_path, json.dumps({key: "b"})))
 
 
@@ -165,9 +173,10 @@ def test_only_the_first_twenty_bad_rows_are_listed(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_source(write(tmp_path, json.dumps([{"instruction": "a"}] * 50)))
     text = str(caught.value)
-    assert "50 of 50 rows" in text
+    assert "none of its 50 rows can be used" in text
+    assert "skip_bad" not in text
     assert "  rows 0, 1, 2, 3," in text
-    assert ", 19 and 30 more: output is missing\n" in text
+    assert ", 19 and 30 more: output is missing" in text
     assert text.count("output is missing") == 1
     kinds = (1, [], {}, True, "", "\0")
     with pytest.raises(DataError) as caught:

@@ -96,6 +96,17 @@ def normalise(world: World) -> None:
     assert "Say caf\u00e9." in text("data.normalise=nfc")
 
 
+@sees("data.map=ask=instruction,reply=output")
+def mapping(world: World) -> None:
+    data = world.file([{"ask": f"Say {n}.", "reply": f"It is {n}."} for n in range(3)])
+    refused = world.looked_at(data)
+    assert refused.code == 2
+    assert "add --map ask=instruction,reply=output" in refused.said
+    found = world.looked_at(data, "data.map=ask=instruction,reply=output")
+    assert found.code == 0, found.said
+    assert "It is 0." in "".join(token["text"] for token in found.json["rows"][0]["tokens"])
+
+
 @sees("data.skip_bad=true")
 def skip_bad(world: World) -> None:
     data = world.file([*rows(3), {"instruction": "Say nothing."}])

@@ -68,7 +68,7 @@ class Assistant:
         Raises:
             DataError: a row has no instruction.
         """
-        examples = examples_from(list(rows), need_output=False).examples
+        examples = examples_from(list(rows), need_output=False, offers=()).examples
         return self.respond_to(examples, self.options.changed(**generate))
 
     def respond_to(

@@ -92,7 +92,7 @@ def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Se
             found.append(f"{folder}: the saved tokenizer gives {row.instruction[:40]!r} other ids than in training")
             continue
         plain = Example(row.instruction, history=row.history)
-        if plain.history or any(mark in row.instruction for mark in marks):
+        if plain.history or row.text_only or any(mark in row.instruction for mark in marks):
             continue
         wanted = encode_prompt(plain, template, tokenizer)
         text = rendered(chat, [{"role": "user", "content": row.instruction}], names, prompt=True) or ""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
+from instil.cli.options import ConfigOpt, JsonOpt, MapOpt, SetOpt, chosen_settings, print_json
 from instil.cli.show import show_lines, show_synthesis
 from instil.errors import InstilError, UserError
 
@@ -58,6 +59,7 @@ def generate_command(
             "--chat-template", help="magpie: llama3, chatml, gemma, phi3 or mistral; auto: by the model's name."
         ),
     ] = "auto",
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
@@ -65,7 +67,7 @@ def generate_command(
     """Instruction data out of another language model. Goes on where it was stopped; every row says where it is from."""
     given = settings or []
     chosen_settings([one for one in given if not one.startswith("data.skip_bad=")], config, only="make")
-    chosen = chosen_settings(given, config)
+    chosen = chosen_settings(given, config, mapping=mapping)
     from instil.recipes.synthesize import check_outcome, synthesize
     from instil.screen import Screen
 
@@ -80,6 +82,7 @@ def generate_command(
         chat_template=chat_template,
         options=chosen.make,
         skip_bad=chosen.data.skip_bad,
+        mapping=chosen.data.map,
         screen=Screen(),
     )
     if as_json:
@@ -98,6 +101,7 @@ GOES_WITH = {  # options by the ways that know them
     "--data": ("--samples", "--rewrite"),
     "--with": ("--rewrite",),
     "--both": ("--rewrite",),
+    "--map": ("--samples", "--rewrite", "--check"),
     "--out": ("--from", "--samples", "--rewrite"),
     "--overwrite": ("--from", "--samples", "--rewrite"),
 }
@@ -141,6 +145,7 @@ def prefer_command(
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The file of pairs; pairs.json by default.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
@@ -154,6 +159,7 @@ def prefer_command(
     options = {
         "--judge": judge, "--model": model, "--template": template, "--gap": gap, "--data": data,
         "--with": with_model, "--both": both or None, "--out": out, "--overwrite": overwrite or None,
+        "--map": mapping,
     }  # fmt: skip
     for name, value in options.items():
         if value is not None and way not in GOES_WITH[name]:
@@ -161,12 +167,12 @@ def prefer_command(
     if check is not None:
         if settings or config:
             raise UserError("--check has no settings; leave out --set and --config")
-        _check(check, as_json=as_json)
+        _check(check, chosen_settings(None, None, mapping=mapping).data.map, as_json=as_json)
         return
     given = settings or []
     skipping = [one for one in given if way != "--from" and one.startswith("data.skip_bad=")]
     chosen_settings([one for one in given if one not in skipping], config, only=SECTIONS[way])
-    resolved = chosen_settings(given, config)
+    resolved = chosen_settings(given, config, mapping=mapping)
     target = out or Path("pairs.json")
     from instil.recipes.prefer import prefer_between, prefer_rewrite, prefer_samples
     from instil.screen import Screen
@@ -205,10 +211,10 @@ def _wanted(value: str | None, way: str, example: str) -> str:
     return value
 
 
-def _check(pairs: str, *, as_json: bool) -> None:
+def _check(pairs: str, mapping: Sequence[str], *, as_json: bool) -> None:
     from instil.recipes.prefer import check_pairs
 
-    found = check_pairs(pairs)
+    found = check_pairs(pairs, mapping)
     if as_json:
         print_json(found.as_json())
     else:

@@ -10,6 +10,7 @@ import typer
 from instil.cli.options import (
     AdapterOpt,
     JsonOpt,
+    MapOpt,
     SetOpt,
     chosen_settings,
     print_json,
@@ -30,6 +31,7 @@ def respond_command(
     split: Annotated[str | None, typer.Option("--split", help="Of the run's data: train, validation, test.")] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answered rows here.")] = None,
+    mapping: MapOpt = None,
     adapter: AdapterOpt = None,
     int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: fast for one row, not exact.")] = False,
     settings: SetOpt = None,
@@ -39,7 +41,9 @@ def respond_command(
     from instil.recipes.respond import respond_one, respond_rows, stream_one
     from instil.screen import Screen
 
-    chosen = chosen_settings(settings, None, only="generate")
+    chosen = chosen_settings(settings, None, only="generate", mapping=mapping)
+    if mapping and data is None:
+        raise UserError("--map names keys of the rows of --data; leave it out")
     if instruction is None and input_text:
         raise UserError("--input goes with --instruction")
     if instruction is not None and out is not None:

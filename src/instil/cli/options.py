@@ -32,6 +32,14 @@ SetOpt = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a setting; 'instil settings' lists all."),
 ]
 ConfigOpt = Annotated[Path | None, typer.Option("--config", "-c", help="A TOML file of settings.")]
+MapOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="FOUND=WANTED,...",
+        help="Keys of the rows under the names they are read by, such as question=instruction,reply=output.",
+    ),
+]
 MethodOpt = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,6 +71,7 @@ def chosen_settings(
     *,
     as_in_book: bool = False,
     methods: list[str] | None = None,
+    mapping: list[str] | None = None,
 ) -> Settings:
     from instil.settings.resolve import resolve
 
@@ -81,7 +90,8 @@ def chosen_settings(
     wrong = [given for given in assignments if sections and not given.startswith(sections)]
     if wrong:
         raise UserError(f"--set {wrong[0]}: only {' and '.join(f'{one}*' for one in sections)} settings matter here")
-    return resolve(as_in_book=as_in_book, config=config, assignments=assignments)
+    mapped = [f"data.map={','.join(mapping)}"] if mapping else []
+    return resolve(as_in_book=as_in_book, config=config, assignments=[*assignments, *mapped])
 
 
 def print_json(value: Any) -> None:

@@ -12,6 +12,7 @@ from instil.cli.options import (
     ConfigOpt,
     DataArg,
     JsonOpt,
+    MapOpt,
     MethodOpt,
     ModelOpt,
     SetOpt,
@@ -34,6 +35,7 @@ def sweep_command(
         typer.Option("--out", "-o", help="Where the runs' folders go.  [default: the file's, or runs/FILE]"),
     ] = None,
     judge: Annotated[str | None, typer.Option("--judge", "-j", help="As for score, in place of the file's.")] = None,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     as_in_book: BookOpt = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace runs there that are other ones.")] = False,
@@ -43,7 +45,8 @@ def sweep_command(
     """Several runs and a table of what they came to. Goes on where it was stopped; finished runs are kept."""
     from instil.recipes.sweep.file import Overrides, read_sweep
 
-    over = Overrides(data, model, out, judge, tuple(settings or ()), as_in_book)
+    mapped = (f"data.map={','.join(mapping)}",) if mapping else ()
+    over = Overrides(data, model, out, judge, (*(settings or ()), *mapped), as_in_book)
     read_sweep(file, over)  # refused before anything heavy loads
     from instil.recipes.sweep.sweep import sweep
 
@@ -68,13 +71,16 @@ def probe_command(
     ] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for probe.png and probe.json.")] = None,
     method: MethodOpt = None,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """A learning rate for these rows and this model: short runs judged by validation rows, the better half going on."""
-    chosen = chosen_settings(settings, config, as_in_book=as_in_book, methods=method)  # before anything heavy loads
+    chosen = chosen_settings(
+        settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
+    )  # before anything heavy loads
     try:
         wanted = [float(rate) for rate in rates.split(",") if rate.strip()]
     except ValueError as error:

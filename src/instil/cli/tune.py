@@ -12,6 +12,7 @@ from instil.cli.options import (
     ConfigOpt,
     DataArg,
     JsonOpt,
+    MapOpt,
     MethodOpt,
     ModelOpt,
     OutOpt,
@@ -35,6 +36,7 @@ def run_command(
     model: ModelOpt = "smollm2-135m",
     out: OutOpt = None,
     method: MethodOpt = None,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
@@ -43,7 +45,7 @@ def run_command(
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
     chosen = chosen_settings(
-        settings, config, as_in_book=as_in_book, methods=method
+        settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
     _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=True)
 
@@ -54,6 +56,7 @@ def train_command(
     model: ModelOpt = "smollm2-135m",
     out: OutOpt = None,
     method: MethodOpt = None,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
@@ -62,7 +65,7 @@ def train_command(
 ) -> None:
     """Training alone: no answers before or after. With --method dpo the rows are preference pairs."""
     chosen = chosen_settings(
-        settings, config, as_in_book=as_in_book, methods=method
+        settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
     _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=False)
 
@@ -73,6 +76,7 @@ def plan_command(
     model: ModelOpt = "smollm2-135m",
     data_option: Annotated[str | None, typer.Option("--data", help="The same, as an option.")] = None,
     method: MethodOpt = None,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
@@ -82,7 +86,7 @@ def plan_command(
     if data is not None and data_option is not None:
         raise UserError("the rows are given twice; leave out --data")
     chosen = chosen_settings(
-        settings, config, as_in_book=as_in_book, methods=method
+        settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
     from instil.recipes.plan.plan import plan
 
@@ -99,12 +103,13 @@ def inspect_command(
     model: ModelOpt = "smollm2-135m",
     row: Annotated[list[int] | None, typer.Option("--row", "-r", help="Number of a row (from 0).")] = None,
     method: MethodOpt = None,
+    mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Pre-flight, and the mask microscope: which tokens of a row are trained on."""
-    chosen = chosen_settings(settings, config, methods=method)
+    chosen = chosen_settings(settings, config, methods=method, mapping=mapping)
     from instil.recipes.inspect import inspect
 
     found = inspect(data, model, chosen, row or [])

@@ -55,8 +55,8 @@ def leaked(train: Sequence[Example], held_out: Sequence[Example], threshold: flo
 
 
 def prompt_text(row: Example) -> str:
-    """What is compared: instruction and input."""
-    return f"{row.instruction} {row.about}"
+    """What is compared: instruction and input; of a text without a question the text."""
+    return f"{row.instruction or row.output} {row.about}"
 
 
 def nearest_of(known: Sequence[str], asked: Sequence[str]) -> tuple[list[float], list[int]]:

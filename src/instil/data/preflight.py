@@ -158,7 +158,7 @@ def has_target(row: Encoded, max_length: int) -> bool:
 
 
 def _prompt(example: Example) -> tuple[str, str]:
-    return normal(example.instruction).strip(), normal(example.about).strip()
+    return normal(example.instruction or example.output).strip(), normal(example.about).strip()
 
 
 def _numbers(rows: Sequence[int]) -> str:

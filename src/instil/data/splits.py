@@ -81,7 +81,7 @@ def split_grouped(examples: Sequence[Example], seed: int) -> Split:
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
-        groups.setdefault(_plain(f"{example.instruction} {example.about}"), []).append(example)
+        groups.setdefault(_plain(f"{example.instruction or example.output} {example.about}"), []).append(example)
     dealt = list(groups.values())
     random.Random(seed).shuffle(dealt)
     _, test_size, validation_size = sizes(len(examples))

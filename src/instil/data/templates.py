@@ -74,7 +74,8 @@ class Template:
                 f"the template {self.name!r} has no response header to train on; "
                 "use data.train_on=response, or a template that has one (alpaca, phi3)"
             )
-        pieces = self._rendered(example.turns, train_header=train_on == "response_with_header")
+        turns = example.turns[-1:] if example.text_only else example.turns  # a text has no question to stand after
+        pieces = self._rendered(turns, train_header=train_on == "response_with_header")
         return [replace(piece, trained=True) for piece in pieces] if train_on == "all" else pieces
 
     def prompt_pieces(self, example: Example, *, header: bool = True) -> list[Piece]:

@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from instil.data.shapes.shown import asked_text
 from instil.data.templates import template_named
 from instil.errors import SettingsError, did_you_mean
 from instil.evaluate.scales import HUNDRED, Scale
@@ -91,7 +92,7 @@ class JudgePrompt:
         """The whole message about one answer."""
         if self.schema is None:
             return _filled(self.text, example, response)
-        texts = {"task": _task(example), "reference": example.output, "answer": response}
+        texts = {"task": asked_text(example), "reference": example.output, "answer": response}
         return f"{self.text}\n{between_lines(texts)}"
 
 
@@ -130,7 +131,7 @@ def prompt_named(name: str) -> JudgePrompt:
 
 def pairwise_text(example: Example, first: str, second: str) -> str:
     """The message that asks which of two answers is better, in this order."""
-    texts = {"task": _task(example), "reference": example.output, "first answer": first, "second answer": second}
+    texts = {"task": asked_text(example), "reference": example.output, "first answer": first, "second answer": second}
     return f"{PAIRWISE}\n{between_lines(texts)}"
 
 
@@ -146,10 +147,6 @@ def between_lines(texts: dict[str, str]) -> str:
     while any(word in text for text in stored.values()):
         word = hashlib.sha256(word.encode()).hexdigest()[:12]
     return "\n".join(f"<<< {name} {word}\n{text}\n>>> {name} {word}" for name, text in stored.items())
-
-
-def _task(example: Example) -> str:
-    return f"{example.instruction}\n\n{example.about}" if example.about else example.instruction
 
 
 def _filled(text: str, example: Example, response: str) -> str:

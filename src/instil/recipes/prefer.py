@@ -86,17 +86,17 @@ class PreferResult:
         }
 
 
-def check_pairs(data: str | Path) -> Diagnosis:
+def check_pairs(data: str | Path, mapping: Sequence[str] = ()) -> Diagnosis:
     """What the doctor says of a file of pairs; rows that cannot be read as pairs are an error in it.
 
     Raises:
         DataError: the file is missing, is no list of rows, or none of them is a pair.
     """
-    source = read_pairs(data, skip_bad=True, keep_equal=True)
+    source = read_pairs(data, skip_bad=True, keep_equal=True, mapping=mapping)
     found = diagnose(source.pairs)
     if not source.skipped:
         return found
-    rows = tuple(int(line.removeprefix("row ").partition(":")[0]) for line in source.skipped)
+    rows = tuple(one.row for one in source.rejected)
     said = f"{len(rows)} of {len(rows) + len(source)} rows cannot be used as preference pairs"
     unusable = Finding("unusable", "error", f"{said}; mend them:\n{listed(list(source.skipped))}", "", rows)
     return replace(found, findings=(unusable, *found.findings))
@@ -341,9 +341,11 @@ def _skipped(source: Source) -> list[str]:
 
 
 def _source(data: str | Path, settings: Settings, screen: Screen) -> Source:
-    source = read_source(data, skip_bad=settings.data.skip_bad)
+    source = read_source(data, skip_bad=settings.data.skip_bad, mapping=settings.data.map)
     for note in source.notes:
         screen.say(note, "dim")
+    if all(row.text_only for row in source.examples):
+        raise DataError(f"{data}: its rows are texts without a question; pairs are made of answers")
     return source
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instil.assistant.assistant import Assistant, load
+from instil.data.shapes.reading import Offer
 from instil.data.sources import IN_MEMORY, read_source
 from instil.data.splits import PARTS
 from instil.errors import DataError, UserError
@@ -18,6 +19,8 @@ from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import TASKS
 from instil.tasks.task import Task
+
+OFFERS: tuple[Offer, ...] = ("map",)  # what can be said of the rows of a file
 
 
 def respond_one(
@@ -71,7 +74,7 @@ def respond_rows(
     Raises:
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
-    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, screen)
+    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, settings, screen)
     assistant = _load(model, template, settings, screen, int8=int8, adapter=adapter)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
@@ -90,10 +93,10 @@ def _load(
     return assistant
 
 
-def _rows_of_file(data: str, split: str | None, screen: Screen) -> tuple[Example, ...]:
+def _rows_of_file(data: str, split: str | None, settings: Settings, screen: Screen) -> tuple[Example, ...]:
     if split:
         raise UserError("--split chooses rows of the run's own data; leave it out with --data")
-    source = read_source(data, need_output=False)
+    source = read_source(data, need_output=False, mapping=settings.data.map, offers=OFFERS)
     for note in source.notes:
         screen.say(note, "dim")
     return source.examples
@@ -126,5 +129,6 @@ def _task_of(stored: dict[str, dict[str, Any]]) -> Task[Any]:
     skip_bad = bool(stored.get("data", {}).get("skip_bad"))
     keep_equal = bool(stored.get("dpo", {}).get("keep_equal"))
     form = "nfc" if stored.get("data", {}).get("normalise") == "nfc" else "none"
-    data = {"skip_bad": skip_bad, "normalise": form}
+    mapping = stored.get("data", {}).get("map", [])
+    data = {"skip_bad": skip_bad, "normalise": form, "map": mapping}
     return kind(resolve(values={"data": data, "dpo": {"keep_equal": keep_equal}}))

@@ -21,6 +21,7 @@ from instil.errors import (
     SettingsError,
     UserError,
     did_you_mean,
+    listed,
 )
 from instil.files import json_object_or_empty, write_json, write_rows
 from instil.records import Example
@@ -98,6 +99,7 @@ def synthesize(
     chat_template: str = "auto",
     options: MakeOptions | None = None,
     skip_bad: bool = False,
+    mapping: Sequence[str] = (),
     screen: Screen | None = None,
 ) -> Synthesized:
     """Make rows with a model and write them to a file; the same call goes on where it was stopped.
@@ -113,6 +115,7 @@ def synthesize(
         chat_template: how the model's chats begin, for ``magpie``.
         options: how to ask.
         skip_bad: leave given rows out that cannot be used, and name them in the report.
+        mapping: keys of ``seeds`` that are read under another name, such as ``question=instruction``.
         screen: where progress goes.
 
     Raises:
@@ -129,12 +132,13 @@ def synthesize(
     if way == "self-instruct" and seeds is None:
         seeds = COMMON
     names = dict.fromkeys([*([seeds] if seeds else []), *existing])
-    sources = {name: read_source(name, skip_bad=skip_bad) for name in names}
+    sources = {name: read_source(name, skip_bad=skip_bad, mapping=mapping if name == seeds else ()) for name in names}
     for source in sources.values():
         skipped = [f"{len(source.skipped)} rows are left out"] if source.skipped else []
         for note in [*skipped, *source.notes]:
             screen.say(f"{source.name}: {note}", "dim")
     given = sources[seeds].examples if seeds else ()
+    _check_seeds(sources[seeds].examples if seeds else (), seeds)
     # Nothing is written over that this way has not made.
     journal_file = out.with_name(f"{out.name}.journal")
     if out.exists() and not journal_file.exists():
@@ -202,6 +206,23 @@ def _check(
         raise UserError(f"--count {count if count < 1 else 'too large'}: wanted at least 1, at most {MOST:,}")
     if way in ("reflect", "passive") and seeds is None:
         raise UserError(f"--way {way} goes through rows; say which with --seeds FILE")
+
+
+def _check_seeds(given: Sequence[Example], seeds: str | None) -> None:
+    """Rows are made of rows with one question and one answer.
+
+    Raises:
+        DataError: some are more than that.
+    """
+    found: dict[str, list[int]] = {}
+    for row in given:
+        if row.text_only:
+            found.setdefault("is a text without a question", []).append(row.row)
+        elif not row.plain:
+            found.setdefault("is a conversation (or has a system message or tools)", []).append(row.row)
+    if found:
+        lines = [f"row {row}: {what}" for what, rows in found.items() for row in rows]
+        raise DataError(f"{seeds}: rows are made of single questions with their answers:\n{listed(lines)}")
 
 
 def _check_earlier(out: Path, way: str) -> None:

@@ -84,7 +84,7 @@ def answered_rows(
     ]
     if lacking:
         raise DataError(f"{name}: {listed(lacking).strip()}; instil respond writes such rows")
-    source = examples_from(list(rows), name, skip_bad=True)
+    source = examples_from(list(rows), name, skip_bad=True, offers=())
     if source.skipped:
         bad = f"{len(source.skipped)} of {len(rows)} rows cannot be scored (rows are counted from 0)"
         raise DataError(f"{name}: {bad}:\n{listed(list(source.skipped))}\nmend them, or leave them out")

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from instil.data.shapes.shown import asked_text
 from instil.data.templates import TEMPLATE_FILE
 from instil.generate.answer import answer
 from instil.machine import release
 from instil.model.decoder import Decoder
 from instil.model.files.peft import save_adapter
-from instil.records import Completion
+from instil.records import Completion, Example
 from instil.runs.folder import RunFolder
 from instil.screen import Screen
 from instil.settings.options import GenerateOptions
@@ -82,7 +83,7 @@ class Samples(_Lines):
         answers = answer(decoder, prepared.tokenizer, prepared.template, prepared.sampled, greedy)
         self._on_answers(answers, time.perf_counter() - started)
         for example, completion in zip(prepared.sampled, answers, strict=True):
-            line = {"step": pause.steps, "row": example.row, **example.as_json(), "model_response": completion.text}
+            line = {"step": pause.steps, "row": example.row, **_as_alpaca(example), "model_response": completion.text}
             self._append(json.dumps(line, ensure_ascii=False))
             if example is prepared.sampled[0]:
                 asked, says = _short(f"{example.instruction} {example.about}"), _short(completion.text)
@@ -99,6 +100,13 @@ class SavedAdapter(Observer):
         release()  # what training took; whole weights may have to be made again
         save_adapter(decoder, self._folder.adapter, self._prepared.model_name, tied_base=self._prepared.spec.tied)
         self._folder.write_json(f"{self._folder.adapter.name}/{TEMPLATE_FILE}", self._prepared.template.as_json())
+
+
+def _as_alpaca(example: Example) -> dict[str, str]:
+    """A row for people to read, whose instruction is all that was said before where it is a conversation."""
+    talk = bool(example.history or example.steps)
+    asked, about = (asked_text(example), "") if talk else (example.instruction, example.input)
+    return {"instruction": asked, "input": about, "output": example.output}
 
 
 def _short(text: str) -> str:

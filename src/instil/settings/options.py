@@ -25,6 +25,27 @@ class ModelOptions(BaseModel):
     )
 
 
+def map_parts(value: Any) -> Any:
+    """``FOUND=WANTED`` pairs out of a text with commas, a list of such texts, or a table.
+
+    >>> map_parts("question=instruction, reply=output"), map_parts({"Answer, final": "output"})
+    (('question=instruction', 'reply=output'), ('Answer, final=output',))
+    """
+    if isinstance(value, dict):
+        return tuple(f"{found}={wanted}" for found, wanted in value.items())
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return tuple(part for one in value for part in map_parts(one))
+    if not isinstance(value, str):
+        return value
+    parts, begun = [], ""
+    for piece in value.split(","):
+        begun = f"{begun},{piece}" if begun else piece
+        if "=" in piece:  # else the comma belongs to the key
+            parts.append(begun.strip())
+            begun = ""
+    return (*parts, begun.strip()) if begun.strip() else tuple(parts)
+
+
 class DataOptions(BaseModel):
     """How rows become batches."""
 
@@ -46,6 +67,9 @@ class DataOptions(BaseModel):
     split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
     normalise: Normalise = Field(
         "none", description="none: rows as they are; nfc: letters and their accents in one piece (Unicode's NFC)"
+    )
+    map: Annotated[tuple[str, ...], BeforeValidator(map_parts)] = Field(
+        (), description="keys of rows under the names they are read by: question=instruction,reply=output"
     )
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
 

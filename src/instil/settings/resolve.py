@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from instil.errors import SettingsError, did_you_mean, parsing_problem
 from instil.files import read_parsed
+from instil.settings.elsewhere import elsewhere
 from instil.settings.losses import read_by
 from instil.settings.options import SECTIONS, DpoOptions, LoraOptions, Settings
 from instil.settings.presets import AS_IN_BOOK, presets
@@ -180,7 +181,7 @@ def _set(chosen: dict[str, dict[str, Any]], key: str, value: Any, where: str) ->
     if section not in SECTIONS or name not in SECTIONS[section].model_fields:
         known = known_settings()
         leaves = {name.partition(".")[2]: name for name in reversed(known)}
-        near = did_you_mean(key, known) or did_you_mean(_full_name(key), known)
+        near = elsewhere(key) or did_you_mean(key, known) or did_you_mean(_full_name(key), known)
         if not near and (close := get_close_matches(key, list(leaves), n=1)):
             near = f"; did you mean {leaves[close[0]]}?"
         raise SettingsError(f"{where}: unknown setting {key!r}{near}")
@@ -204,7 +205,7 @@ def _full_name(key: str) -> str:
 def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and (key in SECTIONS or _full_name(key) == key):
             flat.update({f"{key}.{name}": inner for name, inner in value.items()})
         else:
             flat[key] = value

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from instil.data.sources import text_problem
+from instil.data.shapes.texts import text_problem
 from instil.evaluate.pairwise import PairwiseVerdicts
 from instil.records import Example, Pair
 

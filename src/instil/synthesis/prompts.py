@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from instil.data.sources import text_problem
+from instil.data.shapes.texts import text_problem
 from instil.errors import SettingsError, did_you_mean
 from instil.records import Example
 

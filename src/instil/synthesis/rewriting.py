@@ -17,6 +17,7 @@ from typing import Literal
 from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.thoughts import begins_with_thought
+from instil.data.shapes.shown import asked_text
 from instil.records import Example, Pair
 from instil.settings.options import MakeOptions
 from instil.synthesis.pairing import MadePair, PairingResult
@@ -89,7 +90,7 @@ def tone_of(seed: int, row: int) -> Tone:
 
 def request(example: Example, tone: Tone, seed: int, attempt: int) -> TextRequest:
     """What the model is asked, with a seed that depends on nothing but seed, row, tone and attempt."""
-    task = f"{example.instruction}\n\n{example.about}" if example.about else example.instruction
+    task = asked_text(example)
     text = PROMPT.replace("{wish}", WISHES[tone])
     before, rest = text.split("{task}")
     text = f"{before}{task}{rest.removesuffix('{answer}')}{example.output}"  # a slot in a row's text stays as written

@@ -9,6 +9,7 @@ random number hits the edge between two.)
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def sample_rows(
     for start in range(0, len(examples), ROWS_AT_ONCE):
         block = examples[start : start + ROWS_AT_ONCE]
         seed = _seed(assistant.options.seed, start)
-        texts = [[example.instruction, example.input] for example in block]
+        texts = [[example.instruction, example.input, *_context(example)] for example in block]
         key = key_of("samples", weights, assistant.template.hash, settings, seed, count, texts)
         entry = _sound(journal.find(key), len(block), count)
         if entry is None:
@@ -67,6 +68,13 @@ def sample_rows(
             [Candidate(text, sample, ended) for sample, (text, ended) in enumerate(mine)] for mine in entry["samples"]
         ]
     return samples
+
+
+def _context(example: Example) -> list[str]:
+    """What of a conversation a sample depends on besides its last question."""
+    if not example.history and not example.steps and not example.tools:
+        return []
+    return [json.dumps([turn.as_json() for turn in example.turns[:-1]], sort_keys=True), example.tools]
 
 
 def weights_hash(model: str | Path) -> str:

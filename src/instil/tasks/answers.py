@@ -22,11 +22,11 @@ class Answers(Task[Encoded]):
     collator = RowCollator
 
     def read(self, data: Data) -> Source:
-        skip_bad = self.settings.data.skip_bad
+        options = self.settings.data
         if isinstance(data, str | Path):
-            source = read_source(data, skip_bad=skip_bad)
+            source = read_source(data, skip_bad=options.skip_bad, mapping=options.map)
         else:
-            source = examples_from(list(data), skip_bad=skip_bad)
+            source = examples_from(list(data), skip_bad=options.skip_bad, mapping=options.map)
         return source.normalised(self.settings.data.normalise)
 
     def encode(

@@ -172,15 +172,17 @@ class Prepared:
 
     @property
     def held_out(self) -> tuple[str, tuple[Example, ...]]:
-        """The rows that are answered before and after: test rows, or validation rows if there are none."""
-        if self.split.test:
-            return "test", self.split.test
-        return "validation", self.split.validation
+        """The rows that are answered before and after: test rows, or validation rows if there are none.
+
+        Texts without a question are not answered.
+        """
+        part, rows = ("test", self.split.test) if self.split.test else ("validation", self.split.validation)
+        return part, _asking(rows)
 
     @property
     def sampled(self) -> tuple[Example, ...]:
         """The few rows that are answered as training goes on."""
-        return (self.split.validation or self.split.test)[:SAMPLE_ROWS]
+        return _asking((self.split.validation or self.split.test)[:SAMPLE_ROWS])
 
     def usable(self, part: Part) -> list[Any]:
         """The rows of a part that have something to learn."""
@@ -192,6 +194,10 @@ class Prepared:
         loader = loader_for(self, "train")
         assert loader is not None, "pre-flight refuses data without a trainable row"
         return loader
+
+
+def _asking(rows: Sequence[Example]) -> tuple[Example, ...]:
+    return tuple(row for row in rows if not row.text_only)
 
 
 def loader_for(prepared: Prepared, part: Part) -> Loader | None:

@@ -52,7 +52,7 @@ def test_equal_answers_can_be_kept_and_are_told_of() -> None:
 def test_a_file_of_instructions_is_no_file_of_pairs(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     file.write_text(json.dumps([{"instruction": "Say hi.", "output": "Hi."}]))
-    with pytest.raises(DataError, match="chosen is missing, rejected is missing"):
+    with pytest.raises(DataError, match=r"instruction, output .*\n.*chosen and rejected;.*\n.*instil prefer makes"):
         read_pairs(file)
     with pytest.raises(DataError, match="no rows"):
         pairs_from([])

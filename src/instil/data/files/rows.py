@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -68,6 +68,10 @@ class RawRows:
                 yield RawRow(value, f"{label} {place}")
             before += part.entry.size
 
+    def twice(self) -> Iterable[RawRow]:
+        """What can be iterated over again: a list where there is little to read, else the files, with a bar each time."""
+        return list(self) if self.size < LONG else _Anew(self)
+
     def shown(self) -> Iterator[RawRow]:
         """The same with a bar and the time left on stderr, where there is much to read."""
         if self.size < LONG:
@@ -75,6 +79,16 @@ class RawRows:
             return
         with progress(f"reading {self.name}") as show:
             yield from self.watched(show)
+
+
+@dataclass(frozen=True, slots=True)
+class _Anew:
+    """Rows that are read anew, with a bar, each time they are iterated over."""
+
+    rows: RawRows
+
+    def __iter__(self) -> Iterator[RawRow]:
+        return self.rows.shown()
 
 
 class _Watch:

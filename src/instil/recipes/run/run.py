@@ -156,7 +156,8 @@ def _preflight(
     for line in prepared.preflight.lines():
         clock.screen.say(f"  {line}")
     if answers and not prepared.held_out[1]:
-        clock.screen.say("  no rows are held out, so nothing will be answered or scored", style="yellow")
+        why = "the rows ask nothing" if prepared.split.validation else "no rows are held out"
+        clock.screen.say(f"  {why}, so nothing will be answered or scored", style="yellow")
     return prepared
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from instil.errors import SettingsError, did_you_mean, listed
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.files import read_parsed
+from instil.settings.elsewhere import elsewhere
 from instil.settings.options import SECTIONS, Settings
 from instil.settings.resolve import assigned, flat_settings, known_settings, resolve, toml_table
 
@@ -160,7 +161,9 @@ def _axes(grid: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
     known = {**known_settings(), "model": "", "data": ""}
     for key, values in axes.items():
         if key not in known:
-            raise SettingsError(f"{path}: unknown setting {key!r} in [grid]{did_you_mean(key, known)}")
+            raise SettingsError(
+                f"{path}: unknown setting {key!r} in [grid]{elsewhere(key) or did_you_mean(key, known)}"
+            )
         if not isinstance(values, list) or not values:
             raise SettingsError(f"{path}: {key}={values!r} in [grid]: wanted a list of values, such as [1, 2]")
         if key in whole and not all(isinstance(value, str) and value.strip() for value in values):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
             if len(values) != len(one.examples):
                 wanted = f"{counted(len(one.examples), 'answer')} in {one.file.name}"
                 raise DataError(f"{folder.path / FACTS}: damaged: {name} has {len(values)} for {wanted}")
-        examples = tuple(
-            Example(row.instruction, row.output, row.input, task, row.row)
-            for row, task in zip(one.examples, facts.tasks, strict=True)
-        )
+        examples = tuple(replace(row, task=task) for row, task in zip(one.examples, facts.tasks, strict=True))
         answers[which] = [
             Completion(text, finish=ending, row=row.row)
             for text, ending, row in zip(one.answers, endings, one.examples, strict=True)

@@ -1,6 +1,7 @@
-"""Preference pairs from a file: rows with ``instruction``, ``chosen`` and ``rejected``, validated row by row.
+"""Preference pairs from a file, in any of the shapes of `instil.data.shapes`.
 
-The form is that of the chapter's ``instruction-data-with-preference.json``; ``input`` and ``output`` may be there.
+That of the chapter's ``instruction-data-with-preference.json`` is ``instruction``, ``chosen`` and ``rejected``;
+``input`` and ``output`` may be there.
 A pair of equal answers prefers nothing: it is refused like any other unusable row, unless it is asked to be kept
 (the chapter's file has six).
 """
@@ -9,19 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instil.data.files.rows import open_rows
-from instil.data.sources import ABSENT, IN_MEMORY, KNOWN_KEYS, Source, in_nfc, row_problem, text_problem
+from instil.data.shapes.labels import pairs_of_labelled
+from instil.data.shapes.mapping import Renames
+from instil.data.shapes.reading import InMemory, Raw, Rejected, ShapedRows
+from instil.data.shapes.rows import Labelled
+from instil.data.sources import IN_MEMORY, Source, in_nfc
 from instil.data.words import normal
-from instil.errors import DataError, listed
-from instil.records import Example, Pair
+from instil.records import Pair
 from instil.settings.options import Normalise
 
-PAIR_KEYS = KNOWN_KEYS | {"chosen", "rejected"}
+EQUAL = "chosen and rejected are equal, so it prefers nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,55 +46,61 @@ class PairSource(Source):
         return replace(self, examples=tuple(map(in_nfc, self.examples)), pairs=pairs)
 
 
-def read_pairs(data: str | Path, *, skip_bad: bool = False, keep_equal: bool = False) -> PairSource:
+def read_pairs(
+    data: str | Path, *, skip_bad: bool = False, keep_equal: bool = False, mapping: Sequence[str] = ()
+) -> PairSource:
     """Read preference pairs by name (``book-preference``), path or URL.
 
     Raises:
         DataError: as `instil.data.sources.read_source`; or a row lacks one of its answers, or they are equal.
+        SettingsError: as `instil.data.sources.read_source`.
     """
     rows = open_rows(data)
-    values = [row.value for row in rows.shown()]
-    source = pairs_from(values, str(data), skip_bad=skip_bad, keep_equal=keep_equal)
+    source = _pairs(rows.twice(), str(data), skip_bad, keep_equal, mapping)
     return replace(source, notes=(*rows.notes, *source.notes))
 
 
 def pairs_from(
-    rows: Sequence[Any], name: str = IN_MEMORY, *, skip_bad: bool = False, keep_equal: bool = False
+    rows: Sequence[Any],
+    name: str = IN_MEMORY,
+    *,
+    skip_bad: bool = False,
+    keep_equal: bool = False,
+    mapping: Sequence[str] = (),
 ) -> PairSource:
-    """Validate parsed rows and make them pairs.
+    """Parsed rows as pairs, whatever shape of `instil.data.shapes` they have.
 
     >>> pairs_from([{"instruction": "Say hi.", "chosen": "Hi.", "rejected": "What?"}]).pairs[0].rejected
     'What?'
     """
-    if not rows:
-        raise DataError(f"{name}: no rows in it; wanted a list of objects with instruction, chosen and rejected")
+    return _pairs([InMemory(row) for row in rows], name, skip_bad, keep_equal, mapping)
+
+
+def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, mapping: Sequence[str]) -> PairSource:
+    shaped = ShapedRows(rows, name, "pairs", Renames(mapping))
     good: list[Pair] = []
-    bad: list[str] = []
-    equal: list[int] = []
-    unused: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        problem = _pair_problem(row)
-        same = problem is None and row["chosen"].strip() == row["rejected"].strip()
-        if same and keep_equal:
-            equal.append(index)
-        elif same:
-            problem = "chosen and rejected are equal, so it prefers nothing"
-        if problem:
-            bad.append(f"row {index}: {problem}")
-            continue
-        for key in row.keys() - PAIR_KEYS:
-            unused[key] = unused.get(key, 0) + 1
-        instruction, output, about, task = (row.get(key) or "" for key in ("instruction", "output", "input", "task"))
-        example = Example(instruction, output, about, task, row=index)
-        good.append(Pair(example, row["chosen"], row["rejected"]))
-    if bad and not skip_bad:
-        raise DataError(
-            f"{name}: {len(bad)} of {len(rows)} rows cannot be used as preference pairs (rows are counted from 0):\n"
-            f"{listed(bad)}\nmend them, or leave them out with --set data.skip_bad=true"
-        )
-    if not good:
-        raise DataError(f"{name}: none of its {len(rows)} rows can be used as a preference pair:\n{listed(bad)}")
-    notes = [f"key {key!r} of {count} rows is not used" for key, count in sorted(unused.items())]
+    bad: list[Rejected] = []
+    labelled: list[Labelled] = []
+    for made in shaped:
+        if isinstance(made, Rejected):
+            bad.append(made)
+        elif isinstance(made, Labelled):
+            labelled.append(made)
+        elif isinstance(made, Pair):
+            good.append(made)
+    notes = list(shaped.notes)
+    if labelled:
+        paired, single = pairs_of_labelled(labelled)
+        good += paired
+        bad = sorted([*bad, *single], key=lambda one: one.row)
+        notes.append(f"{len(paired)} pairs are made of {len(labelled)} labelled answers, each of a good and a bad one")
+    equal = [pair.row for pair in good if pair.chosen.strip() == pair.rejected.strip()]
+    if equal and not keep_equal:
+        bad = sorted([*bad, *(Rejected(row, EQUAL) for row in equal)], key=lambda one: one.row)
+        good = [pair for pair in good if pair.row not in set(equal)]
+        equal = []
+    if not good or (bad and not skip_bad):
+        shaped.refuse(bad, len(good))
     if equal:
         notes.append(f"{len(equal)} pairs have equal answers, which teaches nothing: rows {equal[:20]}")
     digest = hashlib.sha256()
@@ -100,20 +110,8 @@ def pairs_from(
         name=name,
         examples=tuple(replace(pair.example, output=pair.chosen) for pair in good),
         sha256=digest.hexdigest(),
-        skipped=tuple(bad),
+        rejected=tuple(bad),
         notes=tuple(notes),
         pairs=tuple(good),
         equal=tuple(equal),
     )
-
-
-def _pair_problem(row: Any) -> str | None:
-    found = row_problem(row, need_output=False)
-    if not isinstance(row, dict):
-        return found
-    problems = [found] if found else []
-    for key in ("chosen", "rejected"):
-        problem = text_problem(row.get(key, ABSENT))
-        if problem:
-            problems.append(f"{key} {problem}")
-    return ", ".join(problems) or None

@@ -43,11 +43,11 @@ class Preferences(Task[EncodedPair]):
     gentler = 20.0  # it moves a model that can answer already
 
     def read(self, data: Data) -> PairSource:
-        skip_bad, keep_equal = self.settings.data.skip_bad, self.settings.dpo.keep_equal
+        options, keep_equal = self.settings.data, self.settings.dpo.keep_equal
         if isinstance(data, str | Path):
-            source = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
+            source = read_pairs(data, skip_bad=options.skip_bad, keep_equal=keep_equal, mapping=options.map)
         else:
-            source = pairs_from(list(data), skip_bad=skip_bad, keep_equal=keep_equal)
+            source = pairs_from(list(data), skip_bad=options.skip_bad, keep_equal=keep_equal, mapping=options.map)
         return source.normalised(self.settings.data.normalise)
 
     def encode(

@@ -1,0 +1,1 @@
+"""From rows as they lie in a file to examples and preference pairs: their shape, and what is wrong with one."""

@@ -69,7 +69,7 @@ class RawRows:
             before += part.entry.size
 
     def twice(self) -> Iterable[RawRow]:
-        """What can be iterated over again: a list where there is little to read, else the files, with a bar each time."""
+        """To iterate over again: a list where there is little to read, else the files, each time with a bar."""
         return list(self) if self.size < LONG else _Anew(self)
 
     def shown(self) -> Iterator[RawRow]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from instil.ask.named import opened
 from instil.errors import JudgeError
 from instil.evaluate.judging import unread
 from instil.recipes.score import score_path
+from instil.recipes.sweep.sweep import _check_judge
+from instil.screen import Screen
 from instil.settings.options import MakeOptions, ScoreOptions
 from instil.synthesis.reading import read_fields
 from instil.synthesis.writing import TextRequest, write_all, writer
@@ -289,6 +292,14 @@ def test_the_command_line_warns_of_a_model_that_is_not_listed(
         with pytest.warns(UserWarning, match="lists no model 'jugde'"):
             instil.score(answered(1), f"{server.url}/v1#jugde")
     assert "lists no model 'jugde'; there: judge; did you mean judge?" in said
+
+
+def test_a_sweep_says_what_it_found_of_its_judge(capsys: pytest.CaptureFixture[str]) -> None:
+    with judging() as server:
+        run: Any = SimpleNamespace(settings=SimpleNamespace(score=ScoreOptions()))
+        file: Any = SimpleNamespace(judge=f"{server.url}/v1#jugde", runs=[run])
+        _check_judge(file, Screen())
+    assert "lists no model 'jugde'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("said", ["[THINK]I'd give it 1.[/THINK]", '{"score": 4}', "Score: 1 (max 10)"])

@@ -89,16 +89,6 @@ def test_texts_are_whole(text: str) -> None:
     assert not begins_with_thought(text)
 
 
-@pytest.mark.parametrize(
-    "mark", ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<end_of_turn>\n", "<|im_end|>\n<|endoftext|>"]
-)
-def test_the_end_of_a_turn_is_no_part_of_its_text(mark: str) -> None:
-    assert read_text(Reply(f"The Answer.{mark}"), ModelRequest("?", None, 1, 2048)) == ("The Answer.", "")
-    assert (
-        read_text(Reply(f"It ends in {mark} here."), ModelRequest("?", None, 1, 2048))[0] == f"It ends in {mark} here."
-    )
-
-
 @pytest.mark.parametrize("text", REFUSED)
 def test_or_they_are_refused(text: str) -> None:
     found, reason = read_text(Reply(text), ModelRequest("?", None, 1, 2048))

@@ -167,4 +167,4 @@ def test_nothing_is_concluded_from_few_choices_or_half_read_prompts(tmp_path: Pa
         assert "12 tokens of a prompt" in found.rows[0].reason
     with judging(always="status 400 no", say=right) as server:
         found = compare_pairwise(a, b, f"{server.url}/v1#judge", ScoreOptions(concurrency=1)).verdicts
-        assert (found.coverage, found.failed, len(server.asked)) == (0, {}, 60)
+        assert (found.coverage, found.failed, len(server.asked)) == (0, {}, 60 + 2 * 3)  # three of them in every form

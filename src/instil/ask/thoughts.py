@@ -41,9 +41,6 @@ _AROUND = re.compile(  # what some models put around their answer
     r"|<\|?(?:END_RESPONSE|END_TEXT|end_of_solution|end_of_answer)\|?>\s*\Z",
     re.IGNORECASE,
 )
-_END = re.compile(  # of a turn, where a server leaves it in the text
-    r"(?:\s*<(?:\|(?:im_end|endoftext|eot_id|end_of_text|end|return|eom_id)\|>|end_of_turn>|eos>|\uff5cend\u2581of\u2581sentence\uff5c>))+\s*\Z"
-)
 _HARMONY = re.compile(r"\A\s*(?:<\|start\|>\s*\w*\s*)?(?:<\|channel\|>|(?:analysis|commentary|final)\s*<\|message\|>)")
 _CHANNEL = re.compile(
     r"(?:\A\s*|<\|channel\|>\s*)(?P<name>\w+)(?P<to>[^<>]*)(?:<\|constrain\|>[^<>]*)?<\|message\|>"
@@ -128,7 +125,7 @@ def spoken(reply: str, *, data: bool = False) -> Spoken:
     rest = rest[begun:]
     if thought or rest != text or _AROUND.match(text):
         rest = _AROUND.sub("", _AROUND.sub("", rest))
-    rest = _END.sub("", rest).strip()
+    rest = rest.strip()
     return Spoken(rest, ONLY if text.strip() and not rest else "")
 
 

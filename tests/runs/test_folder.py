@@ -129,7 +129,7 @@ DAMAGE: list[tuple[str, str | bytes, Callable[[Path], Any], str]] = [
     ("responses/tuned.json", '[{"instruction": "a", ', score_path, r"tuned.json: not valid JSON"),
     ("responses/tuned.json", "", score_path, r"tuned.json: .*is empty"),
     ("responses/tuned.json", b"[\xff]", score_path, r"tuned.json"),
-    ("responses/tuned.json", '[{"instruction": "a"}]', score_path, "1 rows, but the run held out 4"),
+    ("responses/tuned.json", '[{"instruction": "a"}]', score_path, "1 row, but the run held out 4"),
     ("responses/tuned.json", "[3, 4, 5, 6]", score_path, "rows 0, 1, 2, 3: no text under 'model_response'"),
     ("model/template.json", "[]", instil.load, "template.json: not a template"),
     ("model/template.json", "{", instil.load, "template.json: not valid JSON"),

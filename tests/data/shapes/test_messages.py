@@ -149,7 +149,9 @@ def test_weights_of_messages(key: str, value: Any, weight: float) -> None:
     assert read(ASK, SAY, said("user", "And?", **{key: None}), {**SAY, key: value}).weight == weight
 
 
-@pytest.mark.parametrize("value", [-1, "1", float("inf"), float("nan"), [1], 10**400, pytest.param(10**5000, id="huge")])
+@pytest.mark.parametrize(
+    "value", [-1, "1", float("inf"), float("nan"), [1], 10**400, pytest.param(10**5000, id="huge")]
+)
 def test_weights_that_are_none(value: Any) -> None:
     assert "messages[1] (assistant): weight is" in refused(ASK, {**SAY, "weight": value})
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from instil.data.shapes.reading import Rejected, ShapedRows
+from instil.data.shapes.mapping import Renames
+from instil.data.shapes.reading import InMemory, Rejected, ShapedRows
 from instil.data.sources import examples_from
 from instil.errors import DataError
 from instil.records import Example, Turn
@@ -254,4 +255,17 @@ def test_rows_stream_in_two_passes_and_say_where_they_stand() -> None:
     assert [one.row for one in made if isinstance(one, Example)] == [n for n in range(20) if n % 5 != 3]
     with pytest.raises(DataError, match=r"  rows 3, 8, 13, 18: answer is empty \(the first is rows.jsonl line 4\)\n"):
         shaped.refuse(rejected, 16)
+    notes = shaped.notes
     assert list(shaped) == made  # as often as one likes
+    assert shaped.notes == notes
+
+
+def test_notes_are_of_one_reading() -> None:
+    rows = [InMemory({"instruction": "no", "q": "Why?", "output": "So.", "id": n}) for n in range(3)]
+    shaped = ShapedRows(rows, "rows", "answers", Renames(["q=instruction"]))
+    for _ in range(2):
+        assert len(list(shaped)) == 3
+        assert shaped.notes == (
+            "--map q=instruction takes the place of a key of 3 rows",
+            "key 'id' of 3 rows is not used",
+        )

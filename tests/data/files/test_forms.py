@@ -71,6 +71,13 @@ def test_any_json_comes_back_however_it_is_cut_into_pieces(rows: list[dict[str, 
             assert parse_rows("".join(json.dumps(row, indent=1) for row in rows).encode(), "rows.json") == rows
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3])
+def test_values_of_any_kind_are_not_cut_apart(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "PIECE", piece)
+    rows = [12345, -1.5e10, True, None, "abc", [], {}, [[1234]]]
+    assert parse_rows(one_list(rows), "rows.json") == rows
+
+
 @given(rows=rows_of_text, piece=st.integers(1, 9), end=st.sampled_from(["\n", "\r\n", "\r"]))
 @settings(max_examples=60, deadline=None)
 def test_any_table_comes_back_however_it_is_cut_into_pieces(rows: list[dict[str, str]], piece: int, end: str) -> None:

@@ -116,6 +116,30 @@ def test_a_near_name_is_offered(folder: Path) -> None:
         read_rows(folder / "bb.jsonl")
 
 
+def test_a_name_on_the_hub_without_its_prefix() -> None:
+    with pytest.raises(DataError, match="a data set on the hub is hf:me/rows"):
+        read_rows("me/rows")
+    with pytest.raises(DataError, match="is a page of the hub; its rows are hf:me/rows"):
+        read_rows("https://huggingface.co/datasets/me/rows/viewer/default/train")
+
+
+def test_equal_files_under_two_names_are_both_read(tmp_path: Path) -> None:
+    """As the hub's client keeps them: one file, and a link for each name."""
+    (tmp_path / "blob").write_bytes(lines([row("a")]))
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "blob")
+    assert answers(tmp_path) == ["a", "a"]
+
+
+def test_a_long_look_at_what_was_fetched_is_shown(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("instil.data.files.places.LONG", 10)
+    monkeypatch.setattr("instil.downloads.QUIET_FOR", -1.0)
+    assert answers(f"{server.url}/rows.csv") == ["1", "2"]
+    assert "looking at" in capsys.readouterr().err
+
+
 def test_pairs_come_from_anywhere_too(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_bytes(table(";")([{"instruction": "a", "chosen": "b", "rejected": "c"}]))
     found = read_pairs(tmp_path / "pairs.csv")

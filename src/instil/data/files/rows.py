@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 
 from instil.data.files.kinds import DataFile, data_files
 from instil.data.files.packing import Entry
-from instil.data.files.places import entries_of
+from instil.data.files.places import LONG, entries_of
 from instil.downloads import progress
 from instil.errors import DataError, listed
 from instil.screen import Bytes
-
-LONG = 16 * 1024**2  # bytes of files, from which on reading them takes long enough to be shown
 
 
 class RawRow(NamedTuple):

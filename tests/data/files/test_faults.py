@@ -119,6 +119,7 @@ def test_what_is_cut_off_is_said_to_be(tmp_path: Path, name: str, content: bytes
         ({"C:\\a.jsonl": b"{}"}, "names files outside of itself"),
         ({"b/..\\..\\a.jsonl": b"{}"}, "names files outside of itself"),
         ({"a.zip": zipped({"a.jsonl": b"{}"})}, "a zip archive inside of another"),
+        ({"a.zip": zipped({"a.jsonl": b"{}"}), "a.jsonl": lines(ROWS)}, "a zip archive inside of another"),
         ({"a.txt": b"a", "b.md": b"b"}, "without a data file"),
         ({"__MACOSX/._a.jsonl": b"x", ".DS_Store": b"y"}, "with nothing in it"),
         ({"a.jsonl": lines(ROWS), "b.csv": b"%PDF-1.7"}, "b.csv: is a PDF"),

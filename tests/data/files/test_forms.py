@@ -194,11 +194,11 @@ def test_no_more_is_held_than_a_few_rows(tmp_path: Path, name: str, monkeypatch:
 
 def test_progress_goes_from_nothing_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PIECE", 16)
-    for name in ("list.json", "lines.jsonl.gz", "table.parquet"):
+    for name in ("list.json", "lines.jsonl.gz", "table.parquet", "both.zip", "table.zip"):
         written(tmp_path, name, FORMS[name](ROWS))
     found = open_rows(tmp_path)
     shown: list[tuple[int, int | None]] = []
-    assert len(list(found.watched(lambda have, total: shown.append((have, total))))) == 9
+    assert len(list(found.watched(lambda have, total: shown.append((have, total))))) == 15
     assert [have for have, _ in shown] == sorted(have for have, _ in shown)
     assert shown[-1] == (found.size, found.size)
 

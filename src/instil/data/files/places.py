@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from instil.data.files.hub import NO_ROWS, PREFIX, hub_entries
+from instil.data.files.hub import PREFIX, hub_entries
 from instil.data.files.kinds import SUFFIXES, data_files, is_named_as_data
 from instil.data.files.packing import PACKED_SUFFIXES, Entry, entry_of
 from instil.downloads import Wanted, cache_folder, download, progress
@@ -37,10 +37,6 @@ LONG = 16 * 1024**2  # bytes of files, from which on reading them takes long eno
 LARGEST_FETCHED = 64 * 1024**3  # bytes
 HUB_PAGE = re.compile(r"https?://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/?(?:[?#].*|viewer.*|tree/.*)?$")
 RUN_FILE = "run.toml"
-BESIDE_ROWS = (  # JSON files that lie in folders of data, models or programs and hold no rows
-    *NO_ROWS, "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
-    "adapter_config.json", "vocab.json", "package.json", "package-lock.json", "model.safetensors.index.json",
-)  # fmt: skip
 
 
 def entries_of(data: str | Path) -> tuple[list[Entry], list[str]]:
@@ -188,7 +184,7 @@ def fetch_data(data: str) -> Path:
         entry = entry_of(part, path.name)
         with progress(f"looking at {path.name}") if entry.size >= LONG else nullcontext() as show:
             for file in data_files(entry)[0]:
-                for _ in file.rows(partial(show, total=entry.size) if show else None):
+                for _ in file.rows(partial(show, total=entry.length) if show else None):
                     pass
 
     wanted = Wanted(
@@ -212,7 +208,7 @@ def _in_folder(folder: Path) -> tuple[list[Entry], list[str]]:
         inside = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    files = [one for one in inside if one.is_file() and is_named_as_data(one.name) and one.name not in BESIDE_ROWS]
+    files = [one for one in inside if one.is_file() and is_named_as_data(one.name)]
     others = [one.name + ("/" if one.is_dir() else "") for one in inside if one not in files]
     if not files:
         folders = [str(one) for one in inside if one.is_dir()]
@@ -230,7 +226,7 @@ def _matching(pattern: Path) -> tuple[list[Entry], list[str]]:
     files = [one for one in found if one.is_file()]
     if not files:
         raise DataError(f"{pattern}: no file of that name, and none that this is a pattern of")
-    named = [one for one in files if is_named_as_data(one.name) and one.name not in BESIDE_ROWS] or files
+    named = [one for one in files if is_named_as_data(one.name)] or files
     others = [one.name + ("/" if one.is_dir() else "") for one in found if one not in named]
     return [entry_of(file) for file in named], _passed_over(str(pattern), others)
 

@@ -45,8 +45,8 @@ class RawRows:
 
     @property
     def size(self) -> int:
-        """Bytes of all files as they lie there."""
-        return sum(part.entry.size for part in self.parts)
+        """Bytes of all files, packed ones as they are."""
+        return sum(part.entry.length for part in self.parts)
 
     def __iter__(self) -> Iterator[RawRow]:
         """The rows in order.
@@ -64,7 +64,7 @@ class RawRows:
             label = part.entry.label
             for value, place in part.rows(watch):
                 yield RawRow(value, f"{label} {place}")
-            before += part.entry.size
+            before += part.entry.length
 
     def shown(self) -> Iterator[RawRow]:
         """The same with a bar and the time left on stderr, where there is much to read."""

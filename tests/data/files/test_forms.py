@@ -115,6 +115,7 @@ def test_a_row_of_an_archive_says_where_it_stands(tmp_path: Path) -> None:
         ({"messages": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]}, 2),
         ({"text": ["a", "b", "c"]}, 3),
         ({"meta": {"n": 2}, "train": [{"instruction": "a"}, {"instruction": "b"}], "tags": ["x"]}, 2),
+        ({"shown": [{"role": "user", "content": "a"}], "rows": [{"instruction": "a"}, {"instruction": "b"}]}, 2),
         ({"data": []}, 0),
         ({"instruction": {"3": "a", "5": "b"}}, 2),
         ({"7": {"instruction": "a"}, "9": {"instruction": "b"}}, 2),

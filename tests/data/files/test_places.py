@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from instil import downloads
-from instil.data.files.places import absolute, short_name
+from instil.data.files.places import absolute, paths_of, short_name
 from instil.data.files.rows import open_rows, read_rows
 from instil.data.sources import read_source
-from instil.errors import DataError
+from instil.errors import DataError, UserError
+from instil.recipes.run.run import finetune
 from instil.tasks.pairs.source import read_pairs
 from tests.data.files.writers import lines, one_list, parquet, table, zipped
 from tests.file_server import FileServer, serving
@@ -170,6 +171,20 @@ def test_a_run_finds_its_data_from_another_folder(folder: Path, monkeypatch: pyt
         assert read_rows(there) == wanted
     assert absolute("starter") == absolute("hf:me/rows") == absolute("https://example.org/*.csv") == ""
     assert absolute("(rows in memory)") == ""
+
+
+def test_what_is_read_is_known_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert paths_of("*.csv,b.jsonl") == [Path("a.csv"), Path("b.jsonl")]
+    assert {folder, folder / "a.csv"} <= set(paths_of(folder))
+    assert folder / "more" not in paths_of(folder)  # where a run may be
+    assert Path("more") not in paths_of("*")
+    assert paths_of("starter") == paths_of("hf:me/rows") == paths_of("https://example.org/*.csv") == []
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (folder / "run.toml").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.csv"):
+        finetune("*.csv,b.jsonl", model="nothing", out=folder, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
 
 
 @pytest.fixture

@@ -99,6 +99,22 @@ def absolute(data: str) -> str:
     return ",".join(parts) if parts != _parts(data) or _is_there(Path(data)) else ""
 
 
+def paths_of(data: str | Path) -> list[Path]:
+    """The files on disk that a name stands for, and the folder, if it names one; they must not be written over.
+
+    >>> paths_of("starter")
+    []
+    """
+    found: list[Path] = []
+    for part in _parts(data):
+        path = Path(part).expanduser()
+        if _is_there(path):
+            found += [path, *(sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else ())]
+        elif glob.has_magic(part) and not comes_from_afar(part):
+            found += filter(Path.is_file, _globbed(path))
+    return found
+
+
 def short_name(data: str) -> str:
     """A name for what is made of a data set.
 
@@ -217,12 +233,16 @@ def _in_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     return [entry_of(file) for file in files], _passed_over(str(folder), others)
 
 
-def _matching(pattern: Path) -> tuple[list[Entry], list[str]]:
+def _globbed(pattern: Path) -> list[Path]:
     root = Path(pattern.anchor or ".")
     try:
-        found = sorted(one for one in root.glob(str(pattern.relative_to(pattern.anchor))) if one.name[:1] != ".")
-    except (ValueError, NotImplementedError) as error:
+        return sorted(one for one in root.glob(str(pattern.relative_to(pattern.anchor))) if one.name[:1] != ".")
+    except (ValueError, NotImplementedError, OSError) as error:
         raise DataError(f"{pattern}: not a pattern of file names: {error}") from error
+
+
+def _matching(pattern: Path) -> tuple[list[Entry], list[str]]:
+    found = _globbed(pattern)
     files = [one for one in found if one.is_file()]
     if not files:
         raise DataError(f"{pattern}: no file of that name, and none that this is a pattern of")

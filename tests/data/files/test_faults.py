@@ -111,6 +111,21 @@ def test_what_is_cut_off_is_said_to_be(tmp_path: Path, name: str, content: bytes
     assert says in refused(tmp_path, name, content)
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("mark", "codec", "bad"),
+    [(b"", "utf-8", b"\xe9 "), (b"\xef\xbb\xbf", "utf-8", b"\xff"), (b"\xff\xfe", "utf-16-le", b"\x00\xdc")],
+)
+def test_a_byte_that_is_no_text_is_named_wherever_it_stands(
+    tmp_path: Path, piece: int, mark: bytes, codec: str, bad: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "PIECE", piece)
+    before = mark + '{"a": "你好"}\n{"a": "Grüße"}\n{"a": "'.encode(codec)
+    said = refused(tmp_path, "a.jsonl", before + bad + 'x"}\n'.encode(codec))
+    wrong = next(at for at, byte in enumerate(bad) if byte > 127 or codec == "utf-16-le")
+    assert f"byte {len(before) + wrong} (0x{bad[wrong]:02x}) in line 3 is not {codec.upper()}" in said
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [

@@ -215,10 +215,11 @@ def test_the_first_bytes_decide_and_not_all_of_them(tmp_path: Path) -> None:
     text_ = io.StringIO()
     writer = csv.writer(text_)
     writer.writerow(["instruction", "output"])
-    writer.writerows([["a, b\nc" * 50, "d"]] * 400)
+    writer.writerows([["a, b; c" * 50, "d"]] * 400)
     content = text_.getvalue()
     assert len(content) > kinds.HEAD > csv_rows.LOOKED_AT
     assert len(read_rows(written(tmp_path, "rows.csv", content))) == 400
+    assert len(read_rows(written(tmp_path, "rows.dat", content))) == 400  # told by its content alone
 
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")

@@ -63,6 +63,7 @@ GOES_ON = {
     "docs/exercises.md": "tests/e2e/test_sweep.py::test_killed_it_goes_on_with_the_next_run",
     "docs/book.md": "tests/recipes/test_synthesize.py::test_a_model_that_dies_and_comes_back_ends_in_the_same_bytes",
     "docs/house.md": "tests/test_downloads.py::test_a_later_call_goes_on_too",
+    "docs/data.md": "tests/test_downloads.py::test_a_later_call_goes_on_too",
 }
 PROMISE = r"goes on where|same command goes on|taken up|take up|resum|--resume|in the middle"
 OF_TRAINING = r"(run|training|epoch)\b[^.|]{0,80}(taken up|take it up|resum|--resume)|--resume"

@@ -16,6 +16,7 @@ from typing import Any
 from instil.ask.journal import Journal
 from instil.ask.named import opened
 from instil.assistant.assistant import load
+from instil.data.files.places import paths_of
 from instil.data.files.rows import read_rows
 from instil.data.sources import Source, read_source
 from instil.errors import (
@@ -307,7 +308,7 @@ def _journal(
     if out.is_dir():
         raise DataError(f"{out} is a folder; wanted the name of a file of pairs")
     path = out.with_suffix(".journal") if out.suffix == ".json" else out.with_name(f"{out.name}.journal")
-    if any(Path(one).exists() and out.exists() and Path(one).samefile(out) for one in inputs):
+    if out.exists() and any(read.samefile(out) for one in inputs for read in paths_of(one)):
         raise UserError(f"{out} is what the pairs are made of; give another name with --out")
     if out.exists() and not overwrite and not (path.exists() and _is_of(way, out, examples)):
         raise RunFolderTaken(

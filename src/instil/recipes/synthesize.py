@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from instil.ask.journal import Journal
+from instil.data.files.places import paths_of
 from instil.data.sources import Source, read_source
 from instil.errors import (
     DataError,
@@ -145,7 +146,7 @@ def synthesize(
         raise RunFolderTaken(f"{out} is there already, and not from here; give another name with --out")
     for name in names:
         for path in (out, report_file(out)):
-            if path.exists() and Path(name).exists() and path.samefile(name):
+            if path.exists() and any(path.samefile(read) for read in paths_of(name)):
                 raise UserError(f"{name} is read, so {path} cannot be written; give another name with --out")
     _check_earlier(out, way)
     # Ask, and write everything at the end.

@@ -111,6 +111,21 @@ def test_what_is_cut_off_is_said_to_be(tmp_path: Path, name: str, content: bytes
     assert says in refused(tmp_path, name, content)
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 7, 1 << 20])
+@pytest.mark.parametrize(
+    ("mark", "codec", "bad"),
+    [(b"", "utf-8", b"\xe9 "), (b"\xef\xbb\xbf", "utf-8", b"\xff"), (b"\xff\xfe", "utf-16-le", b"\x00\xdc")],
+)
+def test_a_byte_that_is_no_text_is_named_wherever_it_stands(
+    tmp_path: Path, piece: int, mark: bytes, codec: str, bad: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "PIECE", piece)
+    before = mark + '{"a": "你好"}\n{"a": "Grüße"}\n{"a": "'.encode(codec)
+    said = refused(tmp_path, "a.jsonl", before + bad + 'x"}\n'.encode(codec))
+    wrong = next(at for at, byte in enumerate(bad) if byte > 127 or codec == "utf-16-le")
+    assert f"byte {len(before) + wrong} (0x{bad[wrong]:02x}) in line 3 is not {codec.upper()}" in said
+
+
 @pytest.mark.parametrize(
     ("files", "says"),
     [
@@ -119,6 +134,7 @@ def test_what_is_cut_off_is_said_to_be(tmp_path: Path, name: str, content: bytes
         ({"C:\\a.jsonl": b"{}"}, "names files outside of itself"),
         ({"b/..\\..\\a.jsonl": b"{}"}, "names files outside of itself"),
         ({"a.zip": zipped({"a.jsonl": b"{}"})}, "a zip archive inside of another"),
+        ({"a.zip": zipped({"a.jsonl": b"{}"}), "a.jsonl": lines(ROWS)}, "a zip archive inside of another"),
         ({"a.txt": b"a", "b.md": b"b"}, "without a data file"),
         ({"__MACOSX/._a.jsonl": b"x", ".DS_Store": b"y"}, "with nothing in it"),
         ({"a.jsonl": lines(ROWS), "b.csv": b"%PDF-1.7"}, "b.csv: is a PDF"),
@@ -196,8 +212,8 @@ def test_a_row_without_end_is_not_held(tmp_path: Path, name: str, monkeypatch: p
     monkeypatch.setattr(text, "LARGEST_ROW", 1000)
     monkeypatch.setattr(text, "PIECE", 100)
     rows = [{"a": "x"}, {"a": "y" * 5000}]
-    content = lines(rows) if name.endswith("l") else one_list(rows).replace(b"y", b'"', 1)
-    assert "1,000 characters" in (said := refused(tmp_path, name, content)) or "Expecting" in said
+    content = lines(rows) if name.endswith("l") else one_list(rows)
+    assert "1,000 characters" in refused(tmp_path, name, content)
 
 
 @pytest.mark.parametrize("form", ["list.json", "lines.jsonl", "object.json", "one-after-another.json"])
@@ -208,6 +224,23 @@ def test_numbers_that_json_does_not_have_are_named_in_every_form(tmp_path: Path,
     assert "row 2: a.b[1]: -Infinity is not JSON" in said
     assert "row 3: a: 1e999 is too large a number" in said
     assert "row 0" not in said
+
+
+@pytest.mark.parametrize("form", ["list.json", "lines.jsonl", "one-after-another.json", "commas.csv", "table.parquet"])
+def test_no_row_is_given_once_a_fault_is_known(tmp_path: Path, form: str) -> None:
+    rows: list[Any] = [{"a": 1.5, "b": "x"}, {"a": float("inf"), "b": "y"}, {"a": 2.5, "b": "z"}]
+    content = FORMS[form](rows).replace(b"inf,y", b"y")
+    (tmp_path / form).write_bytes(content)
+    seen = []
+    with pytest.raises(DataError, match="row 1: "):
+        for row in open_rows(tmp_path / form):
+            seen.append(row.value["b"])
+    assert seen == ["x"]
+
+
+@pytest.mark.parametrize("after", [b"x", b"]", b',{"a": 1}', b"[]"])
+def test_what_follows_a_list_is_refused(tmp_path: Path, after: bytes) -> None:
+    assert "Extra data at line 1, column " in refused(tmp_path, "a.json", one_list(ROWS) + after)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,13 @@ def test_any_json_comes_back_however_it_is_cut_into_pieces(rows: list[dict[str, 
             assert parse_rows("".join(json.dumps(row, indent=1) for row in rows).encode(), "rows.json") == rows
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3])
+def test_values_of_any_kind_are_not_cut_apart(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "PIECE", piece)
+    rows = [12345, -1.5e10, True, None, "abc", [], {}, [[1234]]]
+    assert parse_rows(one_list(rows), "rows.json") == rows
+
+
 @given(rows=rows_of_text, piece=st.integers(1, 9), end=st.sampled_from(["\n", "\r\n", "\r"]))
 @settings(max_examples=60, deadline=None)
 def test_any_table_comes_back_however_it_is_cut_into_pieces(rows: list[dict[str, str]], piece: int, end: str) -> None:
@@ -108,6 +115,7 @@ def test_a_row_of_an_archive_says_where_it_stands(tmp_path: Path) -> None:
         ({"messages": [[{"role": "user", "content": "a"}], [{"role": "user", "content": "b"}]]}, 2),
         ({"text": ["a", "b", "c"]}, 3),
         ({"meta": {"n": 2}, "train": [{"instruction": "a"}, {"instruction": "b"}], "tags": ["x"]}, 2),
+        ({"shown": [{"role": "user", "content": "a"}], "rows": [{"instruction": "a"}, {"instruction": "b"}]}, 2),
         ({"data": []}, 0),
         ({"instruction": {"3": "a", "5": "b"}}, 2),
         ({"7": {"instruction": "a"}, "9": {"instruction": "b"}}, 2),
@@ -187,11 +195,11 @@ def test_no_more_is_held_than_a_few_rows(tmp_path: Path, name: str, monkeypatch:
 
 def test_progress_goes_from_nothing_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "PIECE", 16)
-    for name in ("list.json", "lines.jsonl.gz", "table.parquet"):
+    for name in ("list.json", "lines.jsonl.gz", "table.parquet", "both.zip", "table.zip"):
         written(tmp_path, name, FORMS[name](ROWS))
     found = open_rows(tmp_path)
     shown: list[tuple[int, int | None]] = []
-    assert len(list(found.watched(lambda have, total: shown.append((have, total))))) == 9
+    assert len(list(found.watched(lambda have, total: shown.append((have, total))))) == 15
     assert [have for have, _ in shown] == sorted(have for have, _ in shown)
     assert shown[-1] == (found.size, found.size)
 
@@ -207,10 +215,11 @@ def test_the_first_bytes_decide_and_not_all_of_them(tmp_path: Path) -> None:
     text_ = io.StringIO()
     writer = csv.writer(text_)
     writer.writerow(["instruction", "output"])
-    writer.writerows([["a, b\nc" * 50, "d"]] * 400)
+    writer.writerows([["a, b; c" * 50, "d"]] * 400)
     content = text_.getvalue()
     assert len(content) > kinds.HEAD > csv_rows.LOOKED_AT
     assert len(read_rows(written(tmp_path, "rows.csv", content))) == 400
+    assert len(read_rows(written(tmp_path, "rows.dat", content))) == 400  # told by its content alone
 
 
 PAGE = (Path(__file__).parents[3] / "docs" / "data.md").read_text(encoding="utf-8")

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from instil import downloads
-from instil.data.files.places import absolute, short_name
+from instil.data.files.places import absolute, paths_of, short_name
 from instil.data.files.rows import open_rows, read_rows
 from instil.data.sources import read_source
-from instil.errors import DataError
+from instil.errors import DataError, UserError
+from instil.recipes.run.run import finetune
 from instil.tasks.pairs.source import read_pairs
 from tests.data.files.writers import lines, one_list, parquet, table, zipped
 from tests.file_server import FileServer, serving
@@ -116,6 +117,30 @@ def test_a_near_name_is_offered(folder: Path) -> None:
         read_rows(folder / "bb.jsonl")
 
 
+def test_a_name_on_the_hub_without_its_prefix() -> None:
+    with pytest.raises(DataError, match="a data set on the hub is hf:me/rows"):
+        read_rows("me/rows")
+    with pytest.raises(DataError, match="is a page of the hub; its rows are hf:me/rows"):
+        read_rows("https://huggingface.co/datasets/me/rows/viewer/default/train")
+
+
+def test_equal_files_under_two_names_are_both_read(tmp_path: Path) -> None:
+    """As the hub's client keeps them: one file, and a link for each name."""
+    (tmp_path / "blob").write_bytes(lines([row("a")]))
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).symlink_to(tmp_path / "blob")
+    assert answers(tmp_path) == ["a", "a"]
+
+
+def test_a_long_look_at_what_was_fetched_is_shown(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("instil.data.files.places.LONG", 10)
+    monkeypatch.setattr("instil.downloads.QUIET_FOR", -1.0)
+    assert answers(f"{server.url}/rows.csv") == ["1", "2"]
+    assert "looking at" in capsys.readouterr().err
+
+
 def test_pairs_come_from_anywhere_too(tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_bytes(table(";")([{"instruction": "a", "chosen": "b", "rejected": "c"}]))
     found = read_pairs(tmp_path / "pairs.csv")
@@ -146,6 +171,20 @@ def test_a_run_finds_its_data_from_another_folder(folder: Path, monkeypatch: pyt
         assert read_rows(there) == wanted
     assert absolute("starter") == absolute("hf:me/rows") == absolute("https://example.org/*.csv") == ""
     assert absolute("(rows in memory)") == ""
+
+
+def test_what_is_read_is_known_before_anything_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert paths_of("*.csv,b.jsonl") == [Path("a.csv"), Path("b.jsonl")]
+    assert {folder, folder / "a.csv"} <= set(paths_of(folder))
+    assert folder / "more" not in paths_of(folder)  # where a run may be
+    assert Path("more") not in paths_of("*")
+    assert paths_of("starter") == paths_of("hf:me/rows") == paths_of("https://example.org/*.csv") == []
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    (folder / "run.toml").write_text("", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a\.csv"):
+        finetune("*.csv,b.jsonl", model="nothing", out=folder, overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name in before} == before
 
 
 @pytest.fixture

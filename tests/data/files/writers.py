@@ -39,7 +39,9 @@ def by_pandas(orient: Any) -> Callable[[Rows], bytes]:
 def table(delimiter: str = ",", end: str = "\r\n", encoding: str = "utf-8") -> Callable[[Rows], bytes]:
     def write(rows: Rows) -> bytes:
         text = io.StringIO(newline="")
-        returns = any("\r" in cell for row in rows for cell in row.values())  # which Python 3.11 does not quote
+        returns = any(
+            set("\r\n") & set(str(cell)) for row in rows for cell in row.values()
+        )  # which Python 3.11 does not quote
         quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
         writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator=end, quoting=quoting)
         writer.writeheader()

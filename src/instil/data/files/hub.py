@@ -34,7 +34,6 @@ SPLITS = {  # the hub's own words for them, in names of files and folders
     "test": ("test", "testing", "eval", "evaluation"),
 }
 README = "README.md"
-NO_ROWS = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own Parquet copy of a data set
 
 
@@ -122,7 +121,7 @@ def _chosen(address: Address, commit: str, names: Sequence[str], data: str) -> t
             card = hub_card(hub_file(address.repository, README, commit))
         except ValueError as error:
             said.append(f"{data}: what its {README} says of its files cannot be read ({error}); told by their names")
-    rows = [name for name in names if is_named_as_data(name) and PurePosixPath(name).name not in NO_ROWS]
+    rows = [name for name in names if is_named_as_data(name)]
     if not rows:
         scripts = [name for name in names if name.endswith(".py")]
         how = f"; its own program ({scripts[0]}) is not run" if scripts else ""

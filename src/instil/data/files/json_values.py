@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from instil.data.files.text import LARGEST_ROW
+from instil.data.files import text
 
 NEAR_THE_END = 64  # characters: a word or an escape that is cut apart is complained of so near to the cut
 SPACE = " \t\n\r"
@@ -33,22 +33,22 @@ class Decoder:
             object_pairs_hook=self._object, parse_constant=self._constant, parse_float=self._float
         )
 
-    def value(self, text: str) -> Any:
+    def value(self, given: str) -> Any:
         """The one value of a text.
 
         Raises:
             json.JSONDecodeError, ValueError, RecursionError: it has none, or more.
         """
         self.unclean = False
-        return self._json.decode(text)
+        return self._json.decode(given)
 
-    def value_at(self, text: str, at: int) -> tuple[Any, int]:
+    def value_at(self, given: str, at: int) -> tuple[Any, int]:
         """The value that begins at a place, and where it ends; raises as `value`."""
         self.unclean = False
         try:
-            return self._json.raw_decode(text, at)
+            return self._json.raw_decode(given, at)
         except StopIteration as error:  # pragma: no cover  # raw_decode translates it
-            raise json.JSONDecodeError("Expecting value", text, at) from error
+            raise json.JSONDecodeError("Expecting value", given, at) from error
 
     def faults(self, value: Any) -> list[str]:
         """What is no JSON in the value that was just read, by the keys that lead to it."""
@@ -111,19 +111,22 @@ class Values:
         """Go past the character that `peek` saw."""
         self._at += 1
 
-    def value(self, largest: int = LARGEST_ROW) -> Any:
-        """The next value.
+    def value(self, largest: int = 0) -> Any:
+        """The next value, of at most so many characters (0: as many as a row may have).
 
         Raises:
             ValueError: there is none; the message names line and column.
         """
         self.peek()
+        largest = largest or text.LARGEST_ROW
         while True:
             try:
                 value, end = self._decoder.value_at(self._text, self._at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or len(self._text) - error.pos < NEAR_THE_END
-                if cut and len(self._text) - self._at <= largest and self._more():
+                if cut and len(self._text) - self._at > largest:
+                    raise self.fault(f"{error.msg}, or a value of more than {largest:,} characters") from error
+                if cut and self._more():
                     continue
                 raise self.fault(error.msg, error.pos) from error
             except RecursionError as error:

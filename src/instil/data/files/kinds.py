@@ -30,6 +30,11 @@ SUFFIXES = {
     ".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
+BESIDE_ROWS = frozenset(  # JSON files that lie in folders of data, models or programs and hold no rows
+    "dataset_info.json dataset_infos.json dataset_dict.json state.json config.json tokenizer.json "
+    "tokenizer_config.json generation_config.json special_tokens_map.json adapter_config.json vocab.json package.json "
+    "package-lock.json model.safetensors.index.json".split()
+)
 NAMES = {"json": "JSON", "csv": "CSV", "parquet": "Parquet", "arrow": "Arrow", "arrow stream": "Arrow"}
 AS_TABLE = "save its rows as CSV (UTF-8) or JSONL and give that"
 FOREIGN: tuple[tuple[bytes, str], ...] = (  # what a file begins with, what it is, and what to do
@@ -87,7 +92,7 @@ class DataFile:
             return (
                 json_rows(stream, self.encoding) if self.kind == "json" else csv_rows(stream, self.encoding, self.form)
             )
-        show = (lambda part: watch(round(part * self.entry.size))) if watch is not None else None
+        show = (lambda part: watch(round(part * self.entry.length))) if watch is not None else None
         return arrow_rows(_seekable(self.entry, self.packing), self.entry.name, self.kind, show)
 
 
@@ -102,12 +107,12 @@ def data_files(entry: Entry) -> tuple[list[DataFile], list[str]]:
         return [_recognised(entry, packing, head, whole=whole)], []
     if packing:
         raise DataError(f"{entry.name}: a zip archive inside of {packing[-1]}; unpack it and give the zip archive")
-    members, hidden = members_of(entry)
-    named = [member for member in members if _expected(member.label)[1]] or members
+    members = members_of(entry)
+    named = [member for member in members if is_named_as_data(member.label)] or members
     left = [member.name for member in members if member not in named]
     if not members:
         raise DataError(f"{entry.name}: a zip archive with nothing in it")
-    if not _expected(named[0].label)[1] and len(named) > 1:
+    if not is_named_as_data(named[0].label) and len(named) > 1:
         raise DataError(
             f"{entry.name}: a zip archive without a data file; wanted {', '.join(SUFFIXES)}; it holds:\n"
             f"{listed([member.name.removeprefix(f'{entry.name}/') for member in members])}"
@@ -118,7 +123,6 @@ def data_files(entry: Entry) -> tuple[list[DataFile], list[str]]:
         if inner_head.startswith(b"PK\x03\x04"):
             raise DataError(f"{member.name}: a zip archive inside of another; unpack that first")
         found.append(_recognised(member, inner, inner_head, whole=inner_whole))
-    del hidden  # what systems hide of their own, nobody misses
     notes = [f"{entry.name}: read from the archive: {_few([one.entry.name for one in found], entry.name)}"]
     if left:
         notes.append(f"{entry.name}: passed over: {_few(left, entry.name)}")
@@ -160,11 +164,11 @@ def _expected(name: str) -> tuple[str, str, str]:
 def is_named_as_data(name: str) -> bool:
     """Whether a file's name says that it holds rows.
 
-    >>> is_named_as_data("rows.JSONL.gz"), is_named_as_data("rows.zip"), is_named_as_data("README.md")
-    (True, True, False)
+    >>> is_named_as_data("rows.JSONL.gz"), is_named_as_data("README.md"), is_named_as_data("data/dataset_info.json")
+    (True, False, False)
     """
     packer, kind, _ = _expected(name)
-    return bool(kind) or packer == "zip"
+    return (bool(kind) or packer == "zip") and PurePosixPath(name).name not in BESIDE_ROWS
 
 
 def kind_by_name(name: str) -> str:

@@ -38,7 +38,8 @@ Watch = Callable[[int], object]  # told how many bytes of the file on disk have 
 class Entry:
     """One file, or one member of a zip archive, before anybody has looked into it.
 
-    ``name`` is what messages call it, ``label`` what its rows call it, ``size`` its bytes as they lie there.
+    ``name`` is what messages call it, ``label`` what its rows call it, ``size`` its bytes as they lie there, and
+    ``unpacked`` what a zip archive says of them unpacked.
     """
 
     name: str
@@ -46,6 +47,12 @@ class Entry:
     open: Callable[[], IO[bytes]]
     size: int
     path: Path | None = None
+    unpacked: int = 0
+
+    @property
+    def length(self) -> int:
+        """How many bytes `open` gives."""
+        return self.unpacked or self.size
 
 
 def entry_of(path: Path, label: str = "") -> Entry:
@@ -182,8 +189,8 @@ def unpacked_file(entry: Entry, packing: tuple[str, ...]) -> IO[bytes]:
     return whole
 
 
-def members_of(entry: Entry) -> tuple[list[Entry], list[str]]:
-    """The files in a zip archive as entries of their own, and the names of those that are passed over.
+def members_of(entry: Entry) -> list[Entry]:
+    """The files in a zip archive as entries of their own, without those that systems hide in it.
 
     Raises:
         DataError: it is damaged, encrypted, of an office program, or names files outside of itself.
@@ -216,7 +223,7 @@ def members_of(entry: Entry) -> tuple[list[Entry], list[str]]:
     kept = [info for info in files if not any(p.startswith(".") or p == "__MACOSX" for p in info.filename.split("/"))]
     if any(info.flag_bits & 1 for info in kept):
         raise DataError(f"{entry.name}: a zip archive with a password; unpack it and give the path of what was in it")
-    return [_member(entry, info) for info in kept], [info.filename for info in files if info not in kept]
+    return [_member(entry, info) for info in kept]
 
 
 def _leads_outside(name: str) -> bool:
@@ -232,4 +239,4 @@ def _member(entry: Entry, info: zipfile.ZipInfo) -> Entry:
             return archive.open(info)
 
     name, label = f"{entry.name}/{info.filename}", f"{entry.label}/{info.filename}"
-    return Entry(name, label, opened, info.compress_size)
+    return Entry(name, label, opened, info.compress_size, unpacked=info.file_size)

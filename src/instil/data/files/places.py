@@ -11,15 +11,17 @@ import hashlib
 import os
 import re
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from instil.data.files.hub import NO_ROWS, PREFIX, hub_entries
+from instil.data.files.hub import PREFIX, hub_entries
 from instil.data.files.kinds import SUFFIXES, data_files, is_named_as_data
 from instil.data.files.packing import PACKED_SUFFIXES, Entry, entry_of
-from instil.downloads import Wanted, cache_folder, download
+from instil.downloads import Wanted, cache_folder, download, progress
 from instil.errors import DataError, counted, did_you_mean, listed
 
 NAMED = {"starter": "starter.json"}
@@ -31,12 +33,10 @@ FETCHED = {  # the chapter's 1,100 rows; Alpaca's 52,002, of which 28 have an em
     "alpaca": "tatsu-lab/stanford_alpaca/main/alpaca_data.json",
 }
 SCHEMES = ("http://", "https://")
+LONG = 16 * 1024**2  # bytes of files, from which on reading them takes long enough to be shown
 LARGEST_FETCHED = 64 * 1024**3  # bytes
+HUB_PAGE = re.compile(r"https?://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/?(?:[?#].*|viewer.*|tree/.*)?$")
 RUN_FILE = "run.toml"
-BESIDE_ROWS = (  # JSON files that lie in folders of data, models or programs and hold no rows
-    *NO_ROWS, "tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
-    "adapter_config.json", "vocab.json", "package.json", "package-lock.json", "model.safetensors.index.json",
-)  # fmt: skip
 
 
 def entries_of(data: str | Path) -> tuple[list[Entry], list[str]]:
@@ -54,7 +54,7 @@ def entries_of(data: str | Path) -> tuple[list[Entry], list[str]]:
         found, said = _entries(part, str(data))
         entries += found
         notes += said
-    kept = list({entry.path.resolve() if entry.path else entry.name: entry for entry in reversed(entries)}.values())[
+    kept = list({entry.path.absolute() if entry.path else entry.name: entry for entry in reversed(entries)}.values())[
         ::-1
     ]
     if len(kept) < len(entries):
@@ -99,6 +99,22 @@ def absolute(data: str) -> str:
     return ",".join(parts) if parts != _parts(data) or _is_there(Path(data)) else ""
 
 
+def paths_of(data: str | Path) -> list[Path]:
+    """The files on disk that a name stands for, and the folder, if it names one; they must not be written over.
+
+    >>> paths_of("starter")
+    []
+    """
+    found: list[Path] = []
+    for part in _parts(data):
+        path = Path(part).expanduser()
+        if _is_there(path):
+            found += [path, *(sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else ())]
+        elif glob.has_magic(part) and not comes_from_afar(part):
+            found += filter(Path.is_file, _globbed(path))
+    return found
+
+
 def short_name(data: str) -> str:
     """A name for what is made of a data set.
 
@@ -124,6 +140,8 @@ def _entries(part: str, data: str) -> tuple[list[Entry], list[str]]:
         return [Entry(part, part, lambda: file.open("rb"), len(file.read_bytes()))], []
     if part.startswith(PREFIX):
         return hub_entries(part)
+    if page := HUB_PAGE.match(part):
+        raise DataError(f"{part}: is a page of the hub; its rows are {PREFIX}{page[1]}")
     if comes_from_afar(part):
         return [replace(entry_of(fetch_data(part), _label(part)), name=part)], []
     path = Path(part).expanduser()
@@ -133,9 +151,11 @@ def _entries(part: str, data: str) -> tuple[list[Entry], list[str]]:
         return _matching(path)
     known = NAMED | FETCHED
     inside = f"{data}: " if part != data else ""
+    near = did_you_mean(part, known) or _near_file(path)
+    if not near and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", part) and not is_named_as_data(part):
+        near = f"; a data set on the hub is {PREFIX}{part}"
     raise DataError(
-        f"{inside}{part}: no such file, and no data set of that name; known names: {', '.join(known)}"
-        + (did_you_mean(part, known) or _near_file(path))
+        f"{inside}{part}: no such file, and no data set of that name; known names: {', '.join(known)}" + near
     )
 
 
@@ -177,9 +197,11 @@ def fetch_data(data: str) -> Path:
         return path
 
     def check(part: Path) -> None:  # a page or half a file is not kept
-        for file in data_files(entry_of(part, path.name))[0]:
-            for _ in file.rows():
-                pass
+        entry = entry_of(part, path.name)
+        with progress(f"looking at {path.name}") if entry.size >= LONG else nullcontext() as show:
+            for file in data_files(entry)[0]:
+                for _ in file.rows(partial(show, total=entry.length) if show else None):
+                    pass
 
     wanted = Wanted(
         url=url,
@@ -202,7 +224,7 @@ def _in_folder(folder: Path) -> tuple[list[Entry], list[str]]:
         inside = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror or error}") from error
-    files = [one for one in inside if one.is_file() and is_named_as_data(one.name) and one.name not in BESIDE_ROWS]
+    files = [one for one in inside if one.is_file() and is_named_as_data(one.name)]
     others = [one.name + ("/" if one.is_dir() else "") for one in inside if one not in files]
     if not files:
         folders = [str(one) for one in inside if one.is_dir()]
@@ -211,16 +233,20 @@ def _in_folder(folder: Path) -> tuple[list[Entry], list[str]]:
     return [entry_of(file) for file in files], _passed_over(str(folder), others)
 
 
-def _matching(pattern: Path) -> tuple[list[Entry], list[str]]:
+def _globbed(pattern: Path) -> list[Path]:
     root = Path(pattern.anchor or ".")
     try:
-        found = sorted(one for one in root.glob(str(pattern.relative_to(pattern.anchor))) if one.name[:1] != ".")
-    except (ValueError, NotImplementedError) as error:
+        return sorted(one for one in root.glob(str(pattern.relative_to(pattern.anchor))) if one.name[:1] != ".")
+    except (ValueError, NotImplementedError, OSError) as error:
         raise DataError(f"{pattern}: not a pattern of file names: {error}") from error
+
+
+def _matching(pattern: Path) -> tuple[list[Entry], list[str]]:
+    found = _globbed(pattern)
     files = [one for one in found if one.is_file()]
     if not files:
         raise DataError(f"{pattern}: no file of that name, and none that this is a pattern of")
-    named = [one for one in files if is_named_as_data(one.name) and one.name not in BESIDE_ROWS] or files
+    named = [one for one in files if is_named_as_data(one.name)] or files
     others = [one.name + ("/" if one.is_dir() else "") for one in found if one not in named]
     return [entry_of(file) for file in named], _passed_over(str(pattern), others)
 

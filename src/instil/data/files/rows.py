@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 
 from instil.data.files.kinds import DataFile, data_files
 from instil.data.files.packing import Entry
-from instil.data.files.places import entries_of
+from instil.data.files.places import LONG, entries_of
 from instil.downloads import progress
 from instil.errors import DataError, listed
 from instil.screen import Bytes
-
-LONG = 16 * 1024**2  # bytes of files, from which on reading them takes long enough to be shown
 
 
 class RawRow(NamedTuple):
@@ -47,8 +45,8 @@ class RawRows:
 
     @property
     def size(self) -> int:
-        """Bytes of all files as they lie there."""
-        return sum(part.entry.size for part in self.parts)
+        """Bytes of all files, packed ones as they are."""
+        return sum(part.entry.length for part in self.parts)
 
     def __iter__(self) -> Iterator[RawRow]:
         """The rows in order.
@@ -66,7 +64,7 @@ class RawRows:
             label = part.entry.label
             for value, place in part.rows(watch):
                 yield RawRow(value, f"{label} {place}")
-            before += part.entry.size
+            before += part.entry.length
 
     def twice(self) -> Iterable[RawRow]:
         """To iterate over again: a list where there is little to read, else the files, each time with a bar."""

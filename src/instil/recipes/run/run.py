@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from instil.data.files.places import paths_of
 from instil.data.near_duplicates import leak_line, leaked
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.offline import means, of_other_scripts
@@ -143,7 +144,7 @@ def finetune(
 
 def _inputs(*given: object) -> list[Path]:
     """The files and folders that a run reads."""
-    return [Path(name) for name in given if isinstance(name, str | Path) and str(name) and Path(name).exists()]
+    return [path for name in given if isinstance(name, str | Path) and str(name) for path in paths_of(name)]
 
 
 def _preflight(

@@ -47,6 +47,7 @@ class DataOptions(BaseModel):
     normalise: Normalise = Field(
         "none", description="none: rows as they are; nfc: letters and their accents in one piece (Unicode's NFC)"
     )
+    licence: str = Field("", description="what the rows' licence is, for the data card of the run")
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
 
 

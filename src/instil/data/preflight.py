@@ -84,7 +84,11 @@ class Preflight:
 
     def _remedy(self) -> str:
         if self.longest - 1 <= self.context:
-            most = f", and {self.keeps_99} {KEEP:.0%} of them" if self.max_length < self.keeps_99 < self.longest - 1 else ""
+            most = (
+                f", and {self.keeps_99} {KEEP:.0%} of them"
+                if self.max_length < self.keeps_99 < self.longest - 1
+                else ""
+            )
             return f"data.max_length={self.longest - 1} would keep all{most}"
         return f"the longest has {self.longest}, and the model's context is {self.context}"
 
@@ -92,7 +96,9 @@ class Preflight:
         """For people."""
         counts = ", ".join(f"{count:,} {part}" for part, count in self.rows.items())
         ended = self.ends_trained / max(1, self.rows["train"])
-        upper = ", ".join(f"{share} % up to {length}" for share, length in (self.quantiles or {}).items() if share != "90")
+        upper = ", ".join(
+            f"{share} % up to {length}" for share, length in (self.quantiles or {}).items() if share != "90"
+        )
         said = [
             f"rows: {counts}",
             f"tokens in training rows: {self.tokens:,}, of which {self.trained_tokens:,} ({self.supervised:.0%}) are "

@@ -16,8 +16,8 @@ from typing import Any
 from instil.ask.journal import Journal
 from instil.ask.named import opened
 from instil.assistant.assistant import load
-from instil.data.sources import Source, read_rows, read_source
 from instil.data.findings.finding import Finding
+from instil.data.sources import Source, read_rows, read_source
 from instil.errors import (
     DataError,
     InstilError,

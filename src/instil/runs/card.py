@@ -9,7 +9,7 @@ from typing import Any
 
 from instil.data.splits import PARTS
 from instil.errors import without_numbers
-from instil.tasks.rejected import Rejected
+from instil.tasks.rejected import RejectedRow
 from instil.tasks.task import Prepared
 
 KINDS = 50  # kinds of a part that the card names; the others are counted together
@@ -22,8 +22,8 @@ LICENCES = {  # of named data sets, as this project or their owners state it
 }
 
 
-def data_card(prepared: Prepared, rejected: Sequence[Rejected]) -> dict[str, Any]:
-    """What is known of the rows of a run: counts, lengths, kinds, scripts, repetitions, rejected rows, hashes, licence."""
+def data_card(prepared: Prepared, rejected: Sequence[RejectedRow]) -> dict[str, Any]:
+    """What is known of the rows of a run: counts, lengths, kinds, scripts, repetitions, what was left out, licence."""
     source, found = prepared.source, prepared.preflight
     return {
         "name": source.name,

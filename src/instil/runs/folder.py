@@ -32,7 +32,16 @@ from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
-from instil.files import check_folder, make_folder, read_json, read_parsed, unfinished_of, write_json, write_rows, write_whole
+from instil.files import (
+    check_folder,
+    make_folder,
+    read_json,
+    read_parsed,
+    unfinished_of,
+    write_json,
+    write_rows,
+    write_whole,
+)
 from instil.model import find
 from instil.records import Completion, Example
 
@@ -77,6 +86,11 @@ class RunFolder:
     def samples(self) -> Path:
         """Answers while training went on."""
         return self.path / "samples.jsonl"
+
+    @property
+    def rejected(self) -> Path:
+        """Rows that were left out or cut, one a line."""
+        return self.path / "rejected.jsonl"
 
     @property
     def report(self) -> Path:
@@ -187,7 +201,7 @@ class RunFolder:
     def write_data(self, card: Mapping[str, object], rejected: Sequence[Mapping[str, object]]) -> None:
         """Write ``data.json`` and ``rejected.jsonl``."""
         self.write_json("data.json", card)
-        write_rows(self.path / "rejected.jsonl", rejected)
+        write_rows(self.rejected, rejected)
 
     def read_card(self) -> dict[str, Any] | None:
         """``data.json``; None for a run of an earlier version, which has none.

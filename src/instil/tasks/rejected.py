@@ -16,7 +16,7 @@ _AT_ITS_END = re.compile(r"(.*) \((line \d+|[^()]* line \d+)\)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Rejected:
+class RejectedRow:
     """One row: its number in the data, the place in a file where that is known, and what became of it.
 
     ``part`` is empty for a row that could not be read as an example, so that it belongs to none.
@@ -34,7 +34,7 @@ class Rejected:
         return asdict(self)
 
 
-def rejected_rows(prepared: Prepared) -> Iterator[Rejected]:
+def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
     """The rows that were refused when they were read, then those of each part that training leaves out or cuts."""
     for complaint in prepared.source.skipped:
         yield _unread(complaint)
@@ -44,21 +44,21 @@ def rejected_rows(prepared: Prepared) -> Iterator[Rejected]:
             length = len(task.longest(row).ids)
             reason = task.left_out(row, max_length)
             if reason:
-                yield Rejected(row.row, "left out", reason, _room(length, max_length, context), part)
+                yield RejectedRow(row.row, "left out", reason, _room(length, max_length, context), part)
             elif length - 1 > max_length:
                 lost = length - 1 - max_length
                 what = f"the last {counted(lost, 'token')} of its {length:,} lie beyond data.max_length={max_length}"
-                yield Rejected(row.row, "cut", what, _room(length, max_length, context), part)
+                yield RejectedRow(row.row, "cut", what, _room(length, max_length, context), part)
 
 
-def _unread(complaint: str) -> Rejected:
+def _unread(complaint: str) -> RejectedRow:
     """A row by what was said of it when the rows were read: ``row 3 (rows.jsonl line 4): output is missing``."""
     found = _COMPLAINT.fullmatch(complaint)
     row, where, reason = found.groups() if found else ("-1", "", complaint)
     if not where and (ending := _AT_ITS_END.fullmatch(reason)):
         reason, where = ending.groups()
     remedy = "mend it in the data, or take it out"
-    return Rejected(int(row), "left out", reason, remedy, where=where or "")
+    return RejectedRow(int(row), "left out", reason, remedy, where=where or "")
 
 
 def _room(length: int, max_length: int, context: int) -> str:

@@ -38,11 +38,15 @@ EVALUATED_TOKENS = 1024  # in one batch of validation rows
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A row as people may look at it: its ids, which of them are learnt, and what it is called if a row has several."""
+    """A row as people may look at it: its ids, which of them are learnt, and what it is called if a row has several.
+
+    ``weights`` says how often each id counts in the loss, where not all count once.
+    """
 
     row: Encoded
     learnt: Sequence[bool]
     name: str = ""
+    weights: Sequence[float] = ()
 
 
 class Task(ABC, Generic[Row]):

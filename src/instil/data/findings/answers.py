@@ -14,8 +14,8 @@ from instil.errors import counted
 from instil.records import blank
 
 PLACE_HOLDERS = {
-    "nan", "null", "none", "n/a", "#n/a", "na", "undefined", "<noinput>", "<nooutput>", "<no input>", "<empty>", "noinput",
-    "no input", "(none)", "(empty)", "[empty]", "todo", "tbd", "nil", "<na>", "[]", "{}", '""', "''",
+    "nan", "null", "none", "n/a", "#n/a", "na", "undefined", "<noinput>", "<nooutput>", "<no input>", "<empty>",
+    "noinput", "no input", "(none)", "(empty)", "[empty]", "todo", "tbd", "nil", "<na>", "[]", "{}", '""', "''",
 }  # fmt: skip
 LONGEST_PLACE_HOLDER = 12
 EQUAL = 3  # different prompts of which all have the same answer
@@ -50,7 +50,7 @@ class Answers:
     def __init__(self) -> None:
         self._train = 0
         self._empty, self._inputs, self._holders = _Places(), _Places(), _Places()
-        self._texts: Counter[str] = Counter()  # of place-holders, as they are written
+        self._texts: Counter[tuple[str, str]] = Counter()  # place-holders as they are written, by key
         self._answers: dict[str, _Places] = defaultdict(_Places)  # of training rows, prompts once each
         self._prompts: dict[int, int] = {}  # of a prompt: its first answer
         self._rows: set[tuple[int, int]] = set()
@@ -70,10 +70,10 @@ class Answers:
             self._empty.add(row.row)
         elif _is_place_holder(answer):
             self._holders.add(row.row)
-            self._texts[answer] += 1
+            self._texts["output", answer] += 1
         if _is_place_holder(example.input.strip()):
             self._inputs.add(row.row)
-            self._texts[example.input.strip()] += 1
+            self._texts["input", example.input.strip()] += 1
         if row.part == "train" and (empty or _is_place_holder(answer)):
             self._worthless["" if empty else answer] += 1
         self._again(row, answer)
@@ -84,6 +84,8 @@ class Answers:
     def _again(self, row: Seen, answer: str) -> None:
         prompt = hash(normal(row.prompt).strip())
         said = hash((normal(answer), row.example.tool_calls))
+        if blank(row.prompt):  # a text without a question
+            prompt = said
         if (prompt, said) in self._rows:
             self._repeated.add(row.row)
         elif prompt in self._prompts:
@@ -115,11 +117,17 @@ class Answers:
         if not worthless:
             found += self._same()
         found += _found("empty_answer", self._empty, "{} with an empty answer", "write them, or leave these rows out")
-        shown = ", ".join(f"{quoted(text)} {count}" for text, count in self._texts.most_common(4))
         mend = "write an answer, or leave these rows out, unless that is the answer"
-        found += _found("place_holder", self._holders, "{} whose answer is a place-holder (" + _braced(shown) + ")", mend)
+        found += _found(
+            "place_holder", self._holders, "{} whose answer is a place-holder (" + self._holding("output") + ")", mend
+        )
         mend = 'a row without input has "" there, or no such key'
-        found += _found("place_holder_input", self._inputs, "{} whose input is a place-holder (" + _braced(shown) + ")", mend)
+        found += _found(
+            "place_holder_input",
+            self._inputs,
+            "{} whose input is a place-holder (" + self._holding("input") + ")",
+            mend,
+        )
         found += _found("echo", self._echoes, "{} whose answer is the instruction again", "write the answer")
         mend = "leave the prompt out of the answer, or the model learns to repeat it"
         found += _found("echo_begins", self._begins, "{} whose answer begins with its own instruction", mend)
@@ -130,6 +138,11 @@ class Answers:
         said = "{} that ask what an earlier row asks, and answer otherwise"
         found += _found("answered_otherwise", self._otherwise, said, "", note=True)
         return found
+
+    def _holding(self, key: str) -> str:
+        """The place-holders of a key, as they are to stand in a format string."""
+        shown = [f"{quoted(text)} {count}" for (where, text), count in self._texts.most_common() if where == key]
+        return _braced(", ".join(shown[:4]) + (", ..." if len(shown) > 4 else ""))
 
     def _worth(self) -> Iterable[Finding]:
         """Whether the training rows are good for nothing."""
@@ -186,5 +199,3 @@ def _braced(text: str) -> str:
 
 def _is_place_holder(text: str) -> bool:
     return 0 < len(text) <= LONGEST_PLACE_HOLDER and text.lower() in PLACE_HOLDERS
-
-

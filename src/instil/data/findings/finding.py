@@ -17,7 +17,8 @@ class Finding:
     """One thing that was found: in which rows, how bad it is, and what to do about it.
 
     An *error* means that the rows cannot teach what they are for, a *warning* that they teach something besides or have
-    rows to look at, and a *note* is a fact. Of very many rows the first thousand are named; ``count`` is how many there are.
+    rows to look at, and a *note* is a fact. Of very many rows the first thousand are named;
+    ``count`` is how many there are.
     """
 
     kind: str

@@ -23,7 +23,7 @@ SEED = 123
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What was found in so many of the rows, their kinds by part and their shapes, and the share of each script in their letters."""
+    """What was found in so many of the rows, their kinds by part, their shapes, and the share of each script."""
 
     rows: int
     of: int
@@ -65,9 +65,7 @@ def look(
     return Looked(rows, total, tuple(found), order.kinds, scripts.shares(), order.shapes)
 
 
-def _some(
-    split: Split, total: int, at_most: int, answers: Callable[[Example], Sequence[str]] | None
-) -> Iterator[Seen]:
+def _some(split: Split, total: int, at_most: int, answers: Callable[[Example], Sequence[str]] | None) -> Iterator[Seen]:
     """All rows or some of them, in their order; of each part its share."""
     for part in PARTS:
         examples = split.part(part)

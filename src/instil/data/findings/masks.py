@@ -79,7 +79,9 @@ class Masks:
             yield Finding("few_targets", "warning", said, "look with --row at what is trained on")
         if self.endless:
             count = self.rows - self.ends - len(self.cut) - len(self.skipped)
-            said = f"the end of {counted(max(count, len(self.endless)), 'row')} is not trained on: {named(self.endless)}"
+            said = (
+                f"the end of {counted(max(count, len(self.endless)), 'row')} is not trained on: {named(self.endless)}"
+            )
             remedy = "the model learns from the others alone where to stop"
             yield Finding("end_not_trained", "warning", said, remedy, tuple(self.endless))
 

@@ -67,8 +67,8 @@ class Order:
         rows = sorted(row for found in absent.values() for row in found)
         names = ", ".join(quoted(kind) for kind in list(absent)[:4]) + (", ..." if len(absent) > 4 else "")
         said = (
-            f"{counted(len(rows), 'held-out row')} of {counted(len(absent), 'kind')} that no training row has ({names}): "
-            f"{named(rows)}"
+            f"{counted(len(rows), 'held-out row')} of {counted(len(absent), 'kind')} that no training row has "
+            f"({names}): {named(rows)}"
         )
         remedy = "what is held out is not what is taught; set data.split=grouped, or add such rows"
         yield Finding("kind_held_out", "warning", said, remedy, tuple(rows[:KEPT]), len(rows))

@@ -89,7 +89,10 @@ _TAGS = r"(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0001-\U000e007f]"  # afte
 _CONTROL = r"[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]"
 # UTF-8 that was read as Windows-1252 or Latin-1: bytes 80 to BF as those have them, and the letters that begin a
 # character of two bytes; what stands in ordinary text (an accented capital before a quotation mark) is left out.
-_BYTE = "\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2020\u2021\u02c6\u2030\u0160\u2039\u0152\u017d\u2018\u201c\u2022\u02dc\u2122\u0161\u203a\u0153\u017e\u0178"
+_BYTE = (
+    "\u0080-\u00bf\u20ac\u201a\u0192\u201e\u2020\u2021\u02c6\u2030\u0160"
+    "\u2039\u0152\u017d\u2018\u201c\u2022\u02dc\u2122\u0161\u203a\u0153\u017e\u0178"
+)
 _LATE = "\u2019\u201d\u2013\u2014\u2026\u00bb"
 _BROKEN = (
     rf"[\u00c2\u00c3](?![\u2018\u201c\u203a\u00bb])[{_BYTE}]"
@@ -131,7 +134,9 @@ def _is_secret(match: re.Match[str]) -> bool:
 
 
 _MAIL = r"\b[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"
-_MADE_UP = re.compile(r"@(?:[\w-]+\.)*(?:example\.\w+|\w+\.(?:example|test|invalid|localhost))$|@(?:email|domain)\.com$")
+_MADE_UP = re.compile(
+    r"@(?:[\w-]+\.)*(?:example\.\w+|\w+\.(?:example|test|invalid|localhost))$|@(?:email|domain)\.com$"
+)
 
 
 def _wanted_in_prompts(own: Sequence[str]) -> list[Wanted]:

@@ -96,6 +96,12 @@ def normalise(world: World) -> None:
     assert "Say caf\u00e9." in text("data.normalise=nfc")
 
 
+@sees("data.licence=CC0-1.0")
+def licence(world: World) -> None:
+    assert world.run("data.licence=CC0-1.0", *STEPS, data=world.one).read("data.json")["licence"] == "CC0-1.0"
+    assert world.run(*STEPS, data=world.one).read("data.json")["licence"].startswith("not stated")
+
+
 @sees("data.skip_bad=true")
 def skip_bad(world: World) -> None:
     data = world.file([*rows(3), {"instruction": "Say nothing."}])

@@ -83,14 +83,12 @@ class Preflight:
             raise DataError("\n".join(finding.line().removeprefix("error: ") for finding in errors))
 
     def _remedy(self) -> str:
+        helps = self.max_length < self.keeps_99 < min(self.longest - 1, self.context + 1)
         if self.longest - 1 <= self.context:
-            most = (
-                f", and {self.keeps_99} {KEEP:.0%} of them"
-                if self.max_length < self.keeps_99 < self.longest - 1
-                else ""
-            )
+            most = f", and {self.keeps_99} {100 * KEEP:.0f} % of them" if helps else ""
             return f"data.max_length={self.longest - 1} would keep all{most}"
-        return f"the longest has {self.longest}, and the model's context is {self.context}"
+        most = f", and data.max_length={self.keeps_99} would keep {100 * KEEP:.0f} % of them" if helps else ""
+        return f"the longest has {self.longest}, and the model's context is {self.context}{most}"
 
     def lines(self) -> list[str]:
         """For people."""

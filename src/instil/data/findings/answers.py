@@ -56,7 +56,7 @@ class Answers:
         self._rows: set[tuple[int, int]] = set()
         self._repeated, self._otherwise = _Places(), _Places()
         self._echoes, self._begins = _Places(), _Places()
-        self._long, self._unended = 0, _Places()
+        self._long, self._ended, self._unended = 0, 0, _Places()
         self._worthless = Counter[str]()
 
     def see(self, row: Seen) -> None:
@@ -107,7 +107,9 @@ class Answers:
         if len(last) < 4 * PROSE_WORDS or last.count(" ") < PROSE_WORDS or not _PROSE.search(last):
             return
         self._long += 1
-        if not last.endswith(_ENDING) and (last[-1].islower() or last[-1] in ",-\u060c\u3001\uff0c"):
+        if last.endswith(_ENDING):
+            self._ended += 1
+        elif last[-1].islower() or last[-1] in ",-\u060c\u3001\uff0c":
             self._unended.add(row.row)
 
     def findings(self) -> list[Finding]:
@@ -131,7 +133,7 @@ class Answers:
         found += _found("echo", self._echoes, "{} whose answer is the instruction again", "write the answer")
         mend = "leave the prompt out of the answer, or the model learns to repeat it"
         found += _found("echo_begins", self._begins, "{} whose answer begins with its own instruction", mend)
-        if self._long >= FEW and 0 < self._unended.count <= (1 - ENDED) * self._long:
+        if self._long >= FEW and self._ended >= ENDED * self._long:
             mend = "look whether they were cut; the model learns to stop there"
             found += _found("unended", self._unended, "{} whose long answer ends within a sentence", mend)
         found += _found("repeated_row", self._repeated, "{} that say what an earlier row says", "leave repetitions out")

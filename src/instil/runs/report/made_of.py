@@ -17,8 +17,8 @@ class ReportData:
     """What the report is made of.
 
     ``answers`` holds ``base`` and ``tuned``, or nothing; ``verdicts`` holds for each judge the same two (for the
-    offline judge ``echo`` as well). All are in the order of ``examples``, the held-out rows of ``part``. ``card`` is the
-    data card, and ``rejected`` the rows left out or cut; earlier versions wrote neither.
+    offline judge ``echo`` as well). All are in the order of ``examples``, the held-out rows of ``part``. ``card`` is
+    the data card, and ``rejected`` the rows left out or cut; earlier versions wrote neither.
     """
 
     title: str

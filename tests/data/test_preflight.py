@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from instil.data.findings.masks import quantile
+from instil.data.findings.masks import quantiles
 from instil.data.preflight import LINES, Preflight, check
 from instil.data.splits import Split
 from instil.errors import DataError
@@ -54,8 +55,9 @@ def test_of_pairs_both_answers_count() -> None:
 
 
 def test_quantiles_are_lengths_of_rows() -> None:
-    assert [quantile(range(1, 101), share) for share in (0.5, 0.9, 0.99, 1.0)] == [50, 90, 99, 100]
-    assert quantile([], 0.5) == 0
+    halves = [array("Q", range(51, 101)), array("Q", range(1, 51))]
+    assert quantiles(halves, (0.001, 0.5, 0.9, 0.99, 1.0)) == [1, 50, 90, 99, 100]
+    assert quantiles([], (0.5,)) == [0]
 
 
 def test_the_share_of_targets_and_of_ends() -> None:

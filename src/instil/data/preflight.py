@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import mean
 
+import numpy as np
+
 from instil.data.findings.finding import SEVERITIES, Finding, ranked
 from instil.data.findings.look import LOOKED_AT, look
-from instil.data.findings.masks import KEEP, Masks, has_target, quantile
+from instil.data.findings.masks import KEEP, Masks, has_target, quantiles
 from instil.data.splits import PARTS, Part, Split
 from instil.data.words import normal
 from instil.errors import DataError, listed
@@ -182,28 +185,26 @@ def check(
             masks[part].see(row, long)
     train, every = masks["train"], [masks[part] for part in PARTS]
     looked = look(split, answers, control_tokens, looked_at)
-    prompts = {_prompt(example) for example in split.train}
-    repeated = sum(_prompt(example) in prompts for example in (*split.test, *split.validation))
-    lengths = [length for one in every for length in one.lengths]
+    by_share = train.quantiles()
     return Preflight(
         rows={part: len(split.part(part)) for part in PARTS},
         tokens=train.tokens,
         trained_tokens=train.trained,
         mean_length=mean(train.lengths) if train.rows else 0.0,
-        longest=max(lengths, default=0),
-        length_95=quantile(train.lengths, 0.95),
+        longest=max(max(one.lengths, default=0) for one in every),
+        length_95=by_share["95"],
         max_length=max_length,
         context=context,
         cut=tuple(row for one in every for row in one.cut),
         skipped=tuple(row for one in every for row in one.skipped),
-        repeated_prompts=repeated,
+        repeated_prompts=_repeated(split),
         misspelt=tuple(misspelt),
         altered=tuple(altered),
         ends=ends,
         unusable=tuple(unusable),
         notes=tuple(notes),
-        quantiles=train.quantiles(),
-        keeps_99=max(1, quantile(lengths, KEEP) - 1),
+        quantiles=by_share,
+        keeps_99=max(1, quantiles([one.lengths for one in every], [KEEP])[0] - 1),
         ends_trained=train.ends,
         findings=tuple(ranked([*train.findings(context), *looked.findings])),
         looked_at=looked.rows,
@@ -213,8 +214,14 @@ def check(
     )
 
 
-def _prompt(example: Example) -> tuple[str, str]:
-    return normal(example.instruction).strip(), normal(example.about).strip()
+def _repeated(split: Split) -> int:
+    """How many held-out rows ask what a training row asks; told by hashes, which take little room."""
+    train, *held_out = (array("q", map(_prompt, split.part(part))) for part in PARTS)
+    return int(sum(np.isin(np.asarray(some), np.asarray(train)).sum() for some in held_out if some))
+
+
+def _prompt(example: Example) -> int:
+    return hash((normal(example.instruction).strip(), normal(example.about).strip()))
 
 
 def _numbers(rows: Sequence[int]) -> str:

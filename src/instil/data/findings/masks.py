@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from instil.data.findings.finding import KEPT, Finding, named
 from instil.errors import counted
 from instil.records import Encoded
@@ -65,7 +67,8 @@ class Masks:
 
     def quantiles(self) -> dict[str, int]:
         """Lengths that so many per cent of the rows do not exceed."""
-        return {f"{round(100 * share)}": quantile(self.lengths, share) for share in QUANTILES}
+        found = quantiles([self.lengths], QUANTILES)
+        return {f"{round(100 * share)}": length for share, length in zip(QUANTILES, found, strict=True)}
 
     def findings(self, context: int) -> Iterable[Finding]:
         """What was found, of training rows."""
@@ -99,11 +102,11 @@ class Masks:
         return Finding("all_masked", "error", f"{said}, and the model's context is no longer")
 
 
-def quantile(lengths: Sequence[int], share: float) -> int:
-    """The least length that this share of the rows does not exceed.
+def quantiles(lengths: Iterable[array[int]], shares: Sequence[float]) -> list[int]:
+    """The least lengths that such shares of the rows do not exceed; zeros where there are no rows.
 
-    >>> quantile([5, 1, 4, 2, 3], 0.5), quantile([7], 0.99)
-    (3, 7)
+    >>> quantiles([array("Q", [5, 1, 4]), array("Q", [2, 3])], (0.5, 0.99))
+    [3, 5]
     """
-    ordered = sorted(lengths)
-    return int(ordered[max(0, math.ceil(share * len(ordered)) - 1)]) if ordered else 0
+    every = np.sort(np.concatenate([np.zeros(0, np.uint64), *(np.asarray(some, np.uint64) for some in lengths)]))
+    return [int(every[max(0, math.ceil(share * len(every)) - 1)]) if len(every) else 0 for share in shares]

@@ -224,7 +224,8 @@ def _finding(kind: str, found: dict[int, set[str]]) -> Finding:
     severity, noun, what, remedy = SAID[kind]
     rows = sorted(found)
     times = Counter(name for names in found.values() for name in names if name)
-    shown = [f"{name} in {count:,}" for name, count in times.most_common(FIRST_NAMED)]
+    often = sorted(times.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{name} in {count:,}" for name, count in often[:FIRST_NAMED]]
     told = f" ({', '.join(shown)}{', ...' if len(times) > FIRST_NAMED else ''})" if shown else ""
     hold = "holds" if len(rows) == 1 else "hold"
     said = f"{counted(len(rows), noun)} {hold} {what}{told}: {named(rows)}"

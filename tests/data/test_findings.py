@@ -225,6 +225,8 @@ def test_a_file_in_order_is_told_where_it_is_split_in_order() -> None:
     kinds = [replace(row, task=WORDS[row.row // 10]) for row in sound()]
     assert "sorted_by_kind" in found(kinds)
     assert not found(kinds, split_grouped(kinds, 1)).keys() & {"sorted_by_kind", "sorted"}
+    parts = split_in_order(kinds)
+    assert not found(kinds, Split("grouped", parts.train, parts.test, parts.validation))
     mixed = [replace(row, task=WORDS[row.row % 4]) for row in sound()]
     assert not found(mixed)
     by_length = [

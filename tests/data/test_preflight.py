@@ -112,6 +112,18 @@ def test_few_lines_are_shown_the_worst_first() -> None:
     assert checked(rows).few_lines() == checked(rows).lines()
 
 
+def test_a_long_list_under_a_line_is_cut_short_on_the_screen() -> None:
+    unusable = [f"row {n}: complaint {'x' * n}" for n in range(9)]
+    one = checked([row(n, 20, 10) for n in range(9)], unusable=unusable)
+    (few,) = [line for line in one.few_lines("there") if "left out" in line]
+    assert few.split("\n")[1:] == [
+        "  row 0: complaint ", "  row 1: complaint x", "  row 2: complaint xx", "  ... and 6 more lines in there",
+    ]  # fmt: skip
+    assert "complaint xxxxxxxx" in "\n".join(one.lines())
+    four = checked([row(0, 20, 10)], unusable=unusable[:4])
+    assert four.few_lines() == four.lines()
+
+
 def test_the_sample_of_many_rows_is_told() -> None:
     rows = [row(n, 20, 10) for n in range(60)]
     assert checked(rows, looked_at=30).looked_at == 30

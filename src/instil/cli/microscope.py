@@ -29,12 +29,10 @@ def show_inspection(found: Inspection, html: Path | None = None) -> None:
     from rich.console import Console
 
     show_lines(found.preflight.few_lines("--json and --html"))
-    if found.rejected:
-        show_lines([f"row {row.row} is {row.outcome}: {row.reason}; {row.remedy}" for row in found.rejected[:REJECTED]])
-        if len(found.rejected) > REJECTED:
-            show_lines(
-                [f"... and {len(found.rejected) - REJECTED} more rows that are left out or cut (--json has all)"]
-            )
+    rejected = [row for row in found.rejected if row.part]  # the pre-flight has told of those that could not be read
+    show_lines(f"row {row.row} is {row.outcome}: {row.reason}; {row.remedy}" for row in rejected[:REJECTED])
+    if len(rejected) > REJECTED:
+        show_lines([f"... and {len(rejected) - REJECTED} more rows that are left out or cut (--json has all)"])
     console = Console(highlight=False)
     console.print(f"\n{LEGEND}")
     for row in found.rows:

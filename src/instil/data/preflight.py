@@ -19,6 +19,7 @@ from instil.records import Encoded, Example
 
 __all__ = ["Preflight", "check", "has_target"]
 LINES = 12  # on the screen
+LISTED = 3  # of what stands under one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +140,8 @@ class Preflight:
         return list(dict.fromkeys(said))
 
     def few_lines(self, where: str = "the report") -> list[str]:
-        """The first of them, and how many more there are where."""
-        lines = self.lines()
+        """The first of them, long lists cut short, and how many more there are where."""
+        lines = [_short(line, where) for line in self.lines()]
         more = len(lines) - LINES + 1
         return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"... and {more} more lines in {where}"]
 
@@ -222,6 +223,15 @@ def _repeated(split: Split) -> int:
 
 def _prompt(example: Example) -> int:
     return hash((normal(example.instruction).strip(), normal(example.about).strip()))
+
+
+def _short(line: str, where: str) -> str:
+    """A line with a list under it: the first three of the list."""
+    said, *listed_below = line.split("\n")
+    if len(listed_below) <= LISTED + 1:
+        return line
+    more = len(listed_below) - LISTED
+    return "\n".join([said, *listed_below[:LISTED], f"  ... and {more} more lines in {where}"])
 
 
 def _numbers(rows: Sequence[int]) -> str:

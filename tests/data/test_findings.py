@@ -84,6 +84,11 @@ def test_sound_rows_are_left_in_peace() -> None:
         ("secret", "output", "-----BEGIN RSA PRIVATE KEY-----\nMIIE"),
         ("secret", "output", "export HF=hf_" + "aB3dE5gH7j" * 3 + "Kl8M"),
         ("secret", "input", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9"),
+        ("secret", "output", "hf_" + "aBcDeFgHiJkLmNoPqRsTuVwXyZ" + "aBcDeFgH"),
+        ("secret", "output", "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYzQ4kT8mW2v"),
+        ("secret", "output", "AKIAIOSFODNN7EXAMPLE"),
+        ("whole_prompt", "instruction", "Human: Name it.\n\nAssistant:"),
+        ("end_marker", "output", "It is <unk> so."),
         ("mail", "output", "write to jane.doe@inbox-mail.org please"),
         ("echo", "output", "island 7: which?"),
         ("empty_answer", "output", "\u200b \u2060"),
@@ -106,7 +111,8 @@ def test_what_is_planted_is_found(kind: str, key: str, text: str) -> None:
         "नमस्ते क्\u200dष می\u200cخواهم 👩\u200d👩\u200d👧 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
         "\u2067שלום\u2069 \u200fעולם",
         "<s>struck</s> through, a < b, <div>, [1], ## Instructions, ### Ingredients:, # Response",
-        "AKIAIOSFODNN7EXAMPLE, sk-learn, hf_hub_download, ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx, me@example.com",
+        "sk-learn, hf_hub_download, ghp_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx, you@home",
+        "sk-a-very-long-name-of-a-branch-of-code, AccessKey, a secret_key",
         "None of them; null and void; nan bread, N/A or not",
         "The human: a study. Superhuman: yes. Привет, 你好，世界。Ελληνικά, đường, ß, Œuvre, Ñandú",
     ],
@@ -114,6 +120,12 @@ def test_what_is_planted_is_found(kind: str, key: str, text: str) -> None:
 def test_what_is_right_is_left_in_peace(text: str) -> None:
     for key in ("instruction", "input", "output"):
         assert found(with_row(**{key: text})) == {}
+
+
+def test_a_talk_in_a_prompt_is_none_that_waits_for_an_answer() -> None:
+    talk = "How long is this talk?\nHuman: Hello.\nAssistant: Hello."
+    assert found(with_row(instruction=talk)) == {}
+    assert found(with_row(instruction="Say: Assistant:")) == {}
 
 
 def test_a_models_own_control_tokens_are_marks() -> None:

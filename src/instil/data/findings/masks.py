@@ -92,7 +92,12 @@ class Masks:
         longest = max(self.lengths)
         if longest - 1 <= self.max_length:
             said = f"not one token of the {counted(self.rows, 'training row')} is trained on: every target is masked"
-            return Finding("all_masked", "error", said, "look with --row at what is trained on, and at data.train_on")
+            return Finding(
+                "all_masked",
+                "error",
+                said,
+                "look with --row at what is trained on, at data.train_on, and at the weights of messages",
+            )
         said = (
             f"none of the {self.rows:,} training rows has a response within {self.max_length} tokens; "
             f"the longest row has {longest:,}"

@@ -43,12 +43,15 @@ FORMS = (
 )  # fmt: skip
 ENDS = (
     "<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<eos>",
-    "[/INST]", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "[/INST]", "<|return|>", "<unk>", "<pad>", "<bos>", "[EOS]", "[BOS]", "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
 _HEADING = r"##+ ?(?i:Instruction|Input|Response|Human|Assistant|User):"
 _HUMAN = r"^(?:Human|### ?Human):"  # an answer that goes on with the next question
 
 
+_WAITING = (
+    r"^(?:Human|User|USER):[^\x00]*^(?:Assistant|ASSISTANT):\s*(?=\x00)"  # a conversation that waits for an answer
+)
 _BRACKETED = re.compile(r"<\|[^|<>\s]{1,60}\|>|<[^<>|\s]{1,40}>|\[[^\[\]\s]{1,30}\]")
 _PLAIN = {"<s>", "</s>"}  # also what is struck through in HTML
 MOST_ODD = 50  # control tokens of another form that are looked for
@@ -119,28 +122,36 @@ SECRETS = {
     "Slack token": (r"\bxox[abeoprs]-[A-Za-z0-9-]{20,}", "xox"),
     "Stripe key": (r"\b[rs]k_live_[A-Za-z0-9]{20,}\b", "k_live_"),
     "npm token": (r"\bnpm_[A-Za-z0-9]{36}\b", "npm_"),
+    "PyPI token": (r"\bpypi-AgEIcHlwaS5vcmc[A-Za-z0-9_-]{50,}", "pypi-"),
+    "SendGrid key": (r"\bSG\.[A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43}\b", "SG."),
+    "AWS secret": (
+        r"(?i:secret_?access_?key)[\"'\s:=]{1,6}[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+])",
+        "_key",
+        "_KEY",
+        "AccessKey",
+    ),
     "JSON web token": (r"\beyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}", "eyJ"),
 }
 FEW_LETTERS = 10  # different ones: "xxxxxxxx" stands where a secret was
 
 
 def _is_secret(match: re.Match[str]) -> bool:
-    """Not one of a manual, such as AKIAIOSFODNN7EXAMPLE."""
+    """Not a word with the same beginning, nor what stands where a secret was."""
     text = match.group()
     if "PRIVATE KEY" in text:
         return True
-    digits = any(char.isdigit() for char in text)
-    return digits and "EXAMPLE" not in text.upper() and len(set(text)) >= FEW_LETTERS
+    mixed = any(char.isdigit() for char in text) or (text != text.lower() and text != text.upper())
+    return mixed and len(set(text)) >= FEW_LETTERS
 
 
 _MAIL = r"\b[A-Za-z0-9._%+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}\b"
-_MADE_UP = re.compile(
-    r"@(?:[\w-]+\.)*(?:example\.\w+|\w+\.(?:example|test|invalid|localhost))$|@(?:email|domain)\.com$"
-)
 
 
 def _wanted_in_prompts(own: Sequence[str]) -> list[Wanted]:
-    return _marks("whole_prompt", own)
+    waiting = Wanted(
+        "whole_prompt", re.compile(_WAITING, re.MULTILINE), ("Assistant:", "ASSISTANT:"), lambda _: '"Assistant:"'
+    )
+    return [*_marks("whole_prompt", own), waiting]
 
 
 def _wanted_in_answers(own: Sequence[str]) -> list[Wanted]:
@@ -160,7 +171,7 @@ def _wanted_anywhere() -> list[Wanted]:
             Wanted("secret", re.compile(pattern), needles, lambda _, name=name: name, _is_secret)  # type: ignore[misc]
             for name, (pattern, *needles) in SECRETS.items()
         ),
-        Wanted("mail", re.compile(_MAIL), ("@",), lambda _: "", lambda match: not _MADE_UP.search(match.group())),
+        Wanted("mail", re.compile(_MAIL), ("@",), lambda _: ""),
     ]
 
 
@@ -249,7 +260,7 @@ class _Side:
             self.search()
 
     def search(self) -> None:
-        text = BETWEEN + BETWEEN.join(self._texts)
+        text = BETWEEN.join(["", *self._texts, ""])
         starts, at = [], len(BETWEEN)
         for part in self._texts:
             starts.append(at)

@@ -74,7 +74,7 @@ def test_nothing_to_train_on_is_refused() -> None:
             {"train": [encoded(30, 20, 0)], "test": [], "validation": []},
             max_length=8,
             context=64,
-        )
+        ).refuse()
 
 
 def checked(row: Encoded, max_length: int, context: int = 64) -> Preflight:
@@ -121,4 +121,4 @@ def test_the_remedy_for_cut_rows_is_one_that_works() -> None:
 def test_advice_to_raise_the_limit_only_where_there_is_room(context: int, says: str) -> None:
     parts = {"train": [encoded(30, 20, 0)], "test": [], "validation": []}
     with pytest.raises(DataError, match=says):
-        check(split_in_order(examples(1)), parts, max_length=8, context=context)
+        check(split_in_order(examples(1)), parts, max_length=8, context=context).refuse()

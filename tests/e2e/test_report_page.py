@@ -16,7 +16,8 @@ import pytest
 
 from instil.evaluate.comparison import TIE
 from instil.runs.report.charts import PLOT_HEIGHT, bin_counts
-from instil.runs.report.page import ReportData, write_report
+from instil.runs.report.made_of import ReportData
+from instil.runs.report.page import write_report
 from tests.runs.test_report import HOSTILE, OTHER_JUDGE, page_data
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")

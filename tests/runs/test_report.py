@@ -16,7 +16,8 @@ from instil.data.near_duplicates import Near
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.statistics import interval
 from instil.records import NO_ROOM, Completion, Example, Verdict
-from instil.runs.report.page import ReportData, write_report
+from instil.runs.report.made_of import ReportData
+from instil.runs.report.page import write_report
 
 OTHER_JUDGE = "ollama:llama3"
 HOSTILE = (

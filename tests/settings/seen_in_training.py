@@ -107,6 +107,12 @@ def mapping(world: World) -> None:
     assert "It is 0." in "".join(token["text"] for token in found.json["rows"][0]["tokens"])
 
 
+@sees("data.licence=CC0-1.0")
+def licence(world: World) -> None:
+    assert world.run("data.licence=CC0-1.0", *STEPS, data=world.one).read("data.json")["licence"] == "CC0-1.0"
+    assert world.run(*STEPS, data=world.one).read("data.json")["licence"].startswith("not stated")
+
+
 @sees("data.skip_bad=true")
 def skip_bad(world: World) -> None:
     data = world.file([*rows(3), {"instruction": "Say nothing."}])

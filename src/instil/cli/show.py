@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from instil.evaluate.comparison import Comparison
     from instil.evaluate.health import Health
     from instil.recipes.compare import Compared, ComparedPairwise
-    from instil.recipes.inspect import InspectedRow, Inspection
     from instil.recipes.plan.plan import Plan
     from instil.recipes.probe import Probed
     from instil.recipes.run.run import Run
@@ -204,36 +203,6 @@ def _show_group(name: str, mean: float | None, unscored: int, *, paid: bool = Fa
     figure = "no score" if mean is None else f"{mean:.0f} of 100"
     missing = f", {unscored} without a score" if unscored else ""
     typer.echo(f"  {name:24} {figure}{missing}{'   <- it pays for this' if paid else ''}")
-
-
-def show_inspection(found: Inspection) -> None:
-    """The pre-flight, and rows with what is trained on."""
-    show_lines(found.preflight.lines())
-    for row in found.rows:
-        _show_inspected(row)
-
-
-def _show_inspected(row: InspectedRow) -> None:
-    """Tokens on the terminal: trained ones bold green, seen ones plain, cut ones struck through in red."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    styles = {"trained": "bold green", "seen": "", "cut": "red strike"}
-    console.print(
-        f"\nrow {row.example.row} ({row.part}): {len(row.tokens)} tokens, {row.trained} trained on "
-        "([bold green]green[/], in brackets)",
-    )
-    text = Text()
-    inside = False
-    for token in row.tokens:
-        if (token.mask == "trained") != inside:
-            text.append("«" if not inside else "»", style="dim")
-            inside = not inside
-        text.append(token.text, style=styles[token.mask])
-    if inside:
-        text.append("»", style="dim")
-    console.print(text)
 
 
 def show_plan(plan: Plan) -> None:

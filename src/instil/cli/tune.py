@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from instil.cli.microscope import show_inspection
 from instil.cli.options import (
     BookOpt,
     ConfigOpt,
@@ -21,7 +22,7 @@ from instil.cli.options import (
     chosen_settings,
     print_json,
 )
-from instil.cli.show import show_inspection, show_plan, show_run
+from instil.cli.show import show_plan, show_run
 from instil.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,21 +103,24 @@ def inspect_command(
     data: DataArg = "starter",
     model: ModelOpt = "smollm2-135m",
     row: Annotated[list[int] | None, typer.Option("--row", "-r", help="Number of a row (from 0).")] = None,
+    suspicious: Annotated[bool, typer.Option("--suspicious", help="Rows that are worth a look, and why.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the rows and all findings as a page, too.")] = None,
     method: MethodOpt = None,
     mapping: MapOpt = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Pre-flight, and the mask microscope: which tokens of a row are trained on."""
+    """Pre-flight, and the mask microscope: which tokens of a row are trained on, only read, cut or padding."""
     chosen = chosen_settings(settings, config, methods=method, mapping=mapping)
     from instil.recipes.inspect import inspect
 
-    found = inspect(data, model, chosen, row or [])
+    found = inspect(data, model, chosen, row or [], suspects=suspicious, html=html)
     if as_json:
         print_json(found.as_json())
     else:
-        show_inspection(found)
+        show_inspection(found, html)
+    found.preflight.refuse()
 
 
 def _tune(

@@ -1,15 +1,25 @@
-"""What will happen to the rows, said before anything is spent: lengths, cuts, skips, repeats."""
+"""What will happen to the rows, said before anything is spent: lengths, cuts, skips, and what is wrong with texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean, quantiles
+from statistics import mean
 
+import numpy as np
+
+from instil.data.findings.finding import SEVERITIES, Finding, ranked
+from instil.data.findings.look import LOOKED_AT, look
+from instil.data.findings.masks import KEEP, Masks, has_target, quantiles
 from instil.data.splits import PARTS, Part, Split
 from instil.data.words import normal
 from instil.errors import DataError, listed
 from instil.records import Encoded, Example
+
+__all__ = ["Preflight", "check", "has_target"]
+LINES = 12  # on the screen
+LISTED = 3  # of what stands under one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +30,12 @@ class Preflight:
     to train on and are left out; ``misspelt`` rows hold characters outside the vocabulary, and ``altered`` ones
     lose case, accents or white space in the tokenizer. All four hold row numbers of the file. ``ends`` says what
     answers end and prompts begin with.
+
+    ``tokens`` and ``trained_tokens`` are those of training rows; ``ends_trained`` is how many of these are trained on
+    their end. ``quantiles`` are lengths that so many per cent of the training rows do not exceed, and ``keeps_99`` is
+    the ``data.max_length`` that leaves 99 % of all rows whole. ``findings`` are what was found in texts and masks, the
+    worst first, in ``looked_at`` of the rows; ``kinds`` counts the rows of each kind by part, ``shapes`` those that
+    are conversations or not, and ``scripts`` holds the share of each script in their letters.
     """
 
     rows: dict[str, int]
@@ -38,26 +54,60 @@ class Preflight:
     ends: str = ""
     unusable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    quantiles: dict[str, int] | None = None
+    keeps_99: int = 0
+    ends_trained: int = 0
+    findings: tuple[Finding, ...] = ()
+    looked_at: int = 0
+    kinds: dict[str, dict[str, int]] | None = None
+    scripts: dict[str, float] | None = None
+    shapes: dict[str, int] | None = None
+
+    @property
+    def supervised(self) -> float:
+        """The share of the training rows' tokens that are targets."""
+        return self.trained_tokens / max(1, self.tokens)
 
     def as_json(self) -> dict[str, object]:
         """For ``--json`` and the report."""
-        return asdict(self)
+        return {**asdict(self), "findings": [finding.as_json() for finding in self.findings]}
+
+    def of(self, *severities: str) -> list[Finding]:
+        """The findings of some severities."""
+        return [finding for finding in self.findings if finding.severity in severities]
+
+    def refuse(self) -> None:
+        """Stop where training would be worth nothing.
+
+        Raises:
+            DataError: there is an error among the findings.
+        """
+        errors = self.of(SEVERITIES[0])
+        if errors:
+            raise DataError("\n".join(finding.line().removeprefix("error: ") for finding in errors))
 
     def _remedy(self) -> str:
+        helps = self.max_length < self.keeps_99 < min(self.longest - 1, self.context + 1)
         if self.longest - 1 <= self.context:
-            return f"data.max_length={self.longest - 1} would keep all"
-        return f"the longest has {self.longest}, and the model's context is {self.context}"
+            most = f", and {self.keeps_99} {100 * KEEP:.0f} % of them" if helps else ""
+            return f"data.max_length={self.longest - 1} would keep all{most}"
+        most = f", and data.max_length={self.keeps_99} would keep {100 * KEEP:.0f} % of them" if helps else ""
+        return f"the longest has {self.longest}, and the model's context is {self.context}{most}"
 
     def lines(self) -> list[str]:
         """For people."""
-        counts = ", ".join(f"{count} {part}" for part, count in self.rows.items())
-        share = self.trained_tokens / max(1, self.tokens)
+        counts = ", ".join(f"{count:,} {part}" for part, count in self.rows.items())
+        ended = self.ends_trained / max(1, self.rows["train"])
+        upper = ", ".join(
+            f"{share} % up to {length}" for share, length in (self.quantiles or {}).items() if share != "90"
+        )
         said = [
             f"rows: {counts}",
-            f"tokens in training rows: {self.tokens:,}, of which {self.trained_tokens:,} ({share:.0%}) are targets",
-            f"row length: mean {self.mean_length:.0f}, 95 % up to {self.length_95}, longest {self.longest} "
-            f"(limit {self.max_length})",
+            f"tokens in training rows: {self.tokens:,}, of which {self.trained_tokens:,} ({self.supervised:.0%}) are "
+            f"targets; {_percent(ended)} of the rows are trained on their end",
+            f"row length: mean {self.mean_length:.0f}, {upper}, longest {self.longest} (limit {self.max_length})",
             *filter(None, [self.ends]),
+            *(finding.line() for finding in self.of("error")),
         ]
         if self.cut:
             said.append(
@@ -84,7 +134,16 @@ class Preflight:
         if self.repeated_prompts:
             said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
         said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
-        return list(dict.fromkeys([*said, *self.notes]))
+        said.extend(finding.line() for finding in self.of("warning"))
+        said.extend(self.notes)
+        said.extend(finding.line() for finding in self.of("note"))
+        return list(dict.fromkeys(said))
+
+    def few_lines(self, where: str = "the report") -> list[str]:
+        """The first of them, long lists cut short, and how many more there are where."""
+        lines = [_short(line, where) for line in self.lines()]
+        more = len(lines) - LINES + 1
+        return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"... and {more} more lines in {where}"]
 
 
 def check(
@@ -94,13 +153,16 @@ def check(
     *,
     context: int,
     longest: Mapping[Part, Sequence[Encoded]] | None = None,
+    answers: Callable[[Example], Sequence[str]] | None = None,
     ends: str = "",
     misspelt: Sequence[int] = (),
     altered: Sequence[int] = (),
     unusable: Sequence[str] = (),
     notes: Sequence[str] = (),
+    control_tokens: Sequence[str] = (),
+    looked_at: int = LOOKED_AT,
 ) -> Preflight:
-    """Look at every row as it will be trained on.
+    """Look at every row as it will be trained on; `Preflight.refuse` stops where that is worth nothing.
 
     Args:
         split: the rows.
@@ -108,59 +170,81 @@ def check(
         max_length: positions of a row that are kept.
         context: of the model.
         longest: the longest sequence of each row, where rows have several: what lengths are of.
+        answers: of a row, where it has others than the example's own.
         ends: what answers end and prompts begin with.
         misspelt: rows with characters outside the vocabulary.
         altered: rows that lose something in the tokenizer.
         unusable: complaints of rows that were left out.
         notes: what else is to be said.
-
-    Raises:
-        DataError: not one row has anything left to train on.
+        control_tokens: the model's, by name, which texts should not hold.
+        looked_at: the texts of so many rows are looked at.
     """
-    train = encoded["train"]
     measured = longest or encoded
-    lengths = [len(row.ids) for row in measured["train"]]
-    every = [row for part in PARTS for row in measured[part]]
-    skipped = [row for row in every if not has_target(row, max_length)]
-    # A row of n ids needs n - 1 positions: its last id is only ever a target.
-    cut = [row for row in every if len(row.ids) - 1 > max_length and has_target(row, max_length)]
-    if not any(has_target(row, max_length) for row in train):
-        raise DataError(
-            f"none of the {len(train)} training rows has a response within {max_length} tokens; "
-            f"the longest row has {max(lengths)}"
-            + (": raise data.max_length" if max_length < context else ", and the model's context is no longer")
-        )
-    prompts = {_prompt(example) for example in split.train}
-    repeated = sum(_prompt(example) in prompts for example in (*split.test, *split.validation))
+    masks = {part: Masks(max_length) for part in PARTS}
+    for part in PARTS:
+        for row, long in zip(encoded[part], measured[part], strict=True):
+            masks[part].see(row, long)
+    train, every = masks["train"], [masks[part] for part in PARTS]
+    looked = look(split, answers, control_tokens, looked_at)
+    by_share = train.quantiles()
     return Preflight(
         rows={part: len(split.part(part)) for part in PARTS},
-        tokens=sum(len(row.ids) for row in train),
-        trained_tokens=sum(sum(row.trained[1 : max_length + 1]) for row in train),
-        mean_length=mean(lengths),
-        longest=max(len(row.ids) for row in every),
-        length_95=int(quantiles(lengths, n=20, method="inclusive")[-1]) if len(lengths) > 1 else lengths[0],
+        tokens=train.tokens,
+        trained_tokens=train.trained,
+        mean_length=mean(train.lengths) if train.rows else 0.0,
+        longest=max(max(one.lengths, default=0) for one in every),
+        length_95=by_share["95"],
         max_length=max_length,
         context=context,
-        cut=tuple(row.row for row in cut),
-        skipped=tuple(row.row for row in skipped),
-        repeated_prompts=repeated,
+        cut=tuple(row for one in every for row in one.cut),
+        skipped=tuple(row for one in every for row in one.skipped),
+        repeated_prompts=_repeated(split),
         misspelt=tuple(misspelt),
         altered=tuple(altered),
         ends=ends,
         unusable=tuple(unusable),
         notes=tuple(notes),
+        quantiles=by_share,
+        keeps_99=max(1, quantiles([one.lengths for one in every], [KEEP])[0] - 1),
+        ends_trained=train.ends,
+        findings=tuple(ranked([*train.findings(context), *looked.findings])),
+        looked_at=looked.rows,
+        kinds={part: dict(counts.most_common()) for part, counts in looked.kinds.items()},
+        scripts=looked.scripts,
+        shapes=dict(looked.shapes.most_common()),
     )
 
 
-def has_target(row: Encoded, max_length: int) -> bool:
-    """Whether anything is left to predict within ``max_length`` positions."""
-    return any(row.trained[1 : max_length + 1])
+def _repeated(split: Split) -> int:
+    """How many held-out rows ask what a training row asks; told by hashes, which take little room."""
+    train, *held_out = (array("q", map(_prompt, split.part(part))) for part in PARTS)
+    return int(sum(np.isin(np.asarray(some), np.asarray(train)).sum() for some in held_out if some))
 
 
-def _prompt(example: Example) -> tuple[str, str]:
-    return normal(example.instruction or example.output).strip(), normal(example.about).strip()
+def _prompt(example: Example) -> int:
+    return hash((normal(example.instruction or example.output).strip(), normal(example.about).strip()))
+
+
+def _short(line: str, where: str) -> str:
+    """A line with a list under it: the first three of the list."""
+    said, *listed_below = line.split("\n")
+    if len(listed_below) <= LISTED + 1:
+        return line
+    more = len(listed_below) - LISTED
+    return "\n".join([said, *listed_below[:LISTED], f"  ... and {more} more lines in {where}"])
 
 
 def _numbers(rows: Sequence[int]) -> str:
     shown = ", ".join(str(row) for row in rows[:20])
     return shown + (", ..." if len(rows) > 20 else "")
+
+
+def _percent(share: float) -> str:
+    """A share in whole per cent that says 0 or 100 only where that is true.
+
+    >>> _percent(0.9999), _percent(1.0), _percent(0.001)
+    ('more than 99 %', '100 %', 'less than 1 %')
+    """
+    if 0 < share < 0.01:
+        return "less than 1 %"
+    return "more than 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"

@@ -39,6 +39,10 @@ class Tokenizer(Protocol):
     largest_id: int
     exact: bool  # whether plain ASCII comes back as it was
 
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Names of the tokens that no text is made of."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
 
@@ -152,6 +156,10 @@ class FastTokenizer:
         if more not in self._views:
             self._views[more] = Pipeline(self._state, self._control | more)
         return self._views[more]
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return self._control
 
     def encode(self, text: str) -> list[int]:
         return self.cut([(text, False)]).ids

@@ -1,98 +1,80 @@
-"""The mask microscope: every token of a row, and whether the model is trained to say it."""
+"""The pre-flight of rows, and some of them under the mask microscope."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 from instil.data.preflight import Preflight
 from instil.errors import UserError
-from instil.records import Example
+from instil.recipes.microscope.page import write_page
+from instil.recipes.microscope.rows import InspectedRow, inspected
+from instil.recipes.microscope.suspicious import suspicious
+from instil.runs.card import data_card
 from instil.settings.options import Settings
 from instil.tasks.prepare import prepare
-from instil.tasks.task import Prepared, View
-
-TokenMask = Literal["seen", "trained", "cut"]
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One id, its text, and its mask: only seen, trained on, or cut off."""
-
-    id: int
-    text: str
-    mask: TokenMask
-
-
-@dataclass(frozen=True, slots=True)
-class InspectedRow:
-    """One row under the microscope."""
-
-    example: Example
-    part: str
-    tokens: tuple[Token, ...]
-
-    @property
-    def trained(self) -> int:
-        """How many tokens the model is trained to say."""
-        return sum(token.mask == "trained" for token in self.tokens)
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return {
-            "row": self.example.row,
-            "part": self.part,
-            "tokens": [{"id": token.id, "text": token.text, "fate": token.mask} for token in self.tokens],
-        }
+from instil.tasks.rejected import RejectedRow, rejected_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """The pre-flight of the rows, and some of them under the microscope."""
+    """The pre-flight of the rows, some of them under the microscope, those left out or cut, and the data card."""
 
     preflight: Preflight
     rows: tuple[InspectedRow, ...]
+    rejected: tuple[RejectedRow, ...]
+    card: dict[str, Any]
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"preflight": self.preflight.as_json(), "rows": [row.as_json() for row in self.rows]}
+        return {
+            "preflight": self.preflight.as_json(),
+            "rows": [row.as_json() for row in self.rows],
+            "rejected": [row.as_json() for row in self.rejected],
+            "card": self.card,
+        }
 
 
-def inspect(data: str, model: str, settings: Settings, numbers: Sequence[int]) -> Inspection:
-    """Look at rows by their numbers, or at the first training row.
+def inspect(
+    data: str,
+    model: str,
+    settings: Settings,
+    numbers: Sequence[int],
+    *,
+    suspects: bool = False,
+    html: Path | None = None,
+) -> Inspection:
+    """Look at rows by their numbers, at suspicious ones, or at the first training row.
+
+    Rows that would make a run worthless are shown as well; `Preflight.refuse` complains of them.
+
+    Args:
+        data: a name, a path or an address.
+        model: a name, a folder or a file.
+        settings: see `instil.settings.options`.
+        numbers: of rows.
+        suspects: look at suspicious rows, too.
+        html: write a page of it.
 
     Raises:
-        UserError: there is no such row, or the rows, the model or the settings cannot be used.
+        UserError: there is no such row, or the rows, the model or the settings cannot be used, or the page cannot be
+            written.
     """
-    prepared = prepare(data, model, settings)
-    rows: list[InspectedRow] = []
-    for number in numbers or [prepared.split.train[0].row]:
-        found = inspected_rows(prepared, number)
-        if not found:
+    if html is not None and html.is_dir():
+        raise UserError(f"{html} is a folder; wanted the name of a file for --html")
+    prepared = prepare(data, model, settings, refuse=False)
+    wanted: dict[int, Sequence[str]] = dict.fromkeys(numbers, ())
+    if suspects:
+        wanted |= suspicious(prepared)
+    shown = inspected(prepared, wanted or {prepared.split.train[0].row: ()})
+    there = {row.example.row for row in shown}
+    for number in numbers:
+        if number not in there:
             raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
-        rows += found
-    return Inspection(prepared.preflight, tuple(rows))
-
-
-def inspected_rows(prepared: Prepared, row: int) -> list[InspectedRow]:
-    """The row of that number in the file; of a preference pair both answers; nothing if it is not there."""
-    for part, rows in prepared.rows.items():
-        for encoded, example in zip(rows, prepared.split.part(part), strict=True):
-            if example.row == row:
-                return [
-                    InspectedRow(example, f"{part}, {view.name}" if view.name else part, tuple(_tokens(prepared, view)))
-                    for view in prepared.task.views(encoded)
-                ]
-    return []
-
-
-def _tokens(prepared: Prepared, view: View) -> list[Token]:
-    tokens = []
-    for position, (id_, trained) in enumerate(zip(view.row.ids, view.learnt, strict=True)):
-        mask: TokenMask = "trained" if trained and position else "seen"  # nothing comes before the first token
-        if position > prepared.max_length:
-            mask = "cut"
-        text = "<end>" if id_ == prepared.tokenizer.eos_id else prepared.tokenizer.shown(id_)
-        tokens.append(Token(id_, text, mask))
-    return tokens
+    rejected = tuple(rejected_rows(prepared))
+    found = Inspection(prepared.preflight, tuple(shown), rejected, data_card(prepared, rejected))
+    if html is not None:
+        write_page(f"{Path(data).name} for {Path(model).name}", found.preflight, found.rows, html)
+    return found

@@ -18,6 +18,7 @@ from instil.ask.named import opened
 from instil.assistant.assistant import load
 from instil.data.files.places import paths_of
 from instil.data.files.rows import read_rows
+from instil.data.findings.finding import Finding
 from instil.data.sources import Source, read_source
 from instil.errors import (
     DataError,
@@ -42,7 +43,7 @@ from instil.synthesis.pairing import Candidate, MadePair, PairingResult, distinc
 from instil.synthesis.rewriting import rewrite_all
 from instil.synthesis.samples import sample_rows
 from instil.synthesis.writing import writer
-from instil.tasks.pairs.doctor import Diagnosis, Finding, diagnose
+from instil.tasks.pairs.doctor import Diagnosis, diagnose
 from instil.tasks.pairs.source import pairs_from, read_pairs
 
 TEMPERATURE = 0.8  # of samples, where none is set

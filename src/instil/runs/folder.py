@@ -5,6 +5,8 @@
     RUN/
       run.toml                 every setting as resolved, versions, hashes of data, model and template
       split.json               which row went where; held-out rows that are nearly the same as a training row
+      rejected.jsonl           rows left out or cut, each with its reason; empty if there is none
+      data.json                the data card: what the rows are
       metrics.jsonl            one line a step
       samples.jsonl            the same few prompts, answered as training goes on
       loss.png  loss.pdf
@@ -30,7 +32,16 @@ from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
-from instil.files import check_folder, make_folder, read_json, read_parsed, unfinished_of, write_json, write_whole
+from instil.files import (
+    check_folder,
+    make_folder,
+    read_json,
+    read_parsed,
+    unfinished_of,
+    write_json,
+    write_rows,
+    write_whole,
+)
 from instil.model import find
 from instil.records import Completion, Example
 
@@ -38,6 +49,8 @@ RUN_FILE = find.RUN_FILE  # a run stands for the model in it
 OWN_FILES = (
     RUN_FILE,
     "split.json",
+    "rejected.jsonl",
+    "data.json",
     "metrics.jsonl",
     "samples.jsonl",
     "loss.png",
@@ -73,6 +86,11 @@ class RunFolder:
     def samples(self) -> Path:
         """Answers while training went on."""
         return self.path / "samples.jsonl"
+
+    @property
+    def rejected(self) -> Path:
+        """Rows that were left out or cut, one a line."""
+        return self.path / "rejected.jsonl"
 
     @property
     def report(self) -> Path:
@@ -179,6 +197,25 @@ class RunFolder:
         """Write ``split.json``."""
         near = [{"row": one.row, "train_row": one.train_row, "cosine": one.cosine} for one in leaks]
         self.write_json("split.json", {**rows, "near_duplicates": near})
+
+    def write_data(self, card: Mapping[str, object], rejected: Sequence[Mapping[str, object]]) -> None:
+        """Write ``data.json`` and ``rejected.jsonl``."""
+        self.write_json("data.json", card)
+        write_rows(self.rejected, rejected)
+
+    def read_card(self) -> dict[str, Any] | None:
+        """``data.json``; None for a run of an earlier version, which has none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        file = self.path / "data.json"
+        if not file.is_file():
+            return None
+        found = read_json(file)
+        if not isinstance(found, dict):
+            raise DataError(f"{file}: damaged, wanted an object")
+        return found
 
     def read_leaks(self) -> list[Near] | None:
         """Held-out rows nearly the same as a training row; None where the run did not look for them.

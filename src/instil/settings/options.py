@@ -71,6 +71,7 @@ class DataOptions(BaseModel):
     map: Annotated[tuple[str, ...], BeforeValidator(map_parts)] = Field(
         (), description="keys of rows under the names they are read by: question=instruction,reply=output"
     )
+    licence: str = Field("", description="what the rows' licence is, for the data card of the run")
     skip_bad: bool = Field(False, description="leave unusable rows out (counted and listed) instead of refusing")
 
 

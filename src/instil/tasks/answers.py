@@ -7,7 +7,6 @@ from pathlib import Path
 
 from instil.data.collate import RowCollator
 from instil.data.encoding import encode
-from instil.data.preflight import has_target
 from instil.data.sources import Source, examples_from, read_source
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -33,9 +32,6 @@ class Answers(Task[Encoded]):
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
     ) -> list[Encoded]:
         return [encode(example, template, tokenizer, self.settings.data.train_on) for example in examples]
-
-    def usable(self, rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
-        return [row for row in rows if has_target(row, max_length)]
 
     def answer(self, row: Encoded) -> Encoded:
         return row

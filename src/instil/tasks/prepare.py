@@ -35,7 +35,9 @@ def task_of(settings: Settings) -> Task[Any]:
     return TASKS[settings.train.objective](settings)
 
 
-def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] | None = None) -> Prepared:
+def prepare(
+    data: Data, model: str | Path, settings: Settings, task: Task[Any] | None = None, *, refuse: bool = True
+) -> Prepared:
     """Read the rows, open the model's header, and look at every row as it will be trained on.
 
     Args:
@@ -43,6 +45,7 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         model: a name, a folder or a file.
         settings: see `instil.settings.options`.
         task: what is to be learnt; by default what ``train.objective`` says.
+        refuse: whether rows are refused that would make a run worthless, or only told of (`Preflight.findings`).
 
     Raises:
         UserError: something about data, model or settings cannot be used; nothing was written.
@@ -73,6 +76,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         max_length,
         longest={part: [task.longest(row) for row in rows[part]] for part in PARTS},
         context=spec.context,
+        answers=task.answers(source),
+        control_tokens=sorted(tokenizer.control_tokens),
         ends=ends_line(template, tokenizer),
         misspelt=[row for row, kind in spellings.items() if kind == "misspelt"],
         altered=[row for row, kind in spellings.items() if kind == "altered"],
@@ -107,6 +112,8 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
     )
 
     # What would end the run later is refused now, before anything is written.
+    if refuse:
+        preflight.refuse()
     device_for(settings.train.device)
     loader_for(prepared, "train")  # a batch larger than the data
     if settings.train.method == "lora":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from instil.data.loader import Collator, Layouts, Loader
-from instil.data.preflight import Preflight
+from instil.data.preflight import Preflight, has_target
 from instil.data.sources import Source
 from instil.data.splits import Part, Split
 from instil.data.templates import Template
@@ -38,11 +38,15 @@ EVALUATED_TOKENS = 1024  # in one batch of validation rows
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A row as people may look at it: its ids, which of them are learnt, and what it is called if a row has several."""
+    """A row as people may look at it: its ids, which of them are learnt, and what it is called if a row has several.
+
+    ``weights`` says how often each id counts in the loss, where not all count once.
+    """
 
     row: Encoded
     learnt: Sequence[bool]
     name: str = ""
+    weights: Sequence[float] = ()
 
 
 class Task(ABC, Generic[Row]):
@@ -74,9 +78,18 @@ class Task(ABC, Generic[Row]):
     ) -> list[Row]:
         """Rows as ids: of these examples of the source, in their order."""
 
-    @abstractmethod
     def usable(self, rows: Sequence[Row], max_length: int) -> list[Row]:
         """Those that have something to learn within ``max_length`` positions."""
+        return [row for row in rows if not self.left_out(row, max_length)]
+
+    def left_out(self, row: Row, max_length: int) -> str:
+        """Why a row has nothing to learn within ``max_length`` positions, or nothing."""
+        answer = self.answer(row)
+        if has_target(answer, max_length):
+            return ""
+        if not any(answer.trained[1:]):
+            return "nothing of it is trained on"
+        return f"its prompt alone has {answer.prompt_length:,} tokens, and {max_length:,} are kept of a row"
 
     @abstractmethod
     def answer(self, row: Row) -> Encoded:
@@ -85,6 +98,11 @@ class Task(ABC, Generic[Row]):
     def longest(self, row: Row) -> Encoded:
         """The longest of a row's sequences: what has to fit."""
         return self.answer(row)
+
+    def answers(self, source: Source) -> Callable[[Example], Sequence[str]] | None:
+        """The answers of a row of the source that are looked at, where they are not the example's own."""
+        del source
+        return None
 
     @abstractmethod
     def objective(self) -> Objective:

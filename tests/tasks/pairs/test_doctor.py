@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from instil.data.findings.finding import Finding
 from instil.records import Example, Pair
-from instil.tasks.pairs.doctor import Diagnosis, Finding, diagnose
+from instil.tasks.pairs.doctor import Diagnosis, diagnose
 from instil.tasks.pairs.prefaces import preface_of, without_preface
 from instil.tasks.pairs.source import read_pairs
 from instil.tasks.pairs.telltales import form_marks, told_by, word_marks

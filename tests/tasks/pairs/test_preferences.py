@@ -15,7 +15,7 @@ from instil.cli.options import chosen_settings
 from instil.data.splits import PARTS
 from instil.errors import DataError, ModelError, SettingsError, UserError
 from instil.model.load import file_hash
-from instil.recipes.inspect import inspected_rows
+from instil.recipes.microscope.rows import inspected_rows
 from instil.recipes.plan.forecast import looking_before
 from instil.recipes.plan.plan import plan
 from instil.recipes.plan.work import Work

@@ -12,9 +12,8 @@ from instil.errors import DataError
 
 PIECE = 1 << 20  # bytes read at once
 LARGEST_ROW = 64 * 1024**2  # characters of one row, or of one line
-NULS: dict[
-    tuple[bool, ...], str
-] = {  # RFC 4627, section 3: rows begin with two characters of ASCII, a bracket or a column's name
+# RFC 4627, section 3: rows begin with two characters of ASCII, a bracket or a column's name.
+NULS: dict[tuple[bool, ...], str] = {
     (False, True, True, True): "utf-32-le",
     (True, True, True, False): "utf-32-be",
     (False, True, False, True): "utf-16-le",

@@ -19,6 +19,7 @@ from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.held_out import HeldOutAnswers
 from instil.recipes.run.training import train_and_save
 from instil.runs.baseline import base_answers_key
+from instil.runs.card import data_card
 from instil.runs.checkpoints import saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
@@ -26,6 +27,7 @@ from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.tasks.prepare import load, prepare, task_of
+from instil.tasks.rejected import rejected_rows
 from instil.tasks.task import Data, Prepared, Task
 from instil.train.observer import TrainResult
 
@@ -154,7 +156,7 @@ def _preflight(
     clock.screen.head("Pre-flight")
     with clock.stage("prepare"):
         prepared = prepare(data, model, settings, task)
-    for line in prepared.preflight.lines():
+    for line in prepared.preflight.few_lines():
         clock.screen.say(f"  {line}")
     if answers and not prepared.held_out[1]:
         why = "the rows ask nothing" if prepared.split.validation else "no rows are held out"
@@ -175,6 +177,8 @@ def _begin(
     part, examples = prepared.held_out
     leaks = leaked(prepared.split.train, examples)
     folder.write_split(prepared.split.as_json(), leaks)
+    rejected = list(rejected_rows(prepared))
+    folder.write_data(data_card(prepared, rejected), [row.as_json() for row in rejected])
     if leaks:
         screen.say(f"  {leak_line(leaks, part)}", "yellow")
     return facts

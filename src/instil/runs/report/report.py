@@ -11,11 +11,14 @@ from instil.errors import DataError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import trivial_baseline
+from instil.files import records_in
 from instil.records import Completion, Example, Verdict
 from instil.runs.answers import find_answers, read_verdicts
 from instil.runs.facts import FACTS, Facts, read_facts
 from instil.runs.folder import RunFolder
-from instil.runs.report.page import ReportData, write_report
+from instil.runs.report.made_of import ReportData
+from instil.runs.report.page import write_report
+from instil.tasks.rejected import RejectedRow
 
 
 def refresh_report(folder: RunFolder) -> None:
@@ -74,6 +77,8 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         unended=dict(facts.unended),
         outlook=facts.outlook,
         diverged=facts.diverged,
+        card=folder.read_card(),
+        rejected=list(records_in(folder.rejected, RejectedRow)) if folder.rejected.is_file() else (),
     )
 
 

@@ -14,14 +14,13 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from instil.data.findings.finding import Finding, Severity, ranked
 from instil.data.words import words
 from instil.records import Pair
 from instil.tasks.pairs.prefaces import preface_of, rewriting_preface
 from instil.tasks.pairs.telltales import Told, beyond_chance, form_marks, told_by, word_marks
-
-Severity = Literal["error", "warning", "note"]
 
 SHOWN = 10  # row numbers in a line
 LEFT = 0.5  # share of the pairs that must prefer something
@@ -33,31 +32,6 @@ FEW = 20  # pairs with which nothing can be said of style
 FEW_PROMPTS = 5  # the same of prompts, which are judged by what others taught
 _WORD = re.compile(r"\w+")
 _NOTHING = {"n/a", "na", "null", "nan", "todo", "tbd", "undefined", "error", "empty", "no answer", "<empty>"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was found: in which rows, how bad it is, and what to do about it."""
-
-    kind: str
-    severity: Severity
-    said: str
-    remedy: str = ""
-    rows: tuple[int, ...] = ()
-
-    def line(self) -> str:
-        """For people."""
-        return f"{self.severity}: {self.said}{f'; {self.remedy}' if self.remedy else ''}"
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``, with every row's number."""
-        return {
-            "kind": self.kind,
-            "severity": self.severity,
-            "said": self.said,
-            "remedy": self.remedy,
-            "rows": list(self.rows),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +103,7 @@ def diagnose(pairs: Sequence[Pair]) -> Diagnosis:
         findings += [*_leak("words", "single words", wording)]
     elif told:
         findings.append(Finding("few", "note", f"{len(told)} pairs are too few to say anything of style"))
-    order: list[Severity] = ["error", "warning", "note"]
-    findings.sort(key=lambda finding: order.index(finding.severity))  # stable: in the order above
-    return Diagnosis(len(pairs), tuple(findings), figures)
+    return Diagnosis(len(pairs), tuple(ranked(findings)), figures)
 
 
 def _equal(equal: Sequence[Pair], total: int) -> list[Finding]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,25 @@ class Preferences(Task[EncodedPair]):
         rows = [encode_pair(by_row[example.row], template, tokenizer, train_on, scored) for example in examples]
         return with_others(rows) if self._preference.needs_distance else rows
 
-    def usable(self, rows: Sequence[EncodedPair], max_length: int) -> list[EncodedPair]:
-        """Pairs of which both answers have something to score, and not the same, unless equal ones are to be kept."""
-        keep_equal = self.settings.dpo.keep_equal
-        return [
-            pair for pair in rows if is_within(pair, max_length) and (keep_equal or is_told_apart(pair, max_length))
-        ]
+    def left_out(self, row: EncodedPair, max_length: int) -> str:
+        """Both answers need something to score, and not the same, unless equal ones are to be kept."""
+        if not is_within(row, max_length):
+            return f"one of its answers lies beyond the {max_length:,} tokens that are kept"
+        if not (self.settings.dpo.keep_equal or is_told_apart(row, max_length)):
+            return f"its two answers are equal within {max_length:,} tokens and prefer nothing"
+        return ""
 
     def answer(self, row: EncodedPair) -> Encoded:
         return row.chosen
 
     def longest(self, row: EncodedPair) -> Encoded:
         return max(row.chosen, row.rejected, key=lambda side: len(side.ids))
+
+    def answers(self, source: Source) -> Callable[[Example], Sequence[str]]:
+        """Both of them."""
+        assert isinstance(source, PairSource), "pairs come from a source of pairs"
+        by_row = {pair.row: (pair.chosen, pair.rejected) for pair in source.pairs}
+        return lambda example: by_row[example.row]
 
     def objective(self) -> Objective:
         return self._preference

@@ -1,0 +1,69 @@
+"""Every row that is left out of a training or loses its end, with its reason and what would mend it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from instil.data.splits import PARTS
+from instil.errors import counted
+from instil.tasks.task import Prepared
+
+_COMPLAINT = re.compile(r"row (\d+)(?: \(([^()]*)\))?: (.*)", re.DOTALL)
+_AT_ITS_END = re.compile(r"(.*) \((line \d+|[^()]* line \d+)\)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """One row: its number in the data, the place in a file where that is known, and what became of it.
+
+    ``part`` is empty for a row that could not be read as an example, so that it belongs to none.
+    """
+
+    row: int
+    outcome: Literal["left out", "cut"]
+    reason: str
+    remedy: str
+    part: str = ""
+    where: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """A line of ``rejected.jsonl``."""
+        return asdict(self)
+
+
+def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
+    """The rows that were refused when they were read, then those of each part that training leaves out or cuts."""
+    for complaint in prepared.source.skipped:
+        yield _unread(complaint)
+    task, max_length, context = prepared.task, prepared.max_length, prepared.spec.context
+    for part in PARTS:
+        for row in prepared.rows[part]:
+            length = len(task.longest(row).ids)
+            reason = task.left_out(row, max_length)
+            if reason:
+                yield RejectedRow(row.row, "left out", reason, _room(length, max_length, context), part)
+            elif length - 1 > max_length:
+                lost = length - 1 - max_length
+                what = f"the last {counted(lost, 'token')} of its {length:,} lie beyond data.max_length={max_length}"
+                yield RejectedRow(row.row, "cut", what, _room(length, max_length, context), part)
+
+
+def _unread(complaint: str) -> RejectedRow:
+    """A row by what was said of it when the rows were read: ``row 3 (rows.jsonl line 4): output is missing``."""
+    found = _COMPLAINT.fullmatch(complaint)
+    row, where, reason = found.groups() if found else ("-1", "", complaint)
+    if not where and (ending := _AT_ITS_END.fullmatch(reason)):
+        reason, where = ending.groups()
+    remedy = "mend it in the data, or take it out"
+    return RejectedRow(int(row), "left out", reason, remedy, where=where or "")
+
+
+def _room(length: int, max_length: int, context: int) -> str:
+    if length - 1 <= max_length:
+        return "give it an answer that can be learnt, or take it out"
+    if length - 1 <= context:
+        return f"data.max_length={length - 1} keeps all of it"
+    return f"shorten it or split it: it has {length:,} tokens, and the model's context is {context:,}"

@@ -1,0 +1,144 @@
+"""Every row that is left out or cut is written down with its reason: by runs, by training, of answers and of pairs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instil
+from instil.runs.card import data_card, licence
+from instil.runs.folder import RunFolder
+from instil.runs.report.report import refresh_report
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import prepare
+from instil.tasks.rejected import _unread, rejected_rows
+from tests.conftest import rows
+
+QUICK = {"max_steps": 1, "max_new_tokens": 2}
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "rejected.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in which a row is unreadable, two are too long in their prompts and one in its answer."""
+    data = rows(40)
+    data[4] = {"instruction": "<b>Say</b> nothing."}
+    data[5]["instruction"] = "long " * 100
+    data[37]["output"] = "long " * 100
+    data[38]["instruction"] = "long " * 600
+    for row in data:
+        row["task"] = "double" if row.get("input") else "twice"
+    how = {"skip_bad": True, "max_length": 80, "licence": "CC0 <1.0>", **QUICK}
+    return instil.finetune(data, model=tiny_folder, out=tmp_path_factory.mktemp("made") / "run", **how).path
+
+
+def test_what_is_left_out_or_cut_is_written_down(made: Path) -> None:
+    found = {line["row"]: line for line in lines(made)}
+    assert [(row, line["outcome"], line["part"]) for row, line in found.items()] == [
+        (4, "left out", ""),
+        (5, "left out", "train"),
+        (37, "cut", "validation"),
+        (38, "left out", "validation"),
+    ]
+    assert found[4]["reason"] == "output is missing"
+    assert found[5]["reason"].startswith("its prompt alone has 1")
+    assert found[5]["remedy"].startswith("data.max_length=1")
+    assert found[37]["outcome"] == "cut"
+    assert "lie beyond data.max_length=80" in found[37]["reason"]
+    assert "the model's context is 512" in found[38]["remedy"]
+    assert all(line["reason"] and line["remedy"] for line in found.values())
+
+
+def test_the_remedy_mends_it(tiny_folder: Path) -> None:
+    data = rows(20)
+    data[3]["output"] = "long " * 100
+    (one,) = rejected_rows(prepare(data, tiny_folder, resolve(values={"max_length": 80})))
+    enough = int(one.remedy.split()[0].removeprefix("data.max_length="))
+    assert not list(rejected_rows(prepare(data, tiny_folder, resolve(values={"max_length": enough}))))
+    assert list(rejected_rows(prepare(data, tiny_folder, resolve(values={"max_length": enough - 1}))))
+
+
+def test_the_file_is_there_and_empty_where_nothing_was_left_out(tiny_folder: Path, tmp_path: Path) -> None:
+    run = instil.finetune(rows(12), model=tiny_folder, out=tmp_path / "run", **QUICK).path
+    assert (run / "rejected.jsonl").read_bytes() == b""
+    assert 'id="rejected"' not in (run / "report.html").read_text(encoding="utf-8")
+
+
+def test_pairs_say_why(tiny_folder: Path) -> None:
+    data = [{"instruction": f"Go {n}.", "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n in range(20)]
+    data[2]["rejected"] = "long " * 100
+    data[3] |= {"chosen": "same " * 60 + "a", "rejected": "same " * 60 + "b"}
+    data[4]["instruction"] = "long " * 100
+    data[5]["rejected"] = data[5]["chosen"]
+    settings = resolve(values={"objective": "dpo", "max_length": 80, "skip_bad": True})
+    found = {one.row: one for one in rejected_rows(prepare(data, tiny_folder, settings))}
+    assert {row: one.outcome for row, one in found.items()} == {5: "left out", 2: "cut", 3: "left out", 4: "left out"}
+    assert "equal" in found[5].reason
+    assert found[3].reason == "its two answers are equal within 80 tokens and prefer nothing"
+    assert found[4].reason == "one of its answers lies beyond the 80 tokens that are kept"
+
+
+@pytest.mark.parametrize(
+    ("complaint", "wanted"),
+    [
+        ("row 3: output is missing", (3, "", "output is missing")),
+        ("row 3 (a.jsonl line 4): output (x) is: bad", (3, "a.jsonl line 4", "output (x) is: bad")),
+        ("row 12: it has the key 'a' twice (line 9)", (12, "line 9", "it has the key 'a' twice")),
+        ("something else", (-1, "", "something else")),
+    ],
+)
+def test_a_complaint_is_taken_apart(complaint: str, wanted: tuple[int, str, str]) -> None:
+    one = _unread(complaint)
+    assert (one.row, one.where, one.reason) == wanted
+
+
+def test_the_card_says_what_the_rows_are(made: Path) -> None:
+    card = json.loads((made / "data.json").read_text(encoding="utf-8"))
+    assert card["licence"] == "CC0 <1.0>"
+    assert {part: card["rows"][part] for part in ("train", "test", "validation", "all")} == {
+        "train": 33, "test": 3, "validation": 3, "all": 39,
+    }  # fmt: skip
+    assert card["kinds"]["train"] == {"twice": 17, "double": 16}
+    assert card["shapes"]["instruction with input"] + card["shapes"]["instruction"] == 39
+    assert card["rejected"]["left out"] == 3
+    assert card["rejected"]["cut"] == 1
+    assert sum(card["rejected"]["reasons"].values()) == 4
+    assert len(card["rejected"]["reasons"]) == 3  # two prompts that are too long are one reason
+    assert card["scripts"] == {"Latin": 1.0}
+    assert card["lengths"]["max_length"] == 80
+    assert 0 < card["tokens"]["supervised_share"] < 1
+    assert len(card["hashes"]["rows"]) == 64
+    assert card["files"] == []  # rows in memory
+
+
+def test_the_report_shows_card_and_rejected_rows(made: Path) -> None:
+    page = (made / "report.html").read_text(encoding="utf-8")
+    assert "CC0 &lt;1.0&gt;" in page
+    assert "output is missing" in page
+    assert page.count('<tr><td class="name">5</td>') == 1
+    assert "Rows that were left out or cut (4)" in page
+
+
+def test_a_report_of_a_run_without_a_card_is_written(made: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(made, tmp_path / "old"))
+    for name in ("data.json", "rejected.jsonl"):
+        (old / name).unlink()
+    refresh_report(RunFolder(old))
+    page = (old / "report.html").read_text(encoding="utf-8")
+    assert "<dt>licence</dt>" not in page
+    assert "rows: 33 train" in page
+
+
+def test_a_licence_is_said_or_known_and_never_guessed(tiny_folder: Path, data_file: Path) -> None:
+    assert licence("rows.json", "MIT") == licence("starter", "MIT") == "MIT"
+    assert "Apache-2.0" in licence("starter", "")
+    assert licence("rows.json", "") == "not stated; say it with --set data.licence=..."
+    card = data_card(prepare(str(data_file), tiny_folder, resolve()), ())
+    assert card["files"] == [{"path": str(data_file), "bytes": data_file.stat().st_size}]

@@ -106,8 +106,9 @@ def inspect_command(
     """Pre-flight, and the mask microscope: which tokens of a row are trained on."""
     chosen = chosen_settings(settings, config, methods=method)
     from instil.recipes.inspect import inspect
+    from instil.screen import Screen
 
-    found = inspect(data, model, chosen, row or [])
+    found = inspect(data, model, chosen, row or [], Screen())
     if as_json:
         print_json(found.as_json())
     else:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from instil.data.leaks import Leaks
 from instil.data.preflight import Preflight
 from instil.errors import UserError
 from instil.records import Example
+from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.tasks.prepare import prepare
 from instil.tasks.task import Prepared, View
@@ -53,26 +55,33 @@ class Inspection:
 
     preflight: Preflight
     rows: tuple[InspectedRow, ...]
+    leaks: Leaks
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        return {"preflight": self.preflight.as_json(), "rows": [row.as_json() for row in self.rows]}
+        return {
+            "preflight": self.preflight.as_json(),
+            "leaks": self.leaks.as_json(),
+            "rows": [row.as_json() for row in self.rows],
+        }
 
 
-def inspect(data: str, model: str, settings: Settings, numbers: Sequence[int]) -> Inspection:
+def inspect(
+    data: str, model: str, settings: Settings, numbers: Sequence[int], screen: Screen | None = None
+) -> Inspection:
     """Look at rows by their numbers, or at the first training row.
 
     Raises:
         UserError: there is no such row, or the rows, the model or the settings cannot be used.
     """
-    prepared = prepare(data, model, settings)
+    prepared = prepare(data, model, settings, screen=screen)
     rows: list[InspectedRow] = []
     for number in numbers or [prepared.split.train[0].row]:
         found = inspected_rows(prepared, number)
         if not found:
             raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
         rows += found
-    return Inspection(prepared.preflight, tuple(rows))
+    return Inspection(prepared.preflight, tuple(rows), prepared.leaks)
 
 
 def inspected_rows(prepared: Prepared, row: int) -> list[InspectedRow]:

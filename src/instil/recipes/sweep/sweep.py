@@ -107,7 +107,7 @@ def sweep(
     screen = screen or Screen()
     file = read_sweep(path, over)
     screen.head(f"Checking {counted(len(file.runs), 'run')}")
-    places = _look(file, overwrite=overwrite)
+    places = _look(file, screen, overwrite=overwrite)
     _check_judge(file)
     make_folder(file.out)
     with _alone(file.out):  # another sweep may have been at work here until now
@@ -115,7 +115,7 @@ def sweep(
         return _Sweep(file, places, screen, processes=processes).go()
 
 
-def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
+def _look(file: SweepFile, screen: Screen, *, overwrite: bool) -> list[Place]:
     """Prepare every run once, which finds what cannot be used, and see what is in its folder."""
     seen: dict[str, Prepared] = {}
     places = []
@@ -124,7 +124,7 @@ def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
         try:
             if same not in seen:
                 seen.clear()  # rows of one at a time
-                seen[same] = prepare(planned.data, planned.model, planned.settings)
+                seen[same] = prepare(planned.data, planned.model, planned.settings, screen=screen)
         except UserError as error:
             raise type(error)(f"{file.path}, run {planned.name!r}: {error}") from error
         prepared = seen[same]

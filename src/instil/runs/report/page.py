@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instil.data.differences import Piece, marked
 from instil.data.near_duplicates import Near
 from instil.errors import without_numbers
 from instil.evaluate.comparison import PASS, TIE, Comparison, compare_verdicts
@@ -26,15 +27,14 @@ from instil.runs.report.charts import (
     Bar,
     GroupScore,
     Histogram,
-    Piece,
     bar,
     group_scores,
     histogram,
     kind_groups,
     length_groups,
-    marked,
     words,
 )
+from instil.runs.report.leaks import LeakBeside
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -80,6 +80,7 @@ class ReportData:
     unended: dict[str, Sequence[str]]
     outlook: str = ""
     diverged: str = ""
+    beside: Sequence[LeakBeside] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +177,7 @@ def write_report(data: ReportData, path: Path) -> None:
         watched=_watched(data.samples),
         picture=base64.b64encode(data.loss_picture.read_bytes()).decode("ascii") if data.loss_picture.exists() else "",
         preflight=data.preflight,
+        beside=data.beside,
         settings=_flat(data.facts),
         seconds=data.seconds,
         total_seconds=sum(data.seconds.values()),

@@ -14,6 +14,7 @@ from instil.records import Completion, Example, Verdict
 from instil.runs.answers import find_answers, read_verdicts
 from instil.runs.facts import FACTS, Facts, read_facts
 from instil.runs.folder import RunFolder
+from instil.runs.report.leaks import beside
 from instil.runs.report.page import ReportData, write_report
 
 
@@ -76,6 +77,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         unended=dict(facts.unended),
         outlook=facts.outlook,
         diverged=facts.diverged,
+        beside=beside(facts.leaks),
     )
 
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from instil.data.duplicates.grams import Grams, Numbers, Rarity, Vectors
+from instil.data.duplicates.grams import Numbers, Vectors
 
 GROUPS = 512  # of n-grams, half of which the weightiest n-grams have for themselves
 BLOCK = 512  # texts compared with all others at once
@@ -50,7 +50,7 @@ class Bounds:
     """Every pair whose cosine may reach a threshold."""
 
     def __init__(self, vectors: Vectors) -> None:
-        squares = vectors.weights_G**2
+        squares = vectors.weights_G.astype(np.float64) ** 2
         mass = np.bincount(vectors.columns_G, weights=squares, minlength=vectors.width)
         order = np.argsort(-mass, kind="stable")
         group = np.empty(vectors.width, np.int64)
@@ -85,19 +85,23 @@ class Sketches:
         self.draws = np.zeros((rows, DRAWS), np.uint8)  # of each drawn n-gram a byte of its hash
         self._waits = np.random.Generator(np.random.PCG64(5)).exponential(size=(PLACES, DRAWS)).astype(np.float32)
 
-    def draw(self, start: int, grams: Grams, rarity: Rarity) -> None:
-        """Draw from texts, of which ``start`` is the first one's number; each must have an n-gram."""
-        places = grams.codes_G * np.uint64(0x9E3779B97F4A7C15)
+    def draw(self, start: int, starts: Numbers, codes_G: Numbers, weights_G: Numbers) -> None:
+        """Draw from texts, of which ``start`` is the first one's number; each must have an n-gram.
+
+        ``starts``, [R + 1], says where the n-grams of each begin; weights are TF-IDF on any scale.
+        """
+        places = codes_G * np.uint64(0x9E3779B97F4A7C15)
         places ^= places >> np.uint64(29)
         places *= np.uint64(0xBF58476D1CE4E5B9)
-        weights = (grams.times_G * rarity.of(grams.codes_G)).astype(np.float32) ** 2
+        weights = weights_G.astype(np.float32) ** 2
         waits = self._waits[places >> np.uint64(48)]
         waits /= weights[:, None]
         # The smallest wait wins, and brings its n-gram's byte along in the last bits, which hardly count.
         found = waits.view(np.uint32)
         found &= np.uint32(0xFFFFFF00)
         found |= ((places >> np.uint64(20)) & np.uint64(0xFF)).astype(np.uint32)[:, None]
-        self.draws[start : start + len(grams)] = np.minimum.reduceat(found, grams.starts[:-1]).astype(np.uint8)
+        drawn = np.minimum.reduceat(found, starts[:-1])
+        self.draws[start : start + len(drawn)] = drawn.astype(np.uint8)
 
     def __len__(self) -> int:
         return DRAWS // self._agree

@@ -140,20 +140,33 @@ def unit_weights(starts: Numbers, weights_G: Numbers) -> Numbers:
 
 
 class Vectors:
-    """TF-IDF vectors of length one; a text without n-grams is a vector of zeros."""
+    """TF-IDF vectors of length one; a text without n-grams is a vector of zeros.
 
-    def __init__(self, grams: Grams, rarity: Rarity) -> None:
-        columns, rare = rarity.places(grams.codes_G)
-        self.width = int(columns.max(initial=-1)) + 1
-        self.starts, self.columns_G = grams.starts, columns.astype(np.int32)
-        self.weights_G = unit_weights(grams.starts, grams.times_G * rare)
+    Args:
+        chunks: the texts' n-grams, which are taken out of the list one by one, so that they need not lie beside the
+            vectors; several of them only if the rarity knows all their n-grams.
+        rarity: of their n-grams.
+    """
+
+    def __init__(self, chunks: list[Grams], rarity: Rarity) -> None:
+        ends = np.cumsum([0, *(len(chunk.codes_G) for chunk in chunks)]).tolist()
+        self.starts = np.concatenate(
+            [*(chunk.starts[:-1] + end for chunk, end in zip(chunks, ends, strict=False)), ends[-1:]]
+        )
+        self.columns_G, self.weights_G = np.empty(ends[-1], np.int32), np.empty(ends[-1], np.float32)
+        for start, end in reversed([*pairwise(ends)]):
+            chunk = chunks.pop()
+            columns, rare = rarity.places(chunk.codes_G)
+            self.columns_G[start:end] = columns
+            self.weights_G[start:end] = unit_weights(chunk.starts, chunk.times_G * rare)
+        self.width = int(self.columns_G.max(initial=-1)) + 1
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def cosines(self, one_P: Numbers, other_P: Numbers) -> Numbers:
         """The cosines of pairs of texts, [P], exactly; quickest where equal numbers of ``one_P`` stand together."""
-        found_P, dense = np.zeros(len(one_P)), np.zeros(AT_ONCE * self.width)
+        found_P, dense = np.zeros(len(one_P)), np.zeros(AT_ONCE * self.width, np.float32)
         changes = np.flatnonzero(np.append(True, one_P[1:] != one_P[:-1])) if len(one_P) else np.zeros(0, np.int64)
         borders = [*changes[::AT_ONCE].tolist(), len(one_P)]
         for start, end in pairwise(borders):
@@ -164,7 +177,7 @@ class Vectors:
             at, counts = self._spans(other_P[start:end])
             products = dense[np.repeat(place * self.width, counts) + self.columns_G[at]] * self.weights_G[at]
             ends = np.cumsum(counts)
-            sums = np.append(0.0, np.cumsum(products))
+            sums = np.append(0.0, np.cumsum(products, dtype=np.float64))
             found_P[start:end] = sums[ends] - sums[ends - counts]
             dense[dense_at] = 0.0
         return np.minimum(found_P, 1.0)

@@ -15,17 +15,17 @@ from hashlib import blake2b
 import numpy as np
 
 from instil.data.duplicates.candidates import Bounds, Candidates, Sketches
-from instil.data.duplicates.grams import Grams, Numbers, Rarity, Vectors, in_chunks, joined
+from instil.data.duplicates.grams import ROWS_AT_ONCE, Grams, Numbers, Rarity, Vectors, in_chunks, joined
 from instil.data.words import without_punctuation
 
 NEAR = 0.9
 STEPS = 3  # of a search, for every text: it is hashed, read and compared
 EXACTLY = 10_000  # different texts
 SAMPLED = 200_000  # texts by which rarity is told
-HELD = 25_000_000  # n-grams of texts that are held in memory
+HELD = 32_000_000  # n-grams of texts that are held in memory
 TOLD = 1_000  # texts between two ticks
 DRAWN = 0.5  # the share of a comparison that comes after the draws
-MARGIN = 0.12  # by which draws may tell a cosine too low
+MARGIN, MARGIN_READ = 0.12, 0.08  # by which draws may tell a cosine too low; less where texts must be read again
 WAITING = 2_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
 MOST, MOST_READ = 200_000, 16_000  # at once, of texts in memory and of texts to be read again
@@ -133,8 +133,7 @@ class Different:
 
         rarity = Rarity(chunks())
         tick(len(self._texts) - len(numbers))
-        self._grams = held
-        return rarity, None if held is None else Vectors(joined(held), rarity)
+        return rarity, None if held is None else Vectors(held, rarity)
 
     def bounds(self) -> Bounds:
         """For all pairs."""
@@ -149,11 +148,22 @@ class Different:
     def sketches(self, threshold: float) -> Generator[float, None, Sketches]:
         """For many; yields which share of the whole comparison is done."""
         sketches, at = Sketches(len(self), threshold), 0
-        for chunk in self._grams or self._chunks(np.arange(len(self))):
-            sketches.draw(at, chunk, self._rarity)
-            at += len(chunk)
-            yield (1 - DRAWN) * len(chunk) / len(self)
+        for starts, codes, weights in self._weighted():
+            sketches.draw(at, starts, codes, weights)
+            at += len(starts) - 1
+            yield (1 - DRAWN) * (len(starts) - 1) / len(self)
         return sketches
+
+    def _weighted(self) -> Iterator[tuple[Numbers, Numbers, Numbers]]:
+        """Where the n-grams of texts begin, their codes, and their weights, of some hundreds of texts at a time."""
+        if (held := self._vectors) is None:
+            for chunk in self._chunks(np.arange(len(self))):
+                yield chunk.starts, chunk.codes_G, chunk.times_G * self._rarity.of(chunk.codes_G)
+            return
+        for at in range(0, len(held), ROWS_AT_ONCE):
+            starts = held.starts[at : at + ROWS_AT_ONCE + 1]
+            own = slice(starts[0], starts[-1])
+            yield starts - starts[0], self._rarity.codes[held.columns_G[own]], held.weights_G[own]
 
     def cosines(self, one_P: Numbers, other_P: Numbers) -> Numbers:
         """Of pairs of different texts."""
@@ -164,7 +174,7 @@ class Different:
             found_P[order] = self._vectors.cosines(one_P, other_P)
             return found_P
         numbers, places = np.unique(np.concatenate([one_P, other_P]), return_inverse=True)
-        vectors = Vectors(joined(list(self._chunks(numbers))), self._rarity)
+        vectors = Vectors([joined(list(self._chunks(numbers)))], self._rarity)
         found_P[order] = vectors.cosines(places[: len(one_P)], places[len(one_P) :])
         return found_P
 
@@ -203,9 +213,10 @@ class _Search:
     def _sketched_pairs(self) -> Iterator[float]:
         """The same of those that draws show to be alike."""
         sketches = yield from self._different.sketches(self._threshold)
+        margin = MARGIN if self._different.held else MARGIN_READ
         waiting: list[Candidates] = []
         for tree in range(len(sketches)):
-            for candidates in sketches.pairs(tree, self._threshold - MARGIN, self._here, self._there):
+            for candidates in sketches.pairs(tree, self._threshold - margin, self._here, self._there):
                 waiting.append(candidates)
                 if sum(len(each.one_P) for each in waiting) > WAITING:
                     self._compare(waiting)

@@ -156,7 +156,7 @@ def test_a_run_finds_its_leaks_and_how_likely_its_references_are(tiny_folder: Pa
     assert "test row 36" in beside
     assert beside.count("Double the number 2.") == 2
     [leak] = run.as_json()["leaks"]["held_out"]
-    assert (leak["row"], leak["train_row"], leak["train_text"]) == (36, 2, "Double the number 2.")
+    assert (leak["row"], leak["train_row"], leak["train_text"]) == (36, 2, "Double the number 2. n = 2")
     assert set(run.seconds) >= {"prepare"}
     before, after = (
         [json.loads(line) for line in (run.path / "scores" / f"{which}.likelihood.jsonl").read_text().splitlines()]

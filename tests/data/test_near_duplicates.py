@@ -50,7 +50,7 @@ def test_the_cosine_is_that_of_the_formula() -> None:
 def test_pieces_give_the_same_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"Convert {n} kilometers to {unit}." for n in range(20) for unit in ("meters", "miles")]
     whole = nearest_of(texts[:30], texts[30:])
-    monkeypatch.setattr("instil.data.near_duplicates.AT_ONCE", 1)
+    monkeypatch.setattr("instil.data.duplicates.grams.ROWS_AT_ONCE", 3)
     pieces = nearest_of(texts[:30], texts[30:])
     assert pieces[0] == pytest.approx(whole[0], abs=1e-6)
     assert pieces[1] == whole[1]

@@ -49,6 +49,46 @@ def test_the_grouped_split_is_seeded() -> None:
     assert len(split_grouped(rows, 1).test) == 10
 
 
+RELATED = "Describe the way in which a bill becomes a law in the United {} of America."
+
+
+@pytest.mark.parametrize(("seed", "related"), [(0, 2), (1, 5), (2, 5), (3, 3), (4, 4)])
+def test_near_relatives_stay_together(seed: int, related: int) -> None:
+    """Copies, copies but for a word, and copies of those, among rows that are like no other."""
+    rows = [Example(f"{n * n} things that begin with {chr(97 + n % 26) * 5}", row=n) for n in range(100)]
+    for n in range(related):
+        rows[n * 4] = Example(RELATED.format(("States", "states", "States!", "Nations", "Cities")[n % 5]), row=n * 4)
+    split = split_grouped(rows, seed)
+    homes = [part for part in PARTS if any("bill" in row.instruction for row in split.part(part))]
+    assert len(homes) == 1
+    assert [len(split.part(part)) for part in PARTS] == [85, 10, 5]
+    assert split == split_grouped(rows, seed)
+
+
+def test_large_groups_are_told_of() -> None:
+    rows = [Example(f"{n * n} things that begin with {chr(97 + n % 26) * 5}", row=n) for n in range(100)]
+    rows[40:70] = [Example(RELATED.format(f"States{'!' * (n % 3)}"), row=n) for n in range(40, 70)]
+    split = split_grouped(rows, 1)
+    assert {row.row for row in split.train} >= set(range(40, 70))
+    assert split.notes == (
+        "1 group of nearly the same prompts is larger than a held-out part and is trained on as a whole: "
+        "30 rows like row 40; a higher data.leak_threshold makes smaller groups",
+    )
+    assert split_grouped([row for row in rows if not 40 <= row.row < 70], 1).notes == ()
+
+
+def test_rows_of_one_form_are_still_held_out() -> None:
+    """All are near relatives, so that equal prompts alone are kept together, and that is said."""
+    form = "Please decide whether the following review of a product in our shop is positive or negative: {}"
+    rows = [Example(form.format(f"{chr(97 + n % 20)}{n % 20}"), row=n) for n in range(100)]
+    split = split_grouped(rows, 1)
+    assert [len(split.part(part)) for part in PARTS] == [85, 10, 5]
+    homes = [{row.instruction for row in split.part(part)} for part in PARTS]
+    assert not (homes[0] & homes[1] or homes[0] & homes[2] or homes[1] & homes[2])
+    assert "would leave no row to hold out, so only rows with equal prompts are kept together" in split.notes[0]
+    assert split.near is None  # there are relatives in two parts, which the gate is to find
+
+
 def encoded(length: int, prompt: int, row: int) -> Encoded:
     return Encoded((1,) * length, (False,) * prompt + (True,) * (length - prompt), prompt, row)
 

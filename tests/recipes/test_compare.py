@@ -184,7 +184,14 @@ def test_a_run_finds_its_leaks_and_how_likely_its_references_are(tiny_folder: Pa
     run = instil.finetune(data, model=tiny_folder, out=tmp_path / "run", max_steps=2, max_new_tokens=3)
     split = json.loads((run.path / "split.json").read_text())
     assert {"row": 36, "train_row": 2, "cosine": 1.0} in split["near_duplicates"]
-    assert "near duplicate of training row 2" in (run.path / "report.html").read_text()
+    report = (run.path / "report.html").read_text()
+    assert "near duplicate of training row 2" in report
+    beside = report.partition("Held-out rows that are nearly training rows (1)")[2].partition("</details>")[0]
+    assert "test row 36" in beside
+    assert beside.count("Double the number 2.") == 2
+    [leak] = run.as_json()["leaks"]["held_out"]
+    assert (leak["row"], leak["train_row"], leak["train_text"]) == (36, 2, "Double the number 2. n = 2")
+    assert set(run.seconds) >= {"prepare"}
     before, after = (
         [json.loads(line) for line in (run.path / "scores" / f"{which}.likelihood.jsonl").read_text().splitlines()]
         for which in ("base", "tuned")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instil.data.differences import marked
 from instil.evaluate.statistics import Interval
 from instil.records import Example
 from instil.runs.report.charts import (
@@ -23,7 +24,6 @@ from instil.runs.report.charts import (
     histogram,
     kind_groups,
     length_groups,
-    marked,
 )
 
 SCORES = st.lists(st.none() | st.floats(0, 100), max_size=40)

@@ -83,6 +83,31 @@ def split_seed(world: World) -> None:
     assert {row for row, part in another.items() if part == "test"} == {example.row for example in wanted.test}
 
 
+def leaks_of(world: World, *settings: str) -> Any:
+    everything = rows(40)
+    law = "Describe how a bill becomes a law in the"
+    everything[3]["instruction"] = f"{law} United States."
+    everything[35]["instruction"] = f"{law} States, in two lines."  # a test row
+    return world.looked_at(world.file(everything), *settings).json["leaks"]
+
+
+@sees("data.leaks=drop")
+def leaks(world: World) -> None:
+    found = leaks_of(world, "data.leak_threshold=0.75")
+    assert (found["counts"]["held_out"], found["counts"]["dropped"]) == (1, 0)
+    found = leaks_of(world, "data.leak_threshold=0.75", "data.leaks=drop")
+    assert (found["counts"]["held_out"], found["counts"]["dropped"]) == (0, 1)
+    assert [one["row"] for one in found["dropped"]] == [3]
+
+
+@sees("data.leak_threshold=0.75")
+def leak_threshold(world: World) -> None:
+    assert leaks_of(world)["held_out"] == []
+    found = leaks_of(world, "data.leak_threshold=0.75")["held_out"]
+    assert [(one["row"], one["train_row"]) for one in found] == [(35, 3)]
+    assert 0.75 <= found[0]["cosine"] < 0.9
+
+
 @sees("data.normalise=nfc")
 def normalise(world: World) -> None:
     apart = {"instruction": "Say cafe\u0301.", "output": "Cafe\u0301."}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from instil.errors import DataError, SettingsError, TemplateMismatch, UserError
 from instil.model.load import load_decoder
 from instil.recipes.respond import respond_one, respond_rows
 from instil.recipes.run.run import run
-from instil.screen import Screen
+from instil.screen import Advance, Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
@@ -207,3 +209,42 @@ def test_dropout_of_a_configuration_is_named_as_ignored(
     wanted = f"{folder / 'config.json'} asks for dropout ({shown}), which is ignored: training here drops nothing"
     assert lines == ([wanted] if shown else [])
     assert load_decoder(folder).notes == ()
+
+
+def test_the_search_for_leaks_is_shown_with_its_end_in_sight(tiny_folder: Path) -> None:
+    """A bar of as many steps as are done, also where the split has looked before."""
+
+    class Watched(Screen):
+        @contextmanager
+        def bar(self, what: str, total: int) -> Iterator[Advance]:
+            done = 0
+
+            def advance(note: str = "", steps: int = 1) -> None:
+                nonlocal done
+                done += steps
+
+            yield advance
+            bars.append((what, total, done))
+
+    for split in ("book", "grouped"):
+        bars: list[tuple[str, int, int]] = []
+        settings = resolve(assignments=[f"data.split={split}"])
+        prepared = prepare(rows(40), tiny_folder, settings, screen=Watched(quiet=True))
+        [(what, total, done)] = bars
+        assert (what, total) == ("looks for near-duplicates", done)
+        assert total >= len(prepared.source)
+
+
+def test_leaks_are_refused_before_anything_is_written(tiny_folder: Path, tmp_path: Path) -> None:
+    data = rows(40)
+    data[36] = dict(data[2])
+    with pytest.raises(
+        DataError, match=r"1 held-out row is nearly training rows, and data\.leaks=refuse:\n    test row 36"
+    ):
+        instil.finetune(data, model=tiny_folder, out=tmp_path / "run", leaks="refuse")
+    assert not (tmp_path / "run").exists()
+    run = instil.finetune(data, model=tiny_folder, out=tmp_path / "run", leaks="drop", max_steps=1, max_new_tokens=2)
+    split = json.loads((run.path / "split.json").read_text())
+    assert 2 not in split["train"]
+    assert [one["row"] for one in split["dropped"]] == [2]
+    assert split["near_duplicates"] == []

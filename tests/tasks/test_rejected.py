@@ -15,7 +15,7 @@ from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
-from instil.tasks.rejected import _unread, rejected_rows
+from instil.tasks.rejected import rejected_rows
 from tests.conftest import rows
 
 QUICK = {"max_steps": 1, "max_new_tokens": 2}
@@ -85,18 +85,20 @@ def test_pairs_say_why(tiny_folder: Path) -> None:
     assert found[4].reason == "one of its answers lies beyond the 80 tokens that are kept"
 
 
-@pytest.mark.parametrize(
-    ("complaint", "wanted"),
-    [
-        ("row 3: output is missing", (3, "", "output is missing")),
-        ("row 3 (a.jsonl line 4): output (x) is: bad", (3, "a.jsonl line 4", "output (x) is: bad")),
-        ("row 12: it has the key 'a' twice (line 9)", (12, "line 9", "it has the key 'a' twice")),
-        ("something else", (-1, "", "something else")),
-    ],
-)
-def test_a_complaint_is_taken_apart(complaint: str, wanted: tuple[int, str, str]) -> None:
-    one = _unread(complaint)
-    assert (one.row, one.where, one.reason) == wanted
+def test_the_place_of_an_unreadable_row_is_its_line(tiny_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    kept = [json.dumps(row) for row in rows(6)]
+    file.write_text("\n".join([kept[0], "", '{"instruction": "Say nothing."}', *kept[1:]]), encoding="utf-8")
+    (one,) = rejected_rows(prepare(file, tiny_folder, resolve(values={"skip_bad": True})))
+    assert (one.row, one.where, one.reason) == (1, "rows.jsonl line 3", "output is missing")
+
+
+def test_training_rows_that_are_dropped_as_leaks_are_named(tiny_folder: Path) -> None:
+    data = rows(20)
+    data[17] = data[2]
+    left = [*rejected_rows(prepare(data, tiny_folder, resolve(values={"leaks": "drop", "leak_threshold": 0.999})))]
+    assert [(one.row, one.part) for one in left] == [(2, "train")]
+    assert "row 17" in left[0].reason
 
 
 def test_the_card_says_what_the_rows_are(made: Path) -> None:

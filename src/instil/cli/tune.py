@@ -114,8 +114,9 @@ def inspect_command(
     """Pre-flight, and the mask microscope: which tokens of a row are trained on, only read, cut or padding."""
     chosen = chosen_settings(settings, config, methods=method, mapping=mapping)
     from instil.recipes.inspect import inspect
+    from instil.screen import Screen
 
-    found = inspect(data, model, chosen, row or [], suspects=suspicious, html=html)
+    found = inspect(data, model, chosen, row or [], suspects=suspicious, html=html, screen=Screen())
     if as_json:
         print_json(found.as_json())
     else:

@@ -1,31 +1,24 @@
 """Rows that say nearly the same: held-out rows that were as good as seen in training.
 
-Two texts are as near as the cosine of their TF-IDF vectors of single characters, pairs and triples, in lower case, in
-one normal form (NFC), and without punctuation (letters keep their marks): the book's bonus material (chapter 7, dataset
-utilities) finds duplicates so, from 0.9 on. Rarity is smoothed: ln((1 + texts) / (1 + texts with it)) + 1.
-
-Shape suffixes: H held-out rows of a chunk · T training rows · V different n-grams.
+Two texts are as near as the cosine of their TF-IDF vectors of single characters, pairs and triples (see
+`instil.data.duplicates.grams`): the book's bonus material (chapter 7, dataset utilities) finds duplicates so, from 0.9
+on.
 """
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import accumulate, chain
+from typing import overload
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from instil.data.words import without_punctuation
+from instil.data.duplicates.grams import Grams, Numbers, Rarity, in_chunks, unit_weights
+from instil.data.duplicates.search import NEAR, relatives
 from instil.errors import counted
 from instil.records import Example
-
-NEAR = 0.9
-LONGEST_N_GRAM = 3
-AT_ONCE = 64_000_000  # numbers of a dense chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +37,61 @@ def leaked(train: Sequence[Example], held_out: Sequence[Example], threshold: flo
     >>> leaked(train, [Example("Name a color!", "Blue.", row=7), Example("Say hello.", "Hello.", row=8)], 0.8)
     [Near(row=7, train_row=1, cosine=0.8198)]
     """
-    if not train or not held_out:
-        return []
-    cosines, nearest = nearest_of([prompt_text(row) for row in train], [prompt_text(row) for row in held_out])
+    texts = Prompts(train, held_out)
+    found = relatives(texts, np.arange(len(texts)) >= len(train), threshold)
     return [
-        Near(row.row, train[at].row, round(cosine, 4))
-        for row, at, cosine in zip(held_out, nearest, cosines, strict=True)
-        if cosine >= threshold
+        Near(row.row, train[int(at)].row, round(float(cosine), 4))
+        for row, at, cosine in zip(held_out, found.nearest_N[len(train) :], found.cosine_N[len(train) :], strict=True)
+        if at >= 0
     ]
 
 
 def prompt_text(row: Example) -> str:
-    """What is compared: instruction and input; of a text without a question the text."""
-    return f"{row.instruction or row.output} {row.about}"
+    """What is compared: instruction and input; of a conversation all that was said before the answer.
+
+    Of a text without a question it is the text. A system message is left out, which tells the rows of a file from those
+    of another, and not from one another.
+
+    >>> prompt_text(Example("Add them.", "5", "2 and 3"))
+    'Add them. 2 and 3'
+    """
+    asked = f"{row.instruction or row.output} {row.about}"
+    if row.plain:
+        return asked
+    before = (f"{turn.content} {turn.about}" for turn in row.history if turn.role != "system")
+    return "\n".join([*before, asked, *(turn.content for turn in row.steps)])
+
+
+class Prompts(Sequence[str]):
+    """The prompts of rows, of one part after the other; each is read when it is asked for."""
+
+    def __init__(self, *parts: Sequence[Example]) -> None:
+        self._parts = parts
+        self._ends = [*accumulate(map(len, parts))]
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [self[number] for number in range(len(self))[at]]
+        return prompt_text(self.row(range(len(self))[at]))
+
+    def __iter__(self) -> Iterator[str]:
+        return map(prompt_text, chain.from_iterable(self._parts))
+
+    def row(self, at: int) -> Example:
+        """The row of that place."""
+        part = bisect_right(self._ends, at)
+        return self._parts[part][at - (self._ends[part - 1] if part else 0)]
 
 
 def nearest_of(known: Sequence[str], asked: Sequence[str]) -> tuple[list[float], list[int]]:
-    """For each text asked about the cosine of the nearest known one, and its index."""
+    """For each text asked about the cosine of the nearest known one, however far, and its index."""
     found = Seen(known, common=asked).nearest_of_each(asked)
     return [cosine for cosine, _ in found], [at for _, at in found]
 
@@ -80,16 +111,13 @@ class Seen:
     """
 
     def __init__(self, texts: Sequence[str], common: Sequence[str] = ()) -> None:
-        counts = [_n_grams(text) for text in [*texts, *common]]
-        times = Counter(gram for count in counts for gram in count)
-        self._index = {gram: at for at, gram in enumerate(times)}
-        self._rarity = {gram: math.log((1 + len(counts)) / (1 + there)) + 1 for gram, there in times.items()}
-        self._unknown = math.log(1 + len(counts)) + 1
-        self._first_TV = self._rows(map(self._weights, counts[: len(texts)]))
-        self._later: list[dict[str, float]] = []
+        self._rarity = Rarity((chunk, np.ones(len(chunk), np.int64)) for chunk in in_chunks([*texts, *common]))
+        self._new: dict[int, int] = {}  # columns of n-grams that the first texts do not have
+        self._counts, self._columns, self._weights = (np.zeros(0, kind) for kind in (np.int64, np.int32, np.float64))
+        self._add(texts)
 
     def __len__(self) -> int:
-        return len(self._first_TV) + len(self._later)
+        return len(self._counts)
 
     def nearest(self, text: str) -> tuple[float, int]:
         """The cosine of the nearest text, and its number in the order of arrival; 0 and -1 if there is none."""
@@ -97,53 +125,38 @@ class Seen:
 
     def nearest_of_each(self, texts: Sequence[str]) -> list[tuple[float, int]]:
         """The same for many texts at once."""
-        found: list[tuple[float, int]] = []
-        step = max(1, AT_ONCE // max(len(self._index), len(self._first_TV), 1))
-        for start in range(0, len(texts), step):
-            asked = [self._weights(_n_grams(text)) for text in texts[start : start + step]]
-            first = [(0.0, -1)] * len(asked)
-            if len(self._first_TV):
-                best = (self._first_TV @ self._rows(asked).to_dense().T).max(dim=0)
-                first = list(zip(best.values.tolist(), best.indices.tolist(), strict=True))
-            for weights, nearest in zip(asked, first, strict=True):
-                later = [
-                    (sum(weight * other[gram] for gram, weight in weights.items() if gram in other), at)
-                    for at, other in enumerate(self._later, start=len(self._first_TV))
-                ]
-                cosine, at = max([nearest, *later], key=itemgetter(0))
-                found.append((min(cosine, 1.0), at))
+        if not len(self):
+            return [(0.0, -1)] * len(texts)
+        found, ends = [], np.cumsum(self._counts)
+        for chunk in in_chunks(texts):
+            columns, weights = self._vectors(chunk)
+            dense = np.zeros(len(self._rarity.codes) + len(self._new))
+            for start, end in zip(chunk.starts[:-1], chunk.starts[1:], strict=True):
+                dense[columns[start:end]] = weights[start:end]
+                sums = np.append(0.0, np.cumsum(dense[self._columns] * self._weights))
+                cosines = sums[ends] - sums[ends - self._counts]
+                at = int(cosines.argmax())
+                found.append((min(float(cosines[at]), 1.0), at))
+                dense[columns[start:end]] = 0.0
         return found
 
     def add(self, text: str) -> None:
         """One more text."""
-        self._later.append(self._weights(_n_grams(text)))
+        self._add([text])
 
-    def _weights(self, count: Counter[str]) -> dict[str, float]:
-        """A text's TF-IDF vector of length one, by n-gram."""
-        weights = {gram: times * self._rarity.get(gram, self._unknown) for gram, times in count.items()}
-        length = max(math.sqrt(sum(weight**2 for weight in weights.values())), 1e-12)
-        return {gram: weight / length for gram, weight in weights.items()}
+    def _add(self, texts: Sequence[str]) -> None:
+        chunks = list(in_chunks(texts))
+        vectors = [self._vectors(chunk) for chunk in chunks]
+        self._counts = np.concatenate([self._counts, *(np.diff(chunk.starts) for chunk in chunks)])
+        self._columns = np.concatenate([self._columns, *(columns for columns, _ in vectors)])
+        self._weights = np.concatenate([self._weights, *(weights for _, weights in vectors)])
 
-    def _rows(self, vectors: Iterable[dict[str, float]]) -> Tensor:
-        """Such vectors as sparse rows, [vectors, V], without n-grams that the first texts did not have."""
-        ends, columns, weights = [0], array("q"), array("f")
-        for vector in vectors:
-            known = [gram for gram in vector if gram in self._index]
-            columns.extend(self._index[gram] for gram in known)
-            weights.extend(vector[gram] for gram in known)
-            ends.append(len(columns))
-        rows = torch.arange(len(ends) - 1).repeat_interleave(torch.tensor(ends).diff())
-        return torch.sparse_coo_tensor(
-            torch.stack([rows, torch.tensor(columns, dtype=torch.long)]),
-            torch.tensor(weights, dtype=torch.float32),
-            (len(ends) - 1, len(self._index)),
-            check_invariants=False,  # torch warns where nothing is said
-        ).coalesce()
-
-
-def _n_grams(text: str) -> Counter[str]:
-    text = without_punctuation(text)
-    return Counter(text[at : at + n] for n in range(1, LONGEST_N_GRAM + 1) for at in range(len(text) - n + 1))
+    def _vectors(self, chunk: Grams) -> tuple[Numbers, Numbers]:
+        columns, rarity = self._rarity.places(chunk.codes_G)
+        known = len(self._rarity.codes)
+        for at in np.flatnonzero(columns >= known).tolist():
+            columns[at] = known + self._new.setdefault(int(chunk.codes_G[at]), len(self._new))
+        return columns.astype(np.int32), unit_weights(chunk.starts, chunk.times_G * rarity)
 
 
 def leak_line(leaks: Sequence[Near], part: str) -> str:

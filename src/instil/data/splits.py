@@ -1,34 +1,47 @@
 """Which row goes where: training, test and validation.
 
 Chapter 7.2 cuts the file in order, 85 % for training, the next 10 % for testing and the rest for
-validation; `split_in_order` does exactly that.
+validation; `split_in_order` does exactly that. `split_grouped` shuffles, and keeps together what is nearly the same.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
+from instil.data.duplicates.grams import Numbers
+from instil.data.duplicates.search import NEAR, Relatives, Tick, first_of_equal, hashed, join, relatives
+from instil.data.near_duplicates import Prompts
 from instil.data.words import normal, words
+from instil.errors import counted
 from instil.records import Example
 from instil.settings.options import DataOptions
 
 TRAIN_SHARE = 0.85
 TEST_SHARE = 0.10
+SHOWN = 5  # groups that are told of
 Part = Literal["train", "test", "validation"]
 PARTS: tuple[Part, ...] = ("train", "test", "validation")
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The examples of each part."""
+    """The examples of each part.
+
+    ``notes`` is what is to be said of the split. ``near`` holds the groups of near relatives, of the training
+    rows first, then of test and validation, where the split was made by them, so that none is in two parts.
+    """
 
     kind: str
     train: tuple[Example, ...]
     test: tuple[Example, ...]
     validation: tuple[Example, ...]
+    notes: tuple[str, ...] = ()
+    near: Relatives | None = field(default=None, compare=False, repr=False)
 
     def part(self, name: Part) -> tuple[Example, ...]:
         """The examples of one part by its name."""
@@ -59,11 +72,11 @@ def sizes(count: int) -> tuple[int, int, int]:
     return train, test, count - train - test
 
 
-def split_examples(examples: Sequence[Example], options: DataOptions) -> Split:
-    """Split as ``data.split`` says."""
+def split_examples(examples: Sequence[Example], options: DataOptions, tick: Tick | None = None) -> Split:
+    """Split as ``data.split`` says; ``tick`` is told of steps, as `instil.data.duplicates.search.relatives` tells."""
     if options.split == "book":
         return split_in_order(examples)
-    return split_grouped(examples, seed=options.split_seed)
+    return split_grouped(examples, options.split_seed, options.leak_threshold, tick)
 
 
 def split_in_order(examples: Sequence[Example]) -> Split:
@@ -73,31 +86,73 @@ def split_in_order(examples: Sequence[Example]) -> Split:
     return Split("book", rows[:train], rows[train : train + test], rows[train + test :])
 
 
-def split_grouped(examples: Sequence[Example], seed: int) -> Split:
-    """A seeded split of the same sizes in which rows with an equal prompt stay on one side.
+def split_grouped(examples: Sequence[Example], seed: int, threshold: float = NEAR, tick: Tick | None = None) -> Split:
+    """A seeded split of the same sizes in which near relatives stay on one side.
 
-    Groups are dealt out in shuffled order to validation and test while they fit, then to training, so
-    the two small parts never exceed their share. A function of the examples and the seed alone.
+    Relatives are rows whose prompts are equal but for case and punctuation or nearly the same, and relatives of
+    relatives. Groups are dealt out in shuffled order to validation and test while they fit, then to training, so
+    the two small parts never exceed their share. Where all rows are relatives, so that none would be held out, only
+    those with equal prompts are kept together. A function of the examples, the seed and the threshold alone.
     """
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(_plain(f"{example.instruction or example.output} {example.about}"), []).append(example)
-    dealt = list(groups.values())
-    random.Random(seed).shuffle(dealt)
+    equal = first_of_equal(np.fromiter((hashed(_plain(text)) for text in Prompts(examples)), np.uint64, len(examples)))
+    found = relatives(Prompts(examples), None, threshold, tick)
+    near = found.group_N
+    join(near, np.arange(len(near)), near[equal])
     _, test_size, validation_size = sizes(len(examples))
-    train: list[Example] = []
-    test: list[Example] = []
-    validation: list[Example] = []
+    parts, large = _dealt(near, seed, test_size, validation_size)
+    divided = len(examples) > 1 and test_size + validation_size and not (len(parts[1]) or len(parts[2]))
+    if divided:
+        parts, _ = _dealt(equal, seed, test_size, validation_size)
+    train, test, validation = (tuple(examples[at] for at in part.tolist()) for part in parts)
+    notes = _notes(examples, large, divided=bool(divided and (test or validation)))
+    as_dealt = replace(found, group_N=near[np.concatenate(parts)])
+    return Split("grouped", train, test, validation, notes, None if divided else as_dealt)
+
+
+def _dealt(group_N: Numbers, seed: int, test_size: int, validation_size: int) -> tuple[list[Numbers], list[Numbers]]:
+    """Row numbers of training, test and validation; and of each group that is larger than either small part."""
+    order = np.argsort(group_N, kind="stable")
+    groups = np.split(order, np.flatnonzero(np.diff(group_N[order])) + 1)  # by their first rows
+    dealt = groups.copy()
+    random.Random(seed).shuffle(dealt)
+    train: list[Numbers] = []
+    test: list[Numbers] = []
+    validation: list[Numbers] = []
+    tested = validated = 0
     for group in dealt:
-        if len(validation) + len(group) <= validation_size:
-            validation.extend(group)
-        elif len(test) + len(group) <= test_size:
-            test.extend(group)
+        if validated + len(group) <= validation_size:
+            validation.append(group)
+            validated += len(group)
+        elif tested + len(group) <= test_size:
+            test.append(group)
+            tested += len(group)
         else:
-            train.extend(group)
+            train.append(group)
     if not train:  # every row has the same prompt, or there is only one
         train, test, validation = [*validation, *test], [], []
-    return Split("grouped", tuple(train), tuple(test), tuple(validation))
+    none = np.zeros(0, np.int64)
+    large = [group for group in groups if len(group) > max(1, test_size, validation_size)]
+    return [np.concatenate([none, *part]) for part in (train, test, validation)], large
+
+
+def _notes(examples: Sequence[Example], large: Sequence[Numbers], *, divided: bool) -> tuple[str, ...]:
+    if not large:
+        return ()
+    largest = sorted(large, key=len, reverse=True)
+    shown = ", ".join(f"{len(group):,} rows like row {examples[int(group[0])].row}" for group in largest[:SHOWN])
+    more = f", and {len(large) - SHOWN} more" if len(large) > SHOWN else ""
+    what = counted(len(large), "group") + " of nearly the same prompts"
+    if divided:
+        return (
+            f"{what} ({shown}{more}) would leave no row to hold out, so only rows with equal prompts are kept "
+            "together; a higher data.leak_threshold makes smaller groups",
+        )
+    are = (
+        "is larger than a held-out part and is trained on as a whole"
+        if len(large) == 1
+        else ("are larger than a held-out part and are trained on as a whole")
+    )
+    return (f"{what} {are}: {shown}{more}; a higher data.leak_threshold makes smaller groups",)
 
 
 def _plain(text: str) -> str:

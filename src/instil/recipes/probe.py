@@ -149,7 +149,7 @@ def probe(
     if out is not None:
         check_folder(out)
     held_out = settings.train.model_copy(update={"evaluation": "held_out"})  # the book's way moves the order of rows
-    prepared = prepare(data, model, settings.model_copy(update={"train": held_out}))
+    prepared = prepare(data, model, settings.model_copy(update={"train": held_out}), screen=screen)
     if loader_for(prepared, "validation") is None:
         raise DataError(f"{prepared.source.name}: no rows are held out for validation, by which rates are judged")
     loader = prepared.training

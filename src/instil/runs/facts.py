@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -36,7 +36,7 @@ def keep_facts(
 ) -> None:
     """Write down what the report says and no other file of the run holds (``report.json``).
 
-    ``more`` is what is known at the end: ``seconds``, ``peak_memory_gb``, ``outlook``, ``unended``.
+    ``more`` is what is known at the end: ``seconds``, ``peak_memory_gb``, ``outlook``, ``leaks``, ``unended``.
     """
     folder.write_json(
         FACTS,
@@ -77,6 +77,7 @@ class Facts:
     own_peak: bool = False
     before_from: str = ""
     diverged: str = ""
+    leaks: list[dict[str, int | float | str]] = field(default_factory=list)
 
 
 def read_facts(folder: RunFolder) -> Facts:

@@ -24,10 +24,11 @@ from __future__ import annotations
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from instil.data.leaks import Leaks
 from instil.data.near_duplicates import Near
 from instil.data.splits import PARTS
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
@@ -193,10 +194,13 @@ class RunFolder:
             raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
         return {part: found[part] for part in PARTS}
 
-    def write_split(self, rows: Mapping[str, object], leaks: Sequence[Near]) -> None:
-        """Write ``split.json``."""
-        near = [{"row": one.row, "train_row": one.train_row, "cosine": one.cosine} for one in leaks]
-        self.write_json("split.json", {**rows, "near_duplicates": near})
+    def write_split(self, rows: Mapping[str, object], leaks: Leaks, answered: str) -> None:
+        """Write ``split.json``; the near-duplicates of the part that is ``answered`` stand apart from others."""
+        near = [asdict(one) for one in leaks.of(answered)]
+        others = [leak for leak in leaks.found if leak.part != answered]
+        more = {"near_duplicates_not_answered": [asdict(leak.near) for leak in others]} if others else {}
+        dropped = {"dropped": [{"row": row, "reason": why} for row, why in leaks.dropped]} if leaks.dropped else {}
+        self.write_json("split.json", {**rows, "near_duplicates": near, **more, **dropped})
 
     def write_data(self, card: Mapping[str, object], rejected: Sequence[Mapping[str, object]]) -> None:
         """Write ``data.json`` and ``rejected.jsonl``."""

@@ -62,9 +62,16 @@ class DataOptions(BaseModel):
     max_length: int = Field(1024, ge=2, description="tokens kept of a row; what is cut is reported")
     split: Literal["book", "grouped"] = Field(
         "book",
-        description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, equal prompts together",
+        description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, nearly equal prompts together",
     )
     split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
+    leaks: Literal["report", "drop", "refuse"] = Field(
+        "report",
+        description="training rows that are nearly held-out rows: report; drop: train without them; refuse the data",
+    )
+    leak_threshold: float = Field(
+        0.9, ge=0.7, le=1, description="likeness (cosine of characters) from which on two prompts are nearly the same"
+    )
     normalise: Normalise = Field(
         "none", description="none: rows as they are; nfc: letters and their accents in one piece (Unicode's NFC)"
     )

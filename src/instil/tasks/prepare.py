@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from instil.data.duplicates.search import STEPS
 from instil.data.encoding import check_vocabulary, ends_line, spelling
+from instil.data.leaks import Leaks, guard
 from instil.data.preflight import check
-from instil.data.splits import PARTS, split_examples
+from instil.data.splits import PARTS, Split, split_examples
 from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
 from instil.data.tokenizers import load_tokenizer
 from instil.errors import SettingsError, TemplateMismatch, counted
@@ -18,7 +21,9 @@ from instil.model.find import find_model
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
-from instil.settings.options import Settings
+from instil.records import Example
+from instil.screen import Screen
+from instil.settings.options import DataOptions, Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
@@ -36,7 +41,13 @@ def task_of(settings: Settings) -> Task[Any]:
 
 
 def prepare(
-    data: Data, model: str | Path, settings: Settings, task: Task[Any] | None = None, *, refuse: bool = True
+    data: Data,
+    model: str | Path,
+    settings: Settings,
+    task: Task[Any] | None = None,
+    screen: Screen | None = None,
+    *,
+    refuse: bool = True,
 ) -> Prepared:
     """Read the rows, open the model's header, and look at every row as it will be trained on.
 
@@ -45,6 +56,7 @@ def prepare(
         model: a name, a folder or a file.
         settings: see `instil.settings.options`.
         task: what is to be learnt; by default what ``train.objective`` says.
+        screen: where progress is shown; nowhere by default.
         refuse: whether rows are refused that would make a run worthless, or only told of (`Preflight.findings`).
 
     Raises:
@@ -66,7 +78,7 @@ def prepare(
     check_vocabulary(template, tokenizer, spec.vocab_size)
 
     # Rows as the model will see them, and all there is to say of them.
-    split = split_examples(source.examples, settings.data)
+    split, leaks = _split(source.examples, settings.data, screen or Screen(quiet=True))
     rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
     spellings = {example.row: spelling(example, tokenizer) for example in source.examples}
@@ -84,6 +96,8 @@ def prepare(
         unusable=source.skipped,
         notes=[
             *source.notes,
+            *split.notes,
+            *leaks.lines(),
             *tokenizer.notes,
             *_resize_notes(spec, new),
             *reader.notes,
@@ -100,6 +114,7 @@ def prepare(
         task=task,
         source=source,
         split=split,
+        leaks=leaks,
         template=template,
         tokenizer=tokenizer,
         rows=rows,
@@ -131,6 +146,16 @@ def prepare(
     if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:
         raise SettingsError("train.patience looks at the validation loss; set train.eval_every, which is 0")
     return prepared
+
+
+def _split(examples: Sequence[Example], options: DataOptions, screen: Screen) -> tuple[Split, Leaks]:
+    """The rows of each part, with what parts have in common; the search for that is shown."""
+    with screen.bar("looks for near-duplicates", STEPS * len(examples)) as advance:
+
+        def tick(steps: int) -> None:
+            advance(steps=steps)
+
+        return guard(split_examples(examples, options, tick), options, tick)
 
 
 def _template(model: Path, settings: Settings) -> Template:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -10,9 +9,6 @@ from typing import Any, Literal
 from instil.data.splits import PARTS
 from instil.errors import counted
 from instil.tasks.task import Prepared
-
-_COMPLAINT = re.compile(r"row (\d+)(?: \(([^()]*)\))?: (.*)", re.DOTALL)
-_AT_ITS_END = re.compile(r"(.*) \((line \d+|[^()]* line \d+)\)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +32,11 @@ class RejectedRow:
 
 def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
     """The rows that were refused when they were read, then those of each part that training leaves out or cuts."""
-    for complaint in prepared.source.skipped:
-        yield _unread(complaint)
+    mend = "mend it in the data, or take it out"
+    for unread in prepared.source.rejected:
+        yield RejectedRow(unread.row, "left out", unread.reason, mend, where=unread.where)
+    for number, reason in prepared.leaks.dropped:
+        yield RejectedRow(number, "left out", reason, "data.leaks=report keeps it; the scores then count it", "train")
     task, max_length, context = prepared.task, prepared.max_length, prepared.spec.context
     for part in PARTS:
         for row in prepared.rows[part]:
@@ -49,16 +48,6 @@ def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
                 lost = length - 1 - max_length
                 what = f"the last {counted(lost, 'token')} of its {length:,} lie beyond data.max_length={max_length}"
                 yield RejectedRow(row.row, "cut", what, _room(length, max_length, context), part)
-
-
-def _unread(complaint: str) -> RejectedRow:
-    """A row by what was said of it when the rows were read: ``row 3 (rows.jsonl line 4): output is missing``."""
-    found = _COMPLAINT.fullmatch(complaint)
-    row, where, reason = found.groups() if found else ("-1", "", complaint)
-    if not where and (ending := _AT_ITS_END.fullmatch(reason)):
-        reason, where = ending.groups()
-    remedy = "mend it in the data, or take it out"
-    return RejectedRow(int(row), "left out", reason, remedy, where=where or "")
 
 
 def _room(length: int, max_length: int, context: int) -> str:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from instil.data.leaks import Leaks
 from instil.data.loader import Collator, Layouts, Loader
 from instil.data.preflight import Preflight, has_target
 from instil.data.sources import Source
@@ -177,6 +178,7 @@ class Prepared:
     task: Task[Any]
     source: Source
     split: Split
+    leaks: Leaks
     template: Template
     tokenizer: Tokenizer
     rows: Mapping[Part, Sequence[Any]]

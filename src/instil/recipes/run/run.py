@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from instil.data.files.places import paths_of
-from instil.data.near_duplicates import leak_line, leaked
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.offline import means, of_other_scripts
 from instil.generate.answer import unended
@@ -120,7 +119,7 @@ def run(
     clock.end()
     _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
     refresh_report(folder)
-    return _finished(folder, result, answered, facts, clock)
+    return _finished(folder, prepared, result, answered, facts, clock)
 
 
 def finetune(
@@ -155,7 +154,7 @@ def _preflight(
     """Prepare the run, and say all there is to say before it."""
     clock.screen.head("Pre-flight")
     with clock.stage("prepare"):
-        prepared = prepare(data, model, settings, task)
+        prepared = prepare(data, model, settings, task, clock.screen)
     for line in prepared.preflight.few_lines():
         clock.screen.say(f"  {line}")
     if answers and not prepared.held_out[1]:
@@ -174,13 +173,9 @@ def _begin(
     folder.check_room(saved_bytes(decoder, prepared.settings))
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
-    part, examples = prepared.held_out
-    leaks = leaked(prepared.split.train, examples)
-    folder.write_split(prepared.split.as_json(), leaks)
+    folder.write_split(prepared.split.as_json(), prepared.leaks, prepared.held_out[0])
     rejected = list(rejected_rows(prepared))
     folder.write_data(data_card(prepared, rejected), [row.as_json() for row in rejected])
-    if leaks:
-        screen.say(f"  {leak_line(leaks, part)}", "yellow")
     return facts
 
 
@@ -207,12 +202,18 @@ def _keep_facts(
         peak_memory_gb=peak_memory_gb(),
         own_peak=own_peak,
         outlook=clock.line(),
+        leaks=prepared.leaks.as_json()["held_out"],
         unended={which: unended(completions, limit) for which, completions in answered.answers.items()},
     )
 
 
 def _finished(
-    folder: RunFolder, result: TrainResult, answered: HeldOutAnswers, facts: dict[str, Any], clock: RunClock
+    folder: RunFolder,
+    prepared: Prepared,
+    result: TrainResult,
+    answered: HeldOutAnswers,
+    facts: dict[str, Any],
+    clock: RunClock,
 ) -> Run:
     verdicts = answered.verdicts
     order = [which for which in ("base", "echo", "tuned") if which in verdicts]
@@ -225,6 +226,7 @@ def _finished(
         facts={
             "data": facts["data"],
             "model": facts["model"],
+            "leaks": prepared.leaks.as_json(),
             "peak_memory_gb": round(peak_memory_gb(), 3),
             "estimate": clock.as_json(),
         },

@@ -108,7 +108,7 @@ def sweep(
     file = read_sweep(path, over)
     check_folder(file.out)
     screen.head(f"Checking {counted(len(file.runs), 'run')}")
-    places = _look(file, overwrite=overwrite)
+    places = _look(file, screen, overwrite=overwrite)
     _check_judge(file, screen)
     make_folder(file.out)
     with _alone(file.out):  # another sweep may have been at work here until now
@@ -116,7 +116,7 @@ def sweep(
         return _Sweep(file, places, screen, processes=processes).go()
 
 
-def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
+def _look(file: SweepFile, screen: Screen, *, overwrite: bool) -> list[Place]:
     """Prepare every run once, which finds what cannot be used, and see what is in its folder."""
     seen: dict[str, Prepared] = {}
     places = []
@@ -125,7 +125,7 @@ def _look(file: SweepFile, *, overwrite: bool) -> list[Place]:
         try:
             if same not in seen:
                 seen.clear()  # rows of one at a time
-                seen[same] = prepare(planned.data, planned.model, planned.settings)
+                seen[same] = prepare(planned.data, planned.model, planned.settings, screen=screen)
         except UserError as error:
             raise type(error)(f"{file.path}, run {planned.name!r}: {error}") from error
         prepared = seen[same]

@@ -1,4 +1,4 @@
-"""What the report draws: bars with whiskers, the spread of scores, scores by length and by kind, marked words.
+"""What the report draws: bars with whiskers, the spread of scores, scores by length and by kind.
 
 Positions across are percentages, so that a chart fits a phone without its text shrinking; heights are pixels.
 """
@@ -9,11 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 import regex
 
-from instil.data.words import folded, tokens
 from instil.evaluate.statistics import Interval, interval
 from instil.records import Example
 
@@ -24,8 +22,6 @@ COLUMN_WIDTH = 3.9  # per cent of the plot; two stand in each bin
 KINDS = 15  # kinds read off the instructions, "other" among them
 OTHER = "other"
 NO_TASK = "no task named"
-ALIKE = 0.3  # share of equal words below which marking each difference would mark everything
-MOST_WORDS = 400  # difflib's time grows with their square
 
 Scores = Sequence[float | None]
 
@@ -93,14 +89,6 @@ class GroupScore:
     def change(self) -> float:
         """Points gained."""
         return self.after.mean - self.before.mean
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A run of text, and whether it is marked."""
-
-    text: str
-    marked: bool = False
 
 
 def bar(which: str, who: str, value: Interval) -> Bar:
@@ -246,43 +234,3 @@ def group_scores(groups: Sequence[Group], before: Scores, after: Scores) -> list
         if base is not None and tuned is not None:
             scores.append(GroupScore(group.name, len(pairs), base, tuned))
     return scores
-
-
-def marked(wanted: str, said: str) -> tuple[list[Piece], list[Piece]]:
-    """Both texts in pieces: words that only one of them has are marked, where most words are in both.
-
-    >>> marked("It is red.", "It was red.")[1]
-    [Piece(text='It ', marked=False), Piece(text='was', marked=True), Piece(text=' red.', marked=False)]
-    """
-    ours, theirs = tokens(wanted), tokens(said)
-    if not ours or not theirs or max(len(ours), len(theirs)) > MOST_WORDS:
-        return [Piece(wanted)], [Piece(said)]
-    match = SequenceMatcher(None, [_plain(token) for token in ours], [_plain(token) for token in theirs], False)
-    if match.ratio() < ALIKE:
-        return [Piece(wanted)], [Piece(said)]
-    ours_equal, theirs_equal = [False] * len(ours), [False] * len(theirs)
-    for block in match.get_matching_blocks():
-        ours_equal[block.a : block.a + block.size] = [True] * block.size
-        theirs_equal[block.b : block.b + block.size] = [True] * block.size
-    return _pieces(ours, ours_equal), _pieces(theirs, theirs_equal)
-
-
-def _plain(token: str) -> str:
-    return folded(token.strip())
-
-
-def _pieces(tokens: Sequence[str], equal: Sequence[bool]) -> list[Piece]:
-    pieces: list[Piece] = []
-
-    def add(text: str, is_marked: bool) -> None:
-        if pieces and pieces[-1].marked == is_marked:
-            pieces[-1] = Piece(pieces[-1].text + text, is_marked)
-        elif text:
-            pieces.append(Piece(text, is_marked))
-
-    for at, (token, same) in enumerate(zip(tokens, equal, strict=True)):
-        goes_on = not same and at + 1 < len(tokens) and not equal[at + 1]
-        text = token if goes_on else token.rstrip()  # the space after a marked word is not marked
-        add(text, not same)
-        add(token[len(text) :], False)
-    return pieces

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from instil.data.differences import Piece, marked
 from instil.data.near_duplicates import Near
 from instil.files import records_in
 from instil.records import Completion, Example, blank
-from instil.runs.report.charts import Piece, kind_groups, length_groups, marked, words
+from instil.runs.report.charts import kind_groups, length_groups, words
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.scores import JudgeScores, Score, charts_of, judges_of, verdict_of
 
@@ -87,6 +88,7 @@ def write_report(data: ReportData, path: Path) -> None:
         watched=_watched(data.samples),
         picture=base64.b64encode(data.loss_picture.read_bytes()).decode("ascii") if data.loss_picture.exists() else "",
         preflight=data.preflight,
+        beside=data.beside,
         settings=_flat(data.facts),
         seconds=data.seconds,
         total_seconds=sum(data.seconds.values()),

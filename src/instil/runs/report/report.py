@@ -16,6 +16,7 @@ from instil.records import Completion, Example, Verdict
 from instil.runs.answers import find_answers, read_verdicts
 from instil.runs.facts import FACTS, Facts, read_facts
 from instil.runs.folder import RunFolder
+from instil.runs.report.leaks import beside
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.page import write_report
 from instil.tasks.rejected import RejectedRow
@@ -79,6 +80,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         diverged=facts.diverged,
         card=folder.read_card(),
         rejected=list(records_in(folder.rejected, RejectedRow)) if folder.rejected.is_file() else (),
+        beside=beside(facts.leaks),
     )
 
 

@@ -1,0 +1,1 @@
+"""Texts that say nearly the same, found among a few or among millions."""

@@ -19,10 +19,11 @@ from instil.generate.prompts import generate
 from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
 from instil.generate.speculation import PromptLookup
+from instil.layouts import Shared
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Example, Shared
+from instil.records import Batch, Example
 from instil.settings.options import GenerateOptions
 from tests.train.test_training import SPECS, decoder
 

@@ -15,6 +15,7 @@ from instil.errors import ModelError
 from instil.generate.engine import Engine
 from instil.generate.prompts import generate
 from instil.generate.request import Request
+from instil.layouts import Forked, Grid, Shared
 from instil.model.attention import Forks, PaddedGrid, SharedPrefix, pattern_for
 from instil.model.cache import Cache, Part, position_bytes
 from instil.model.decoder import Decoder, ShortConvolution, batch_of_ids
@@ -26,7 +27,7 @@ from instil.model.load import load_decoder
 from instil.model.lora import add_lora
 from instil.model.preceding import Steps
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Encoded, Forked, Grid, Shared
+from instil.records import Batch, Encoded
 from instil.tasks.pairs.batches import collate_pairs
 from instil.train.losses import log_probs, nll_sum
 from tests.closeness import assert_e1

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from instil.data.collate import collate, collate_shared
 from instil.data.loader import Loader
+from instil.layouts import Shared
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.records import Batch, Encoded, Shared
+from instil.records import Batch, Encoded
 from instil.train import head_loss
 from instil.train.losses import nll_sum
 from tests.closeness import assert_e1

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from instil.data.loader import Loader
+from instil.layouts import Forked
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.lora import add_lora
-from instil.records import Encoded, EncodedPair, Forked
+from instil.records import Encoded, EncodedPair
 from instil.settings.options import DpoOptions
 from instil.tasks.pairs.batches import PairCollator, collate_pairs
 from instil.tasks.pairs.encoding import with_others

@@ -11,7 +11,8 @@ from typing import Literal
 
 import torch
 
-from instil.records import Batch, Encoded, Grid, Shared
+from instil.layouts import Grid, Shared
+from instil.records import Batch, Encoded
 
 GPT2_END = 50256
 

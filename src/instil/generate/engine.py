@@ -25,11 +25,12 @@ from instil.generate.prefixes import PrefixCache
 from instil.generate.request import Generated, Request, Row
 from instil.generate.sampling import CLOSE, Sampling, most_likely, penalised, probabilities
 from instil.generate.slots import Slots
+from instil.layouts import Shared
 from instil.machine import available_memory
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.fast.gemm import pack, unpack
-from instil.records import Batch, Shared
+from instil.records import Batch
 
 PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little

@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instil.layouts import Forked, Grid, Shared
 from instil.model.cache import Part
 from instil.model.fast.capped import capped_attention
 from instil.model.preceding import NOTHING, Runs, Steps, last
-from instil.records import Batch, Forked, Grid, Shared
+from instil.records import Batch
 
 
 class Scores(NamedTuple):
@@ -295,7 +296,7 @@ def pattern_for(batch: Batch, past: Sequence[Part] | None) -> Pattern:
     return PATTERNS[batch.layout.pattern](batch.layout, batch.ids_N.device)
 
 
-# What each layout asks for (`instil.records.Layout.pattern`).
+# What each layout asks for (`instil.layouts.Layout.pattern`).
 PATTERNS: dict[str, Callable[[Any, torch.device], Pattern]] = {
     "grid": PaddedGrid,
     "shared_prefix": SharedPrefix,

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instil.layouts import Grid
 from instil.model.attention import Pattern, Scores, pattern_for
 from instil.model.cache import Cache, Part
 from instil.model.fast.capped import soft_cap
@@ -28,7 +29,7 @@ from instil.model.fast.recompute import Activation, checkpointed, recomputed
 from instil.model.fast.tied import TiedGradient, embed_tied
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Grid
+from instil.records import Batch
 
 Rope = tuple[Tensor, Tensor]
 gelu = functools.partial(F.gelu, approximate="tanh")

@@ -10,7 +10,8 @@ import torch
 
 from instil.data.splits import PARTS, Part
 from instil.data.tokenizers import Tokenizer
-from instil.records import Batch, Example, Grid
+from instil.layouts import Grid
+from instil.records import Batch, Example
 from instil.tasks.task import Prepared, View, loader_for
 
 TokenMask = Literal["seen", "trained", "cut"]

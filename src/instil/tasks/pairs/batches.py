@@ -1,7 +1,7 @@
 """Preference pairs as ids, and pairs as one batch in which nothing is computed twice.
 
 Both rows of a pair begin with the same prompt, often with the same words of the answer, and under one template all
-prompts begin alike. In the layout ``shared`` each such token is computed once (`instil.records.Forked`), for the pair
+prompts begin alike. In the layout ``shared`` each such token is computed once (`instil.layouts.Forked`), for the pair
 and for the batch; its log-probability counts in every row that has it. ``padded`` sets all rows side by side, as the
 chapter does. Losses and gradients are the same (E1). Prefix sharing within a pair: Wang and Hegde, 2024
 (arXiv 2410.20305).
@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 
 from instil.data.collate import common_prefix, computed
-from instil.records import Encoded, EncodedPair, Forked, Grid, Layout, PairBatch, Shared
+from instil.layouts import Forked, Grid, Layout, Shared
+from instil.records import Encoded, EncodedPair, PairBatch
 from instil.tasks.pairs.encoding import scored_within
 
 

@@ -65,6 +65,15 @@ def test_near_relatives_stay_together(seed: int, related: int) -> None:
     assert split == split_grouped(rows, seed)
 
 
+def test_equal_prompts_without_a_letter_stay_together() -> None:
+    rows = [Example(f"{n * n} things that begin with {chr(97 + n % 26) * 5}", row=n) for n in range(40)]
+    for n in range(0, 40, 8):
+        rows[n] = Example("?! ...", row=n)
+    for seed in range(6):
+        split = split_grouped(rows, seed)
+        assert sum(any(row.instruction == "?! ..." for row in split.part(part)) for part in PARTS) == 1
+
+
 def test_large_groups_are_told_of() -> None:
     rows = [Example(f"{n * n} things that begin with {chr(97 + n % 26) * 5}", row=n) for n in range(100)]
     rows[40:70] = [Example(RELATED.format(f"States{'!' * (n % 3)}"), row=n) for n in range(40, 70)]

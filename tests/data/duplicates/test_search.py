@@ -96,6 +96,16 @@ def test_groups_do_not_reach_across_sides() -> None:
     assert found.nearest_N.tolist() == [1, 0, -1]
 
 
+def test_near_texts_of_two_sides_are_no_group() -> None:
+    """Two texts here are near to one there, and not to one another."""
+    long = "one two three four five six seven eight nine ten eleven twelve"
+    texts = [f"{long} thirteen", long, f"{long} and more", *texts_with_relatives(20)]
+    found = relatives(texts, np.arange(23) == 1, 0.85)
+    assert found.nearest_N[0] == found.nearest_N[2] == 1
+    assert found.group_N[1] == 1
+    assert found.group_N[0] != found.group_N[1]
+
+
 def test_sketches_find_what_comparing_all_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = texts_with_relatives(3000)
     side = np.random.default_rng(2).random(3000) < 0.15

@@ -215,7 +215,7 @@ def test_the_first_bytes_decide_and_not_all_of_them(tmp_path: Path) -> None:
     text_ = io.StringIO()
     writer = csv.writer(text_)
     writer.writerow(["instruction", "output"])
-    writer.writerows([["a, b; c" * 50, "d"]] * 400)
+    writer.writerows([["a b; c " * 50, "d"]] * 400)
     content = text_.getvalue()
     assert len(content) > kinds.HEAD > csv_rows.LOOKED_AT
     assert len(read_rows(written(tmp_path, "rows.csv", content))) == 400

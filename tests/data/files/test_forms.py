@@ -172,6 +172,20 @@ def test_nothing_is_said_where_the_name_is_right(tmp_path: Path, name: str) -> N
     assert not open_rows(written(tmp_path, name, FORMS[name](ROWS))).notes
 
 
+def test_what_is_in_an_archive_and_not_read_is_said(tmp_path: Path) -> None:
+    files = {"b.jsonl": lines(ROWS), "README.md": b"rows", "dataset_info.json": b"{}", "__MACOSX/._b.jsonl": b"x"}
+    path = written(tmp_path, "a.zip", zipped(files))
+    assert open_rows(path).notes == (
+        f"{path}: read from the archive: b.jsonl",
+        f"{path}: passed over: README.md, dataset_info.json",
+    )
+
+
+def test_prose_is_not_taken_for_a_table(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="neither JSON nor JSONL"):
+        read_rows(written(tmp_path, "a.txt", "It is late, my friend.\nGo home, if you please.\n"))
+
+
 def test_the_csv_librarys_limit_does_not_hold(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.csv", "a,b\n" + "x" * 200_000 + ",y\n")
     assert len(read_rows(path)[0]["a"]) == 200_000
@@ -215,7 +229,7 @@ def test_the_first_bytes_decide_and_not_all_of_them(tmp_path: Path) -> None:
     text_ = io.StringIO()
     writer = csv.writer(text_)
     writer.writerow(["instruction", "output"])
-    writer.writerows([["a, b; c" * 50, "d"]] * 400)
+    writer.writerows([["a b; c " * 50, "d"]] * 400)
     content = text_.getvalue()
     assert len(content) > kinds.HEAD > csv_rows.LOOKED_AT
     assert len(read_rows(written(tmp_path, "rows.csv", content))) == 400

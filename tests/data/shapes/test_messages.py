@@ -255,3 +255,9 @@ def test_what_comes_after_the_last_answer_is_dropped_and_told() -> None:
 def test_a_system_message_may_stand_beside_or_inside_but_not_both_ways() -> None:
     assert read(said("system", "Be."), ASK, SAY, system="Be.") == read(ASK, SAY, system="Be.")
     assert "system and the system message of messages differ" in refused(said("system", "Be."), ASK, SAY, system="Go.")
+
+
+def test_the_id_of_a_call_may_be_a_number() -> None:
+    call = said("assistant", None, tool_calls=[CALL])
+    assert read(ASK, call, said("tool", "4", tool_call_id=3), SAY).steps[1].tool_call_id == "3"
+    assert "tool_call_id is number; wanted text" in refused(ASK, call, said("tool", "4", tool_call_id=10**5000), SAY)

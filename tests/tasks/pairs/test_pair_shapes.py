@@ -144,3 +144,10 @@ def test_labelled_answers_without_another_are_refused_by_name() -> None:
 def test_pairs_of_two_shapes_are_counted() -> None:
     rows = [{"prompt": "Why?", **TEXTS}] * 3 + [{"question": "Why?", **TEXTS}]
     assert "they have 2 shapes: 3 rows prompt, chosen, rejected, 1 row question, chosen, rejected" in refused(*rows)
+
+
+def test_two_equal_conversations_have_a_prompt_and_prefer_nothing() -> None:
+    same = [user("Why?"), assistant("So.")]
+    rows = [{"chosen": same, "rejected": same}]
+    assert "row 0: chosen and rejected are equal, so it prefers nothing" in refused(*rows)
+    assert pairs_from(rows, keep_equal=True).pairs == (Pair(Example("Why?", row=0), "So.", "So."),)

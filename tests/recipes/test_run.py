@@ -35,7 +35,8 @@ def finished(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 def test_the_run_folder_is_complete(finished: Run) -> None:
     names = {str(file.relative_to(finished.path)) for file in finished.path.rglob("*") if file.is_file()}
     assert names == {
-        "run.toml", "split.json", "metrics.jsonl", "samples.jsonl", "loss.png", "loss.pdf", "report.html",
+        "run.toml", "split.json", "rejected.jsonl", "data.json", "metrics.jsonl", "samples.jsonl", "loss.png",
+        "loss.pdf", "report.html",
         "report.json", "scores/base.likelihood.jsonl", "scores/tuned.likelihood.jsonl",
         "responses/base.json", "responses/tuned.json", "scores/base.offline.jsonl", "scores/tuned.offline.jsonl",
         "model/config.json", "model/generation_config.json", "model/model.safetensors", "model/tokenizer.json",

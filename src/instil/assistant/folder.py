@@ -6,9 +6,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from instil.data.chat_template import rendered, stored_template
 from instil.data.encoding import begin_text, encode, encode_prompt, stop_id
 from instil.data.templates import TEMPLATE_FILE, Template
+from instil.data.templates.marks import rendered
+from instil.data.templates.stored import MORE, stored_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import ModelError, UserError
 from instil.files import json_text, unfinished_of
@@ -23,7 +24,7 @@ SAMPLES = (  # looked at beside rows
 
 FILES = {  # of a model folder
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja", TEMPLATE_FILE,
+    "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja", MORE, TEMPLATE_FILE,
 }  # fmt: skip
 
 
@@ -59,6 +60,9 @@ def export_folder(
         (unfinished / "chat_template.jinja").write_text(
             template.chat_template(begin_text(template, tokenizer)), encoding="utf-8"
         )
+        for name, text in template.other_chat_templates.items():
+            (unfinished / MORE).mkdir(exist_ok=True)
+            (unfinished / MORE / f"{name}.jinja").write_text(text, encoding="utf-8")
         (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
         found = differences(unfinished, tokenizer, template, rows)
         if folder.exists():

@@ -1,0 +1,340 @@
+"""Chat templates in Jinja as training forms: the model's own, or the user's.
+
+A template is rendered with messages whose text knows where it comes from (`instil.data.templates.tracked`), so what is
+the template's and what is a user's is known by position, whatever the template does with it. An answer is what the
+template writes from the end of the prompt that it gives for generation up to the token that ends the answer. That
+holds if the prompt is the beginning of the whole, which is looked at in every row; so prompts in training and in use
+are the same. An earlier answer is trained on only if the text up to its end is what it would be without what follows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from instil.data.templates.program import dates_in, program
+from instil.data.templates.sandbox import CLOCK
+from instil.data.templates.template import Piece, Rendered, Template, all_trained
+from instil.data.templates.tracked import Origin, Runs, Tracked
+from instil.errors import DataError
+from instil.records import Example, Turn, blank
+from instil.settings.options import TrainOn, Turns
+
+DEFAULT, WITH_TOOLS = "default", "tool_use"  # names of templates, as transformers knows them
+TOOLS = -1  # in origins, where other numbers are those of messages
+THOUGHT = "</think>"
+
+
+class _Span(NamedTuple):
+    """Where an answer lies in a text, end token included."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTemplate(Template):
+    """A chat template in Jinja.
+
+    Attributes:
+        sources: its text, or several by their names.
+        variables: special tokens by the names that a template has for them, such as ``bos_token``; and what is set for
+            the template because it needs it (``enable_thinking``).
+        written: what it writes before an answer that the prompt lacks, such as an empty block of thoughts.
+        texts_of_calls: whether arguments of tools' calls are text for it, not objects.
+    """
+
+    writes_begin = True
+
+    name: str
+    sources: tuple[tuple[str, str], ...]
+    variables: tuple[tuple[str, str | bool], ...] = ()
+    stop: str = ""
+    written: str = ""
+    texts_of_calls: bool = False
+    header: str = ""
+
+    def rendered(self, example: Example, train_on: TrainOn = "response", turns: Turns = "all") -> Rendered:
+        if train_on == "response_with_header":
+            raise DataError(
+                f"the template {self.name!r} has no response header to train on; use data.train_on=response"
+            )
+        told = example.turns
+        whole, answer = self._answered(told, example.tools)
+        plain = self._render(told, example.tools, tracked=False)
+        if plain != whole:
+            raise DataError(f"the template {self.name!r} escapes text, so that it cannot be told from its own")
+        self._check_nothing_lost(whole, told, example.tools)
+        spans, left_out = [], 0
+        for number, turn in enumerate(told[:-1]):
+            wanted = train_on == "all" or (turn.weight > 0 and turns == "all")
+            if turn.role != "assistant" or not wanted:
+                continue
+            span = self._as_last(whole, told[: number + 1], example.tools)
+            if span is not None:
+                spans.append(span)
+            elif turn.weight > 0:
+                left_out += 1
+        end = Piece(self.stop, control=True, trained=answer.weight > 0, weight=answer.weight)
+        pieces = [*self._pieces(whole, [*spans, answer]), *([] if self.stop else [end])]
+        return Rendered(pieces, left_out) if train_on != "all" else Rendered(all_trained(pieces))
+
+    def prompt_pieces(self, example: Example, *, header: bool = True) -> list[Piece]:
+        del header
+        told = example.turns[:-1]
+        text = self._render(told, example.tools, prompt=True)
+        self._check_nothing_lost(text, told, example.tools)
+        return self._pieces(text, [])
+
+    def _render(self, turns: Sequence[Turn], tools: str, *, prompt: bool = False, tracked: bool = True) -> Tracked:
+        """What the template makes of turns; with ``prompt`` as far as an answer begins."""
+        sources, given = dict(self.sources), json.loads(tools) if tools else None
+        source = sources.get(WITH_TOOLS if given else DEFAULT) or sources[DEFAULT]
+        if tracked:
+            given = _tracked(given, (TOOLS, "tools"))
+        messages = [
+            _message(turn, number if tracked else None, self.texts_of_calls) for number, turn in enumerate(turns)
+        ]
+        length = len(tools) + sum(len(turn.content) + len(turn.input) + len(turn.tool_calls) + 99 for turn in turns)
+        values = {**dict(self.variables), "messages": messages, "tools": given, "documents": None}
+        try:
+            made = program(source).render(length, add_generation_prompt=prompt, **values)
+        except DataError as error:
+            raise DataError(f"the template {self.name!r}: {error}") from error
+        return made if isinstance(made, Tracked) else Tracked.of(made, None)
+
+    def _as_last(self, whole: Tracked, turns: Sequence[Turn], tools: str) -> _Span | None:
+        """Where an earlier answer lies, if all up to its end is what it is where nothing follows it."""
+        try:
+            then, span = self._answered(turns, tools)
+        except DataError:
+            return None
+        return span if self.stop and whole.startswith(then[: span.end]) else None
+
+    def _answered(self, turns: Sequence[Turn], tools: str) -> tuple[Tracked, _Span]:
+        """A conversation that ends with an answer, and where that lies."""
+        prompt = self._render(turns[:-1], tools, prompt=True)
+        whole = self._render(turns, tools)
+        last = len(turns) - 1
+        if not whole.startswith(prompt):
+            same = next(
+                (at for at, pair in enumerate(zip(whole, prompt, strict=False)) if pair[0] != pair[1]), len(whole)
+            )
+            raise DataError(
+                f"the template {self.name!r} asks for an answer with {prompt[max(0, same - 20) : same + 60]!r} but "
+                f"writes one after {whole[max(0, same - 20) : same + 60]!r}, so what would be trained is not what is "
+                "asked for; take another template, or a file of your own (data.template=FILE.jinja)"
+            )
+        first, end = _extent(whole.runs, last, len(prompt))
+        if first < len(prompt):
+            raise DataError(
+                f"the template {self.name!r} writes an answer's text before the place where it is asked for"
+            )
+        if self.stop:
+            at = str.find(whole, self.stop, end)
+            if at < 0 or not _template_only(whole.runs, end, at + len(self.stop)):
+                raise DataError(f"the template {self.name!r} does not write {self.stop!r} after an answer of this kind")
+            end = at + len(self.stop)
+        else:
+            end = max(end, len(whole.rstrip()))
+        return whole, _Span(len(prompt), end, turns[-1].weight)
+
+    def around(self, turns: Sequence[Turn]) -> tuple[str, str]:
+        """What the template writes after an answer, and before it where the prompt has ended."""
+        whole, span = self._answered(turns, "")
+        first, end = _extent(whole.runs, len(turns) - 1, span.start)
+        return whole[end:].plain, whole[span.start : first].plain
+
+    def _pieces(self, text: Tracked, spans: Sequence[_Span]) -> list[Piece]:
+        """A text as pieces, as far as the last answer in it ends."""
+        pieces: list[Piece] = []
+        borders = sorted({border for span in spans for border in span[:2]})
+        stop = borders[-1] if spans else len(text)
+        borders.append(len(text))
+        at = 0
+        for length, origin in _merged(text.runs):
+            end = at + length
+            while at < min(end, stop):
+                until = min(end, next(border for border in borders if border > at))
+                here = next((span for span in spans if span.start <= at < span.end), None)
+                weight = here.weight if here else 1.0
+                pieces.append(
+                    Piece(
+                        str.__getitem__(text, slice(at, until)),
+                        trained=here is not None and weight > 0,
+                        answer=bool(spans) and at == spans[-1].start,
+                        form=origin is None,
+                        weight=weight,
+                    )
+                )
+                at = until
+        if spans and spans[-1].start == spans[-1].end:  # an empty answer of a template that writes no end
+            pieces.append(Piece("", answer=True, trained=spans[-1].weight > 0, weight=spans[-1].weight))
+        return pieces
+
+    def _check_nothing_lost(self, text: Tracked, turns: Sequence[Turn], tools: str) -> None:
+        """DataError where a template passes over something that a row says."""
+        written: dict[Origin | None, int] = {}
+        at = 0
+        for length, origin in text.runs:
+            part = str.__getitem__(text, slice(at, at + length))
+            written[origin] = written.get(origin, 0) + length - sum(map(str.isspace, part))
+            at += length
+        if tools and not written.get((TOOLS, "tools")):
+            raise DataError(f"the template {self.name!r} does not tell the model of tools{_ADVICE}")
+        for number, turn in enumerate(turns):
+            answer = number == len(turns) - 1 and turn.role == "assistant"
+            said = {"content": turn.content, "tool_calls": turn.tool_calls}
+            if answer:
+                said["reasoning"] = turn.reasoning
+            for field, value in said.items():
+                if not blank(value) and not written.get((number, field)):
+                    raise DataError(
+                        f"the template {self.name!r} leaves out the {_FIELDS[field]} of {_who(turn)}{_ADVICE}"
+                    )
+            whole = len(turn.content) - sum(map(str.isspace, turn.content)) + len(turn.about)
+            if answer and THOUGHT not in turn.content and written.get((number, "content"), 0) < whole:
+                raise DataError(f"the template {self.name!r} leaves out a part of {_who(turn)}{_ADVICE}")
+
+    def preface(self, *, header: bool) -> str:
+        del header
+        return self.written
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        return frozenset({self.stop, *(text for _, text in self.variables if isinstance(text, str))} - {""})
+
+    @property
+    def other_chat_templates(self) -> Mapping[str, str]:
+        return {name: self._exported(source) for name, source in self.sources if name != DEFAULT}
+
+    def chat_template(self, begin: str = "") -> str:
+        del begin
+        return self._exported(dict(self.sources)[DEFAULT])
+
+    def _exported(self, source: str) -> str:
+        """The source, with what was set in training: the day, and whether there are thoughts."""
+        before = "".join(
+            f"{{%- if {name} is not defined -%}}{{%- set {name} = {str(value).lower()} -%}}{{%- endif -%}}\n"
+            for name, value in self.variables
+            if isinstance(value, bool)
+        )
+        if said := {form: CLOCK.strftime(form) for form in dates_in(source)}:
+            before += f"{{%- macro strftime_now(format) -%}}{{{{- {json.dumps(said)}[format] -}}}}{{%- endmacro -%}}\n"
+        return before + source
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "kind": "jinja",
+            "name": self.name,
+            "templates": dict(self.sources),
+            "variables": dict(self.variables),
+            "stop": self.stop,
+            "written": self.written,
+            "texts_of_calls": self.texts_of_calls,
+        }
+
+
+_ADVICE = "; take a template that has a place for it, or leave it out of the rows"
+_FIELDS = {"content": "text", "tool_calls": "calls of tools", "reasoning": "reasoning"}
+
+
+def chat_from(stored: Mapping[str, Any]) -> ChatTemplate:
+    """The chat template that ``template.json`` holds; KeyError or TypeError if it holds none."""
+    sources, variables = stored["templates"], stored["variables"]
+    texts = [stored["name"], stored["stop"], stored["written"], *sources.values(), *sources, *variables]
+    values = all(isinstance(value, str | bool) for value in variables.values())
+    if not values or not all(isinstance(text, str) for text in texts) or DEFAULT not in sources:
+        raise TypeError("a chat template is text")
+    return ChatTemplate(
+        stored["name"],
+        tuple(sorted(sources.items())),
+        tuple(sorted(variables.items())),
+        stored["stop"],
+        stored["written"],
+        stored["texts_of_calls"] is True,
+    )
+
+
+def _message(turn: Turn, number: int | None, texts_of_calls: bool) -> dict[str, Any]:
+    """A turn as a template sees it; with a number its texts know that they are of this message."""
+
+    def of(value: Any, field: str) -> Any:
+        return value if number is None else _tracked(value, (number, field))
+
+    content = f"{turn.content}\n{turn.about}" if turn.about else turn.content
+    message: dict[str, Any] = {"role": turn.role, "content": of(content, "content")}
+    if turn.reasoning:
+        message["reasoning_content"] = message["thinking"] = of(turn.reasoning, "reasoning")
+    if turn.tool_calls:
+        message["tool_calls"] = of(_calls(turn.tool_calls, texts_of_calls), "tool_calls")
+    for key, value in (("name", turn.name), ("tool_call_id", turn.tool_call_id)):
+        if value:
+            message[key] = of(value, key)
+    return message
+
+
+def _calls(stored: str, as_text: bool) -> Any:
+    """Calls of tools, whose arguments are objects, or text."""
+    calls = json.loads(stored)
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or "arguments" not in function:
+            continue
+        arguments = function["arguments"]
+        if as_text and not isinstance(arguments, str):
+            function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        elif not as_text and isinstance(arguments, str):
+            try:
+                parsed = json.loads(arguments)
+            except ValueError:
+                continue
+            function["arguments"] = parsed if isinstance(parsed, dict) else arguments
+    return calls
+
+
+def _tracked(value: Any, origin: Origin) -> Any:
+    if isinstance(value, str):
+        return Tracked.of(value, origin)
+    if isinstance(value, dict):
+        return {Tracked.of(key, origin): _tracked(held, origin) for key, held in value.items()}
+    if isinstance(value, list):
+        return [_tracked(held, origin) for held in value]
+    return value
+
+
+def _merged(runs: Runs) -> Iterator[tuple[int, Origin | None]]:
+    """Runs in which what several fields of users say in a row is one."""
+    length, kind = 0, None
+    for count, origin in runs:
+        if length and (origin is None) != (kind is None):
+            yield length, kind
+            length = 0
+        length, kind = length + count, origin
+    if length:
+        yield length, kind
+
+
+def _extent(runs: Runs, number: int, start: int) -> tuple[int, int]:
+    """Where the text of a message begins and ends; at ``start`` if there is none."""
+    places = [(begin, end) for begin, end, origin in _places(runs) if origin is not None and origin[0] == number]
+    return (places[0][0], places[-1][1]) if places else (start, start)
+
+
+def _template_only(runs: Runs, start: int, end: int) -> bool:
+    """Whether all between two places is the template's."""
+    return all(origin is None for begin, stop, origin in _places(runs) if begin < end and stop > start)
+
+
+def _places(runs: Runs) -> Iterable[tuple[int, int, Origin | None]]:
+    at = 0
+    for length, origin in runs:
+        yield at, at + length, origin
+        at += length
+
+
+def _who(turn: Turn) -> str:
+    return {"system": "the system message", "tool": "a tool's message"}.get(turn.role, f"a message of the {turn.role}")

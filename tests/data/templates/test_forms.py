@@ -124,9 +124,7 @@ WRITTEN = {
         f"{PREAMBLE}\n\n### Instruction:\nBe brief.\n\nOne and one?\n\n### Response:Two."
         f"{PREAMBLE}\n\n### Instruction:\nAnd one more?\n\n### Response:Three."
     ),
-    "phi3": (
-        "<|user|>\nBe brief.\n\nOne and one?\n<|assistant|>\nTwo.<|user|>\nAnd one more?\n<|assistant|>\nThree."
-    ),
+    "phi3": ("<|user|>\nBe brief.\n\nOne and one?\n<|assistant|>\nTwo.<|user|>\nAnd one more?\n<|assistant|>\nThree."),
     "chatml": (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne and one?<|im_end|>\n"
         "<|im_start|>assistant\nTwo.<|im_end|>\n<|im_start|>user\nAnd one more?<|im_end|>\n"

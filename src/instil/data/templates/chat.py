@@ -145,6 +145,7 @@ class ChatTemplate(Template):
     def around(self, turns: Sequence[Turn]) -> tuple[str, str]:
         """What the template writes after an answer, and before it where the prompt has ended."""
         whole, span = self._answered(turns, "")
+        self._check_nothing_lost(whole, turns, "")
         first, end = _extent(whole.runs, len(turns) - 1, span.start)
         return whole[end:].plain, whole[span.start : first].plain
 

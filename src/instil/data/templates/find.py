@@ -91,7 +91,7 @@ def _made(name: str, sources: Mapping[str, str], tokenizer: Marks, where: str) -
         after, written = template.around(PROBE)
     except DataError as error:
         # Some ask for thoughts, and write an answer without any otherwise than they ask for it.
-        template = replace(template, variables=(*template.variables, (THINKING, False)))
+        template = replace(template, variables=tuple(sorted([*template.variables, (THINKING, False)])))
         try:
             after, written = template.around(PROBE)
         except DataError:

@@ -45,8 +45,12 @@ class Program:
             raise DataError(f"it refuses this conversation: {str(error)[:300]}") from error
         except Exhausted as error:
             raise DataError(f"it was stopped: {error}") from error
-        except (RecursionError, MemoryError) as error:
+        except OverflowError as error:  # of `range`, where it is too long, among others
+            raise DataError(f"it was stopped: {error}") from error
+        except RecursionError as error:
             raise DataError("it was stopped: it is nested too deeply") from error
+        except MemoryError as error:
+            raise DataError("it was stopped: there is not enough memory for it") from error
         except Exception as error:  # a template is a program of someone else's: it may raise anything
             raise DataError(f"it fails: {str(error)[:300] or type(error).__name__}") from error
 

@@ -37,6 +37,7 @@ FILTERS = frozenset(
     "length list lower map max min reject rejectattr replace reverse round safe select selectattr slice sort string "
     "title tojson trim truncate unique upper wordcount".split()
 )
+BY_LETTER = frozenset("batch groupby list map max min reject reverse select slice sort unique".split())  # of a text
 METHODS = {
     str: frozenset(
         "capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit "
@@ -145,9 +146,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "trim": lambda value, chars=None: self._string(value).strip(chars),
         }
         usual: dict[str, Any] = {**self.filters, **own}
-        self.filters = {name: self._watched(filter_) for name, filter_ in usual.items() if name in FILTERS}
+        self.filters = {name: self._watched(name, filter_) for name, filter_ in usual.items() if name in FILTERS}
         tests: dict[str, Any] = {**self.tests}
-        self.tests = {name: self._watched(test) for name, test in tests.items()}
+        self.tests = {name: self._watched(name, test) for name, test in tests.items()}
         self.globals = {
             **{name: self.globals[name] for name in ("range", "cycler", "joiner")},
             "dict": _Dictionary(),
@@ -241,6 +242,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         check_widths(args)
         if not isinstance(owner, str):
             return method
+        if name in ("split", "rsplit", "splitlines"):
+            sep = args[0] if args and isinstance(args[0], str) else ""
+            self.allowance.step(owner.count(sep) if sep else len(owner) // 2)
         if name == "join":
             return lambda parts: self._join(parts, owner)
         if name == "replace":
@@ -256,8 +260,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 return functools.partial(self._format, owner)
         return None
 
-    def _watched(self, filter_: Callable[..., Any]) -> Callable[..., Any]:
+    def _watched(self, name: str, filter_: Callable[..., Any]) -> Callable[..., Any]:
         """A filter or a test that counts, and of whose result the origins are known."""
+        by_letter = name in BY_LETTER
 
         @functools.wraps(filter_)
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -267,6 +272,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for value in given:
                 if isinstance(value, list | tuple | dict | range):
                     self.allowance.step(len(value) // 8)
+                elif isinstance(value, str):
+                    self.allowance.step(len(value) if by_letter else len(value) // 64)
             found = filter_(*args, **kwargs)
             if isinstance(found, str) and not isinstance(found, Tracked) and (tracked_in(given)) is not None:
                 found = wholly(found, given)

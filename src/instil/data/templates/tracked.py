@@ -69,7 +69,9 @@ class Tracked(str):
         if isinstance(places, int):
             places = range(places, places + 1)
         if len(places) > 1 and places.step != 1:
-            return joined([self[at] for at in places])
+            origins = [origin for length, origin in self.runs for _ in range(length)][places.start : None : places.step]
+            runs = _joined([((1, origin),) for origin in origins[: len(places)]])
+            return Tracked(str.__getitem__(self, key), runs)
         if not places:
             return Tracked("")
         return Tracked(

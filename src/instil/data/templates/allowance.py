@@ -24,7 +24,7 @@ class Allowance:
     def __init__(self, given: int = 0) -> None:
         self.steps = self.given_steps = STEPS + STEPS_FOR_EACH * given
         self.characters = CHARACTERS + PER_CHARACTER * given
-        self.until = time.thread_time() + SECONDS
+        self.until = 0.0  # not known before it has taken long enough for a look at the clock
         self.looked = 0
 
     def step(self, count: int = 1) -> None:
@@ -32,8 +32,11 @@ class Allowance:
         self.looked += 1
         if self.steps < 0:
             raise Exhausted(f"it takes more than {self.given_steps:,} steps")
-        if not self.looked % 64 and time.thread_time() > self.until:
-            raise Exhausted(f"it takes more than {SECONDS:.0f} seconds")
+        if not self.looked % 256:
+            now = time.thread_time()
+            self.until = self.until or now + SECONDS
+            if now > self.until:
+                raise Exhausted(f"it takes more than {SECONDS:.0f} seconds")
 
     def text(self, length: int) -> None:
         self.characters -= length

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from instil.data.byte_level import END_OF_TEXT, byte_level
 from instil.data.collate import collate, collate_shared
 from instil.data.encoding import encode, encode_prompt, mask_notes
+from instil.data.loader import Loader
 from instil.data.templates import Template, find_template
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.model.find import find_model
 from instil.records import Encoded, Example, Pair, Turn
+from instil.settings.options import TrainOptions
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.encoding import encode_pair
+from instil.train.loop import train
 from instil.train.losses import nll_sum
 from tests.parity.test_layouts import with_gradients
 from tests.train.test_training import decoder
@@ -171,3 +174,17 @@ def test_pairs_know_turns_and_weights() -> None:
     for layout in ("padded", "shared"):
         batch = collate_pairs([both], 0, layout=layout)  # type: ignore[arg-type]
         assert batch.trained_tokens == sum(both.chosen.counts)
+
+
+def test_a_step_divides_once_by_the_summed_weight() -> None:
+    """In one batch and in micro-batches alike, of training and of validation."""
+    options = TrainOptions(epochs=2, batch_size=3, learning_rate=1e-2, eval_every=0)
+    one = train(decoder(), Loader(ROWS, 3, pad_id=0), options, validation=[collate(ROWS, 0)])
+    many = train(
+        decoder(), Loader(ROWS, 3, pad_id=0, micro_batch=1), options, validation=[collate([r], 0) for r in ROWS]
+    )
+    for field in ("train_loss", "val_loss"):
+        first, second = ([getattr(record, field) for record in found.records[1:]] for found in (one, many))
+        assert first == pytest.approx(second, rel=1e-9)
+    total = float(nll_sum(decoder(), collate(ROWS, 0)).detach())
+    assert one.records[1].train_loss == pytest.approx(total / 7.875, rel=1e-9)

@@ -229,7 +229,11 @@ def spelling(example: Example, tokenizer: Tokenizer) -> Literal["as written", "a
     ``misspelt``: some vocabularies lack the bytes of rare characters, which are dropped without a word. Another
     normal form of the same characters (Unicode's NFC) is as written.
     """
-    found = {_spelling(text, tokenizer) for text in (example.instruction, example.input, example.output) if text}
+    texts = [example.instruction, example.input, example.output, example.reasoning]
+    texts += [
+        text for turn in (*example.history, *example.steps) for text in (turn.content, turn.input, turn.reasoning)
+    ]
+    found = {_spelling(text, tokenizer) for text in texts if text}
     return next((kind for kind in ("misspelt", "altered") if kind in found), "as written")
 
 

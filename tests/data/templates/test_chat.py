@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 
 from instil.data.encoding import encode, encode_all, encode_prompt, mask_notes
 from instil.data.templates import ChatTemplate, find_template, template_from
+from instil.data.templates.find import _made
 from instil.data.templates.sandbox import CLOCK
+from instil.data.templates.skeleton import passes_texts_on
 from instil.data.tokenizers import load_tokenizer
 from instil.errors import DataError
 from instil.model.find import find_model
@@ -171,14 +175,24 @@ def test_calls_of_tools_are_learnt_with_all_their_marks() -> None:
     assert len(ends) == 5  # of the tools, the question, the call, the tool's message and the answer
 
 
+class MarksOfAll:
+    """A tokenizer that has the marks of every family."""
+
+    eos = "<|eos|>"
+    names: Mapping[str, str] = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
+
+    def marks_in(self, text: str) -> list[tuple[str, bool]]:
+        marks = r"(<[|｜][^|｜]*[|｜]>|<(?:start|end)_of_turn>|<turn\||<\|turn>)"
+        return [(part, number % 2 == 1) for number, part in enumerate(re.split(marks, text)) if part]
+
+
 def of_trl(name: str) -> ChatTemplate:
-    found = find_template(str(TRL / f"{name}.jinja"), SMOLLM_FILE, SMOLLM)
+    found = find_template(str(TRL / f"{name}.jinja"), SMOLLM_FILE, MarksOfAll())
     assert isinstance(found, ChatTemplate)
     return found
 
 
 TRL = Path(trl.__file__).parent / "chat_templates"
-# With SmolLM2's marks only those in ChatML find their end by its token; the others get that of the tokenizer.
 NOT_RENDERED = ("deepseek_r1_distill", "deepseekv3", "idefics3", "smolvlm", "llava_next")
 NAMES = sorted(path.stem for path in TRL.glob("*.jinja") if not path.stem.startswith(NOT_RENDERED))
 ROWS = {"plain": Example("Hi there", "Ho you"), "talk": TALK, "thought": THOUGHT, "called": CALLED}
@@ -205,7 +219,7 @@ def test_it_is_what_transformers_renders(name: str, monkeypatch: pytest.MonkeyPa
         tools, variables = json.loads(row.tools) if row.tools else None, dict(template.variables)
         wanted = theirs.render_jinja_template([messages], tools=tools, chat_template=source, **variables)[0][0]
         assert wanted.startswith(whole)
-        assert len(wanted.strip()) - len(whole) <= len("<|endoftext|>")
+        assert len(wanted.strip()) - len(whole) <= len("<|END_OF_TURN_TOKEN|>")  # which some write after their end
         variables.pop("enable_thinking", None)
         monkeypatch.setattr(Today, "now", lambda: 1 / 0)
         prompt = theirs.render_jinja_template(
@@ -344,6 +358,10 @@ def test_it_survives_its_file_and_a_pickle(made: Made) -> None:
         ("{{ messages", "own.jinja cannot be used: .* it fails: "),
         ("{% for i in range(10**9) %}{% endfor %}", "own.jinja cannot be used: .* it was stopped: "),
         ("{{ raise_exception('never') }}", "it refuses this conversation: never"),
+        (
+            GENERATES.replace("<|im_end|>", "<|done|>"),
+            "ends answers with '<|done|>', which is no control token of this",
+        ),
         ("nothing", "leaves out the text of a message of the user"),
         ("{% for m in messages %}{{ m.content }}{{ 'a' * 10**9 }}{% endfor %}", "it was stopped: it makes too much"),
     ],
@@ -360,3 +378,87 @@ def test_what_is_not_there_is_said(tmp_path: Path, tiny_folder: Path) -> None:
         find_template("model", tiny_folder, load_tokenizer(tiny_folder))
     with pytest.raises(DataError, match="did you mean chatml"):
         find_template("chatlm", SMOLLM_FILE, SMOLLM)
+
+
+PASSES = (
+    "{% for m in messages %}{% if m.role == 'user' or not loop.last %}<{{ m['role'] ~ '>' ~ m['content'] ~ '\n' }}"
+    "{% else %}<assistant>{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+READS = {  # what hangs on a text, or reads more than text and role
+    "a filter": "{% for m in messages %}{{ m.content|trim }}{% endfor %}",
+    "a method": "{% for m in messages %}{{ m.content.strip() }}{% endfor %}",
+    "a test": "{% for m in messages %}{% if m.content %}{{ m.content }}{% endif %}{% endfor %}",
+    "a comparison": "{% for m in messages %}{{ 'a' in m.content }}{% endfor %}",
+    "a choice": "{% for m in messages %}{{ m.content if m.role == 'user' else '' }}{% endfor %}",
+    "a slice": "{% for m in messages %}{{ m.content[1:] }}{% endfor %}",
+    "a letter": "{% for m in messages %}{{ m.content[0] }}{% endfor %}",
+    "a name": "{% for m in messages %}{% set c = m.content %}{{ c }}{% endfor %}",
+    "a message": "{% for m in messages %}{{ m }}{% endfor %}",
+    "messages": "{{ messages }}",
+    "the first message": "{{ messages[0] }}{{ messages[0].content == 'a' }}",
+    "some messages": "{% for m in messages[1:] %}{{ m.content }}{% endfor %}",
+    "messages in a condition": "{% for m in messages if m.content %}{{ m.content }}{% endfor %}",
+    "another field": "{% for m in messages %}{{ m.name }}{{ m.content }}{% endfor %}",
+    "a field by its name": "{% for m in messages %}{{ m[m.role] }}{% endfor %}",
+    "keys": "{% for m in messages %}{% for k in m %}{{ k }}{% endfor %}{% endfor %}",
+    "tools": "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools }}",
+    "neighbours": "{% for m in messages %}{{ loop.previtem.content }}{{ m.content }}{% endfor %}",
+    "a changed value": "{% for m in messages %}{{ loop.changed(m.content) }}{% endfor %}",
+    "a macro": "{% macro f(m) %}{{ m.content }}{% endmacro %}{% for m in messages %}{{ f(m) }}{% endfor %}",
+    "twice": "{% for m in messages %}{{ m.content * 2 }}{% endfor %}",
+    "a loop named messages": "{% for messages in messages %}{{ messages.content }}{% endfor %}",
+    "no template": "{% for",
+}
+
+
+def test_what_passes_texts_on_is_seen() -> None:
+    assert passes_texts_on(dict(own().sources)["default"])
+    assert passes_texts_on(PASSES) and passes_texts_on(NO_END)
+    assert [name for name, source in READS.items() if passes_texts_on(source)] == []
+
+
+CONTENT = st.text("a \n<|im_end|>\u00e9", max_size=12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(CONTENT, CONTENT, st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=3),
+    st.booleans(),
+    st.sampled_from(["all", "last"]),
+)
+@pytest.mark.parametrize("source", ["model", PASSES, NO_END])
+def test_a_skeleton_gives_what_rendering_gives(
+    source: str, turns: list[tuple[str, str, float]], system: bool, which: str
+) -> None:
+    template = own() if source == "model" else _made("own", {"default": source}, SMOLLM, "own")
+    history = [Turn("system", "Be \n brief. ")] * system
+    for ask, say, weight in turns[:-1]:
+        history += [Turn("user", f"q{ask}"), Turn("assistant", f"a{say}", weight=weight)]
+    row = Example(f"q{turns[-1][0]}", turns[-1][1], history=tuple(history), weight=turns[-1][2], input="x")
+    in_full = SimpleNamespace(
+        rendered=lambda *how: template._in_full(row.turns, "", "response", how[2]),
+        writes_begin=True,
+        stop=template.stop,
+    )
+    assert template._skeleton(row.turns, "") is not None
+    ours = encode(row, template, SMOLLM, turns=which)  # type: ignore[arg-type]
+    assert ours == encode(row, in_full, SMOLLM, turns=which)  # type: ignore[arg-type]
+    assert template.prompt(row) == template._render(row.turns[:-1], "", prompt=True)
+    assert list(ours.ids[: ours.prompt_length]) == encode_prompt(row, template, SMOLLM)
+
+
+def test_a_skeleton_leaves_out_nothing() -> None:
+    """What is not in it is rendered in full, which says what is missing."""
+    without_rules = (
+        "{% for m in messages %}{% if m.role != 'system' %}<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    template = _made(
+        "own", {"default": without_rules + "{% if add_generation_prompt %}<assistant>{% endif %}"}, SMOLLM, ""
+    )
+    assert passes_texts_on(dict(template.sources)["default"])
+    for row in (TALK, THOUGHT, CALLED):
+        with pytest.raises(DataError, match=r"leaves out the|does not tell the model"):
+            template.pieces(row)
+    with pytest.raises(DataError, match="leaves out the text of the system message"):
+        template.prompt_pieces(TALK)

@@ -212,7 +212,7 @@ AS_THERE = [
     "{{ dict(a=1) }}{{ range(3)|list }}{{ cycler('a', 'b').next() }}{{ joiner(',')() }}{{ [1, 2, 3]|batch(2)|list }}",
     "{%- for k, v in {'a': 1, 'b': [1, 2]}.items() %}\n  {{ k }}={{ v }}\n{%- endfor %}\n",
     "  {% if true %}\n  x\n  {% endif %}\ny\n\n",
-    "{{ 'a<b>' }}{{ messages[0].content|escape }}{{ 'x'|upper|lower|capitalize|title }}{{ -1|abs }}{{ '%.2f' % 1.234 }}",
+    "{{ 'a<b>' }}{{ messages[0].content|escape }}{{ 'x'|upper|lower|capitalize|title }}{{ '%.2f' % 1.234 }}",
     "{{ messages[0].get('name', 'nobody') }}{{ messages[0].content|length }}{{ messages[5] is defined }}",
 ]
 

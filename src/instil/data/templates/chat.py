@@ -9,6 +9,7 @@ are the same. An earlier answer is trained on only if the text up to its end is 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from typing import Any, NamedTuple
 
 from instil.data.templates.program import dates_in, program
 from instil.data.templates.sandbox import CLOCK
+from instil.data.templates.skeleton import Skeleton, Slot, passes_texts_on
 from instil.data.templates.template import Piece, Rendered, Template, all_trained
 from instil.data.templates.tracked import Origin, Runs, Tracked
 from instil.errors import DataError
-from instil.records import Example, Turn, blank
+from instil.records import Example, Role, Turn, blank
 from instil.settings.options import TrainOn, Turns
 
 DEFAULT, WITH_TOOLS = "default", "tool_use"  # names of templates, as transformers knows them
@@ -63,17 +65,30 @@ class ChatTemplate(Template):
                 f"the template {self.name!r} has no response header to train on; use data.train_on=response"
             )
         told = example.turns
-        whole, answer = self._answered(told, example.tools)
-        plain = self._render(told, example.tools, tracked=False)
+        skeleton = self._skeleton(told, example.tools) if train_on == "response" else None
+        if skeleton is not None:
+            last = len(told) - 1
+            wanted = {n for n in range(last) if told[n].role == "assistant" and told[n].weight > 0 and turns == "all"}
+
+            def weight(number: int) -> float:
+                return told[number].weight if number == last or number in wanted else 0.0
+
+            return Rendered(skeleton.filled(_texts(told), weight), len(wanted - skeleton.answers))
+        return self._in_full(told, example.tools, train_on, turns)
+
+    def _in_full(self, told: Sequence[Turn], tools: str, train_on: TrainOn, turns: Turns) -> Rendered:
+        """A whole row by rendering it."""
+        whole, answer = self._answered(told, tools)
+        plain = self._render(told, tools, tracked=False)
         if plain != whole:
             raise DataError(f"the template {self.name!r} escapes text, so that it cannot be told from its own")
-        self._check_nothing_lost(whole, told, example.tools)
+        self._check_nothing_lost(whole, told, tools)
         spans, left_out = [], 0
         for number, turn in enumerate(told[:-1]):
             wanted = train_on == "all" or (turn.weight > 0 and turns == "all")
             if turn.role != "assistant" or not wanted:
                 continue
-            span = self._as_last(whole, told[: number + 1], example.tools)
+            span = self._as_last(whole, told[: number + 1], tools)
             if span is not None:
                 spans.append(span)
             elif turn.weight > 0:
@@ -85,9 +100,51 @@ class ChatTemplate(Template):
     def prompt_pieces(self, example: Example, *, header: bool = True) -> list[Piece]:
         del header
         told = example.turns[:-1]
+        skeleton = self._skeleton(example.turns, example.tools)
+        if skeleton is not None:
+            return skeleton.asked(_texts(example.turns))
         text = self._render(told, example.tools, prompt=True)
         self._check_nothing_lost(text, told, example.tools)
         return self._pieces(text, [])
+
+    def _skeleton(self, turns: Sequence[Turn], tools: str) -> Skeleton | None:
+        """What such a conversation only needs to be filled into, if the template passes texts on as they are."""
+        odd = any(turn.reasoning or turn.tool_calls or turn.name or turn.tool_call_id for turn in turns)
+        if tools or odd or not passes_texts_on(dict(self.sources)[DEFAULT]):
+            return None
+        found = _skeleton_of(self, tuple(turn.role for turn in turns))
+        if found is None:
+            return None
+        written = {slot.message for slot in found.slots}
+        lost = any(number not in written and not blank(turn.content) for number, turn in enumerate(turns))
+        return None if lost else found
+
+    def skeleton_of(self, roles: Sequence[Role]) -> Skeleton | None:
+        """The pieces of conversations with these roles; None if they are not one text after another."""
+        turns = [Turn(role, f"x{number}") for number, role in enumerate(roles)]
+        last = len(turns) - 1
+        try:
+            whole, answer = self._answered(turns, "")
+        except DataError:
+            return None
+        spans = {
+            number: self._as_last(whole, turns[: number + 1], "")
+            for number in range(last)
+            if roles[number] == "assistant"
+        }
+        found = {number: span for number, span in spans.items() if span is not None} | {last: answer}
+        pieces = self._pieces(whole, list(found.values()))
+        texts = {turn.content: number for number, turn in enumerate(turns)}
+        slots, at = [], 0
+        for piece in pieces:
+            inside = next((number for number, span in found.items() if span.start <= at < span.end), None)
+            if not piece.form and piece.text not in texts:
+                return None
+            slots.append(Slot(piece, None if piece.form else texts[piece.text], inside))
+            at += len(piece.text)
+        if not self.stop:
+            slots.append(Slot(Piece("", control=True), None, last))
+        return Skeleton(tuple(slots), frozenset(found))
 
     def _render(self, turns: Sequence[Turn], tools: str, *, prompt: bool = False, tracked: bool = True) -> Tracked:
         """What the template makes of turns; with ``prompt`` as far as an answer begins."""
@@ -241,6 +298,15 @@ class ChatTemplate(Template):
 
 _ADVICE = "; take a template that has a place for it, or leave it out of the rows"
 _FIELDS = {"content": "text", "tool_calls": "calls of tools", "reasoning": "reasoning"}
+
+
+@functools.lru_cache(maxsize=1024)
+def _skeleton_of(template: ChatTemplate, roles: tuple[Role, ...]) -> Skeleton | None:
+    return template.skeleton_of(roles)
+
+
+def _texts(turns: Sequence[Turn]) -> list[str]:
+    return [f"{turn.content}\n{turn.about}" if turn.about else turn.content for turn in turns]
 
 
 def chat_from(stored: Mapping[str, Any]) -> ChatTemplate:

@@ -97,6 +97,11 @@ def _made(name: str, sources: Mapping[str, str], tokenizer: Marks, where: str) -
         except DataError:
             raise DataError(f"{where} cannot be used: {error}") from error
     stop = next((text for text, control in tokenizer.marks_in(after) if control), "")
+    if not stop and after.strip():
+        raise DataError(
+            f"{where} cannot be used: it ends answers with {after.strip()[:40]!r}, which is no control token of this "
+            "model, so that they would have no end; write {{ eos_token }} there, or take another template"
+        )
     made = replace(template, stop=stop, written=written)
     other = replace(made, texts_of_calls=True)
     return other if not _takes_calls(made) and _takes_calls(other) else made

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from instil.data.templates.messages import message_of, texts_of, with_origin
 from instil.data.templates.program import dates_in, program
 from instil.data.templates.sandbox import CLOCK
 from instil.data.templates.skeleton import Skeleton, Slot, passes_texts_on
@@ -73,7 +74,7 @@ class ChatTemplate(Template):
             def weight(number: int) -> float:
                 return told[number].weight if number == last or number in wanted else 0.0
 
-            return Rendered(skeleton.filled(_texts(told), weight), len(wanted - skeleton.answers))
+            return Rendered(skeleton.filled(texts_of(told), weight), len(wanted - skeleton.answers))
         return self._in_full(told, example.tools, train_on, turns)
 
     def _in_full(self, told: Sequence[Turn], tools: str, train_on: TrainOn, turns: Turns) -> Rendered:
@@ -102,7 +103,7 @@ class ChatTemplate(Template):
         told = example.turns[:-1]
         skeleton = self._skeleton(example.turns, example.tools)
         if skeleton is not None:
-            return skeleton.asked(_texts(example.turns))
+            return skeleton.asked(texts_of(example.turns))
         text = self._render(told, example.tools, prompt=True)
         self._check_nothing_lost(text, told, example.tools)
         return self._pieces(text, [])
@@ -151,9 +152,9 @@ class ChatTemplate(Template):
         sources, given = dict(self.sources), json.loads(tools) if tools else None
         source = sources.get(WITH_TOOLS if given else DEFAULT) or sources[DEFAULT]
         if tracked:
-            given = _tracked(given, (TOOLS, "tools"))
+            given = with_origin(given, (TOOLS, "tools"))
         messages = [
-            _message(turn, number if tracked else None, self.texts_of_calls) for number, turn in enumerate(turns)
+            message_of(turn, number if tracked else None, self.texts_of_calls) for number, turn in enumerate(turns)
         ]
         length = len(tools) + sum(len(turn.content) + len(turn.input) + len(turn.tool_calls) + 99 for turn in turns)
         values = {**dict(self.variables), "messages": messages, "tools": given, "documents": None}
@@ -305,10 +306,6 @@ def _skeleton_of(template: ChatTemplate, roles: tuple[Role, ...]) -> Skeleton | 
     return template.skeleton_of(roles)
 
 
-def _texts(turns: Sequence[Turn]) -> list[str]:
-    return [f"{turn.content}\n{turn.about}" if turn.about else turn.content for turn in turns]
-
-
 def chat_from(stored: Mapping[str, Any]) -> ChatTemplate:
     """The chat template that ``template.json`` holds; KeyError or TypeError if it holds none."""
     sources, variables = stored["templates"], stored["variables"]
@@ -324,53 +321,6 @@ def chat_from(stored: Mapping[str, Any]) -> ChatTemplate:
         stored["written"],
         stored["texts_of_calls"] is True,
     )
-
-
-def _message(turn: Turn, number: int | None, texts_of_calls: bool) -> dict[str, Any]:
-    """A turn as a template sees it; with a number its texts know that they are of this message."""
-
-    def of(value: Any, field: str) -> Any:
-        return value if number is None else _tracked(value, (number, field))
-
-    content = f"{turn.content}\n{turn.about}" if turn.about else turn.content
-    message: dict[str, Any] = {"role": turn.role, "content": of(content, "content")}
-    if turn.reasoning:
-        message["reasoning_content"] = message["thinking"] = of(turn.reasoning, "reasoning")
-    if turn.tool_calls:
-        message["tool_calls"] = of(_calls(turn.tool_calls, texts_of_calls), "tool_calls")
-    for key, value in (("name", turn.name), ("tool_call_id", turn.tool_call_id)):
-        if value:
-            message[key] = of(value, key)
-    return message
-
-
-def _calls(stored: str, as_text: bool) -> Any:
-    """Calls of tools, whose arguments are objects, or text."""
-    calls = json.loads(stored)
-    for call in calls if isinstance(calls, list) else ():
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or "arguments" not in function:
-            continue
-        arguments = function["arguments"]
-        if as_text and not isinstance(arguments, str):
-            function["arguments"] = json.dumps(arguments, ensure_ascii=False)
-        elif not as_text and isinstance(arguments, str):
-            try:
-                parsed = json.loads(arguments)
-            except ValueError:
-                continue
-            function["arguments"] = parsed if isinstance(parsed, dict) else arguments
-    return calls
-
-
-def _tracked(value: Any, origin: Origin) -> Any:
-    if isinstance(value, str):
-        return Tracked.of(value, origin)
-    if isinstance(value, dict):
-        return {Tracked.of(key, origin): _tracked(held, origin) for key, held in value.items()}
-    if isinstance(value, list):
-        return [_tracked(held, origin) for held in value]
-    return value
 
 
 def _merged(runs: Runs) -> Iterator[tuple[int, Origin | None]]:

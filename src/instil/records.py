@@ -175,17 +175,30 @@ class Encoded:
     """An example as token ids, and for each id whether it is a training target.
 
     The mask is set by position when the row is encoded; nothing later searches for ids.
-    ``prompt_length`` is the number of ids that come before the response.
+    ``prompt_length`` is the number of ids that come before the response. ``weights`` says how often each target counts
+    in the loss, where not all of them count once; it is empty else. ``straddling`` is the number of ids that are not
+    trained on because they lie across the border of what is, and ``left_out`` that of earlier answers that are only
+    read because their template writes them otherwise where they are the last.
     """
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
     prompt_length: int = 0
     row: int = -1
+    weights: tuple[float, ...] = ()
+    straddling: int = 0
+    left_out: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.ids) != len(self.trained):
-            raise ValueError(f"{len(self.ids)} ids but {len(self.trained)} mask entries")
+        if len(self.ids) != len(self.trained) or len(self.weights) not in (0, len(self.ids)):
+            raise ValueError(
+                f"{len(self.ids)} ids but {len(self.trained)} mask entries and {len(self.weights)} weights"
+            )
+
+    @property
+    def counts(self) -> tuple[float, ...] | tuple[bool, ...]:
+        """How often each id counts as a target: 0 or no where it is none."""
+        return self.weights or self.trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,13 +240,13 @@ class Batch:
     rows_N         [N]    which row of the batch it belongs to; -1 for padding, 0 for what all rows share
     at_S           [S]    index into N of each supervised prediction
     targets_S      [S]    the id to be predicted there
-    weights_S      [S]    how many times that prediction counts (1 in a padded grid)
+    weights_S      [S]    how often that prediction counts: the sum of the weights of the rows that make it
     layout         -      which tokens see which (`Grid`, `Shared`, `Forked`: causal within each row)
     examples       [B]    the row numbers of the data set, for messages
     =============  =====  =========================================================
 
     The head is applied to ``hidden[at_S]`` only, and a loss is ``sum(weights_S * nll_S)`` with
-    ``trained_tokens`` as its count.
+    ``trained_tokens`` as its count, which is a fraction where messages have fractions as weights.
     """
 
     ids_N: Tensor
@@ -246,9 +259,9 @@ class Batch:
     examples: tuple[int, ...] = ()
 
     @property
-    def trained_tokens(self) -> int:
-        """How many predictions the loss sums over."""
-        return int(self.weights_S.sum().item())
+    def trained_tokens(self) -> float:
+        """How many predictions the loss sums over, each as often as it counts."""
+        return float(self.weights_S.double().sum().item())
 
     @property
     def real_tokens(self) -> int:

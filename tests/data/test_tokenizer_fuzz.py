@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from instil.assistant.folder import differences
-from instil.data.chat_template import rendered
 from instil.data.encoding import begin_text, encode, encode_prompt, stop_id
 from instil.data.templates import TEMPLATES, Template
+from instil.data.templates.marks import rendered
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.records import Example
 from tests.data.made_tokenizers import Made, make, text

@@ -11,7 +11,7 @@ from typing import Any
 
 from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.sources import examples_from
-from instil.data.templates import TEMPLATE_FILE, Template, read_template, template_named
+from instil.data.templates import TEMPLATE_FILE, Template, find_template, read_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import DataError, ModelError, TemplateMismatch, UserError
 from instil.generate.answer import answer, stream, without_header
@@ -92,7 +92,7 @@ class Assistant:
         options = self.options.changed(**generate)
         prompt = encode_prompt(example, self.template, self.tokenizer, header=options.header)
         stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
-        header = "" if options.header else self.template.header
+        header = self.template.preface(header=options.header)
         said, shown = "", ""
         for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options, header):
             said += piece
@@ -116,7 +116,8 @@ def load(
 
     Args:
         path: where it is; a run folder stands for the model inside it.
-        template: the prompt form, only for models that come without one (``alpaca`` by default).
+        template: the prompt form, only for models that were not tuned here: a name (``alpaca`` by default), ``model``
+            for the model's own chat template, or a file.
         int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
             exactly those of the model.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
@@ -142,11 +143,12 @@ def load(
     beside = None if adapter is None else _adapter_folder(Path(adapter), found)
     if beside is not None and (beside / TEMPLATE_FILE).is_file():
         stored = read_template(beside / TEMPLATE_FILE)  # what it was tuned with last
-    if stored is not None and template is not None and template_named(template).hash != stored.hash:
-        raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
-    chosen = stored or template_named(template or "alpaca")
-    decoder = load_decoder(found, device=device_for("auto"))
     tokenizer = load_tokenizer(found)
+    asked = find_template(template or "alpaca", found, tokenizer)
+    if stored is not None and template is not None and asked.hash != stored.hash:
+        raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
+    chosen = stored or asked
+    decoder = load_decoder(found, device=device_for("auto"))
     check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
     if beside is not None:
         load_adapter(decoder, beside)

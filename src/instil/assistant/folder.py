@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from instil.data.chat_template import rendered, stored_template
 from instil.data.encoding import begin_text, encode, encode_prompt, stop_id
 from instil.data.templates import TEMPLATE_FILE, Template
+from instil.data.templates.marks import rendered
+from instil.data.templates.stored import MORE, stored_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import ModelError, UserError
-from instil.files import json_text, unfinished_of
+from instil.files import json_object_or_empty, json_text, unfinished_of
 from instil.model.decoder import Decoder
 from instil.model.files.folder import save_decoder
 from instil.records import Example
@@ -23,7 +27,7 @@ SAMPLES = (  # looked at beside rows
 
 FILES = {  # of a model folder
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-    "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja", TEMPLATE_FILE,
+    "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja", MORE, TEMPLATE_FILE,
 }  # fmt: skip
 
 
@@ -59,6 +63,9 @@ def export_folder(
         (unfinished / "chat_template.jinja").write_text(
             template.chat_template(begin_text(template, tokenizer)), encoding="utf-8"
         )
+        for name, text in template.other_chat_templates.items():
+            (unfinished / MORE).mkdir(exist_ok=True)
+            (unfinished / MORE / f"{name}.jinja").write_text(text, encoding="utf-8")
         (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
         found = differences(unfinished, tokenizer, template, rows)
         if folder.exists():
@@ -82,7 +89,7 @@ def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Se
     except ModelError as error:
         return [f"{folder}: the saved tokenizer cannot be read again: {error}"]
     theirs = Fast.from_file(str(folder / "tokenizer.json"))
-    chat, names = stored_template(folder, {}), {"bos_token": "".join(tokenizer.begin), "eos_token": tokenizer.eos}
+    chat, names = stored_template(folder, {}), _names(json_object_or_empty(folder / "tokenizer_config.json"))
     marks = [token.content for token in theirs.get_added_tokens_decoder().values() if token.special]
     found = []
     if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.begin_ids):
@@ -91,13 +98,19 @@ def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Se
         if encode(row, template, again) != encode(row, template, tokenizer):
             found.append(f"{folder}: the saved tokenizer gives {row.instruction[:40]!r} other ids than in training")
             continue
-        plain = Example(row.instruction, history=row.history)
-        if plain.history or row.text_only or any(mark in row.instruction for mark in marks):
+        plain = replace(row, input="", output="")
+        messages = [turn.as_json() for turn in plain.turns[:-1]]
+        if row.tools or row.text_only or any(mark in json.dumps(messages, ensure_ascii=False) for mark in marks):
             continue
         wanted = encode_prompt(plain, template, tokenizer)
-        text = rendered(chat, [{"role": "user", "content": row.instruction}], names, prompt=True) or ""
+        text = rendered(chat, messages, names, prompt=True) or ""
         whole = theirs.encode(template.prompt(plain), add_special_tokens=True).ids
         for said, ids in (("chat template", theirs.encode(text, add_special_tokens=False).ids), ("text", whole)):
             if list(ids) != wanted:
                 found.append(f"{folder}: the {said} of {row.instruction[:40]!r} has other ids than in training")
     return found
+
+
+def _names(config: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that a chat template knows by name."""
+    return {key: value for key, value in config.items() if key in ("bos_token", "eos_token") and isinstance(value, str)}

@@ -45,21 +45,24 @@ def collate(rows: Sequence[Encoded | Sequence[int]], pad_id: int = GPT2_END, max
     row_of: list[int] = []
     at: list[int] = []
     targets: list[int] = []
+    weights: list[float] = []
     for index, (row, count) in enumerate(zip(encoded, kept, strict=True)):
+        counts = row.counts
         padding = length - count
         ids.extend((*row.ids[:count], *(pad_id,) * padding))
         row_of.extend((*(index,) * count, *(-1,) * padding))
         for position in range(count):
-            if row.trained[position + 1]:
+            if counts[position + 1]:
                 at.append(index * length + position)
                 targets.append(row.ids[position + 1])
+                weights.append(counts[position + 1])
     return Batch(
         ids_N=torch.tensor(ids),
         positions_N=torch.arange(length).repeat(len(encoded)),
         rows_N=torch.tensor(row_of),
         at_S=torch.tensor(at, dtype=torch.long),
         targets_S=torch.tensor(targets, dtype=torch.long),
-        weights_S=torch.ones(len(at)),
+        weights_S=torch.tensor(weights, dtype=torch.get_default_dtype()),
         layout=Grid(len(encoded), length),
         examples=tuple(row.row for row in encoded),
     )
@@ -91,20 +94,21 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
     ids, positions, row_of = list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix
     at: list[int] = []
     targets: list[int] = []
-    weights: list[int] = []
+    weights: list[float] = []
     for position in range(prefix - 1):
-        count = sum(row.trained[position + 1] for row in rows)
+        count = sum(row.counts[position + 1] for row in rows)
         if count:
             at.append(position)
             targets.append(rows[0].ids[position + 1])
             weights.append(count)
     for index, (row, count) in enumerate(zip(rows, kept, strict=True)):
+        counts = row.counts
         own = len(ids) - prefix  # where this row's token at position p lies, less p
         for position in range(max(prefix - 1, 0), count):
-            if row.trained[position + 1]:
+            if counts[position + 1]:
                 at.append(position if position < prefix else own + position)
                 targets.append(row.ids[position + 1])
-                weights.append(1)
+                weights.append(counts[position + 1])
         ids.extend(row.ids[prefix:count])
         positions.extend(range(prefix, count))
         row_of.extend((index,) * (count - prefix))

@@ -2,24 +2,27 @@
 
 The mask is set by position, while the pieces of a row are still apart; no later step looks for ids or markers.
 A row is cut into ids as one text, as `transformers` cuts it, and the pieces' borders are found by offsets. Only where
-a border lies inside an id, or where the prompt alone, which is all there is when the model answers, has other ids, is
-an answer cut apart from its prompt.
+the last answer begins inside an id, or where the prompt alone, which is all there is when the model answers, has other
+ids, is it cut apart from its prompt. Earlier answers are a part of the prompt, which is cut as any program cuts it; an
+id that lies across the border of one is not trained on.
 """
 
 from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, TypeVar
 
 from instil.data.control_tokens import Cut
 from instil.data.templates import Piece, Template
+from instil.data.templates.template import Rendered
 from instil.data.tokenizers import Tokenizer
-from instil.errors import DataError
+from instil.errors import DataError, counted, listed
 from instil.records import Encoded, Example
-from instil.settings.options import TrainOn
+from instil.settings.options import TrainOn, Turns
 
+Row = TypeVar("Row")
 MANY_NEW = 512  # more new tokens than that are another vocabulary
 BEFORE_ANSWERS = ("\n", ":", "a")  # texts that an answer can be cut after, so that it begins as if in a text
 
@@ -29,8 +32,13 @@ def encode(
     template: Template,
     tokenizer: Tokenizer,
     train_on: TrainOn = "response",
+    turns: Turns = "all",
 ) -> Encoded:
     """Ids of prompt, response and end token, and which of them are targets.
+
+    In a conversation these are those of every answer (``turns``: of all, or of the last), each as often as its message
+    counts (`instil.records.Turn.weight`). An id that lies across the border of what is trained on is no target, and
+    counted (`instil.records.Encoded.straddling`).
 
     ==========================  ==========================================================
     ``train_on``                targets
@@ -42,18 +50,104 @@ def encode(
     ==========================  ==========================================================
 
     Raises:
-        DataError: the header is to be trained, but the template has none.
+        DataError: the template has no form for something in the row, or lacks the header that is to be trained.
         ModelError: the vocabulary lacks a control token of the template.
     """
-    pieces = _marked(template.pieces(example, train_on), tokenizer)
+    if example.text_only:
+        rendered = Rendered(template.text_pieces(example))
+    else:
+        rendered = template.rendered(example, train_on, turns)
+    pieces = _marked(rendered.pieces, tokenizer)
     cut = _cut(pieces, tokenizer)
-    begin = _begin(pieces, tokenizer)
-    trained = [train_on == "all"] * len(begin)
+    begin = _begin(pieces, template, tokenizer)
+    trained, straddling = _trained(pieces, cut)
+    if train_on == "all":
+        trained = [True] * len(begin) + trained
+    else:
+        trained = [False] * len(begin) + trained
+    answer = next(number for number, piece in enumerate(pieces) if piece.answer)
+    return Encoded(
+        (*begin, *cut.ids),
+        tuple(trained),
+        prompt_length=len(begin) + cut.begins[answer],
+        row=example.row,
+        weights=_weights(pieces, cut, trained, len(begin)),
+        straddling=straddling,
+        left_out=rendered.left_out,
+    )
+
+
+def encode_all(examples: Sequence[Example], encode_one: Callable[[Example], Row]) -> list[Row]:
+    """Rows as ids, in their order.
+
+    Raises:
+        DataError: the template has no form for some of them, all of which are named.
+    """
+    found, complaints = [], []
+    for example in examples:
+        try:
+            found.append(encode_one(example))
+        except DataError as error:
+            complaints.append(f"row {example.row}: {error}")
+    if complaints:
+        raise DataError(f"{counted(len(complaints), 'row')} cannot be put into this form:\n{listed(complaints)}")
+    return found
+
+
+def mask_notes(rows: Sequence[Encoded]) -> list[str]:
+    """What is to be said of rows of which not all is trained on that was to be."""
+    straddling = [row.row for row in rows if row.straddling]
+    left_out = [row.row for row in rows if row.left_out]
+    notes = []
+    if straddling:
+        ids = counted(sum(row.straddling for row in rows), "id")
+        notes.append(
+            f"{ids} across the border of what is trained on {'is' if ids.startswith('1 ') else 'are'} not trained on: "
+            f"rows {_shown(straddling)}"
+        )
+    if left_out:
+        answers = counted(sum(row.left_out for row in rows), "earlier answer")
+        notes.append(
+            f"{answers} only read, not trained on, since the template writes them otherwise once a message follows: "
+            f"rows {_shown(left_out)}"
+        )
+    return notes
+
+
+def _shown(rows: Sequence[int]) -> str:
+    return ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
+
+
+def _trained(pieces: Sequence[Piece], cut: Cut) -> tuple[list[bool], int]:
+    """Which ids are targets, and how many are not because a part of them is not."""
+    trained: list[bool] = []
     for piece, (first, end) in zip(pieces, itertools.pairwise(cut.begins), strict=True):
         trained += [piece.trained] * (end - first)
-    last_answer = max(number for number, piece in enumerate(pieces) if piece.answer)
-    prompt_length = len(begin) + cut.begins[last_answer]
-    return Encoded((*begin, *cut.ids), tuple(trained), prompt_length=prompt_length, row=example.row)
+    straddling = set()
+    for number in cut.joined:
+        at = cut.begins[number] - 1  # the id that this piece begins inside of, which is of an earlier one
+        if any(one.trained != pieces[number].trained and one.text for one in _parts_of(at, number, pieces, cut)):
+            trained[at] = False
+            straddling.add(at)
+    return trained, len(straddling)
+
+
+def _parts_of(at: int, number: int, pieces: Sequence[Piece], cut: Cut) -> Iterator[Piece]:
+    """The pieces before one that have a share in an id."""
+    for earlier in range(number - 1, -1, -1):
+        yield pieces[earlier]
+        if cut.begins[earlier] <= at:
+            return
+
+
+def _weights(pieces: Sequence[Piece], cut: Cut, trained: Sequence[bool], begin: int) -> tuple[float, ...]:
+    """How often each id counts, unless every target counts once."""
+    if all(piece.weight == 1 or not piece.trained for piece in pieces):
+        return ()
+    weights = [1.0] * begin
+    for piece, (first, end) in zip(pieces, itertools.pairwise(cut.begins), strict=True):
+        weights += [piece.weight] * (end - first)
+    return tuple(weight if counts else 0.0 for weight, counts in zip(weights, trained, strict=True))
 
 
 def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
@@ -61,7 +155,10 @@ def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
     found: list[Piece] = []
     for piece in pieces:
         if piece.form:
-            found += [Piece(text, control, piece.trained) for text, control in tokenizer.marks_in(piece.text)]
+            parts = tokenizer.marks_in(piece.text)
+            for number, (text, control) in enumerate(parts):
+                begins = piece.answer and number == 0
+                found.append(Piece(text, control, piece.trained, begins, weight=piece.weight))
         else:
             found.append(piece)
     return found
@@ -73,7 +170,7 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
     Some vocabularies begin a text with a space, but not where a token stands before it.
     """
     pieces = _marked(template.prompt_pieces(Example("x")), tokenizer)
-    if not _begin(pieces, tokenizer):
+    if not _begin(pieces, template, tokenizer):
         return ""
     wanted = encode_prompt(Example("x"), template, tokenizer)
     begin = [(name, True) for name in tokenizer.begin]
@@ -84,13 +181,12 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
 
 
 def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Cut:
-    """Ids of pieces as one text, with where the pieces lie; those before an answer are as without it."""
+    """Ids of pieces as one text, with where the pieces lie; those before the answer are as without it."""
     whole = tokenizer.cut(_parts(pieces))
-    answers = [number for number, piece in enumerate(pieces) if piece.answer]
-    if not answers:
+    border = next((number for number, piece in enumerate(pieces) if piece.answer), None)
+    if border is None:
         return whole
-    border = answers[-1]
-    asked = _cut(pieces[:border], tokenizer)
+    asked = tokenizer.cut(_parts(pieces[:border]))
     if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
         return whole
     rest = _continued(_parts(pieces[border:]), tokenizer)
@@ -121,8 +217,10 @@ def _parts(pieces: Sequence[Piece]) -> list[tuple[str, bool]]:
     return [(piece.text, piece.control) for piece in pieces]
 
 
-def _begin(pieces: Sequence[Piece], tokenizer: Tokenizer) -> tuple[int, ...]:
+def _begin(pieces: Sequence[Piece], template: Template, tokenizer: Tokenizer) -> tuple[int, ...]:
     """What every text begins with, unless the template writes it by itself."""
+    if template.writes_begin or not tokenizer.begin_ids:
+        return ()
     first = [piece for piece in pieces[: len(tokenizer.begin_ids)] if piece.control]
     ids = tuple(tokenizer.control_id(piece.text) if piece.text else tokenizer.eos_id for piece in first)
     return () if ids == tokenizer.begin_ids else tokenizer.begin_ids
@@ -135,7 +233,11 @@ def spelling(example: Example, tokenizer: Tokenizer) -> Literal["as written", "a
     ``misspelt``: some vocabularies lack the bytes of rare characters, which are dropped without a word. Another
     normal form of the same characters (Unicode's NFC) is as written.
     """
-    found = {_spelling(text, tokenizer) for text in (example.instruction, example.input, example.output) if text}
+    texts = [example.instruction, example.input, example.output, example.reasoning]
+    texts += [
+        text for turn in (*example.history, *example.steps) for text in (turn.content, turn.input, turn.reasoning)
+    ]
+    found = {_spelling(text, tokenizer) for text in texts if text}
     return next((kind for kind in ("misspelt", "altered") if kind in found), "as written")
 
 
@@ -160,7 +262,7 @@ def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *,
     Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
     """
     pieces = _marked(template.prompt_pieces(example, header=header), tokenizer)
-    return [*_begin(pieces, tokenizer), *_cut(pieces, tokenizer).ids]
+    return [*_begin(pieces, template, tokenizer), *_cut(pieces, tokenizer).ids]
 
 
 def stop_id(template: Template, tokenizer: Tokenizer) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from instil.data.chat_template import Marks
+from instil.data.templates.marks import Marks
 from instil.errors import ModelError
 from instil.files import read_json_object
 

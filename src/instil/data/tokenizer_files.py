@@ -15,7 +15,6 @@ from typing import Any
 
 from instil.data import sentencepiece
 from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
-from instil.data.chat_template import marks_of, stored_template
 from instil.data.end_tokens import (
     added_tokens,
     end_notes,
@@ -26,6 +25,8 @@ from instil.data.end_tokens import (
     object_of,
     special_tokens,
 )
+from instil.data.templates.marks import marks_of
+from instil.data.templates.stored import stored_template
 from instil.errors import ModelError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

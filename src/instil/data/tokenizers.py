@@ -35,6 +35,7 @@ class Tokenizer(Protocol):
     begin: tuple[str, ...]  # the same by their names
     bos_id: int | None  # the token that is called the beginning, whether texts begin with it or not
     notes: tuple[str, ...]  # what is to be said of how its files were read
+    names: Mapping[str, str]  # what its special tokens are called: ``bos_token`` and the like
     vocab_size: int  # number of ids, control tokens included
     largest_id: int
     exact: bool  # whether plain ASCII comes back as it was
@@ -114,7 +115,7 @@ class FastTokenizer:
         before, after = in_front(tokenizer)
         self.begin_ids = tuple(before)
         self.begin = tuple(str(tokenizer.id_to_token(index)) for index in before)
-        self.names = dict(names or {})
+        self.names: Mapping[str, str] = dict(names or {})
         self._ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
         self.bos_id = before[0] if before else self._ids.get(self.names.get("bos_token", ""))

@@ -38,7 +38,7 @@ def answer(
     """
     prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
     fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
-    header = "" if options.header else template.header
+    header = template.preface(header=options.header)
     texts = {index: TextStream(tokenizer, options.stop, header) for index in fits} if options.stop else {}
     generated: dict[int, Generated] = {}
     if fits:

@@ -131,8 +131,9 @@ def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
     found.encode_special_tokens = True
     size = min(fast.get_vocab_size(with_added_tokens=True), assistant.decoder.spec.vocab_size)
     own = [fast.decode([index], skip_special_tokens=False) for index in range(size)]
-    texts = [*AWKWARD, template.with_input, *(text for text in own if "\ufffd" not in text)]
-    if not template.with_input.startswith("{"):
+    asked = template.prompt(SAMPLES[0])
+    texts = [*AWKWARD, asked, *(text for text in own if "\ufffd" not in text)]
+    if not asked.startswith(SAMPLES[0].instruction):
         texts = [text for text in texts if not text.startswith(" ")]
     # llama.cpp takes some tokens for ends by their names, though they are not called special here
     ends = [token.content for token in fast.get_added_tokens_decoder().values() if not token.special]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -13,6 +14,8 @@ from instil.settings.losses import LOSSES, listed, read_by
 MAX_SEED = 2**31 - 1
 Normalise = Literal["none", "nfc"]
 TrainOn = Literal["all", "response", "response_with_header"]
+Turns = Literal["all", "last"]
+TEMPLATE_NAMES = ("alpaca", "alpaca-stanford", "phi3", "chatml", "llama3", "gemma", "plain", "model")
 
 
 class ModelOptions(BaseModel):
@@ -46,13 +49,28 @@ def map_parts(value: Any) -> Any:
     return (*parts, begun.strip()) if begun.strip() else tuple(parts)
 
 
+def _known_template(value: Any) -> Any:
+    """A template's name, or what can be a file."""
+    if isinstance(value, Path):
+        value = str(value)
+    if isinstance(value, str) and (value in TEMPLATE_NAMES or value.endswith((".jinja", ".jinja2", ".j2", ".json"))):
+        return value
+    names = " or ".join([", ".join(map(repr, TEMPLATE_NAMES[:-1])), repr(TEMPLATE_NAMES[-1])])
+    raise PydanticKnownError("literal_error", {"expected": f"{names}, or a file (.jinja, .json)"})
+
+
 class DataOptions(BaseModel):
     """How rows become batches."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    template: Literal["alpaca", "phi3", "chatml", "plain"] = Field(
-        "alpaca", description="the form in which instruction and input are put to the model"
+    template: Annotated[str, BeforeValidator(_known_template)] = Field(
+        "alpaca",
+        description="the form in which rows are put to the model: "
+        f"{', '.join(TEMPLATE_NAMES)} (the model's own chat template), or a file (.jinja, .json)",
+    )
+    turns: Turns = Field(
+        "all", description="which answers of a conversation are trained on: all, or the last; see docs/templates.md"
     )
     train_on: TrainOn = Field(
         "response",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instil.data.collate import RowCollator
-from instil.data.encoding import encode
+from instil.data.encoding import encode, encode_all
 from instil.data.sources import Source, examples_from, read_source
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -31,7 +31,8 @@ class Answers(Task[Encoded]):
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
     ) -> list[Encoded]:
-        return [encode(example, template, tokenizer, self.settings.data.train_on) for example in examples]
+        options = self.settings.data
+        return encode_all(examples, lambda row: encode(row, template, tokenizer, options.train_on, options.turns))
 
     def answer(self, row: Encoded) -> Encoded:
         return row

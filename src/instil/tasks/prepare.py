@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from instil.data.duplicates.search import STEPS
-from instil.data.encoding import check_vocabulary, ends_line, spelling
+from instil.data.encoding import check_vocabulary, ends_line, mask_notes, spelling
 from instil.data.leaks import Leaks, guard
 from instil.data.preflight import check
 from instil.data.splits import PARTS, Split, split_examples
-from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
-from instil.data.tokenizers import load_tokenizer
+from instil.data.templates import TEMPLATE_FILE, Template, find_template, read_template
+from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, TemplateMismatch, counted
 from instil.machine import device_for
 from instil.model.decoder import Decoder
@@ -23,7 +23,7 @@ from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
 from instil.records import Example
 from instil.screen import Screen
-from instil.settings.options import DataOptions, Settings
+from instil.settings.options import TEMPLATE_NAMES, DataOptions, Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
@@ -69,12 +69,10 @@ def prepare(
     reader = open_model(path)
     spec = reader.spec
     tokenizer = load_tokenizer(path)
-    template = _template(path, settings)
+    template, called = _template(path, settings, tokenizer)
     new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
     spec = replace(spec, vocab_size=spec.vocab_size + new)
-    if template.name in TEMPLATES:
-        options = settings.data.model_copy(update={"template": template.name})
-        settings = settings.model_copy(update={"data": options})
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"template": called})})
     check_vocabulary(template, tokenizer, spec.vocab_size)
 
     # Rows as the model will see them, and all there is to say of them.
@@ -103,6 +101,7 @@ def prepare(
             *reader.notes,
             *reader.training_notes,
             *_header_notes(template, settings),
+            *mask_notes([task.answer(row) for part in PARTS for row in rows[part]]),
             *idle(settings),
             *_warmup_notes(settings, len(task.usable(rows["train"], max_length))),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
@@ -158,18 +157,20 @@ def _split(examples: Sequence[Example], options: DataOptions, screen: Screen) ->
         return guard(split_examples(examples, options, tick), options, tick)
 
 
-def _template(model: Path, settings: Settings) -> Template:
-    """The template asked for; a model that was tuned with one keeps it."""
-    asked = template_named(settings.data.template)
+def _template(model: Path, settings: Settings, tokenizer: Tokenizer) -> tuple[Template, str]:
+    """The template asked for, and what it is called; a model that was tuned with one keeps it."""
+    called = settings.data.template
     stored_at = model / TEMPLATE_FILE
     if not stored_at.is_file():
-        return asked
+        return find_template(called, model, tokenizer), called
     stored = read_template(stored_at)
-    if "template" in settings.data.model_fields_set and asked.hash != stored.hash:
-        raise TemplateMismatch(
-            f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
-        )
-    return stored
+    if "template" in settings.data.model_fields_set:
+        asked = find_template(called, model, tokenizer)
+        if asked.hash != stored.hash:
+            raise TemplateMismatch(
+                f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
+            )
+    return stored, stored.name if stored.name in TEMPLATE_NAMES else str(stored_at)
 
 
 def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:

@@ -21,10 +21,10 @@ from instil.train.head_loss import head_log_probs, head_nll_sum
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """The summed negative log-likelihood of so many predicted tokens."""
+    """The summed negative log-likelihood of so many predicted tokens, each as often as it counts."""
 
     total: float
-    tokens: int
+    tokens: float
 
     @property
     def mean(self) -> float:

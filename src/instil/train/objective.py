@@ -31,8 +31,8 @@ class Measure(Protocol):
 class Objective(Protocol):
     """What is made smaller."""
 
-    def count(self, batch: Batch) -> int:
-        """How many items the loss of a batch is a sum over."""
+    def count(self, batch: Batch) -> float:
+        """How many items the loss of a batch is a sum over, each as often as it counts."""
 
     def measure(self, batches: Sequence[Batch]) -> Measure:
         """What measures these batches, which belong together."""
@@ -41,7 +41,7 @@ class Objective(Protocol):
 class Likelihood:
     """The negative log-likelihood of the targets: supervised fine-tuning."""
 
-    def count(self, batch: Batch) -> int:
+    def count(self, batch: Batch) -> float:
         return batch.trained_tokens
 
     def measure(self, batches: Sequence[Batch]) -> Measure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from instil.data.encoding import encode
@@ -78,7 +79,10 @@ class HeldOutAnswers:
         )
         verdicts = score_offline(self.examples, texts, no_room=no_room)
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-        rows = [encode(example, prepared.template, prepared.tokenizer) for example in self.examples]
+        rows = [
+            encode(replace(example, weight=1.0), prepared.template, prepared.tokenizer, turns="last")
+            for example in self.examples
+        ]
         likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
         write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
         return verdicts

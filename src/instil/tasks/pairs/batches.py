@@ -48,7 +48,7 @@ def collate_pairs(
     flat = _padded(rows, kept, pad_id) if layout == "padded" else _forked(rows, kept)
     at: list[int] = []
     targets: list[int] = []
-    weights: list[int] = []
+    weights: list[float] = []
     known: dict[tuple[int, int], int] = {}
     predictions: list[int] = []
     scored_row: list[int] = []
@@ -72,9 +72,10 @@ def collate_pairs(
         scored_row.extend([number] * len(scored))
         reference.extend(pair.reference[second][: len(scored)] if pair.reference else [0.0] * len(scored))
         if not second:
+            counts = row.counts
             for position in range(1, kept[number] + 1):
-                if row.trained[position]:
-                    weights[prediction(number, position)] += 1
+                if counts[position]:
+                    weights[prediction(number, position)] += counts[position]
     kind = torch.get_default_dtype()
     others = [pair.other for pair in pairs if pair.other]
     return PairBatch(

@@ -10,7 +10,7 @@ from instil.data.encoding import encode, encode_prompt
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.records import Encoded, EncodedPair, Pair
-from instil.settings.options import TrainOn
+from instil.settings.options import TrainOn, Turns
 
 Scored = Literal["response", "book"]
 
@@ -21,6 +21,7 @@ def encode_pair(
     tokenizer: Tokenizer,
     train_on: TrainOn = "response",
     scored: Scored = "response",
+    turns: Turns = "all",
 ) -> EncodedPair:
     """Both answers as ids after the same prompt.
 
@@ -31,12 +32,13 @@ def encode_pair(
         train_on: which ids of the chosen row a likelihood term is taken over.
         scored: ``response`` scores the answer and its end; ``book`` the words of the header before it, too, but not
             the end (chapter 7's bonus counts so).
+        turns: of which answers of the chosen row a likelihood term is taken.
 
     Raises:
         DataError, ModelError: as `instil.data.encoding.encode`.
     """
     chosen, rejected = (
-        encode(replace(pair.example, output=text), template, tokenizer, train_on)
+        encode(replace(pair.example, output=text), template, tokenizer, train_on, turns)
         for text in (pair.chosen, pair.rejected)
     )
     first = chosen.prompt_length

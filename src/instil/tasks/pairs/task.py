@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from instil.data.encoding import check_vocabulary
+from instil.data.encoding import check_vocabulary, encode_all
 from instil.data.sources import Source
 from instil.data.splits import PARTS, Part
 from instil.data.templates import Template
@@ -55,8 +55,12 @@ class Preferences(Task[EncodedPair]):
     ) -> list[EncodedPair]:
         assert isinstance(source, PairSource), "pairs come from a source of pairs"
         by_row = {pair.row: pair for pair in source.pairs}
-        train_on, scored = self.settings.data.train_on, self.settings.dpo.scored
-        rows = [encode_pair(by_row[example.row], template, tokenizer, train_on, scored) for example in examples]
+        options, scored = self.settings.data, self.settings.dpo.scored
+
+        def encoded(row: Example) -> EncodedPair:
+            return encode_pair(by_row[row.row], template, tokenizer, options.train_on, scored, options.turns)
+
+        rows = encode_all(examples, encoded)
         return with_others(rows) if self._preference.needs_distance else rows
 
     def left_out(self, row: EncodedPair, max_length: int) -> str:

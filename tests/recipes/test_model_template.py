@@ -1,0 +1,131 @@
+"""A model's own chat template from the first row to the last export."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import instil
+from instil.assistant.assistant import load
+from instil.assistant.folder import differences
+from instil.data.encoding import encode_prompt
+from instil.data.templates import TEMPLATES, read_template
+from instil.errors import DataError, SettingsError, TemplateMismatch
+from instil.recipes.export import export
+from instil.recipes.inspect import inspect
+from instil.records import Example, Turn
+from instil.settings.options import Settings
+from instil.settings.resolve import resolve
+from instil.tasks.prepare import prepare
+from tests.conftest import rows
+
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content|trim }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+QUICK: dict[str, Any] = {"max_steps": 2, "max_new_tokens": 3}
+TALK = Example("So?", "Yes.", history=(Turn("system", "Be brief."), Turn("user", "Hm?"), Turn("assistant", "No.")))
+
+
+@pytest.fixture(scope="module")
+def talker(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with a chat template."""
+    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("talker") / "model"))
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tuned")
+    (out / "rows.json").write_text(json.dumps(rows(40)))
+    return instil.finetune(out / "rows.json", model=talker, out=out / "run", template="model", **QUICK).path
+
+
+def test_a_run_keeps_the_models_template(talker: Path, tuned: Path) -> None:
+    stored = read_template(tuned / "model" / "template.json")
+    assert (stored.name, stored.stop) == ("model", "<|endoftext|>")
+    settings = instil_toml(tuned)
+    assert settings["settings"]["data"]["template"] == "model"
+    assert settings["hashes"]["template"] == stored.hash
+    assert (tuned / "model" / "chat_template.jinja").read_text() == CHAT
+    assert load(tuned).template == stored == load(talker, template="model").template
+    assert load(tuned).respond("Double 2.", max_new_tokens=2) is not None
+    # What was tuned is tuned on with the same, and with no other.
+    again = prepare(rows(40), tuned, Settings())
+    assert (again.template, again.settings.data.template) == (stored, "model")
+    with pytest.raises(TemplateMismatch, match="was tuned with the template 'model', not 'alpaca'"):
+        prepare(rows(40), tuned, with_template("alpaca"))
+    with pytest.raises(TemplateMismatch, match="was tuned with the template 'model', not 'phi3'"):
+        load(tuned, template="phi3")
+
+
+def instil_toml(run: Path) -> dict[str, Any]:
+    import tomllib
+
+    return tomllib.loads((run / "run.toml").read_text())
+
+
+def test_transformers_renders_the_exported_prompt_with_the_ids_of_training(tuned: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    out = export(tuned, "hf", tmp_path / "hf").path
+    theirs, assistant = AutoTokenizer.from_pretrained(out), load(tuned)
+    for row in (TALK, Example("Double 3.")):
+        messages = [turn.as_json() for turn in row.turns[:-1]]
+        asked = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"]
+        assert asked == encode_prompt(row, assistant.template, assistant.tokenizer)
+    assert differences(out, assistant.tokenizer, assistant.template, [TALK]) == []
+    (out / "chat_template.jinja").write_text(CHAT.replace("[{{ m.role", "<{{ m.role"), encoding="utf-8")
+    found = differences(out, assistant.tokenizer, assistant.template, [TALK])
+    assert any("the chat template of 'So?' has other ids than in training" in line for line in found)
+
+
+def test_a_gguf_file_carries_it(tuned: Path, tmp_path: Path) -> None:
+    out = export(tuned, "gguf", tmp_path / "model.gguf").path
+    (tmp_path / "template.json").unlink(missing_ok=True)
+    assert load(out, template="model").template.prompt(TALK) == load(tuned).template.prompt(TALK)
+
+
+def with_template(name: str) -> Settings:
+    return resolve(values={"data": {"template": name}})
+
+
+def test_a_file_is_a_template_too(talker: Path, tiny_folder: Path, tuned: Path, tmp_path: Path) -> None:
+    own = tmp_path / "my own.jinja"
+    own.write_text(CHAT.replace("[", "<").replace("]", ">"))
+    found = prepare(rows(40), tiny_folder, with_template(str(own)))
+    assert found.template.prompt(Example("Hi")) == "<user> Hi\n<assistant> "
+    assert found.settings.data.template == str(own)
+    stored = tuned / "model" / "template.json"
+    other = prepare(rows(40), tiny_folder, with_template(str(stored)))
+    assert other.template == read_template(stored)
+    (tmp_path / "config.json").write_text(json.dumps({"chat_template": CHAT}))
+    assert prepare(rows(40), tiny_folder, with_template(str(tmp_path / "config.json"))).template.chat_template() == CHAT
+    with pytest.raises(DataError, match="no such file"):
+        prepare(rows(40), talker, with_template("none.jinja"))
+    with pytest.raises(DataError, match="carries no chat template"):
+        prepare(rows(40), tiny_folder, with_template("model"))
+
+
+def test_settings_know_the_names() -> None:
+    for name in (*TEMPLATES, "model", "some/where.jinja", "template.json"):
+        assert resolve(values={"data": {"template": name}}).data.template == name
+    with pytest.raises(SettingsError, match=r"'gemma', 'plain' or 'model', or a file \(.jinja, .json\)"):
+        resolve(values={"data": {"template": "alpacca"}})
+    with pytest.raises(SettingsError, match="'all' or 'last'"):
+        resolve(values={"data": {"turns": "first"}})
+
+
+def test_inspect_shows_the_mask(talker: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(rows(40)))
+    seen = inspect(str(tmp_path / "rows.json"), str(talker), resolve(values={"data": {"template": "model"}}), [1])
+    tokens = seen.rows[0].tokens
+    assert "".join(token.text for token in tokens if token.mask == "trained") == "It is 2.<end>"
+    assert (
+        "".join(token.text for token in tokens if token.mask == "seen") == "[user] Double the number 1.\n[assistant] "
+    )

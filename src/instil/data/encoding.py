@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Literal
 
 from instil.data.control_tokens import Cut
@@ -45,8 +46,35 @@ def encode(
         DataError: the header is to be trained, but the template has none.
         ModelError: the vocabulary lacks a control token of the template.
     """
-    pieces = _marked(template.pieces(example, train_on), tokenizer)
-    cut = _cut(pieces, tokenizer)
+    pieces = _marked(template.pieces(example, train_on), tokenizer.marks_in)
+    return _encoded(example, pieces, _cut(pieces, tokenizer), tokenizer, train_on)
+
+
+def encode_many(
+    examples: Sequence[Example],
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: TrainOn = "response",
+) -> list[Encoded]:
+    """`encode` of many rows at once: the same ids and targets, several times as fast.
+
+    Raises:
+        DataError, ModelError: as `encode`.
+    """
+    form = cache(tokenizer.marks_in)
+    rows = [_merged(_marked(template.pieces(example, train_on), form)) for example in examples]
+    prefixes = [_prefixes(pieces) for pieces in rows]
+    cuts = iter(tokenizer.cut_many([_parts(pieces) for some in prefixes for pieces in some]))
+    return [
+        _encoded(
+            example, pieces, _as_asked(pieces, list(itertools.islice(cuts, len(some))), tokenizer), tokenizer, train_on
+        )
+        for example, pieces, some in zip(examples, rows, prefixes, strict=True)
+    ]
+
+
+def _encoded(example: Example, pieces: Sequence[Piece], cut: Cut, tokenizer: Tokenizer, train_on: TrainOn) -> Encoded:
+    """A row out of its pieces and their ids."""
     begin = _begin(pieces, tokenizer)
     trained = [train_on == "all"] * len(begin)
     for piece, (first, end) in zip(pieces, itertools.pairwise(cut.begins), strict=True):
@@ -56,12 +84,25 @@ def encode(
     return Encoded((*begin, *cut.ids), tuple(trained), prompt_length=prompt_length, row=example.row)
 
 
-def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same with neighbours in one that are text, trained on alike, and no answers: borders that nobody asks for."""
+    found: list[Piece] = []
+    for piece in pieces:
+        last = found[-1] if found else piece
+        alone = not found or last.control or piece.control or last.answer or piece.answer
+        if alone or last.trained != piece.trained:
+            found.append(piece)
+        else:
+            found[-1] = Piece(last.text + piece.text, trained=piece.trained)
+    return found
+
+
+def _marked(pieces: Sequence[Piece], marks_in: Callable[[str], list[tuple[str, bool]]]) -> list[Piece]:
     """The same, with the model's control tokens that the template's own text names as such."""
     found: list[Piece] = []
     for piece in pieces:
         if piece.form:
-            found += [Piece(text, control, piece.trained) for text, control in tokenizer.marks_in(piece.text)]
+            found += [Piece(text, control, piece.trained) for text, control in marks_in(piece.text)]
         else:
             found.append(piece)
     return found
@@ -72,7 +113,7 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
 
     Some vocabularies begin a text with a space, but not where a token stands before it.
     """
-    pieces = _marked(template.prompt_pieces(Example("x")), tokenizer)
+    pieces = _marked(template.prompt_pieces(Example("x")), tokenizer.marks_in)
     if not _begin(pieces, tokenizer):
         return ""
     wanted = encode_prompt(Example("x"), template, tokenizer)
@@ -85,19 +126,30 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
 
 def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Cut:
     """Ids of pieces as one text, with where the pieces lie; those before an answer are as without it."""
-    whole = tokenizer.cut(_parts(pieces))
+    return _as_asked(pieces, [tokenizer.cut(_parts(some)) for some in _prefixes(pieces)], tokenizer)
+
+
+def _prefixes(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+    """What comes before each answer, and the whole."""
     answers = [number for number, piece in enumerate(pieces) if piece.answer]
-    if not answers:
-        return whole
-    border = answers[-1]
-    asked = _cut(pieces[:border], tokenizer)
-    if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
-        return whole
-    rest = _continued(_parts(pieces[border:]), tokenizer)
-    count = len(asked.ids)
-    begins = [*asked.begins[:-1], *(count + begin for begin in rest.begins)]
-    joined = asked.joined | {part + border for part in rest.joined}
-    return Cut([*asked.ids, *rest.ids], begins, frozenset(joined))
+    return [*(pieces[:border] for border in answers), pieces]
+
+
+def _as_asked(pieces: Sequence[Piece], cuts: Sequence[Cut], tokenizer: Tokenizer) -> Cut:
+    """Out of the ids of each of `_prefixes`, those of the whole in which what comes before an answer has its own."""
+    asked, *longer = cuts
+    answers = [number for number, piece in enumerate(pieces) if piece.answer]
+    for whole, end in zip(longer, [*answers, len(pieces)][1:], strict=True):
+        border = len(asked.begins) - 1
+        if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
+            asked = whole
+            continue
+        rest = _continued(_parts(pieces[border:end]), tokenizer)
+        count = len(asked.ids)
+        begins = [*asked.begins[:-1], *(count + begin for begin in rest.begins)]
+        joined = asked.joined | {part + border for part in rest.joined}
+        asked = Cut([*asked.ids, *rest.ids], begins, frozenset(joined))
+    return asked
 
 
 def _continued(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Cut:
@@ -159,7 +211,7 @@ def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *,
 
     Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
     """
-    pieces = _marked(template.prompt_pieces(example, header=header), tokenizer)
+    pieces = _marked(template.prompt_pieces(example, header=header), tokenizer.marks_in)
     return [*_begin(pieces, tokenizer), *_cut(pieces, tokenizer).ids]
 
 

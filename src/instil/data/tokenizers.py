@@ -51,6 +51,13 @@ class Tokenizer(Protocol):
             ModelError: the vocabulary has no such token.
         """
 
+    def cut_many(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[Cut]:
+        """`cut` of many rows at once, which is quicker.
+
+        Raises:
+            ModelError: as `cut`.
+        """
+
     def marks_in(self, text: str) -> list[tuple[str, bool]]:
         """A template's text cut into plain text and the names of control tokens (True)."""
 
@@ -157,9 +164,24 @@ class FastTokenizer:
         return self.cut([(text, False)]).ids
 
     def cut(self, parts: Sequence[tuple[str, bool]]) -> Cut:
-        names = [text or self.eos for text, control in parts if control]
-        whole = [(text or self.eos if control else _valid(text), control) for text, control in parts]
+        names, whole = self._named(parts)
         return self._view(frozenset(names)).cut(whole, [self.control_id(name) for name in names])
+
+    def cut_many(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[Cut]:
+        cuts: dict[int, Cut] = {}
+        asked: dict[frozenset[str], dict[int, tuple[list[tuple[str, bool]], list[int]]]] = {}
+        for number, parts in enumerate(rows):
+            names, whole = self._named(parts)
+            of_view = asked.setdefault(frozenset(names), {})
+            of_view[number] = whole, [self.control_id(name) for name in names]
+        for names_of_view, some in asked.items():
+            cuts |= zip(some, self._view(names_of_view).cut_many(list(some.values())), strict=True)
+        return [cuts[number] for number in range(len(rows))]
+
+    def _named(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[str], list[tuple[str, bool]]]:
+        """The control tokens of a row, and its parts with them by their names and text that has UTF-8."""
+        names = [text or self.eos for text, control in parts if control]
+        return names, [(text or self.eos if control else _valid(text), control) for text, control in parts]
 
     def control_id(self, name: str) -> int:
         found = self._ids.get(name)
@@ -266,7 +288,9 @@ def _normalized(tokenizer: Any, text: str) -> str:
 
 def _valid(text: str) -> str:
     """The same without halves of surrogate pairs, which have no UTF-8."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _HALF.search(text) else text
+    if text.isascii() or not _HALF.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_exact(state: Mapping[str, Any]) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean, quantiles
 
+import numpy as np
+
+from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS, Part, Split
-from instil.data.words import normal
+from instil.data.words import prompt_of
 from instil.errors import DataError, listed
-from instil.records import Encoded, Example
+from instil.records import Encoded
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def check(
     altered: Sequence[int] = (),
     unusable: Sequence[str] = (),
     notes: Sequence[str] = (),
+    repeated: int | None = None,
 ) -> Preflight:
     """Look at every row as it will be trained on.
 
@@ -113,37 +116,38 @@ def check(
         altered: rows that lose something in the tokenizer.
         unusable: complaints of rows that were left out.
         notes: what else is to be said.
+        repeated: test and validation rows that repeat a training row's prompt, where that is known.
 
     Raises:
         DataError: not one row has anything left to train on.
     """
-    train = encoded["train"]
-    measured = longest or encoded
-    lengths = [len(row.ids) for row in measured["train"]]
-    every = [row for part in PARTS for row in measured[part]]
-    skipped = [row for row in every if not has_target(row, max_length)]
-    # A row of n ids needs n - 1 positions: its last id is only ever a target.
-    cut = [row for row in every if len(row.ids) - 1 > max_length and has_target(row, max_length)]
-    if not any(has_target(row, max_length) for row in train):
+    train = lengths_of(encoded["train"])
+    measured = {part: lengths_of((longest or encoded)[part]) for part in PARTS}
+    lengths_R = measured["train"].ids_R
+    skipped: list[int] = []
+    cut: list[int] = []
+    for part in PARTS:
+        has_target_R = measured[part].has_target_R(max_length)
+        skipped += measured[part].row_R[~has_target_R].tolist()
+        cut += measured[part].row_R[measured[part].cut_R(max_length) & has_target_R].tolist()
+    if not train.has_target_R(max_length).any():
         raise DataError(
-            f"none of the {len(train)} training rows has a response within {max_length} tokens; "
-            f"the longest row has {max(lengths)}"
+            f"none of the {len(train.rows)} training rows has a response within {max_length} tokens; "
+            f"the longest row has {lengths_R.max()}"
             + (": raise data.max_length" if max_length < context else ", and the model's context is no longer")
         )
-    prompts = {_prompt(example) for example in split.train}
-    repeated = sum(_prompt(example) in prompts for example in (*split.test, *split.validation))
     return Preflight(
         rows={part: len(split.part(part)) for part in PARTS},
-        tokens=sum(len(row.ids) for row in train),
-        trained_tokens=sum(sum(row.trained[1 : max_length + 1]) for row in train),
-        mean_length=mean(lengths),
-        longest=max(len(row.ids) for row in every),
-        length_95=int(quantiles(lengths, n=20, method="inclusive")[-1]) if len(lengths) > 1 else lengths[0],
+        tokens=int(train.ids_R.sum()),
+        trained_tokens=int(train.trained_R(max_length).sum()),
+        mean_length=float(lengths_R.mean()),
+        longest=max(int(one.ids_R.max()) for one in measured.values() if len(one.ids_R)),
+        length_95=int(np.quantile(lengths_R, 0.95) + 1e-9),
         max_length=max_length,
         context=context,
-        cut=tuple(row.row for row in cut),
-        skipped=tuple(row.row for row in skipped),
-        repeated_prompts=repeated,
+        cut=tuple(cut),
+        skipped=tuple(skipped),
+        repeated_prompts=repeated_prompts(split) if repeated is None else repeated,
         misspelt=tuple(misspelt),
         altered=tuple(altered),
         ends=ends,
@@ -152,13 +156,15 @@ def check(
     )
 
 
+def repeated_prompts(split: Split) -> int:
+    """How many test and validation rows ask what a training row asks."""
+    prompts = {prompt_of(example) for example in split.train}
+    return sum(prompt_of(example) in prompts for part in (split.test, split.validation) for example in part)
+
+
 def has_target(row: Encoded, max_length: int) -> bool:
     """Whether anything is left to predict within ``max_length`` positions."""
     return any(row.trained[1 : max_length + 1])
-
-
-def _prompt(example: Example) -> tuple[str, str]:
-    return normal(example.instruction).strip(), normal(example.about).strip()
 
 
 def _numbers(rows: Sequence[int]) -> str:

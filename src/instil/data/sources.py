@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -59,7 +59,7 @@ class Source:
     """
 
     name: str
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     sha256: str
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from instil.data.subset import Lazy
 from instil.data.words import normal, words
 from instil.records import Example
 from instil.settings.options import DataOptions
@@ -26,13 +27,13 @@ class Split:
     """The examples of each part."""
 
     kind: str
-    train: tuple[Example, ...]
-    test: tuple[Example, ...]
-    validation: tuple[Example, ...]
+    train: Sequence[Example]
+    test: Sequence[Example]
+    validation: Sequence[Example]
 
-    def part(self, name: Part) -> tuple[Example, ...]:
+    def part(self, name: Part) -> Sequence[Example]:
         """The examples of one part by its name."""
-        parts: dict[Part, tuple[Example, ...]] = {
+        parts: dict[Part, Sequence[Example]] = {
             "train": self.train,
             "test": self.test,
             "validation": self.validation,
@@ -69,7 +70,7 @@ def split_examples(examples: Sequence[Example], options: DataOptions) -> Split:
 def split_in_order(examples: Sequence[Example]) -> Split:
     """The book's split: in file order, 85/10/5 %."""
     train, test, _ = sizes(len(examples))
-    rows = tuple(examples)
+    rows = examples if isinstance(examples, Lazy) else tuple(examples)
     return Split("book", rows[:train], rows[train : train + test], rows[train + test :])
 
 

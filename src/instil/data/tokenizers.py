@@ -7,6 +7,7 @@ come from a template (`Piece`) or from `eos_id`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ class Tokenizer(Protocol):
     vocab_size: int  # number of ids, control tokens included
     largest_id: int
     exact: bool  # whether plain ASCII comes back as it was
+    hash: str  # of all that shapes ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
@@ -136,6 +138,8 @@ class FastTokenizer:
             if token["content"] in self._control:
                 token["normalized"] &= _normalized(tokenizer, token["content"]) == token["content"]
         self.exact = _is_exact(self._state)
+        shaping = [self._state, self.eos, sorted(self.stop_ids), self.begin_ids, sorted(self._control)]
+        self.hash = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
         if not self.exact and self._state["model"].get("unk_token") == eos:
             raise ModelError(
                 f"the end token {eos!r} is also what this vocabulary has for all that it cannot spell, so that texts "
@@ -152,6 +156,14 @@ class FastTokenizer:
         return frozenset(
             name for name in known if tokenizer.token_to_id(name) is not None and not is_ordinary(tokenizer, name)
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without pipelines, which are made again where they are asked for."""
+        return {**self.__dict__, "_views": {}, "_tokenizer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer = self._view(frozenset()).fast
 
     def _view(self, more: frozenset[str]) -> Pipeline:
         """The pipeline with some more control tokens, those of a template."""

@@ -12,8 +12,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from typing import Any, NamedTuple
 
 MOST_WORDS = 400_000  # kept with their ids, some 100 MB; then they are looked for anew
 PROBES = 300
@@ -29,31 +29,49 @@ _ENDINGS = "'(?:[sdmt]|ll|ve|re)"
 _GPT2 = rf"{_LETTERS}| ?[0-9]+|{_ENDINGS}|{_SIGNS}|\s+(?!\S)|\s+"
 
 
+class _Last(NamedTuple):
+    """The text that was cut last, such as a prompt before its row: its words, their ids, and how many ids there are.
+
+    The first ``sure`` words, up to where ``begins`` points, stay the same if the text goes on.
+    """
+
+    text: str
+    words: list[str]
+    ids: list[tuple[int, ...]]
+    total: int
+    sure: int
+    begins: int
+
+
 class WordIds:
     """The ids of words, each found once.
 
     Args:
-        words: cuts a plain text into words.
+        words: cuts a plain text into words, from a position on.
         ids_of: the ids of one word, or None if it cannot stand by itself.
         alike: the plain character that a text is cut at as at this one, or None if there is none.
         as_it_is: whether a text that is not plain stays as it is before it is cut.
         ordinary: added tokens that stand for their own text, wherever it occurs.
+        local: whether words before a letter or number are the same, whatever follows that.
     """
 
     def __init__(
         self,
-        words: Callable[[str], list[str]],
+        words: Callable[..., list[str]],
         ids_of: Callable[[str], tuple[int, ...] | None],
         alike: Callable[[str], str | None],
         as_it_is: Callable[[str], bool],
         ordinary: Iterable[str] = (),
+        *,
+        local: bool = False,
     ) -> None:
         self._find, self._ids_of, self._alike, self._as_it_is = words, ids_of, alike, as_it_is
+        self._local = local
         self._known: dict[str, tuple[int, ...]] = {}
         self._plain: dict[int, str | None] = {}  # plain characters to be cut at, by others' code points
         texts = [re.escape(text) for text in ordinary if text]
         self._ordinary = re.compile("|".join(texts)) if texts else None
-        self._last: tuple[str, list[str], int] = ("", [], 0)  # a prompt is cut before its row
+        self._last = _Last("", [], [], 0, 0, 0)
 
     def cut(self, texts: Sequence[str]) -> tuple[list[int], list[int]] | None:
         """Ids of texts as one text, and how many come before each of them; None where the pipeline has to cut.
@@ -63,22 +81,24 @@ class WordIds:
         whole = "".join(texts) if len(texts) > 1 else texts[0]
         if self._ordinary and self._ordinary.search(whole):
             return None
-        words = self._words(whole)
-        if words is None:
+        last = self._last
+        again = len(texts) > 1 and texts[0] == last.text
+        head = last.words[: last.sure] if again and not _NOT_PLAIN.search(whole) else []
+        rest = self._find(whole, last.begins) if head else self._words(whole)
+        if rest is None:
             return None
         try:
-            found = list(map(self._known.__getitem__, words))
+            new = list(map(self._known.__getitem__, rest))
         except KeyError:
-            if not self._learn(words):
+            if not self._learn(rest):
                 return None
-            found = list(map(self._known.__getitem__, words))
-        ids = list(itertools.chain.from_iterable(found))
+            new = list(map(self._known.__getitem__, rest))
+        words, found = ([*head, *rest], [*last.ids[: last.sure], *new]) if head else (rest, new)
         begins, number, count, at = [0], 0, 0, 0
         for text in texts[:-1]:
             border = at + len(text)
-            before, its_words, its_ids = self._last
-            if not at and text == before and words[: len(its_words)] == its_words:
-                at, number, count = border, len(its_words), its_ids
+            if not at and again and words[: len(last.words)] == last.words:
+                at, number, count = border, len(last.words), last.total
             while at < border:
                 at += len(words[number])
                 count += len(found[number])
@@ -86,8 +106,23 @@ class WordIds:
             if at > border:
                 return None
             begins.append(count)
-        self._last = whole, words, len(ids)
+        ids = list(itertools.chain.from_iterable(found))
+        if len(texts) == 1:
+            self._last = self._as_last(whole, words, found, len(ids))
         return ids, begins
+
+    def _as_last(self, text: str, words: list[str], ids: list[tuple[int, ...]], total: int) -> _Last:
+        """What can be used again where this text goes on.
+
+        A word may become another only with what follows the letters and numbers that come after it.
+        """
+        sure, begins = len(words) - 1, len(text) - len(words[-1]) if words else 0
+        while sure > 0:
+            sure -= 1
+            begins -= len(words[sure])
+            if words[sure][-1].isalnum():
+                break
+        return _Last(text, words, ids, total, sure if self._local else 0, begins)
 
     def _words(self, text: str) -> list[str] | None:
         others = set(_NOT_PLAIN.findall(text))
@@ -114,7 +149,7 @@ class WordIds:
         return True
 
 
-def word_ids(state: Mapping[str, Any], fast: Any, reserved: frozenset[int]) -> WordIds | None:
+def word_ids(state: Mapping[str, Any], fast: Any, reserved: Set[Any]) -> WordIds | None:
     """The same ids as a pipeline's, word by word; None for a pipeline that does not work so.
 
     That the words are the same is tried on texts of all kinds of ASCII characters.
@@ -144,7 +179,8 @@ def word_ids(state: Mapping[str, Any], fast: Any, reserved: frozenset[int]) -> W
     if not all(_agrees(words, pre, text) for text in _probes()):
         return None
     ordinary = [token["content"] for token in state["added_tokens"] if not token["special"]]
-    return WordIds(words, ids_of, alike, as_it_is, ordinary)
+    ours = pattern.flags & re.ASCII > 0  # one of the two written here
+    return WordIds(words, ids_of, alike, as_it_is, ordinary, local=ours)
 
 
 def _pattern(state: Mapping[str, Any]) -> Any:

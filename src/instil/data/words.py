@@ -14,6 +14,8 @@ import unicodedata
 
 import regex
 
+from instil.records import Example
+
 SPACELESS = (
     "Han Hiragana Katakana Bopomofo Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Javanese Balinese Yi "
     "Nushu Tangut"
@@ -48,6 +50,11 @@ def normal(text: str) -> str:
     True
     """
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def prompt_of(example: Example) -> tuple[str, str]:
+    """What a row asks, as it is compared with what others ask."""
+    return normal(example.instruction).strip(), normal(example.about).strip()
 
 
 def folded(text: str) -> str:

@@ -96,7 +96,7 @@ def _rows_of_file(data: str, split: str | None, screen: Screen) -> tuple[Example
     source = read_source(data, need_output=False)
     for note in source.notes:
         screen.say(note, "dim")
-    return source.examples
+    return tuple(source.examples)
 
 
 def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:

@@ -80,7 +80,7 @@ def answered_rows(rows: Sequence[Any], numbers: Sequence[int] | None = None) -> 
         if not isinstance(said, str):
             raise DataError(f"row {index}: no text under 'model_response'; instil respond writes such rows")
         answers.append(said)
-    examples = examples_from(list(rows)).examples
+    examples = tuple(examples_from(list(rows)).examples)
     if numbers is not None:
         examples = tuple(replace(example, row=number) for example, number in zip(examples, numbers, strict=True))
     return examples, answers

@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from instil.data.collate import RowCollator
-from instil.data.encoding import encode
+from instil.data.encoding import encode_many
+from instil.data.lengths import lengths_of
 from instil.data.preflight import has_target
 from instil.data.sources import Source, examples_from, read_source
+from instil.data.store.build import stored_tokens
+from instil.data.store.examples import ExampleStore
+from instil.data.store.sources import stored
+from instil.data.subset import Lazy, Subset
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.records import Encoded, Example
+from instil.screen import Screen
 from instil.tasks.task import Data, Task
 from instil.train.objective import Likelihood, Objective
+
+AT_ONCE = 1024  # rows encoded together
 
 
 class Answers(Task[Encoded]):
@@ -21,24 +31,51 @@ class Answers(Task[Encoded]):
 
     collator = RowCollator
 
-    def read(self, data: Data) -> Source:
-        skip_bad = self.settings.data.skip_bad
-        if isinstance(data, str | Path):
-            source = read_source(data, skip_bad=skip_bad)
-        else:
-            source = examples_from(list(data), skip_bad=skip_bad)
-        return source.normalised(self.settings.data.normalise)
+    def read(self, data: Data, screen: Screen | None = None) -> Source:
+        options = self.settings.data
+
+        def read() -> Source:
+            if isinstance(data, str | Path):
+                source = read_source(data, skip_bad=options.skip_bad)
+            else:
+                source = examples_from(list(data), skip_bad=options.skip_bad)
+            return source.normalised(options.normalise)
+
+        file = Path(data) if isinstance(data, str | Path) and Path(data).is_file() else None
+        how = {"skip_bad": options.skip_bad, "normalise": options.normalise}
+        return stored(read, screen or Screen(quiet=True), file=file, **how)
 
     def encode(
-        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
-    ) -> list[Encoded]:
-        return [encode(example, template, tokenizer, self.settings.data.train_on) for example in examples]
+        self,
+        source: Source,
+        examples: Sequence[Example],
+        template: Template,
+        tokenizer: Tokenizer,
+        screen: Screen | None = None,
+    ) -> Sequence[Encoded]:
+        train_on = self.settings.data.train_on
+        if isinstance(examples, Subset) and isinstance(examples.rows, ExampleStore):
+            screen = screen or Screen(quiet=True)
+            return stored_tokens(examples.rows, template, tokenizer, train_on, screen).subset(examples.numbers)
+        found: list[Encoded] = []
+        for first in range(0, len(examples), AT_ONCE):
+            found += encode_many(examples[first : first + AT_ONCE], template, tokenizer, train_on)
+        return found
 
-    def usable(self, rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
+    def usable(self, rows: Sequence[Encoded], max_length: int) -> Sequence[Encoded]:
+        if isinstance(rows, Lazy):
+            usable_R = lengths_of(rows).has_target_R(max_length)
+            return rows if usable_R.all() else rows.subset(np.flatnonzero(usable_R))
         return [row for row in rows if has_target(row, max_length)]
 
     def answer(self, row: Encoded) -> Encoded:
         return row
+
+    def answered(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+        return rows
+
+    def measured(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+        return rows
 
     def objective(self) -> Objective:
         return Likelihood()

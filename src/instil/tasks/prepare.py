@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from instil.data.encoding import check_vocabulary, ends_line, spelling
+from instil.data.loader import Loader
 from instil.data.preflight import check
 from instil.data.splits import PARTS, split_examples
+from instil.data.store.kept import in_store
 from instil.data.templates import TEMPLATE_FILE, TEMPLATES, Template, read_template, template_named
-from instil.data.tokenizers import load_tokenizer
+from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, TemplateMismatch, counted
 from instil.machine import device_for
 from instil.model.decoder import Decoder
@@ -18,6 +21,8 @@ from instil.model.find import find_model
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
+from instil.records import Example
+from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact, tied_head
@@ -35,7 +40,13 @@ def task_of(settings: Settings) -> Task[Any]:
     return TASKS[settings.train.objective](settings)
 
 
-def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] | None = None) -> Prepared:
+def prepare(
+    data: Data,
+    model: str | Path,
+    settings: Settings,
+    task: Task[Any] | None = None,
+    screen: Screen | None = None,
+) -> Prepared:
     """Read the rows, open the model's header, and look at every row as it will be trained on.
 
     Args:
@@ -43,13 +54,15 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
         model: a name, a folder or a file.
         settings: see `instil.settings.options`.
         task: what is to be learnt; by default what ``train.objective`` says.
+        screen: where progress is shown that takes long; stderr by default.
 
     Raises:
         UserError: something about data, model or settings cannot be used; nothing was written.
     """
     # Rows, model and template, each as it is found.
     task = task or task_of(settings)
-    source = task.read(data)
+    screen = screen or Screen()
+    source = task.read(data, screen)
     path = find_model(model)
     reader = open_model(path)
     spec = reader.spec
@@ -64,19 +77,22 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
 
     # Rows as the model will see them, and all there is to say of them.
     split = split_examples(source.examples, settings.data)
-    rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
+    rows = {part: task.encode(source, split.part(part), template, tokenizer, screen) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
-    spellings = {example.row: spelling(example, tokenizer) for example in source.examples}
+    measured = {part: task.measured(rows[part]) for part in PARTS}
+    kept = in_store(rows)
+    misspelt, altered = kept.spelt() if kept else _spelt(source.examples, tokenizer)
     preflight = check(
         split,
-        {part: [task.answer(row) for row in rows[part]] for part in PARTS},
+        {part: task.answered(rows[part]) for part in PARTS},
         max_length,
-        longest={part: [task.longest(row) for row in rows[part]] for part in PARTS},
+        longest=measured,
         context=spec.context,
         ends=ends_line(template, tokenizer),
-        misspelt=[row for row, kind in spellings.items() if kind == "misspelt"],
-        altered=[row for row, kind in spellings.items() if kind == "altered"],
+        misspelt=misspelt,
+        altered=altered,
         unusable=source.skipped,
+        repeated=kept.repeated(rows) if kept else None,
         notes=[
             *source.notes,
             *tokenizer.notes,
@@ -85,9 +101,9 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
             *reader.training_notes,
             *_header_notes(template, settings),
             *idle(settings),
-            *_warmup_notes(settings, len(task.usable(rows["train"], max_length))),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),
+            *(kept.notes(source.examples) if kept else []),
         ],
     )
     prepared = Prepared(
@@ -108,7 +124,11 @@ def prepare(data: Data, model: str | Path, settings: Settings, task: Task[Any] |
 
     # What would end the run later is refused now, before anything is written.
     device_for(settings.train.device)
-    loader_for(prepared, "train")  # a batch larger than the data
+    if settings.train.batch_tokens and settings.train.order == "book":
+        raise SettingsError("train.batch_tokens is for train.order=seeded; the book's order has steps of so many rows")
+    loader = prepared.training  # a batch larger than the data
+    notes = (*preflight.notes, *_warmup_notes(settings, len(loader)), *_budget_notes(prepared, loader))
+    prepared = replace(prepared, preflight=replace(preflight, notes=notes))
     if settings.train.method == "lora":
         blank = blank_decoder(spec)
         if settings.train.untie_head and spec.tied and settings.lora.trainable_token_indices:
@@ -146,10 +166,38 @@ def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
     )
 
 
-def _warmup_notes(settings: Settings, rows: int) -> list[str]:
-    """A warning where the share of warmup is less than one step of so many training rows."""
+def _spelt(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Rows that the vocabulary cannot spell, and those that the tokenizer alters."""
+    kinds = {example.row: spelling(example, tokenizer) for example in examples}
+    misspelt, altered = ([row for row, kind in kinds.items() if kind == name] for name in ("misspelt", "altered"))
+    return misspelt, altered
+
+
+def _budget_notes(prepared: Prepared, loader: Loader) -> list[str]:
+    """What a budget of tokens makes of the rows."""
+    options = prepared.settings.train
+    if loader.budget is None:
+        return []
+    rows = [loader.rows[int(at)].row for at in loader.budget.over_long[:20]]
+    over_long = len(loader.budget.over_long)
+    said = [
+        f"train.batch_tokens={options.batch_tokens} makes {counted(len(loader), 'step')} of an epoch, with "
+        f"{len(loader.rows) / len(loader):.1f} rows each on average"
+    ]
+    if over_long:
+        shown = ", ".join(map(str, rows)) + (", ..." if over_long > len(rows) else "")
+        have = (
+            "row is longer than that and makes a step of its own"
+            if over_long == 1
+            else "rows are longer than that and make a step of their own each"
+        )
+        said.append(f"{over_long} {have}: {shown}")
+    return said
+
+
+def _warmup_notes(settings: Settings, batches: int) -> list[str]:
+    """A warning where the share of warmup is less than one step of so many batches an epoch."""
     train = settings.train
-    batches = rows // train.batch_size if train.drop_last else -(-rows // train.batch_size)
     steps = planned_steps(batches, train)
     if not train.warmup or not steps or int(train.warmup * steps):
         return []

@@ -42,14 +42,13 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
     due, epochs = _due(evaluator, steps, len(loader))
     held_back = loader_for(prepared, "validation")
     parts = [held_back, loader] if options.evaluation == "book" else [held_back]
-    limit = options.eval_batches or None
-    sizes = [[size for step in part.sizes()[:limit] for size in step] for part in parts if part is not None]
+    looked_at = [_work_of(part, options.eval_batches) for part in parts if part is not None]
     by_evaluation = options.sample == "evaluation"
     return Workload(
         steps=steps,
-        step=(1 / len(loader)) * work_of_sizes(size for step in loader.sizes() for size in step),
+        step=(1 / len(loader)) * _work_of(loader),
         evaluations=1 + due,
-        evaluation=sum((work_of_sizes(part) for part in sizes), Work()),
+        evaluation=sum(looked_at, Work()),
         samples=(1 + due if by_evaluation else epochs) if prepared.sampled else 0,
         sample=answering(
             prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
@@ -62,9 +61,14 @@ def looking_before(prepared: Prepared) -> Work:
     if not prepared.task.looks_before:
         return Work()
     loaders = [loader_for(prepared, "train"), loader_for(prepared, "validation")]
-    return sum(
-        (work_of_sizes(size for step in loader.sizes() for size in step) for loader in loaders if loader), Work()
-    )
+    return sum((_work_of(loader) for loader in loaders if loader), Work())
+
+
+def _work_of(loader: Loader, limit: int = 0) -> Work:
+    """The work of an epoch, or of so many of its first steps; of many steps some stand for all."""
+    count = min(len(loader), limit or len(loader))
+    sampled = range(count) if limit else loader.sampled()
+    return (count / len(sampled)) * work_of_sizes(size for step in loader.sizes(sampled) for size in step)
 
 
 def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
@@ -100,7 +104,7 @@ class Forecast(Observer):
         loader = prepared.training
         self.work = workload(prepared, loader, evaluator_for(prepared, loader))
         self._ready = ready
-        self._sizes = [work_of_sizes(step) for step in loader.sizes()[:LOOK_AT]]
+        self._sizes = [work_of_sizes(step) for step in loader.sizes(range(min(LOOK_AT, len(loader))))]
         self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
         self._after = Work()
         if answers:

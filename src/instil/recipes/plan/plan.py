@@ -147,7 +147,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     """
     screen = screen or Screen()
     started = time.perf_counter()
-    prepared = prepare(data, model, settings)
+    prepared = prepare(data, model, settings, screen=screen)
     loader = prepared.training
     work = workload(prepared, loader, evaluator_for(prepared, loader))
     seconds = {"prepare": time.perf_counter() - started}

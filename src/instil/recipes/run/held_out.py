@@ -74,7 +74,7 @@ class HeldOutAnswers:
         texts = tuple(completion.text for completion in self.answers[which])
         no_room = frozenset(completion.row for completion in self.answers[which] if completion.finish == "no_room")
         answered = AnsweredRows(
-            which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder, no_room
+            which, tuple(self.examples), texts, folder.path / "responses" / f"{which}.json", folder, no_room
         )
         verdicts = score_offline(self.examples, texts, no_room=no_room)
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)

@@ -152,7 +152,7 @@ def _preflight(
     """Prepare the run, and say all there is to say before it."""
     clock.screen.head("Pre-flight")
     with clock.stage("prepare"):
-        prepared = prepare(data, model, settings, task)
+        prepared = prepare(data, model, settings, task, clock.screen)
     for line in prepared.preflight.lines():
         clock.screen.say(f"  {line}")
     if answers and not prepared.held_out[1]:

@@ -196,14 +196,15 @@ class Loader:
         count = len(self)
         return range(count) if count <= SAMPLED else np.linspace(0, count - 1, SAMPLED, dtype=np.int64).tolist()
 
-    def sizes(self, steps: Iterable[int] | None = None) -> list[list[int]]:
+    def sizes(self, epoch: int = 0, steps: Iterable[int] | None = None) -> list[list[int]]:
         """Positions computed (padding included) for each micro-batch of steps, without making a batch.
 
         Args:
-            steps: of the first epoch; by default those that stand for it.
+            epoch: whose steps.
+            steps: their numbers; by default those that stand for the epoch.
         """
         return [
-            [self.collate.positions(rows) for rows in self._micro_rows(self.rows_of(0, step))]
+            [self.collate.positions(rows) for rows in self._micro_rows(self.rows_of(epoch, step))]
             for step in (self.sampled() if steps is None else steps)
         ]
 

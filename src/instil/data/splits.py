@@ -9,15 +9,19 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from instil.data.subset import Lazy
+import numpy as np
+from numpy.typing import NDArray
+
+from instil.data.subset import Lazy, Subset, chosen
 from instil.data.words import normal, words
 from instil.records import Example
 from instil.settings.options import DataOptions
 
 TRAIN_SHARE = 0.85
 TEST_SHARE = 0.10
+COMPACT_FROM = 100_000  # rows from which on `split.json` has ranges
 Part = Literal["train", "test", "validation"]
 PARTS: tuple[Part, ...] = ("train", "test", "validation")
 
@@ -41,8 +45,59 @@ class Split:
         return parts[name]
 
     def as_json(self) -> dict[str, object]:
-        """The row numbers of each part, for ``split.json``."""
-        return {"kind": self.kind} | {name: [example.row for example in self.part(name)] for name in PARTS}
+        """The row numbers of each part, for ``split.json``; of very many rows as ranges, see `rows_in`."""
+        numbers = {name: row_numbers(self.part(name)) for name in PARTS}
+        if sum(map(len, numbers.values())) < COMPACT_FROM:
+            return {"kind": self.kind} | {name: rows.tolist() for name, rows in numbers.items()}
+        return {"kind": self.kind} | {name: {"ranges": _ranges(rows)} for name, rows in numbers.items()}
+
+
+def rows_in(part: Any) -> list[int] | None:
+    """The row numbers of a part as ``split.json`` has them, a list or ranges with their ends; None for what is neither.
+
+    >>> rows_in([3, 1]), rows_in({"ranges": [[0, 3], [7, 8]]}), rows_in({"ranges": [[0]]})
+    ([3, 1], [0, 1, 2, 7], None)
+    """
+    if isinstance(part, list):
+        return part if all(type(row) is int for row in part) else None
+    ranges = part.get("ranges") if isinstance(part, dict) else None
+    if not isinstance(ranges, list):
+        return None
+    pairs = [pair for pair in ranges if isinstance(pair, list) and [type(end) for end in pair] == [int, int]]
+    return [row for first, end in pairs for row in range(first, end)] if len(pairs) == len(ranges) else None
+
+
+def row_numbers(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """The numbers of rows in their file."""
+    rows, numbers = (examples.rows, examples.numbers) if isinstance(examples, Subset) else (examples, None)
+    if not isinstance(rows, Numbered):
+        return np.fromiter((example.row for example in examples), np.int64, len(examples))
+    if isinstance(numbers, range):
+        return rows.row_numbers[numbers.start : numbers.stop : numbers.step]
+    return rows.row_numbers if numbers is None else rows.row_numbers[numbers]
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Rows whose numbers are known without looking at them."""
+
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """Those of all of them."""
+
+
+def _ranges(rows: NDArray[np.int64]) -> list[list[int]]:
+    """Numbers as ranges of those that follow one another.
+
+    >>> _ranges(np.array([0, 1, 2, 7]))
+    [[0, 3], [7, 8]]
+    """
+    if not len(rows):
+        return []
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    firsts, lasts = rows[np.concatenate([[0], breaks + 1])], rows[np.concatenate([breaks, [len(rows) - 1]])]
+    found: list[list[int]] = np.stack([firsts, lasts + 1], axis=1).tolist()
+    return found
 
 
 def sizes(count: int) -> tuple[int, int, int]:
@@ -80,15 +135,15 @@ def split_grouped(examples: Sequence[Example], seed: int) -> Split:
     Groups are dealt out in shuffled order to validation and test while they fit, then to training, so
     the two small parts never exceed their share. A function of the examples and the seed alone.
     """
-    groups: dict[str, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(_plain(f"{example.instruction} {example.about}"), []).append(example)
+    groups: dict[str, list[int]] = {}
+    for number, example in enumerate(examples):
+        groups.setdefault(_plain(f"{example.instruction} {example.about}"), []).append(number)
     dealt = list(groups.values())
     random.Random(seed).shuffle(dealt)
     _, test_size, validation_size = sizes(len(examples))
-    train: list[Example] = []
-    test: list[Example] = []
-    validation: list[Example] = []
+    train: list[int] = []
+    test: list[int] = []
+    validation: list[int] = []
     for group in dealt:
         if len(validation) + len(group) <= validation_size:
             validation.extend(group)
@@ -98,7 +153,7 @@ def split_grouped(examples: Sequence[Example], seed: int) -> Split:
             train.extend(group)
     if not train:  # every row has the same prompt, or there is only one
         train, test, validation = [*validation, *test], [], []
-    return Split("grouped", tuple(train), tuple(test), tuple(validation))
+    return Split("grouped", *(chosen(examples, np.array(part, np.int64)) for part in (train, test, validation)))
 
 
 def _plain(text: str) -> str:

@@ -19,7 +19,6 @@ from instil.data.subset import Lazy, Subset
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.records import Encoded, Example
-from instil.screen import Screen
 from instil.tasks.task import Data, Task
 from instil.train.objective import Likelihood, Objective
 
@@ -31,7 +30,7 @@ class Answers(Task[Encoded]):
 
     collator = RowCollator
 
-    def read(self, data: Data, screen: Screen | None = None) -> Source:
+    def read(self, data: Data) -> Source:
         options = self.settings.data
 
         def read() -> Source:
@@ -43,20 +42,15 @@ class Answers(Task[Encoded]):
 
         file = Path(data) if isinstance(data, str | Path) and Path(data).is_file() else None
         how = {"skip_bad": options.skip_bad, "normalise": options.normalise}
-        return stored(read, screen or Screen(quiet=True), file=file, **how)
+        return stored(read, self.screen, file=file, **how)
 
     def encode(
-        self,
-        source: Source,
-        examples: Sequence[Example],
-        template: Template,
-        tokenizer: Tokenizer,
-        screen: Screen | None = None,
+        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
     ) -> Sequence[Encoded]:
         train_on = self.settings.data.train_on
         if isinstance(examples, Subset) and isinstance(examples.rows, ExampleStore):
-            screen = screen or Screen(quiet=True)
-            return stored_tokens(examples.rows, template, tokenizer, train_on, screen).subset(examples.numbers)
+            tokens = stored_tokens(examples.rows, template, tokenizer, train_on, self.screen)
+            return tokens.subset(examples.numbers)
         found: list[Encoded] = []
         for first in range(0, len(examples), AT_ONCE):
             found += encode_many(examples[first : first + AT_ONCE], template, tokenizer, train_on)

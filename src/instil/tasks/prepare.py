@@ -31,6 +31,8 @@ from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Data, Prepared, Task, loader_for
 from instil.train.loop import planned_steps
 
+MANY_EVALUATED = 20_000  # validation rows
+
 # What is learnt, by `train.objective`.
 TASKS: dict[str, type[Task[Any]]] = {"sft": Answers, "dpo": Preferences}
 
@@ -61,8 +63,8 @@ def prepare(
     """
     # Rows, model and template, each as it is found.
     task = task or task_of(settings)
-    screen = screen or Screen()
-    source = task.read(data, screen)
+    task.screen = screen or Screen()
+    source = task.read(data)
     path = find_model(model)
     reader = open_model(path)
     spec = reader.spec
@@ -77,7 +79,7 @@ def prepare(
 
     # Rows as the model will see them, and all there is to say of them.
     split = split_examples(source.examples, settings.data)
-    rows = {part: task.encode(source, split.part(part), template, tokenizer, screen) for part in PARTS}
+    rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
     measured = {part: task.measured(rows[part]) for part in PARTS}
     kept = in_store(rows)
@@ -127,7 +129,12 @@ def prepare(
     if settings.train.batch_tokens and settings.train.order == "book":
         raise SettingsError("train.batch_tokens is for train.order=seeded; the book's order has steps of so many rows")
     loader = prepared.training  # a batch larger than the data
-    notes = (*preflight.notes, *_warmup_notes(settings, len(loader)), *_budget_notes(prepared, loader))
+    notes = (
+        *preflight.notes,
+        *_warmup_notes(settings, len(loader)),
+        *_budget_notes(prepared, loader),
+        *_evaluation_notes(prepared),
+    )
     prepared = replace(prepared, preflight=replace(preflight, notes=notes))
     if settings.train.method == "lora":
         blank = blank_decoder(spec)
@@ -193,6 +200,15 @@ def _budget_notes(prepared: Prepared, loader: Loader) -> list[str]:
         )
         said.append(f"{over_long} {have}: {shown}")
     return said
+
+
+def _evaluation_notes(prepared: Prepared) -> list[str]:
+    """A warning where every evaluation looks at very many rows."""
+    count, options = len(prepared.rows["validation"]), prepared.settings.train
+    if count < MANY_EVALUATED or options.eval_batches:
+        return []
+    often = f"every {counted(options.eval_every, 'step')}" if options.eval_every else "at the end of every epoch"
+    return [f"all {count:,} validation rows are looked at {often}; train.eval_batches=100 looks at so many batches"]
 
 
 def _warmup_notes(settings: Settings, batches: int) -> list[str]:

@@ -51,7 +51,8 @@ class View:
 class Task(ABC, Generic[Row]):
     """What is to be learnt of rows: how they are read, encoded, checked and batched, and what is made smaller.
 
-    ``Row`` is an encoded row, which has a ``row`` number and ``ids``.
+    ``Row`` is an encoded row, which has a ``row`` number and ``ids``. ``screen`` is where reading and encoding show
+    that they are under way.
     """
 
     collator: Callable[[int, int | None, Layouts], Collator]
@@ -62,10 +63,11 @@ class Task(ABC, Generic[Row]):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.screen = Screen(quiet=True)
 
     @abstractmethod
-    def read(self, data: Data, screen: Screen | None = None) -> Source:
-        """The rows of a file, an address or a list, as examples; ``screen`` shows progress where that takes long.
+    def read(self, data: Data) -> Source:
+        """The rows of a file, an address or a list, as examples.
 
         Raises:
             DataError: they cannot be used.
@@ -73,14 +75,9 @@ class Task(ABC, Generic[Row]):
 
     @abstractmethod
     def encode(
-        self,
-        source: Source,
-        examples: Sequence[Example],
-        template: Template,
-        tokenizer: Tokenizer,
-        screen: Screen | None = None,
+        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
     ) -> Sequence[Row]:
-        """Rows as ids: of these examples of the source, in their order; ``screen`` as in `read`."""
+        """Rows as ids: of these examples of the source, in their order."""
 
     @abstractmethod
     def usable(self, rows: Sequence[Row], max_length: int) -> Sequence[Row]:

@@ -133,7 +133,7 @@ def _building(folder: Path, screen: Screen) -> Iterator[bool]:
             f"{folder}: the folder cannot be made: {error.strerror or error}; INSTIL_HOME names another place to keep "
             "rows in"
         ) from error
-    lock = FileLock(folder.with_suffix(".lock"))
+    lock = FileLock(folder / "build.lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:

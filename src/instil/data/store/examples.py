@@ -9,6 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from instil.data.store.shards import BATCH, Shards, batches_of, shard_path, write_shard
 from instil.data.subset import Lazy
 from instil.records import Example, Turn
@@ -45,6 +48,11 @@ class ExampleStore(Lazy[Example]):
     def __iter__(self) -> Iterator[Example]:
         for number in range(-(-len(self) // BATCH)):
             yield from self.batch(number)
+
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """The rows' numbers in their file."""
+        return np.concatenate([np.zeros(0, np.int64), *(batch.column("row").to_numpy() for batch, _ in self.shards)])
 
     def batch(self, number: int) -> Iterator[Example]:
         """The examples of one batch."""

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -117,6 +118,11 @@ def _in_processes(job: bytes, shards: Sequence[int], count: int, advance: Advanc
             process.wait()
         for thread in threads:
             thread.join()
+        for process in processes:
+            for pipe in (process.stdin, process.stdout):
+                with suppress(OSError):  # what could not be written any more
+                    if pipe is not None:
+                        pipe.close()
 
 
 def _drive(

@@ -68,7 +68,7 @@ def _work_of(loader: Loader, limit: int = 0) -> Work:
     """The work of an epoch, or of so many of its first steps; of many steps some stand for all."""
     count = min(len(loader), limit or len(loader))
     sampled = range(count) if limit else loader.sampled()
-    return (count / len(sampled)) * work_of_sizes(size for step in loader.sizes(sampled) for size in step)
+    return (count / len(sampled)) * work_of_sizes(size for step in loader.sizes(steps=sampled) for size in step)
 
 
 def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
@@ -104,7 +104,7 @@ class Forecast(Observer):
         loader = prepared.training
         self.work = workload(prepared, loader, evaluator_for(prepared, loader))
         self._ready = ready
-        self._sizes = [work_of_sizes(step) for step in loader.sizes(range(min(LOOK_AT, len(loader))))]
+        self._sizes = [work_of_sizes(step) for step in loader.sizes(steps=range(min(LOOK_AT, len(loader))))]
         self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
         self._after = Work()
         if answers:

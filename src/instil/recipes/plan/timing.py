@@ -66,7 +66,7 @@ class _Nothing:
 def typical_steps(loader: Loader) -> list[list[Batch]]:
     """Steps of an epoch: a small one, a middling one and a large one."""
     steps = loader.sampled()
-    sizes = dict(zip(steps, map(sum, loader.sizes(steps)), strict=True))
+    sizes = dict(zip(steps, map(sum, loader.sizes(steps=steps)), strict=True))
     order = sorted(steps, key=sizes.__getitem__)
     return [loader.step(order[round(quantile * (len(order) - 1))]) for quantile in QUANTILES]
 

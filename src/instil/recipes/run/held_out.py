@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from instil.data.encoding import encode
+from instil.data.encoding import encode_many
 from instil.errors import counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods
@@ -78,7 +78,7 @@ class HeldOutAnswers:
         )
         verdicts = score_offline(self.examples, texts, no_room=no_room)
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-        rows = [encode(example, prepared.template, prepared.tokenizer) for example in self.examples]
+        rows = encode_many(self.examples, prepared.template, prepared.tokenizer)
         likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
         write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
         return verdicts

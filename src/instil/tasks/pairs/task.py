@@ -42,8 +42,7 @@ class Preferences(Task[EncodedPair]):
     sequences = 2
     gentler = 20.0  # it moves a model that can answer already
 
-    def read(self, data: Data, screen: Screen | None = None) -> PairSource:
-        del screen
+    def read(self, data: Data) -> PairSource:
         skip_bad, keep_equal = self.settings.data.skip_bad, self.settings.dpo.keep_equal
         if isinstance(data, str | Path):
             source = read_pairs(data, skip_bad=skip_bad, keep_equal=keep_equal)
@@ -52,14 +51,8 @@ class Preferences(Task[EncodedPair]):
         return source.normalised(self.settings.data.normalise)
 
     def encode(
-        self,
-        source: Source,
-        examples: Sequence[Example],
-        template: Template,
-        tokenizer: Tokenizer,
-        screen: Screen | None = None,
+        self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
     ) -> list[EncodedPair]:
-        del screen
         assert isinstance(source, PairSource), "pairs come from a source of pairs"
         by_row = {pair.row: pair for pair in source.pairs}
         train_on, scored = self.settings.data.train_on, self.settings.dpo.scored

@@ -14,8 +14,10 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,8 @@ def one_size(count: int, model: str) -> dict[str, Any]:
     marks = [time.perf_counter()]
     store = stored_examples(key, lambda: examples(count), lambda: {"sha256": key}, screen, count)
     marks.append(time.perf_counter())
-    stored_tokens(store, template_named("alpaca"), tokenizer, "response", screen)
+    with _Watched() as workers:
+        stored_tokens(store, template_named("alpaca"), tokenizer, "response", screen)
     marks.append(time.perf_counter())
 
     class Stored(Answers):
@@ -104,8 +107,6 @@ def one_size(count: int, model: str) -> dict[str, Any]:
             order.at(np.arange(first, min(first + (1 << 16), count), dtype=np.uint64))
     marks.append(time.perf_counter())
     storing, encoded, ready, ordered = np.diff(marks).tolist()
-    processes = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
-    own, children = (resource.getrusage(who).ru_maxrss / 1024 for who in processes)
     return {
         "rows": count,
         "store_s": storing,
@@ -114,10 +115,35 @@ def one_size(count: int, model: str) -> dict[str, Any]:
         "us_per_row": 1e6 * (storing + encoded) / count,
         "first_batch_s": ready,
         "order_s": ordered,
-        "own_mb": own,
-        "worker_mb": children,
+        "own_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "workers_mb": workers.most,
         "disk_mb": size_of(store_home()) / 1024**2,
     }
+
+
+class _Watched(threading.Thread):
+    """Looks at how much memory this process's children hold together, in MB, at most."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.most, self._done = 0.0, threading.Event()
+
+    def __enter__(self) -> _Watched:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+    def run(self) -> None:
+        while not self._done.wait(0.2):
+            held = 0.0
+            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+                with suppress(OSError, IndexError):
+                    pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
+                    held += pages * resource.getpagesize() / 1024**2
+            self.most = max(self.most, held)
 
 
 def from_file(count: int, model: str) -> dict[str, Any]:

@@ -118,3 +118,20 @@ def test_a_row_of_no_text_is_named_as_by_itself() -> None:
     assert encode_many([], TEMPLATES["alpaca"], SMOLLM) == []
     with pytest.raises(ModelError, match=r"no control token '<\|im_start\|>'"):
         encode_many([Example("Hi.", "Hello.")], TEMPLATES["chatml"], BYTE_PAIR)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT)
+def test_what_a_vocabulary_is_known_to_spell_comes_back(said: str) -> None:
+    """SmolLM2's lacks some bytes; what is not known to come back is looked at."""
+    for tokenizer in (SMOLLM, BYTE_PAIR):
+        if tokenizer.spells(said):
+            assert tokenizer.decode(tokenizer.encode(said)) == said
+    assert BYTE_PAIR.spells(said)
+
+
+def test_a_vocabulary_without_some_bytes_does_not_spell_them() -> None:
+    assert SMOLLM.spells("naïve 漢字 🙂")
+    assert not SMOLLM.spells("a\x04b")
+    assert SMOLLM.decode(SMOLLM.encode("a\x04b")) == "ab"
+    assert not SMOLLM.spells("\ud83d")

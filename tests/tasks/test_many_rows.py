@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ def test_rows_are_read_and_encoded_once(
     with pytest.raises(AssertionError, match="read again"):
         prepare(file, tiny_folder, resolve(values={"skip_bad": True}))
     monkeypatch.setattr(answers, "read_source", read)
+    copied = shutil.copy(file, tmp_path / "copy.json")  # the same rows under another name
+    assert prepare(copied, tiny_folder, resolve()).source.name == str(copied)
+    assert len(list((home / "store").glob("rows-*"))) == 1
     made = json.loads(file.read_text())
     file.write_text(json.dumps([*made, {"instruction": "One more.", "output": "Yes."}]))
     assert len(prepare(file, tiny_folder, resolve()).source) == 61

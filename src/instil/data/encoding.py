@@ -194,6 +194,8 @@ def spelling(example: Example, tokenizer: Tokenizer) -> Literal["as written", "a
 def _spelling(text: str, tokenizer: Tokenizer) -> Literal["as written", "altered", "misspelt"]:
     if tokenizer.exact and text.isascii() and text.replace("\n", "").isprintable():
         return "as written"
+    if tokenizer.spells(text):
+        return "as written"
     back = tokenizer.decode(tokenizer.encode(text))
     if unicodedata.normalize("NFC", back).strip() == unicodedata.normalize("NFC", text).strip():
         return "as written"  # a space at the beginning may be taken for that which texts begin with

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,13 @@ class Tokenizer(Protocol):
     vocab_size: int  # number of ids, control tokens included
     largest_id: int
     exact: bool  # whether plain ASCII comes back as it was
-    hash: str  # of all that shapes ids
+
+    @property
+    def hash(self) -> str:
+        """Of all that shapes ids."""
+
+    def spells(self, text: str) -> bool:
+        """Whether a text is known to come back as it was; if not, it may do so all the same."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
@@ -138,8 +145,7 @@ class FastTokenizer:
             if token["content"] in self._control:
                 token["normalized"] &= _normalized(tokenizer, token["content"]) == token["content"]
         self.exact = _is_exact(self._state)
-        shaping = [self._state, self.eos, sorted(self.stop_ids), self.begin_ids, sorted(self._control)]
-        self.hash = hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
+        self._lacking = _lacking_bytes(self._state) if self.exact else None
         if not self.exact and self._state["model"].get("unk_token") == eos:
             raise ModelError(
                 f"the end token {eos!r} is also what this vocabulary has for all that it cannot spell, so that texts "
@@ -171,6 +177,20 @@ class FastTokenizer:
         if more not in self._views:
             self._views[more] = Pipeline(self._state, self._control | more)
         return self._views[more]
+
+    @cached_property
+    def hash(self) -> str:
+        shaping = [self._state, self.eos, sorted(self.stop_ids), self.begin_ids, sorted(self._control)]
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
+
+    def spells(self, text: str) -> bool:
+        if self._lacking is None:
+            return False
+        try:
+            written = text.encode("utf-8")
+        except UnicodeEncodeError:  # half of a surrogate pair
+            return False
+        return len(written.translate(None, self._lacking)) == len(written)
 
     def encode(self, text: str) -> list[int]:
         return self.cut([(text, False)]).ids
@@ -310,6 +330,19 @@ def _is_exact(state: Mapping[str, Any]) -> bool:
     pre = state["pre_tokenizer"] or {}
     steps = pre.get("pretokenizers", [pre])
     return state["normalizer"] is None and any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def _lacking_bytes(state: Mapping[str, Any]) -> bytes | None:
+    """The bytes that a byte-level vocabulary has no token for and drops; None where texts lose something besides."""
+    swallowing = any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"] if not token["special"])
+    pre = state["pre_tokenizer"]
+    steps = {step.get("type") for step in pre.get("pretokenizers", [pre])}
+    if state["model"].get("type") != "BPE" or swallowing or steps - {"ByteLevel", "Digits", "Split"}:
+        return None
+    as_they_are = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in as_they_are]  # GPT-2 writes them as characters from 256 on
+    characters = {byte: chr(byte) for byte in as_they_are} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+    return bytes(byte for byte in range(256) if characters[byte] not in state["model"]["vocab"])
 
 
 def _without_dropout(state: dict[str, Any]) -> list[str]:

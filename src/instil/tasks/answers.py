@@ -14,7 +14,7 @@ from instil.data.preflight import has_target
 from instil.data.sources import Source, examples_from, read_source
 from instil.data.store.build import stored_tokens
 from instil.data.store.examples import ExampleStore
-from instil.data.store.sources import stored
+from instil.data.store.sources import Held, stored
 from instil.data.subset import Lazy, Subset
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -33,16 +33,15 @@ class Answers(Task[Encoded]):
     def read(self, data: Data) -> Source:
         options = self.settings.data
 
-        def read() -> Source:
+        def read() -> Held:
             if isinstance(data, str | Path):
                 source = read_source(data, skip_bad=options.skip_bad)
             else:
                 source = examples_from(list(data), skip_bad=options.skip_bad)
-            return source.normalised(options.normalise)
+            return Held(source.normalised(options.normalise))
 
-        file = Path(data) if isinstance(data, str | Path) and Path(data).is_file() else None
-        how = {"skip_bad": options.skip_bad, "normalise": options.normalise}
-        return stored(read, self.screen, file=file, **how)
+        files = [Path(data)] if isinstance(data, str | Path) and Path(data).is_file() else []
+        return stored(read, self.screen, files=files, skip_bad=options.skip_bad, normalise=options.normalise)
 
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,11 +142,6 @@ def _building(folder: Path, screen: Screen) -> Iterator[bool]:
         yield not is_complete(folder)
     finally:
         lock.release()
-
-
-def forget(folder: Path) -> None:
-    """Remove a store."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def manifest_of(examples: ExampleStore) -> dict[str, Any]:

@@ -2,64 +2,112 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from instil.data.sources import Source
-from instil.data.store.build import key_of, manifest_of, size_line, store_home, stored_examples
+from instil.data.store.build import key_of, manifest_of, store_home, stored_examples
 from instil.data.store.examples import ExampleStore
 from instil.data.store.shards import INSTALL, has_arrow, is_complete
 from instil.errors import counted
-from instil.files import json_object_or_empty, write_json
+from instil.files import json_object_or_empty, sha256_of, write_json
+from instil.records import Example
 from instil.screen import Screen
 
 MANY = 50_000  # rows from which on they are kept in a store
 
 
-def stored(read: Callable[[], Source], screen: Screen, *, file: Path | None, **how: object) -> Source:
+class Reading(Protocol):
+    """Rows that are read one after another."""
+
+    @property
+    def name(self) -> str:
+        """Where they come from."""
+
+    def __len__(self) -> int:
+        """How many there are, or could be."""
+
+    def __iter__(self) -> Iterator[Example]:
+        """The examples, from the first."""
+
+    def source(self, examples: Sequence[Example]) -> Source:
+        """After the last example: a source of these, with all that is to be known of them."""
+
+    def key(self) -> str:
+        """A hash of the rows, for those that are in no file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """The rows of a source that is in memory already (`Reading`)."""
+
+    held: Source
+
+    @property
+    def name(self) -> str:
+        return self.held.name
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.held.examples)
+
+    def source(self, examples: Sequence[Example]) -> Source:
+        return replace(self.held, examples=examples)
+
+    def key(self) -> str:
+        return self.held.sha256
+
+
+def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path] = (), **how: object) -> Source:
     """A source whose examples lie in a store, if they are many; one that was stored before is not read again.
 
     Args:
-        read: reads it.
+        read: opens the rows.
         screen: where progress is shown.
-        file: what is read, if it is a file: by its place, size and time it is known again.
+        files: what is read: known again by place, size and times, or else by content; none for rows in memory.
         how: what else shapes the rows, as JSON has it.
 
     Raises:
-        UserError: it cannot be read, or the store not be written.
+        UserError: they cannot be read, or the store not be written.
     """
-    known = _known(file, how) if file and has_arrow() else None
+    known = _known(files, how) if files and has_arrow() else None
     if known:
-        found = str(json_object_or_empty(known).get("rows", ""))
-        if found and is_complete(store_home() / found):
-            return _source(ExampleStore(store_home() / found), str(file))
-    source = read()
-    if len(source) < MANY:
-        return source
+        found = json_object_or_empty(known)
+        folder = store_home() / str(found.get("rows", "-"))
+        if is_complete(folder):
+            return _source(ExampleStore(folder), str(found.get("name", "")))
+    rows = read()
+    if len(rows) < MANY:
+        return rows.source(tuple(rows))
     if not has_arrow():
+        source = rows.source(tuple(rows))
         note = (
             f"{counted(len(source), 'row')} and their ids are held in memory, and encoded anew each time; with pyarrow "
             f"they are kept on disk: {INSTALL}"
         )
         return replace(source, notes=(*source.notes, note))
-    key = key_of(rows=source.sha256, how=how, skipped=len(source.skipped))
-    examples = stored_examples(key, lambda: iter(source.examples), lambda: _about(source), screen, len(source))
+    content = [sha256_of(file) for file in files] or rows.key()
+    examples = stored_examples(
+        key_of(content=content, how=how), lambda: iter(rows), lambda: _about(rows.source(())), screen, len(rows)
+    )
     if known:
         known.parent.mkdir(parents=True, exist_ok=True)
-        write_json(known, {"rows": examples.folder.name, "file": str(file)})
-    return _source(examples, source.name)
+        write_json(known, {"rows": examples.folder.name, "name": rows.name, "files": [str(file) for file in files]})
+    return _source(examples, rows.name)
 
 
-def _known(file: Path, how: Mapping[str, object]) -> Path | None:
-    """Where it is written down in which store the rows of a file are."""
+def _known(files: Sequence[Path], how: Mapping[str, object]) -> Path | None:
+    """Where it is written down in which store the rows of these files are."""
     try:
-        now = file.stat()
+        stats = [(file.resolve(), file.stat()) for file in files]
     except OSError:
         return None
-    stamp = [str(file.resolve()), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino]
-    return store_home() / "known" / f"{key_of(stamp=stamp, how=json.loads(json.dumps(dict(how))))}.json"
+    stamps = [[str(at), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino] for at, now in stats]
+    return store_home() / "known" / f"{key_of(stamps=stamps, how=how)}.json"
 
 
 def _about(source: Source) -> dict[str, object]:
@@ -69,8 +117,3 @@ def _about(source: Source) -> dict[str, object]:
 def _source(examples: ExampleStore, name: str) -> Source:
     about = manifest_of(examples)
     return Source(name, examples, about["sha256"], tuple(about["skipped"]), tuple(about["notes"]))
-
-
-def store_note(*folders: Path) -> list[str]:
-    """What is said of stores before training."""
-    return [size_line(*folders)] if folders else []

@@ -297,6 +297,16 @@ def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatc
         put(some(3))
 
 
+def test_a_full_disk_leaves_no_part_of_a_file(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"00000\.arrow: cannot be written: No space left .* INSTIL_HOME names another"):
+        put(some(3))
+    assert [file.name for file in home.rglob("*") if file.is_file()] == ["build.lock"]
+
+
 def test_subsets_of_a_store_are_views(monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     store = put(some(40))

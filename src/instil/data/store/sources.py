@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -95,8 +96,10 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
         key_of(content=content, how=how), lambda: iter(rows), lambda: _about(rows.source(())), screen, len(rows)
     )
     if known:
-        known.parent.mkdir(parents=True, exist_ok=True)
-        write_json(known, {"rows": examples.folder.name, "name": rows.name, "files": [str(file) for file in files]})
+        said = {"rows": examples.folder.name, "name": rows.name, "files": [str(file) for file in files]}
+        with suppress(OSError):  # then they are read again next time
+            known.parent.mkdir(parents=True, exist_ok=True)
+            write_json(known, said)
     return _source(examples, rows.name)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -23,6 +24,7 @@ from instil.data.subset import Lazy
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.data.words import prompt_of
+from instil.errors import DataError
 from instil.records import Encoded, Example
 from instil.settings.options import TrainOn
 
@@ -115,22 +117,29 @@ def column_path(folder: Path, name: str) -> Path:
 
 
 def write_columns(folder: Path, rows: int) -> list[int]:
-    """Put the columns of all batches together, once all files of a store are there; returns all ids that rows have."""
-    columns = {
-        name: np.lib.format.open_memmap(column_path(folder, name), mode="w+", dtype=kind, shape=(rows,))
-        for name, kind in COLUMNS.items()
-    }
+    """Put the columns of all batches together, once all files of a store are there; returns all ids that rows have.
+
+    Raises:
+        DataError: they cannot be written.
+    """
     seen: NDArray[np.uint8] = np.zeros(0, np.uint8)
-    for number, (batch, about) in enumerate(Shards(folder, rows)):
-        part = slice(number * BATCH, number * BATCH + batch.num_rows)
-        for name, column in columns.items():
-            column[part] = batch.column(name).to_numpy()
-        bits = np.frombuffer(zlib.decompress(about["seen_ids"]), np.uint8)
-        longer, shorter = (bits, seen) if len(bits) > len(seen) else (seen, bits)
-        seen = longer.copy()
-        seen[: len(shorter)] |= shorter
-    for column in columns.values():
-        column.flush()
+    with ExitStack() as open_files:
+        try:
+            files = {name: open_files.enter_context(column_path(folder, name).open("wb")) for name in COLUMNS}
+            for name, file in files.items():
+                header = {"descr": np.dtype(COLUMNS[name]).str, "fortran_order": False, "shape": (rows,)}
+                np.lib.format.write_array_header_1_0(file, header)
+            for batch, about in Shards(folder, rows):
+                for name, file in files.items():
+                    file.write(batch.column(name).to_numpy().tobytes())
+                bits = np.frombuffer(zlib.decompress(about["seen_ids"]), np.uint8)
+                longer, shorter = (bits, seen) if len(bits) > len(seen) else (seen, bits)
+                seen = longer.copy()
+                seen[: len(shorter)] |= shorter
+            for file in files.values():
+                file.flush()
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
     found: list[int] = np.flatnonzero(np.unpackbits(seen, bitorder="little")).tolist()
     return found
 

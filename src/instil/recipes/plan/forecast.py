@@ -20,6 +20,7 @@ from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
 
+SAMPLED_ROWS = 5000  # held-out rows that stand for all
 LOOK_AT = 5  # steps after which a run says how long it will take
 
 
@@ -108,8 +109,9 @@ class Forecast(Observer):
         self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
         self._after = Work()
         if answers:
-            examples = prepared.held_out[1]
-            self._after = answering(
+            every = prepared.held_out[1]
+            examples = every[:: -(-len(every) // SAMPLED_ROWS) or 1]
+            self._after = (len(every) / max(len(examples), 1)) * answering(
                 prompt_lengths(prepared, examples),
                 reference_lengths(prepared, examples),
                 prepared.settings.generate.batch_size,

@@ -16,6 +16,7 @@ WORKERS ?= 2
 BENCH_TRAIN ?=
 BENCH_ANSWER ?=
 BENCH_PREFER ?=
+BENCH_DATA ?=
 FIGURES ?=
 
 # Puts what it reads into its place in a page.
@@ -23,7 +24,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm
+.PHONY: demo exercises families figures test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -98,6 +99,10 @@ bench-prefer: $(BENCH)/.peers
 
 bench-gemm: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.gemm
+
+# Rows to ids and to the first step; takes no peers. Such as BENCH_DATA="--sizes 10000 100000 1000000 5000000 --file 52000".
+bench-data: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.data $(BENCH_DATA)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache

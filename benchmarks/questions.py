@@ -27,7 +27,7 @@ def examples_of(data: str, split: str, rows: int) -> tuple[Example, ...]:
     """The first rows of a split, or of all there are."""
     source = read_source(data, skip_bad=True)
     parts = split_examples(source.examples, DataOptions())
-    return (source.examples if split == "all" else getattr(parts, split))[:rows]
+    return tuple((source.examples if split == "all" else getattr(parts, split))[:rows])
 
 
 def for_llama_cpp(work: Path) -> dict[str, str]:

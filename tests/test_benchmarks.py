@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import answer, gemm, prefer, train
+from benchmarks import answer, data, gemm, prefer, train
 from benchmarks.answerers import ANSWERERS
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.contenders.track import Job
@@ -282,3 +282,13 @@ def test_preference_tuning_side_by_side(tmp_path: Path, capsys: pytest.CaptureFi
     more = ["--rounds", "1", "--steps", "2", "--warmup", "1", "--work", str(tmp_path), "--out", str(tmp_path)]
     assert prefer.main(["--tiny", *chosen, *more]) == 0
     assert "TRL, precomputed" in capsys.readouterr().out
+
+
+def test_rows_to_ids_are_measured(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of which no two are alike, through a store to the first batch, and from a file to the first step."""
+    monkeypatch.setenv("INSTIL_HOME", str(tmp_path))
+    assert len({row.instruction for row in data.examples(3000)}) == 3000
+    made, read = data.one_size(60, str(tiny_folder)), data.from_file(60, str(tiny_folder))
+    assert (made["rows"], read["rows"]) == (60, 60)
+    assert all(value >= 0 for one in (made, read) for value in one.values())
+    assert data.markdown([made]).splitlines()[0].startswith("| rows | store_s | encode_s |")

@@ -259,6 +259,15 @@ def batch_size(world: World) -> None:
     assert [first_batch(world.run(*some)) for some in (DEFAULT, SHAPED)] == [8, 12]
 
 
+@sees("train.batch_tokens=120")
+def batch_tokens(world: World) -> None:
+    """Steps of rows within it, and the same rows once in the epoch."""
+    run = world.run("train.batch_tokens=120", *DEFAULT)
+    assert all(one.batch.layout.tokens_of_rows <= 120 for one in run.seen.steps)
+    assert sorted(run.seen.order) == sorted(world.run(*DEFAULT).seen.order)
+    assert len(run.steps) > len(world.run(*DEFAULT).steps)
+
+
 @sees("train.micro_batch=3")
 def micro_batch(world: World) -> None:
     whole, pieces = world.run(*DEFAULT), world.run(*HELD)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Literal, TypeVar
 
 from instil.data.control_tokens import Cut
@@ -53,18 +54,55 @@ def encode(
         DataError: the template has no form for something in the row, or lacks the header that is to be trained.
         ModelError: the vocabulary lacks a control token of the template.
     """
+    rendered = _rendered(example, template, train_on, turns)
+    pieces = _marked(rendered.pieces, tokenizer.marks_in)
+    return _encoded(example, rendered, pieces, _cut(pieces, tokenizer), template, tokenizer, train_on)
+
+
+def encode_many(
+    examples: Sequence[Example],
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: TrainOn = "response",
+    turns: Turns = "all",
+) -> list[Encoded]:
+    """`encode` of many rows at once: the same ids and targets, several times as fast.
+
+    Raises:
+        DataError: as `encode_all`.
+        ModelError: as `encode`.
+    """
+    form = cache(tokenizer.marks_in)
+    rendered = encode_all(examples, lambda example: _rendered(example, template, train_on, turns))
+    rows = [_merged(_marked(one.pieces, form)) for one in rendered]
+    prefixes = [_prefixes(pieces) for pieces in rows]
+    cuts = iter(tokenizer.cut_many([_parts(pieces) for some in prefixes for pieces in some]))
+    found = []
+    for example, one, pieces, some in zip(examples, rendered, rows, prefixes, strict=True):
+        cut = _as_asked(pieces, list(itertools.islice(cuts, len(some))), tokenizer)
+        found.append(_encoded(example, one, pieces, cut, template, tokenizer, train_on))
+    return found
+
+
+def _rendered(example: Example, template: Template, train_on: TrainOn, turns: Turns) -> Rendered:
     if example.text_only:
-        rendered = Rendered(template.text_pieces(example))
-    else:
-        rendered = template.rendered(example, train_on, turns)
-    pieces = _marked(rendered.pieces, tokenizer)
-    cut = _cut(pieces, tokenizer)
+        return Rendered(template.text_pieces(example))
+    return template.rendered(example, train_on, turns)
+
+
+def _encoded(
+    example: Example,
+    rendered: Rendered,
+    pieces: Sequence[Piece],
+    cut: Cut,
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: TrainOn,
+) -> Encoded:
+    """A row out of its pieces and their ids."""
     begin = _begin(pieces, template, tokenizer)
     trained, straddling = _trained(pieces, cut)
-    if train_on == "all":
-        trained = [True] * len(begin) + trained
-    else:
-        trained = [False] * len(begin) + trained
+    trained = [train_on == "all"] * len(begin) + trained
     answer = next(number for number, piece in enumerate(pieces) if piece.answer)
     return Encoded(
         (*begin, *cut.ids),
@@ -150,12 +188,25 @@ def _weights(pieces: Sequence[Piece], cut: Cut, trained: Sequence[bool], begin: 
     return tuple(weight if counts else 0.0 for weight, counts in zip(weights, trained, strict=True))
 
 
-def _marked(pieces: Sequence[Piece], tokenizer: Tokenizer) -> list[Piece]:
+def _merged(pieces: Sequence[Piece]) -> list[Piece]:
+    """The same with neighbours in one that are text, trained on alike, and no answers: borders that nobody asks for."""
+    found: list[Piece] = []
+    for piece in pieces:
+        last = found[-1] if found else piece
+        alone = not found or last.control or piece.control or last.answer or piece.answer
+        if alone or (last.trained, last.weight) != (piece.trained, piece.weight):
+            found.append(piece)
+        else:
+            found[-1] = Piece(last.text + piece.text, trained=piece.trained, weight=piece.weight)
+    return found
+
+
+def _marked(pieces: Sequence[Piece], marks_in: Callable[[str], list[tuple[str, bool]]]) -> list[Piece]:
     """The same, with the model's control tokens that the template's own text names as such."""
     found: list[Piece] = []
     for piece in pieces:
         if piece.form:
-            parts = tokenizer.marks_in(piece.text)
+            parts = marks_in(piece.text)
             for number, (text, control) in enumerate(parts):
                 begins = piece.answer and number == 0
                 found.append(Piece(text, control, piece.trained, begins, weight=piece.weight))
@@ -169,7 +220,7 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
 
     Some vocabularies begin a text with a space, but not where a token stands before it.
     """
-    pieces = _marked(template.prompt_pieces(Example("x")), tokenizer)
+    pieces = _marked(template.prompt_pieces(Example("x")), tokenizer.marks_in)
     if not _begin(pieces, template, tokenizer):
         return ""
     wanted = encode_prompt(Example("x"), template, tokenizer)
@@ -182,18 +233,30 @@ def begin_text(template: Template, tokenizer: Tokenizer) -> str:
 
 def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Cut:
     """Ids of pieces as one text, with where the pieces lie; those before the answer are as without it."""
-    whole = tokenizer.cut(_parts(pieces))
-    border = next((number for number, piece in enumerate(pieces) if piece.answer), None)
-    if border is None:
-        return whole
-    asked = tokenizer.cut(_parts(pieces[:border]))
-    if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
-        return whole
-    rest = _continued(_parts(pieces[border:]), tokenizer)
-    count = len(asked.ids)
-    begins = [*asked.begins[:-1], *(count + begin for begin in rest.begins)]
-    joined = asked.joined | {part + border for part in rest.joined}
-    return Cut([*asked.ids, *rest.ids], begins, frozenset(joined))
+    return _as_asked(pieces, [tokenizer.cut(_parts(some)) for some in _prefixes(pieces)], tokenizer)
+
+
+def _prefixes(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
+    """What comes before each answer, and the whole."""
+    answers = [number for number, piece in enumerate(pieces) if piece.answer]
+    return [*(pieces[:border] for border in answers), pieces]
+
+
+def _as_asked(pieces: Sequence[Piece], cuts: Sequence[Cut], tokenizer: Tokenizer) -> Cut:
+    """Out of the ids of each of `_prefixes`, those of the whole in which what comes before an answer has its own."""
+    asked, *longer = cuts
+    answers = [number for number, piece in enumerate(pieces) if piece.answer]
+    for whole, end in zip(longer, [*answers, len(pieces)][1:], strict=True):
+        border = len(asked.begins) - 1
+        if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
+            asked = whole
+            continue
+        rest = _continued(_parts(pieces[border:end]), tokenizer)
+        count = len(asked.ids)
+        begins = [*asked.begins[:-1], *(count + begin for begin in rest.begins)]
+        joined = asked.joined | {part + border for part in rest.joined}
+        asked = Cut([*asked.ids, *rest.ids], begins, frozenset(joined))
+    return asked
 
 
 def _continued(parts: Sequence[tuple[str, bool]], tokenizer: Tokenizer) -> Cut:
@@ -244,6 +307,8 @@ def spelling(example: Example, tokenizer: Tokenizer) -> Literal["as written", "a
 def _spelling(text: str, tokenizer: Tokenizer) -> Literal["as written", "altered", "misspelt"]:
     if tokenizer.exact and text.isascii() and text.replace("\n", "").isprintable():
         return "as written"
+    if tokenizer.spells(text):
+        return "as written"
     back = tokenizer.decode(tokenizer.encode(text))
     if unicodedata.normalize("NFC", back).strip() == unicodedata.normalize("NFC", text).strip():
         return "as written"  # a space at the beginning may be taken for that which texts begin with
@@ -261,7 +326,7 @@ def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *,
 
     Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
     """
-    pieces = _marked(template.prompt_pieces(example, header=header), tokenizer)
+    pieces = _marked(template.prompt_pieces(example, header=header), tokenizer.marks_in)
     return [*_begin(pieces, template, tokenizer), *_cut(pieces, tokenizer).ids]
 
 

@@ -18,6 +18,7 @@ from instil.data.duplicates.grams import Numbers
 from instil.data.duplicates.search import Relatives, Tick, first_of_equal, hashed, relatives
 from instil.data.near_duplicates import Near, Prompts, leak_line, prompt_text
 from instil.data.splits import Part, Split
+from instil.data.subset import chosen
 from instil.data.words import normal
 from instil.errors import DataError, counted
 from instil.records import Example
@@ -188,7 +189,7 @@ def _without(split: Split, prompts: Prompts, near: Relatives) -> tuple[Split, tu
             f"nearly the same as {part} row {prompts.row(like).row} (cosine {near.cosine_N[at]:.2f}), data.leaks=drop"
         )
         dropped.append((split.train[at].row, said))
-    train = tuple(split.train[at] for at in np.flatnonzero(nearest < 0).tolist())
+    train = chosen(split.train, np.flatnonzero(nearest < 0))
     if not train:
         raise DataError(
             f"each of the {len(split.train):,} training rows is nearly the same as a held-out row, so data.leaks=drop "

@@ -1,22 +1,31 @@
 """Batches in a seeded order.
 
 The order of an epoch is a function of the seed and the epoch's number alone, so whatever else draws random numbers does
-not change it, and the rest of an epoch can be had without what comes before. (Training itself cannot be taken up in the
-middle yet: the optimizer's moments go.) The book's order is drawn instead, as torch's own ``DataLoader`` does.
+not change it, and the rest of an epoch can be had without what comes before; of very many rows it is computed step by
+step (`instil.data.permutation`). A step has so many rows, or so many tokens (`instil.data.budget`). (Training itself
+cannot be taken up in the middle yet: the optimizer's moments go.) The book's order is drawn instead, as torch's own
+``DataLoader`` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from instil.data.budget import TokenBudget
 from instil.data.collate import RowCollator
+from instil.data.lengths import Measured, lengths_of
+from instil.data.permutation import shuffled
+from instil.data.subset import Lazy, Subset
 from instil.errors import DataError
 from instil.records import Batch
 
 Layouts = Literal["padded", "shared"]
+SAMPLED = 2000  # steps whose sizes stand for those of an epoch
 
 
 class Collator(Protocol):
@@ -35,6 +44,15 @@ class Collator(Protocol):
         """Every token id that the row may bring into a batch."""
 
 
+@runtime_checkable
+class KnowsIds(Protocol):
+    """Rows of which it is known what ids they have."""
+
+    @property
+    def seen_ids(self) -> Sequence[int]:
+        """All of them, in order."""
+
+
 class Loader:
     """Optimizer steps over encoded rows; each step is a list of one or more micro-batches.
 
@@ -51,6 +69,8 @@ class Loader:
         order: ``"seeded"``, or ``"book"``: as torch's ``DataLoader`` draws it (chapter 7.4) from the global generator,
             so that it depends on everything drawn before, and of an epoch only the whole can be had.
         collator: how rows become a batch; made with ``pad_id``, ``max_length`` and ``layout``.
+        batch_tokens: tokens of one optimizer step, in place of ``batch_size`` rows; 0 for rows. ``micro_batch`` 0
+            means the whole step, and no step is incomplete.
     """
 
     def __init__(
@@ -67,14 +87,15 @@ class Loader:
         layout: Layouts = "shared",
         order: Literal["seeded", "book"] = "seeded",
         collator: Callable[[int, int | None, Layouts], Collator] = RowCollator,
+        batch_tokens: int = 0,
     ) -> None:
         if not rows:
             raise DataError("there are no rows to make batches of")
         if batch_size < 1 or micro_batch < 0:
             raise ValueError(f"batch_size is {batch_size}, micro_batch {micro_batch}; wanted at least 1 and at least 0")
-        self.rows: tuple[Any, ...] = tuple(rows)
+        self.rows: Sequence[Any] = rows if isinstance(rows, Lazy) else tuple(rows)
         self.batch_size = batch_size
-        self.micro_batch = micro_batch or batch_size
+        self.micro_batch = micro_batch or (len(rows) if batch_tokens else batch_size)
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
@@ -82,6 +103,14 @@ class Loader:
         self.resumable = order == "seeded"
         self.collate = collator(pad_id, max_length, layout)
         self._pad_id = pad_id
+        self._max_length = max_length
+        self._order: tuple[int, Sequence[int]] = (-1, ())
+        self.budget: TokenBudget | None = None
+        if batch_tokens:
+            if order == "book":
+                raise ValueError("in the book's order a step has so many rows, not tokens")
+            padded = layout == "padded"
+            self.budget = TokenBudget(self._lengths(), batch_tokens, seed, padded=padded, shuffle=shuffle)
         if len(self) == 0:
             raise DataError(
                 f"a batch of {batch_size} rows is larger than the {len(rows)} rows there are, and incomplete "
@@ -90,19 +119,33 @@ class Loader:
 
     def __len__(self) -> int:
         """Optimizer steps in one epoch."""
+        if self.budget:
+            return len(self.budget)
         whole, rest = divmod(len(self.rows), self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
     def ids(self) -> list[int]:
-        """Every token id that some batch may hold, in order."""
+        """Every token id that some batch may hold, in order; more than those where the rows know of more."""
+        known = self.rows.rows if isinstance(self.rows, Subset) else self.rows
+        if isinstance(known, KnowsIds):
+            return sorted({self._pad_id, *known.seen_ids})
         return sorted({self._pad_id}.union(*(self.collate.ids(row) for row in self.rows)))
 
-    def order(self, epoch: int) -> list[int]:
+    def order(self, epoch: int) -> Sequence[int]:
         """The rows of an epoch in the seeded order: a function of seed and epoch only."""
+        if self.budget:
+            return [int(row) for step in range(len(self)) for row in self.budget.rows(epoch, step)]
         if not self.shuffle:
-            return list(range(len(self.rows)))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return [int(i) for i in torch.randperm(len(self.rows), generator=generator)]
+            return range(len(self.rows))
+        if self._order[0] != epoch:
+            self._order = epoch, shuffled(len(self.rows), self.seed * 1_000_003 + epoch)
+        return self._order[1]
+
+    def rows_of(self, epoch: int, step: int) -> Sequence[int]:
+        """The numbers of the rows of a step in the seeded order."""
+        if self.budget:
+            return [int(row) for row in self.budget.rows(epoch, step)]
+        return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each step of an epoch, from step ``start`` on.
@@ -110,9 +153,8 @@ class Loader:
         In the book's order the first epoch seeds the global generator, as the chapter does before training.
         """
         if self.resumable:
-            order = self.order(epoch)
             for step in range(start, len(self)):
-                yield self._step_of(order, step)
+                yield self._micro_batches(self.rows_of(epoch, step))
             return
         if start:
             raise ValueError("in the book's order an epoch has no rest without what comes before it")
@@ -137,32 +179,49 @@ class Loader:
 
     def step(self, number: int) -> list[Batch]:
         """One step of the first epoch in the seeded order, whatever the order of training."""
-        return self._step_of(self.order(0), number)
+        return self._micro_batches(self.rows_of(0, number))
 
     def batches(self) -> Iterator[Batch]:
         """Every micro-batch of the first epoch, one after another."""
         for step in self.steps():
             yield from step
 
-    def sizes(self, epoch: int = 0) -> list[list[int]]:
-        """Positions computed (padding included) for each micro-batch of each step, without making a batch."""
-        order = self.order(epoch)
+    def batch(self, number: int) -> Batch:
+        """The one micro-batch of a step, where steps have one."""
+        (batch,) = self.step(number)
+        return batch
+
+    def sampled(self) -> Sequence[int]:
+        """Numbers of steps that stand for an epoch: all of few, else so many evenly spread."""
+        count = len(self)
+        return range(count) if count <= SAMPLED else np.linspace(0, count - 1, SAMPLED, dtype=np.int64).tolist()
+
+    def sizes(self, epoch: int = 0, steps: Iterable[int] | None = None) -> list[list[int]]:
+        """Positions computed (padding included) for each micro-batch of steps, without making a batch.
+
+        Args:
+            epoch: whose steps.
+            steps: their numbers; by default those that stand for the epoch.
+        """
         return [
-            [self.collate.positions(rows) for rows in self._micro_rows(self._chosen(order, step))]
-            for step in range(len(self))
+            [self.collate.positions(rows) for rows in self._micro_rows(self.rows_of(epoch, step))]
+            for step in (self.sampled() if steps is None else steps)
         ]
 
     def longest(self) -> list[Batch]:
         """A step of the longest rows: what needs the most memory."""
-        lengths = [self.collate.length(row) for row in self.rows]
-        by_length = sorted(range(len(self.rows)), key=lengths.__getitem__, reverse=True)
-        return self._micro_batches(by_length[: self.batch_size])
+        if self.budget:
+            return self._micro_batches([int(row) for row in self.budget.heaviest_rows()])
+        by_length = np.argsort(-self._lengths(), kind="stable")
+        return self._micro_batches([int(row) for row in by_length[: self.batch_size]])
 
-    def _chosen(self, order: Sequence[int], step: int) -> Sequence[int]:
-        return order[step * self.batch_size : (step + 1) * self.batch_size]
-
-    def _step_of(self, order: Sequence[int], step: int) -> list[Batch]:
-        return self._micro_batches(self._chosen(order, step))
+    def _lengths(self) -> NDArray[np.int32]:
+        """How many positions of each row are computed."""
+        known = self.rows.rows if isinstance(self.rows, Subset) else self.rows
+        if isinstance(known, Measured):
+            lengths = lengths_of(self.rows).ids_R - 1
+            return lengths if self._max_length is None else np.minimum(lengths, self._max_length)
+        return np.fromiter((self.collate.length(row) for row in self.rows), np.int32, len(self.rows))
 
     def _micro_rows(self, chosen: Sequence[int]) -> Iterator[list[Any]]:
         for first in range(0, len(chosen), self.micro_batch):

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import mean
-
-import numpy as np
 
 from instil.data.findings.finding import SEVERITIES, Finding, ranked
 from instil.data.findings.look import LOOKED_AT, look
 from instil.data.findings.masks import KEEP, Masks, has_target, quantiles
+from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS, Part, Split
-from instil.data.words import normal
+from instil.data.words import prompt_of
 from instil.errors import DataError, listed
 from instil.records import Encoded, Example
 
@@ -159,6 +156,7 @@ def check(
     altered: Sequence[int] = (),
     unusable: Sequence[str] = (),
     notes: Sequence[str] = (),
+    repeated: int | None = None,
     control_tokens: Sequence[str] = (),
     looked_at: int = LOOKED_AT,
 ) -> Preflight:
@@ -176,14 +174,12 @@ def check(
         altered: rows that lose something in the tokenizer.
         unusable: complaints of rows that were left out.
         notes: what else is to be said.
+        repeated: test and validation rows that repeat a training row's prompt, where that is known.
         control_tokens: the model's, by name, which texts should not hold.
         looked_at: the texts of so many rows are looked at.
     """
     measured = longest or encoded
-    masks = {part: Masks(max_length) for part in PARTS}
-    for part in PARTS:
-        for row, long in zip(encoded[part], measured[part], strict=True):
-            masks[part].see(row, long)
+    masks = {part: Masks.of(lengths_of(encoded[part]), lengths_of(measured[part]), max_length) for part in PARTS}
     train, every = masks["train"], [masks[part] for part in PARTS]
     looked = look(split, answers, control_tokens, looked_at)
     by_share = train.quantiles()
@@ -191,21 +187,21 @@ def check(
         rows={part: len(split.part(part)) for part in PARTS},
         tokens=train.tokens,
         trained_tokens=train.trained,
-        mean_length=mean(train.lengths) if train.rows else 0.0,
-        longest=max(max(one.lengths, default=0) for one in every),
+        mean_length=float(train.lengths_R.mean()) if train.rows else 0.0,
+        longest=max(int(one.lengths_R.max(initial=0)) for one in every),
         length_95=by_share["95"],
         max_length=max_length,
         context=context,
         cut=tuple(row for one in every for row in one.cut),
         skipped=tuple(row for one in every for row in one.skipped),
-        repeated_prompts=_repeated(split),
+        repeated_prompts=repeated_prompts(split) if repeated is None else repeated,
         misspelt=tuple(misspelt),
         altered=tuple(altered),
         ends=ends,
         unusable=tuple(unusable),
         notes=tuple(notes),
         quantiles=by_share,
-        keeps_99=max(1, quantiles([one.lengths for one in every], [KEEP])[0] - 1),
+        keeps_99=max(1, quantiles([one.lengths_R for one in every], [KEEP])[0] - 1),
         ends_trained=train.ends,
         findings=tuple(ranked([*train.findings(context), *looked.findings])),
         looked_at=looked.rows,
@@ -215,14 +211,10 @@ def check(
     )
 
 
-def _repeated(split: Split) -> int:
-    """How many held-out rows ask what a training row asks; told by hashes, which take little room."""
-    train, *held_out = (array("q", map(_prompt, split.part(part))) for part in PARTS)
-    return int(sum(np.isin(np.asarray(some), np.asarray(train)).sum() for some in held_out if some))
-
-
-def _prompt(example: Example) -> int:
-    return hash((normal(example.instruction or example.output).strip(), normal(example.about).strip()))
+def repeated_prompts(split: Split) -> int:
+    """How many test and validation rows ask what a training row asks."""
+    prompts = {hash(prompt_of(example)) for example in split.train}
+    return sum(hash(prompt_of(example)) in prompts for part in (split.test, split.validation) for example in part)
 
 
 def _short(line: str, where: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Source:
     """
 
     name: str
-    examples: tuple[Example, ...]
+    examples: Sequence[Example]
     sha256: str
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
@@ -75,6 +75,109 @@ def _turn_in_nfc(turn: Turn) -> Turn:
     )
 
 
+class SourceRows:
+    """The rows of a data set as examples, one after another; nothing is held but what is to be said of them.
+
+    Args:
+        rows: what can be iterated over twice.
+        name: what messages call them.
+        skip_bad: leave unusable rows out, and list them in ``Source.rejected``.
+        need_output: whether rows must carry the wanted answer (not so for rows only to be answered).
+        mapping: keys that are read under another name, such as ``question=instruction``.
+        offers: what whoever reads the messages can set: ``--map``, and ``data.skip_bad``.
+        notes: what is said before the notes on shapes.
+        form: the normal form of texts (``data.normalise``).
+
+    Raises:
+        DataError: they have no shape that is known.
+        SettingsError: ``mapping`` is not of that form.
+    """
+
+    def __init__(
+        self,
+        rows: Iterable[Raw],
+        name: str,
+        *,
+        skip_bad: bool = False,
+        need_output: bool = True,
+        mapping: Sequence[str] = (),
+        offers: Collection[Offer] = ("map", "skip_bad"),
+        notes: Sequence[str] = (),
+        form: Normalise = "none",
+    ) -> None:
+        self._shaped = ShapedRows(rows, name, "answers" if need_output else "prompts", Renames(mapping), offers)
+        self.name = name
+        self._skip_bad, self._form, self._said = skip_bad, form, tuple(notes)
+        self._rejected: list[Rejected] = []
+        self._digest = hashlib.sha256()
+
+    def __len__(self) -> int:
+        """How many rows there are, with those that cannot be used."""
+        return self._shaped.count
+
+    def __iter__(self) -> Iterator[Example]:
+        """The examples.
+
+        Raises:
+            DataError: after the last of them: some rows cannot be used.
+        """
+        self._rejected, self._digest, good = [], hashlib.sha256(), 0
+        for made in self._shaped:
+            if isinstance(made, Example):
+                good += 1
+                self._digest.update(json.dumps(made.as_json(), sort_keys=True).encode())
+                yield made if self._form == "none" else in_nfc(made)
+            elif isinstance(made, Rejected):
+                self._rejected.append(made)
+        if not good or (self._rejected and not self._skip_bad):
+            self._shaped.refuse(self._rejected, good)
+
+    def source(self, examples: Sequence[Example]) -> Source:
+        """After the last example: a source of these, with all that is to be said of the rows."""
+        notes = (*self._said, *self._shaped.notes)
+        return Source(self.name, examples, self._digest.hexdigest(), tuple(self._rejected), notes)
+
+    def key(self) -> str:
+        """The hash of all rows."""
+        for _ in self:
+            pass
+        return self._digest.hexdigest()
+
+
+def open_source(
+    data: str | Path | Sequence[Any],
+    *,
+    skip_bad: bool = False,
+    need_output: bool = True,
+    mapping: Sequence[str] = (),
+    offers: Collection[Offer] = ("map", "skip_bad"),
+    form: Normalise = "none",
+) -> SourceRows:
+    """The rows of a data set, to be read one after another: of whatever `read_source` reads, or of a list.
+
+    Raises:
+        DataError: as `instil.data.files.rows.open_rows`; or they have no shape that is known.
+        SettingsError: ``mapping`` is not of that form.
+    """
+    rows: Iterable[Raw]
+    notes: tuple[str, ...] = ()
+    if isinstance(data, str | Path):
+        found = open_rows(data)
+        rows, name, notes = found.twice(), str(data), found.notes
+    else:
+        rows, name = [InMemory(row) for row in data], IN_MEMORY
+    return SourceRows(
+        rows,
+        name,
+        skip_bad=skip_bad,
+        need_output=need_output,
+        mapping=mapping,
+        offers=offers,
+        notes=notes,
+        form=form,
+    )
+
+
 def read_source(
     data: str | Path,
     *,
@@ -96,9 +199,8 @@ def read_source(
         DataError: as `instil.data.files.rows.open_rows`; or the rows have no shape that is known, or are unusable.
         SettingsError: ``mapping`` is not of that form.
     """
-    rows = open_rows(data)
-    source = _source(rows.twice(), str(data), skip_bad, need_output, mapping, offers)
-    return replace(source, notes=(*rows.notes, *source.notes))
+    rows = open_source(data, skip_bad=skip_bad, need_output=need_output, mapping=mapping, offers=offers)
+    return rows.source(tuple(rows))
 
 
 def examples_from(
@@ -127,27 +229,12 @@ def examples_from(
         DataError: they have no shape that is known, or some of them cannot be used.
         SettingsError: ``mapping`` is not of the form ``question=instruction``.
     """
-    return _source([InMemory(row) for row in rows], name, skip_bad, need_output, mapping, offers)
-
-
-def _source(
-    rows: Iterable[Raw],
-    name: str,
-    skip_bad: bool,
-    need_output: bool,
-    mapping: Sequence[str],
-    offers: Collection[Offer],
-) -> Source:
-    shaped = ShapedRows(rows, name, "answers" if need_output else "prompts", Renames(mapping), offers)
-    good: list[Example] = []
-    bad: list[Rejected] = []
-    digest = hashlib.sha256()
-    for made in shaped:
-        if isinstance(made, Example):
-            good.append(made)
-            digest.update(json.dumps(made.as_json(), sort_keys=True).encode())
-        elif isinstance(made, Rejected):
-            bad.append(made)
-    if not good or (bad and not skip_bad):
-        shaped.refuse(bad, len(good))
-    return Source(name, tuple(good), digest.hexdigest(), tuple(bad), shaped.notes)
+    found = SourceRows(
+        [InMemory(row) for row in rows],
+        name,
+        skip_bad=skip_bad,
+        need_output=need_output,
+        mapping=mapping,
+        offers=offers,
+    )
+    return found.source(tuple(found))

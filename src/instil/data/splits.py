@@ -9,13 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instil.data.duplicates.grams import Numbers
 from instil.data.duplicates.search import NEAR, Relatives, Tick, first_of_equal, hashed, join, relatives
 from instil.data.near_duplicates import Prompts
+from instil.data.subset import Lazy, Subset, chosen
 from instil.data.words import normal, words
 from instil.errors import counted
 from instil.records import Example
@@ -24,6 +26,7 @@ from instil.settings.options import DataOptions
 TRAIN_SHARE = 0.85
 TEST_SHARE = 0.10
 SHOWN = 5  # groups that are told of
+COMPACT_FROM = 100_000  # rows from which on `split.json` has ranges
 Part = Literal["train", "test", "validation"]
 PARTS: tuple[Part, ...] = ("train", "test", "validation")
 
@@ -37,15 +40,15 @@ class Split:
     """
 
     kind: str
-    train: tuple[Example, ...]
-    test: tuple[Example, ...]
-    validation: tuple[Example, ...]
+    train: Sequence[Example]
+    test: Sequence[Example]
+    validation: Sequence[Example]
     notes: tuple[str, ...] = ()
     near: Relatives | None = field(default=None, compare=False, repr=False)
 
-    def part(self, name: Part) -> tuple[Example, ...]:
+    def part(self, name: Part) -> Sequence[Example]:
         """The examples of one part by its name."""
-        parts: dict[Part, tuple[Example, ...]] = {
+        parts: dict[Part, Sequence[Example]] = {
             "train": self.train,
             "test": self.test,
             "validation": self.validation,
@@ -53,8 +56,59 @@ class Split:
         return parts[name]
 
     def as_json(self) -> dict[str, object]:
-        """The row numbers of each part, for ``split.json``."""
-        return {"kind": self.kind} | {name: [example.row for example in self.part(name)] for name in PARTS}
+        """The row numbers of each part, for ``split.json``; of very many rows as ranges, see `rows_in`."""
+        numbers = {name: row_numbers(self.part(name)) for name in PARTS}
+        if sum(map(len, numbers.values())) < COMPACT_FROM:
+            return {"kind": self.kind} | {name: rows.tolist() for name, rows in numbers.items()}
+        return {"kind": self.kind} | {name: {"ranges": _ranges(rows)} for name, rows in numbers.items()}
+
+
+def rows_in(part: Any) -> list[int] | None:
+    """The row numbers of a part as ``split.json`` has them, a list or ranges with their ends; None for what is neither.
+
+    >>> rows_in([3, 1]), rows_in({"ranges": [[0, 3], [7, 8]]}), rows_in({"ranges": [[0]]})
+    ([3, 1], [0, 1, 2, 7], None)
+    """
+    if isinstance(part, list):
+        return part if all(type(row) is int for row in part) else None
+    ranges = part.get("ranges") if isinstance(part, dict) else None
+    if not isinstance(ranges, list):
+        return None
+    pairs = [pair for pair in ranges if isinstance(pair, list) and [type(end) for end in pair] == [int, int]]
+    return [row for first, end in pairs for row in range(first, end)] if len(pairs) == len(ranges) else None
+
+
+def row_numbers(examples: Sequence[Example]) -> NDArray[np.int64]:
+    """The numbers of rows in their file."""
+    rows, numbers = (examples.rows, examples.numbers) if isinstance(examples, Subset) else (examples, None)
+    if not isinstance(rows, Numbered):
+        return np.fromiter((example.row for example in examples), np.int64, len(examples))
+    if isinstance(numbers, range):
+        return rows.row_numbers[numbers.start : numbers.stop : numbers.step]
+    return rows.row_numbers if numbers is None else rows.row_numbers[numbers]
+
+
+@runtime_checkable
+class Numbered(Protocol):
+    """Rows whose numbers are known without looking at them."""
+
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """Those of all of them."""
+
+
+def _ranges(rows: NDArray[np.int64]) -> list[list[int]]:
+    """Numbers as ranges of those that follow one another.
+
+    >>> _ranges(np.array([0, 1, 2, 7]))
+    [[0, 3], [7, 8]]
+    """
+    if not len(rows):
+        return []
+    breaks = np.flatnonzero(np.diff(rows) != 1)
+    firsts, lasts = rows[np.concatenate([[0], breaks + 1])], rows[np.concatenate([breaks, [len(rows) - 1]])]
+    found: list[list[int]] = np.stack([firsts, lasts + 1], axis=1).tolist()
+    return found
 
 
 def sizes(count: int) -> tuple[int, int, int]:
@@ -82,7 +136,7 @@ def split_examples(examples: Sequence[Example], options: DataOptions, tick: Tick
 def split_in_order(examples: Sequence[Example]) -> Split:
     """The book's split: in file order, 85/10/5 %."""
     train, test, _ = sizes(len(examples))
-    rows = tuple(examples)
+    rows = examples if isinstance(examples, Lazy) else tuple(examples)
     return Split("book", rows[:train], rows[train : train + test], rows[train + test :])
 
 
@@ -103,7 +157,7 @@ def split_grouped(examples: Sequence[Example], seed: int, threshold: float = NEA
     divided = len(examples) > 1 and test_size + validation_size and not (len(parts[1]) or len(parts[2]))
     if divided:
         parts, _ = _dealt(equal, seed, test_size, validation_size)
-    train, test, validation = (tuple(examples[at] for at in part.tolist()) for part in parts)
+    train, test, validation = (chosen(examples, part.astype(np.int64)) for part in parts)
     notes = _notes(examples, large, divided=bool(divided and (test or validation)))
     as_dealt = replace(found, group_N=near[np.concatenate(parts)])
     return Split("grouped", train, test, validation, notes, None if divided else as_dealt)

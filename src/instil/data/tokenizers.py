@@ -7,9 +7,11 @@ come from a template (`Piece`) or from `eos_id`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +46,13 @@ class Tokenizer(Protocol):
     def control_tokens(self) -> frozenset[str]:
         """Names of the tokens that no text is made of."""
 
+    @property
+    def hash(self) -> str:
+        """Of all that shapes ids."""
+
+    def spells(self, text: str) -> bool:
+        """Whether a text is known to come back as it was; if not, it may do so all the same."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of plain text, without `begin_ids`; names of control tokens inside it are plain text too."""
 
@@ -54,6 +63,13 @@ class Tokenizer(Protocol):
 
         Raises:
             ModelError: the vocabulary has no such token.
+        """
+
+    def cut_many(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[Cut]:
+        """`cut` of many rows at once, which is quicker.
+
+        Raises:
+            ModelError: as `cut`.
         """
 
     def marks_in(self, text: str) -> list[tuple[str, bool]]:
@@ -134,6 +150,7 @@ class FastTokenizer:
             if token["content"] in self._control:
                 token["normalized"] &= _normalized(tokenizer, token["content"]) == token["content"]
         self.exact = _is_exact(self._state)
+        self._lacking = _lacking_bytes(self._state) if self.exact else None
         if not self.exact and self._state["model"].get("unk_token") == eos:
             raise ModelError(
                 f"the end token {eos!r} is also what this vocabulary has for all that it cannot spell, so that texts "
@@ -151,6 +168,14 @@ class FastTokenizer:
             name for name in known if tokenizer.token_to_id(name) is not None and not is_ordinary(tokenizer, name)
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without pipelines, which are made again where they are asked for."""
+        return {**self.__dict__, "_views": {}, "_tokenizer": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer = self._view(frozenset()).fast
+
     def _view(self, more: frozenset[str]) -> Pipeline:
         """The pipeline with some more control tokens, those of a template."""
         more -= self._control
@@ -162,13 +187,42 @@ class FastTokenizer:
     def control_tokens(self) -> frozenset[str]:
         return self._control
 
+    @cached_property
+    def hash(self) -> str:
+        shaping = [self._state, self.eos, sorted(self.stop_ids), self.begin_ids, sorted(self._control)]
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:16]
+
+    def spells(self, text: str) -> bool:
+        if self._lacking is None:
+            return False
+        try:
+            written = text.encode("utf-8")
+        except UnicodeEncodeError:  # half of a surrogate pair
+            return False
+        return len(written.translate(None, self._lacking)) == len(written)
+
     def encode(self, text: str) -> list[int]:
         return self.cut([(text, False)]).ids
 
     def cut(self, parts: Sequence[tuple[str, bool]]) -> Cut:
-        names = [text or self.eos for text, control in parts if control]
-        whole = [(text or self.eos if control else _valid(text), control) for text, control in parts]
+        names, whole = self._named(parts)
         return self._view(frozenset(names)).cut(whole, [self.control_id(name) for name in names])
+
+    def cut_many(self, rows: Sequence[Sequence[tuple[str, bool]]]) -> list[Cut]:
+        cuts: dict[int, Cut] = {}
+        asked: dict[frozenset[str], dict[int, tuple[list[tuple[str, bool]], list[int]]]] = {}
+        for number, parts in enumerate(rows):
+            names, whole = self._named(parts)
+            of_view = asked.setdefault(frozenset(names), {})
+            of_view[number] = whole, [self.control_id(name) for name in names]
+        for names_of_view, some in asked.items():
+            cuts |= zip(some, self._view(names_of_view).cut_many(list(some.values())), strict=True)
+        return [cuts[number] for number in range(len(rows))]
+
+    def _named(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[str], list[tuple[str, bool]]]:
+        """The control tokens of a row, and its parts with them by their names and text that has UTF-8."""
+        names = [text or self.eos for text, control in parts if control]
+        return names, [(text or self.eos if control else _valid(text), control) for text, control in parts]
 
     def control_id(self, name: str) -> int:
         found = self._ids.get(name)
@@ -275,7 +329,9 @@ def _normalized(tokenizer: Any, text: str) -> str:
 
 def _valid(text: str) -> str:
     """The same without halves of surrogate pairs, which have no UTF-8."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _HALF.search(text) else text
+    if text.isascii() or not _HALF.search(text):
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _is_exact(state: Mapping[str, Any]) -> bool:
@@ -283,6 +339,19 @@ def _is_exact(state: Mapping[str, Any]) -> bool:
     pre = state["pre_tokenizer"] or {}
     steps = pre.get("pretokenizers", [pre])
     return state["normalizer"] is None and any(step.get("type") == "ByteLevel" for step in steps)
+
+
+def _lacking_bytes(state: Mapping[str, Any]) -> bytes | None:
+    """The bytes that a byte-level vocabulary has no token for and drops; None where texts lose something besides."""
+    swallowing = any(token["lstrip"] or token["rstrip"] for token in state["added_tokens"] if not token["special"])
+    pre = state["pre_tokenizer"]
+    steps = {step.get("type") for step in pre.get("pretokenizers", [pre])}
+    if state["model"].get("type") != "BPE" or swallowing or steps - {"ByteLevel", "Digits", "Split"}:
+        return None
+    as_they_are = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in as_they_are]  # GPT-2 writes them as characters from 256 on
+    characters = {byte: chr(byte) for byte in as_they_are} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+    return bytes(byte for byte in range(256) if characters[byte] not in state["model"]["vocab"])
 
 
 def _without_dropout(state: dict[str, Any]) -> list[str]:

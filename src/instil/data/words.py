@@ -15,6 +15,8 @@ import unicodedata
 
 import regex
 
+from instil.records import Example
+
 SPACELESS = (
     "Han Hiragana Katakana Bopomofo Thai Lao Khmer Myanmar Tai_Le New_Tai_Lue Tai_Tham Tai_Viet Javanese Balinese Yi "
     "Nushu Tangut Ahom Khitan_Small_Script"
@@ -52,6 +54,11 @@ def normal(text: str) -> str:
     True
     """
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def prompt_of(example: Example) -> tuple[str, str]:
+    """What a row asks, as it is compared with what others ask; of a text without a question the text."""
+    return normal(example.instruction or example.output).strip(), normal(example.about).strip()
 
 
 def folded(text: str) -> str:

@@ -99,7 +99,7 @@ def _rows_of_file(data: str, split: str | None, settings: Settings, screen: Scre
     source = read_source(data, need_output=False, mapping=settings.data.map, offers=OFFERS)
     for note in source.notes:
         screen.say(note, "dim")
-    return source.examples
+    return tuple(source.examples)
 
 
 def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:

@@ -88,7 +88,7 @@ def answered_rows(
     if source.skipped:
         bad = f"{len(source.skipped)} of {len(rows)} rows cannot be scored (rows are counted from 0)"
         raise DataError(f"{name}: {bad}:\n{listed(list(source.skipped))}\nmend them, or leave them out")
-    examples = source.examples
+    examples = tuple(source.examples)
     if numbers is not None:
         examples = tuple(replace(example, row=number) for example, number in zip(examples, numbers, strict=True))
     return examples, [str(said) for said in answers]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from instil.data.files.places import absolute
+from instil.data.permutation import drawn_by
 from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
@@ -111,6 +112,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
             "new_rows": prepared.new_rows,
         },
         "hashes": input_hashes(prepared),
+        "order": drawn_by(len(prepared.usable("train"))) if prepared.settings.train.order == "seeded" else "book",
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

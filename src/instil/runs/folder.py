@@ -30,7 +30,7 @@ from typing import Any
 
 from instil.data.leaks import Leaks
 from instil.data.near_duplicates import Near
-from instil.data.splits import PARTS
+from instil.data.splits import PARTS, rows_in
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.files import (
@@ -189,10 +189,11 @@ class RunFolder:
         """
         file = self.path / "split.json"
         found = read_json(file)
-        numbers = [found.get(part) for part in PARTS] if isinstance(found, dict) else [None]
-        if not all(isinstance(rows, list) and all(type(row) is int for row in rows) for rows in numbers):
+        numbers = {part: rows_in(found.get(part) if isinstance(found, dict) else None) for part in PARTS}
+        known = {part: rows for part, rows in numbers.items() if rows is not None}
+        if len(known) < len(PARTS):
             raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
-        return {part: found[part] for part in PARTS}
+        return {str(part): rows for part, rows in known.items()}
 
     def write_split(self, rows: Mapping[str, object], leaks: Leaks, answered: str) -> None:
         """Write ``split.json``; the near-duplicates of the part that is ``answered`` stand apart from others."""

@@ -212,6 +212,12 @@ class TrainOptions(BaseModel):
     )
     epochs: int = Field(4, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
+    batch_tokens: int = Field(
+        0,
+        ge=0,
+        description="tokens of one optimizer step, in place of batch_size: rows of like length stand together, and a "
+        "row that is longer is a step of its own; 0: batch_size rows",
+    )
     micro_batch: int = Field(0, ge=0, description="rows computed at once; 0: the whole step")
     learning_rate: float = Field(
         1e-4,

@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from instil.data.collate import RowCollator
-from instil.data.encoding import encode, encode_all
-from instil.data.sources import Source, examples_from, read_source
+from instil.data.encoding import encode_many
+from instil.data.files.rows import open_rows
+from instil.data.lengths import lengths_of
+from instil.data.sources import Source, SourceRows, open_source
+from instil.data.store.build import stored_tokens
+from instil.data.store.examples import ExampleStore
+from instil.data.store.sources import stored
+from instil.data.subset import Subset, chosen
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.records import Encoded, Example
@@ -22,20 +30,36 @@ class Answers(Task[Encoded]):
 
     def read(self, data: Data) -> Source:
         options = self.settings.data
-        if isinstance(data, str | Path):
-            source = read_source(data, skip_bad=options.skip_bad, mapping=options.map)
-        else:
-            source = examples_from(list(data), skip_bad=options.skip_bad, mapping=options.map)
-        return source.normalised(self.settings.data.normalise)
+
+        def read() -> SourceRows:
+            rows = data if isinstance(data, str | Path) else list(data)
+            return open_source(rows, skip_bad=options.skip_bad, mapping=options.map, form=options.normalise)
+
+        files = open_rows(data).files if isinstance(data, str | Path) else ()
+        how = {"skip_bad": options.skip_bad, "normalise": options.normalise, "map": list(options.map)}
+        return stored(read, self.screen, files=files, **how)
 
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
-    ) -> list[Encoded]:
-        options = self.settings.data
-        return encode_all(examples, lambda row: encode(row, template, tokenizer, options.train_on, options.turns))
+    ) -> Sequence[Encoded]:
+        train_on, turns = self.settings.data.train_on, self.settings.data.turns
+        if isinstance(examples, Subset) and isinstance(examples.rows, ExampleStore):
+            tokens = stored_tokens(examples.rows, template, tokenizer, train_on, self.screen, turns)
+            return tokens.subset(examples.numbers)
+        return encode_many(examples, template, tokenizer, train_on, turns)
+
+    def usable(self, rows: Sequence[Encoded], max_length: int) -> Sequence[Encoded]:
+        usable_R = lengths_of(rows).has_target_R(max_length)
+        return rows if usable_R.all() else chosen(rows, np.flatnonzero(usable_R))
 
     def answer(self, row: Encoded) -> Encoded:
         return row
+
+    def answered(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+        return rows
+
+    def measured(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+        return rows
 
     def objective(self) -> Objective:
         return Likelihood()

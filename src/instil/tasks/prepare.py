@@ -10,8 +10,10 @@ from typing import Any
 from instil.data.duplicates.search import STEPS
 from instil.data.encoding import check_vocabulary, ends_line, mask_notes, spelling
 from instil.data.leaks import Leaks, guard
+from instil.data.loader import Loader
 from instil.data.preflight import check
 from instil.data.splits import PARTS, Split, split_examples
+from instil.data.store.kept import in_store
 from instil.data.templates import TEMPLATE_FILE, Template, find_template, read_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, TemplateMismatch, counted
@@ -30,6 +32,8 @@ from instil.tasks.answers import Answers
 from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Data, Prepared, Task, loader_for
 from instil.train.loop import planned_steps
+
+MANY_EVALUATED = 20_000  # validation rows
 
 # What is learnt, by `train.objective`.
 TASKS: dict[str, type[Task[Any]]] = {"sft": Answers, "dpo": Preferences}
@@ -64,6 +68,7 @@ def prepare(
     """
     # Rows, model and template, each as it is found.
     task = task or task_of(settings)
+    task.screen = screen = screen or Screen(quiet=True)
     source = task.read(data)
     path = find_model(model)
     reader = open_model(path)
@@ -76,22 +81,25 @@ def prepare(
     check_vocabulary(template, tokenizer, spec.vocab_size)
 
     # Rows as the model will see them, and all there is to say of them.
-    split, leaks = _split(source.examples, settings.data, screen or Screen(quiet=True))
+    split, leaks = _split(source.examples, settings.data, screen)
     rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
-    spellings = {example.row: spelling(example, tokenizer) for example in source.examples}
+    measured = {part: task.measured(rows[part]) for part in PARTS}
+    kept = in_store(rows)
+    misspelt, altered = kept.spelt() if kept else _spelt(source.examples, tokenizer)
     preflight = check(
         split,
-        {part: [task.answer(row) for row in rows[part]] for part in PARTS},
+        {part: task.answered(rows[part]) for part in PARTS},
         max_length,
-        longest={part: [task.longest(row) for row in rows[part]] for part in PARTS},
+        longest=measured,
         context=spec.context,
         answers=task.answers(source),
         control_tokens=sorted(tokenizer.control_tokens),
         ends=ends_line(template, tokenizer),
-        misspelt=[row for row, kind in spellings.items() if kind == "misspelt"],
-        altered=[row for row, kind in spellings.items() if kind == "altered"],
+        misspelt=misspelt,
+        altered=altered,
         unusable=source.skipped,
+        repeated=kept.repeated(rows) if kept else None,
         notes=[
             *source.notes,
             *split.notes,
@@ -101,11 +109,11 @@ def prepare(
             *reader.notes,
             *reader.training_notes,
             *_header_notes(template, settings),
-            *mask_notes([task.answer(row) for part in PARTS for row in rows[part]]),
+            *mask_notes(kept.masked(rows) if kept else [one for part in PARTS for one in task.answered(rows[part])]),
             *idle(settings),
-            *_warmup_notes(settings, len(task.usable(rows["train"], max_length))),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),
+            *(kept.notes(source.examples) if kept else []),
         ],
     )
     prepared = Prepared(
@@ -129,7 +137,12 @@ def prepare(
     if refuse:
         preflight.refuse()
     device_for(settings.train.device)
-    loader_for(prepared, "train")  # a batch larger than the data
+    if settings.train.batch_tokens and settings.train.order == "book":
+        raise SettingsError("train.batch_tokens is for train.order=seeded; the book's order has steps of so many rows")
+    loader = loader_for(prepared, "train")  # a batch larger than the data
+    of_steps = [*_warmup_notes(settings, len(loader)), *_budget_notes(prepared, loader)] if loader else []
+    notes = (*preflight.notes, *of_steps, *_evaluation_notes(prepared))
+    prepared = replace(prepared, preflight=replace(preflight, notes=notes))
     if settings.train.method == "lora":
         blank = blank_decoder(spec)
         if settings.train.untie_head and spec.tied and settings.lora.trainable_token_indices:
@@ -179,10 +192,47 @@ def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
     )
 
 
-def _warmup_notes(settings: Settings, rows: int) -> list[str]:
-    """A warning where the share of warmup is less than one step of so many training rows."""
+def _spelt(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Rows that the vocabulary cannot spell, and those that the tokenizer alters."""
+    kinds = {example.row: spelling(example, tokenizer) for example in examples}
+    misspelt, altered = ([row for row, kind in kinds.items() if kind == name] for name in ("misspelt", "altered"))
+    return misspelt, altered
+
+
+def _budget_notes(prepared: Prepared, loader: Loader) -> list[str]:
+    """What a budget of tokens makes of the rows."""
+    options = prepared.settings.train
+    if loader.budget is None:
+        return []
+    rows = [loader.rows[int(at)].row for at in loader.budget.over_long[:20]]
+    over_long = len(loader.budget.over_long)
+    said = [
+        f"train.batch_tokens={options.batch_tokens} makes {counted(len(loader), 'step')} of an epoch, with "
+        f"{len(loader.rows) / len(loader):.1f} rows each on average"
+    ]
+    if over_long:
+        shown = ", ".join(map(str, rows)) + (", ..." if over_long > len(rows) else "")
+        have = (
+            "row is longer than that and makes a step of its own"
+            if over_long == 1
+            else "rows are longer than that and make a step of their own each"
+        )
+        said.append(f"{over_long} {have}: {shown}")
+    return said
+
+
+def _evaluation_notes(prepared: Prepared) -> list[str]:
+    """A warning where every evaluation looks at very many rows."""
+    count, options = len(prepared.rows["validation"]), prepared.settings.train
+    if count < MANY_EVALUATED or options.eval_batches:
+        return []
+    often = f"every {counted(options.eval_every, 'step')}" if options.eval_every else "at the end of every epoch"
+    return [f"all {count:,} validation rows are looked at {often}; train.eval_batches=100 looks at so many batches"]
+
+
+def _warmup_notes(settings: Settings, batches: int) -> list[str]:
+    """A warning where the share of warmup is less than one step of so many batches an epoch."""
     train = settings.train
-    batches = rows // train.batch_size if train.drop_last else -(-rows // train.batch_size)
     steps = planned_steps(batches, train)
     if not train.warmup or not steps or int(train.warmup * steps):
         return []

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from instil.data.leaks import Leaks
+from instil.data.lengths import lengths_of
 from instil.data.loader import Collator, Layouts, Loader
 from instil.data.preflight import Preflight, has_target
 from instil.data.sources import Source
 from instil.data.splits import Part, Split
+from instil.data.subset import Lazy
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
@@ -35,6 +37,7 @@ Row = TypeVar("Row")
 SAMPLE_ROWS = 2
 SAMPLE_TOKENS = 48
 EVALUATED_TOKENS = 1024  # in one batch of validation rows
+KEPT_BATCHES = 5000  # of validation rows, made once
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ class View:
 class Task(ABC, Generic[Row]):
     """What is to be learnt of rows: how they are read, encoded, checked and batched, and what is made smaller.
 
-    ``Row`` is an encoded row, which has a ``row`` number and ``ids``.
+    ``Row`` is an encoded row, which has a ``row`` number and ``ids``. ``screen`` is where reading and encoding show
+    that they are under way.
     """
 
     collator: Callable[[int, int | None, Layouts], Collator]
@@ -64,6 +68,7 @@ class Task(ABC, Generic[Row]):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.screen = Screen(quiet=True)
 
     @abstractmethod
     def read(self, data: Data) -> Source:
@@ -76,10 +81,10 @@ class Task(ABC, Generic[Row]):
     @abstractmethod
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
-    ) -> list[Row]:
+    ) -> Sequence[Row]:
         """Rows as ids: of these examples of the source, in their order."""
 
-    def usable(self, rows: Sequence[Row], max_length: int) -> list[Row]:
+    def usable(self, rows: Sequence[Row], max_length: int) -> Sequence[Row]:
         """Those that have something to learn within ``max_length`` positions."""
         return [row for row in rows if not self.left_out(row, max_length)]
 
@@ -104,6 +109,14 @@ class Task(ABC, Generic[Row]):
         """The answers of a row of the source that are looked at, where they are not the example's own."""
         del source
         return None
+
+    def answered(self, rows: Sequence[Row]) -> Sequence[Encoded]:
+        """`answer` of each row."""
+        return [self.answer(row) for row in rows]
+
+    def measured(self, rows: Sequence[Row]) -> Sequence[Encoded]:
+        """`longest` of each row."""
+        return [self.longest(row) for row in rows]
 
     @abstractmethod
     def objective(self) -> Objective:
@@ -191,7 +204,7 @@ class Prepared:
     looked_at: bool = False  # whether `Task.ready` has added what must be known before the first step
 
     @property
-    def held_out(self) -> tuple[str, tuple[Example, ...]]:
+    def held_out(self) -> tuple[str, Sequence[Example]]:
         """The rows that are answered before and after: test rows, or validation rows if there are none.
 
         Texts without a question are not answered.
@@ -200,11 +213,11 @@ class Prepared:
         return part, _asking(rows)
 
     @property
-    def sampled(self) -> tuple[Example, ...]:
+    def sampled(self) -> Sequence[Example]:
         """The few rows that are answered as training goes on."""
         return _asking((self.split.validation or self.split.test)[:SAMPLE_ROWS])
 
-    def usable(self, part: Part) -> list[Any]:
+    def usable(self, part: Part) -> Sequence[Any]:
         """The rows of a part that have something to learn."""
         return self.task.usable(self.rows[part], self.max_length)
 
@@ -216,7 +229,9 @@ class Prepared:
         return loader
 
 
-def _asking(rows: Sequence[Example]) -> tuple[Example, ...]:
+def _asking(rows: Sequence[Example]) -> Sequence[Example]:
+    if isinstance(rows, Lazy):  # all of a data set are texts, or none is
+        return () if rows and rows[0].text_only else rows
     return tuple(row for row in rows if not row.text_only)
 
 
@@ -227,14 +242,15 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
         return None
     options, task = prepared.settings.train, prepared.task
     training = part == "train"
-    micro_batch = options.micro_batch or options.batch_size
+    by_tokens = options.batch_tokens if training else 0
+    micro_batch = options.micro_batch if by_tokens else options.micro_batch or options.batch_size
     whole = not training and not options.eval_batches and options.evaluation == "held_out"
     if whole:  # no gradient is held, so many rows go through at once; what is counted are tokens, not batches
-        longest = min(prepared.max_length, max(len(row.ids) for row in rows))
+        longest = min(prepared.max_length, int(lengths_of(task.measured(rows)).ids_R.max()))
         micro_batch = max(micro_batch, EVALUATED_TOKENS // longest // task.sequences)
     return Loader(
         rows,
-        len(rows) if whole else options.batch_size,
+        micro_batch if whole else options.batch_size,
         pad_id=prepared.tokenizer.eos_id,
         max_length=prepared.max_length,
         micro_batch=micro_batch,
@@ -244,6 +260,7 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
         layout=options.layout,
         order=options.order,
         collator=task.collator,
+        batch_tokens=by_tokens,
     )
 
 
@@ -257,6 +274,22 @@ def evaluator_for(prepared: Prepared, loader: Loader) -> Evaluator:
             return held_back.draw() if held_back else iter(())
 
         return AsInBook(loader.draw, validation, options.eval_every, options.eval_batches, objective)
+    alone = held_back is not None and held_back.micro_batch >= held_back.batch_size  # a step is one batch
+    if held_back and alone and min(len(held_back), options.eval_batches or len(held_back)) > KEPT_BATCHES:
+        return HeldOut(_Batches(held_back), options.eval_every, options.eval_batches, objective)
     steps = held_back.steps() if held_back else iter(())
     batches = [batch for step in islice(steps, options.eval_batches or None) for batch in step]
     return HeldOut(batches, options.eval_every, objective=objective)
+
+
+class _Batches(Lazy[Batch]):
+    """Batches that are made anew each time, where all of them would fill the memory."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.subset(range(len(self))[at]) if isinstance(at, slice) else self._loader.batch(at)

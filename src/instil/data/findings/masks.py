@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instil.data.findings.finding import KEPT, Finding, named
+from instil.data.lengths import Lengths
 from instil.errors import counted
 from instil.records import Encoded
 
@@ -24,50 +25,54 @@ def has_target(row: Encoded, max_length: int) -> bool:
     return any(row.trained[1 : max_length + 1])
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Masks:
-    """Counts over the rows of one part, which are looked at once.
+    """Counts over the rows of one part.
 
-    ``lengths`` are those of each row's longest sequence. A row of n ids needs n - 1 positions: its last id is only ever
-    a target. ``cut`` rows lose the end of their answer, ``skipped`` rows have nothing left to train on.
+    ``lengths_R`` are those of each row's longest sequence. A row of n ids needs n - 1 positions: its last id is only
+    ever a target. ``cut`` rows lose the end of their answer, ``skipped`` rows have nothing left to train on.
+    ``endless`` are rows that are whole, and whose end is not trained on: so many, and the first of them.
     """
 
     max_length: int
-    lengths: array[int] = field(default_factory=lambda: array("Q"))
-    tokens: int = 0
-    trained: int = 0
-    ends: int = 0
-    masked: int = 0
-    endless: list[int] = field(default_factory=list)
-    cut: list[int] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
+    lengths_R: NDArray[np.int32]
+    tokens: int
+    trained: int
+    ends: int
+    masked: int
+    endless_rows: int
+    endless: tuple[int, ...]
+    cut: tuple[int, ...]
+    skipped: tuple[int, ...]
 
-    def see(self, row: Encoded, longest: Encoded) -> None:
-        """One more row, and the longest of its sequences."""
-        length = len(longest.ids)
-        kept = sum(row.trained[1 : self.max_length + 1])
-        self.lengths.append(length)
-        self.tokens += len(row.ids)
-        self.trained += kept
-        if kept and len(row.ids) - 1 <= self.max_length:
-            if row.trained[-1]:
-                self.ends += 1
-            elif len(self.endless) < KEPT:
-                self.endless.append(row.row)
-        if not has_target(longest, self.max_length):
-            self.skipped.append(longest.row)
-        elif length - 1 > self.max_length:
-            self.cut.append(longest.row)
-        self.masked += not kept
+    @classmethod
+    def of(cls, rows: Lengths, longest: Lengths, max_length: int) -> Masks:
+        """Those of rows, and of the longest sequence of each."""
+        kept_R = rows.trained_R(max_length)
+        whole_R = (kept_R > 0) & ~rows.cut_R(max_length)
+        endless_R = whole_R & ~rows.end_R
+        has_target_R = longest.has_target_R(max_length)
+        return cls(
+            max_length,
+            longest.ids_R,
+            tokens=int(rows.ids_R.sum()),
+            trained=int(kept_R.sum()),
+            ends=int((whole_R & rows.end_R).sum()),
+            masked=int((kept_R == 0).sum()),
+            endless_rows=int(endless_R.sum()),
+            endless=tuple(rows.row_R[endless_R][:KEPT].tolist()),
+            cut=tuple(longest.row_R[longest.cut_R(max_length) & has_target_R].tolist()),
+            skipped=tuple(longest.row_R[~has_target_R].tolist()),
+        )
 
     @property
     def rows(self) -> int:
         """How many there are."""
-        return len(self.lengths)
+        return len(self.lengths_R)
 
     def quantiles(self) -> dict[str, int]:
         """Lengths that so many per cent of the rows do not exceed."""
-        found = quantiles([self.lengths], QUANTILES)
+        found = quantiles([self.lengths_R], QUANTILES)
         return {f"{round(100 * share)}": length for share, length in zip(QUANTILES, found, strict=True)}
 
     def findings(self, context: int) -> Iterable[Finding]:
@@ -81,15 +86,12 @@ class Masks:
             said = f"only {self.trained:,} of {self.tokens:,} tokens are targets"
             yield Finding("few_targets", "warning", said, "look with --row at what is trained on")
         if self.endless:
-            count = self.rows - self.ends - len(self.cut) - len(self.skipped)
-            said = (
-                f"the end of {counted(max(count, len(self.endless)), 'row')} is not trained on: {named(self.endless)}"
-            )
+            said = f"the end of {counted(self.endless_rows, 'row')} is not trained on: {named(self.endless)}"
             remedy = "the model learns from the others alone where to stop"
-            yield Finding("end_not_trained", "warning", said, remedy, tuple(self.endless))
+            yield Finding("end_not_trained", "warning", said, remedy, self.endless)
 
     def _nothing(self, context: int) -> Finding:
-        longest = max(self.lengths)
+        longest = int(self.lengths_R.max())
         if longest - 1 <= self.max_length:
             said = f"not one token of the {counted(self.rows, 'training row')} is trained on: every target is masked"
             return Finding(
@@ -107,11 +109,11 @@ class Masks:
         return Finding("all_masked", "error", f"{said}, and the model's context is no longer")
 
 
-def quantiles(lengths: Iterable[array[int]], shares: Sequence[float]) -> list[int]:
+def quantiles(lengths: Iterable[NDArray[np.int32]], shares: Sequence[float]) -> list[int]:
     """The least lengths that such shares of the rows do not exceed; zeros where there are no rows.
 
-    >>> quantiles([array("Q", [5, 1, 4]), array("Q", [2, 3])], (0.5, 0.99))
+    >>> quantiles([np.array([5, 1, 4]), np.array([2, 3])], (0.5, 0.99))
     [3, 5]
     """
-    every = np.sort(np.concatenate([np.zeros(0, np.uint64), *(np.asarray(some, np.uint64) for some in lengths)]))
+    every = np.sort(np.concatenate([np.zeros(0, np.int32), *lengths]))
     return [int(every[max(0, math.ceil(share * len(every)) - 1)]) if len(every) else 0 for share in shares]

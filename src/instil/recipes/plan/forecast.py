@@ -20,6 +20,7 @@ from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
 
+SAMPLED_ROWS = 5000  # held-out rows that stand for all
 LOOK_AT = 5  # steps after which a run says how long it will take
 
 
@@ -42,14 +43,13 @@ def workload(prepared: Prepared, loader: Loader, evaluator: Evaluator) -> Worklo
     due, epochs = _due(evaluator, steps, len(loader))
     held_back = loader_for(prepared, "validation")
     parts = [held_back, loader] if options.evaluation == "book" else [held_back]
-    limit = options.eval_batches or None
-    sizes = [[size for step in part.sizes()[:limit] for size in step] for part in parts if part is not None]
+    looked_at = [_work_of(part, options.eval_batches) for part in parts if part is not None]
     by_evaluation = options.sample == "evaluation"
     return Workload(
         steps=steps,
-        step=(1 / len(loader)) * work_of_sizes(size for step in loader.sizes() for size in step),
+        step=(1 / len(loader)) * _work_of(loader),
         evaluations=1 + due,
-        evaluation=sum((work_of_sizes(part) for part in sizes), Work()),
+        evaluation=sum(looked_at, Work()),
         samples=(1 + due if by_evaluation else epochs) if prepared.sampled else 0,
         sample=answering(
             prompt_lengths(prepared, prepared.sampled), [SAMPLE_TOKENS] * len(prepared.sampled), len(prepared.sampled)
@@ -62,9 +62,14 @@ def looking_before(prepared: Prepared) -> Work:
     if not prepared.task.looks_before:
         return Work()
     loaders = [loader_for(prepared, "train"), loader_for(prepared, "validation")]
-    return sum(
-        (work_of_sizes(size for step in loader.sizes() for size in step) for loader in loaders if loader), Work()
-    )
+    return sum((_work_of(loader) for loader in loaders if loader), Work())
+
+
+def _work_of(loader: Loader, limit: int = 0) -> Work:
+    """The work of an epoch, or of so many of its first steps; of many steps some stand for all."""
+    count = min(len(loader), limit or len(loader))
+    sampled = range(count) if limit else loader.sampled()
+    return (count / len(sampled)) * work_of_sizes(size for step in loader.sizes(steps=sampled) for size in step)
 
 
 def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
@@ -100,12 +105,13 @@ class Forecast(Observer):
         loader = prepared.training
         self.work = workload(prepared, loader, evaluator_for(prepared, loader))
         self._ready = ready
-        self._sizes = [work_of_sizes(step) for step in loader.sizes()[:LOOK_AT]]
+        self._sizes = [work_of_sizes(step) for step in loader.sizes(steps=range(min(LOOK_AT, len(loader))))]
         self._at = min(LOOK_AT, self.work.steps - 1, len(self._sizes))
         self._after = Work()
         if answers:
-            examples = prepared.held_out[1]
-            self._after = answering(
+            every = prepared.held_out[1]
+            examples = every[:: -(-len(every) // SAMPLED_ROWS) or 1]
+            self._after = (len(every) / max(len(examples), 1)) * answering(
                 prompt_lengths(prepared, examples),
                 reference_lengths(prepared, examples),
                 prepared.settings.generate.batch_size,

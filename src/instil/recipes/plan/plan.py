@@ -169,7 +169,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
         "parameters": parameters,
         "rows": {
             **{part: len(rows) for part, rows in prepared.rows.items()},
-            "batch": prepared.settings.train.batch_size,
+            "batch": round(len(loader.rows) / len(loader)) if loader.budget else loader.batch_size,
         },
         "tokens": prepared.preflight.tokens,
         "answered": len(prepared.held_out[1]),

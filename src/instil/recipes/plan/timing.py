@@ -65,10 +65,10 @@ class _Nothing:
 
 def typical_steps(loader: Loader) -> list[list[Batch]]:
     """Steps of an epoch: a small one, a middling one and a large one."""
-    sizes = [sum(step) for step in loader.sizes()]
-    order = sorted(range(len(sizes)), key=lambda number: sizes[number])
-    numbers = [order[round(quantile * (len(order) - 1))] for quantile in QUANTILES]
-    return [loader.step(number) for number in numbers]
+    steps = loader.sampled()
+    sizes = dict(zip(steps, map(sum, loader.sizes(steps=steps)), strict=True))
+    order = sorted(steps, key=sizes.__getitem__)
+    return [loader.step(order[round(quantile * (len(order) - 1))]) for quantile in QUANTILES]
 
 
 class _Steps(Observer):
@@ -130,7 +130,8 @@ class _Steps(Observer):
 
 def holds_gradients(options: TrainOptions) -> bool:
     """Whether all gradients are in memory at once, and not only each until its parameter is updated."""
-    return options.clip > 0 or 0 < options.micro_batch < options.batch_size
+    several = options.micro_batch > 0 and (options.batch_tokens > 0 or options.micro_batch < options.batch_size)
+    return options.clip > 0 or several
 
 
 def time_steps(

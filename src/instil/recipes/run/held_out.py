@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from instil.data.encoding import encode
+from instil.data.encoding import encode_many
 from instil.errors import counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods
@@ -75,14 +75,12 @@ class HeldOutAnswers:
         texts = tuple(completion.text for completion in self.answers[which])
         no_room = frozenset(completion.row for completion in self.answers[which] if completion.finish == "no_room")
         answered = AnsweredRows(
-            which, self.examples, texts, folder.path / "responses" / f"{which}.json", folder, no_room
+            which, tuple(self.examples), texts, folder.path / "responses" / f"{which}.json", folder, no_room
         )
         verdicts = score_offline(self.examples, texts, no_room=no_room)
         write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-        rows = [
-            encode(replace(example, weight=1.0), prepared.template, prepared.tokenizer, turns="last")
-            for example in self.examples
-        ]
+        whole = [replace(example, weight=1.0) for example in self.examples]
+        rows = encode_many(whole, prepared.template, prepared.tokenizer, turns="last")
         likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
         write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
         return verdicts

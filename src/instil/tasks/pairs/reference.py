@@ -32,7 +32,7 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, *, all_
         grow_vocabulary(reference, max(reference.spec.vocab_size, prepared.spec.vocab_size))
     reference.eval()
     seen = [] if all_rows else _seen(prepared)
-    asked: dict[Part, list[EncodedPair]] = {
+    asked: dict[Part, Sequence[EncodedPair]] = {
         "train": seen or prepared.usable("train"),
         "validation": prepared.usable("validation"),
     }
@@ -57,7 +57,7 @@ def _seen(prepared: Prepared) -> list[EncodedPair]:
     steps = planned_steps(len(loader), options)
     if steps >= len(loader):
         return []
-    return [loader.rows[index] for index in loader.order(0)[: steps * loader.batch_size]]
+    return [loader.rows[index] for step in range(steps) for index in loader.rows_of(0, step)]
 
 
 def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[list[EncodedPair]]:

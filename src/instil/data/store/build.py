@@ -1,0 +1,162 @@
+"""Stores built once: under a lock, from where an earlier build ended, and named by what shapes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from instil.data.store.examples import ExampleStore, write_examples
+from instil.data.store.shards import (
+    BATCH,
+    FORMAT,
+    batches_of,
+    is_complete,
+    read_manifest,
+    shard_of,
+    shard_path,
+    size_of,
+    write_manifest,
+)
+from instil.data.store.tokens import TokenStore, write_columns
+from instil.data.store.workers import Job, encode_shards
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer
+from instil.downloads import cache_folder
+from instil.errors import DataError
+from instil.records import Example
+from instil.screen import Screen
+from instil.settings.options import TrainOn, Turns
+
+GIB = 1024**3
+
+
+def store_home() -> Path:
+    """Where stores are kept: ``$INSTIL_HOME/store``."""
+    return cache_folder() / "store"
+
+
+def key_of(**what: object) -> str:
+    """The name of all that shapes a store.
+
+    >>> key_of(rows="a", train_on="all") == key_of(train_on="all", rows="a") != key_of(rows="a", train_on="response")
+    True
+    """
+    return hashlib.sha256(json.dumps({"format": FORMAT, **what}, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def stored_examples(
+    key: str,
+    examples: Callable[[], Iterator[Example]],
+    about: Callable[[], Mapping[str, object]],
+    screen: Screen,
+    expected: int = 0,
+) -> ExampleStore:
+    """The examples of a store, which is built if it is not there.
+
+    Args:
+        key: a hash of where they come from and of how they are read.
+        examples: opens them; only asked for if they are not in a complete store.
+        about: what else is to be known of them, asked for after the last one: kept in the manifest.
+        screen: where progress is shown.
+        expected: how many there are, if that is known.
+
+    Raises:
+        DataError: the store cannot be written; and what the examples raise.
+    """
+    folder = store_home() / f"rows-{key}"
+    with _building(folder, screen) as needed:
+        if needed:
+            with screen.bar("storing rows", expected) as advance:
+                rows = write_examples(folder, examples(), advance)
+            write_manifest(folder, rows, **about())
+    return ExampleStore(folder)
+
+
+def stored_tokens(
+    examples: ExampleStore,
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: TrainOn,
+    screen: Screen,
+    turns: Turns = "all",
+) -> TokenStore:
+    """The ids of a store's examples, encoded by several processes if they are not there.
+
+    Raises:
+        UserError: a row cannot be encoded, or the store not be written.
+    """
+    folder = store_home() / f"tokens-{tokens_key(examples, template, tokenizer, train_on, turns)}"
+    rows = len(examples)
+    with _building(folder, screen) as needed:
+        if needed:
+            count = shard_of(max(rows - 1, 0) // BATCH) + 1
+            missing = [shard for shard in range(count) if not shard_path(folder, shard).is_file()]
+            job = Job(examples.folder, folder, template, tokenizer, train_on, turns)
+            with screen.bar("encoding rows", rows) as advance:
+                there = sum(len(batches_of(shard)) * BATCH for shard in range(count) if shard not in set(missing))
+                advance(steps=min(there, rows))
+                encode_shards(job, missing, rows, advance)
+            for left in folder.glob("*.unfinished"):
+                left.unlink(missing_ok=True)
+            write_manifest(folder, rows, ids=write_columns(folder, rows))
+    return TokenStore(folder)
+
+
+def tokens_key(
+    examples: ExampleStore, template: Template, tokenizer: Tokenizer, train_on: TrainOn, turns: Turns = "all"
+) -> str:
+    """The name of what the ids of these examples are shaped by."""
+    return key_of(
+        rows=examples.folder.name,
+        template=template.hash,
+        tokenizer=tokenizer.hash,
+        train_on=train_on,
+        turns=turns,
+    )
+
+
+def size_line(*folders: Path) -> str:
+    """Where stores lie, how large they are, and how to be rid of them."""
+    size = size_of(*folders)
+    shown = f"{size / GIB:.1f} GB" if size >= GIB else f"{size / 1024**2:.0f} MB"
+    them = " ".join(map(str, folders))
+    return f"rows and their ids are kept for the next time ({shown}); to be rid of them: rm -r {them}"
+
+
+@contextmanager
+def _building(folder: Path, screen: Screen) -> Iterator[bool]:
+    """Whether a store is still to be built; of several processes one builds, and the others wait for it.
+
+    A folder of another version, or a damaged one, makes way.
+    """
+    from filelock import FileLock, Timeout
+
+    if is_complete(folder):
+        yield False
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the folder cannot be made: {error.strerror or error}; INSTIL_HOME names another place to keep "
+            "rows in"
+        ) from error
+    lock = FileLock(folder / "build.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        screen.say(f"  another process is putting the same rows into {folder}; waiting for it")
+        lock.acquire()
+    try:
+        yield not is_complete(folder)
+    finally:
+        lock.release()
+
+
+def manifest_of(examples: ExampleStore) -> dict[str, Any]:
+    """What was written of the examples when they were stored."""
+    return read_manifest(examples.folder)

@@ -1,0 +1,118 @@
+"""Examples in a store: written from any iterable, and read one by one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instil.data.store.shards import BATCH, Shards, batches_of, shard_path, write_shard
+from instil.data.subset import Lazy
+from instil.records import Example, Turn
+from instil.screen import Advance
+
+if TYPE_CHECKING:
+    import pyarrow
+
+TEXTS = ("instruction", "output", "input", "task")
+MORE = ("history", "steps", "tools", "reasoning", "tool_calls", "weight")  # of rows that are not plain, as JSON
+
+
+class ExampleStore(Lazy[Example]):
+    """The examples of a complete store.
+
+    Attributes:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards = Shards(folder)
+
+    def __len__(self) -> int:
+        return self.shards.count
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self.subset(range(len(self))[at])
+        number = range(len(self))[at]
+        batch, _ = self.shards.batch(number // BATCH)
+        return next(_examples(batch.slice(number % BATCH, 1)))
+
+    def __iter__(self) -> Iterator[Example]:
+        for number in range(-(-len(self) // BATCH)):
+            yield from self.batch(number)
+
+    @property
+    def row_numbers(self) -> NDArray[np.int64]:
+        """The rows' numbers in their file."""
+        return np.concatenate([np.zeros(0, np.int64), *(batch.column("row").to_numpy() for batch, _ in self.shards)])
+
+    def batch(self, number: int) -> Iterator[Example]:
+        """The examples of one batch."""
+        return _examples(self.shards.batch(number)[0])
+
+
+def write_examples(folder: Path, examples: Iterable[Example], advance: Advance) -> int:
+    """Write the files of a store that are not there yet; returns how many rows there are.
+
+    Rows whose files are there are only passed over.
+
+    Raises:
+        DataError: a file cannot be written; and what the examples raise.
+    """
+    rows = iter(examples)
+    count = shard = 0
+    while True:
+        path = shard_path(folder, shard)
+        first = list(islice(rows, BATCH))
+        if not first:
+            return count
+        sizes: list[int] = []
+
+        def batches(first: list[Example] = first, sizes: list[int] = sizes, shard: int = shard) -> Iterator[Any]:
+            some = first
+            for number in batches_of(shard):
+                if number > batches_of(shard).start:
+                    some = list(islice(rows, BATCH))
+                if not some:
+                    return
+                sizes.append(len(some))
+                yield some
+                advance(steps=len(some))
+
+        if path.is_file():
+            for _ in batches():
+                pass
+        else:
+            write_shard(path, ((_batch(some), {}) for some in batches()))
+        count += sum(sizes)
+        shard += 1
+
+
+def _batch(examples: list[Example]) -> pyarrow.RecordBatch:
+    import pyarrow as pa
+
+    columns = {name: pa.array([getattr(row, name) for row in examples], pa.large_string()) for name in TEXTS}
+    more = [None if row.plain else json.dumps({name: asdict(row)[name] for name in MORE}) for row in examples]
+    columns["more"] = pa.array(more, pa.large_string())
+    columns["row"] = pa.array([row.row for row in examples], pa.int64())
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _examples(batch: pyarrow.RecordBatch) -> Iterator[Example]:
+    columns = [batch.column(name).to_pylist() for name in (*TEXTS, "row", "more")]
+    for instruction, output, about, task, row, more in zip(*columns, strict=True):
+        if more is None:
+            yield Example(instruction, output, about, task, row)
+            continue
+        values = json.loads(more)
+        for turns in ("history", "steps"):
+            values[turns] = tuple(Turn(**turn) for turn in values[turns])
+        yield Example(instruction, output, about, task, row, **values)

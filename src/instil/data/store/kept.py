@@ -1,0 +1,58 @@
+"""What is known of all rows of a store without looking at one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from instil.data.splits import Part
+from instil.data.store.build import size_line
+from instil.data.store.examples import ExampleStore
+from instil.data.store.tokens import SPELLINGS, TokenStore
+from instil.data.subset import Subset
+from instil.records import Encoded, Example
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A store of encoded rows, of which some are in each part."""
+
+    tokens: TokenStore
+
+    def spelt(self) -> tuple[list[int], list[int]]:
+        """Rows that the vocabulary cannot spell, and those that the tokenizer alters."""
+        kinds, rows = self.tokens.columns["spelling"], self.tokens.columns["row"]
+        misspelt, altered = (rows[kinds == SPELLINGS.index(kind)].tolist() for kind in ("misspelt", "altered"))
+        return misspelt, altered
+
+    def masked(self, rows: Mapping[Part, Sequence[Any]]) -> list[Encoded]:
+        """Rows of which not all is trained on that was to be."""
+        columns = self.tokens.columns
+        every = np.concatenate([np.arange(len(self.tokens))[_numbers(rows[part])] for part in rows])
+        odd = (columns["straddling"][every] > 0) | (columns["left_out"][every] > 0)
+        return [self.tokens[int(at)] for at in every[odd]]
+
+    def repeated(self, rows: Mapping[Part, Sequence[Any]]) -> int:
+        """How many test and validation rows ask what a training row asks."""
+        prompts = {part: self.tokens.columns["prompt"][_numbers(rows[part])] for part in rows}
+        return sum(int(np.isin(prompts[part], prompts["train"]).sum()) for part in prompts if part != "train")
+
+    def notes(self, examples: Sequence[Example]) -> list[str]:
+        """Where the rows lie, and how to be rid of them."""
+        folders = [examples.folder] if isinstance(examples, ExampleStore) else []
+        return [size_line(*folders, self.tokens.folder)]
+
+
+def in_store(rows: Mapping[Part, Sequence[Any]]) -> Kept | None:
+    """The store that the rows of all parts lie in, if they do."""
+    found = rows["train"]
+    return Kept(found.rows) if isinstance(found, Subset) and isinstance(found.rows, TokenStore) else None
+
+
+def _numbers(rows: Sequence[Any]) -> Any:
+    assert isinstance(rows, Subset), "all parts lie in one store"
+    numbers = rows.numbers
+    return slice(numbers.start, numbers.stop, numbers.step) if isinstance(numbers, range) else numbers

@@ -1,0 +1,154 @@
+"""A store's files: which rows lie in which, written whole, and read without copying.
+
+Rows lie in batches of `BATCH`. The first files hold one batch each and later ones more, so that a store of few rows
+is made of several files, by several processes, and a store of many has not too many.
+
+Shape suffixes: R rows of a batch.
+"""
+
+from __future__ import annotations
+
+import bisect
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from instil.errors import DataError
+from instil.files import read_json_object, unfinished_of, write_json
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BATCH = 1024
+FILES = 16  # of so many batches each as `BATCHES` says; those that come after them have as many as the last
+BATCHES = (1, 8, 64)
+MANIFEST = "store.json"
+FORMAT = 1
+INSTALL = "pip install 'instil[data]'"
+
+
+def has_arrow() -> bool:
+    """Whether pyarrow is installed, without which there are no stores."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def batches_of(shard: int) -> range:
+    """The batches that lie in a file.
+
+    >>> batches_of(0), batches_of(15), batches_of(16), batches_of(32)
+    (range(0, 1), range(15, 16), range(16, 24), range(144, 208))
+    """
+    level = min(shard // FILES, len(BATCHES) - 1)
+    first = FILES * sum(BATCHES[:level]) + (shard - FILES * level) * BATCHES[level]
+    return range(first, first + BATCHES[level])
+
+
+def shard_of(batch: int) -> int:
+    """The file that a batch lies in.
+
+    >>> all(batch in batches_of(shard_of(batch)) for batch in range(1000))
+    True
+    """
+    starts = [batches_of(FILES * level).start for level in range(len(BATCHES))]
+    level = bisect.bisect_right(starts, batch) - 1
+    return FILES * level + (batch - starts[level]) // BATCHES[level]
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """Where a file lies."""
+    return folder / f"{shard:05}.arrow"
+
+
+def write_shard(path: Path, batches: Iterable[tuple[pyarrow.RecordBatch, Mapping[str, bytes]]]) -> None:
+    """Write batches, each with what is to be known of it, as one file: complete under its name, or not there.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    import pyarrow as pa
+
+    # A worker whose parent was killed may be at the same file still.
+    unfinished = unfinished_of(path.with_name(f"{path.name}.{os.getpid()}"))
+    try:
+        writer = None
+        with unfinished.open("wb") as file:
+            for batch, about in batches:
+                writer = writer or pa.ipc.new_file(file, batch.schema)
+                writer.write_batch(batch, custom_metadata=dict(about))
+            if writer is not None:
+                writer.close()
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror or error}; INSTIL_HOME names another folder to keep rows in"
+        ) from error
+
+
+class Shards:
+    """The batches of a store, mapped when they are first asked for.
+
+    Args:
+        folder: where it lies.
+        rows: how many there are, where its manifest does not say so yet.
+    """
+
+    def __init__(self, folder: Path, rows: int | None = None) -> None:
+        self.folder = folder
+        self.manifest: dict[str, Any] = {} if rows is not None else read_manifest(folder)
+        self.count = int(self.manifest["rows"]) if rows is None else rows
+        self._open: dict[int, Any] = {}
+
+    def __iter__(self) -> Iterator[tuple[pyarrow.RecordBatch, dict[str, bytes]]]:
+        for batch in range(-(-self.count // BATCH)):
+            yield self.batch(batch)
+
+    def batch(self, number: int) -> tuple[pyarrow.RecordBatch, dict[str, bytes]]:
+        """A batch, and what was written of it.
+
+        Raises:
+            DataError: its file is gone or damaged.
+        """
+        import pyarrow as pa
+
+        shard = shard_of(number)
+        path = shard_path(self.folder, shard)
+        try:
+            if shard not in self._open:
+                self._open[shard] = pa.ipc.open_file(pa.memory_map(str(path)))
+            found = self._open[shard].get_batch_with_custom_metadata(number - batches_of(shard).start)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: damaged: {error}; remove its folder, and it is made anew") from error
+        about = found.custom_metadata or {}
+        return found.batch, {key.decode(): value for key, value in about.items()}
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a store is there, and can be read by this version."""
+    return (folder / MANIFEST).is_file() and read_manifest(folder).get("format") == FORMAT
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a store says of itself.
+
+    Raises:
+        DataError: it is absent or damaged.
+    """
+    return read_json_object(folder / MANIFEST, advice="; remove its folder, and it is made anew")
+
+
+def write_manifest(folder: Path, rows: int, **about: object) -> None:
+    """The last file of a store, without which it is not complete."""
+    write_json(folder / MANIFEST, {"format": FORMAT, "rows": rows, **about}, error=DataError)
+
+
+def size_of(*folders: Path) -> int:
+    """Bytes that stores take on disk."""
+    return sum(file.stat().st_size for folder in folders for file in folder.rglob("*") if file.is_file())

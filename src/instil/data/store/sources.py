@@ -1,0 +1,102 @@
+"""The rows of a source: as they are where there are few, in a store where there are many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol
+
+from instil.data.shapes.reading import Rejected
+from instil.data.sources import Source
+from instil.data.store.build import key_of, manifest_of, store_home, stored_examples
+from instil.data.store.examples import ExampleStore
+from instil.data.store.shards import INSTALL, has_arrow, is_complete
+from instil.errors import counted
+from instil.files import json_object_or_empty, sha256_of, write_json
+from instil.records import Example
+from instil.screen import Screen
+
+MANY = 50_000  # rows from which on they are kept in a store
+
+
+class Reading(Protocol):
+    """Rows that are read one after another."""
+
+    @property
+    def name(self) -> str:
+        """Where they come from."""
+
+    def __len__(self) -> int:
+        """How many there are, or could be."""
+
+    def __iter__(self) -> Iterator[Example]:
+        """The examples, from the first."""
+
+    def source(self, examples: Sequence[Example]) -> Source:
+        """After the last example: a source of these, with all that is to be known of them."""
+
+    def key(self) -> str:
+        """A hash of the rows, for those that are in no file."""
+
+
+def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path] = (), **how: object) -> Source:
+    """A source whose examples lie in a store, if they are many; one that was stored before is not read again.
+
+    Args:
+        read: opens the rows.
+        screen: where progress is shown.
+        files: what is read: known again by place, size and times, or else by content; none for rows in memory.
+        how: what else shapes the rows, as JSON has it.
+
+    Raises:
+        UserError: they cannot be read, or the store not be written.
+    """
+    known = _known(files, how) if files and has_arrow() else None
+    if known:
+        found = json_object_or_empty(known)
+        folder = store_home() / str(found.get("rows", "-"))
+        if is_complete(folder):
+            return _source(ExampleStore(folder), str(found.get("name", "")))
+    rows = read()
+    if len(rows) < MANY:
+        return rows.source(tuple(rows))
+    if not has_arrow():
+        source = rows.source(tuple(rows))
+        note = (
+            f"{counted(len(source), 'row')} and their ids are held in memory, and encoded anew each time; with pyarrow "
+            f"they are kept on disk: {INSTALL}"
+        )
+        return replace(source, notes=(*source.notes, note))
+    content = [sha256_of(file) for file in files] or rows.key()
+    examples = stored_examples(
+        key_of(content=content, how=how), lambda: iter(rows), lambda: _about(rows.source(())), screen, len(rows)
+    )
+    if known:
+        said = {"rows": examples.folder.name, "name": rows.name, "files": [str(file) for file in files]}
+        with suppress(OSError):  # then they are read again next time
+            known.parent.mkdir(parents=True, exist_ok=True)
+            write_json(known, said)
+    return _source(examples, rows.name)
+
+
+def _known(files: Sequence[Path], how: Mapping[str, object]) -> Path | None:
+    """Where it is written down in which store the rows of these files are."""
+    try:
+        stats = [(file.resolve(), file.stat()) for file in files]
+    except OSError:
+        return None
+    stamps = [[str(at), now.st_size, now.st_mtime_ns, now.st_ctime_ns, now.st_ino] for at, now in stats]
+    return store_home() / "known" / f"{key_of(stamps=stamps, how=how)}.json"
+
+
+def _about(source: Source) -> dict[str, object]:
+    return {"sha256": source.sha256, "rejected": [asdict(one) for one in source.rejected], "notes": list(source.notes)}
+
+
+def _source(examples: ExampleStore, name: str) -> Source:
+    about = manifest_of(examples)
+    return Source(
+        name, examples, about["sha256"], tuple(Rejected(**one) for one in about["rejected"]), tuple(about["notes"])
+    )

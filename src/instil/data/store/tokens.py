@@ -1,0 +1,210 @@
+"""Encoded rows in a store: ids and masks in Arrow, and what is asked of all rows at once as columns of numbers.
+
+Shape suffixes: R rows.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from instil.data.encoding import encode_many, spelling
+from instil.data.lengths import Lengths, lengths_of
+from instil.data.store.examples import ExampleStore
+from instil.data.store.shards import BATCH, Shards
+from instil.data.subset import Lazy
+from instil.data.templates import Template
+from instil.data.tokenizers import Tokenizer
+from instil.data.words import prompt_of
+from instil.errors import DataError
+from instil.records import Encoded, Example
+from instil.settings.options import TrainOn, Turns
+
+if TYPE_CHECKING:
+    import pyarrow
+
+SPELLINGS = ("as written", "altered", "misspelt")
+COLUMNS = {  # of all rows, each in a file of its own that is mapped
+    "length": np.int32,
+    "targets": np.int32,
+    "first_target": np.int32,
+    "row": np.int64,
+    "end": np.bool_,
+    "straddling": np.int32,
+    "left_out": np.int32,
+    "spelling": np.int8,
+    "prompt": np.uint64,
+}
+
+
+class _Mapped(NamedTuple):
+    """A batch as arrays that lie in the file."""
+
+    ids: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    trained: NDArray[np.uint8]  # bits
+    prompt_length: NDArray[np.int32]
+    row: NDArray[np.int64]
+    weights: pyarrow.Array
+
+
+class TokenStore(Lazy[Encoded]):
+    """The encoded rows of a complete store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shards = Shards(folder)
+        self._batches: dict[int, _Mapped] = {}
+        self.columns: dict[str, NDArray[Any]] = {
+            name: np.load(column_path(folder, name), mmap_mode="r") for name in COLUMNS
+        }
+
+    def __len__(self) -> int:
+        return self._shards.count
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self.subset(range(len(self))[at])
+        number = range(len(self))[at]
+        batch, inside = self._mapped(number // BATCH), number % BATCH
+        first, end = int(batch.ends[inside]), int(batch.ends[inside + 1])
+        bits = np.unpackbits(batch.trained[first // 8 : -(-end // 8)], bitorder="little")[first % 8 :][: end - first]
+        weights = batch.weights[inside].as_py()
+        return Encoded(
+            tuple(batch.ids[first:end].tolist()),
+            tuple(bits.astype(bool).tolist()),
+            prompt_length=int(batch.prompt_length[inside]),
+            row=int(batch.row[inside]),
+            straddling=int(self.columns["straddling"][number]),
+            left_out=int(self.columns["left_out"][number]),
+            **({"weights": tuple(weights)} if weights else {}),
+        )
+
+    @property
+    def lengths(self) -> Lengths:
+        """As `instil.data.lengths.lengths_of` has them."""
+        columns = self.columns
+        return Lengths(self, *(columns[name] for name in ("length", "targets", "first_target", "row", "end")))
+
+    @property
+    def seen_ids(self) -> Sequence[int]:
+        """Every id that some row has, in order."""
+        found: list[int] = self._shards.manifest["ids"]
+        return found
+
+    def _mapped(self, number: int) -> _Mapped:
+        if number not in self._batches:
+            batch, _ = self._shards.batch(number)
+            ids, trained = batch.column("ids"), batch.column("trained")
+            bits = trained.values.buffers()[1]
+            self._batches[number] = _Mapped(
+                ids.values.to_numpy(),
+                ids.offsets.to_numpy(),
+                np.frombuffer(bits, np.uint8) if bits is not None else np.zeros(0, np.uint8),
+                batch.column("prompt_length").to_numpy(),
+                batch.column("row").to_numpy(),
+                batch.column("weights"),
+            )
+        return self._batches[number]
+
+
+def column_path(folder: Path, name: str) -> Path:
+    """Where a column of all rows lies."""
+    return folder / f"{name}.npy"
+
+
+def write_columns(folder: Path, rows: int) -> list[int]:
+    """Put the columns of all batches together, once all files of a store are there; returns all ids that rows have.
+
+    Raises:
+        DataError: they cannot be written.
+    """
+    seen: NDArray[np.uint8] = np.zeros(0, np.uint8)
+    with ExitStack() as open_files:
+        try:
+            files = {name: open_files.enter_context(column_path(folder, name).open("wb")) for name in COLUMNS}
+            for name, file in files.items():
+                header = {"descr": np.dtype(COLUMNS[name]).str, "fortran_order": False, "shape": (rows,)}
+                np.lib.format.write_array_header_1_0(file, header)
+            for batch, about in Shards(folder, rows):
+                for name, file in files.items():
+                    file.write(batch.column(name).to_numpy(zero_copy_only=False).tobytes())
+                bits = np.frombuffer(zlib.decompress(about["seen_ids"]), np.uint8)
+                longer, shorter = (bits, seen) if len(bits) > len(seen) else (seen, bits)
+                seen = longer.copy()
+                seen[: len(shorter)] |= shorter
+            for file in files.values():
+                file.flush()
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    found: list[int] = np.flatnonzero(np.unpackbits(seen, bitorder="little")).tolist()
+    return found
+
+
+def encoded_batches(
+    examples: ExampleStore, numbers: range, template: Template, tokenizer: Tokenizer, train_on: TrainOn, turns: Turns
+) -> Iterator[tuple[pyarrow.RecordBatch, dict[str, bytes]]]:
+    """Batches of a store of examples as ids, with the ids that each has, as bits.
+
+    Raises:
+        UserError: as `instil.data.encoding.encode`.
+    """
+    for number in numbers:
+        if number * BATCH >= len(examples):
+            return
+        yield _batch(list(examples.batch(number)), template, tokenizer, train_on, turns)
+
+
+def _batch(
+    examples: list[Example], template: Template, tokenizer: Tokenizer, train_on: TrainOn, turns: Turns
+) -> tuple[pyarrow.RecordBatch, dict[str, bytes]]:
+    import pyarrow as pa
+
+    rows = encode_many(examples, template, tokenizer, train_on, turns)
+    lengths = lengths_of(rows)
+    columns: dict[str, NDArray[Any]] = {
+        "length": lengths.ids_R,
+        "targets": lengths.targets_R,
+        "first_target": lengths.first_target_R,
+        "row": lengths.row_R,
+        "end": lengths.end_R,
+        "straddling": np.array([row.straddling for row in rows], np.int32),
+        "left_out": np.array([row.left_out for row in rows], np.int32),
+        "spelling": np.array([SPELLINGS.index(spelling(example, tokenizer)) for example in examples], np.int8),
+        "prompt": np.array([prompt_number(example) for example in examples], np.uint64),
+        "prompt_length": np.array([row.prompt_length for row in rows], np.int32),
+    }
+    count = int(lengths.ids_R.sum())
+    all_ids = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32, count)
+    trained = np.fromiter(chain.from_iterable(row.trained for row in rows), bool, count)
+    weights = [row.weights or None for row in rows]
+    ends = pa.array(np.concatenate([[0], np.cumsum(lengths.ids_R, dtype=np.int64)]), pa.int64())
+    batch = pa.RecordBatch.from_pydict(
+        {
+            "ids": pa.LargeListArray.from_arrays(ends, pa.array(all_ids)),
+            "trained": pa.LargeListArray.from_arrays(ends, pa.array(trained)),
+            "weights": pa.array(weights, pa.large_list(pa.float64())),
+            **{name: pa.array(values) for name, values in columns.items()},
+        }
+    )
+    seen = np.zeros(int(all_ids.max()) + 1, bool)
+    seen[all_ids] = True
+    return batch, {"seen_ids": zlib.compress(np.packbits(seen, bitorder="little").tobytes())}
+
+
+def prompt_number(example: Example) -> int:
+    """A number that equal prompts share, and others hardly ever: 64 bits of a hash.
+
+    >>> prompt_number(Example("Hi.", "a", row=1)) == prompt_number(Example("Hi. ", "b", row=2))
+    True
+    """
+    text = "\0".join(prompt_of(example)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")

@@ -1,0 +1,57 @@
+"""Some rows of many, by their numbers among them: nothing is copied, and a row is made when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+Row_co = TypeVar("Row_co", covariant=True)
+Numbers = NDArray[np.int64] | range
+
+
+class Lazy(Sequence[Row_co], Generic[Row_co]):
+    """Rows that are made when they are asked for, so that nobody is to take them all into a list."""
+
+    def subset(self, numbers: Numbers) -> Subset[Row_co]:
+        """Those of these numbers, in their order."""
+        return Subset(self, numbers)
+
+
+class Subset(Lazy[Row_co]):
+    """Rows of a sequence by their numbers in it.
+
+    >>> rows = Subset("abcdef", np.array([4, 0, 2]))
+    >>> len(rows), rows[1], list(rows[1:])
+    (3, 'a', ['a', 'c'])
+    """
+
+    def __init__(self, rows: Sequence[Row_co], numbers: Numbers) -> None:
+        self.rows, self.numbers = rows, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, at: int) -> Row_co: ...
+    @overload
+    def __getitem__(self, at: slice) -> Subset[Row_co]: ...
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return Subset(self.rows, self.numbers[at])
+        return self.rows[int(self.numbers[at])]
+
+    def __iter__(self) -> Iterator[Row_co]:
+        return (self.rows[int(number)] for number in self.numbers)
+
+    def subset(self, numbers: Numbers) -> Subset[Row_co]:
+        return Subset(self.rows, np.asarray(self.numbers)[np.asarray(numbers, dtype=np.int64)])
+
+
+def chosen(rows: Sequence[Row_co], numbers: Numbers) -> Sequence[Row_co]:
+    """Rows by their numbers: a view of rows that are made when they are asked for, of others a tuple."""
+    if isinstance(rows, Lazy):
+        return rows.subset(numbers)
+    return tuple(rows[int(number)] for number in numbers)

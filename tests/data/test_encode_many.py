@@ -1,0 +1,141 @@
+"""Rows encoded together are as rows encoded one by one, whatever the tokenizer, the texts and the template."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instil.data.control_tokens import Pipeline
+from instil.data.encoding import encode, encode_many
+from instil.data.templates import TEMPLATES, template_named
+from instil.data.tokenizers import FastTokenizer, load_tokenizer
+from instil.data.word_ids import word_ids
+from instil.errors import DataError, ModelError
+from instil.model.find import find_model
+from instil.records import Example, Turn
+from instil.settings.options import TrainOn
+from tests.data.made_tokenizers import make, text
+
+SMOLLM = load_tokenizer(find_model("smollm2-135m"))
+BYTE_PAIR = FastTokenizer.gpt2()
+# Characters that words are cut at: of all kinds.
+ASCII = st.sampled_from([*"aZ09 '.,\n\t\r #_<|>", "'s", "'", "  ", "\n\n", " 1", "\n "])
+OTHERS = st.sampled_from(["é", "\u0301", "\u00a0", "½", "漢", "٣", "🙂"])
+PLAIN = st.lists(ASCII, max_size=20).map("".join)
+TEXT = st.lists(st.one_of(ASCII, OTHERS, st.characters(exclude_categories=["Cs"])), max_size=30).map("".join)
+
+
+def rows_of(text: st.SearchStrategy[str]) -> st.SearchStrategy[list[Example]]:
+    turn = st.builds(Turn, st.sampled_from(["system", "user", "assistant"]), text)
+    history = st.one_of(st.just(()), st.lists(turn, max_size=3).map(tuple))
+    row = st.builds(Example, text, text, st.one_of(st.just(""), text), st.just(""), st.integers(0, 9), history)
+    return st.lists(row, max_size=4)
+
+
+# Every twentieth of these; INSTIL_FUZZ=10000:11000:3 tries others.
+SEEDS = range(*map(int, os.environ.get("INSTIL_FUZZ", "0:400:20").split(":")))
+
+
+def one_by_one(rows: Sequence[Example], *how: Any) -> list[Any]:
+    return [encode(row, *how) for row in rows]
+
+
+@settings(max_examples=200, deadline=None)
+@given(examples=st.one_of(rows_of(PLAIN), rows_of(TEXT)), data=st.data())
+def test_rows_of_any_characters(examples: list[Example], data: st.DataObject) -> None:
+    """Conversations, and answers that begin or end with white space, too."""
+    template = template_named(data.draw(st.sampled_from(sorted(TEMPLATES))))
+    train_on = data.draw(st.sampled_from(get_args(TrainOn)))
+    tokenizer = data.draw(st.sampled_from([SMOLLM, BYTE_PAIR]))
+    if template.control_tokens and tokenizer is BYTE_PAIR:
+        return
+    if train_on == "response_with_header" and not template.header:
+        with pytest.raises(DataError):
+            encode_many([Example("x", "y")], template, tokenizer, train_on)
+        return
+    assert encode_many(examples, template, tokenizer, train_on) == one_by_one(examples, template, tokenizer, train_on)
+
+
+@pytest.mark.parametrize("first", SEEDS)
+def test_tokenizers_of_every_kind(first: int, tmp_path: Path) -> None:
+    for seed in range(first, first + 2):
+        tokenizer = load_tokenizer(make(tmp_path / f"made{seed}", seed).folder)
+        draw = random.Random(seed)
+        rows = [Example(text(draw), text(draw), draw.choice(["", text(draw)]), row=number) for number in range(8)]
+        for template in TEMPLATES.values():
+            try:
+                wanted = one_by_one(rows, template, tokenizer)
+            except ModelError:  # the vocabulary lacks a control token
+                continue
+            assert encode_many(rows, template, tokenizer) == wanted
+
+
+def test_plain_rows_are_looked_up_word_by_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no word has to be cut in two nothing goes through the pipeline, rows in other scripts neither."""
+    rows = [
+        Example("Name 2 colours.", "Red, and « bleu »."),
+        Example("你好吗?", "Я хорошо; 12\u00a0%", "naïve Ångström"),
+    ]
+    wanted = [one_by_one(rows, TEMPLATES[name], SMOLLM) for name in ("alpaca", "chatml")]
+    encode_many(rows, TEMPLATES["alpaca"], SMOLLM)
+
+    def never(*_: object) -> None:
+        raise AssertionError("a plain row went through the pipeline")
+
+    monkeypatch.setattr(Pipeline, "cut", never)
+    monkeypatch.setattr(Pipeline, "_texts", never)
+    assert [encode_many(rows, TEMPLATES[name], SMOLLM) for name in ("alpaca", "chatml")] == wanted
+
+
+def test_other_pipelines_have_no_words() -> None:
+    """Words that are cut otherwise than by this expression are noticed, and so is what changes a text before."""
+    state = {**SMOLLM._state, "normalizer": {"type": "Lowercase"}}  # type: ignore[attr-defined]
+    fast = SMOLLM._tokenizer  # type: ignore[attr-defined]
+    assert word_ids(state, fast, frozenset()) is None
+    swapped = {**SMOLLM._state, "pre_tokenizer": BYTE_PAIR._state["pre_tokenizer"]}  # type: ignore[attr-defined]
+    assert word_ids(swapped, fast, frozenset()) is None  # 12 is one word there, and two in the pipeline
+    assert word_ids(SMOLLM._state, fast, frozenset()) is not None  # type: ignore[attr-defined]
+
+
+def test_an_added_token_that_is_ordinary_text_is_found_in_it(tmp_path: Path) -> None:
+    """Such as one that the vocabulary's own makers added for a word; "ham" is not among the words of "hamster" then."""
+    from tokenizers import AddedToken
+
+    fast = SMOLLM.saved()
+    fast.add_tokens([AddedToken("ham", normalized=False)])
+    tokenizer = FastTokenizer(fast, "<|endoftext|>")
+    rows = [Example("Feed the hamster.", "Done."), Example("Feed it.", "A ham.")]
+    found = encode_many(rows, TEMPLATES["alpaca"], tokenizer)
+    assert found == one_by_one(rows, TEMPLATES["alpaca"], tokenizer)
+    added = tokenizer._ids["ham"]
+    assert all(added in row.ids for row in found)
+
+
+def test_a_row_of_no_text_is_named_as_by_itself() -> None:
+    assert encode_many([], TEMPLATES["alpaca"], SMOLLM) == []
+    with pytest.raises(ModelError, match=r"no control token '<\|im_start\|>'"):
+        encode_many([Example("Hi.", "Hello.")], TEMPLATES["chatml"], BYTE_PAIR)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TEXT)
+def test_what_a_vocabulary_is_known_to_spell_comes_back(said: str) -> None:
+    """SmolLM2's lacks some bytes; what is not known to come back is looked at."""
+    for tokenizer in (SMOLLM, BYTE_PAIR):
+        if tokenizer.spells(said):
+            assert tokenizer.decode(tokenizer.encode(said)) == said
+    assert BYTE_PAIR.spells(said)
+
+
+def test_a_vocabulary_without_some_bytes_does_not_spell_them() -> None:
+    assert SMOLLM.spells("naïve 漢字 🙂")
+    assert not SMOLLM.spells("a\x04b")
+    assert SMOLLM.decode(SMOLLM.encode("a\x04b")) == "ab"
+    assert not SMOLLM.spells("\ud83d")

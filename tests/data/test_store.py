@@ -1,0 +1,316 @@
+"""Stores of many rows: what goes in comes out, and a build that was killed goes on to the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from instil.data.encoding import encode, spelling
+from instil.data.lengths import lengths_of
+from instil.data.store import build, shards, sources, workers
+from instil.data.store.build import stored_examples, stored_tokens
+from instil.data.store.examples import ExampleStore
+from instil.data.store.kept import Kept
+from instil.data.store.tokens import TokenStore
+from instil.data.subset import Subset
+from instil.data.templates import template_named
+from instil.data.tokenizers import FastTokenizer
+from instil.errors import DataError, InstilError
+from instil.records import Encoded, Example, Turn
+from instil.screen import Screen
+
+GPT2 = FastTokenizer.gpt2()
+ALPACA = template_named("alpaca")
+QUIET = Screen(quiet=True)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+ROLES = st.sampled_from(["system", "user", "assistant"])
+TURN = st.builds(Turn, ROLES, TEXT, TEXT, st.sampled_from([0.0, 0.5, 1.0]), TEXT, st.just(""), TEXT)
+EXAMPLE = st.builds(
+    Example,
+    TEXT,
+    TEXT,
+    TEXT,
+    TEXT,
+    st.integers(0, 2**40),
+    st.lists(TURN, max_size=2).map(tuple),
+    st.lists(TURN, max_size=2).map(tuple),
+    st.sampled_from(["", "[]"]),
+    TEXT,
+    st.just(""),
+    st.sampled_from([1.0, 0.0, 0.25]),
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("INSTIL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def some(count: int) -> list[Example]:
+    """Plain rows, a conversation, and rows of other scripts."""
+    before = (Turn("user", "Hi."), Turn("assistant", "你好"))
+    return [
+        Example(
+            f"Add {n} and {n * 7}.",
+            f"{8 * n}" * (1 + n % 9),
+            "" if n % 3 else "é",
+            row=3 * n,
+            history=() if n % 17 else before,
+        )
+        for n in range(count)
+    ]
+
+
+def put(rows: list[Example], key: str = "rows") -> ExampleStore:
+    return stored_examples(key, lambda: iter(rows), lambda: {"sha256": "of rows"}, QUIET, len(rows))
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    there = [file for file in folder.rglob("*") if file.is_file() and file.suffix != ".lock"]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in there}
+
+
+def small(patch: pytest.MonkeyPatch, batch: int = 8) -> None:
+    """Files of few rows, all in this process."""
+    for module in (shards, *(sys.modules[f"instil.data.store.{name}"] for name in ("examples", "tokens", "build"))):
+        patch.setattr(module, "BATCH", batch)
+    patch.setattr(shards, "FILES", 2)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(EXAMPLE, max_size=12), batch=st.integers(2, 5))
+def test_examples_come_out_as_they_went_in(rows: list[Example], batch: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch, batch)
+        store = put(rows, build.key_of(rows=repr(rows), batch=batch))
+        assert list(store) == rows
+        assert [store[at] for at in range(len(store))] == rows
+        assert list(store[1:]) == rows[1:]
+
+
+def test_rows_of_a_store_are_as_encoded_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    rows = some(300)
+    tokens = stored_tokens(put(rows), ALPACA, GPT2, "response", QUIET)
+    wanted = [encode(row, ALPACA, GPT2) for row in rows]
+    assert list(tokens) == wanted
+    assert [tokens[at] for at in (0, 299, -1, 17)] == [wanted[at] for at in (0, 299, -1, 17)]
+    assert len(shards.read_manifest(tokens.folder)) and len(list(tokens.folder.glob("*.arrow"))) == 2 + 2 + 1
+    for found, known in ((tokens, wanted), (tokens[20:90], wanted[20:90])):
+        ours, theirs = lengths_of(found), lengths_of(known)
+        for column in ("ids_R", "targets_R", "first_target_R", "row_R"):
+            assert getattr(ours, column).tolist() == getattr(theirs, column).tolist()
+        assert ours.trained_R(40).tolist() == theirs.trained_R(40).tolist()
+    assert tokens.seen_ids == sorted({index for row in wanted for index in row.ids})
+    kinds = {row.row: spelling(row, GPT2) for row in rows}
+    assert Kept(tokens).spelt() == ([], [row for row, kind in kinds.items() if kind == "altered"])
+
+
+def test_other_ids_have_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    store = put(some(20))
+    named = {
+        stored_tokens(store, template, tokenizer, train_on, QUIET).folder.name
+        for template, tokenizer, train_on in [
+            (ALPACA, GPT2, "response"),
+            (ALPACA, GPT2, "all"),
+            (template_named("plain"), GPT2, "response"),
+            (ALPACA, FastTokenizer(GPT2.saved(), "<|endoftext|>", [11]), "response"),
+            (ALPACA, FastTokenizer.gpt2(), "response"),
+        ]
+    }
+    assert len(named) == 4
+
+
+def test_weights_of_targets_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows have them; those of most have none."""
+    if "weights" not in Encoded.__dataclass_fields__:
+        pytest.skip("rows have no weights")
+    small(monkeypatch)
+    rows = [replace(row, history=(Turn("user", "Hi."), Turn("assistant", "Yes.", weight=0.5))) for row in some(20)]
+    assert list(stored_tokens(put(rows), ALPACA, GPT2, "response", QUIET)) == [
+        encode(row, ALPACA, GPT2) for row in rows
+    ]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10_000))
+def test_a_build_that_was_killed_goes_on_to_the_same_bytes(seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """At random points, several times; complete files are not written again."""
+    draw, rows = random.Random(seed), some(150)
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        found = []
+        for deaths in (0, draw.randint(1, 4)):
+            home = tmp_path_factory.mktemp("home")
+            patch.setenv("INSTIL_HOME", str(home))
+            for death in range(deaths, -1, -1):
+                left = [draw.randint(0, 30) if death else 10**9]
+
+                def advance(note: str = "", steps: int = 1, left: list[int] = left) -> None:
+                    left[0] -= 1
+                    if left[0] < 0:
+                        raise Killed
+
+                screen = Screen(quiet=True)
+                patch.setattr(screen, "bar", lambda what, total, advance=advance: _Bar(advance))
+                before = {path: path.stat().st_mtime_ns for path in home.rglob("*.arrow")}
+                try:
+                    store = stored_examples("rows", lambda: iter(rows), lambda: {}, screen, len(rows))
+                    stored_tokens(store, ALPACA, GPT2, "response", screen)
+                except Killed:
+                    assert death
+                assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+            found.append(files(home))
+        assert found[0] == found[1]
+
+
+class _Bar:
+    def __init__(self, advance: object) -> None:
+        self.advance = advance
+
+    def __enter__(self) -> object:
+        return self.advance
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+BUILD = """
+import os, signal, sys
+from instil.data.store.build import stored_examples, stored_tokens
+from instil.data.templates import template_named
+from instil.data.tokenizers import FastTokenizer
+from instil.screen import Screen
+from tests.data import test_store
+
+class Bar(test_store._Bar):
+    pass
+
+left = int(sys.argv[1])
+def advance(note="", steps=1):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+screen = Screen(quiet=True)
+screen.bar = lambda what, total: Bar(advance)
+test_store.workers.FEWEST = 1024
+store = test_store.put(test_store.some(3500))
+stored_tokens(store, template_named("alpaca"), FastTokenizer.gpt2(), "response", screen)
+"""
+
+
+@pytest.mark.skipif(workers.processors() < 2, reason="one processor")
+def test_killed_processes_leave_what_is_complete(tmp_path: Path, home: Path) -> None:
+    """The builder is killed while two others encode for it; those end by themselves, and the rest is made later."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
+    ends = []
+    for left in (2, 10**9):
+        run = subprocess.run(
+            [sys.executable, "-c", BUILD, str(left)], env=environment, capture_output=True, check=False
+        )
+        ends.append(run.returncode)
+    assert ends == [-signal.SIGKILL, 0], run.stderr.decode()
+    (folder,) = (home / "store").glob("tokens-*")
+    assert list(TokenStore(folder)) == [encode(row, ALPACA, GPT2) for row in some(3500)]
+    assert not list(folder.glob("*.unfinished"))
+
+
+def test_an_error_of_another_process_is_that_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a row that cannot be encoded, and of a process that is gone."""
+    monkeypatch.setattr(workers, "FEWEST", 1)
+    monkeypatch.setattr(workers, "processors", lambda: 2)
+    store = put(some(2000))
+    with pytest.raises(DataError, match="has no response header to train on"):
+        stored_tokens(store, template_named("chatml"), GPT2, "response_with_header", QUIET)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(InstilError, match=r"ended by itself .* the same command goes on"):
+        stored_tokens(store, ALPACA, GPT2, "response", QUIET)
+
+
+def test_of_two_builders_one_builds_and_the_other_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    rows, opened, may_go = some(40), [], threading.Event()
+    waiting = threading.Event()
+
+    def slowly() -> Iterator[Example]:
+        opened.append(1)
+        may_go.wait(20)
+        yield from rows
+
+    class Listening(Screen):
+        def say(self, text: str, style: str = "") -> None:
+            if "another process" in text:
+                waiting.set()
+
+    found: list[list[Example]] = []
+
+    def build_it(screen: Screen) -> None:
+        found.append(list(stored_examples("rows", slowly, lambda: {}, screen)))
+
+    first = threading.Thread(target=build_it, args=(QUIET,))
+    first.start()
+    while not opened:
+        pass
+    second = threading.Thread(target=build_it, args=(Listening(quiet=True),))
+    second.start()
+    assert waiting.wait(20)
+    may_go.set()
+    first.join(20)
+    second.join(20)
+    assert found == [rows, rows]
+    assert opened == [1]
+
+
+def test_a_damaged_store_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    store = put(some(40))
+    file = store.folder / "00000.arrow"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"00000\.arrow: damaged: .* remove its folder, and it is made anew"):
+        list(ExampleStore(store.folder))
+    file.unlink()
+    with pytest.raises(DataError, match="remove its folder"):
+        list(ExampleStore(store.folder))
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file")
+    with pytest.raises(DataError, match=r"the folder cannot be made: .* INSTIL_HOME names another place"):
+        put(some(3))
+
+
+def test_a_full_disk_leaves_no_part_of_a_file(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match=r"00000\.arrow: cannot be written: No space left .* INSTIL_HOME names another"):
+        put(some(3))
+    assert [file.name for file in home.rglob("*") if file.is_file()] == ["build.lock"]
+
+
+def test_subsets_of_a_store_are_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    store = put(some(40))
+    assert isinstance(store[3:9], Subset)
+    assert [row.row for row in store[3:9]] == [9, 12, 15, 18, 21, 24]
+    assert build.size_line(store.folder).startswith("rows and their ids are kept for the next time (0 MB); to be rid")
+    assert sources.MANY == 50_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from itertools import groupby, pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from instil.data.byte_level import END_OF_TEXT, byte_level
 from instil.data.collate import collate, collate_shared
 from instil.data.encoding import encode, encode_prompt, mask_notes
 from instil.data.loader import Loader
-from instil.data.templates import Template, find_template
+from instil.data.templates import Piece, Template, find_template
+from instil.data.templates.template import Rendered
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.model.find import find_model
 from instil.records import Encoded, Example, Pair, Turn
@@ -120,13 +122,22 @@ def test_an_id_across_a_border_is_no_target_and_counted() -> None:
     assert encode(row, template, tokenizer, turns="last").straddling == 0
 
 
-def test_an_answer_that_joins_what_follows_is_masked_there(tmp_path: object) -> None:
-    """A chat template without an end token between turns cannot be learnt there; one with a text as end can be."""
-    tokenizer = merging()
-    row = Example("y", "bca", history=(Turn("user", "x"), Turn("assistant", "bca")))
-    encoded = encode(row, template_of("plain"), tokenizer, "response")
-    assert learnt(encoded)[0][0][-1] == tokenizer.eos_id
-    assert encoded.straddling == 0
+def test_an_answer_that_joins_what_follows_is_masked_there() -> None:
+    """No template here ends an earlier answer with plain text, but the mask does not rely on it."""
+    pieces = [
+        Piece("y"),
+        Piece("ba", trained=True, weight=0.5),
+        Piece("\n"),
+        Piece("b", trained=True, answer=True),
+        Piece("", control=True, trained=True),
+    ]
+    template = SimpleNamespace(rendered=lambda *how: Rendered(pieces), writes_begin=True)
+    encoded = encode(Example("y", "b"), template, merging())  # type: ignore[arg-type]
+    tokens = [merging().token(index) for index in encoded.ids]
+    assert tokens == ["y", "b", "a\u010a", "b", END_OF_TEXT]
+    assert encoded.trained == (False, True, False, True, True)
+    assert encoded.weights == (0.0, 0.5, 0.0, 1.0, 1.0)
+    assert encoded.straddling == 1
 
 
 ROWS = [

@@ -129,3 +129,15 @@ def test_inspect_shows_the_mask(talker: Path, tmp_path: Path) -> None:
     assert (
         "".join(token.text for token in tokens if token.mask == "seen") == "[user] Double the number 1.\n[assistant] "
     )
+
+
+def test_preflight_counts_what_is_masked_at_a_border(tiny_folder: Path) -> None:
+    """A line break at the end of an instruction is one id with the first of the header."""
+    given = [
+        {**row, "instruction": row["instruction"] + "\n" * (n == 3), "input": ""} for n, row in enumerate(rows(40))
+    ]
+    options = resolve(values={"data": {"train_on": "response_with_header"}})
+    said = prepare(given, tiny_folder, options).preflight.lines()
+    assert "1 id across the border of what is trained on is not trained on: rows 3" in said
+    clean = prepare(given, tiny_folder, resolve(values={})).preflight.lines()
+    assert not any("across the border" in line for line in clean)

@@ -13,8 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from instil.data.sources import examples_from
+from instil.data.sources import Source, examples_from
 from instil.data.splits import split_grouped
+from instil.records import Example, Pair, Turn
+from instil.settings.resolve import resolve
+from instil.tasks.answers import Answers
+from instil.tasks.pairs.source import PairSource
+from instil.tasks.pairs.task import Preferences
+from instil.tasks.task import Task
 from tests.conftest import GPT2_VOCABULARY, rows
 from tests.settings.world import Table, Trained, World, seen_in
 
@@ -49,6 +55,26 @@ def train_on(world: World) -> None:
     assert fates() == ["seen"] * 44 + ["trained"] * 5
     assert fates("data.train_on=all") == ["seen"] + ["trained"] * 48
     assert len(world.run("data.train_on=all", *STEPS, data=world.one).seen.steps[0].batch.targets_S) == 48
+
+
+@sees("data.turns=last")
+def turns(world: World) -> None:
+    """Of a conversation, for answers and for pairs."""
+    history = (Turn("user", "One?"), Turn("assistant", "Two."))
+    row = Example("Three?", "Four.", row=0, history=history)
+    answers, pairs = examples_from(rows(1)), PairSource("pairs", (row,), "", pairs=(Pair(row, "Four.", "Five."),))
+    tokenizer, template = world.assistant.tokenizer, world.assistant.template
+
+    def learnt(kind: type[Task[Any]], source: Source, *settings: str) -> str:
+        world.used.update(settings)
+        task = kind(resolve(assignments=settings))
+        encoded = task.answer(task.encode(source, [row], template, tokenizer)[0])
+        return "".join(tokenizer.shown(one) for one, counts in zip(encoded.ids, encoded.trained, strict=True) if counts)
+
+    end = tokenizer.eos
+    for kind, source in ((Answers, answers), (Preferences, pairs)):
+        assert learnt(kind, source) == f"Two.{end}Four.{end}"
+        assert learnt(kind, source, "data.turns=last") == f"Four.{end}"
 
 
 @sees("data.max_length=46")

@@ -462,3 +462,12 @@ def test_a_skeleton_leaves_out_nothing() -> None:
             template.pieces(row)
     with pytest.raises(DataError, match="leaves out the text of the system message"):
         template.prompt_pieces(TALK)
+
+
+def test_a_template_that_escapes_is_refused(made: Made) -> None:
+    """What it writes as HTML would be told from a user's text no more."""
+    template = made(
+        GENERATES.replace("{{ m.content }}<|im_end|>{% endg", "{{ m.content|escape + '<|im_end|>' }}{% endg")
+    )
+    with pytest.raises(DataError, match="escapes text"):
+        template.pieces(Example("Hi", "Ho"))

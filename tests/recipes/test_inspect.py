@@ -124,6 +124,7 @@ def test_what_rows_bring_runs_nowhere(tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<script") == 1
     assert "<img" not in page
+    assert "\0" not in page  # a browser would drop it
     assert "&times;0.5" in page
     assert "trained on with weight 0.5" in page
     assert 'class="sign">U+200B</span>' in page

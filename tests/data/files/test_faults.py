@@ -361,7 +361,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 def test_a_pipe_is_read(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=lambda: pipe.write_bytes(lines(ROWS)))
+    writer = threading.Thread(target=lambda: pipe.write_bytes(lines(ROWS)), daemon=True)
     writer.start()
     found = open_rows(pipe)
     writer.join()

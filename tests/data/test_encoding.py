@@ -25,7 +25,9 @@ TEXT = st.text(SPELLABLE, min_size=1, max_size=30).map(lambda text: text + "### 
 
 @settings(max_examples=60, deadline=None)
 @given(instruction=TEXT, answer=TEXT, given_input=st.one_of(st.just(""), TEXT))
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "name", [name for name in TEMPLATES if name not in ("llama3", "gemma")]
+)  # SmolLM2 lacks theirs
 def test_exactly_the_response_and_its_end_are_trained(
     name: str, instruction: str, answer: str, given_input: str
 ) -> None:

@@ -75,13 +75,13 @@ def test_rows_are_read_and_encoded_once(
 ) -> None:
     """Until the file changes; another template has ids of its own, and no other rows."""
     monkeypatch.setattr(sources, "MANY", 60)
-    file, read = a_file(tmp_path), answers.read_source
+    file, read = a_file(tmp_path), answers.open_source
     first = prepare(file, tiny_folder, resolve())
 
     def never(*_: object, **__: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(answers, "read_source", never)
+    monkeypatch.setattr(answers, "open_source", never)
     again = prepare(file, tiny_folder, resolve())
     assert again.preflight == first.preflight
     assert again.source.notes == first.source.notes
@@ -89,7 +89,7 @@ def test_rows_are_read_and_encoded_once(
     assert [len(list((home / "store").glob(f"{kind}-*"))) for kind in ("rows", "tokens")] == [1, 2]
     with pytest.raises(AssertionError, match="read again"):
         prepare(file, tiny_folder, resolve(values={"skip_bad": True}))
-    monkeypatch.setattr(answers, "read_source", read)
+    monkeypatch.setattr(answers, "open_source", read)
     copied = shutil.copy(file, tmp_path / "copy.json")  # the same rows under another name
     assert prepare(copied, tiny_folder, resolve()).source.name == str(copied)
     assert len(list((home / "store").glob("rows-*"))) == 1

@@ -102,7 +102,7 @@ def _lines(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
                 raise DataError(f"{stream.name}: line {number} is a list; in JSONL every line is one object")
             if decoder.unclean:
                 for fault in decoder.faults(value):
-                    faults.add(row, f"{fault} (line {number})")
+                    faults.add(row, fault if number == row + 1 else f"{fault} (line {number})")
             if not faults:
                 yield value, f"line {number}"
             row += 1

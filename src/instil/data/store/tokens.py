@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from instil.data.encoding import encode_many, spelling
 from instil.data.lengths import Lengths, lengths_of
 from instil.data.store.examples import ExampleStore
-from instil.data.store.shards import BATCH, Shards
+from instil.data.store.shards import BATCH, MAPPED, Shards
 from instil.data.subset import Lazy
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -97,6 +97,8 @@ class TokenStore(Lazy[Encoded]):
 
     def _mapped(self, number: int) -> _Mapped:
         if number not in self._batches:
+            if len(self._batches) >= MAPPED:
+                self._batches.clear()
             batch, _ = self._shards.batch(number)
             ids, trained = batch.column("ids"), batch.column("trained")
             bits = trained.values.buffers()[1]

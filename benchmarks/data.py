@@ -147,7 +147,10 @@ class _Watched(threading.Thread):
 
 
 def from_file(count: int, model: str) -> dict[str, Any]:
-    """From a JSON file to the first optimizer step, with nothing there and once more."""
+    """From a JSON file to the first optimizer step, with nothing there and once more.
+
+    Prepared: looked at; ready: the model is loaded, and the first batch made; step: the first is done.
+    """
     from instil.screen import Screen
     from instil.settings.resolve import resolve
     from instil.tasks.prepare import load, prepare
@@ -162,9 +165,11 @@ def from_file(count: int, model: str) -> dict[str, Any]:
             started = time.perf_counter()
             prepared = prepare(file, model, settings, screen=Screen())
             found[f"{when}_prepared_s"] = time.perf_counter() - started
-            decoder = load(prepared)
+            decoder, loader = load(prepared), prepared.training
+            loader.step(0)
+            found[f"{when}_ready_s"] = time.perf_counter() - started
             options = settings.train.model_copy(update={"eval_every": 0})
-            train(decoder, _First(prepared.training), options)
+            train(decoder, _First(loader), options)
             found[f"{when}_step_s"] = time.perf_counter() - started
     found["own_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found

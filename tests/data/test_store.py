@@ -279,6 +279,21 @@ def test_of_two_builders_one_builds_and_the_other_waits(monkeypatch: pytest.Monk
     assert opened == [1]
 
 
+def test_what_was_seen_of_files_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a training that looks at every row holds a few batches, and rows are the same after that."""
+    small(monkeypatch)
+    for module in (shards, sys.modules["instil.data.store.tokens"]):
+        monkeypatch.setattr(module, "MAPPED", 3)
+    rows = some(200)
+    tokens = stored_tokens(put(rows), ALPACA, GPT2, "response", QUIET)
+    wanted = [encode(row, ALPACA, GPT2) for row in rows]
+    draw = random.Random(0)
+    for at in draw.choices(range(200), k=100):
+        assert tokens[at] == wanted[at]
+        assert len(tokens._batches) <= 3
+        assert len(tokens._shards._open) <= 3
+
+
 def test_a_damaged_store_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     store = put(some(40))

@@ -33,7 +33,7 @@ class TokenBudget:
 
     >>> budget = TokenBudget(np.array([5, 3, 9, 4, 3, 20]), 10, seed=1)
     >>> sorted(sorted(int(row) for row in budget.rows(0, step)) for step in range(len(budget)))
-    [[0], [1, 4, 3], [2], [5]]
+    [[0], [1, 3, 4], [2], [5]]
     """
 
     def __init__(

@@ -44,8 +44,12 @@ class Lengths:
 
     def trained_R(self, max_length: int) -> NDArray[np.int32]:
         """How many targets lie within ``max_length`` positions."""
-        trained_R = self.targets_R.copy()
-        for number in np.flatnonzero(self.cut_R(max_length)):
+        trained_R = np.array(self.targets_R)
+        cut_R = self.cut_R(max_length)
+        to_the_end_R = self.targets_R == self.ids_R - self.first_target_R  # one answer: nothing comes after it
+        within_R = np.maximum(max_length + 1 - self.first_target_R, 0)
+        trained_R[cut_R & to_the_end_R] = within_R[cut_R & to_the_end_R]
+        for number in np.flatnonzero(cut_R & ~to_the_end_R & (self.targets_R > 0)):
             trained_R[number] = sum(self.rows[int(number)].trained[1 : max_length + 1])
         return trained_R
 

@@ -52,7 +52,9 @@ class ExampleStore(Lazy[Example]):
     @property
     def row_numbers(self) -> NDArray[np.int64]:
         """The rows' numbers in their file."""
-        return np.concatenate([np.zeros(0, np.int64), *(batch.column("row").to_numpy() for batch, _ in self.shards)])
+        return np.concatenate(
+            [np.zeros(0, np.int64), *(batch.column("row").to_numpy().copy() for batch, _ in self.shards)]
+        )
 
     def batch(self, number: int) -> Iterator[Example]:
         """The examples of one batch."""

@@ -38,7 +38,8 @@ class Kept:
     def repeated(self, rows: Mapping[Part, Sequence[Any]]) -> int:
         """How many test and validation rows ask what a training row asks."""
         prompts = {part: self.tokens.columns["prompt"][_numbers(rows[part])] for part in rows}
-        return sum(int(np.isin(prompts[part], prompts["train"]).sum()) for part in prompts if part != "train")
+        held_out = np.concatenate([found for part, found in prompts.items() if part != "train"])
+        return int(np.isin(held_out, prompts["train"]).sum())
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Where the rows lie, and how to be rid of them."""

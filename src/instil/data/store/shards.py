@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BATCH = 1024
 FILES = 16  # of so many batches each as `BATCHES` says; those that come after them have as many as the last
 BATCHES = (1, 8, 64)
+MAPPED = 256  # batches looked at until all files are let go of: what was seen of them would count as this process's
 MANIFEST = "store.json"
 FORMAT = 1
 INSTALL = "pip install 'instil[data]'"
@@ -105,6 +106,7 @@ class Shards:
         self.manifest: dict[str, Any] = {} if rows is not None else read_manifest(folder)
         self.count = int(self.manifest["rows"]) if rows is None else rows
         self._open: dict[int, Any] = {}
+        self._seen = 0
 
     def __iter__(self) -> Iterator[tuple[pyarrow.RecordBatch, dict[str, bytes]]]:
         for batch in range(-(-self.count // BATCH)):
@@ -118,6 +120,10 @@ class Shards:
         """
         import pyarrow as pa
 
+        self._seen += 1
+        if self._seen > MAPPED:
+            self._open.clear()
+            self._seen = 1
         shard = shard_of(number)
         path = shard_path(self.folder, shard)
         try:

@@ -6,10 +6,10 @@ Shape suffixes: R rows.
 from __future__ import annotations
 
 import zlib
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from instil.data.encoding import encode_many, spelling
 from instil.data.lengths import Lengths, lengths_of
 from instil.data.store.examples import ExampleStore
-from instil.data.store.shards import BATCH, Shards
+from instil.data.store.shards import BATCH, MAPPED, Shards
 from instil.data.subset import Lazy
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -102,6 +102,8 @@ class TokenStore(Lazy[Encoded]):
 
     def _mapped(self, number: int) -> _Mapped:
         if number not in self._batches:
+            if len(self._batches) >= MAPPED:
+                self._batches.clear()
             batch, _ = self._shards.batch(number)
             ids, trained = batch.column("ids"), batch.column("trained")
             bits = trained.values.buffers()[1]
@@ -182,9 +184,11 @@ def _batch(
         "prompt": np.array([prompt_number(example) for example in examples], np.uint64),
         "prompt_length": np.array([row.prompt_length for row in rows], np.int32),
     }
-    count = int(lengths.ids_R.sum())
-    all_ids = np.fromiter(chain.from_iterable(row.ids for row in rows), np.int32, count)
-    trained = np.fromiter(chain.from_iterable(row.trained for row in rows), bool, count)
+    flat = array("i")
+    for row in rows:
+        flat.extend(row.ids)
+    all_ids = np.frombuffer(flat, np.int32)
+    trained = np.frombuffer(b"".join(bytes(row.trained) for row in rows), bool)
     weights = [row.weights or None for row in rows]
     ends = pa.array(np.concatenate([[0], np.cumsum(lengths.ids_R, dtype=np.int64)]), pa.int64())
     batch = pa.RecordBatch.from_pydict(

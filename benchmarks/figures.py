@@ -259,7 +259,7 @@ def tell_headline(figure: Figure) -> str:
     several = len(values["verdicts"]) > 1
     which = f" (seed {figure.seeds[0]}; {_better(values['verdicts'])})" if several else ""
     lines = [
-        _filled(f"On the book's 1,100 rows with the defaults ({said}):"),
+        _filled(f"On the book's 1,100 rows{' with the defaults' * ('--set' not in figure.command)} ({said}):"),
         "",
         "| | exact match | chrF | agreement, 0 to 100 |",
         "| --- | --- | --- | --- |",

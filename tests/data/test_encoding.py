@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.collate import collate
-from instil.data.encoding import check_vocabulary, encode, encode_prompt, spelling
+from instil.data.encoding import check_vocabulary, encode, encode_many, encode_prompt, spelling
 from instil.data.loader import Loader
 from instil.data.templates import TEMPLATES, template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
@@ -41,6 +41,16 @@ def test_exactly_the_response_and_its_end_are_trained(
     everything = encode(example, template, SMOLLM, "all")
     assert everything.ids == row.ids
     assert all(everything.trained)
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_PAIR, SMOLLM])
+def test_a_text_without_a_question_is_learnt_whole(tokenizer: FastTokenizer) -> None:
+    rows = [Example("", "A text of its own."), Example("", "Une té\U0001f600.")]
+    for row, together in zip(rows, encode_many(rows, template_named("alpaca"), tokenizer), strict=True):
+        alone = encode(row, template_named("alpaca"), tokenizer)
+        assert alone == together
+        assert list(alone.ids) == [*tokenizer.encode(row.output), tokenizer.eos_id]
+        assert (alone.prompt_length, all(alone.trained)) == (0, True)
 
 
 def test_the_books_ids_are_those_of_the_whole_text() -> None:

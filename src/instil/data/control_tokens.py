@@ -185,7 +185,7 @@ class Pipeline:
         for number, index in zip(at, control_ids, strict=True):
             ids[number] = index
         starts = [start for start, _ in offsets]
-        begins = [0, *(bisect.bisect_left(starts, border) for border in borders[1:-1]), len(ids)]
+        begins = [*(bisect.bisect_left(starts, border) for border in borders[:-1]), len(ids)]
         joined = {
             piece
             for piece, begin in enumerate(begins[:-1])

@@ -154,6 +154,13 @@ def test_training_rows_among_themselves() -> None:
     assert alike.splitlines()[0] == "2 training rows ask nearly what an earlier one asks: 12 (like 6), 13 (like 6)"
 
 
+def test_texts_without_a_question_contradict_none() -> None:
+    written = [Example("", f"{word} is a text of its own.", row=at) for at, word in enumerate(["This", "Zebra", "This"])]
+    _, leaks = guard(Split("book", tuple(written), (), ()), DataOptions())
+    assert not leaks.contradicting
+    assert [(twin.row, twin.like) for twin in leaks.repeated] == [(2, 0)]
+
+
 def test_conversations_are_compared_by_all_that_was_said_before() -> None:
     """The last question alone is the same in each of them; what the system says tells none from another."""
     system = Turn("system", "You are a helpful assistant who never tires of answering questions, however odd they are.")

@@ -19,7 +19,7 @@ from instil.data.duplicates.search import Relatives, Tick, first_of_equal, hashe
 from instil.data.near_duplicates import Near, Prompts, leak_line, prompt_text
 from instil.data.splits import Part, Split
 from instil.data.subset import chosen
-from instil.data.words import normal
+from instil.data.words import normal, prompt_of
 from instil.errors import DataError, counted
 from instil.records import Example
 from instil.settings.options import DataOptions
@@ -232,7 +232,7 @@ def _within(
 def _texts(row: Example) -> tuple[str, str]:
     """All that is asked, and all that is answered, in one normal form; white space at the ends does not count."""
     if row.plain:
-        return f"{normal(row.instruction).strip()}\0{normal(row.about).strip()}", normal(row.output).strip()
+        return "\0".join(prompt_of(row)), normal(row.output).strip()
     *before, answer = row.turns
     asked = "\0".join(f"{turn.role}:{turn.content}\0{turn.about}{turn.reasoning}{turn.tool_calls}" for turn in before)
     return normal(f"{asked}\0{row.tools}"), normal(f"{answer.content}\0{answer.reasoning}{answer.tool_calls}")

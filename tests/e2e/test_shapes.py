@@ -155,6 +155,8 @@ def test_texts_are_trained_on_whole_and_not_answered(tiny_folder: Path, tmp_path
     assert not (out / "responses" / "tuned.json").exists()
     refused = invoke("respond", out, "--data", rows, code=2)
     assert "--map text=instruction" in str(refused.exception)
+    refused = invoke("respond", out, "--split", "test", code=2)
+    assert "texts without a question" in str(refused.exception)
     invoke("respond", out, "--data", rows, "--map", "text=instruction", "--set", "generate.max_new_tokens=2")
 
 

@@ -120,6 +120,8 @@ def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     rows = tuple(example for example in source.examples if example.row in wanted)
     if not rows:
         raise DataError(f"{path}: the run has no {part} rows")
+    if all(row.text_only for row in rows):
+        raise DataError(f"{path}: its {part} rows are texts without a question, so there is nothing to answer")
     return rows
 
 

@@ -12,9 +12,11 @@ import pytest
 import instil
 from instil.assistant.assistant import load
 from instil.assistant.folder import differences
-from instil.data.encoding import encode_prompt
+from instil.data.encoding import begin_text, encode_prompt
 from instil.data.templates import TEMPLATES, read_template
+from instil.data.tokenizers import load_tokenizer
 from instil.errors import DataError, SettingsError, TemplateMismatch
+from instil.model.find import find_model
 from instil.recipes.export import export
 from instil.recipes.inspect import inspect
 from instil.records import Example, Turn
@@ -83,6 +85,17 @@ def test_transformers_renders_the_exported_prompt_with_the_ids_of_training(tuned
     (out / "chat_template.jinja").write_text(CHAT.replace("[{{ m.role", "<{{ m.role"), encoding="utf-8")
     found = differences(out, assistant.tokenizer, assistant.template, [TALK])
     assert any("the chat template of 'So?' has other ids than in training" in line for line in found)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "plain", "chatml"])
+def test_a_saved_folder_reads_earlier_answers_as_in_training(name: str, tmp_path: Path) -> None:
+    template, tokenizer = TEMPLATES[name], load_tokenizer(find_model("smollm2-135m"))
+    tokenizer.save(tmp_path)
+    chat = template.chat_template(begin_text(template, tokenizer))
+    (tmp_path / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    assert not [line for line in differences(tmp_path, tokenizer, template, [TALK]) if "other ids" in line]
+    (tmp_path / "chat_template.jinja").write_text(f"?{chat}", encoding="utf-8")
+    assert differences(tmp_path, tokenizer, template, [TALK], name=Path("model"))[-1].startswith("model: the chat tem")
 
 
 def test_a_gguf_file_carries_it(tuned: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def export_folder(
             (unfinished / MORE).mkdir(exist_ok=True)
             (unfinished / MORE / f"{name}.jinja").write_text(text, encoding="utf-8")
         (unfinished / TEMPLATE_FILE).write_text(json_text(template.as_json()), encoding="utf-8")
-        found = differences(unfinished, tokenizer, template, rows)
+        found = differences(unfinished, tokenizer, template, rows, name=folder)
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.replace(folder)
@@ -77,26 +77,35 @@ def export_folder(
         raise
 
 
-def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Sequence[Example] = ()) -> list[str]:
+def differences(
+    folder: Path,
+    tokenizer: Tokenizer,
+    template: Template,
+    rows: Sequence[Example] = (),
+    *,
+    name: Path | None = None,
+) -> list[str]:
     """Where a saved folder gives other ids than training: as we read it, and as `transformers` reads text and chats.
 
-    Rows that have a token's name in them are left out of the latter, since there it is that token.
+    Rows that have a token's name in them are left out of the latter, since there it is that token. ``name`` is what the
+    folder will be called.
     """
     from tokenizers import Tokenizer as Fast
 
+    name = name or folder
     try:
         again = load_tokenizer(folder)
     except ModelError as error:
-        return [f"{folder}: the saved tokenizer cannot be read again: {error}"]
+        return [f"{name}: the saved tokenizer cannot be read again: {error}"]
     theirs = Fast.from_file(str(folder / "tokenizer.json"))
     chat, names = stored_template(folder, {}), _names(json_object_or_empty(folder / "tokenizer_config.json"))
     marks = [token.content for token in theirs.get_added_tokens_decoder().values() if token.special]
     found = []
     if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.begin_ids):
-        found.append(f"{folder}: the saved tokenizer begins or ends texts with other tokens than in training")
+        found.append(f"{name}: the saved tokenizer begins or ends texts with other tokens than in training")
     for row in (*SAMPLES, *rows):
         if encode(row, template, again) != encode(row, template, tokenizer):
-            found.append(f"{folder}: the saved tokenizer gives {row.instruction[:40]!r} other ids than in training")
+            found.append(f"{name}: the saved tokenizer gives {row.instruction[:40]!r} other ids than in training")
             continue
         plain = replace(row, input="", output="")
         messages = [turn.as_json() for turn in plain.turns[:-1]]
@@ -104,11 +113,17 @@ def differences(folder: Path, tokenizer: Tokenizer, template: Template, rows: Se
             continue
         wanted = encode_prompt(plain, template, tokenizer)
         text = rendered(chat, messages, names, prompt=True) or ""
-        whole = theirs.encode(template.prompt(plain), add_special_tokens=True).ids
+        whole = theirs.encode(_as_text(template, plain, tokenizer), add_special_tokens=True).ids
         for said, ids in (("chat template", theirs.encode(text, add_special_tokens=False).ids), ("text", whole)):
             if list(ids) != wanted:
-                found.append(f"{folder}: the {said} of {row.instruction[:40]!r} has other ids than in training")
+                found.append(f"{name}: the {said} of {row.instruction[:40]!r} has other ids than in training")
     return found
+
+
+def _as_text(template: Template, example: Example, tokenizer: Tokenizer) -> str:
+    """A prompt with all its control tokens by their names, that which ends an earlier answer among them."""
+    end = tokenizer.token(tokenizer.eos_id)
+    return "".join(piece.text or end if piece.control else piece.text for piece in template.prompt_pieces(example))
 
 
 def _names(config: Mapping[str, Any]) -> dict[str, str]:

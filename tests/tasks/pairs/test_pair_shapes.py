@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from instil.errors import DataError
 from instil.records import Example, Pair, Turn
-from instil.tasks.pairs.source import PairSource, pairs_from
+from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
 
 
 def user(text: str) -> dict[str, Any]:
@@ -151,3 +152,13 @@ def test_two_equal_conversations_have_a_prompt_and_prefer_nothing() -> None:
     rows = [{"chosen": same, "rejected": same}]
     assert "row 0: chosen and rejected are equal, so it prefers nothing" in refused(*rows)
     assert pairs_from(rows, keep_equal=True).pairs == (Pair(Example("Why?", row=0), "So.", "So."),)
+
+
+def test_pairs_that_are_left_out_are_told_with_their_places(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "completion": said, "label": said != "No."} for said in ("So.", "No.", "Yes.")]
+    rows += [{"prompt": "How?", "completion": "Thus.", "label": label} for label in (True, False)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n\n".join(map(json.dumps, rows)))
+    source = read_pairs(file, skip_bad=True)
+    assert [(one.row, one.where) for one in source.rejected] == [(2, "rows.jsonl line 5"), (3, "rows.jsonl line 7")]
+    assert "2 pairs are made of 4 labelled answers, each of a good and a bad one" in source.notes

@@ -92,11 +92,11 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
     if labelled:
         paired, single = pairs_of_labelled(labelled)
         good += paired
-        bad = sorted([*bad, *single], key=lambda one: one.row)
-        notes.append(f"{len(paired)} pairs are made of {len(labelled)} labelled answers, each of a good and a bad one")
+        bad = sorted([*bad, *_placed(single, rows)], key=lambda one: one.row)
+        notes.append(f"{len(paired)} pairs are made of {2 * len(paired)} labelled answers, each of a good and a bad one")
     equal = [pair.row for pair in good if pair.chosen.strip() == pair.rejected.strip()]
     if equal and not keep_equal:
-        bad = sorted([*bad, *(Rejected(row, EQUAL) for row in equal)], key=lambda one: one.row)
+        bad = sorted([*bad, *_placed([Rejected(row, EQUAL) for row in equal], rows)], key=lambda one: one.row)
         good = [pair for pair in good if pair.row not in set(equal)]
         equal = []
     if not good or (bad and not skip_bad):
@@ -115,3 +115,10 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
         pairs=tuple(good),
         equal=tuple(equal),
     )
+
+
+def _placed(rejected: Sequence[Rejected], rows: Iterable[Raw]) -> list[Rejected]:
+    """The same with the places of the rows, which are only known while they are read."""
+    wanted = {one.row for one in rejected}
+    places = {number: raw.where for number, raw in enumerate(rows) if number in wanted} if wanted else {}
+    return [replace(one, where=places[one.row]) for one in rejected]

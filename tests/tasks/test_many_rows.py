@@ -98,6 +98,18 @@ def test_rows_are_read_and_encoded_once(
     assert len(prepare(file, tiny_folder, resolve()).source) == 61
 
 
+def test_rows_that_are_left_out_have_the_place_in_their_own_file(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MANY", 60)
+    for name in ("one.jsonl", "two.jsonl"):  # the same bytes
+        made = [*rows(60), {"instruction": "No answer."}]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, made)))
+        found = prepare(tmp_path / name, tiny_folder, resolve(values={"skip_bad": True}))
+        assert isinstance(found.source.examples, ExampleStore)
+        assert [(one.row, one.where) for one in found.source.rejected] == [(60, f"{name} line 61")]
+
+
 def test_without_arrow_many_rows_stay_in_memory_and_the_extra_is_named(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

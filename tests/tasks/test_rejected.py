@@ -144,3 +144,9 @@ def test_a_licence_is_said_or_known_and_never_guessed(tiny_folder: Path, data_fi
     assert licence("rows.json", "") == "not stated; say it with --set data.licence=..."
     card = data_card(prepare(str(data_file), tiny_folder, resolve()), ())
     assert card["files"] == [{"path": str(data_file), "bytes": data_file.stat().st_size}]
+    folder = data_file.parent
+    (folder / "more.json").write_bytes(data_file.read_bytes())
+    (folder / "README.md").write_text("Not rows.")
+    for several in (str(folder), f"{folder}/*.json", f"{folder}/more.json,{data_file}"):
+        card = data_card(prepare(several, tiny_folder, resolve()), ())
+        assert sorted(Path(file["path"]).name for file in card["files"]) == ["more.json", "rows.json"]

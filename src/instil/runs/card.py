@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from instil.data.files.places import paths_of
+from instil.data.files.rows import open_rows
 from instil.data.splits import PARTS
 from instil.errors import without_numbers
 from instil.tasks.rejected import RejectedRow
@@ -68,8 +69,9 @@ def licence(name: str, said: str) -> str:
 
 
 def _files(name: str) -> list[dict[str, Any]]:
-    path = Path(name)
-    return [{"path": str(path.resolve()), "bytes": path.stat().st_size}] if path.is_file() else []
+    """The files that are read: of a folder, a pattern or a list each of them."""
+    files = open_rows(name).files if paths_of(name) else ()
+    return [{"path": str(path.resolve()), "bytes": path.stat().st_size} for path in files]
 
 
 def _count(prepared: Prepared, kind: str) -> int:

@@ -69,7 +69,8 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
             f"they are kept on disk: {INSTALL}"
         )
         return replace(source, notes=(*source.notes, note))
-    content = [sha256_of(file) for file in files] or rows.key()
+    named = bool(how.get("skip_bad"))  # then rows that are left out are told of by their files' names
+    content = [f"{file.name} {sha256_of(file)}" if named else sha256_of(file) for file in files] or rows.key()
     examples = stored_examples(
         key_of(content=content, how=how), lambda: iter(rows), lambda: _about(rows.source(())), screen, len(rows)
     )

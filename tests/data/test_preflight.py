@@ -83,6 +83,12 @@ def test_rows_of_which_nothing_is_trained_on_stop_a_run() -> None:
     checked([row(0, 20, 10), *(row(n, 20, 10, trained=False) for n in range(1, 4))]).refuse()
 
 
+def test_rows_are_skipped_for_what_they_lack() -> None:
+    lines = checked([row(0, 20, 10), row(1, 20, 10, trained=False), row(2, 90, 60)]).lines()
+    assert "1 rows are skipped, nothing of them is trained on: 1" in lines
+    assert "1 rows are skipped, their prompt alone fills 50 tokens: 2" in lines
+
+
 def test_answers_that_teach_nothing_stop_a_run() -> None:
     rows = [row(n, 20, 10) for n in range(4)]
     split = Split("book", tuple(Example(f"Do {n}.", "nan", row=n) for n in range(4)), (), ())

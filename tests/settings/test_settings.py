@@ -120,6 +120,20 @@ def test_settings_of_another_loss_are_told_of(assignments: list[str], said: list
     assert idle(settings) == said
 
 
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["train.batch_tokens=64"], []),
+        (["train.batch_size=4", "train.drop_last=true", "data.split=grouped", "data.split_seed=4"], []),
+        (["train.batch_tokens=64", "train.batch_size=4", "train.drop_last=true"],
+         ["train.batch_size and train.drop_last have no effect with train.batch_tokens=64; leave them out"]),
+        (["data.split_seed=4"], ["data.split_seed has no effect with data.split=book; leave it out"]),
+    ],
+)  # fmt: skip
+def test_settings_that_another_overrules_are_told_of(assignments: list[str], said: list[str]) -> None:
+    assert idle(resolve(assignments=assignments)) == said
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_settings_that_nobody_chose_are_not_told_of(loss: str) -> None:
     values = {"objective": "dpo", "loss": loss}

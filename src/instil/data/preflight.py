@@ -24,9 +24,9 @@ class Preflight:
     """The facts of a data set under one template and tokenizer.
 
     ``cut`` rows lose the end of their response at ``max_length``; ``skipped`` rows have nothing left
-    to train on and are left out; ``misspelt`` rows hold characters outside the vocabulary, and ``altered`` ones
-    lose case, accents or white space in the tokenizer. All four hold row numbers of the file. ``ends`` says what
-    answers end and prompts begin with.
+    to train on and are left out, ``untrained`` ones of these would have nothing at any length; ``misspelt`` rows hold
+    characters outside the vocabulary, and ``altered`` ones lose case, accents or white space in the tokenizer. All of
+    them hold row numbers of the file. ``ends`` says what answers end and prompts begin with.
 
     ``tokens`` and ``trained_tokens`` are those of training rows; ``ends_trained`` is how many of these are trained on
     their end. ``quantiles`` are lengths that so many per cent of the training rows do not exceed, and ``keeps_99`` is
@@ -59,6 +59,7 @@ class Preflight:
     kinds: dict[str, dict[str, int]] | None = None
     scripts: dict[str, float] | None = None
     shapes: dict[str, int] | None = None
+    untrained: tuple[int, ...] = ()
 
     @property
     def supervised(self) -> float:
@@ -111,10 +112,13 @@ class Preflight:
                 f"{len(self.cut)} rows are longer than {self.max_length} tokens and lose the end of their "
                 f"response: {_numbers(self.cut)}; {self._remedy()}"
             )
-        if self.skipped:
+        if self.untrained:
             said.append(
-                f"{len(self.skipped)} rows are skipped, their prompt alone fills {self.max_length} tokens: "
-                f"{_numbers(self.skipped)}"
+                f"{len(self.untrained)} rows are skipped, nothing of them is trained on: {_numbers(self.untrained)}"
+            )
+        if filled := sorted(set(self.skipped) - set(self.untrained)):
+            said.append(
+                f"{len(filled)} rows are skipped, their prompt alone fills {self.max_length} tokens: {_numbers(filled)}"
             )
         if self.unusable:
             said.append(f"{len(self.unusable)} rows of the file were left out:\n{listed(list(self.unusable))}")
@@ -208,6 +212,7 @@ def check(
         kinds={part: dict(counts.most_common()) for part, counts in looked.kinds.items()},
         scripts=looked.scripts,
         shapes=dict(looked.shapes.most_common()),
+        untrained=tuple(row for one in every for row in one.untrained),
     )
 
 

@@ -82,10 +82,10 @@ class Samples(_Lines):
         started = time.perf_counter()
         answers = answer(decoder, prepared.tokenizer, prepared.template, prepared.sampled, greedy)
         self._on_answers(answers, time.perf_counter() - started)
-        for example, completion in zip(prepared.sampled, answers, strict=True):
+        for number, (example, completion) in enumerate(zip(prepared.sampled, answers, strict=True)):
             line = {"step": pause.steps, "row": example.row, **_as_alpaca(example), "model_response": completion.text}
             self._append(json.dumps(line, ensure_ascii=False))
-            if example is prepared.sampled[0]:
+            if number == 0:
                 asked, says = _short(f"{example.instruction} {example.about}"), _short(completion.text)
                 self._screen.say(f"    asked: {asked}\n    says:  {says}", "dim")
 

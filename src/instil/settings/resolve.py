@@ -110,6 +110,27 @@ def idle(settings: Settings) -> list[str]:
             said.append(f"{', '.join(chosen)} {have} no effect with train.{key}={given}; {advice}")
         elif given == needed and isinstance(options, DpoOptions):
             said += _of_other_losses(options, book.get(section, {}))
+    return [*said, *_overruled(settings)]
+
+
+# Settings that another one makes idle: which, when, and what is said of that.
+OVERRULED: tuple[tuple[str, tuple[str, ...], Callable[[Settings], str]], ...] = (
+    ("train", ("batch_size", "drop_last"),
+     lambda settings: f"train.batch_tokens={settings.train.batch_tokens}" if settings.train.batch_tokens else ""),
+    ("data", ("split_seed",), lambda settings: "data.split=book" if settings.data.split == "book" else ""),
+)  # fmt: skip
+
+
+def _overruled(settings: Settings) -> list[str]:
+    """A warning for settings that were chosen beside one that makes them idle."""
+    said = []
+    for section, names, overrules in OVERRULED:
+        options: BaseModel = getattr(settings, section)
+        fields = type(options).model_fields
+        chosen = [f"{section}.{name}" for name in names if getattr(options, name) != fields[name].default]
+        if chosen and (by := overrules(settings)):
+            have, them = ("has", "it") if len(chosen) == 1 else ("have", "them")
+            said.append(f"{' and '.join(chosen)} {have} no effect with {by}; leave {them} out")
     return said
 
 

@@ -154,6 +154,7 @@ def test_weights_of_messages(key: str, value: Any, weight: float) -> None:
 )
 def test_weights_that_are_none(value: Any) -> None:
     assert "messages[1] (assistant): weight is" in refused(ASK, {**SAY, "weight": value})
+    assert "weight is -1; wanted 0 or 1" in refused(ASK, {**SAY, "weight": -1})
 
 
 def test_weights_that_say_nothing_or_too_much() -> None:

@@ -30,7 +30,8 @@ class Masks:
     """Counts over the rows of one part.
 
     ``lengths_R`` are those of each row's longest sequence. A row of n ids needs n - 1 positions: its last id is only
-    ever a target. ``cut`` rows lose the end of their answer, ``skipped`` rows have nothing left to train on.
+    ever a target. ``cut`` rows lose the end of their answer, ``skipped`` rows have nothing left to train on,
+    and ``untrained`` ones of these nothing at any length.
     ``endless`` are rows that are whole, and whose end is not trained on: so many, and the first of them.
     """
 
@@ -44,6 +45,7 @@ class Masks:
     endless: tuple[int, ...]
     cut: tuple[int, ...]
     skipped: tuple[int, ...]
+    untrained: tuple[int, ...]
 
     @classmethod
     def of(cls, rows: Lengths, longest: Lengths, max_length: int) -> Masks:
@@ -63,6 +65,7 @@ class Masks:
             endless=tuple(rows.row_R[endless_R][:KEPT].tolist()),
             cut=tuple(longest.row_R[longest.cut_R(max_length) & has_target_R].tolist()),
             skipped=tuple(longest.row_R[~has_target_R].tolist()),
+            untrained=tuple(longest.row_R[longest.first_target_R == 0].tolist()),
         )
 
     @property

@@ -199,7 +199,8 @@ def _weight(message: Mapping[str, Any], where: str, role: Role) -> float:
         if value is None:
             continue
         if not isinstance(value, bool | int | float) or not 0 <= value <= LARGEST_WEIGHT:
-            shown = value if isinstance(value, float) else json_kind(value)
+            told = isinstance(value, float) or (isinstance(value, int) and abs(value) < 10**15)
+            shown = value if told else json_kind(value)
             raise Unusable(f"{where}: {key} is {shown}; wanted 0 or 1, or another number up to {LARGEST_WEIGHT:,}")
         weights[float(value)] = key
     if len(weights) > 1:

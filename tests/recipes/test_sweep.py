@@ -195,7 +195,12 @@ def test_finished_runs_are_kept(copied: Here, monkeypatch: pytest.MonkeyPatch) -
     copied.go("score.min_coverage=0.5")  # how answers are judged makes no other run
 
 
-@pytest.mark.parametrize("lost", ["report.json", "responses/tuned.json", "model"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "lost", ["report.json", pytest.param("responses/tuned.json", marks=SLOW), pytest.param("model", marks=SLOW)]
+)
 def test_a_run_that_is_not_whole_is_done_again(lost: str, copied: Here) -> None:
     target = copied.out / "thin" / lost
     shutil.rmtree(target) if target.is_dir() else target.unlink()
@@ -207,7 +212,7 @@ def test_a_run_that_is_not_whole_is_done_again(lost: str, copied: Here) -> None:
     assert done.table.rows[2].before_from == str(copied.out / "first")
 
 
-@pytest.mark.parametrize("spoilt", ["metrics.jsonl", "model/model.safetensors"])
+@pytest.mark.parametrize("spoilt", [pytest.param("metrics.jsonl", marks=SLOW), "model/model.safetensors"])
 def test_a_run_with_nothing_in_its_files_is_done_again(spoilt: str, copied: Here) -> None:
     (copied.out / "thin" / spoilt).write_text("x" if spoilt.startswith("model") else "")
     done = copied.go()

@@ -145,6 +145,10 @@ def _answering(path: Path) -> str:
 
 
 def _read(file: Path, run: RunFolder | None) -> AnsweredRows:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
     rows = read_rows(file)
     numbers = run.held_out_rows() if run else None
     if numbers is not None and len(rows) != len(numbers):

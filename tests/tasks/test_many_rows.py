@@ -124,7 +124,7 @@ def test_without_arrow_many_rows_stay_in_memory_and_the_extra_is_named(
 def test_a_run_of_a_store_is_the_run_of_its_rows(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Losses, answers, split, and what is seen of them; of very many rows the split is written as ranges, and read again."""
+    """Losses, answers, split, and what is seen of them; of very many rows the split is ranges, and read again."""
     file = a_file(tmp_path)
     settings = resolve(values={"epochs": 1, "max_new_tokens": 2, "eval_every": 3})
     known = run(file, tiny_folder, tmp_path / "known", settings)

@@ -306,6 +306,16 @@ def test_a_damaged_store_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
         list(ExampleStore(store.folder))
 
 
+@pytest.mark.parametrize("kept", [0, 60, 150])
+def test_a_damaged_column_says_what_to_do(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    folder = stored_tokens(put(some(40)), ALPACA, GPT2, "response", QUIET).folder
+    file = next(folder.glob("*.npy"))
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(DataError, match=r"\.npy: damaged: .* remove its folder, and it is made anew"):
+        TokenStore(folder)
+
+
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
     with pytest.raises(DataError, match=r"the folder cannot be made: .* INSTIL_HOME names another place"):

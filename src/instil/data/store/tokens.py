@@ -56,16 +56,26 @@ class _Mapped(NamedTuple):
     weights: pyarrow.Array
 
 
+def _column(path: Path) -> NDArray[Any]:
+    try:
+        found: NDArray[Any] = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: damaged: {error}; remove its folder, and it is made anew") from error
+    return found
+
+
 class TokenStore(Lazy[Encoded]):
-    """The encoded rows of a complete store."""
+    """The encoded rows of a complete store.
+
+    Raises:
+        DataError: a file of it is gone or damaged.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shards = Shards(folder)
         self._batches: dict[int, _Mapped] = {}
-        self.columns: dict[str, NDArray[Any]] = {
-            name: np.load(column_path(folder, name), mmap_mode="r") for name in COLUMNS
-        }
+        self.columns = {name: _column(column_path(folder, name)) for name in COLUMNS}
 
     def __len__(self) -> int:
         return self._shards.count

@@ -155,7 +155,9 @@ def test_training_rows_among_themselves() -> None:
 
 
 def test_texts_without_a_question_contradict_none() -> None:
-    written = [Example("", f"{word} is a text of its own.", row=at) for at, word in enumerate(["This", "Zebra", "This"])]
+    written = [
+        Example("", f"{word} is a text of its own.", row=at) for at, word in enumerate(["This", "Zebra", "This"])
+    ]
     _, leaks = guard(Split("book", tuple(written), (), ()), DataOptions())
     assert not leaks.contradicting
     assert [(twin.row, twin.like) for twin in leaks.repeated] == [(2, 0)]

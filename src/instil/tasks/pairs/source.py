@@ -92,7 +92,9 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
         paired, single = pairs_of_labelled(labelled)
         good += paired
         bad = sorted([*bad, *_placed(single, rows)], key=lambda one: one.row)
-        notes.append(f"{len(paired)} pairs are made of {2 * len(paired)} labelled answers, each of a good and a bad one")
+        notes.append(
+            f"{len(paired)} pairs are made of {2 * len(paired)} labelled answers, each of a good and a bad one"
+        )
     equal = [pair.row for pair in good if pair.chosen.strip() == pair.rejected.strip()]
     if equal and not keep_equal:
         bad = sorted([*bad, *_placed([Rejected(row, EQUAL) for row in equal], rows)], key=lambda one: one.row)

@@ -36,6 +36,7 @@ def a_file(folder: Path, count: int = 60) -> Path:
     made = rows(count)
     made[7]["instruction"] = made[3]["instruction"] = "Say caf\u00e9 three times, and nothing else at all."
     made[55] = {**made[3]}  # a prompt of a training row
+    made[57]["instruction"] += " \x1b[31m"  # the first that is sampled
     (folder / "rows.json").write_text(json.dumps(made), encoding="utf-8")
     return folder / "rows.json"
 
@@ -151,6 +152,7 @@ def test_a_run_of_a_store_is_the_run_of_its_rows(
     monkeypatch.setattr(splits, "COMPACT_FROM", 60)
     found = run(file, tiny_folder, tmp_path / "found", settings)
     assert [line for line in capsys.readouterr().err.splitlines() if "asked:" in line] == shown != []
+    assert "57. \ufffd[31m" in shown[0]
     ours, theirs = (read_metrics(one.path / "metrics.jsonl") for one in (found, known))
     assert [(one.train_loss, one.val_loss) for one in ours] == [(one.train_loss, one.val_loss) for one in theirs]
     assert (found.path / "responses/tuned.json").read_text() == (known.path / "responses/tuned.json").read_text()

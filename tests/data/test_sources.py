@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from instil.data.sources import examples_from, in_nfc, read_source
+from instil.data.sources import examples_from, in_nfc, open_source, read_source
 from instil.errors import DataError
 from instil.records import Example, Turn
 
@@ -212,3 +212,18 @@ def test_every_text_of_a_row_can_be_had_in_one_normal_form() -> None:
     assert "cafe" in repr(row)
     assert apart not in repr(in_nfc(row))
     assert in_nfc(row) == eval(repr(row).replace(apart, "caf\u00e9"))
+
+
+def test_numbers_of_rows_are_a_part_of_the_hash_where_some_are_left_out() -> None:
+    good, bad = [{"instruction": f"Say {n}.", "output": f"{n}."} for n in range(4)], {"instruction": "No answer."}
+    first, last, none = ([bad, *good], [*good, bad], good)
+    hashes = [examples_from(some, skip_bad=True).sha256 for some in (first, last, none)]
+    assert hashes[1] == hashes[2] != hashes[0]
+
+
+def test_rows_in_memory_are_known_by_all_that_is_in_them() -> None:
+    rows = [{"instruction": f"Say {n}.", "output": f"{n}."} for n in range(3)]
+    others = [[*rows, {"instruction": "x"}], [{**rows[0], "task": "a"}, *rows[1:]], [{"instruction": "x"}, *rows]]
+    keys = [open_source(some, skip_bad=True).key() for some in (rows, [dict(row) for row in rows], *others)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 4

@@ -15,7 +15,7 @@ from instil.data.splits import PARTS
 from instil.data.store import sources
 from instil.data.store.examples import ExampleStore
 from instil.data.subset import Lazy, Subset
-from instil.errors import SettingsError
+from instil.errors import DataError, SettingsError
 from instil.recipes.inspect import inspect
 from instil.recipes.run.run import run
 from instil.runs.folder import RunFolder
@@ -36,6 +36,7 @@ def a_file(folder: Path, count: int = 60) -> Path:
     made = rows(count)
     made[7]["instruction"] = made[3]["instruction"] = "Say caf\u00e9 three times, and nothing else at all."
     made[55] = {**made[3]}  # a prompt of a training row
+    made[57]["instruction"] += " \x1b[31m"  # the first that is sampled
     (folder / "rows.json").write_text(json.dumps(made), encoding="utf-8")
     return folder / "rows.json"
 
@@ -110,6 +111,24 @@ def test_rows_that_are_left_out_have_the_place_in_their_own_file(
         assert [(one.row, one.where) for one in found.source.rejected] == [(60, f"{name} line 61")]
 
 
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MANY", 60)
+    file, hashed = a_file(tmp_path), sources.sha256_of
+    raw = file.read_bytes()
+
+    def meanwhile(path: Path) -> str:
+        file.write_bytes(raw.replace(b"Double", b"Triple"))  # the rows have been read, and are hashed now
+        return hashed(path)
+
+    monkeypatch.setattr(sources, "sha256_of", meanwhile)
+    with pytest.raises(DataError, match="has changed while it was read"):
+        prepare(file, tiny_folder, resolve())
+    monkeypatch.setattr(sources, "sha256_of", hashed)
+    assert prepare(file, tiny_folder, resolve()).source.examples[0].instruction == "Triple the number 0."
+
+
 def test_without_arrow_many_rows_stay_in_memory_and_the_extra_is_named(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,7 +143,7 @@ def test_without_arrow_many_rows_stay_in_memory_and_the_extra_is_named(
 def test_a_run_of_a_store_is_the_run_of_its_rows(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Losses, answers, split, and what is seen of them; of very many rows the split is ranges, and read again."""
+    """Losses, answers, split and screen; of very many rows the split is written as ranges, and read again."""
     file = a_file(tmp_path)
     settings = resolve(values={"epochs": 1, "max_new_tokens": 2, "eval_every": 3})
     known = run(file, tiny_folder, tmp_path / "known", settings)
@@ -133,6 +152,7 @@ def test_a_run_of_a_store_is_the_run_of_its_rows(
     monkeypatch.setattr(splits, "COMPACT_FROM", 60)
     found = run(file, tiny_folder, tmp_path / "found", settings)
     assert [line for line in capsys.readouterr().err.splitlines() if "asked:" in line] == shown != []
+    assert "57. \ufffd[31m" in shown[0]
     ours, theirs = (read_metrics(one.path / "metrics.jsonl") for one in (found, known))
     assert [(one.train_loss, one.val_loss) for one in ours] == [(one.train_loss, one.val_loss) for one in theirs]
     assert (found.path / "responses/tuned.json").read_text() == (known.path / "responses/tuned.json").read_text()

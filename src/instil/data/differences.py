@@ -69,6 +69,15 @@ def in_a_line(pieces: Sequence[Piece], width: int = EXCERPT) -> str:
     'It «was» red.'
     """
     text = "".join(f"«{piece.text}»" if piece.marked else piece.text for piece in pieces)
-    text = " ".join("".join(char if char.isprintable() or char.isspace() else HIDDEN for char in text).split())
+    text = one_line(text)
     start = min(max(0, text.find("«") - BEFORE), max(0, len(text) - width))
     return f"{'...' if start else ''}{text[start : start + width]}{'...' if len(text) > start + width else ''}"
+
+
+def one_line(text: str) -> str:
+    """A text as one line, without what would steer a terminal.
+
+    >>> one_line("It is  red.\\n")
+    'It is red.'
+    """
+    return " ".join("".join(char if char.isprintable() or char.isspace() else HIDDEN for char in text).split())

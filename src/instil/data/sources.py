@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from instil.data.files.rows import open_rows
 from instil.data.shapes.mapping import Renames
 from instil.data.shapes.reading import InMemory, Offer, Raw, Rejected, ShapedRows
 from instil.data.words import normal
-from instil.records import Example, Turn
+from instil.records import Example, Pair, Turn
 from instil.settings.options import Normalise
 
 IN_MEMORY = "(rows in memory)"
@@ -124,8 +124,8 @@ class SourceRows:
         self._rejected, self._digest, good = [], hashlib.sha256(), 0
         for made in self._shaped:
             if isinstance(made, Example):
+                self._digest.update(hashed_as(made, made.row, good))
                 good += 1
-                self._digest.update(json.dumps(made.as_json(), sort_keys=True).encode())
                 yield made if self._form == "none" else in_nfc(made)
             elif isinstance(made, Rejected):
                 self._rejected.append(made)
@@ -138,10 +138,16 @@ class SourceRows:
         return Source(self.name, examples, self._digest.hexdigest(), tuple(self._rejected), notes)
 
     def key(self) -> str:
-        """The hash of all rows."""
-        for _ in self:
-            pass
-        return self._digest.hexdigest()
+        """The hash of all rows, with those that cannot be used, and of all that is known of each."""
+        digest = hashlib.sha256()
+        for made in self._shaped:
+            digest.update(json.dumps(asdict(made), sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def hashed_as(made: Example | Pair, row: int, place: int) -> bytes:
+    """What goes into the hash of rows: a row, and its number where others before it were left out."""
+    return json.dumps(made.as_json(), sort_keys=True).encode() + (b"" if row == place else f" row {row}".encode())
 
 
 def open_source(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from instil.data.differences import one_line
 from instil.data.shapes.shown import asked_text
 from instil.data.templates import TEMPLATE_FILE
 from instil.generate.answer import answer
@@ -110,5 +111,5 @@ def _as_alpaca(example: Example) -> dict[str, str]:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split())
+    text = one_line(text)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."

@@ -162,3 +162,9 @@ def test_pairs_that_are_left_out_are_told_with_their_places(tmp_path: Path) -> N
     source = read_pairs(file, skip_bad=True)
     assert [(one.row, one.where) for one in source.rejected] == [(2, "rows.jsonl line 5"), (3, "rows.jsonl line 7")]
     assert "2 pairs are made of 4 labelled answers, each of a good and a bad one" in source.notes
+
+
+def test_numbers_of_pairs_are_a_part_of_the_hash_where_some_are_left_out() -> None:
+    good, bad = [{"prompt": f"Say {n}.", **TEXTS} for n in range(4)], {"prompt": "No answers."}
+    hashes = [pairs_from(some, skip_bad=True).sha256 for some in ([bad, *good], [*good, bad], good)]
+    assert hashes[1] == hashes[2] != hashes[0]

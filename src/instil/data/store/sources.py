@@ -13,7 +13,7 @@ from instil.data.sources import Source
 from instil.data.store.build import key_of, manifest_of, store_home, stored_examples
 from instil.data.store.examples import ExampleStore
 from instil.data.store.shards import INSTALL, has_arrow, is_complete
-from instil.errors import counted
+from instil.errors import DataError, counted
 from instil.files import json_object_or_empty, sha256_of, write_json
 from instil.records import Example
 from instil.screen import Screen
@@ -71,9 +71,16 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
         return replace(source, notes=(*source.notes, note))
     named = bool(how.get("skip_bad"))  # then rows that are left out are told of by their files' names
     content = [f"{file.name} {sha256_of(file)}" if named else sha256_of(file) for file in files] or rows.key()
-    examples = stored_examples(
-        key_of(content=content, how=how), lambda: iter(rows), lambda: _about(rows.source(())), screen, len(rows)
-    )
+    key = key_of(content=content, how=how)
+
+    def as_hashed() -> Iterator[Example]:
+        yield from rows
+        if known and _known(files, how) != known:  # what was stored is not what the key is a hash of
+            for file in (store_home() / f"rows-{key}").glob("*.arrow"):
+                file.unlink(missing_ok=True)
+            raise DataError(f"{rows.name}: has changed while it was read; try again once it is written")
+
+    examples = stored_examples(key, as_hashed, lambda: _about(rows.source(())), screen, len(rows))
     if known:
         said = {"rows": examples.folder.name, "name": rows.name, "files": [str(file) for file in files]}
         with suppress(OSError):  # then they are read again next time

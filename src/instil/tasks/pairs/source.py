@@ -9,7 +9,6 @@ A pair of equal answers prefers nothing: it is refused like any other unusable r
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from instil.data.shapes.labels import pairs_of_labelled
 from instil.data.shapes.mapping import Renames
 from instil.data.shapes.reading import InMemory, Raw, Rejected, ShapedRows
 from instil.data.shapes.rows import Labelled
-from instil.data.sources import IN_MEMORY, Source, in_nfc
+from instil.data.sources import IN_MEMORY, Source, hashed_as, in_nfc
 from instil.data.words import normal
 from instil.records import Pair
 from instil.settings.options import Normalise
@@ -106,8 +105,8 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
     if equal:
         notes.append(f"{len(equal)} pairs have equal answers, which teaches nothing: rows {equal[:20]}")
     digest = hashlib.sha256()
-    for pair in good:
-        digest.update(json.dumps(pair.as_json(), sort_keys=True).encode())
+    for place, pair in enumerate(good):
+        digest.update(hashed_as(pair, pair.row, place))
     return PairSource(
         name=name,
         examples=tuple(replace(pair.example, output=pair.chosen) for pair in good),

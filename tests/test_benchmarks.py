@@ -199,6 +199,7 @@ def test_one_that_takes_too_long_is_ended_and_its_steps_count(tmp_path: Path, mo
     assert (one.begin, one.at, one.losses, one.failure) == (1.0, (2.0,), (3.5,), "ended after 2 s")
 
 
+@pytest.mark.slow
 def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tiny model, instil alone: every figure is there, losses agree, and nothing names this machine."""
     asked = ["--tiny", "--contenders", "instil", "instil, padded", "--cases", "gpt2-response", "--rounds", "1"]

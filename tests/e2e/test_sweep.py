@@ -25,7 +25,7 @@ OTHER = '[[run]]\nname = "other"\nsettings.train.max_steps = 3\n'
         (signal.SIGKILL, (), -9),
         pytest.param(signal.SIGKILL, ("--processes",), -9, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, (), 130, marks=pytest.mark.slow),
-        (signal.SIGTERM, ("--processes",), 143),
+        pytest.param(signal.SIGTERM, ("--processes",), 143, marks=pytest.mark.slow),
     ],
 )
 def test_killed_it_goes_on_with_the_next_run(

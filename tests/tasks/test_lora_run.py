@@ -27,8 +27,8 @@ from tests.recipes.test_export_gguf import folder_of
     [
         {},
         {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0},
-        {"dora": True},
-        {"trainable_token_indices": (50256, 7, 29)},
+        pytest.param({"dora": True}, marks=pytest.mark.slow),
+        pytest.param({"trainable_token_indices": (50256, 7, 29)}, marks=pytest.mark.slow),
         {"trainable_token_indices": (50256, 7), "base": "nf4"},
     ],
 )

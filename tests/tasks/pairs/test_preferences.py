@@ -74,8 +74,12 @@ def test_lengths_are_of_the_longer_answer(side: str, tiny_folder: Path) -> None:
     assert prepare(data, tiny_folder, resolve(values=one_less)).preflight.cut == (3,)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo", "orpo", "kto"])
-@pytest.mark.parametrize("method", ["full", "lora"])
+# Each loss in one of the two ways; in both with `make test-all`.
+SECOND = [("full", "ipo"), ("full", "simpo"), ("lora", "orpo"), ("lora", "kto")]
+WAYS = [("full", "dpo"), ("lora", "dpo"), ("lora", "ipo"), ("lora", "simpo"), ("full", "orpo"), ("full", "kto")]
+
+
+@pytest.mark.parametrize(("method", "loss"), [*WAYS, *(pytest.param(*way, marks=pytest.mark.slow) for way in SECOND)])
 def test_a_run_learns_what_is_preferred(tiny_folder: Path, tmp_path: Path, loss: str, method: str) -> None:
     run = instil.finetune(
         pairs(40), model=tiny_folder, out=tmp_path / "run", objective="dpo", loss=loss, method=method,

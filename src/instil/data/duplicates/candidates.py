@@ -10,7 +10,8 @@ probability Jaccard similarity of their weights (Moulton and Jiang, 2018, "Maxim
 index of probability distributions"). With squared TF-IDF weights that is c / (2 - c) for texts of cosine c, if none of
 their n-grams is repeated: from 0.9 on four of five draws are the same. A tree is a sorted list of the texts by eight of
 the draws; texts that agree in the first of these stand together, the most alike the closest, and each is compared with
-some of its neighbours (as in LSH Forest: Bawa et al., 2005), so that the cost is linear even where all texts are alike.
+some of its neighbours (as in LSH Forest: Bawa et al., 2005), so that candidates are no more than so many for each text,
+even where all texts are alike.
 
 Shape suffixes: R texts · G n-grams · P pairs.
 """

@@ -59,6 +59,18 @@ def keep_facts(
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """The prompt form that counts as before, where the model was asked in two: ``form`` scores better than ``other``.
+
+    ``answers`` is what the answers in the other form are called (``responses/NAME.json``).
+    """
+
+    form: str
+    other: str
+    answers: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What of ``report.json`` is read again; what has a default, earlier versions did not write."""
 
@@ -77,6 +89,7 @@ class Facts:
     trained_parameters: int | None = None
     own_peak: bool = False
     before_from: str = ""
+    before: Before | None = None
     diverged: str = ""
     leaks: list[dict[str, int | float | str]] = field(default_factory=list)
 

@@ -13,6 +13,7 @@
       model/                   a folder that transformers opens
       adapter/                 with train.method=lora: a folder that peft opens
       responses/base.json      the held-out rows answered before training, in the book's form
+      responses/base-in-NAME.json   the same in a prompt form that scores less, where the model was asked in two
       responses/tuned.json     and after
       scores/*.jsonl           one verdict a line, keyed by row
       scores/verdicts.journal  every verdict of a judge as it came
@@ -266,6 +267,11 @@ class RunFolder:
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
         """Write ``responses/WHICH.json`` in the book's form."""
         self.write_json(f"responses/{which}.json", response_rows(examples, answers))
+
+    def forget_answers(self, which: str) -> None:
+        """Remove answers and their offline verdicts, which go on under another name."""
+        for file in (self.path / "responses" / f"{which}.json", self.path / "scores" / f"{which}.offline.jsonl"):
+            file.unlink(missing_ok=True)
 
 
 def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) -> list[dict[str, Any]]:

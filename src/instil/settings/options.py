@@ -275,6 +275,11 @@ class GenerateOptions(BaseModel):
         (), description="texts that end an answer and are no part of it"
     )
     header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
+    before: Literal["better", "same"] = Field(
+        "better",
+        description="the form in which the model is asked before training: same: as after it; better: in its own chat "
+        "template as well, where it carries one, and what scores better counts as before",
+    )
     batch_size: int = Field(128, ge=1, description="answers made side by side, at most")
     seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of sampling; each row has its own stream")
 

@@ -182,6 +182,7 @@ class Task(ABC, Generic[Row]):
 class Prepared:
     """Everything that is known before the first weight is loaded.
 
+    ``own_template`` is the model's own chat template where the held-out rows are answered in that before training, too.
     ``rows`` are the encoded rows of each part, in the order of `Split`'s examples. ``spec`` is the model's as it will
     be tuned, with rows for all tokens,
     ``new_rows`` of which are new.
@@ -193,6 +194,7 @@ class Prepared:
     split: Split
     leaks: Leaks
     template: Template
+    own_template: Template | None
     tokenizer: Tokenizer
     rows: Mapping[Part, Sequence[Any]]
     model_name: str

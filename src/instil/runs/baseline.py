@@ -44,7 +44,7 @@ def reusable_run(key: str, runs: Sequence[Path]) -> Path | None:
     for run in runs:
         try:
             if RunFolder(run).read_settings()["hashes"].get("before") == key:
-                form = read_facts(RunFolder(run)).before
+                form = read_facts(RunFolder(run)).forms
                 rows = [answer.row for answer in _answers(run)]
                 scored = [*VERDICTS, *([f"{form.answers}.offline.jsonl"] if form else [])]
                 if form and [answer.row for answer in _answers(run, form.answers)] != rows:
@@ -62,7 +62,7 @@ def copy_base_answers(earlier: Path, folder: RunFolder) -> tuple[dict[str, list[
     Returns:
         the answers (without ids) in each form, and which form counts as before where there are two.
     """
-    form = read_facts(RunFolder(earlier)).before
+    form = read_facts(RunFolder(earlier)).forms
     answers = {which: _answers(earlier, which) for which in ("base", *([form.answers] if form else []))}
     names = [*VERDICTS, *(f"{which}.offline.jsonl" for which in answers if which != "base")]
     names += [JOURNAL] if (earlier / "scores" / JOURNAL).is_file() else []

@@ -44,8 +44,8 @@ def refresh_report(folder: RunFolder) -> None:
 
 def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportData:
     found = {one.which: one for one in find_answers(folder.path)} if facts.finish else {}
-    if facts.before and facts.before.answers in facts.finish:
-        found |= {one.which: one for one in find_answers(folder.path, only=facts.before.answers)}
+    if facts.forms and facts.forms.answers in facts.finish:
+        found |= {one.which: one for one in find_answers(folder.path, only=facts.forms.answers)}
     examples: tuple[Example, ...] = ()
     answers: dict[str, Sequence[Completion]] = {}
     for which, endings in facts.finish.items():
@@ -68,8 +68,8 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         part=facts.part,
         examples=examples,
         answers=answers,
-        verdicts=_verdicts(folder, examples, facts.before) if answers else {},
-        before=facts.before,
+        verdicts=_verdicts(folder, examples, facts.forms) if answers else {},
+        before=facts.forms,
         leaks=folder.read_leaks() or (),
         steps=facts.steps,
         tokens_seen=facts.tokens_seen,

@@ -41,9 +41,9 @@ class Screen:
     console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
 
     def say(self, text: str, style: str = "") -> None:
-        """One line; text is shown as it is, never read as markup."""
+        """One line; text is shown as it is, never read as markup, and steers no terminal (`visible`)."""
         if not self.quiet:
-            self.console.print(text, style=style, markup=False, soft_wrap=True)
+            self.console.print(visible(text), style=style, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """One line on what may matter."""
@@ -85,6 +85,22 @@ class Screen:
             disable=self.quiet or not self.console.is_terminal,
             transient=True,
         )
+
+
+# Control characters as the signs that Unicode has for them (U+2400 and on); the later ones have none.
+_SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+_SIGNS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """A text with signs for its control characters, which could steer a terminal or be dropped by a browser.
+
+    Tabs and line ends stay, those of Windows as plain ones.
+
+    >>> visible("\\x1b[31mred\\r\\n")
+    '␛[31mred\\n'
+    """
+    return text.replace("\r\n", "\n").translate(_SIGNS)
 
 
 def clock(seconds: float) -> str:

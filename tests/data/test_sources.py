@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -73,13 +74,42 @@ def test_a_single_jsonl_line_is_one_row(tmp_path: Path) -> None:
         ("[" * 100_000, "nested too deeply"),
         ('[{"instruction": "a", "output": ' + "9" * 5000 + "}]", "Exceeds the limit"),
         ("caf\xe9".encode("latin-1"), "byte 3"),
-        (AS_LINES + "\n[1]", "line 3 is a list"),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, content: str | bytes, says: str) -> None:
     with pytest.raises(DataError, match=says) as caught:
         read_source(write(tmp_path, content))
     assert "rows.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [("[1, 2]", "list"), ("[]", "list"), ("5", "number"), ('"a"', "string"), ("null", "null"), ("true", "true/false")],
+)
+def test_a_line_that_is_no_object_is_a_row_of_the_wrong_kind(tmp_path: Path, line: str, kind: str, at: int) -> None:
+    lines = AS_LINES.splitlines()
+    path = write(tmp_path, "\n".join([*lines[:at], line, *lines[at:]]) + "\n")
+    where = f" (rows.json line {at + 1})"
+    with pytest.raises(DataError, match=re.escape(f"row {at}: is a {kind}; wanted an object{where}")):
+        read_source(path)
+    kept = read_source(path, skip_bad=True)
+    assert [example.output for example in kept.examples] == [row["output"] for row in GOOD]
+    assert [(one.row, one.where) for one in kept.rejected] == [(at, f"rows.json line {at + 1}")]
+    # Objects over several lines each are no different, but a place in such a file is a row's.
+    if at:
+        objects = [json.dumps(row, indent=1) for row in GOOD]
+        path = write(tmp_path, "\n".join([*objects[:at], line, *objects[at:]]))
+        assert [(one.row, one.reason) for one in read_source(path, skip_bad=True).rejected] == [
+            (at, f"is a {kind}; wanted an object")
+        ]
+
+
+def test_a_list_in_one_line_is_a_list_whatever_follows(tmp_path: Path) -> None:
+    for end in ("", "\n", "\r\n\n"):
+        assert len(read_source(write(tmp_path, AS_JSON.replace("\n", "") + end))) == len(GOOD)
+    with pytest.raises(DataError, match=r"none of its 2 rows can be used.*\n  rows 0, 1: is a list; wanted an object"):
+        read_source(write(tmp_path, "[1, 2]\n[3, 4]\n"))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from instil.evaluate.comparison import TIE
 from instil.runs.report.charts import PLOT_HEIGHT, bin_counts
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.page import write_report
+from instil.screen import visible
 from tests.runs.test_report import HOSTILE, OTHER_JUDGE, page_data
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -135,7 +136,7 @@ def test_hostile_text_is_shown_as_text(opened: Callable[..., Opened]) -> None:
     found = opened()
 
     def as_shown(text: str) -> str:
-        return text.replace("\x00", "\ufffd").strip()
+        return visible(text).strip()
 
     texts = found.page.evaluate(
         "[...document.querySelectorAll('#rows tbody tr')].map(row => [...row.cells].slice(0, 4)"

@@ -25,6 +25,7 @@ from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from instil.tasks.task import loader_for
 from tests.conftest import rows
+from tests.recipes.test_export_gguf import folder_of
 
 
 def saved(folder: Path, content: list[Any]) -> str:
@@ -137,13 +138,54 @@ def test_what_does_not_show_has_a_sign_in_the_terminal_and_on_the_page() -> None
     said = (Token(1, "A ", "trained"), Token(2, "b", "trained", 0.5), Token(3, "<end>", "trained", control=True))
     row = InspectedRow(Example("x"), "train", (Token(0, "Say", "seen"), *said, Token(4, "cut", "cut")), padding=7)
     shown = tokens(row)
-    assert shown.plain == "Say«A b×0.5<end>»cut [7 of padding]"
+    assert shown.plain == "Say«A·»«b»×0.5«<end>»cut [7 of padding]"
     styles = {shown.plain[span.start : span.end]: str(span.style) for span in shown.spans}
-    assert styles["b"] == "bold green"
+    assert styles["b"] == "green"
     assert styles["<end>"] == "bold green magenta"
     assert styles["c"] == "red strike"
     assert pieces("a\nb") == (("a", False), ("↵", True), ("\nb", False))
     assert row.as_json()["tokens"][2] == {"id": 2, "text": "b", "fate": "trained", "weight": 0.5}
+
+
+def weighted(number: int) -> dict[str, Any]:
+    answer = {"role": "assistant", "content": f"It is {number}.", "weight": 0.25 if number % 2 else 1}
+    told = [{"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes, so.", "weight": 0.5}]
+    return {"messages": [*told, {"role": "user", "content": f"And {number}?"}, answer]}
+
+
+def test_how_often_a_message_counts_is_shown(tmp_path: Path) -> None:
+    model = str(folder_of(tmp_path / "model", "llama", max_position_embeddings=512))
+    data = saved(tmp_path, [weighted(number) for number in range(12)])
+    ended = CliRunner().invoke(app, ["inspect", data, "-m", model, "--row", "3", "--html", str(tmp_path / "a.html")])
+    assert ended.exit_code == 0, ended.output
+    assert "«Yes, so.<end>»×0.5" in ended.stdout
+    assert "«It is 3.<end>»×0.25" in ended.stdout
+    assert "«a part»×0.5 counts so often" in ended.stdout.replace("\n", " ")
+    (row,) = inspect(data, model, resolve(), [3]).rows
+    counts = [token.weight for token in row.tokens if token.mask == "trained"]
+    assert set(counts) == {0.5, 0.25}
+    assert f"{len(counts)} trained on (counted as {sum(counts):g})" in row.sentence()
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert page.count('<span class="weight">&times;0.25</span>') == 1
+    assert 'class="token trained part"' in page
+    ended = CliRunner().invoke(
+        app, ["inspect", saved(tmp_path, rows(12)), "-m", model, "--html", str(tmp_path / "b.html")]
+    )
+    assert "counts so often" not in ended.stdout + (tmp_path / "b.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("train_on", ["response", "all"])
+def test_what_is_said_of_a_row_is_what_is_shown_of_it(train_on: str, tmp_path: Path) -> None:
+    """The first token is no target, and neither is one beyond the limit."""
+    model = str(folder_of(tmp_path / "model", "llama", max_position_embeddings=512))
+    texts = [{"text": f"the thing {number} " + "x" * number} for number in range(20)]
+    for data in (saved(tmp_path, texts), saved(tmp_path, rows(20))):
+        found = inspect(
+            data, model, resolve(values={"data": {"train_on": train_on, "max_length": 230}}), [], suspects=True
+        )
+        (told,) = [(row, why) for row in found.rows for why in row.why if why.startswith("the least")]
+        assert told[1] == f"the least of it is trained on: {told[0].trained} of {len(told[0].tokens)} tokens"
+        assert told[0].sentence().startswith(f"{len(told[0].tokens)} tokens, {told[0].trained} trained on")
 
 
 def test_rows_that_are_worth_nothing_are_shown_and_refused(tiny_folder: Path, tmp_path: Path) -> None:

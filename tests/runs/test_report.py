@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -11,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markupsafe import escape
 
 from instil.data.near_duplicates import Near
 from instil.evaluate.comparison import compare_verdicts
@@ -18,6 +23,7 @@ from instil.evaluate.statistics import interval
 from instil.records import NO_ROOM, Completion, Example, Verdict
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.page import write_report
+from instil.screen import visible
 
 OTHER_JUDGE = "ollama:llama3"
 HOSTILE = (
@@ -37,6 +43,9 @@ LOSS_PICTURE = bytes.fromhex(  # one grey pixel
     "89504e470d0a1a0a0000000d494844520000000100000001080000000"
     "03a7e9b550000000a49444154789c6368000000820081dd436af40000000049454e44ae426082"
 )
+
+
+CONTROLS = st.characters(categories=["Cc"])
 
 
 def verdict(row: int, judge: str, score: float | None, rand: random.Random) -> Verdict:
@@ -155,6 +164,39 @@ def test_the_report_is_self_contained_and_escapes(tmp_path: Path) -> None:
     assert "https://" not in html
     assert html.count("&lt;script&gt;window.hacked") >= sum(text.output.count("<script>") for text in data.examples)
     assert len(page.all("tr", "data-row")) == 60
+
+
+@settings(max_examples=20)
+@given(texts=st.lists(st.text(CONTROLS | st.characters(), max_size=12), min_size=9, max_size=9))
+def test_no_control_character_comes_into_the_page(texts: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever rows, answers, verdicts, names and settings hold; and what shows of each is its signs."""
+    folder = tmp_path_factory.mktemp("page")
+    plain = page_data(folder, 2)
+    told = [f"a\x1b[2J{text}" for text in texts]
+    row, base, tuned, why, name, line, setting, kind, about = told
+    (folder / "samples.jsonl").write_text(
+        json.dumps({"step": 1, "row": 1, "instruction": row, "input": about, "output": base, "model_response": tuned})
+    )
+    data = replace(
+        plain,
+        title=name,
+        preflight=[line],
+        facts={"model": name, "settings": {"train": {"epochs": setting}}},
+        examples=[Example(row, about, base, task=kind, row=at) for at in (0, 1)],
+        answers={
+            "base": [Completion(base, row=at) for at in (0, 1)],
+            "tuned": [Completion(tuned, row=at) for at in (0, 1)],
+        },
+        verdicts={name: {which: [Verdict(at, name, None, why) for at in (0, 1)] for which in ("base", "tuned")}},
+        leaks=[],
+        outlook=line,
+        unended={"base": [line], "tuned": [line]},
+    )
+    html = written(data, folder)
+    assert [char for char in html if unicodedata.category(char) == "Cc" and char not in "\n\t"] == []
+    for text in (row, base, why, line, setting):
+        shown = visible(text).encode(errors="replace").decode()
+        assert str(escape(shown)) in html
 
 
 def test_the_verdict_says_what_the_comparison_says(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from instil.cli import judge, make, models, settings, sweep, tune
 from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
 from instil.machine import settle
+from instil.screen import visible
 from instil.version import __version__
 
 if TYPE_CHECKING:
@@ -88,5 +89,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"instil: {message}", file=sys.stderr)
+    print(f"instil: {visible(message)}", file=sys.stderr)
     sys.exit(code)

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from instil.recipes.microscope.rows import InspectedRow, Token, TokenMask
 
 STYLES: dict[TokenMask, str] = {"trained": "bold green", "seen": "", "cut": "red strike"}
+PART = "green"  # of what is trained on and does not count once
 CONTROL = "magenta"
 LEGEND = (
     "[bold green]«trained on»[/], only read, [red strike]cut off[/], [magenta]<control token>[/], "
     "[dim]↵ a line end, · a space that does not show[/]"
 )
+WEIGHTS = "[green]«a part»[/][dim]×0.5[/] counts so often in the loss"
 REJECTED = 5  # rows that are named
 
 
@@ -34,7 +36,7 @@ def show_inspection(found: Inspection, html: Path | None = None) -> None:
     if len(rejected) > REJECTED:
         show_lines([f"... and {len(rejected) - REJECTED} more rows that are left out or cut (--json has all)"])
     console = Console(highlight=False)
-    console.print(f"\n{LEGEND}")
+    console.print(f"\n{LEGEND}" + (f", {WEIGHTS}" if any(row.weighted for row in found.rows) else ""))
     for row in found.rows:
         console.print()
         console.print(f"row {row.example.row} ({row.part}): {row.sentence()}", markup=False, style="bold")
@@ -46,20 +48,24 @@ def show_inspection(found: Inspection, html: Path | None = None) -> None:
 
 
 def tokens(row: InspectedRow) -> Text:
-    """Tokens on the terminal: trained ones bold green in brackets, seen ones plain, cut ones struck through in red."""
+    """Tokens on the terminal: trained ones bold green in brackets, seen ones plain, cut ones struck through in red.
+
+    Behind the bracket of what does not count once, which is not bold, stands how often it does.
+    """
     from rich.text import Text
 
     text = Text()
-    for mask, group in groupby(row.tokens, key=lambda token: token.mask):
+    for (mask, counts), group in groupby(row.tokens, key=lambda token: (token.mask, token.counts)):
         run = list(group)
+        style = PART if counts else STYLES[mask]
         if mask == "trained":
             text.append("«", style="dim")
         for at, token in enumerate(run):
             before = run[at - 1].text if at else ""
             after = run[at + 1].text if at + 1 < len(run) else ""
-            _append(text, token, STYLES[mask], before, after)
+            _append(text, token, style, before, after)
         if mask == "trained":
-            text.append("»", style="dim")
+            text.append(f"»×{counts}" if counts else "»", style="dim")
     if row.padding:
         text.append(f" [{row.padding} of padding]", style="dim reverse")
     return text
@@ -82,5 +88,3 @@ def _append(text: Text, token: Token, style: str, before: str, after: str) -> No
                 text.append(char, style=style)
             else:
                 text.append("→" if char == "\t" else f"U+{ord(char):04X}", style="dim")
-    if token.mask == "trained" and token.weight != 1:
-        text.append(f"×{token.weight:g}", style="dim")

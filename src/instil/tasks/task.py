@@ -175,7 +175,8 @@ class Task(ABC, Generic[Row]):
 
     def views(self, row: Row) -> list[View]:
         """A row under the microscope (``instil inspect``)."""
-        return [View(self.answer(row), self.answer(row).trained)]
+        answer = self.answer(row)
+        return [View(answer, answer.trained, weights=answer.weights)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.files import csv_rows, kinds, text
+from instil.data.files.json_documents import ROW_KEYS, rows_of_document
 from instil.data.files.rows import open_rows, parse_rows, read_rows
 from instil.data.sources import read_source
 from instil.errors import DataError
@@ -258,3 +259,27 @@ def test_the_page_says_what_its_program_prints(capsys: pytest.CaptureFixture[str
 def test_the_page_or_the_message_names_every_suffix(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(DataError, match=re.escape(suffix)):
         read_rows(tmp_path)
+
+
+@pytest.mark.parametrize("key", sorted(ROW_KEYS))
+def test_what_alone_makes_a_row_makes_one_of_a_file(key: str) -> None:
+    """The keys are those of `instil.data.shapes.names`, whichever of them somebody adds there."""
+    assert rows_of_document({key: "a", "n": 1}, "x.json") == [{key: "a", "n": 1}]
+    held = [{"question": "a", "answer": "b"}]
+    alone = key in ("text", "messages", "conversations")
+    assert rows_of_document({key: "a", "rows": held}, "x.json") == ([{key: "a", "rows": held}] if alone else held)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "a", "response": "b", "history": [{"role": "user", "content": "c"}]},
+        {"prompt": "a", "completion": "b", "examples": [{"question": "c", "answer": "d"}]},
+        {"QUERY": "a", "RESPONSE": "b", "SPANS": [{"TEXT": "c"}]},
+        {"article": "a", "summary": "b", "parts": [{"name": "c"}]},
+        {"prompt": "a", "chosen": "b", "rejected": "c", "scores": [{"of": "d"}]},
+        {"instruction": "a", "tools": [{"type": "function"}]},
+    ],
+)
+def test_one_row_of_any_shape_is_a_row(row: dict[str, Any]) -> None:
+    assert rows_of_document(row, "x.json") == [row]

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from instil.data.shapes.names import ANSWERS, CONVERSATIONS, QUESTIONS, SIDES, shape_for_answers, shape_for_pairs
 from instil.errors import DataError, listed
 from instil.files import json_kind
 
-ROW_KEYS = frozenset(  # an object with one of them is a row, unless it is made of columns
-    "instruction output chosen rejected model_response messages conversations conversation prompt completion question "
-    "answer response text".split()
-)
+# An object with one of them is a row, unless it is made of columns, or holds rows.
+ROW_KEYS = {*CONVERSATIONS, *QUESTIONS, *ANSWERS, *SIDES, "text", "conversation", "model_response"}
 TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 WANTED = "wanted a list of objects with instruction and output"
 
@@ -54,9 +53,10 @@ def rows_of_document(parsed: Any, name: str) -> list[Any]:
         return rows
     if all(isinstance(value, list) for value in values) and not any(_holds_objects(value) for value in values):
         return _from_lists(parsed, name)
-    if {key.lower() for key in parsed} & ROW_KEYS:
-        return [parsed]  # JSONL of a single line
     lists = {key: value for key, value in parsed.items() if isinstance(value, list)}
+    whole = shape_for_answers(parsed) or shape_for_pairs(parsed)
+    if whole or (_has_row_keys(parsed) and not any(map(_holds_rows, lists.values()))):
+        return [parsed]  # JSONL of a single line
     if (len(lists) == 1 and _holds_turns(*lists.values())) or (not lists and _is_text(values)):
         return [parsed]
     held = {key: value for key, value in lists.items() if _holds_objects(value) and not _holds_turns(value)} or lists
@@ -124,13 +124,21 @@ def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
 
 
+def _has_row_keys(row: dict[str, Any]) -> bool:
+    return not ROW_KEYS.isdisjoint(key.lower() for key in row)
+
+
+def _holds_rows(value: Any) -> bool:
+    return _holds_objects(value) and not _holds_turns(value) and all(map(_has_row_keys, value))
+
+
 def _holds_turns(value: Any) -> bool:
     return _holds_objects(value) and all(any(entry.keys() >= keys for keys in TURN_KEYS) for entry in value)
 
 
 def _from_lists(parsed: dict[str, Any], name: str) -> list[Any]:
     lengths = {column: len(cells) for column, cells in parsed.items()}
-    if len(lengths) == 1 and not (lengths.keys() & ROW_KEYS):  # a list under a name, whatever it holds
+    if len(lengths) == 1 and not (ROW_KEYS & lengths.keys()):  # a list under a name, whatever it holds
         return next(iter(parsed.values()))
     if len(set(lengths.values())) > 1:
         parts = [f"{column!r} has {length:,}" for column, length in lengths.items()]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from instil.data.files.faults import Faults
@@ -20,6 +21,8 @@ from instil.errors import DataError
 EMPTY = "the file is empty; wanted rows as JSON, JSONL, CSV, Parquet or Arrow"
 NEITHER = "neither JSON nor JSONL"
 PRINTED = re.compile(r"\s*\[?\s*\{\s*'")  # rows as Python shows them
+BEGINS = frozenset('{["-0123456789tfn')  # of a value
+LONGEST_ODD_LINE = 1 << 16  # characters of a first line that is a list and no row
 Rows = Iterator[tuple[Any, str]]  # each with its place in the file
 
 
@@ -39,16 +42,21 @@ def json_rows(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
         raise DataError(f"{stream.name}: {EMPTY}")
     if first == "[":
         return _list(open_, encoding)
-    if _is_lines(open_, encoding):
-        return _lines(open_, encoding)
-    return _objects(open_, encoding)
+    return _lines(open_, encoding) if _is_lines(open_, encoding) else _objects(open_, encoding)
 
 
 def _list(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
+    """One list that is the whole file; or lines, of which the first is a list and no row."""
     decoder = Decoder()
     with open_() as stream:
+        pieces = decoded(stream, encoding)
+        first = [*_beginning(pieces)]
+        pieces = chain(first, pieces)
+        if _begins_with_a_line(stream.name, first):
+            yield from _lines_of(stream, pieces)
+            return
         faults = _faults_of(stream)
-        values = Values(decoder, decoded(stream, encoding))
+        values = Values(decoder, pieces)
         try:
             values.peek()
             values.take()
@@ -74,38 +82,55 @@ def _list(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
     faults.check()
 
 
+def _beginning(pieces: Iterator[str]) -> Iterator[str]:
+    """The first pieces of a text, as many as a line and the beginning of another may need."""
+    length, ended = 0, False
+    for piece in pieces:
+        yield piece
+        length += len(piece)
+        if length > LONGEST_ODD_LINE or (ended and not piece.isspace()):
+            return
+        ended = ended or "\n" in piece
+
+
 def _is_lines(open_: Callable[[], Stream], encoding: Encoding) -> bool:
-    """Whether the first line is a value of its own, and another line follows."""
     with open_() as stream:
-        lines = (line for line in lines_in(stream.name, decoded(stream, encoding)) if line.strip())
-        try:
-            Decoder().value(next(lines, ""))
-        except (ValueError, RecursionError, DataError):
-            return False
-        return next(lines, None) is not None
+        return _begins_with_a_line(stream.name, decoded(stream, encoding))
+
+
+def _begins_with_a_line(name: str, pieces: Iterable[str]) -> bool:
+    """Whether the first line is a value of its own, and another line follows."""
+    lines = (line for line in lines_in(name, pieces) if line.strip())
+    try:
+        Decoder().value(next(lines, ""))
+    except (ValueError, RecursionError, DataError):
+        return False
+    return next(lines, None) is not None
 
 
 def _lines(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
-    decoder = Decoder()
     with open_() as stream:
-        faults = _faults_of(stream)
-        row = 0
-        for number, line in enumerate(lines_in(stream.name, decoded(stream, encoding)), start=1):
-            if not line or line.isspace():
-                continue
-            try:
-                value = decoder.value(line)
-            except (ValueError, RecursionError) as error:
-                problem = _line_problem(error, line)
-                raise DataError(f"{stream.name}: line {number} is not a JSON object: {problem}") from error
-            if isinstance(value, list):
-                raise DataError(f"{stream.name}: line {number} is a list; in JSONL every line is one object")
-            if decoder.unclean:
-                for fault in decoder.faults(value):
-                    faults.add(row, fault if number == row + 1 else f"{fault} (line {number})")
-            if not faults:
-                yield value, f"line {number}"
-            row += 1
+        yield from _lines_of(stream, decoded(stream, encoding))
+
+
+def _lines_of(stream: Stream, pieces: Iterable[str]) -> Rows:
+    decoder = Decoder()
+    faults = _faults_of(stream)
+    row = 0
+    for number, line in enumerate(lines_in(stream.name, pieces), start=1):
+        if not line or line.isspace():
+            continue
+        try:
+            value = decoder.value(line)
+        except (ValueError, RecursionError) as error:
+            problem = _line_problem(error, line)
+            raise DataError(f"{stream.name}: line {number} is not a JSON object: {problem}") from error
+        if decoder.unclean:
+            for fault in decoder.faults(value):
+                faults.add(row, fault if number == row + 1 else f"{fault} (line {number})")
+        if not faults:
+            yield value, f"line {number}"
+        row += 1
     faults.check()
 
 
@@ -125,7 +150,7 @@ def _objects(open_: Callable[[], Stream], encoding: Encoding) -> Rows:
         try:
             value = values.value(LARGEST_FILE)
             if more := values.peek():
-                if more != "{" or not isinstance(value, dict):
+                if more not in BEGINS or not isinstance(value, dict):
                     raise values.fault("Extra data")
                 yield from _one_after_another(value, values, decoder, faults)
         except ValueError as error:

@@ -17,23 +17,28 @@ SHOWN_ALONE = {"\n": "\u21b5", "\r": "\u240d", "\t": "\u21e5"}
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A token as the page shows it: its text in pieces, each of which is as it is or a sign for what does not show."""
+    """A token as the page shows it: its text in pieces, each of which is as it is or a sign for what does not show.
+
+    ``weight`` is said behind the last of those that count equally often, where that is not once.
+    """
 
     position: int
     token: Token
     pieces: tuple[tuple[str, bool], ...]
+    weight: str = ""
 
     @property
     def look(self) -> str:
         """Classes of its style."""
-        return f"{self.token.mask}{' control' if self.token.control else ''}"
+        part = " part" if self.token.counts else ""
+        return f"{self.token.mask}{part}{' control' if self.token.control else ''}"
 
     @property
     def said(self) -> str:
         """All that is known of it."""
         token = self.token
         fate = {"seen": "only read", "trained": "trained on", "cut": "cut off"}[token.mask]
-        weight = f" with weight {token.weight:g}" if token.mask == "trained" and token.weight != 1 else ""
+        weight = f" with weight {token.counts}" if token.counts else ""
         kind = ", a control token" if token.control else ""
         return f"position {self.position}, id {token.id}{kind}: {fate}{weight}"
 
@@ -61,7 +66,11 @@ def pieces(text: str) -> tuple[tuple[str, bool], ...]:
 
 def cells(row: InspectedRow) -> list[Cell]:
     """The tokens of a row for the page."""
-    return [Cell(position, token, pieces(token.text)) for position, token in enumerate(row.tokens)]
+    after = [token.counts for token in row.tokens[1:]] + [""]
+    return [
+        Cell(position, token, pieces(token.text), token.counts if token.counts != following else "")
+        for position, (token, following) in enumerate(zip(row.tokens, after, strict=True))
+    ]
 
 
 def write_page(title: str, preflight: Preflight, rows: Sequence[InspectedRow], path: Path) -> None:

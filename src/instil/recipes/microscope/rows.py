@@ -10,6 +10,7 @@ import torch
 
 from instil.data.splits import PARTS, Part
 from instil.data.tokenizers import Tokenizer
+from instil.errors import counted
 from instil.layouts import Grid
 from instil.records import Batch, Example
 from instil.tasks.task import Prepared, View, loader_for
@@ -31,9 +32,14 @@ class Token:
     weight: float = 1.0
     control: bool = False
 
+    @property
+    def counts(self) -> str:
+        """How often it counts in the loss, where it is trained on and that is not once; else nothing."""
+        return f"{self.weight:g}" if self.mask == "trained" and self.weight != 1 else ""
+
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
-        more = {"weight": self.weight} if self.mask == "trained" and self.weight != 1 else {}
+        more = {"weight": self.weight} if self.counts else {}
         return {
             "id": self.id,
             "text": self.text,
@@ -67,12 +73,19 @@ class InspectedRow:
         """How many tokens lie beyond the limit."""
         return self._of("cut")
 
+    @property
+    def weighted(self) -> bool:
+        """Whether some of what is trained on does not count once."""
+        return any(token.counts for token in self.tokens)
+
     def _of(self, mask: TokenMask) -> int:
         return sum(token.mask == mask for token in self.tokens)
 
     def sentence(self) -> str:
         """Its counts, for people."""
-        said = f"{len(self.tokens):,} tokens, {self.trained:,} trained on"
+        said = f"{counted(len(self.tokens), 'token')}, {self.trained:,} trained on"
+        if self.weighted:
+            said += f" (counted as {sum(token.weight for token in self.tokens if token.mask == 'trained'):g})"
         if self.cut:
             said += f", {self.cut:,} cut"
         if self.padding:
@@ -124,12 +137,15 @@ def inspected_rows(prepared: Prepared, row: int) -> list[InspectedRow]:
 def _tokens(prepared: Prepared, view: View) -> Iterator[Token]:
     tokenizer = prepared.tokenizer
     weights = view.weights or (1.0,) * len(view.row.ids)
-    for position, (id_, trained, weight) in enumerate(zip(view.row.ids, view.learnt, weights, strict=True)):
-        mask: TokenMask = "trained" if trained and position else "seen"  # nothing comes before the first token
-        if position > prepared.max_length:
-            mask = "cut"
+    for position, (id_, trained, weight) in enumerate(zip(view.row.ids, learnt(prepared, view), weights, strict=True)):
+        mask: TokenMask = "trained" if trained else "cut" if position > prepared.max_length else "seen"
         text, control = _shown(tokenizer, id_)
         yield Token(id_, text, mask, weight, control)
+
+
+def learnt(prepared: Prepared, view: View) -> list[bool]:
+    """Of each id whether it is trained on: not the first, before which nothing comes, nor those beyond the limit."""
+    return [bool(one) and 0 < at <= prepared.max_length for at, one in enumerate(view.learnt)]
 
 
 def _shown(tokenizer: Tokenizer, id_: int) -> tuple[str, bool]:

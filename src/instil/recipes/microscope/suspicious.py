@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from instil.records import Encoded
+from instil.errors import counted
+from instil.recipes.microscope.rows import learnt
 from instil.tasks.task import Prepared
 
 MOST = 20  # rows
@@ -56,10 +57,10 @@ def _extremes(prepared: Prepared) -> Iterable[tuple[tuple[int, ...], str]]:
     task, rows = prepared.task, prepared.usable("train")
     if len(rows) < 2:
         return
-    answers: list[Encoded] = [task.answer(row) for row in rows]
     longest = max(rows, key=lambda row: len(task.longest(row).ids))
     yield (longest.row,), "the longest training row"
-    least = min(answers, key=lambda row: sum(row.trained) / len(row.ids))
-    yield (least.row,), f"the least of it is trained on: {sum(least.trained)} of {len(least.ids)} tokens"
-    shortest = min(answers, key=lambda row: sum(row.trained))
-    yield (shortest.row,), "the fewest tokens that are trained on"
+    views = [(row.row, sum(learnt(prepared, view)), len(view.row.ids)) for row in rows for view in task.views(row)]
+    row, least, length = min(views, key=lambda one: one[1] / one[2])
+    yield (row,), f"the least of it is trained on: {least:,} of {counted(length, 'token')}"
+    row, _, _ = min(views, key=lambda one: one[1])
+    yield (row,), "the fewest tokens that are trained on"

@@ -20,6 +20,7 @@ from instil.records import Completion, Example, blank
 from instil.runs.report.charts import kind_groups, length_groups, words
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.scores import JudgeScores, Score, charts_of, judges_of, verdict_of
+from instil.screen import visible
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -120,8 +121,8 @@ def environment(package: str = "instil.runs.report") -> Environment:
 
 
 def clean(html: str) -> str:
-    """Without what a browser would drop in silence."""
-    return html.replace("\0", "\ufffd")
+    """With signs for control characters: a browser drops some in silence, and others steer a terminal that shows it."""
+    return visible(html)
 
 
 def _rows(data: ReportData, judges: Sequence[JudgeScores]) -> list[ReportRow]:

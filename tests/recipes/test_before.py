@@ -47,7 +47,7 @@ def wanted_in(template: str, talker: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def own_wins(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("own") / "run"
-    return instil.finetune(wanted_in("model", talker), model=talker, out=out, **QUICK)
+    return instil.finetune(wanted_in("model", talker), model=talker, out=out, template="alpaca", **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,11 @@ def test_the_better_form_counts_as_before(
 
 def test_answers_in_both_forms_are_taken_over(own_wins: Run, talker: Path, tmp_path: Path) -> None:
     again = instil.recipes.run.run.run(
-        wanted_in("model", talker), talker, tmp_path / "again", resolve(values=QUICK), before=[own_wins.path]
+        wanted_in("model", talker),
+        talker,
+        tmp_path / "again",
+        resolve(values={**QUICK, "template": "alpaca"}),
+        before=[own_wins.path],
     )
     for name in ("responses/base.json", "responses/base-in-alpaca.json", "scores/base-in-alpaca.offline.jsonl"):
         assert (again.path / name).read_bytes() == (own_wins.path / name).read_bytes()
@@ -127,7 +131,7 @@ def resolve_key(run: Run) -> str:
     return str(tomllib.loads((run.path / "run.toml").read_text())["hashes"]["before"])
 
 
-@pytest.mark.parametrize("given", [{"before": "same"}, {"template": "model"}])
+@pytest.mark.parametrize("given", [{"before": "same", "template": "alpaca"}, {"template": "model"}])
 def test_one_form_is_asked_where_no_other_is_wanted_or_there(
     given: dict[str, str], talker: Path, tmp_path: Path
 ) -> None:

@@ -8,16 +8,20 @@ from pathlib import Path
 from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.templates import TEMPLATE_FILE, Template, find_template, read_template
 from instil.data.templates.chat import DEFAULT
-from instil.data.templates.find import OWN, carried_templates
+from instil.data.templates.find import OWN, carried_templates, usual_template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError, TemplateMismatch, UserError
 from instil.records import Example
-from instil.settings.options import TEMPLATE_NAMES, Settings
+from instil.settings.options import AUTO, TEMPLATE_NAMES, Settings
 from instil.tasks.task import Prepared
 
 
-def form_of(model: Path, settings: Settings, tokenizer: Tokenizer) -> tuple[Template, str]:
-    """The template asked for, and what it is called; a model that was tuned with one keeps it.
+def form_of(
+    model: Path, settings: Settings, tokenizer: Tokenizer, preferred: str = ""
+) -> tuple[Template, str, list[str]]:
+    """The template asked for, what it is called, and notes; a model that was tuned with one keeps it.
+
+    ``preferred`` is what a model of this name takes where none is asked for.
 
     Raises:
         DataError: there is none of this name, or it cannot be used.
@@ -26,15 +30,18 @@ def form_of(model: Path, settings: Settings, tokenizer: Tokenizer) -> tuple[Temp
     called = settings.data.template
     stored_at = model / TEMPLATE_FILE
     if not stored_at.is_file():
-        return find_template(called, model, tokenizer), called
+        if called != AUTO:
+            return find_template(called, model, tokenizer), called, []
+        template, notes = usual_template(model, tokenizer, preferred)
+        return template, template.name, notes
     stored = read_template(stored_at)
-    if "template" in settings.data.model_fields_set:
+    if called != AUTO:
         asked = find_template(called, model, tokenizer)
         if asked.hash != stored.hash:
             raise TemplateMismatch(
                 f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
             )
-    return stored, stored.name if stored.name in TEMPLATE_NAMES else str(stored_at)
+    return stored, stored.name if stored.name in TEMPLATE_NAMES else str(stored_at), []
 
 
 def form_before(

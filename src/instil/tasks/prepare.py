@@ -19,7 +19,7 @@ from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, counted
 from instil.machine import device_for
 from instil.model.decoder import Decoder
-from instil.model.find import find_model
+from instil.model.find import find_model, template_of
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
@@ -75,7 +75,7 @@ def prepare(
     reader = open_model(path)
     spec = reader.spec
     tokenizer = load_tokenizer(path)
-    template, called = form_of(path, settings, tokenizer)
+    template, called, form_notes = form_of(path, settings, tokenizer, template_of(model))
     own, own_notes = form_before(path, settings, tokenizer, template, spec.vocab_size)
     new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
     spec = replace(spec, vocab_size=spec.vocab_size + new)
@@ -111,6 +111,7 @@ def prepare(
             *reader.notes,
             *reader.training_notes,
             *_header_notes(template, settings),
+            *form_notes,
             *own_notes,
             *mask_notes(kept.masked(rows) if kept else [one for part in PARTS for one in task.answered(rows[part])]),
             *idle(settings),

@@ -110,3 +110,10 @@ def before(world: World) -> None:
 
     assert {"base.json", "tuned.json"} < asked("data.template=alpaca")
     assert asked("data.template=alpaca", "generate.before=same") == {"base.json", "tuned.json"}
+
+
+@sees("generate.max_rows=2")
+def max_rows(world: World) -> None:
+    every, some = (world.run("generate.max_new_tokens=3", *more, verb="run") for more in ((), ("generate.max_rows=2",)))
+    four, two = (made.read("responses/tuned.json") for made in (every, some))
+    assert [row["instruction"] for row in two] == [four[0]["instruction"], four[2]["instruction"]]

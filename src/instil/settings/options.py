@@ -278,6 +278,9 @@ class GenerateOptions(BaseModel):
         (), description="texts that end an answer and are no part of it"
     )
     header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
+    max_rows: int = Field(
+        1000, ge=0, description="held-out rows answered before and after, at most, evenly spaced among them; 0: all"
+    )
     before: Literal["better", "same"] = Field(
         "better",
         description="the form in which the model is asked before training: same: as after it; better: in its own chat "

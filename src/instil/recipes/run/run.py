@@ -161,6 +161,13 @@ def _preflight(
     if answers and not prepared.held_out[1]:
         why = "the rows ask nothing" if prepared.split.validation else "no rows are held out"
         clock.screen.say(f"  {why}, so nothing will be answered or scored", style="yellow")
+    elif answers:
+        part, rows = prepared.held_out
+        of = len(prepared.split.test or prepared.split.validation)
+        if len(rows) < of:
+            clock.screen.say(
+                f"  {len(rows):,} of {of:,} {part} rows will be answered and scored (generate.max_rows; 0 means all)"
+            )
     return prepared
 
 
@@ -174,7 +181,10 @@ def _begin(
     folder.check_room(saved_bytes(decoder, prepared.settings))
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
-    folder.write_split(prepared.split.as_json(), prepared.leaks, prepared.held_out[0])
+    part, examples = prepared.held_out
+    some = len(examples) < len(prepared.split.test or prepared.split.validation)
+    numbers = [example.row for example in examples] if some else None
+    folder.write_split(prepared.split.as_json(), prepared.leaks, part, numbers)
     rejected = list(rejected_rows(prepared))
     folder.write_data(data_card(prepared, rejected), [row.as_json() for row in rejected])
     return facts

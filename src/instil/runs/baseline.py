@@ -13,7 +13,7 @@ from instil.evaluate.offline import VERSION as OFFLINE_VERSION
 from instil.files import read_json
 from instil.machine import device_for
 from instil.records import Completion
-from instil.runs.answers import JOURNAL, find_answers, read_verdicts
+from instil.runs.answers import JOURNAL, OWN, find_answers, read_verdicts
 from instil.runs.facts import FACTS
 from instil.runs.folder import RunFolder
 from instil.tasks.task import Prepared
@@ -69,7 +69,7 @@ def _answers(run: Path) -> list[Completion]:
     file = run / FACTS
     try:
         endings = read_json(file)["finish"]["base"]
-        base = next(answered for answered in find_answers(run) if answered.which == "base")
+        base = next(answered for answered in find_answers(run, only=OWN) if answered.which == "base")
         return [
             Completion(text, finish=ending, row=example.row)
             for text, ending, example in zip(base.answers, endings, base.examples, strict=True)

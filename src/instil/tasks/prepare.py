@@ -14,9 +14,9 @@ from instil.data.loader import Loader
 from instil.data.preflight import check
 from instil.data.splits import PARTS, Split, split_examples
 from instil.data.store.kept import in_store
-from instil.data.templates import TEMPLATE_FILE, Template, find_template, read_template
+from instil.data.templates import Template, find_template, is_kept, kept_template, name_of_kept
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import SettingsError, TemplateMismatch, counted
+from instil.errors import SettingsError, TemplateMismatch, counted, verb
 from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
@@ -25,7 +25,7 @@ from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
 from instil.records import Example
 from instil.screen import Screen
-from instil.settings.options import TEMPLATE_NAMES, DataOptions, Settings
+from instil.settings.options import DataOptions, Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
@@ -173,23 +173,19 @@ def _split(examples: Sequence[Example], options: DataOptions, screen: Screen) ->
 def _template(model: Path, settings: Settings, tokenizer: Tokenizer) -> tuple[Template, str]:
     """The template asked for, and what it is called; a model that was tuned with one keeps it."""
     called = settings.data.template
-    stored_at = model / TEMPLATE_FILE
-    if not stored_at.is_file():
+    stored = kept_template(model)
+    if stored is None:
         return find_template(called, model, tokenizer), called
-    stored = read_template(stored_at)
-    if "template" in settings.data.model_fields_set:
-        asked = find_template(called, model, tokenizer)
-        if asked.hash != stored.hash:
-            raise TemplateMismatch(
-                f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
-            )
-    return stored, stored.name if stored.name in TEMPLATE_NAMES else str(stored_at)
+    if "template" in settings.data.model_fields_set and not is_kept(called, stored, model, tokenizer):
+        raise TemplateMismatch(
+            f"{model} was tuned with the template {stored.name!r}, not {called!r}; leave data.template out"
+        )
+    return stored, name_of_kept(stored, model)
 
 
 def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
-    return (
-        [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"] if new else []
-    )
+    said = verb(new, "the new one is", f"the {new:,} new are")
+    return [f"the embedding grows to {spec.vocab_size:,} rows; {said} the mean of the others"] if new else []
 
 
 def _spelt(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -64,11 +64,15 @@ def find_template(asked: str, model: Path, tokenizer: Marks) -> Template:
     return _made(path.stem, {DEFAULT: text}, tokenizer, str(path))
 
 
-def _own(model: Path, tokenizer: Marks) -> ChatTemplate:
+def own_templates(model: Path) -> dict[str, str]:
+    """All chat templates that a model's folder or file carries, by their names."""
     if model.is_file():
-        found = templates_in_gguf(model) if model.suffix == ".gguf" else {}
-    else:
-        found = stored_templates(model, json_object_or_empty(model / "tokenizer_config.json"))
+        return {} if model.suffix == ".pth" else templates_in_gguf(model)
+    return stored_templates(model, json_object_or_empty(model / "tokenizer_config.json"))
+
+
+def _own(model: Path, tokenizer: Marks) -> ChatTemplate:
+    found = own_templates(model)
     if DEFAULT not in found:
         raise DataError(
             f"{model}: this model carries no chat template; take one by name with data.template: "

@@ -95,7 +95,7 @@ class _Notes:
                 self.cut_rows.append(row)
 
     def lines(self) -> list[str]:
-        said = [f"key {key} of {count} rows is not used" for key, count in sorted(self.unused.items())]
+        said = [f"key {key} of {counted(count, 'row')} is not used" for key, count in sorted(self.unused.items())]
         if self.cut:
             rows = ", ".join(map(str, self.cut_rows)) + (", ..." if self.cut > len(self.cut_rows) else "")
             said.append(f"{counted(self.cut, 'row')} went on after the last answer, which is left out: {rows}")
@@ -186,7 +186,7 @@ class ShapedRows:
             return next(kind.shape for kind in self._kinds.values() if kind.shape and kind.shape.name == name)
         if not self._kinds:
             raise DataError(
-                f"{self._name}: none of its {self.count:,} rows can be used:\n{listed(self._odd_lines())}\n"
+                f"{self._name}: none of its {counted(self.count, 'row')} can be used:\n{listed(self._odd_lines())}\n"
                 f"wanted objects with {WANTED[self._need]}"
             )
         biggest = max(self._kinds.values(), key=lambda kind: kind.count)
@@ -248,7 +248,9 @@ class ShapedRows:
         what = " as preference pairs" if self._need == "pairs" else ""
         hint = self._hint()
         if not good:
-            head = f"{self._name}: none of its {self.count:,} rows can be used{what} (rows are counted from 0):"
+            head = (
+                f"{self._name}: none of its {counted(self.count, 'row')} can be used{what} (rows are counted from 0):"
+            )
             raise DataError(f"{head}\n{told}{hint}")
         mixed = ""
         if len(self.shapes) > 1:
@@ -257,7 +259,7 @@ class ShapedRows:
             )
         leave = ", or leave them out with --set data.skip_bad=true" if "skip_bad" in self._offers else ""
         raise DataError(
-            f"{self._name}: {len(rejected):,} of {self.count:,} rows cannot be used{what} "
+            f"{self._name}: {len(rejected):,} of {counted(self.count, 'row')} cannot be used{what} "
             f"(rows are counted from 0){mixed}:\n{told}{hint}\nmend them{leave}"
         )
 

@@ -83,12 +83,14 @@ class _Notes:
     """What is to be said of rows that were read, counted."""
 
     unused: Counter[str] = field(default_factory=Counter)
+    as_json: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     cut_rows: list[int] = field(default_factory=list)
 
     def add(self, row: int, read: Read, parents: Collection[str]) -> None:
         for key in read.unused - {repr(one) for one in parents}:
             self.unused[key] += 1
+        self.as_json.update(read.as_json)
         if read.dropped:
             self.cut += 1
             if len(self.cut_rows) < SHOWN:
@@ -96,6 +98,8 @@ class _Notes:
 
     def lines(self) -> list[str]:
         said = [f"key {key} of {counted(count, 'row')} is not used" for key, count in sorted(self.unused.items())]
+        for key, count in sorted(self.as_json.items()):
+            said.append(f"{key!r} of {counted(count, 'row')} holds messages as JSON text; they are read as messages")
         if self.cut:
             rows = ", ".join(map(str, self.cut_rows)) + (", ..." if self.cut > len(self.cut_rows) else "")
             said.append(f"{counted(self.cut, 'row')} went on after the last answer, which is left out: {rows}")
@@ -175,8 +179,10 @@ class ShapedRows:
                 self._shapes.clear()
             self._shapes[keys] = self._find(keys, self._renames.wanted)
         shape = self._shapes[keys]
-        if shape is not None and shape.name == "chosen, rejected" and isinstance(row["chosen"], str):
-            return None  # two texts say nothing of what they are answers to
+        if shape is not None and shape.name == "chosen, rejected":
+            chosen = row["chosen"]
+            if isinstance(chosen, str) and not chosen.lstrip().startswith("["):  # with which JSON of messages begins
+                return None  # two texts say nothing of what they are answers to
         return shape
 
     def _chosen(self) -> Shape:

@@ -150,6 +150,6 @@ def test_exercise_7_3_works_on_rows_of_its_kind(tiny_folder: Path, tmp_path: Pat
     settings = resolve(as_in_book=True, assignments=[*given, "train.max_steps=2"])
     finished = run(file, tiny_folder, tmp_path / "run", settings, answers=False, screen=Screen(quiet=True))
     report = (finished.path / "report.html").read_text()
-    assert "1 rows of the file were left out" in report
-    assert "1 rows are longer than 512 tokens" in report
+    assert "1 row of the file was left out" in report
+    assert "1 row is longer than 512 tokens" in report
     assert (settings.train.batch_size, settings.data.max_length) == (4, 512)

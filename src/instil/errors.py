@@ -103,13 +103,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun.
+def counted(count: int, noun: str, many: str = "") -> str:
+    """A number with its noun, and with what else hangs on the number if that is given for both.
 
     >>> counted(1, "run"), counted(1200, "run")
     ('1 run', '1,200 runs')
+    >>> counted(1, "row is", "rows are"), counted(2, "row is", "rows are")
+    ('1 row is', '2 rows are')
     """
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
+
+
+def verb(count: int, one: str, many: str) -> str:
+    """The form of a verb that goes with a number: "1 of 3 rows has", "2 of 3 rows have"."""
+    return one if count == 1 else many
 
 
 def without_numbers(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,8 +86,30 @@ def test_rows_of_which_nothing_is_trained_on_stop_a_run() -> None:
 
 def test_rows_are_skipped_for_what_they_lack() -> None:
     lines = checked([row(0, 20, 10), row(1, 20, 10, trained=False), row(2, 90, 60)]).lines()
-    assert "1 rows are skipped, nothing of them is trained on: 1" in lines
-    assert "1 rows are skipped, their prompt alone fills 50 tokens: 2" in lines
+    assert "1 row is skipped, of which nothing is trained on: 1" in lines
+    assert "1 row is skipped, whose prompt alone fills 50 tokens: 2" in lines
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, ["1 row is longer than 50 tokens and loses the end of the response: 1;", "1 row is skipped, whose prompt",
+             "1 test or validation row repeats the prompt", "1 row holds characters", "1 row is altered",
+             "1 row of the file was left out"]),
+        (2, ["2 rows are longer than 50 tokens and lose the end of the response: 1, 3;", "2 rows are skipped, whose",
+             "2 test or validation rows repeat the prompt", "2 rows hold characters", "2 rows are altered",
+             "2 rows of the file were left out"]),
+    ],
+)  # fmt: skip
+def test_numbers_and_words_agree(count: int, said: list[str]) -> None:
+    cut, filled = ([row(at, *shape) for at in (1, 3)[:count]] for shape in ((90, 20), (90, 60)))
+    found = checked([row(0, 20, 10), *cut, *(replace(one, row=one.row + 1) for one in filled)])
+    numbers = tuple(range(count))
+    lines = replace(
+        found, misspelt=numbers, altered=numbers, repeated_prompts=count, unusable=("row 9: no output",) * count
+    ).lines()
+    for start in said:
+        assert any(line.startswith(start) for line in lines), (start, lines)
 
 
 def test_answers_that_teach_nothing_stop_a_run() -> None:

@@ -222,7 +222,7 @@ def test_null_and_absent_inputs_are_empty(tmp_path: Path) -> None:
 
 def test_keys_that_are_not_used_are_mentioned(tmp_path: Path) -> None:
     source = read_source(write(tmp_path, json.dumps([{**GOOD[0], "label": 1}])))
-    assert source.notes == ("key 'label' of 1 rows is not used",)
+    assert source.notes == ("key 'label' of 1 row is not used",)
 
 
 def test_rows_to_be_answered_need_no_output(tmp_path: Path) -> None:

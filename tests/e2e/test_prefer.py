@@ -30,7 +30,7 @@ def test_pairs_are_checked(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert json.loads(done.stdout)["usable"] is False
     assert done.stderr == (
-        f"instil: {file} is not to be trained on: 1 of 1 pairs have equal answers and prefer nothing: row 0\n"
+        f"instil: {file} is not to be trained on: 1 of 1 pair has equal answers and prefers nothing: row 0\n"
     )
 
 

@@ -301,7 +301,7 @@ def test_a_signal_ends_it_at_once_while_the_server_hangs(tmp_path: Path) -> None
     ({"always": "die"}, 4, "stopped answering"),
     ({"always": 'status 401 {"error":"bad key sk-secret-123"}'}, 2, "refuses the key"),
     ({"always": "say no"}, 1, "only 0 of 8 rows have a score"),
-    ({"faults": {5: "status 500"}}, 4, "1 rows could not be judged"),
+    ({"faults": {5: "status 500"}}, 4, "1 row could not be judged"),
 ])  # fmt: skip
 def test_no_traceback_and_no_key_reaches_the_user(
     tmp_path: Path, faults: dict[str, Any], code: int, words: str

@@ -98,7 +98,7 @@ def test_a_row_that_fails_is_named_and_asked_for_again_before_anything_is_writte
         return "" if "Double the number 7." in message else say(message, number)
 
     with judging(say=say, faults=dict.fromkeys((5, 6), "status 502")) as server:
-        with pytest.raises(StoppedEarly, match=r"1 rows could not be rewritten \(row 5: .*502"):
+        with pytest.raises(StoppedEarly, match=r"1 row could not be rewritten \(row 5: .*502"):
             prefer_rewrite(file, f"{server.url}/v1", out, settings=ONE)
         assert not out.exists()
         assert len(server.asked) == COUNT + 1
@@ -124,7 +124,7 @@ def test_choosing_that_fails_is_taken_up(tmp_path: Path) -> None:
         return json.dumps({"better": "first" if message.index('"a ') < message.index('"b ') else "second"})
 
     with judging(say=likes_a, faults=dict.fromkeys((3, 4), "status 502")) as server:
-        with pytest.raises(StoppedEarly, match=r"1 rows could not be judged \(row 1"):
+        with pytest.raises(StoppedEarly, match=r"1 row could not be judged \(row 1"):
             prefer_between(*files, f"{server.url}/v1", out, options=ONE.score)
         assert not out.exists()
         made = prefer_between(*files, f"{server.url}/v1", out, options=ONE.score)

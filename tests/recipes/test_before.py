@@ -101,7 +101,7 @@ def test_the_better_form_counts_as_before(
     assert f"before, in {names_of[other]}" in page
     # What reads a run reads the two that count.
     assert [one.which for one in find_answers(run.path)] == ["base", "tuned"]
-    assert [one.which for one in find_answers(run.path, only=f"base-in-{other}")] == [f"base-in-{other}"]
+    assert [one.which for one in find_answers(run.path, only=[f"base-in-{other}"])] == [f"base-in-{other}"]
 
 
 def test_answers_in_both_forms_are_taken_over(own_wins: Run, talker: Path, tmp_path: Path) -> None:

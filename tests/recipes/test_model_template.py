@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import instil
 from instil.assistant.assistant import load
 from instil.assistant.folder import differences
 from instil.data.encoding import begin_text, encode_prompt
-from instil.data.templates import TEMPLATES, read_template
+from instil.data.templates import TEMPLATES, FormTemplate, carries_its_own, kept_template, read_template
 from instil.data.tokenizers import load_tokenizer
 from instil.errors import DataError, SettingsError, TemplateMismatch
 from instil.model.find import find_model
@@ -24,6 +25,8 @@ from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from tests.conftest import rows
+from tests.recipes.test_export import gpt2_folder
+from tests.recipes.test_export_gguf import folder_of
 
 CHAT = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content|trim }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
@@ -102,6 +105,86 @@ def test_a_gguf_file_carries_it(tuned: Path, tmp_path: Path) -> None:
     out = export(tuned, "gguf", tmp_path / "model.gguf").path
     (tmp_path / "template.json").unlink(missing_ok=True)
     assert load(out, template="model").template.prompt(TALK) == load(tuned).template.prompt(TALK)
+
+
+@pytest.fixture(scope="module", params=["model", "own.jinja", "own.json", "plain", "today.jinja"])
+def tuned_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a template of every kind, one of which writes the day of training; of a model with few tokens."""
+    folder, called = tmp_path_factory.mktemp("kinds"), request.param
+    model = talking(folder / "model")
+    own = FormTemplate("own", "Q: {instruction} {input}\nA: ", "Q: {instruction}\nA: ", header="\nA: ")
+    (folder / "own.json").write_text(json.dumps(own.as_json()))
+    (folder / "own.jinja").write_text(CHAT.replace("[", "<").replace("]", ">"))
+    (folder / "today.jinja").write_text("{{ strftime_now('%d %B') }} " + CHAT)
+    name = str(folder / called) if "." in called else called
+    return instil.finetune(
+        rows(30), model=model, out=folder / "run", template=name, max_steps=3, learning_rate=1e-2, max_new_tokens=4
+    ).path
+
+
+@pytest.mark.parametrize("form", ["hf", "gguf"])
+def test_what_is_exported_answers_as_the_run_does(form: str, tuned_run: Path, tmp_path: Path) -> None:
+    """With the template that the run was tuned with, wherever the file lies and whatever it is called."""
+    out = export(tuned_run, form, tmp_path / f"x.{form}").path
+    run, again = load(tuned_run), load(out)
+    assert (again.template, again.template.hash) == (run.template, run.template.hash)
+    assert again.decoder.notes == ()
+    asked = [{"instruction": f"Double the number {n}.", "input": ""} for n in (1, 12)]
+    assert again.respond_all(asked, max_new_tokens=8) == run.respond_all(asked, max_new_tokens=8)
+    with pytest.raises(TemplateMismatch, match=r"was tuned with the template .*, not 'phi3'"):
+        load(out, template="phi3")
+    # It is tuned on with the same, by the name that the settings of a run then have, too.
+    known = prepare(rows(12), out, Settings())
+    assert known.template == run.template
+    assert prepare(rows(12), out, with_template(known.settings.data.template)).template == run.template
+    moved = out.rename(tmp_path / "sha256-0123")
+    assert load(moved).template == run.template
+    assert load(export(moved, "gguf", tmp_path / "again.gguf").path).template == run.template
+
+
+def test_a_pth_file_answers_as_what_it_was_made_of(tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    out = export(folder, "pth", tmp_path / "x.pth", template="model").path
+    asked, told, again = [{"instruction": "Double the number 3."}], load(folder, template="model"), load(out)
+    assert again.template == told.template
+    assert again.respond_all(asked, max_new_tokens=4) == told.respond_all(asked, max_new_tokens=4)
+    first = out.read_bytes()
+    again_written = export(folder, "pth", tmp_path / "again" / "x.pth", template="model").path
+    assert again_written.read_bytes() == first
+    torch.save(torch.load(out, weights_only=True), out)  # as another program writes it
+    assert kept_template(out) is None
+
+
+def talking(folder: Path) -> Path:
+    """A model of few tokens with a chat template."""
+    model = folder_of(folder, "llama", max_position_embeddings=512)
+    (model / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    return model
+
+
+def test_what_others_made_is_asked_in_the_form_of_alpaca_and_says_so(tmp_path: Path) -> None:
+    model, bare = talking(tmp_path / "model"), folder_of(tmp_path / "bare", "llama")
+    (note,) = load(model).decoder.notes
+    assert note == (
+        f"{model}: asked in the form 'alpaca'; it carries a chat template of its own, which is used with "
+        "--template model"
+    )
+    assert load(model, template="model").decoder.notes == load(model, template="alpaca").decoder.notes == ()
+    assert load(bare).decoder.notes == ()
+    assert carries_its_own(find_model("smollm2-135m"))
+    assert kept_template(find_model("smollm2-135m")) is None
+
+
+def test_a_changed_template_in_a_file_is_refused(tmp_path: Path) -> None:
+    out = export(talking(tmp_path / "model"), "gguf", tmp_path / "x.gguf", template="model").path
+    raw = out.read_bytes()
+    out.write_bytes(raw.replace(b'"stop": "<|im_end|>"', b'"stop": "<|im_enD|>"'))
+    with pytest.raises(DataError, match=r"x\.gguf: the template in it: its text has hash [0-9a-f]+ but it says"):
+        load(out)
+    out.write_bytes(raw.replace(b'"stop": "<|im_end|>"', b'"stop": "<|im_end|>,'))
+    with pytest.raises(DataError, match=r"x\.gguf: the template in it is not valid JSON: "):
+        load(out)
 
 
 def with_template(name: str) -> Settings:

@@ -180,8 +180,8 @@ def test_rows_beyond_the_context_are_reported_not_lost(tiny_folder: Path, tmp_pa
     data[1]["instruction"] = "long " * 700
     made = run(data, tiny_folder, tmp_path / "long", resolve(values={"max_steps": 1, "max_new_tokens": 2}))
     report = (made.path / "report.html").read_text()
-    assert "1 rows are longer than 512 tokens" in report
-    assert "1 rows are skipped" in report
+    assert "1 row is longer than 512 tokens" in report
+    assert "1 row is skipped" in report
 
 
 def test_rows_without_room_for_an_answer_have_no_score(tiny_folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_reasons_that_differ_in_numbers_only_are_one_line(capsys: pytest.Capture
     lines = [line for line in capsys.readouterr().out.splitlines() if "no score:" in line]
     assert lines == [
         "  no score: 12 rows (0, 1, 2, 3, 4, 5, 6, 7, 8, 9): the judge read 0 tokens of a prompt of 0.0 words",
-        "  no score: 1 rows (12): the reply was cut off",
+        "  no score: 1 row (12): the reply was cut off",
     ]
 
 
@@ -39,7 +39,7 @@ def test_plain_metrics_come_first_and_the_script_is_told(capsys: pytest.CaptureF
     assert head.index("exact match") < head.index("chrF") < head.index("agreement")
     assert "2/3" in first
     assert first.split()[2] == "50.0%"
-    assert f"base: no score: 1 rows (2): {NO_ROOM}" in out
+    assert f"base: no score: 1 row (2): {NO_ROOM}" in out
     assert out.count("another script than Latin") == 1
     told = compare_verdicts(verdicts, verdicts)
     plain = {"exact_match": told, "chrf": told}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import re
@@ -13,9 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import instil
-from instil.errors import InstilError, RunFolderTaken, UserError
+from instil.errors import DataError, InstilError, RunFolderTaken, UserError
 from instil.model.load import load_decoder
 from instil.recipes.export import export
 from instil.recipes.probe import probe
@@ -25,6 +27,7 @@ from instil.recipes.score import score_path
 from instil.recipes.sweep.file import Overrides
 from instil.recipes.sweep.sweep import sweep
 from instil.runs.folder import RunFolder
+from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
@@ -102,6 +105,28 @@ def test_what_is_refused_leaves_an_earlier_run_alone(copied_run: Path, tiny_fold
     with pytest.raises(UserError):
         run(rows(12), "no-such-model", copied_run, ONE_STEP, overwrite=True)
     assert {path: path.read_bytes() for path in copied_run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("content", ["mine", "[3]", '[{"instruction": "a"}]', '{"notes": ["a"]}', "", "[]"])
+def test_a_foreign_file_among_the_answers_is_named_and_left_out(content: str, copied_run: Path) -> None:
+    """Of a score, a report and a comparison; not where it was named itself."""
+    known = score_path(copied_run)
+    foreign = copied_run / "responses" / "a-note.json"
+    foreign.write_text(content)
+    said = io.StringIO()
+    screen = Screen(console=Console(file=said, width=500))
+    assert score_path(copied_run, screen=screen) == known
+    (line,) = [line for line in said.getvalue().splitlines() if "left out" in line]
+    assert line.startswith(f"left out: {foreign}: ")
+    assert "cannot be" not in said.getvalue().replace(line, "")
+    with pytest.raises(DataError, match=re.escape(str(foreign))):
+        score_path(foreign)
+    refresh_report(RunFolder(copied_run))
+    assert instil.compare(copied_run, copied_run).comparison.rows == 4
+    for name in ("base", "tuned"):
+        (copied_run / "responses" / f"{name}.json").unlink()
+    with pytest.raises(DataError, match=re.escape(str(foreign))):
+        score_path(copied_run)
 
 
 def respond(path: Path) -> Any:

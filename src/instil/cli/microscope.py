@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from instil.cli.show import show_lines, show_note
+from instil.errors import counted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +35,7 @@ def show_inspection(found: Inspection, html: Path | None = None) -> None:
     rejected = [row for row in found.rejected if row.part]  # the pre-flight has told of those that could not be read
     show_lines(f"row {row.row} is {row.outcome}: {row.reason}; {row.remedy}" for row in rejected[:REJECTED])
     if len(rejected) > REJECTED:
-        show_lines([f"... and {len(rejected) - REJECTED} more rows that are left out or cut (--json has all)"])
+        show_lines([f"... and {counted(len(rejected) - REJECTED, 'more row')} left out or cut (--json has all)"])
     console = Console(highlight=False)
     console.print(f"\n{LEGEND}" + (f", {WEIGHTS}" if any(row.weighted for row in found.rows) else ""))
     for row in found.rows:

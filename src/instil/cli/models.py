@@ -16,7 +16,7 @@ from instil.cli.options import (
     print_json,
 )
 from instil.cli.show import show_note, show_path, show_rows, show_stream
-from instil.errors import UserError
+from instil.errors import UserError, counted
 from instil.files import check_file, json_text, make_folder
 
 commands = typer.Typer()
@@ -66,7 +66,7 @@ def respond_command(
     if out is not None:
         make_folder(out.parent)
         out.write_text(json_text(rows), encoding="utf-8")  # not by renaming: it may be /dev/stdout
-        show_note(f"{len(rows)} answered rows in {out}")
+        show_note(f"{counted(len(rows), 'answered row')} in {out}")
         if as_json:
             print_json({"rows": len(rows), "out": str(out)})
     elif as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from instil.errors import counted, without_numbers
+from instil.errors import counted, verb, without_numbers
 from instil.screen import visible
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _show_offline(found: dict[str, Scored]) -> None:
     _echo("agreement with the reference, 0 to 100; it compares words, not meaning")
     for which, one in found.items():
         for reason, rows in _by_reason(one.unscored):
-            _echo(f"{which}: no score: {len(rows)} rows ({', '.join(map(str, rows[:10]))}): {reason}")
+            _echo(f"{which}: no score: {counted(len(rows), 'row')} ({', '.join(map(str, rows[:10]))}): {reason}")
     show_lines(dict.fromkeys(one.note for one in found.values() if one.note))
 
 
@@ -108,16 +108,18 @@ def _show_judged(found: dict[str, Scored]) -> None:
         low, high = one.bounds()
         _echo(f"{which}: {mean.text() if mean else 'no score'} of 100 by {one.judge}")
         _echo(
-            f"  {len(one.scores)} of {len(one.verdicts)} rows have a score ({one.asked} questions now, "
+            f"  {len(one.scores)} of {counted(len(one.verdicts), 'row')} "
+            f"{verb(len(one.scores), 'has', 'have')} a score ({counted(one.asked, 'question')} now, "
             f"{one.found} before)"
         )
         if one.unscored:
             _echo(f"  if all others had 0: {low:.1f}; if they had 100: {high:.1f}")
             for reason, rows in _by_reason(one.unscored):
-                _echo(f"  no score: {len(rows)} rows ({', '.join(map(str, rows[:10]))}): {reason}")
+                _echo(f"  no score: {counted(len(rows), 'row')} ({', '.join(map(str, rows[:10]))}): {reason}")
         if one.flagged:
             flagged = ", ".join(map(str, one.flagged[:10]))
-            _echo(f"  {len(one.flagged)} answers hold words that are aimed at a judge: rows {flagged}")
+            hold = counted(len(one.flagged), "answer holds", "answers hold")
+            _echo(f"  {hold} words that are aimed at a judge: rows {flagged}")
         if one.noise is not None:
             _echo(f"  asked again, the judge differs from itself by {one.noise:.1f} points (standard deviation)")
 
@@ -141,24 +143,27 @@ def show_comparison(found: Compared) -> None:
         _line({"exact_match": "exact match, %", "chrf": "chrF"}[name], metric)
     _line("score, 0 to 100", one)
     show_lines(dict.fromkeys(scored.note for scored in found.scored if scored.note))
-    _echo(f"\n{one.wins} rows better, {one.ties} equal, {one.losses} worse (of {one.scored} with two scores)")
+    _echo(
+        f"\n{counted(one.wins, 'row')} better, {one.ties} equal, {one.losses} worse (of {one.scored} with two scores)"
+    )
     _echo(f"to right (80 points and more): {_rows(one.gained)}; no longer: {_rows(one.lost)}")
     if one.smallest is not None:
         _echo(f"the smallest true difference that these rows would show in four of five cases: {one.smallest:.1f}")
     if one.scored < one.rows:
         low, high = one.bounds
         _echo(
-            f"{one.rows - one.scored} rows lack a score; at the worst the difference is {low:+.1f}, at best {high:+.1f}"
+            f"{counted(one.rows - one.scored, 'row lacks', 'rows lack')} a score; at the worst the difference is "
+            f"{low:+.1f}, at best {high:+.1f}"
         )
     if found.clean is not None:
         _echo(
-            f"{len(found.leaks)} rows are nearly the same as training rows. Without them: "
+            f"{counted(len(found.leaks), 'row is', 'rows are')} nearly the same as training rows. Without them: "
             f"{found.clean.sentence(found.a, found.b)}"
         )
     elif not found.looked:
         _echo("training rows are not known here, so nobody looked for rows that leaked")
     if found.only_a or found.only_b:
-        _echo(f"left out: {found.only_a} rows only in {found.a}, {found.only_b} only in {found.b}")
+        _echo(f"left out: {counted(found.only_a, 'row')} only in {found.a}, {found.only_b} only in {found.b}")
 
 
 def _line(name: str, one: Comparison) -> None:
@@ -179,7 +184,9 @@ def show_pairwise(found: ComparedPairwise) -> None:
     verdicts = found.verdicts
     _echo(verdicts.sentence(found.a, found.b))
     if verdicts.same:
-        _echo(f"{len(verdicts.same)} rows have equal answers and count as ties")
+        same = len(verdicts.same)
+        ties = verb(same, "counts as a tie", "count as ties")
+        _echo(f"{counted(same, 'row has', 'rows have')} equal answers and {ties}")
     if verdicts.consistency is not None:
         _echo(
             f"the judge's choice did not depend on the order in {verdicts.consistency:.0%} of the rows; "
@@ -190,7 +197,7 @@ def show_pairwise(found: ComparedPairwise) -> None:
     if found.no_room:
         _echo(f"left out: {counted(found.no_room, 'row')} without room for an answer on one side")
     for reason, rows in _by_reason({one.row: one.reason for one in verdicts.rows if one.outcome is None}):
-        _echo(f"no choice: {len(rows)} rows ({', '.join(map(str, rows[:10]))}): {reason}")
+        _echo(f"no choice: {counted(len(rows), 'row')} ({', '.join(map(str, rows[:10]))}): {reason}")
 
 
 def show_health(health: Health) -> None:
@@ -234,7 +241,7 @@ def tables(plan: Plan) -> Iterator[Table | Text]:
     job.add_row("tokens of the training rows", f"{plan.tokens:,}")
     job.add_row("optimizer steps", f"{work.steps:,} of {plan.rows['batch']} rows")
     if plan.seconds:
-        job.add_row("seconds for each", f"{plan.step_seconds:.2f} ({plan.timed_steps} steps timed)")
+        job.add_row("seconds for each", f"{plan.step_seconds:.2f} ({counted(plan.timed_steps, 'step')} timed)")
     yield job
     if plan.seconds:
         spent = _table("Time, about", "", "")
@@ -359,7 +366,7 @@ def _sweep_table(found: SweepTable) -> Table:
 def show_rates(found: Probed, out: Path | None) -> None:
     """The validation loss of each learning rate, round after round, and what follows from it."""
     rounds = sorted({one.steps for one in found.tried})
-    _echo(f"\n{'learning rate':>14}" + "".join(f"{f'{steps} steps':>14}" for steps in rounds))
+    _echo(f"\n{'learning rate':>14}" + "".join(f"{counted(steps, 'step'):>14}" for steps in rounds))
     for rate in found.rates:
         losses = found.losses(rate)
         shown = ["" if steps not in losses else _loss(losses[steps]) for steps in rounds]
@@ -379,8 +386,8 @@ def show_synthesis(made: Synthesized) -> None:
     """How many rows a model made, and why there are not more."""
     kept = len(made.rows) - made.made
     beside = f" beside {kept} that stayed as they were" if kept else ""
-    _echo(f"{made.out}: {made.made} rows by {made.made_by}{beside}")
-    _echo(f"  {made.asked} requests now, {made.found} answered before")
+    _echo(f"{made.out}: {counted(made.made, 'row')} by {made.made_by}{beside}")
+    _echo(f"  {counted(made.asked, 'request')} now, {made.found} answered before")
     for reason, times in list(made.reasons.items())[:REASONS]:
         _echo(f"  left out: {times} times: {reason}")
     if made.rejected:

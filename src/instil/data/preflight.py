@@ -11,7 +11,7 @@ from instil.data.findings.masks import KEEP, Masks, has_target, quantiles
 from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS, Part, Split
 from instil.data.words import prompt_of
-from instil.errors import DataError, listed
+from instil.errors import DataError, counted, listed, verb
 from instil.records import Encoded, Example
 
 __all__ = ["Preflight", "check", "has_target"]
@@ -109,31 +109,36 @@ class Preflight:
         ]
         if self.cut:
             said.append(
-                f"{len(self.cut)} rows are longer than {self.max_length} tokens and lose the end of their "
-                f"response: {_numbers(self.cut)}; {self._remedy()}"
+                f"{counted(len(self.cut), 'row is', 'rows are')} longer than {self.max_length} tokens and "
+                f"{verb(len(self.cut), 'loses', 'lose')} the end of the response: {_numbers(self.cut)}; "
+                f"{self._remedy()}"
             )
         if self.untrained:
             said.append(
-                f"{len(self.untrained)} rows are skipped, nothing of them is trained on: {_numbers(self.untrained)}"
+                f"{counted(len(self.untrained), 'row is', 'rows are')} skipped, of which nothing is trained on: "
+                f"{_numbers(self.untrained)}"
             )
         if filled := sorted(set(self.skipped) - set(self.untrained)):
             said.append(
-                f"{len(filled)} rows are skipped, their prompt alone fills {self.max_length} tokens: {_numbers(filled)}"
+                f"{counted(len(filled), 'row is', 'rows are')} skipped, whose prompt alone fills {self.max_length} "
+                f"tokens: {_numbers(filled)}"
             )
         if self.unusable:
-            said.append(f"{len(self.unusable)} rows of the file were left out:\n{listed(list(self.unusable))}")
+            left_out = counted(len(self.unusable), "row of the file was", "rows of the file were")
+            said.append(f"{left_out} left out:\n{listed(list(self.unusable))}")
         if self.misspelt:
             said.append(
-                f"{len(self.misspelt)} rows hold characters that this model's vocabulary cannot spell, which are "
-                f"left out of them: {_numbers(self.misspelt)}"
+                f"{counted(len(self.misspelt), 'row holds', 'rows hold')} characters that this model's vocabulary "
+                f"cannot spell, which are left out: {_numbers(self.misspelt)}"
             )
         if self.altered:
             said.append(
-                f"{len(self.altered)} rows are altered by this model's tokenizer, which does not keep case, accents or "
-                f"white space, so answers will lack them: {_numbers(self.altered)}"
+                f"{counted(len(self.altered), 'row is', 'rows are')} altered by this model's tokenizer, which does not "
+                f"keep case, accents or white space, so answers will lack them: {_numbers(self.altered)}"
             )
         if self.repeated_prompts:
-            said.append(f"{self.repeated_prompts} test or validation rows repeat the prompt of a training row")
+            repeat = counted(self.repeated_prompts, "test or validation row repeats", "test or validation rows repeat")
+            said.append(f"{repeat} the prompt of a training row")
         said.extend(f"no {part} rows" for part, count in self.rows.items() if not count)
         said.extend(finding.line() for finding in self.of("warning"))
         said.extend(self.notes)
@@ -144,7 +149,9 @@ class Preflight:
         """The first of them, long lists cut short, and how many more there are where."""
         lines = [_short(line, where) for line in self.lines()]
         more = len(lines) - LINES + 1
-        return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"... and {more} more lines in {where}"]
+        return (
+            lines if len(lines) <= LINES else [*lines[: LINES - 1], f"... and {counted(more, 'more line')} in {where}"]
+        )
 
 
 def check(
@@ -228,7 +235,7 @@ def _short(line: str, where: str) -> str:
     if len(listed_below) <= LISTED + 1:
         return line
     more = len(listed_below) - LISTED
-    return "\n".join([said, *listed_below[:LISTED], f"  ... and {more} more lines in {where}"])
+    return "\n".join([said, *listed_below[:LISTED], f"  ... and {counted(more, 'more line')} in {where}"])
 
 
 def _numbers(rows: Sequence[int]) -> str:

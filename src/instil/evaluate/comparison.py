@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from instil.errors import DataError
+from instil.errors import DataError, counted, verb
 from instil.evaluate.statistics import FEWEST, Interval, differing, interval, permutation_p, smallest_visible
 from instil.records import NO_ROOM, Verdict
 
@@ -64,8 +64,9 @@ class Comparison:
         verdict = self._sentence(a, b)
         if not self.no_room:
             return verdict
-        left_out = "1 row is left out, whose prompt leaves" if len(self.no_room) == 1 else ""
-        left_out = left_out or f"{len(self.no_room)} rows are left out, whose prompts leave"
+        left_out = counted(
+            len(self.no_room), "row is left out, whose prompt leaves", "rows are left out, whose prompts leave"
+        )
         return f"{verdict} {left_out} no room for an answer."
 
     def _sentence(self, a: str, b: str) -> str:
@@ -75,9 +76,11 @@ class Comparison:
         if self.difference.low is not None:
             gap += f", 95 % interval {self.difference.low:+.1f} to {self.difference.high:+.1f}, p {shown_p(self.p)}"
         if self.outcome != "not distinguishable":
-            return f"{b} is {self.outcome} than {a} ({gap}; {self.scored} rows)."
+            return f"{b} is {self.outcome} than {a} ({gap}; {counted(self.scored, 'row')})."
         if self.coverage < COVERED:
-            why = f"only {self.scored} of {self.rows} rows are scored under both"
+            why = (
+                f"only {self.scored} of {counted(self.rows, 'row')} {verb(self.scored, 'is', 'are')} scored under both"
+            )
         elif self.scored == 1:
             why = "one row shows nothing"
         elif not self.differing:

@@ -19,6 +19,7 @@ from instil.ask.loose_json import NotJson, whole_json
 from instil.ask.patience import Breaker, ask_all
 from instil.ask.thoughts import spoken
 from instil.data.words import same as equal
+from instil.errors import counted
 from instil.evaluate.comparison import COVERED, SIGNIFICANT, shown_p
 from instil.evaluate.judging import context_for, refusal, unread
 from instil.evaluate.prompts import PAIRWISE_SCHEMA, pairwise_text
@@ -115,7 +116,8 @@ class PairwiseVerdicts:
         figures = f"{counts}; {rate.text(0)} % of the rows, a tie counting half; p {shown_p(self.p)}"
         if self.coverage < COVERED:
             decided, rows = len(self.rows) + len(self.same) - self.undecided, len(self.rows) + len(self.same)
-            return f"{b} is not distinguishable from {a}: the judge chose in only {decided} of {rows} rows ({figures})."
+            few = f"only {decided} of {counted(rows, 'row')}"
+            return f"{b} is not distinguishable from {a}: the judge chose in {few} ({figures})."
         if self.p >= SIGNIFICANT:
             return f"{b} is not distinguishable from {a} ({figures})."
         return f"{b} is {'better' if self.count('b') > self.count('a') else 'worse'} than {a} ({figures})."

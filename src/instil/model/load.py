@@ -73,6 +73,18 @@ def open_model(path: Path) -> Reader:
     return GgufFile(path)
 
 
+def is_quantised(model: str | Path) -> bool:
+    """Whether any of a model's weights are stored in few bits (a GGUF file may hold floats, too).
+
+    Raises:
+        ModelError: see `load_decoder`.
+    """
+    from instil.model.files.gguf import GgufFile
+
+    reader = open_model(find_model(model))
+    return isinstance(reader, GgufFile) and reader.quantised
+
+
 def file_hash(model: str | Path) -> str:
     """SHA-256 of the files that a model's weights are read from, one after the other, whatever form they have.
 

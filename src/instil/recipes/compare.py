@@ -220,7 +220,7 @@ def compare_pairwise(
 
 def _answers_at(path: Path, side: str) -> AnsweredRows:
     """The answers meant by a path: of a run the tuned model's, and no others unless their file is named."""
-    found = find_answers(path, only="tuned")
+    found = find_answers(path, only=("tuned",))
     if not path.is_dir():
         return found[0]
     tuned = next((one for one in found if one.which == "tuned"), None)

@@ -16,8 +16,9 @@ from instil.data import gguf_vocabulary
 from instil.data.encoding import begin_text, encode_prompt, stop_id
 from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.data.gguf_vocabulary import KNOWN_ENDS
+from instil.data.templates.kept import GGUF_KEY, put_in_archive
 from instil.errors import ModelError, SettingsError
-from instil.files import check_new, plain_name
+from instil.files import check_new, json_text, plain_name
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.gguf_writer import write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
@@ -90,7 +91,7 @@ def _pth(assistant: Assistant, out: Path) -> None:
             "is known by its names and shapes. Use --to hf"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_pth(assistant.decoder, out)
+    save_pth(assistant.decoder, out, lambda part: put_in_archive(assistant.template, part))
 
 
 def _gguf(assistant: Assistant, out: Path) -> None:
@@ -108,6 +109,7 @@ def _gguf(assistant: Assistant, out: Path) -> None:
         chat_template=template.chat_template(begin),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
+    values[GGUF_KEY] = json_text(template.as_json())
     write_gguf(decoder, values, out, lambda file: _same_answers(assistant, fast, file))
 
 

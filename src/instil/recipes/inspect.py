@@ -9,7 +9,7 @@ from typing import Any
 
 from instil.data.leaks import Leaks
 from instil.data.preflight import Preflight
-from instil.errors import UserError
+from instil.errors import UserError, counted
 from instil.recipes.microscope.page import write_page
 from instil.recipes.microscope.rows import InspectedRow, inspected
 from instil.recipes.microscope.suspicious import suspicious
@@ -78,7 +78,9 @@ def inspect(
     there = {row.example.row for row in shown}
     for number in numbers:
         if number not in there:
-            raise UserError(f"no row {number}; {data} has {len(prepared.source)} usable rows, counted from 0")
+            raise UserError(
+                f"no row {number}; {data} has {counted(len(prepared.source), 'usable row')}, counted from 0"
+            )
     rejected = tuple(rejected_rows(prepared))
     found = Inspection(prepared.preflight, tuple(shown), rejected, data_card(prepared, rejected), prepared.leaks)
     if html is not None:

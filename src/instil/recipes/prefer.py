@@ -27,7 +27,9 @@ from instil.errors import (
     SettingsError,
     StoppedEarly,
     UserError,
+    counted,
     listed,
+    verb,
     without_numbers,
 )
 from instil.evaluate.judging import judge_answers
@@ -68,10 +70,11 @@ class PreferResult:
     def lines(self) -> list[str]:
         """For people."""
         left = [
-            f"left out: {len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in by_size(self.pairing.left_out)
+            f"left out: {counted(len(rows), 'row')} ({shown(rows)}): {reason}"
+            for reason, rows in by_size(self.pairing.left_out)
         ]
-        asked = f" ({self.asked} questions now)" if self.asked else ""
-        made = f"{len(self.pairing.made)} pairs of {self.pairing.rows} rows in {self.out}{asked}"
+        asked = f" ({counted(self.asked, 'question')} now)" if self.asked else ""
+        made = f"{counted(len(self.pairing.made), 'pair')} of {counted(self.pairing.rows, 'row')} in {self.out}{asked}"
         return [made, *left, *self.notes, *self.diagnosis.lines()]
 
     def as_json(self) -> dict[str, Any]:
@@ -99,7 +102,7 @@ def check_pairs(data: str | Path, mapping: Sequence[str] = ()) -> Diagnosis:
     if not source.skipped:
         return found
     rows = tuple(one.row for one in source.rejected)
-    said = f"{len(rows)} of {len(rows) + len(source)} rows cannot be used as preference pairs"
+    said = f"{len(rows):,} of {counted(len(rows) + len(source), 'row')} cannot be used as preference pairs"
     unusable = Finding("unusable", "error", f"{said}; mend them:\n{listed(list(source.skipped))}", "", rows)
     return replace(found, findings=(unusable, *found.findings))
 
@@ -146,7 +149,7 @@ def prefer_between(
         notes.append(f"the judge's choice did not depend on the order in {verdicts.consistency:.0%} of the rows")
     for name, count in zip(rows.names, (rows.only_a, rows.only_b), strict=True):
         if count:
-            notes.append(f"{count} rows are only in {name}")
+            notes.append(f"{counted(count, 'row is', 'rows are')} only in {name}")
     return _written("between", out, pairing, about, verdicts.asked, notes)
 
 
@@ -207,12 +210,14 @@ def prefer_samples(
     said = {"model": str(model), "temperature": assistant.options.temperature, "seed": assistant.options.seed}
     cut = sum(not one.ended for row in scored for one in row)
     limit = assistant.options.max_new_tokens
-    notes = _skipped(source) + (
-        [f"{cut} of {len(source) * count} samples did not end within {limit} tokens and are not used"] if cut else []
-    )
+    notes = _skipped(source)
+    if cut:
+        unused = verb(cut, "is not used", "are not used")
+        notes.append(f"{cut:,} of {len(source) * count:,} samples did not end within {limit} tokens and {unused}")
     poor = [one.pair.row for one in pairing.made if one.provenance["scores"][0] < RIGHT]
     if poor:
-        notes.append(f"{len(poor)} chosen answers ({shown(poor)}) have less than {RIGHT} points: the best of poor ones")
+        have = f"{counted(len(poor), 'chosen answer')} ({shown(poor)}) {verb(len(poor), 'has', 'have')}"
+        notes.append(f"{have} less than {RIGHT} points: the best of poor ones")
     return _written("samples", out, pairing, {**said, **about}, asked, notes)
 
 
@@ -254,9 +259,9 @@ def prefer_rewrite(
     _whole(found.failed, "rewritten")
     notes = _skipped(source)
     if found.cut:
-        notes.append(f"a preface was cut off {len(found.cut)} rows ({shown(found.cut)})")
+        notes.append(f"a preface was cut off {counted(len(found.cut), 'row')} ({shown(found.cut)})")
     if found.again:
-        notes.append(f"{len(found.again)} rows were asked for twice ({shown(found.again)})")
+        notes.append(f"{counted(len(found.again), 'row was', 'rows were')} asked for twice ({shown(found.again)})")
     return _written("rewrite", out, found.pairing, {"seed": options.seed}, found.asked, notes)
 
 
@@ -317,7 +322,8 @@ def _journal(
         )
     with Journal(path) as journal:
         if journal.damaged:
-            screen.say(f"{path}: {journal.damaged} damaged lines are left out", "yellow")
+            damaged = counted(journal.damaged, "damaged line is", "damaged lines are")
+            screen.say(f"{path}: {damaged} left out", "yellow")
         yield journal
 
 
@@ -339,7 +345,11 @@ def _is_of(way: str, out: Path, examples: Sequence[Example]) -> bool:
 
 def _skipped(source: Source) -> list[str]:
     """Rows that cannot be used, which were left out because ``data.skip_bad`` says so."""
-    return [f"{len(source.skipped)} rows cannot be used:\n{listed(list(source.skipped))}"] if source.skipped else []
+    return (
+        [f"{counted(len(source.skipped), 'row')} cannot be used:\n{listed(list(source.skipped))}"]
+        if source.skipped
+        else []
+    )
 
 
 def _source(data: str | Path, settings: Settings, screen: Screen) -> Source:
@@ -356,7 +366,7 @@ def _whole(failed: dict[int, str] | None, done: str) -> None:
     if failed:
         row, reason = next(iter(failed.items()))
         raise StoppedEarly(
-            f"{len(failed)} rows could not be {done} (row {row}: {reason}); the same command asks for them again"
+            f"{counted(len(failed), 'row')} could not be {done} (row {row}: {reason}); the same command asks again"
         )
 
 
@@ -366,8 +376,8 @@ def _written(
     """Write the pairs, and have the doctor look at what was written."""
     if not pairing.made:
         most = by_size(pairing.left_out)[:3]
-        reasons = "; ".join(f"{len(rows)} rows ({shown(rows)}): {reason}" for reason, rows in most)
-        raise InstilError(f"no pair came of {pairing.rows} rows, so {out} is not written: {reasons}")
+        reasons = "; ".join(f"{counted(len(rows), 'row')} ({shown(rows)}): {reason}" for reason, rows in most)
+        raise InstilError(f"no pair came of {counted(pairing.rows, 'row')}, so {out} is not written: {reasons}")
     rows = [MadePair(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in pairing.made]
     write_rows(out, rows, error=DataError)
     return PreferResult(way, out, pairing, diagnose(pairs_from(rows, str(out)).pairs), asked, tuple(notes))

@@ -12,7 +12,7 @@ from typing import Any
 from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.named import opened
-from instil.errors import DataError, InstilError, StoppedEarly
+from instil.errors import DataError, InstilError, StoppedEarly, counted, verb
 from instil.evaluate.health import Health, check_judge, questions
 from instil.evaluate.judging import JudgingResult, judge_answers
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
@@ -155,14 +155,17 @@ def score_path(
 ) -> dict[str, Scored]:
     """Score a file of answered rows, or every ``responses/*.json`` of a run; a run's report is written anew.
 
+    A file in the run's folder that holds no answers of the run is said and left out, unless it was named itself.
+
     Raises:
         DataError: there is nothing to score, or a row cannot be used.
         JudgeError, StoppedEarly, RunFolderTaken: see `score`; verdicts that came are kept.
     """
-    found = find_answers(path)
+    shown = screen or Screen(quiet=True)
+    found = find_answers(path, left_out=shown.warn)
     if path.is_dir() and all(one.which != "tuned" for one in found):
-        (screen or Screen(quiet=True)).say(no_answers_after(path, found), "yellow")
-    scored = score_answers(found, judge, options or ScoreOptions(), screen or Screen(quiet=True))
+        shown.warn(no_answers_after(path, found))
+    scored = score_answers(found, judge, options or ScoreOptions(), shown)
     if found[0].run is not None:
         try:
             refresh_report(found[0].run)
@@ -199,7 +202,8 @@ def check_outcome(scored: dict[str, Scored], options: ScoreOptions) -> None:
         if one.verdicts and one.coverage < options.min_coverage:
             row, reason = next(iter(one.unscored.items()))
             raise InstilError(
-                f"{which}: only {len(one.scores)} of {len(one.verdicts)} rows have a score (row {row}: {reason}); "
+                f"{which}: only {len(one.scores):,} of {counted(len(one.verdicts), 'row')} "
+                f"{verb(len(one.scores), 'has', 'have')} a score (row {row}: {reason}); "
                 f"wanted {options.min_coverage:.0%}, or lower score.min_coverage"
             )
 
@@ -213,7 +217,7 @@ def check_failed(which: str, failed: dict[int, str]) -> None:
     if failed:
         row, reason = next(iter(failed.items()))
         raise StoppedEarly(
-            f"{which}: {len(failed)} rows could not be judged (row {row}: {reason}); "
+            f"{which}: {counted(len(failed), 'row')} could not be judged (row {row}: {reason}); "
             "the same command asks for them again"
         )
 
@@ -237,7 +241,10 @@ def _likelihood(answered: AnsweredRows) -> Scored:
 def _judged(judge: Client, answered: AnsweredRows, options: ScoreOptions, screen: Screen) -> Scored:
     with Journal(answered.journal) as journal:
         if journal.damaged:
-            screen.say(f"{answered.journal}: {journal.damaged} damaged lines are left out", "yellow")
+            screen.say(
+                f"{answered.journal}: {counted(journal.damaged, 'damaged line is', 'damaged lines are')} left out",
+                "yellow",
+            )
         total = len(answered.examples) * options.repeats
         with screen.bar(f"{judge.name} judges {answered.which}", total) as advance:
             judged: JudgingResult = judge_answers(

@@ -21,6 +21,7 @@ from instil.errors import (
     RunFolderTaken,
     SettingsError,
     UserError,
+    counted,
     did_you_mean,
     listed,
 )
@@ -135,7 +136,7 @@ def synthesize(
     names = dict.fromkeys([*([seeds] if seeds else []), *existing])
     sources = {name: read_source(name, skip_bad=skip_bad, mapping=mapping if name == seeds else ()) for name in names}
     for source in sources.values():
-        skipped = [f"{len(source.skipped)} rows are left out"] if source.skipped else []
+        skipped = [f"{counted(len(source.skipped), 'row is', 'rows are')} left out"] if source.skipped else []
         for note in [*skipped, *source.notes]:
             screen.say(f"{source.name}: {note}", "dim")
     given = sources[seeds].examples if seeds else ()
@@ -152,7 +153,8 @@ def synthesize(
     # Ask, and write everything at the end.
     with writer(model, options, screen.warn) as asked, Journal(journal_file) as journal:
         if journal.damaged:
-            screen.say(f"{journal_file}: {journal.damaged} damaged lines are left out", "yellow")
+            damaged = counted(journal.damaged, "damaged line is", "damaged lines are")
+            screen.say(f"{journal_file}: {damaged} left out", "yellow")
         screen.say(f"{way} with {asked.identity}", "dim")
         write = BatchWriter(asked, options, journal, calls=CALLS if way in ("self-instruct", "magpie") else 0)
         found: GrowResult | EditResult
@@ -182,8 +184,8 @@ def check_outcome(result: Synthesized, count: int | None) -> None:
     if result.ended:
         reason, times = next(iter(result.reasons.items()))
         raise InstilError(
-            f"{result.made} of {count or COUNT} rows, because {result.ended}; {times} times {reason}. What was "
-            f"made is in {result.out}; with more make.attempts or another make.seed the same command goes on"
+            f"{result.made} of {counted(count or COUNT, 'row')}, because {result.ended}; {times} times {reason}. What "
+            f"was made is in {result.out}; with more make.attempts or another make.seed the same command goes on"
         )
     if not result.made:
         raise InstilError(f"{result.out}: nothing was made ({next(iter(result.reasons), 'nothing to do')})")

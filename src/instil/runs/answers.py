@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from instil.settings.options import ScoreOptions
 
 JOURNAL = "verdicts.journal"
 OTHER_FORM = "base-in-"
+OWN = ("base", "tuned")  # answers that a run writes itself
 LONGEST = 100  # bytes of a part of a file's name
 
 
@@ -96,7 +97,7 @@ def answered_rows(
         raise DataError(f"{name}: {listed(lacking).strip()}; instil respond writes such rows")
     source = examples_from(list(rows), name, skip_bad=True, offers=())
     if source.skipped:
-        bad = f"{len(source.skipped)} of {len(rows)} rows cannot be scored (rows are counted from 0)"
+        bad = f"{len(source.skipped):,} of {counted(len(rows), 'row')} cannot be scored (rows are counted from 0)"
         raise DataError(f"{name}: {bad}:\n{listed(list(source.skipped))}\nmend them, or leave them out")
     examples = tuple(source.examples)
     if numbers is not None:
@@ -113,17 +114,20 @@ def without_room(rows: Sequence[Any], examples: Sequence[Example]) -> frozenset[
     )
 
 
-def find_answers(path: Path, only: str = "") -> list[AnsweredRows]:
+def find_answers(
+    path: Path, only: Collection[str] = (), left_out: Callable[[str], None] = lambda said: None
+) -> list[AnsweredRows]:
     """All answered rows at a path: those of a run (before and after), or of one file.
 
     Answers before training in a form that does not count are left out of a run's, unless they are named by ``only``.
 
     Args:
         path: a run folder, or a file.
-        only: of a run, no others than those of this name where they are there; then the others are not read.
+        only: of a run, no others than those of these names where they are there; then the others are not read.
+        left_out: is told of a file in a run's folder that the run did not write and that holds no answers of it.
 
     Raises:
-        DataError: there is nothing, or a row cannot be used.
+        DataError: there is nothing, or a row of what was named or what the run wrote cannot be used.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or run folder")
@@ -136,10 +140,22 @@ def find_answers(path: Path, only: str = "") -> list[AnsweredRows]:
     files = [file for file in sorted((path / "responses").glob("*.json")) if not file.name.startswith(".")]
     if not files:
         raise DataError(f"{path}: the run holds no answers; {_answering(path)}")
-    files = [file for file in files if file.stem == only] or files
-    if not only.startswith(OTHER_FORM):
-        files = [file for file in files if not file.stem.startswith(OTHER_FORM)] or files
-    return [_read(file, RunFolder(path)) for file in files]
+    found, faults = [], []
+    chosen = [file for file in files if file.stem in only] or files
+    if not any(name.startswith(OTHER_FORM) for name in only):
+        chosen = [file for file in chosen if not file.stem.startswith(OTHER_FORM)] or chosen
+    for file in chosen:
+        try:
+            found.append(_read(file, RunFolder(path)))
+        except DataError as error:
+            if file.stem in OWN:
+                raise
+            faults.append(error)
+    if not found:
+        raise faults[0]
+    for fault in faults:
+        left_out(f"left out: {fault}")
+    return found
 
 
 def no_answers_after(path: Path, found: Sequence[AnsweredRows]) -> str:

@@ -82,7 +82,7 @@ def _answers(run: Path, which: str = "base") -> list[Completion]:
     file = run / FACTS
     try:
         endings = read_json(file)["finish"][which]
-        base = next(answered for answered in find_answers(run, only=which) if answered.which == which)
+        base = next(answered for answered in find_answers(run, only=(which,)) if answered.which == which)
         return [
             Completion(text, finish=ending, row=example.row)
             for text, ending, example in zip(base.answers, endings, base.examples, strict=True)

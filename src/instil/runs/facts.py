@@ -16,7 +16,7 @@ from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
 from instil.model.decoder import Decoder
-from instil.model.load import file_hash
+from instil.model.load import file_hash, is_quantised
 from instil.records import Completion, Example, Finish
 from instil.runs.folder import RunFolder
 from instil.tasks.task import Prepared
@@ -127,7 +127,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
             "family": decoder.spec.family,
             "parameters": decoder.parameter_count,
             "file": prepared.model_path.name,
-            "quantised": prepared.model_path.suffix == ".gguf",
+            "quantised": is_quantised(prepared.model_path),
             "vocabulary": decoder.spec.vocab_size,
             "new_rows": prepared.new_rows,
         },

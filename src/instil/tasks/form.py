@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
-from instil.data.templates import TEMPLATE_FILE, Template, find_template, read_template
-from instil.data.templates.chat import DEFAULT
-from instil.data.templates.find import OWN, carried_templates, usual_template
+from instil.data.templates import OWN, Template, carries_its_own, find_template, is_kept, kept_template, name_of_kept
+from instil.data.templates.find import usual_template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError, TemplateMismatch, UserError
 from instil.records import Example
-from instil.settings.options import AUTO, TEMPLATE_NAMES, Settings
+from instil.settings.options import AUTO, Settings
 from instil.tasks.task import Prepared
 
 
@@ -28,20 +27,17 @@ def form_of(
         TemplateMismatch: the model was tuned with another.
     """
     called = settings.data.template
-    stored_at = model / TEMPLATE_FILE
-    if not stored_at.is_file():
-        if called != AUTO:
-            return find_template(called, model, tokenizer), called, []
-        template, notes = usual_template(model, tokenizer, preferred)
-        return template, template.name, notes
-    stored = read_template(stored_at)
-    if called != AUTO:
-        asked = find_template(called, model, tokenizer)
-        if asked.hash != stored.hash:
+    stored = kept_template(model)
+    if stored is not None:
+        if called != AUTO and not is_kept(called, stored, model, tokenizer):
             raise TemplateMismatch(
-                f"{model} was tuned with the template {stored.name!r}, not {asked.name!r}; leave data.template out"
+                f"{model} was tuned with the template {stored.name!r}, not {called!r}; leave data.template out"
             )
-    return stored, stored.name if stored.name in TEMPLATE_NAMES else str(stored_at), []
+        return stored, name_of_kept(stored, model), []
+    if called != AUTO:
+        return find_template(called, model, tokenizer), called, []
+    template, notes = usual_template(model, tokenizer, preferred)
+    return template, template.name, notes
 
 
 def form_before(
@@ -52,8 +48,8 @@ def form_before(
     None where ``generate.before`` is "same", where the model carries none or was tuned here (then ``template`` is its
     own), and where its own cannot be used.
     """
-    known = settings.generate.before == "same" or (model / TEMPLATE_FILE).is_file()
-    if known or DEFAULT not in carried_templates(model):
+    known = settings.generate.before == "same" or kept_template(model) is not None
+    if known or not carries_its_own(model):
         return None, []
     try:
         own = find_template(OWN, model, tokenizer)

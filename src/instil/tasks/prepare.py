@@ -16,7 +16,7 @@ from instil.data.splits import PARTS, Split, split_examples
 from instil.data.store.kept import in_store
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import SettingsError, counted
+from instil.errors import SettingsError, counted, verb
 from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.find import find_model, template_of
@@ -176,9 +176,8 @@ def _split(examples: Sequence[Example], options: DataOptions, screen: Screen) ->
 
 
 def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:
-    return (
-        [f"the embedding grows to {spec.vocab_size:,} rows; the {new:,} new are the mean of the others"] if new else []
-    )
+    said = verb(new, "the new one is", f"the {new:,} new are")
+    return [f"the embedding grows to {spec.vocab_size:,} rows; {said} the mean of the others"] if new else []
 
 
 def _spelt(examples: Sequence[Example], tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

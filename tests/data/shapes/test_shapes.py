@@ -91,13 +91,13 @@ def test_the_usual_shape_needs_no_word_and_other_keys_are_named() -> None:
     assert examples_from(rows).notes == ("key 'id' of 2 rows is not used", "key 'prompt' of 2 rows is not used")
     rows = [{"messages": [ASKED, {**ANSWERED, "mood": 1}], "instruction": "x"}]
     assert examples_from(rows).notes[1:] == (
-        "key 'instruction' of 1 rows is not used",
-        "key 'mood' of messages of 1 rows is not used",
+        "key 'instruction' of 1 row is not used",
+        "key 'mood' of messages of 1 row is not used",
     )
     rows = [{"messages": [{**ASKED, "name": "Ann", "thinking": "x"}, {**ANSWERED, "name": None}]}]
     assert examples_from(rows).notes[1:] == (
-        "key 'name' of messages of 1 rows is not used",
-        "key 'thinking' of messages of 1 rows is not used",
+        "key 'name' of messages of 1 row is not used",
+        "key 'thinking' of messages of 1 row is not used",
     )
 
 

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as Kind
 from instil.errors import ModelError
 from instil.gguf_header import read_gguf
 from instil.model.files.gguf import GgufFile, readable
-from instil.model.load import load_decoder
+from instil.model.load import is_quantised, load_decoder
 from tests.conftest import tiny_reference
 from tests.model.files.gguf_files import write_gguf
 
@@ -144,3 +144,14 @@ def test_a_kind_that_the_package_has_never_heard_of_is_no_damage(whole: Path) ->
         ModelError, match=r"in a way that the installed gguf package does not know.*pip install -U gguf"
     ):
         read_gguf(whole)
+
+
+@pytest.mark.parametrize("kind", [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_K])
+def test_a_file_is_quantised_by_its_tensors_not_by_its_name(kind: Kind, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2}
+    model = tiny_reference("llama", head_dim=64, **sizes)
+    file = tmp_path / "blob"
+    write_gguf(model, file, kind)
+    assert is_quantised(file) is (kind in (Kind.Q8_0, Kind.Q4_K))
+    model.save_pretrained(tmp_path / "folder")
+    assert not is_quantised(tmp_path / "folder")

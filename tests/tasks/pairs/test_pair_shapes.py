@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instil.data.sources import examples_from
 from instil.errors import DataError
 from instil.records import Example, Pair, Turn
 from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
@@ -168,3 +170,61 @@ def test_numbers_of_pairs_are_a_part_of_the_hash_where_some_are_left_out() -> No
     good, bad = [{"prompt": f"Say {n}.", **TEXTS} for n in range(4)], {"prompt": "No answers."}
     hashes = [pairs_from(some, skip_bad=True).sha256 for some in ([bad, *good], [*good, bad], good)]
     assert hashes[1] == hashes[2] != hashes[0]
+
+
+@pytest.mark.parametrize(("good", "bad"), [("True", "False"), ("true", "FALSE"), ("1", "0"), ("1.0", " 0.0"), (1, 0)])
+def test_a_table_says_labels_with_words(good: Any, bad: Any) -> None:
+    made = [{"prompt": "Why?", "completion": text, "label": label} for text, label in (("So.", good), ("No.", bad))]
+    assert pairs_from(made).pairs == (PLAIN,)
+    with pytest.raises(DataError, match="label is string; wanted true or false"):
+        pairs_from([{**made[0], "label": "good"}])
+
+
+@pytest.mark.parametrize("label", [False, "False", "false "])
+def test_what_is_labelled_false_is_not_trained_on_unawares(label: Any) -> None:
+    with pytest.raises(DataError, match="label is false, which says that its answer is not wanted"):
+        examples_from([{"prompt": "Why?", "completion": "No.", "label": label}])
+    assert examples_from([{"prompt": "Why?", "completion": "No.", "label": "0"}])  # which may name a class
+
+
+AS_TEXT = {"prompt": [SYSTEM, user("Why?")], **LISTS}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        AS_TEXT,
+        {"prompt": AS_TEXT["prompt"], "chosen": "So.", "rejected": "No."},
+        {"prompt": [SYSTEM, {"from": "human", "value": "Why?"}], "chosen": [gpt("So.")], "rejected": [gpt("No.")]},
+        {side: [*AS_TEXT["prompt"], *LISTS[side]] for side in LISTS},
+    ],
+)
+def test_messages_in_a_table_are_json(row: dict[str, Any], tmp_path: Path) -> None:
+    """A CSV knows no lists: they are read as the messages that they are, and that is said."""
+    text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in row.items()}
+    with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(text))
+        writer.writeheader()
+        writer.writerow(text)
+    found = read_pairs(tmp_path / "rows.csv")
+    assert found.pairs == (WITH_SYSTEM,)
+    for key, value in row.items():
+        said = f"{key!r} of 1 row holds messages as JSON text; they are read as messages"
+        assert (said in found.notes) is (value != text[key])
+
+
+def test_messages_of_prompt_and_completion_are_json_in_a_table() -> None:
+    row = {"prompt": json.dumps([user("Why?")]), "completion": json.dumps([assistant("So.")])}
+    found = examples_from([row])
+    assert found.examples == (Example("Why?", "So.", row=0),)
+    assert "'completion' of 1 row holds messages as JSON text; they are read as messages" in found.notes
+    assert examples_from([{**row, "prompt": "Make it JSON."}]).examples[0].output == row["completion"]
+
+
+@pytest.mark.parametrize("key", ["prompt", "chosen"])
+def test_messages_as_python_prints_them_are_no_text(key: str) -> None:
+    row = {"prompt": "Why?", "chosen": "So.", "rejected": "No.", key: str([user("Why?")])}
+    with pytest.raises(DataError, match=rf"{key} is messages as Python prints them; wanted JSON \(json\.dumps\)"):
+        pairs_from([row])
+    for text in ("[1, 2]", "[a", '["role"]', '[{"a": 1}]', "[]"):
+        assert pairs_from([{**row, key: text}]).pairs

@@ -248,7 +248,7 @@ def test_pairs_that_are_cut_or_left_out_are_named(tiny_folder: Path) -> None:
     rows[5]["instruction"] *= 20
     settings = resolve(values={"objective": "dpo", "max_length": 80})
     lines = "\n".join(prepare(rows, tiny_folder, settings).preflight.lines())
-    assert "1 pairs are skipped, an answer lies beyond 80 tokens: rows [5]" in lines
+    assert "1 pair is skipped, an answer lies beyond 80 tokens: rows [5]" in lines
     assert "2 pairs lose the end of an answer at 80 tokens: rows [3, 5]" in lines
 
 
@@ -261,7 +261,7 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_named(tiny_folder: Path)
     parts = {part: [pair.row for pair in prepared.rows[part]] for part in PARTS}
     named = [row for part in PARTS for row in parts[part] if row % 3 == 0]
     assert all(any(row % 3 == 0 for row in parts[part]) for part in PARTS)
-    assert f"20 pairs are skipped, their answers are equal within 80 tokens and prefer nothing: rows {named}" in lines
+    assert f"20 pairs are skipped, whose answers are equal within 80 tokens and prefer nothing: rows {named}" in lines
     for part in PARTS:
         loader = loader_for(prepared, part)
         assert [row for row in parts[part] if row % 3] == ([] if loader is None else [pair.row for pair in loader.rows])

@@ -46,7 +46,7 @@ def test_an_unusable_row_is_named(change: dict[str, object], said: str) -> None:
 def test_equal_answers_can_be_kept_and_are_told_of() -> None:
     found = pairs_from([GOOD, {**GOOD, "rejected": "Hi."}], keep_equal=True)
     assert found.equal == (1,)
-    assert "1 pairs have equal answers" in found.notes[-1]
+    assert "1 pair has equal answers" in found.notes[-1]
 
 
 def test_a_file_of_instructions_is_no_file_of_pairs(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_a_file_of_instructions_is_no_file_of_pairs(tmp_path: Path) -> None:
         read_pairs(file)
     with pytest.raises(DataError, match="no rows"):
         pairs_from([])
-    with pytest.raises(DataError, match="none of its 1 rows"):
+    with pytest.raises(DataError, match="none of its 1 row can"):
         pairs_from([7], skip_bad=True)
 
 

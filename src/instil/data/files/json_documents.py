@@ -15,12 +15,12 @@ from __future__ import annotations
 from typing import Any
 
 from instil.data.shapes.names import ANSWERS, CONVERSATIONS, QUESTIONS, SIDES, shape_for_answers, shape_for_pairs
+from instil.data.shapes.texts import TURN_KEYS
 from instil.errors import DataError, listed
 from instil.files import json_kind
 
 # An object with one of them is a row, unless it is made of columns, or holds rows.
 ROW_KEYS = {*CONVERSATIONS, *QUESTIONS, *ANSWERS, *SIDES, "text", "conversation", "model_response"}
-TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})
 WANTED = "wanted a list of objects with instruction and output"
 
 

@@ -16,7 +16,7 @@ from instil.data.files.kinds import DataFile, data_files
 from instil.data.files.packing import Entry
 from instil.data.files.places import LONG, entries_of
 from instil.downloads import progress
-from instil.errors import DataError, listed
+from instil.errors import DataError, counted, listed
 from instil.screen import Bytes
 
 
@@ -149,6 +149,6 @@ def _opened(name: str, entries: list[Entry], notes: list[str]) -> RawRows:
             raise faults[0]
         said = [str(fault).replace("\n", " ") for fault in faults]
         raise DataError(
-            f"{name}: {len(faults)} of its {len(entries)} files cannot be read:\n{listed(said)}"
+            f"{name}: {len(faults)} of its {counted(len(entries), 'file')} cannot be read:\n{listed(said)}"
         ) from faults[0]
     return RawRows(name, tuple(parts), tuple(notes))

@@ -83,19 +83,23 @@ class _Notes:
     """What is to be said of rows that were read, counted."""
 
     unused: Counter[str] = field(default_factory=Counter)
+    as_json: Counter[str] = field(default_factory=Counter)
     cut: int = 0
     cut_rows: list[int] = field(default_factory=list)
 
     def add(self, row: int, read: Read, parents: Collection[str]) -> None:
         for key in read.unused - {repr(one) for one in parents}:
             self.unused[key] += 1
+        self.as_json.update(read.as_json)
         if read.dropped:
             self.cut += 1
             if len(self.cut_rows) < SHOWN:
                 self.cut_rows.append(row)
 
     def lines(self) -> list[str]:
-        said = [f"key {key} of {count} rows is not used" for key, count in sorted(self.unused.items())]
+        said = [f"key {key} of {counted(count, 'row')} is not used" for key, count in sorted(self.unused.items())]
+        for key, count in sorted(self.as_json.items()):
+            said.append(f"{key!r} of {counted(count, 'row')} holds messages as JSON text; they are read as messages")
         if self.cut:
             rows = ", ".join(map(str, self.cut_rows)) + (", ..." if self.cut > len(self.cut_rows) else "")
             said.append(f"{counted(self.cut, 'row')} went on after the last answer, which is left out: {rows}")
@@ -175,8 +179,10 @@ class ShapedRows:
                 self._shapes.clear()
             self._shapes[keys] = self._find(keys, self._renames.wanted)
         shape = self._shapes[keys]
-        if shape is not None and shape.name == "chosen, rejected" and isinstance(row["chosen"], str):
-            return None  # two texts say nothing of what they are answers to
+        if shape is not None and shape.name == "chosen, rejected":
+            chosen = row["chosen"]
+            if isinstance(chosen, str) and not chosen.lstrip().startswith("["):  # with which JSON of messages begins
+                return None  # two texts say nothing of what they are answers to
         return shape
 
     def _chosen(self) -> Shape:
@@ -186,7 +192,7 @@ class ShapedRows:
             return next(kind.shape for kind in self._kinds.values() if kind.shape and kind.shape.name == name)
         if not self._kinds:
             raise DataError(
-                f"{self._name}: none of its {self.count:,} rows can be used:\n{listed(self._odd_lines())}\n"
+                f"{self._name}: none of its {counted(self.count, 'row')} can be used:\n{listed(self._odd_lines())}\n"
                 f"wanted objects with {WANTED[self._need]}"
             )
         biggest = max(self._kinds.values(), key=lambda kind: kind.count)
@@ -248,7 +254,9 @@ class ShapedRows:
         what = " as preference pairs" if self._need == "pairs" else ""
         hint = self._hint()
         if not good:
-            head = f"{self._name}: none of its {self.count:,} rows can be used{what} (rows are counted from 0):"
+            head = (
+                f"{self._name}: none of its {counted(self.count, 'row')} can be used{what} (rows are counted from 0):"
+            )
             raise DataError(f"{head}\n{told}{hint}")
         mixed = ""
         if len(self.shapes) > 1:
@@ -257,7 +265,7 @@ class ShapedRows:
             )
         leave = ", or leave them out with --set data.skip_bad=true" if "skip_bad" in self._offers else ""
         raise DataError(
-            f"{self._name}: {len(rejected):,} of {self.count:,} rows cannot be used{what} "
+            f"{self._name}: {len(rejected):,} of {counted(self.count, 'row')} cannot be used{what} "
             f"(rows are counted from 0){mixed}:\n{told}{hint}\nmend them{leave}"
         )
 

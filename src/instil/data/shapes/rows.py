@@ -8,8 +8,17 @@ from typing import Any
 
 from instil.data.shapes.calls import tools_text
 from instil.data.shapes.messages import Conversation, conversation, example_of, order_problem
-from instil.data.shapes.names import LABELS, NOT_READ, OWN, Shape
-from instil.data.shapes.texts import ABSENT, Unusable, from_json, optional_text, optional_text_problem, text_problem
+from instil.data.shapes.names import LABELS, NOT_READ, OWN, SIDES, Shape
+from instil.data.shapes.texts import (
+    ABSENT,
+    Unusable,
+    from_json,
+    messages_in,
+    optional_text,
+    optional_text_problem,
+    text_problem,
+    yes_or_no,
+)
 from instil.files import json_kind
 from instil.records import Example, Pair, Turn, blank
 
@@ -26,11 +35,15 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a row came to, its keys that were not used, and how many of its messages were dropped."""
+    """What a row came to, its keys that were not used, and how many of its messages were dropped.
+
+    ``as_json`` are keys whose texts were read as the messages that they hold.
+    """
 
     made: Example | Pair | Labelled
     unused: frozenset[str] = frozenset()
     dropped: int = 0
+    as_json: frozenset[str] = frozenset()
 
 
 def read_answer(row: Mapping[str, Any], number: int, shape: Shape, *, need_output: bool = True) -> Read:
@@ -46,15 +59,16 @@ def read_answer(row: Mapping[str, Any], number: int, shape: Shape, *, need_outpu
         example = Example("", row[shape.key("text")], task=_task(row), row=number)
         return Read(example, _unused(row, shape))
     for label in LABELS:
-        if need_output and row.get(label) is False and shape.keys.get("label") != label:
+        if need_output and str(row.get(label)).strip().lower() == "false" and shape.keys.get("label") != label:
             raise Unusable(
                 f"{label} is false, which says that its answer is not wanted; "
                 "leave such rows out, or make pairs of them with --method dpo"
             )
     if shape.kind == "conversation":
         return _conversation_row(row, number, shape, need_output=need_output)
+    row, as_json = _with_messages(row, (shape.key("instruction"), shape.key("output")))
     if _is_messages(row.get(shape.key("instruction"))):
-        return _two_lists(row, number, shape, need_output=need_output)
+        return replace(_two_lists(row, number, shape, need_output=need_output), as_json=as_json)
     example = _flat(row, number, shape, need_output=need_output)
     return Read(example, _unused(row, shape))
 
@@ -67,11 +81,12 @@ def read_labelled(row: Mapping[str, Any], number: int, shape: Shape) -> Read:
     """
     found = read_answer(row, number, shape)
     label = row.get(shape.key("label"))
-    if label not in (True, False):
+    wanted = yes_or_no(label)
+    if wanted is None:
         raise Unusable(f"{shape.key('label')} is {json_kind(label)}; wanted true or false")
     assert isinstance(found.made, Example), "rows with answers come to examples"
     _plain_answer(found.made.turns[-1], "its answer")
-    return replace(found, made=Labelled(found.made, bool(label)))
+    return replace(found, made=Labelled(found.made, wanted))
 
 
 def read_pair(row: Mapping[str, Any], number: int, shape: Shape) -> Read:
@@ -81,7 +96,14 @@ def read_pair(row: Mapping[str, Any], number: int, shape: Shape) -> Read:
         Unusable: it cannot be used, and why.
     """
     _check_media(row)
-    sides = {side: row.get(side, ABSENT) for side in ("chosen", "rejected")}
+    row, of_prompt = _with_messages(row, (shape.key("instruction"),))
+    row, of_sides = _with_messages(row, SIDES)
+    found = _pair(row, number, shape)
+    return replace(found, as_json=of_prompt | of_sides)
+
+
+def _pair(row: Mapping[str, Any], number: int, shape: Shape) -> Read:
+    sides = {side: row.get(side, ABSENT) for side in SIDES}
     if all(isinstance(value, list | tuple | Mapping) and value for value in sides.values()):
         return _pair_of_messages(row, number, shape)
     problems = [f"{side} {problem}" for side, value in sides.items() if (problem := text_problem(value))]
@@ -177,6 +199,18 @@ def _conversation_row(row: Mapping[str, Any], number: int, shape: Shape, *, need
     key = shape.key("messages")
     found = conversation(row[key], key, answered=need_output)
     return _from_turns(row, number, shape, key, found, need_output=need_output)
+
+
+def _with_messages(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[Mapping[str, Any], frozenset[str]]:
+    """A row in which messages that these keys hold as JSON text are messages, and which keys do; the first one must."""
+    found: dict[str, Any] = {}
+    for key in keys:
+        messages = messages_in(row.get(key), key)
+        if messages is None and not found:
+            break
+        if messages is not None:
+            found[key] = messages
+    return ({**row, **found}, frozenset(found)) if found else (row, frozenset())
 
 
 def _is_messages(value: Any) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from instil.files import json_kind
 
 LARGEST_TEXT = 4_000_000  # characters of one field
+TURN_KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})  # of a message
+PRINTED = re.compile(r"\s*\[\s*\{\s*'(role|content|from|value)'\s*:")
 ABSENT = object()  # for `text_problem`: the row has no such key
 
 
@@ -68,6 +71,37 @@ def from_json(value: Any, name: str) -> Any:
         raise Unusable(f"{name} is nested too deeply") from None
     except ValueError:
         raise Unusable(f"{name} is a text that is not JSON") from None
+
+
+def messages_in(value: Any, name: str) -> list[Any] | None:
+    """The messages that a text holds as JSON, as tables have them that know no lists; None if it is another text.
+
+    >>> messages_in('[{"role": "user", "content": "Hi."}]', "prompt")
+    [{'role': 'user', 'content': 'Hi.'}]
+
+    Raises:
+        Unusable: it holds them as Python prints them, which is no JSON.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return None
+    if PRINTED.match(value):
+        raise Unusable(f"{name} is messages as Python prints them; wanted JSON (json.dumps)")
+    try:
+        found = json.loads(value, parse_constant=_refused)
+    except (ValueError, RecursionError):
+        return None
+    messages = found and all(isinstance(one, dict) and any(keys <= one.keys() for keys in TURN_KEYS) for one in found)
+    return found if messages else None
+
+
+def yes_or_no(value: Any) -> bool | None:
+    """Whether a label says true or false, as tables have it, too; None if neither.
+
+    >>> yes_or_no("False"), yes_or_no(1), yes_or_no("1.0"), yes_or_no("maybe")
+    (False, True, True, None)
+    """
+    words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    return words.get(str(value).strip().lower()) if isinstance(value, bool | int | float | str) else None
 
 
 def _refused(word: str) -> Any:

@@ -78,7 +78,7 @@ def usual_template(model: Path, tokenizer: Marks, preferred: str = "") -> tuple[
     """
     if preferred:
         return find_template(preferred, model, tokenizer), []
-    if DEFAULT not in carried_templates(model):
+    if DEFAULT not in own_templates(model):
         return TEMPLATES[BOOKS], []
     try:
         return _own(model, tokenizer), []
@@ -86,15 +86,15 @@ def usual_template(model: Path, tokenizer: Marks, preferred: str = "") -> tuple[
         return TEMPLATES[BOOKS], [f"rows are put to the model in the form {BOOKS}, since {error}"]
 
 
-def carried_templates(model: Path) -> dict[str, str]:
-    """The chat templates that a model's folder or file carries, by their names; the usual one is ``default``."""
+def own_templates(model: Path) -> dict[str, str]:
+    """All chat templates that a model's folder or file carries, by their names."""
     if model.is_file():
-        return templates_in_gguf(model) if model.suffix == ".gguf" else {}
+        return {} if model.suffix == ".pth" else templates_in_gguf(model)
     return stored_templates(model, json_object_or_empty(model / "tokenizer_config.json"))
 
 
 def _own(model: Path, tokenizer: Marks) -> ChatTemplate:
-    found = carried_templates(model)
+    found = own_templates(model)
     if DEFAULT not in found:
         raise DataError(
             f"{model}: this model carries no chat template; take one by name with data.template: "

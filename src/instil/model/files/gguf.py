@@ -62,6 +62,13 @@ class GgufFile:
     def names(self) -> set[str]:
         return set(self._tensors)
 
+    @property
+    def quantised(self) -> bool:
+        """Whether any tensor is stored in blocks of few bits, not number by number."""
+        from gguf import GGML_QUANT_SIZES
+
+        return any(GGML_QUANT_SIZES[tensor.kind][0] > 1 for tensor in self._tensors.values())
+
     def get(self, name: str) -> Tensor:
         from gguf.quants import dequantize
 

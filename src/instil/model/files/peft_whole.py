@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from instil.errors import ModelError
+from instil.errors import ModelError, counted
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.files.peft_config import CONFIG, AdapterConfig
@@ -61,7 +61,7 @@ def check_base(path: Path, name: str, stored: Tensor, decoder: Decoder) -> None:
             apart += int((~near).any(1).sum())
         if not apart:
             return
-        said = f"differs from it in {apart:,} of {len(own):,} rows"
+        said = f"differs from it in {apart:,} of {counted(len(own), 'row')}"
     grown = stored.dim() == 2 and stored.shape[1:] == own.shape[1:] and len(stored) > len(own)
     help_ = (
         f"The vocabulary was enlarged from {len(own):,} to {len(stored):,}: enlarge the base with "

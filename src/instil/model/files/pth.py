@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,16 @@ def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
     return dict(state)
 
 
-def save_pth(decoder: Decoder, path: Path) -> None:
+def save_pth(decoder: Decoder, path: Path, add: Callable[[Path], None] = lambda part: None) -> None:
     """Write the weights; a GPT-2 in the form that the book's ``GPTModel.load_state_dict`` takes.
 
     The book's head is always a parameter of its own, and its causal masks are buffers; both are written
     without using space twice.
+
+    Args:
+        decoder: whose they are.
+        path: where to.
+        add: puts more into the archive before it takes its name.
     """
     state: dict[str, Tensor]
     form = FAMILIES[decoder.spec.family].state_dict
@@ -143,7 +148,12 @@ def save_pth(decoder: Decoder, path: Path) -> None:
         state.setdefault(form.head, state[form.mark])
         state |= form.buffers(decoder.spec)
     here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
-    write_whole(path, lambda part: torch.save({name: here[id(tensor)] for name, tensor in state.items()}, part))
+
+    def write(part: Path) -> None:
+        torch.save({name: here[id(tensor)] for name, tensor in state.items()}, part)
+        add(part)
+
+    write_whole(path, write)
 
 
 def load_pth(decoder: Decoder, path: Path) -> None:

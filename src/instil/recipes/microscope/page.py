@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from instil.data.preflight import Preflight
-from instil.errors import UserError
+from instil.errors import UserError, counted
 from instil.files import write_whole
 from instil.recipes.microscope.rows import InspectedRow, Token
 from instil.runs.report.page import clean, environment, script_hash
@@ -93,5 +93,5 @@ def _verdict(preflight: Preflight) -> str:
     if not worst:
         return "Nothing is wrong with these rows that could be found."
     first = worst[0].said
-    more = f", and {len(worst) - 1} more things" if len(worst) > 1 else ""
+    more = f", and {counted(len(worst) - 1, 'more thing')}" if len(worst) > 1 else ""
     return f"{'To be mended' if worst[0].severity == 'error' else 'Look at this'}: {first}{more}."

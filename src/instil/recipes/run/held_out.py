@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from instil.data.encoding import encode_many
-from instil.data.templates import Template
-from instil.data.templates.find import OWN
+from instil.data.templates import OWN, Template
 from instil.errors import counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods

@@ -13,7 +13,7 @@ from instil.evaluate.statistics import Interval, interval
 from instil.recipes.compare import Compared, compare_scored
 from instil.recipes.score import Scored, score_path
 from instil.recipes.sweep.table import Status, SweepRow
-from instil.runs.answers import AnsweredRows, find_answers, read_verdicts
+from instil.runs.answers import OWN, AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.screen import Screen
@@ -51,7 +51,7 @@ def measure(folder: RunFolder, judge: str, settings: Settings, screen: Screen) -
     """
     if not folder.held_out_rows():
         return {}
-    found = {one.which: one for one in find_answers(folder.path) if one.which in ("base", "tuned")}
+    found = {one.which: one for one in find_answers(folder.path, only=OWN) if one.which in OWN}
     if judge == OFFLINE:
         files = {which: one.verdicts_at(judge, ScoreOptions()) for which, one in found.items()}
         scored = {which: Scored(which, judge, tuple(read_verdicts(file))) for which, file in files.items()}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from instil.errors import counted
 from instil.evaluate.comparison import SIGNIFICANT, Comparison, shown_p
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval, holm
@@ -161,7 +162,8 @@ class SweepTable:
         for row in compared:
             if row.against and first.after and row.against.rows < first.after.count:
                 lines.append(
-                    f"{row.name} is compared with {first.name} on the {row.against.rows} rows that both answered."
+                    f"{row.name} is compared with {first.name} on the {counted(row.against.rows, 'row')} that both "
+                    "answered."
                 )
             if row.against and row.clean and row.clean.outcome != row.against.outcome:
                 told = row.clean.sentence(first.name, row.name)

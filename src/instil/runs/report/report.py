@@ -13,7 +13,7 @@ from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import trivial_baseline
 from instil.files import records_in
 from instil.records import Completion, Example, Verdict
-from instil.runs.answers import find_answers, read_verdicts
+from instil.runs.answers import OWN, find_answers, read_verdicts
 from instil.runs.facts import FACTS, Before, Facts, read_facts
 from instil.runs.folder import RunFolder
 from instil.runs.report.leaks import beside
@@ -43,9 +43,8 @@ def refresh_report(folder: RunFolder) -> None:
 
 
 def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportData:
-    found = {one.which: one for one in find_answers(folder.path)} if facts.finish else {}
-    if facts.forms and facts.forms.answers in facts.finish:
-        found |= {one.which: one for one in find_answers(folder.path, only=facts.forms.answers)}
+    wanted = [*OWN, *([facts.forms.answers] if facts.forms else [])]
+    found = {one.which: one for one in find_answers(folder.path, only=wanted)} if facts.finish else {}
     examples: tuple[Example, ...] = ()
     answers: dict[str, Sequence[Completion]] = {}
     for which, endings in facts.finish.items():

@@ -18,6 +18,7 @@ from typing import Any
 
 from instil.data.findings.finding import Finding, Severity, ranked
 from instil.data.words import words
+from instil.errors import counted, verb
 from instil.records import Pair
 from instil.tasks.pairs.prefaces import preface_of, rewriting_preface
 from instil.tasks.pairs.telltales import Told, beyond_chance, form_marks, told_by, word_marks
@@ -54,9 +55,9 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """For people."""
         severities: list[Severity] = ["error", "warning"]
-        counts = [f"{n} {one}{'s' if n > 1 else ''}" for one in severities if (n := len(self.of(one)))]
+        counts = [counted(n, one) for one in severities if (n := len(self.of(one)))]
         return [
-            f"{self.pairs:,} pairs: {', '.join(counts) or 'nothing against them'}",
+            f"{counted(self.pairs, 'pair')}: {', '.join(counts) or 'nothing against them'}",
             *(finding.line() for finding in self.findings),
         ]
 
@@ -76,7 +77,7 @@ def diagnose(pairs: Sequence[Pair]) -> Diagnosis:
     >>> from instil.records import Example
     >>> same = Pair(Example("Say hi.", row=3), "Hi.", "Hi.")
     >>> diagnose([same]).findings[0].line()
-    'error: 1 of 1 pairs have equal answers and prefer nothing: row 3; leave them out, or make their answers anew'
+    'error: 1 of 1 pair has equal answers and prefers nothing: row 3; leave them out, or make their answers anew'
     """
     equal = [pair for pair in pairs if pair.chosen.strip() == pair.rejected.strip()]
     told = [pair for pair in pairs if pair.chosen.strip() != pair.rejected.strip()]
@@ -94,7 +95,7 @@ def diagnose(pairs: Sequence[Pair]) -> Diagnosis:
     figures = _lengths(told)
     findings += _length_bias(figures, len(told))
     if len(told) >= FEW and len({_prompt(pair) for pair in told}) < FEW_PROMPTS:
-        said = f"{len(told)} pairs of so few prompts say nothing of style that goes from prompt to prompt"
+        said = f"{counted(len(told), 'pair')} of so few prompts say nothing of style that goes from prompt to prompt"
         findings.append(Finding("few", "note", said))
     elif len(told) >= FEW:
         form, wording = told_by(told, form_marks), told_by(told, word_marks)
@@ -102,14 +103,17 @@ def diagnose(pairs: Sequence[Pair]) -> Diagnosis:
         findings += [*_leak("form", "first words, punctuation and markdown", form)]
         findings += [*_leak("words", "single words", wording)]
     elif told:
-        findings.append(Finding("few", "note", f"{len(told)} pairs are too few to say anything of style"))
+        findings.append(
+            Finding("few", "note", f"{counted(len(told), 'pair is', 'pairs are')} too few to say anything of style")
+        )
     return Diagnosis(len(pairs), tuple(ranked(findings)), figures)
 
 
 def _equal(equal: Sequence[Pair], total: int) -> list[Finding]:
     rows = tuple(pair.row for pair in equal)
     severity: Severity = "error" if len(rows) == total else "warning"
-    said = f"{len(rows)} of {total} pairs have equal answers and prefer nothing: {_rows(rows)}"
+    told = f"{len(rows):,} of {counted(total, 'pair')} {verb(len(rows), 'has', 'have')}"
+    said = f"{told} equal answers and {verb(len(rows), 'prefers', 'prefer')} nothing: {_rows(rows)}"
     return [Finding("equal", severity, said, "leave them out, or make their answers anew", rows)] if rows else []
 
 
@@ -118,7 +122,7 @@ def _too_little(total: int, equal: int, both_ways: int) -> list[Finding]:
     left = total - equal - both_ways
     if left >= LEFT * total or equal == total:
         return []
-    said = f"only {left} of {total} pairs prefer one answer to another"
+    said = f"only {left:,} of {counted(total, 'pair')} {verb(left, 'prefers', 'prefer')} one answer to another"
     return [Finding("too_little", "error", said, "make pairs of answers that differ")]
 
 
@@ -129,7 +133,10 @@ def _both_ways(pairs: Sequence[Pair]) -> list[Pair]:
 
 def _contradicting(both_ways: Sequence[Pair]) -> list[Finding]:
     rows = tuple(pair.row for pair in both_ways)
-    said = f"{len(rows)} pairs contradict another one of the same prompt (A over B, and B over A): {_rows(rows)}"
+    said = (
+        f"{counted(len(rows), 'pair contradicts', 'pairs contradict')} another one of the same prompt (A over B, and B "
+        f"over A): {_rows(rows)}"
+    )
     return [Finding("contradicting", "warning", said, "keep the one that is right", rows)] if rows else []
 
 
@@ -138,7 +145,7 @@ def _repeated(pairs: Sequence[Pair]) -> list[Finding]:
     for pair in pairs:
         places[(*_prompt(pair), pair.chosen.strip(), pair.rejected.strip())].append(pair.row)
     rows = tuple(sorted(row for same in places.values() for row in same[1:]))
-    said = f"{len(rows)} pairs stand there more than once: {_rows(rows)}"
+    said = f"{counted(len(rows), 'pair stands', 'pairs stand')} there more than once: {_rows(rows)}"
     return [Finding("repeated", "warning", said, "leave the repetitions out", rows)] if rows else []
 
 
@@ -154,11 +161,13 @@ def _nearly_equal(pairs: Sequence[Pair]) -> list[Finding]:
                 shared.append(pair.row)
     found = []
     if letters:
-        said = f"{len(letters)} pairs differ in case, punctuation or white space only: {_rows(letters)}"
+        differ = counted(len(letters), "pair differs", "pairs differ")
+        said = f"{differ} in case, punctuation or white space only: {_rows(letters)}"
         found.append(Finding("nearly_equal", "warning", said, "keep them only if that is the task", tuple(letters)))
     if shared:
         said = (
-            f"{len(shared)} pairs of long answers have at least {NEARLY:.0%} of their words in common: {_rows(shared)}"
+            f"{counted(len(shared), 'pair of long answers has', 'pairs of long answers have')} at least {NEARLY:.0%} "
+            f"of their words in common: {_rows(shared)}"
         )
         found.append(Finding("nearly_equal_words", "note", said, "see that the rest is what matters", tuple(shared)))
     return found
@@ -166,7 +175,8 @@ def _nearly_equal(pairs: Sequence[Pair]) -> list[Finding]:
 
 def _empty(pairs: Sequence[Pair]) -> list[Finding]:
     rows = tuple(pair.row for pair in pairs if _says_nothing(pair.chosen))
-    said = f"{len(rows)} chosen answers say nothing (no letter, digit or symbol, or a place-holder): {_rows(rows)}"
+    say = counted(len(rows), "chosen answer says", "chosen answers say")
+    said = f"{say} nothing (no letter, digit or symbol, or a place-holder): {_rows(rows)}"
     return [Finding("empty", "warning", said, "write them, or leave these pairs out", rows)] if rows else []
 
 
@@ -191,7 +201,7 @@ def _prefaces(pairs: Sequence[Pair]) -> list[Finding]:
     if not rows:
         return []
     said = (
-        f'{len(sides[0])} chosen and {len(sides[1])} rejected answers begin with a preface ("Here is ...:"), '
+        f'{len(sides[0]):,} chosen and {len(sides[1]):,} rejected answers begin with a preface ("Here is ...:"), '
         f"{len(rewriting)} of which speak of a rewriting: {_rows(rows)}"
     )
     return [Finding("prefaces", "warning", said, "cut it off, or the model learns to write it", rows)]
@@ -207,7 +217,7 @@ def _outputs(pairs: Sequence[Pair]) -> list[Finding]:
             if pair.example.output.strip() and text(pair).strip() == pair.example.output.strip()
         )
         if rows:
-            said = f"{name} is the row's own output in {len(rows)} of {len(pairs)} pairs"
+            said = f"{name} is the row's own output in {len(rows):,} of {counted(len(pairs), 'pair')}"
             found.append(Finding(f"{name}_is_output", "note", said, "", rows))
     return found
 

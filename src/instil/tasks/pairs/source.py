@@ -21,6 +21,7 @@ from instil.data.shapes.reading import InMemory, Raw, Rejected, ShapedRows
 from instil.data.shapes.rows import Labelled
 from instil.data.sources import IN_MEMORY, Source, hashed_as, in_nfc
 from instil.data.words import normal
+from instil.errors import counted
 from instil.records import Pair
 from instil.settings.options import Normalise
 
@@ -93,7 +94,8 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
         good += paired
         bad = sorted([*bad, *_placed(single, rows)], key=lambda one: one.row)
         notes.append(
-            f"{len(paired)} pairs are made of {2 * len(paired)} labelled answers, each of a good and a bad one"
+            f"{counted(len(paired), 'pair is', 'pairs are')} made of {2 * len(paired):,} labelled answers, each of a "
+            "good and a bad one"
         )
     equal = [pair.row for pair in good if pair.chosen.strip() == pair.rejected.strip()]
     if equal and not keep_equal:
@@ -103,7 +105,9 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
     if not good or (bad and not skip_bad):
         shaped.refuse(bad, len(good))
     if equal:
-        notes.append(f"{len(equal)} pairs have equal answers, which teaches nothing: rows {equal[:20]}")
+        notes.append(
+            f"{counted(len(equal), 'pair has', 'pairs have')} equal answers, which teaches nothing: rows {equal[:20]}"
+        )
     digest = hashlib.sha256()
     for place, pair in enumerate(good):
         digest.update(hashed_as(pair, pair.row, place))

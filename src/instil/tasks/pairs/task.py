@@ -11,7 +11,7 @@ from instil.data.sources import Source
 from instil.data.splits import PARTS, Part
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import DataError, ModelError, SettingsError
+from instil.errors import DataError, ModelError, SettingsError, counted
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
 from instil.model.load import file_hash, open_model
@@ -169,23 +169,26 @@ def check(
     left_out = [pair.row for pair in every if not is_within(pair, max_length)]
     if left_out:
         lines.append(
-            f"{len(left_out)} pairs are skipped, an answer lies beyond {max_length} tokens: rows {left_out[:20]}"
+            f"{counted(len(left_out), 'pair is', 'pairs are')} skipped, an answer lies beyond {max_length} tokens: "
+            f"rows {left_out[:20]}"
         )
     same = [pair.row for pair in every if is_within(pair, max_length) and not is_told_apart(pair, max_length)]
     if same and not settings.dpo.keep_equal:
         lines.append(
-            f"{len(same)} pairs are skipped, their answers are equal within {max_length} tokens and prefer nothing: "
+            f"{counted(len(same), 'pair is', 'pairs are')} skipped, whose answers are equal within {max_length} tokens "
+            f"and prefer nothing: "
             f"rows {same[:20]}"
         )
     by_cut = [pair.row for pair in every if pair.row in set(same) and pair.chosen.ids != pair.rejected.ids]
     if by_cut and settings.dpo.keep_equal:  # of those that are equal in the file the source tells
         lines.append(
-            f"{len(by_cut)} pairs have equal answers within {max_length} tokens, which teaches nothing: "
-            f"rows {by_cut[:20]}"
+            f"{counted(len(by_cut), 'pair has', 'pairs have')} equal answers within {max_length} tokens, which "
+            f"teaches nothing: rows {by_cut[:20]}"
         )
     cut = [pair.row for pair in every if _is_cut(pair, max_length)]
     if cut:
-        lines.append(f"{len(cut)} pairs lose the end of an answer at {max_length} tokens: rows {cut[:20]}")
+        lose = counted(len(cut), "pair loses", "pairs lose")
+        lines.append(f"{lose} the end of an answer at {max_length} tokens: rows {cut[:20]}")
     if settings.dpo.reference:
         _check_reference(settings.dpo.reference, pairs, template, path, max_length, resize=settings.model.resize)
     return lines

@@ -117,8 +117,9 @@ def load(
 
     Args:
         path: where it is; a run folder stands for the model inside it.
-        template: the prompt form, only for models that were not tuned here: a name (by default its own chat template
-            where it carries one, else ``alpaca``), ``model`` for its own, or a file. What was tuned here keeps its own, in folders and files alike.
+        template: the prompt form, only for models that were not tuned here: a name, ``model`` for the model's own chat
+            template, or a file; by default its own where it carries one, else ``alpaca``. What was tuned here keeps its
+            own, in folders and files alike.
         int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
             exactly those of the model.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.

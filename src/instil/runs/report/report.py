@@ -43,8 +43,8 @@ def refresh_report(folder: RunFolder) -> None:
 
 
 def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportData:
-    wanted = [*OWN, *([facts.forms.answers] if facts.forms else [])]
-    found = {one.which: one for one in find_answers(folder.path, only=wanted)} if facts.finish else {}
+    names = [*OWN, *([facts.forms.answers] if facts.forms else [])]
+    found = {one.which: one for one in find_answers(folder.path, only=names)} if facts.finish else {}
     examples: tuple[Example, ...] = ()
     answers: dict[str, Sequence[Completion]] = {}
     for which, endings in facts.finish.items():

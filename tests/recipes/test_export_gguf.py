@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Fast
 
@@ -20,9 +21,10 @@ import instil
 from instil.data.byte_level import byte_level
 from instil.data.encoding import encode_prompt
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
-from instil.errors import ModelError, UserError
+from instil.errors import ModelError, SettingsError, UserError
 from instil.generate.prompts import generate
-from instil.model.decoder import batch_of_ids
+from instil.gguf_header import read_gguf
+from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.load import load_decoder
 from instil.recipes.export import export
 from instil.records import Example
@@ -321,3 +323,94 @@ def test_smollm2_goes_out_whole_and_answers_alike(tmp_path: Path) -> None:
             (said,) = generate(assistant.decoder, [trained], max_new_tokens=24, stop_ids=assistant.tokenizer.stop_ids)
             found = theirs.greedy(trained, 24)["tokens"]
             assert [index for index in found if index not in assistant.tokenizer.stop_ids] == list(said.ids)
+
+
+WIDE = {"hidden_size": 96, "intermediate_size": 64, "head_dim": 16}
+IN_FEW_BITS = {
+    "gpt2": {"n_embd": 96},
+    "llama": WIDE,
+    "qwen3": WIDE,
+    "gemma3": {**WIDE, "query_pre_attn_scalar": 16},
+    "lfm2": {"hidden_size": 96, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16", "q8_0", "q5_1", "q4_1"])
+@pytest.mark.parametrize("family", IN_FEW_BITS)
+def test_fewer_bits_are_read_by_both(family: str, dtype: str, tmp_path: Path) -> None:
+    """llama.cpp takes the file; the weights read here are the model's but for rounding, and norms are exact."""
+    folder = folder_of(tmp_path / "hf", family, **{**for_llama_cpp(family), **IN_FEW_BITS[family]})
+    made = export(folder, "gguf", tmp_path / "x.gguf", dtype=dtype)
+    kinds = {tensor.kind.name for tensor in read_gguf(made.path).tensors.values()}
+    assert dtype.upper() in kinds
+    assert kinds <= {"F32", "F16", "Q8_0", dtype.upper()}
+    whole, rounded = (dict(load_decoder(path).named_parameters()) for path in (folder, made.path))
+    steps = {"f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127, "q5_1": 1 / 31, "q4_1": 1 / 15}  # of the greatest
+    differ = []
+    for name, value in whole.items():
+        apart = (rounded[name] - value).abs().max() / value.abs().max()
+        assert apart <= (2e-7 if value.dim() == 1 else steps[dtype]), name
+        differ.append(apart > 0)
+    assert any(differ)
+    assert made.agreement.places > 0
+    assert made.as_json()["agreement"]["places"] == made.agreement.places
+    with llama_cpp(made.path) as theirs:
+        assert len(theirs.greedy(load_tokenizer(folder).encode("in"), 4, ignore_eos=True)["tokens"]) == 4
+        assert theirs.ids("the thing") == load_tokenizer(folder).encode("the thing")
+
+
+def test_eight_bits_take_a_quarter_of_the_room(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "hf", "llama", **WIDE)
+    tensors = {}
+    for dtype in ("f32", "q8_0", "q4_1"):
+        file = export(folder, "gguf", tmp_path / f"{dtype}.gguf", dtype=dtype).path
+        found = [one for one in read_gguf(file).tensors.values() if len(one.shape) == 2 and "token" not in one.name]
+        tensors[dtype] = sum(one.size for one in found)
+    assert tensors["q8_0"] / tensors["f32"] == 34 / 128
+    assert tensors["q4_1"] / tensors["f32"] == 20 / 128
+
+
+def test_what_a_number_format_cannot_hold_is_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "hf", "llama", **WIDE)
+    stored = load_file(folder / "model.safetensors")
+    stored["model.layers.0.mlp.up_proj.weight"][0, 0] = 1e5
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    for form in ("gguf", "hf"):
+        with pytest.raises(ModelError, match=r"1e\+05, which float16 cannot"):
+            export(folder, form, tmp_path / "x", dtype="f16")
+    with pytest.raises(SettingsError, match="--dtype q8_0: --to hf takes f32, bf16, f16"):
+        export(folder, "hf", tmp_path / "x", dtype="q8_0")
+    with pytest.raises(SettingsError, match="--dtype bf16: --to pth takes f32"):
+        export(folder, "pth", tmp_path / "x", dtype="bf16")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(("dtype", "wanted"), [(None, torch.float32), ("bf16", torch.bfloat16), ("f16", torch.float16)])
+def test_a_folder_for_transformers_has_the_numbers_asked_for(
+    dtype: str | None, wanted: torch.dtype, tmp_path: Path
+) -> None:
+    import transformers
+
+    folder = folder_of(tmp_path / "hf", "llama")
+    made = export(folder, "hf", tmp_path / "out", dtype=dtype)
+    assert {value.dtype for value in load_file(made.path / "model.safetensors").values()} == {wanted}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(made.path)
+    assert theirs.dtype == wanted
+    assert made.agreement.exact or dtype
+
+
+def test_a_file_that_says_something_else_is_not_left_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of(tmp_path / "hf", "llama")
+
+    def other(path: Path, **how: Any) -> Decoder:
+        found = load_decoder(path, **how)
+        with torch.no_grad():
+            found.embed.weight.copy_(found.embed.weight.flip(0))
+        return found
+
+    monkeypatch.setattr("instil.recipes.export.load_decoder", other)
+    for form in ("hf", "gguf"):
+        monkeypatch.setattr("instil.recipes.export._same_answers", lambda *given, **how: None)
+        with pytest.raises(ModelError, match="does not answer as the model does, so it was removed again"):
+            export(folder, form, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]

@@ -104,6 +104,10 @@ def export_command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf, NAME.gguf or NAME.pth, here]")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="f32 (the default), bf16, f16; --to gguf also q8_0, q5_1, q4_1."),
+    ] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     adapter: AdapterOpt = None,
     as_json: JsonOpt = False,
@@ -112,7 +116,7 @@ def export_command(
     from instil.recipes.export import export
     from instil.screen import Screen
 
-    written = export(model, to, out, template=template, adapter=adapter, screen=Screen())
+    written = export(model, to, out, dtype=dtype, template=template, adapter=adapter, screen=Screen())
     if as_json:
         print_json(written.as_json())
     else:

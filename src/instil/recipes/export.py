@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from instil.data.templates.kept import GGUF_KEY, put_in_archive
 from instil.errors import ModelError, SettingsError
 from instil.files import check_new, json_text, plain_name
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.model.files.gguf_writer import write_gguf
+from instil.model.files.gguf_writer import LARGEST_F16, PRECISIONS, write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
 from instil.model.load import load_decoder
+from instil.recipes.agreement import Agreement, agreement, answered
 from instil.screen import Screen
 
 CLOSE = 1e-4  # of logits, where norms were kept as their distance from one, or by other factors of rope
@@ -34,11 +36,17 @@ class Exported:
 
     form: str
     path: Path
+    agreement: Agreement
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
         files = self.path.rglob("*") if self.path.is_dir() else (self.path,)
-        return {"to": self.form, "out": str(self.path), "bytes": sum(f.stat().st_size for f in files if f.is_file())}
+        return {
+            "to": self.form,
+            "out": str(self.path),
+            "bytes": sum(f.stat().st_size for f in files if f.is_file()),
+            "agreement": asdict(self.agreement),
+        }
 
 
 def export(
@@ -46,6 +54,7 @@ def export(
     form: str,
     out: str | Path | None = None,
     *,
+    dtype: str | None = None,
     template: str | None = None,
     adapter: str | Path | None = None,
     screen: Screen | None = None,
@@ -54,9 +63,10 @@ def export(
 
     Args:
         model: a run folder, a model folder, a GGUF or ``.pth`` file, or a name.
-        form: ``hf`` (a folder that transformers opens), ``gguf`` (a file that llama.cpp and Ollama run, in float32) or
-            ``pth`` (a state dictionary under the book's names).
+        form: ``hf`` (a folder that transformers opens), ``gguf`` (a file that llama.cpp and Ollama run) or ``pth``
+            (a state dictionary under the book's names).
         out: where to; by default a name made of the model's, in the working directory.
+        dtype: of the numbers in it, one of those in `DTYPES`; by default ``f32``, in which the model is held.
         template: the prompt form that goes along, only for models that come without one.
         adapter: a folder of LoRA adapters that are merged into the model before.
         screen: where it is said what is to be known of the files; nowhere by default.
@@ -67,22 +77,52 @@ def export(
     if form not in FORMS:
         raise SettingsError(f"--to {form}: wanted one of {', '.join(FORMS)}")
     write, ending = FORMS[form]
+    chosen = dtype or "f32"
+    if chosen not in DTYPES[form]:
+        raise SettingsError(f"--dtype {chosen}: --to {form} takes {', '.join(DTYPES[form])}")
     target = Path(out) if out is not None else Path(f"{plain_name(Path(model).resolve())}{ending}")
     check_new(target)
     assistant = load(model, template=template, adapter=adapter)
+    shown = screen or Screen(quiet=True)
     for note in assistant.decoder.notes:
-        (screen or Screen(quiet=True)).say(note, "yellow")
-    write(assistant, target)
-    return Exported(form, target)
+        shown.say(note, "yellow")
+    asked = answered(assistant, model)
+    write(assistant, target, chosen)
+    found = _opened_again(assistant, asked, target, exact=chosen == "f32")
+    shown.say(found.line())
+    return Exported(form, target, found)
 
 
-def _hf(assistant: Assistant, out: Path) -> None:
+def _opened_again(
+    assistant: Assistant, asked: Sequence[tuple[list[int], list[int]]], target: Path, *, exact: bool
+) -> Agreement:
+    """How far what was written says what the model says; what should be exact and is not, is not left there."""
+    found = agreement(assistant, load_decoder(target, device=assistant.decoder.device), asked)
+    if exact and not found.exact:
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+        raise ModelError(f"{target} does not answer as the model does, so it was removed again; {found.line()}")
+    return found
+
+
+def _hf(assistant: Assistant, out: Path, dtype: str) -> None:
+    if dtype != "f32":
+        assistant = _rounded(assistant, dtype)
     if found := export_folder(assistant.decoder, assistant.tokenizer, assistant.template, out):
         shutil.rmtree(out)
         raise ModelError("; ".join(found[:3]))
 
 
-def _pth(assistant: Assistant, out: Path) -> None:
+def _rounded(assistant: Assistant, dtype: str) -> Assistant:
+    """The same with weights of 16 bits; the model itself stays as it is."""
+    decoder = copy.deepcopy(assistant.decoder)
+    largest = max(float(value.abs().max()) for value in decoder.parameters())
+    if dtype == "f16" and not largest <= LARGEST_F16:
+        raise ModelError(f"a weight is {largest:.3g}, which float16 cannot hold; export with --dtype bf16 or f32")
+    return replace(assistant, decoder=decoder.to({"f16": torch.float16, "bf16": torch.bfloat16}[dtype]))
+
+
+def _pth(assistant: Assistant, out: Path, dtype: str) -> None:
+    del dtype  # float32 is what the book reads
     spec = assistant.decoder.spec
     if not reads_back(spec):
         found = f"a {spec.family}" + (f" with heads {spec.head_width} wide" if has_form(spec) else "")
@@ -94,7 +134,7 @@ def _pth(assistant: Assistant, out: Path) -> None:
     save_pth(assistant.decoder, out, lambda part: put_in_archive(assistant.template, part))
 
 
-def _gguf(assistant: Assistant, out: Path) -> None:
+def _gguf(assistant: Assistant, out: Path, dtype: str) -> None:
     decoder, template = assistant.decoder, assistant.template
     tokenizer = assistant.tokenizer
     fast = tokenizer.saved()
@@ -110,11 +150,12 @@ def _gguf(assistant: Assistant, out: Path) -> None:
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     values[GGUF_KEY] = json_text(template.as_json())
-    write_gguf(decoder, values, out, lambda file: _same_answers(assistant, fast, file))
+    exact = dtype == "f32"
+    write_gguf(decoder, values, out, lambda file: _same_answers(assistant, fast, file, exact=exact), dtype)
 
 
-def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
-    """ModelError where a file gives other ids or other logits than what it was made of.
+def _same_answers(assistant: Assistant, fast: Any, file: Path, *, exact: bool) -> None:
+    """ModelError where a file gives other ids, or should be exact and gives other logits, than what it was made of.
 
     Ids are compared for awkward texts, for every token's own text, and for prompts with the control tokens of the
     template. A text with a space at its beginning is left out where the template puts something before it.
@@ -147,6 +188,8 @@ def _same_answers(assistant: Assistant, fast: Any, file: Path) -> None:
             f"llama.cpp would cut {len(unlike):,} of {len(texts):,} texts into other tokens than this tokenizer, "
             f"such as {unlike[0]!r}. Use --to hf"
         )
+    if not exact:
+        return
     again = load_decoder(file, device=assistant.decoder.device)
     ids = torch.arange(min(16, again.spec.context)) * 7 % again.spec.vocab_size
     wanted = _logits(assistant.decoder, ids)
@@ -161,8 +204,9 @@ def _logits(decoder: Decoder, ids: torch.Tensor) -> torch.Tensor:
 
 
 # How each form is written, and what its name ends with by default.
-FORMS: dict[str, tuple[Callable[[Assistant, Path], None], str]] = {
+FORMS: dict[str, tuple[Callable[[Assistant, Path, str], None], str]] = {
     "hf": (_hf, "-hf"),
     "gguf": (_gguf, ".gguf"),
     "pth": (_pth, ".pth"),
 }
+DTYPES: dict[str, tuple[str, ...]] = {"hf": ("f32", "bf16", "f16"), "gguf": tuple(PRECISIONS), "pth": ("f32",)}

@@ -1,19 +1,23 @@
-"""A decoder written as GGUF, in float32: what llama.cpp and Ollama run.
+"""A decoder written as GGUF: what llama.cpp and Ollama run, in float32 or in fewer bits.
 
 The file appears whole or not at all, and is read again first: what a family's table says in GGUF must come back as the
-same spec and the same parameters.
+same spec and the same parameters, rounded as they were meant to be. In fewer bits norms, biases and what llama.cpp
+keeps in float32 stay so, and rows that no block divides are written in float16, as `llama-quantize` does. The blocks
+are made by the `gguf` package, which writes none of the K-quants; of 4 and 5 bits those with an offset a block
+(``q4_1``, ``q5_1``) are the nearest it has, with embedding and head in ``q8_0``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from instil.errors import ModelError
@@ -25,11 +29,19 @@ from instil.model.files.gguf import GgufFile
 from instil.model.files.reader import stored_tensors
 from instil.model.spec import DecoderSpec
 
-ALL_F32 = 0  # of llama.cpp's ``general.file_type``
+# What a model can be written in, and llama.cpp's ``general.file_type`` of it.
+PRECISIONS = {"f32": 0, "f16": 1, "bf16": 32, "q8_0": 7, "q5_1": 9, "q4_1": 3}
+TABLES = ("token_embd.weight", "output.weight")  # of tokens: they take 8 bits where the rest has fewer
+IN_FLOAT32 = re.compile(r"position_embd\.weight|\.shortconv\.conv\.weight")
+LARGEST_F16 = 65504.0
 
 
 def write_gguf(
-    decoder: Decoder, values: Mapping[str, Any], path: Path, check: Callable[[Path], None] = lambda file: None
+    decoder: Decoder,
+    values: Mapping[str, Any],
+    path: Path,
+    check: Callable[[Path], None] = lambda file: None,
+    precision: str = "f32",
 ) -> None:
     """Write weights, the architecture's keys, and other values such as the tokenizer's.
 
@@ -38,6 +50,7 @@ def write_gguf(
         values: others of the header, by their keys.
         path: its folder must exist.
         check: looks at the file before it takes its name; what it raises stops that.
+        precision: one of `PRECISIONS`.
 
     Raises:
         ModelError: llama.cpp does not compute what this decoder does, or the file does not read as it was meant.
@@ -48,8 +61,11 @@ def write_gguf(
     _check_parameters(decoder, family)
     unfinished = unfinished_of(path)
     try:
-        _write(decoder, family.architecture_in_gguf, {**header, **values}, unfinished)
-        _same_spec(decoder.spec, GgufFile(unfinished).spec)
+        _write(decoder, family.architecture_in_gguf, {**header, **values}, unfinished, precision)
+        again = GgufFile(unfinished)
+        _same_spec(decoder.spec, again.spec)
+        if precision != "f32":
+            _same_tensors(decoder, family, again, precision)
         check(unfinished)
         unfinished.replace(path)
     except BaseException:
@@ -69,27 +85,71 @@ def _check_parameters(decoder: Decoder, family: Family) -> None:
         raise ModelError(f"llama.cpp reads {' and '.join(wrong)} in a {family.name} model. Use --to hf")
 
 
-def _write(decoder: Decoder, architecture: str, values: Mapping[str, Any], path: Path) -> None:
-    from gguf import GGUFWriter
+def kind_of(name: str, shape: Sequence[int], precision: str) -> str:
+    """How a tensor is stored in a file of this precision, as GGUF calls it.
+
+    >>> kind_of("blk.0.ffn_up.weight", (64, 32), "q4_1"), kind_of("output.weight", (64, 32), "q4_1")
+    ('Q4_1', 'Q8_0')
+    >>> kind_of("blk.0.ffn_up.weight", (64, 20), "q8_0"), kind_of("output_norm.weight", (32,), "q8_0")
+    ('F16', 'F32')
+    """
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    if len(shape) < 2 or IN_FLOAT32.search(name):
+        return "F32"
+    kind = "q8_0" if name in TABLES and precision in ("q5_1", "q4_1") else precision
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    return "F16" if shape[-1] % block else kind.upper()
+
+
+def _rounded(name: str, tensor: Tensor, precision: str) -> tuple[NDArray[Any], Any]:
+    """A tensor as it is stored, and its kind."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    kind = GGMLQuantizationType[kind_of(name, tuple(tensor.shape), precision)]
+    whole = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+    largest = float(np.abs(whole).max(initial=0.0))
+    if kind.name == "F16" and not largest <= LARGEST_F16:
+        raise ModelError(f"{name} holds {largest:.3g}, which float16 cannot; export with --dtype bf16 or f32")
+    return quantize(whole, kind), kind
+
+
+def _same_tensors(decoder: Decoder, family: Family, again: GgufFile, precision: str) -> None:
+    """ModelError where a tensor of the file is not the decoder's, rounded as it was meant to be."""
+    from gguf.quants import dequantize
+
+    for name, tensor in stored_tensors(decoder, family.gguf):
+        stored, kind = _rounded(name, tensor, precision)
+        wanted = torch.from_numpy(dequantize(stored, kind).reshape(tuple(tensor.shape)))
+        if not torch.equal(again.get(name), wanted):
+            raise ModelError(f"{name} does not read as it was written ({kind.name}). Use --to hf")
+
+
+def _write(decoder: Decoder, architecture: str, values: Mapping[str, Any], path: Path, precision: str) -> None:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
     others = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     table = FAMILIES[decoder.spec.family].gguf
     writer = GGUFWriter(str(path), architecture)
     try:
         writer.add_type("model")
-        writer.add_file_type(ALL_F32)
+        writer.add_file_type(PRECISIONS[precision])
         writer.add_vocab_size(decoder.spec.vocab_size)
         for key, value in values.items():
             if not isinstance(value, Tensor):
                 _add(writer, key, value)
         for name, tensor in (*others.items(), *stored_tensors(decoder, table)):
-            shape, size = tuple(tensor.shape), tensor.numel() * np.dtype(np.float32).itemsize
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size)
+            kind = GGMLQuantizationType[kind_of(name, tuple(tensor.shape), precision)]
+            block, size = GGML_QUANT_SIZES[kind]
+            writer.add_tensor_info(
+                name, tuple(tensor.shape), np.dtype(np.float32), tensor.numel() // block * size, raw_dtype=kind
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for _, tensor in (*others.items(), *stored_tensors(decoder, table)):
-            writer.write_tensor_data(tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+        for name, tensor in (*others.items(), *stored_tensors(decoder, table)):
+            writer.write_tensor_data(_rounded(name, tensor, precision)[0])
     finally:
         writer.close()
 

@@ -133,7 +133,9 @@ def test_what_is_exported_answers_as_the_run_does(form: str, tuned_run: Path, tm
     assert again.respond_all(asked, max_new_tokens=8) == run.respond_all(asked, max_new_tokens=8)
     with pytest.raises(TemplateMismatch, match=r"was tuned with the template .*, not 'phi3'"):
         load(out, template="phi3")
-    # It is tuned on with the same, by the name that the settings of a run then have, too.
+    # It is tuned on with the same: by the name that it had, and by the one that the settings of a run then have.
+    first = instil_toml(tuned_run)["settings"]["data"]["template"]
+    assert prepare(rows(12), out, with_template(first)).template == run.template
     known = prepare(rows(12), out, Settings())
     assert known.template == run.template
     assert prepare(rows(12), out, with_template(known.settings.data.template)).template == run.template
@@ -160,6 +162,8 @@ def talking(folder: Path) -> Path:
     """A model of few tokens with a chat template."""
     model = folder_of(folder, "llama", max_position_embeddings=512)
     (model / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    config = json.loads((model / "tokenizer_config.json").read_text())  # which names a token that a saved one does not
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "<|endoftext|>"}))
     return model
 
 

@@ -26,6 +26,14 @@ settings.register_profile("searching", deadline=None)
 settings.load_profile("same-every-time")
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Bytes name no test: packed ones hold the time at which they were made, which is another in each process.
+
+    Processes that collect tests by other names refuse to run them (pytest-xdist).
+    """
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 class _TorchNumbers:
     """Lets hypothesis begin every example from the same state of torch's own generator."""
 

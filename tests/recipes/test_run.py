@@ -17,6 +17,9 @@ from instil.model.decoder import batch_of_ids
 from instil.recipes.run.run import Run, run
 from instil.recipes.score import score_path
 from instil.records import Example
+from instil.runs.answers import find_answers
+from instil.runs.folder import RunFolder
+from instil.runs.identity import is_whole
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from instil.train.metrics import read_metrics
@@ -47,9 +50,8 @@ def test_the_run_folder_is_complete(finished: Run) -> None:
 def test_the_settings_are_written_as_resolved(finished: Run) -> None:
     facts = tomllib.loads((finished.path / "run.toml").read_text())
     assert facts["settings"]["train"]["epochs"] == 2
-    assert facts["settings"] == resolve(
-        values={"epochs": 2, "learning_rate": 3e-3, "max_new_tokens": 8, "eval_every": 3}
-    ).model_dump(mode="json")
+    given = {"epochs": 2, "learning_rate": 3e-3, "max_new_tokens": 8, "eval_every": 3}
+    assert facts["settings"] == resolve(values={**given, "template": "alpaca"}).model_dump(mode="json")
     assert set(facts["hashes"]) == {"data", "model", "template", "before"}
 
 
@@ -260,3 +262,21 @@ def test_chatml_needs_its_control_tokens(tiny_folder: Path, tmp_path: Path) -> N
     with pytest.raises(ModelError, match="alpaca, which needs none"):
         instil.finetune(rows(12), model=tiny_folder, out=tmp_path / "x", template="chatml")
     assert not (tmp_path / "x").exists()
+
+
+def test_of_many_held_out_rows_some_are_answered(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = instil.finetune(rows(60), model=tiny_folder, out=tmp_path / "run", max_steps=1, max_new_tokens=2, max_rows=3)
+    folder = RunFolder(made.path)
+    split = json.loads((made.path / "split.json").read_text())
+    assert (len(split["test"]), split["answered"]) == (6, [51, 53, 55])
+    assert folder.held_out_rows() == split["answered"]
+    answered = find_answers(made.path)
+    assert [[example.row for example in one.examples] for one in answered] == [[51, 53, 55]] * 2
+    assert "3 of 6 test rows will be answered and scored (generate.max_rows; 0 means all)" in capsys.readouterr().err
+    assert is_whole(folder)
+    assert [verdict.row for verdict in score_path(made.path)["tuned"].verdicts] == [51, 53, 55]
+    (made.path / "split.json").write_text(json.dumps({**split, "answered": "51"}))
+    with pytest.raises(DataError, match="damaged, wanted the numbers of the rows that are answered"):
+        folder.held_out_rows()

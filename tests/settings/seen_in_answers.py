@@ -100,3 +100,20 @@ def seed(world: World) -> None:
     assert world.ids(WARM) == world.ids(WARM)
     assert world.ids(WARM, "generate.seed=7") != world.ids(WARM)
     assert world.ids("generate.seed=7") == world.ids()
+
+
+@sees("generate.before=same")
+def before(world: World) -> None:
+    def asked(*settings: str) -> set[str]:
+        made = world.run("generate.max_new_tokens=3", *settings, verb="run", model=world.talker)
+        return {file.name for file in (made.path / "responses").iterdir()}
+
+    assert {"base.json", "tuned.json"} < asked("data.template=alpaca")
+    assert asked("data.template=alpaca", "generate.before=same") == {"base.json", "tuned.json"}
+
+
+@sees("generate.max_rows=2")
+def max_rows(world: World) -> None:
+    every, some = (world.run("generate.max_new_tokens=3", *more, verb="run") for more in ((), ("generate.max_rows=2",)))
+    four, two = (made.read("responses/tuned.json") for made in (every, some))
+    assert [row["instruction"] for row in two] == [four[0]["instruction"], four[2]["instruction"]]

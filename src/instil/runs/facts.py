@@ -59,6 +59,18 @@ def keep_facts(
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """The prompt form that counts as before, where the model was asked in two: ``form`` scores better than ``other``.
+
+    ``answers`` is what the answers in the other form are called (``responses/NAME.json``).
+    """
+
+    form: str
+    other: str
+    answers: str
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What of ``report.json`` is read again; what has a default, earlier versions did not write."""
 
@@ -77,8 +89,14 @@ class Facts:
     trained_parameters: int | None = None
     own_peak: bool = False
     before_from: str = ""
+    before: dict[str, str] | None = None
     diverged: str = ""
     leaks: list[dict[str, int | float | str]] = field(default_factory=list)
+
+    @property
+    def forms(self) -> Before | None:
+        """Which of two forms counts as before; None where there was one."""
+        return None if self.before is None else record_of(Before, self.before)
 
 
 def read_facts(folder: RunFolder) -> Facts:
@@ -89,7 +107,9 @@ def read_facts(folder: RunFolder) -> Facts:
     """
     file = folder.path / FACTS
     try:
-        return record_of(Facts, read_json(file), strict=False)
+        facts = record_of(Facts, read_json(file), strict=False)
+        facts.forms  # noqa: B018  # damaged, it is told now
+        return facts
     except ValueError as error:
         raise DataError(f"{file}: damaged: {error}") from error
 

@@ -13,6 +13,7 @@
       model/                   a folder that transformers opens
       adapter/                 with train.method=lora: a folder that peft opens
       responses/base.json      the held-out rows answered before training, in the book's form
+      responses/base-in-NAME.json   the same in a prompt form that scores less, where the model was asked in two
       responses/tuned.json     and after
       scores/*.jsonl           one verdict a line, keyed by row
       scores/verdicts.journal  every verdict of a judge as it came
@@ -195,13 +196,19 @@ class RunFolder:
             raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
         return {str(part): rows for part, rows in known.items()}
 
-    def write_split(self, rows: Mapping[str, object], leaks: Leaks, answered: str) -> None:
-        """Write ``split.json``; the near-duplicates of the part that is ``answered`` stand apart from others."""
+    def write_split(
+        self, rows: Mapping[str, object], leaks: Leaks, answered: str, numbers: Sequence[int] | None = None
+    ) -> None:
+        """Write ``split.json``; the near-duplicates of the part that is ``answered`` stand apart from others.
+
+        ``numbers`` are those of its rows that are answered where that is not all of them.
+        """
         near = [asdict(one) for one in leaks.of(answered)]
         others = [leak for leak in leaks.found if leak.part != answered]
         more = {"near_duplicates_not_answered": [asdict(leak.near) for leak in others]} if others else {}
         dropped = {"dropped": [{"row": row, "reason": why} for row, why in leaks.dropped]} if leaks.dropped else {}
-        self.write_json("split.json", {**rows, "near_duplicates": near, **more, **dropped})
+        some = {} if numbers is None else {"answered": list(numbers)}
+        self.write_json("split.json", {**rows, **some, "near_duplicates": near, **more, **dropped})
 
     def write_data(self, card: Mapping[str, object], rejected: Sequence[Mapping[str, object]]) -> None:
         """Write ``data.json`` and ``rejected.jsonl``."""
@@ -240,9 +247,19 @@ class RunFolder:
             raise DataError(f"{file}: damaged, its near-duplicates cannot be read") from error
 
     def held_out_rows(self) -> list[int]:
-        """Numbers of the rows that the run answered before and after."""
-        split = self.read_split()
-        return split["test"] or split["validation"]
+        """Numbers of the rows that the run answered before and after.
+
+        Raises:
+            DataError: ``split.json`` is absent or damaged.
+        """
+        split, file = self.read_split(), self.path / "split.json"
+        found = read_json(file)
+        if "answered" not in found:
+            return split["test"] or split["validation"]
+        answered = rows_in(found["answered"])
+        if answered is None:
+            raise DataError(f"{file}: damaged, wanted the numbers of the rows that are answered")
+        return answered
 
     def template(self) -> Template:
         """The template the model was tuned with; ``run.toml`` and the model folder must agree.
@@ -266,6 +283,11 @@ class RunFolder:
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
         """Write ``responses/WHICH.json`` in the book's form."""
         self.write_json(f"responses/{which}.json", response_rows(examples, answers))
+
+    def forget_answers(self, which: str) -> None:
+        """Remove answers and their offline verdicts, which go on under another name."""
+        for file in (self.path / "responses" / f"{which}.json", self.path / "scores" / f"{which}.offline.jsonl"):
+            file.unlink(missing_ok=True)
 
 
 def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) -> list[dict[str, Any]]:

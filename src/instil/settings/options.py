@@ -15,6 +15,7 @@ MAX_SEED = 2**31 - 1
 Normalise = Literal["none", "nfc"]
 TrainOn = Literal["all", "response", "response_with_header"]
 Turns = Literal["all", "last"]
+AUTO = "auto"
 TEMPLATE_NAMES = ("alpaca", "alpaca-stanford", "phi3", "chatml", "llama3", "gemma", "plain", "model")
 
 
@@ -53,9 +54,10 @@ def _known_template(value: Any) -> Any:
     """A template's name, or what can be a file."""
     if isinstance(value, Path):
         value = str(value)
-    if isinstance(value, str) and (value in TEMPLATE_NAMES or value.endswith((".jinja", ".jinja2", ".j2", ".json"))):
+    known = (AUTO, *TEMPLATE_NAMES)
+    if isinstance(value, str) and (value in known or value.endswith((".jinja", ".jinja2", ".j2", ".json"))):
         return value
-    names = " or ".join([", ".join(map(repr, TEMPLATE_NAMES[:-1])), repr(TEMPLATE_NAMES[-1])])
+    names = " or ".join([", ".join(map(repr, known[:-1])), repr(known[-1])])
     raise PydanticKnownError("literal_error", {"expected": f"{names}, or a file (.jinja, .json)"})
 
 
@@ -65,9 +67,10 @@ class DataOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     template: Annotated[str, BeforeValidator(_known_template)] = Field(
-        "alpaca",
+        AUTO,
         description="the form in which rows are put to the model: "
-        f"{', '.join(TEMPLATE_NAMES)} (the model's own chat template), or a file (.jinja, .json)",
+        f"{', '.join(TEMPLATE_NAMES)} (the model's own chat template), or a file (.jinja, .json); "
+        "auto: the model's own where it carries one, else alpaca",
     )
     turns: Turns = Field(
         "all", description="which answers of a conversation are trained on: all, or the last; see docs/templates.md"
@@ -275,6 +278,14 @@ class GenerateOptions(BaseModel):
         (), description="texts that end an answer and are no part of it"
     )
     header: bool = Field(True, description="end the prompt with the template's response header; the book does not")
+    max_rows: int = Field(
+        1000, ge=0, description="held-out rows answered before and after, at most, evenly spaced among them; 0: all"
+    )
+    before: Literal["better", "same"] = Field(
+        "better",
+        description="the form in which the model is asked before training: same: as after it; better: in its own chat "
+        "template as well, where it carries one, and what scores better counts as before",
+    )
     batch_size: int = Field(128, ge=1, description="answers made side by side, at most")
     seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of sampling; each row has its own stream")
 

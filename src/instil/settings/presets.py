@@ -32,7 +32,14 @@ AS_IN_BOOK: Table = {
     },
     "lora": {"rank": 16, "alpha": 16.0, "targets": ("all", "head"), "scaling": "alpha"},  # exercise 7.4, appendix E
     "dpo": {"loss": "dpo", "beta": 0.1, "reduction": "mean", "scored": "book", "keep_equal": True},  # chapter 7's bonus
-    "generate": {"max_new_tokens": 256, "temperature": 0.0, "top_k": 0, "header": False},
+    "generate": {
+        "max_new_tokens": 256,
+        "temperature": 0.0,
+        "top_k": 0,
+        "header": False,
+        "max_rows": 0,
+        "before": "same",
+    },
 }
 
 # Adapters want about ten times the rate of full tuning (docs/log.md; also Schulman et al. 2025, "LoRA Without Regret"),

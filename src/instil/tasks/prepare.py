@@ -14,12 +14,12 @@ from instil.data.loader import Loader
 from instil.data.preflight import check
 from instil.data.splits import PARTS, Split, split_examples
 from instil.data.store.kept import in_store
-from instil.data.templates import Template, find_template, is_kept, kept_template, name_of_kept
+from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
-from instil.errors import SettingsError, TemplateMismatch, counted, verb
+from instil.errors import SettingsError, counted, verb
 from instil.machine import device_for
 from instil.model.decoder import Decoder
-from instil.model.find import find_model
+from instil.model.find import find_model, template_of
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
 from instil.model.spec import DecoderSpec
@@ -29,6 +29,7 @@ from instil.settings.options import DataOptions, Settings
 from instil.settings.resolve import idle
 from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
+from instil.tasks.form import form_before, form_of
 from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Data, Prepared, Task, loader_for
 from instil.train.loop import planned_steps
@@ -74,7 +75,8 @@ def prepare(
     reader = open_model(path)
     spec = reader.spec
     tokenizer = load_tokenizer(path)
-    template, called = _template(path, settings, tokenizer)
+    template, called, form_notes = form_of(path, settings, tokenizer, template_of(model))
+    own, own_notes = form_before(path, settings, tokenizer, template, spec.vocab_size)
     new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
     spec = replace(spec, vocab_size=spec.vocab_size + new)
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"template": called})})
@@ -109,6 +111,8 @@ def prepare(
             *reader.notes,
             *reader.training_notes,
             *_header_notes(template, settings),
+            *form_notes,
+            *own_notes,
             *mask_notes(kept.masked(rows) if kept else [one for part in PARTS for one in task.answered(rows[part])]),
             *idle(settings),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
@@ -123,6 +127,7 @@ def prepare(
         split=split,
         leaks=leaks,
         template=template,
+        own_template=own,
         tokenizer=tokenizer,
         rows=rows,
         model_name=str(model),
@@ -168,19 +173,6 @@ def _split(examples: Sequence[Example], options: DataOptions, screen: Screen) ->
             advance(steps=steps)
 
         return guard(split_examples(examples, options, tick), options, tick)
-
-
-def _template(model: Path, settings: Settings, tokenizer: Tokenizer) -> tuple[Template, str]:
-    """The template asked for, and what it is called; a model that was tuned with one keeps it."""
-    called = settings.data.template
-    stored = kept_template(model)
-    if stored is None:
-        return find_template(called, model, tokenizer), called
-    if "template" in settings.data.model_fields_set and not is_kept(called, stored, model, tokenizer):
-        raise TemplateMismatch(
-            f"{model} was tuned with the template {stored.name!r}, not {called!r}; leave data.template out"
-        )
-    return stored, name_of_kept(stored, model)
 
 
 def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:

@@ -19,7 +19,7 @@ from instil.data.loader import Collator, Layouts, Loader
 from instil.data.preflight import Preflight, has_target
 from instil.data.sources import Source
 from instil.data.splits import Part, Split
-from instil.data.subset import Lazy
+from instil.data.subset import Lazy, spread
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
@@ -183,6 +183,7 @@ class Task(ABC, Generic[Row]):
 class Prepared:
     """Everything that is known before the first weight is loaded.
 
+    ``own_template`` is the model's own chat template where the held-out rows are answered in that before training, too.
     ``rows`` are the encoded rows of each part, in the order of `Split`'s examples. ``spec`` is the model's as it will
     be tuned, with rows for all tokens,
     ``new_rows`` of which are new.
@@ -194,6 +195,7 @@ class Prepared:
     split: Split
     leaks: Leaks
     template: Template
+    own_template: Template | None
     tokenizer: Tokenizer
     rows: Mapping[Part, Sequence[Any]]
     model_name: str
@@ -208,10 +210,10 @@ class Prepared:
     def held_out(self) -> tuple[str, Sequence[Example]]:
         """The rows that are answered before and after: test rows, or validation rows if there are none.
 
-        Texts without a question are not answered.
+        Texts without a question are not answered, and of very many rows ``generate.max_rows``.
         """
         part, rows = ("test", self.split.test) if self.split.test else ("validation", self.split.validation)
-        return part, _asking(rows)
+        return part, spread(_asking(rows), self.settings.generate.max_rows)
 
     @property
     def sampled(self) -> Sequence[Example]:

@@ -17,6 +17,7 @@ from instil.records import Example, Turn
 
 TEMPLATE_FILE = "template.json"
 OWN = "model"
+BOOKS = "alpaca"
 PROBE = Turn("user", "q7f3a question"), Turn("assistant", "z91c an answer")
 THINKING = "enable_thinking"
 CALL = '[{"type": "function", "id": "call00001", "function": {"name": "look", "arguments": {"at": "x"}}}]'
@@ -62,6 +63,27 @@ def find_template(asked: str, model: Path, tokenizer: Marks) -> Template:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
     return _made(path.stem, {DEFAULT: text}, tokenizer, str(path))
+
+
+def usual_template(model: Path, tokenizer: Marks, preferred: str = "") -> tuple[Template, list[str]]:
+    """The template of a model for which none is asked: its own where it carries one, else the book's.
+
+    Args:
+        model: the folder or file of the model.
+        tokenizer: of the model.
+        preferred: what is laid down for the model instead.
+
+    Returns:
+        the template, and why it is not the model's own where that cannot be used.
+    """
+    if preferred:
+        return find_template(preferred, model, tokenizer), []
+    if DEFAULT not in own_templates(model):
+        return TEMPLATES[BOOKS], []
+    try:
+        return _own(model, tokenizer), []
+    except DataError as error:
+        return TEMPLATES[BOOKS], [f"rows are put to the model in the form {BOOKS}, since {error}"]
 
 
 def own_templates(model: Path) -> dict[str, str]:

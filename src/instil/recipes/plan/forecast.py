@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from instil.data.encoding import encode_prompt
 from instil.data.loader import Loader
+from instil.data.templates import Template
 from instil.recipes.plan.work import WARM_UP, Work, answering, pace_of, work_of_sizes
 from instil.records import Completion, Example
 from instil.tasks.task import SAMPLE_TOKENS, Prepared, evaluator_for, loader_for
@@ -72,12 +73,10 @@ def _work_of(loader: Loader, limit: int = 0) -> Work:
     return (count / len(sampled)) * work_of_sizes(size for step in loader.sizes(steps=sampled) for size in step)
 
 
-def prompt_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:
-    """Tokens of each prompt."""
-    return [
-        len(encode_prompt(example, prepared.template, prepared.tokenizer, header=prepared.settings.generate.header))
-        for example in examples
-    ]
+def prompt_lengths(prepared: Prepared, examples: Iterable[Example], template: Template | None = None) -> list[int]:
+    """Tokens of each prompt, in the run's form or in another."""
+    form, header = template or prepared.template, prepared.settings.generate.header
+    return [len(encode_prompt(example, form, prepared.tokenizer, header=header)) for example in examples]
 
 
 def reference_lengths(prepared: Prepared, examples: Iterable[Example]) -> list[int]:

@@ -27,6 +27,7 @@ from instil.recipes.plan.work import answering, guessed_lengths, pace_of
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.tasks.adapters import adapt
+from instil.tasks.form import asked_before
 from instil.tasks.prepare import load, prepare
 from instil.tasks.task import Data, Prepared, evaluator_for
 
@@ -204,6 +205,10 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     guessed = guessed_lengths(answers.ended, answers.tokens, options.max_new_tokens, len(prompts))
     seconds["sample"] = work.samples * answers.pace.seconds(work.sample)
     seconds["answer before"] = answers.pace.seconds(answering(prompts, guessed, options.batch_size))
+    form, _ = asked_before(prepared, examples)
+    if form:
+        own = prompt_lengths(prepared, examples, form)
+        seconds["answer before"] += answers.pace.seconds(answering(own, guessed, options.batch_size))
     tuned = reference_lengths(prepared, examples)
     seconds["answer after"] = answers.pace.seconds(answering(prompts, tuned, options.batch_size))
     return Plan(

@@ -1,4 +1,8 @@
-"""The held-out rows of a run: answered and scored before and after training."""
+"""The held-out rows of a run: answered and scored before and after training.
+
+A model that carries a chat template of its own is asked in it as well before training: what it can do shows only when
+it is asked as it was taught. The better of both forms counts as before.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from instil.data.encoding import encode_many
+from instil.data.templates import OWN, Template
 from instil.errors import counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.likelihood import likelihoods
@@ -17,10 +22,12 @@ from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.records import Completion, Verdict
-from instil.runs.answers import AnsweredRows, read_verdicts, write_verdicts
+from instil.runs.answers import AnsweredRows, other_form, read_verdicts, write_verdicts
 from instil.runs.baseline import copy_base_answers, reusable_run
+from instil.runs.facts import Before
 from instil.runs.folder import RunFolder
 from instil.settings.options import ScoreOptions
+from instil.tasks.form import asked_before
 from instil.tasks.task import Prepared
 
 
@@ -34,6 +41,7 @@ class HeldOutAnswers:
         self.answers: dict[str, list[Completion]] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
         self.reused: Path | None = None
+        self.form: Before | None = None  # which form counts as before, where there were two
 
     def before(self, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
         """Answer as the base model does, or take the answers over from one of these runs that was asked the same."""
@@ -41,49 +49,101 @@ class HeldOutAnswers:
         if self.reused is not None:
             self._screen.head("Before")
             self._screen.say(f"  answered the same already; taken over from {self.reused}")
-            self.answers["base"] = copy_base_answers(self.reused, self._folder)
-            self.verdicts["base"] = read_verdicts(self.reused / "scores" / "base.offline.jsonl")
-            self._say_score("base")
+            self.answers, self.form = copy_base_answers(self.reused, self._folder)
+            for which in self.answers:
+                self.verdicts[which] = read_verdicts(self._folder.path / "scores" / f"{which}.offline.jsonl")
+                self._say_score(which)
         else:
-            self._answer("base", "before")
-            batch_size = self._prepared.settings.generate.batch_size
-            forecast.saw_answers(self.answers["base"], batch_size, self._clock.seconds["answer before"])
+            self._answer_before(forecast)
         self.verdicts["echo"] = trivial_baseline(self.examples)
 
     def after(self) -> None:
         """Answer as the tuned model does."""
-        self._answer("tuned", "after")
+        template = self._prepared.template
+        self.answers["tuned"] = self._answer("answer after", template)
+        self._score("tuned")
+        self._add_likelihood("tuned", template, "likelihood after")
 
-    def _answer(self, which: str, when: str) -> None:
+    def _answer_before(self, forecast: Forecast) -> None:
+        """Answer in the run's form, and in the model's own where that is another; keep what scores better as before."""
+        template = self._prepared.template
+        self.answers["base"] = self._answer("answer before", template)
+        self._foresee(forecast, "base", "answer before")
+        self._score("base")
+        own, note = asked_before(self._prepared, self.examples)
+        if note:
+            self._screen.say(f"  {note}", "yellow")
+        if own is not None:
+            stage = "answer before in its own form"
+            self._screen.say("  once more in the model's own chat template:")
+            own_answers = self._answer(stage, own)
+            name = other_form(OWN)
+            self.answers[name] = own_answers
+            self._foresee(forecast, name, stage)
+            self._score(name)
+            template = self._choose(name, own)
+        self._add_likelihood("base", template, "likelihood before")
+
+    def _choose(self, name: str, own: Template) -> Template:
+        """Let the better of both forms be ``base``; the other keeps a name of its own. Returns the better one's."""
+        template = self._prepared.template
+        run, other = (means(self.verdicts[which]).get("score", 0.0) for which in ("base", name))
+        better = other > run
+        if better:
+            beaten = other_form(template.name)
+            if beaten == name:  # a template file of the user's that is called as the model's own is
+                beaten = other_form("run")
+            self.answers[beaten], self.answers["base"] = self.answers["base"], self.answers.pop(name)
+            self.verdicts[beaten], self.verdicts["base"] = self.verdicts["base"], self.verdicts.pop(name)
+            for which in ("base", beaten):
+                self._keep(which)
+            self._folder.forget_answers(name)
+            name = beaten
+        self.form = Before(OWN if better else template.name, name.removeprefix(other_form("")), name)
+        self._screen.say(f"  its own form scores {other:.1f}, {template.name} {run:.1f}: before is {self.form.form}")
+        return own if better else template
+
+    def _answer(self, stage: str, template: Template) -> list[Completion]:
         prepared, screen, options = self._prepared, self._screen, self._prepared.settings.generate
-        screen.head(f"{when.capitalize()}: answering {counted(len(self.examples), f'{self.part} row')}")
-        with self._clock.stage(f"answer {when}"):
+        if stage != "answer before in its own form":
+            when = stage.removeprefix("answer ").capitalize()
+            screen.head(f"{when}: answering {counted(len(self.examples), f'{self.part} row')}")
+        with self._clock.stage(stage):
             with screen.bar("answering", len(self.examples)) as advance:
-                self.answers[which] = answer(
-                    self._decoder, prepared.tokenizer, prepared.template, self.examples, options, advance
-                )
-            for line in unended(self.answers[which], options.max_new_tokens):
+                answers = answer(self._decoder, prepared.tokenizer, template, self.examples, options, advance)
+            for line in unended(answers, options.max_new_tokens):
                 screen.say(f"  {line}")
-        with self._clock.stage(f"likelihood {when}"):
-            self.verdicts[which] = self._keep(which)
+        return answers
+
+    def _foresee(self, forecast: Forecast, which: str, stage: str) -> None:
+        batch_size = self._prepared.settings.generate.batch_size
+        forecast.saw_answers(self.answers[which], batch_size, self._clock.seconds[stage])
+
+    def _score(self, which: str) -> None:
+        """Score answers by their agreement with the reference, and write both down."""
+        texts = [completion.text for completion in self.answers[which]]
+        no_room = frozenset(completion.row for completion in self.answers[which] if completion.finish == "no_room")
+        self.verdicts[which] = score_offline(self.examples, texts, no_room=no_room)
+        self._keep(which)
         self._say_score(which)
 
-    def _keep(self, which: str) -> list[Verdict]:
-        """Write down the answers, their agreement with the reference, and how likely the reference is."""
-        folder, prepared = self._folder, self._prepared
-        folder.write_responses(which, self.examples, self.answers[which])
+    def _keep(self, which: str) -> None:
+        self._folder.write_responses(which, self.examples, self.answers[which])
+        write_verdicts(self._answered(which).verdicts_at(OFFLINE, ScoreOptions()), self.verdicts[which])
+
+    def _add_likelihood(self, which: str, template: Template, stage: str) -> None:
+        """Write down how likely the reference is in this form."""
+        prepared = self._prepared
+        with self._clock.stage(stage):
+            whole = [replace(example, weight=1.0) for example in self.examples]
+            rows = encode_many(whole, template, prepared.tokenizer, turns="last")
+            likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
+            write_verdicts(self._answered(which).verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
+
+    def _answered(self, which: str) -> AnsweredRows:
         texts = tuple(completion.text for completion in self.answers[which])
-        no_room = frozenset(completion.row for completion in self.answers[which] if completion.finish == "no_room")
-        answered = AnsweredRows(
-            which, tuple(self.examples), texts, folder.path / "responses" / f"{which}.json", folder, no_room
-        )
-        verdicts = score_offline(self.examples, texts, no_room=no_room)
-        write_verdicts(answered.verdicts_at(OFFLINE, ScoreOptions()), verdicts)
-        whole = [replace(example, weight=1.0) for example in self.examples]
-        rows = encode_many(whole, prepared.template, prepared.tokenizer, turns="last")
-        likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
-        write_verdicts(answered.verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
-        return verdicts
+        file = self._folder.path / "responses" / f"{which}.json"
+        return AnsweredRows(which, tuple(self.examples), texts, file, self._folder)
 
     def _say_score(self, which: str) -> None:
         score = means(self.verdicts[which])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class Run:
     """A finished run: where it lies and what came of it.
 
     ``scores`` holds the mean metrics over the held-out rows under ``base``, ``tuned`` and ``echo`` (the
-    trivial baseline); it is empty for training alone or when there were no held-out rows. ``verdict`` says in one
+    trivial baseline), and under ``base-in-NAME`` those of the form that scored less where the model was asked in two
+    before training; it is empty for training alone or when there were no held-out rows. ``verdict`` says in one
     sentence whether the model got better, and ``note`` what must be known of the scores.
     """
 
@@ -160,6 +161,13 @@ def _preflight(
     if answers and not prepared.held_out[1]:
         why = "the rows ask nothing" if prepared.split.validation else "no rows are held out"
         clock.screen.say(f"  {why}, so nothing will be answered or scored", style="yellow")
+    elif answers:
+        part, rows = prepared.held_out
+        of = len(prepared.split.test or prepared.split.validation)
+        if len(rows) < of:
+            clock.screen.say(
+                f"  {len(rows):,} of {of:,} {part} rows will be answered and scored (generate.max_rows; 0 means all)"
+            )
     return prepared
 
 
@@ -173,7 +181,10 @@ def _begin(
     folder.check_room(saved_bytes(decoder, prepared.settings))
     folder.create(overwrite=overwrite)
     folder.write_settings(facts)
-    folder.write_split(prepared.split.as_json(), prepared.leaks, prepared.held_out[0])
+    part, examples = prepared.held_out
+    some = len(examples) < len(prepared.split.test or prepared.split.validation)
+    numbers = [example.row for example in examples] if some else None
+    folder.write_split(prepared.split.as_json(), prepared.leaks, part, numbers)
     rejected = list(rejected_rows(prepared))
     folder.write_data(data_card(prepared, rejected), [row.as_json() for row in rejected])
     return facts
@@ -198,6 +209,7 @@ def _keep_facts(
         answered.answers,
         result,
         before_from=str(answered.reused or ""),
+        before=asdict(answered.form) if answered.form else None,
         seconds=clock.seconds,
         peak_memory_gb=peak_memory_gb(),
         own_peak=own_peak,
@@ -215,8 +227,8 @@ def _finished(
     facts: dict[str, Any],
     clock: RunClock,
 ) -> Run:
-    verdicts = answered.verdicts
-    order = [which for which in ("base", "echo", "tuned") if which in verdicts]
+    verdicts, form = answered.verdicts, answered.form
+    order = [*filter(verdicts.__contains__, ("base", "echo", "tuned")), *([form.answers] if form else [])]
     return Run(
         path=folder.path,
         scores={which: means(verdicts[which]) for which in order},

@@ -9,6 +9,7 @@ from typing import Any
 
 from instil.data.near_duplicates import Near
 from instil.records import Completion, Example, Verdict
+from instil.runs.facts import Before
 from instil.runs.report.leaks import LeakBeside
 from instil.tasks.rejected import RejectedRow
 
@@ -18,7 +19,8 @@ class ReportData:
     """What the report is made of.
 
     ``answers`` holds ``base`` and ``tuned``, or nothing; ``verdicts`` holds for each judge the same two (for the
-    offline judge ``echo`` as well). All are in the order of ``examples``, the held-out rows of ``part``. ``card`` is
+    offline judge ``echo`` as well, and ``other`` where the model was asked in two forms before, which ``before`` is
+    about). All are in the order of ``examples``, the held-out rows of ``part``. ``card`` is
     the data card, and ``rejected`` the rows left out or cut; earlier versions wrote neither. ``beside`` holds
     held-out rows that are nearly training rows.
     """
@@ -44,3 +46,4 @@ class ReportData:
     card: Mapping[str, Any] | None = None
     rejected: Sequence[RejectedRow] = ()
     beside: Sequence[LeakBeside] = ()
+    before: Before | None = None

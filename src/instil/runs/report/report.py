@@ -14,7 +14,7 @@ from instil.evaluate.offline import trivial_baseline
 from instil.files import records_in
 from instil.records import Completion, Example, Verdict
 from instil.runs.answers import OWN, find_answers, read_verdicts
-from instil.runs.facts import FACTS, Facts, read_facts
+from instil.runs.facts import FACTS, Before, Facts, read_facts
 from instil.runs.folder import RunFolder
 from instil.runs.report.leaks import beside
 from instil.runs.report.made_of import ReportData
@@ -43,7 +43,8 @@ def refresh_report(folder: RunFolder) -> None:
 
 
 def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportData:
-    found = {one.which: one for one in find_answers(folder.path, only=OWN)} if facts.finish else {}
+    names = [*OWN, *([facts.forms.answers] if facts.forms else [])]
+    found = {one.which: one for one in find_answers(folder.path, only=names)} if facts.finish else {}
     examples: tuple[Example, ...] = ()
     answers: dict[str, Sequence[Completion]] = {}
     for which, endings in facts.finish.items():
@@ -66,7 +67,8 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         part=facts.part,
         examples=examples,
         answers=answers,
-        verdicts=_verdicts(folder, examples) if answers else {},
+        verdicts=_verdicts(folder, examples, facts.forms) if answers else {},
+        before=facts.forms,
         leaks=folder.read_leaks() or (),
         steps=facts.steps,
         tokens_seen=facts.tokens_seen,
@@ -84,7 +86,9 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
     )
 
 
-def _verdicts(folder: RunFolder, examples: Sequence[Example]) -> dict[str, dict[str, Sequence[Verdict]]]:
+def _verdicts(
+    folder: RunFolder, examples: Sequence[Example], before: Before | None
+) -> dict[str, dict[str, Sequence[Verdict]]]:
     """Every finished set of verdicts on these rows: by judge, then by what was judged; the offline ones first."""
     rows = [example.row for example in examples]
     by_judge: dict[str, dict[str, Sequence[Verdict]]] = {OFFLINE: {}, LIKELIHOOD: {}}
@@ -94,6 +98,8 @@ def _verdicts(folder: RunFolder, examples: Sequence[Example]) -> dict[str, dict[
         if which in ("base", "tuned") and [verdict.row for verdict in verdicts] == rows:
             prompt = next((f" ({name})" for name in ("book-verbose", "book") if rest.endswith(f"+{name}")), "")
             by_judge.setdefault(verdicts[0].judge + prompt, {})[which] = verdicts
+        elif before and which == before.answers and rest == OFFLINE:
+            by_judge[OFFLINE]["other"] = verdicts
     if by_judge[OFFLINE]:
         by_judge[OFFLINE]["echo"] = trivial_baseline(examples)
     return {judge: found for judge, found in by_judge.items() if found}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from instil.data.templates.find import OWN
 from instil.errors import without_numbers
 from instil.evaluate.comparison import PASS, TIE, Comparison, compare_verdicts
 from instil.evaluate.offline import JUDGE as OFFLINE
@@ -34,7 +35,7 @@ METRICS = {  # label, and what makes it 0 to 100
     "novel_f1": ("novel-token F1", 100.0),
     "embedding": ("embedding similarity", 100.0),
 }
-NAMES = {"echo": "repeating the input", "base": "before", "tuned": "after"}
+NAMES = {"echo": "repeating the input", "other": "before, in its other form", "base": "before", "tuned": "after"}
 REASONS_SHOWN = 3
 
 
@@ -138,6 +139,7 @@ def verdict_of(data: ReportData, judges: Sequence[JudgeScores]) -> list[tuple[st
         )
     if not note:
         lines.extend(_plain_figures(data))
+    lines.extend(_forms(data))
     if told.coverage < 1 or told.no_room:
         lines.append(("coverage", f"{first.coverage}."))
     if told.scored:
@@ -160,6 +162,31 @@ def _plain_figures(data: ReportData) -> list[tuple[str, str]]:
         echo = f"; repeating the input gets {shown['echo']}" if "echo" in shown else ""
         lines.append((label, f"{shown['tuned']}{of} after, {shown['base']} before{echo}."))
     return lines
+
+
+def _forms(data: ReportData) -> list[tuple[str, str]]:
+    """Which of two forms counts as before."""
+    verdicts = data.verdicts.get(OFFLINE, {})
+    values = [_metric(verdicts.get(which, ()), "") for which in ("base", "other")]
+    if data.before is None or values[0] is None or values[1] is None:
+        return []
+    names = [form_named(name) for name in (data.before.form, data.before.other)]
+    return [
+        (
+            "asked in two forms",
+            f"Before training the model was asked in {names[0]} ({values[0].mean:.1f} points of agreement) and in "
+            f"{names[1]} ({values[1].mean:.1f}); the better counts as before.",
+        )
+    ]
+
+
+def form_named(name: str) -> str:
+    """What a prompt form is called in a sentence.
+
+    >>> form_named("model"), form_named("alpaca")
+    ('its own chat template', 'the form alpaca')
+    """
+    return "its own chat template" if name == OWN else f"the form {name}"
 
 
 def _without_leaks(data: ReportData) -> list[tuple[str, str]]:
@@ -189,7 +216,8 @@ def charts_of(data: ReportData) -> list[tuple[str, list[Bar]]]:
     charts = []
     for name, metric, label in wanted:
         values = {which: _metric(data.verdicts[name].get(which, ()), metric) for which in NAMES}
-        bars = [bar(which, NAMES[which], value) for which, value in values.items() if value is not None]
+        named = NAMES | ({"other": f"before, in {form_named(data.before.other)}"} if data.before else {})
+        bars = [bar(which, named[which], value) for which, value in values.items() if value is not None]
         if bars:
             charts.append((label, bars))
     return charts

@@ -167,14 +167,15 @@ def talking(folder: Path) -> Path:
     return model
 
 
-def test_what_others_made_is_asked_in_the_form_of_alpaca_and_says_so(tmp_path: Path) -> None:
+def test_what_others_made_is_asked_in_its_own_form_or_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, bare = talking(tmp_path / "model"), folder_of(tmp_path / "bare", "llama")
+    usual, own = load(model), load(model, template="model")
+    assert usual.template == own.template
+    assert usual.decoder.notes == own.decoder.notes == load(model, template="alpaca").decoder.notes == ()
+    assert (load(bare).template, load(bare).decoder.notes) == (TEMPLATES["alpaca"], ())
+    monkeypatch.setattr("instil.assistant.assistant.template_of", lambda name: "alpaca")  # as for smollm2-135m
     (note,) = load(model).decoder.notes
-    assert note == (
-        f"{model}: asked in the form 'alpaca'; it carries a chat template of its own, which is used with "
-        "--template model"
-    )
-    assert load(model, template="model").decoder.notes == load(model, template="alpaca").decoder.notes == ()
+    assert note == f"{model}: asked in the form 'alpaca'; its own chat template is used with --template model"
     assert load(bare).decoder.notes == ()
     assert carries_its_own(find_model("smollm2-135m"))
     assert kept_template(find_model("smollm2-135m")) is None

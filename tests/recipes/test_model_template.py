@@ -133,7 +133,9 @@ def test_what_is_exported_answers_as_the_run_does(form: str, tuned_run: Path, tm
     assert again.respond_all(asked, max_new_tokens=8) == run.respond_all(asked, max_new_tokens=8)
     with pytest.raises(TemplateMismatch, match=r"was tuned with the template .*, not 'phi3'"):
         load(out, template="phi3")
-    # It is tuned on with the same, by the name that the settings of a run then have, too.
+    # It is tuned on with the same: by the name that it had, and by the one that the settings of a run then have.
+    first = instil_toml(tuned_run)["settings"]["data"]["template"]
+    assert prepare(rows(12), out, with_template(first)).template == run.template
     known = prepare(rows(12), out, Settings())
     assert known.template == run.template
     assert prepare(rows(12), out, with_template(known.settings.data.template)).template == run.template
@@ -160,17 +162,20 @@ def talking(folder: Path) -> Path:
     """A model of few tokens with a chat template."""
     model = folder_of(folder, "llama", max_position_embeddings=512)
     (model / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+    config = json.loads((model / "tokenizer_config.json").read_text())  # which names a token that a saved one does not
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "<|endoftext|>"}))
     return model
 
 
-def test_what_others_made_is_asked_in_the_form_of_alpaca_and_says_so(tmp_path: Path) -> None:
+def test_what_others_made_is_asked_in_its_own_form_or_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, bare = talking(tmp_path / "model"), folder_of(tmp_path / "bare", "llama")
+    usual, own = load(model), load(model, template="model")
+    assert usual.template == own.template
+    assert usual.decoder.notes == own.decoder.notes == load(model, template="alpaca").decoder.notes == ()
+    assert (load(bare).template, load(bare).decoder.notes) == (TEMPLATES["alpaca"], ())
+    monkeypatch.setattr("instil.assistant.assistant.template_of", lambda name: "alpaca")  # as for smollm2-135m
     (note,) = load(model).decoder.notes
-    assert note == (
-        f"{model}: asked in the form 'alpaca'; it carries a chat template of its own, which is used with "
-        "--template model"
-    )
-    assert load(model, template="model").decoder.notes == load(model, template="alpaca").decoder.notes == ()
+    assert note == f"{model}: asked in the form 'alpaca'; its own chat template is used with --template model"
     assert load(bare).decoder.notes == ()
     assert carries_its_own(find_model("smollm2-135m"))
     assert kept_template(find_model("smollm2-135m")) is None

@@ -138,7 +138,7 @@ def unended(answers: Sequence[Completion], limit: int) -> list[str]:
     """How many answers were cut, and how many prompts left no room for one."""
     cut = sum(completion.finish == "length" for completion in answers)
     without_room = [completion.row for completion in answers if completion.finish == "no_room"]
-    lines = [f"{counted(cut, 'answer')} did not end within {limit} tokens"] if cut else []
+    lines = [f"{counted(cut, 'answer')} did not end within {counted(limit, 'token')}"] if cut else []
     if without_room:
         shown = ", ".join(str(row) for row in without_room[:20])
         prompts = counted(len(without_room), "prompt")

@@ -29,7 +29,6 @@ from instil.errors import (
     UserError,
     counted,
     listed,
-    verb,
     without_numbers,
 )
 from instil.evaluate.judging import judge_answers
@@ -69,10 +68,7 @@ class PreferResult:
 
     def lines(self) -> list[str]:
         """For people."""
-        left = [
-            f"left out: {counted(len(rows), 'row')} ({shown(rows)}): {reason}"
-            for reason, rows in by_size(self.pairing.left_out)
-        ]
+        left = [f"left out: {_rows(rows)}: {reason}" for reason, rows in by_size(self.pairing.left_out)]
         asked = f" ({counted(self.asked, 'question')} now)" if self.asked else ""
         made = f"{counted(len(self.pairing.made), 'pair')} of {counted(self.pairing.rows, 'row')} in {self.out}{asked}"
         return [made, *left, *self.notes, *self.diagnosis.lines()]
@@ -212,12 +208,11 @@ def prefer_samples(
     limit = assistant.options.max_new_tokens
     notes = _skipped(source)
     if cut:
-        unused = verb(cut, "is not used", "are not used")
-        notes.append(f"{cut:,} of {len(source) * count:,} samples did not end within {limit} tokens and {unused}")
+        notes.append(f"{counted(cut, 'sample')} of {len(source) * count:,} not used: no end within {limit} tokens")
     poor = [one.pair.row for one in pairing.made if one.provenance["scores"][0] < RIGHT]
     if poor:
-        have = f"{counted(len(poor), 'chosen answer')} ({shown(poor)}) {verb(len(poor), 'has', 'have')}"
-        notes.append(f"{have} less than {RIGHT} points: the best of poor ones")
+        few = f"less than {RIGHT} points: the best of poor ones"
+        notes.append(f"{counted(len(poor), 'chosen answer')} ({shown(poor)}) with {few}")
     return _written("samples", out, pairing, {**said, **about}, asked, notes)
 
 
@@ -259,7 +254,7 @@ def prefer_rewrite(
     _whole(found.failed, "rewritten")
     notes = _skipped(source)
     if found.cut:
-        notes.append(f"a preface was cut off {counted(len(found.cut), 'row')} ({shown(found.cut)})")
+        notes.append(f"a preface was cut off {_rows(found.cut)}")
     if found.again:
         notes.append(f"{counted(len(found.again), 'row was', 'rows were')} asked for twice ({shown(found.again)})")
     return _written("rewrite", out, found.pairing, {"seed": options.seed}, found.asked, notes)
@@ -343,13 +338,14 @@ def _is_of(way: str, out: Path, examples: Sequence[Example]) -> bool:
     )
 
 
+def _rows(rows: Sequence[int]) -> str:
+    return f"{counted(len(rows), 'row')} ({shown(rows)})"
+
+
 def _skipped(source: Source) -> list[str]:
     """Rows that cannot be used, which were left out because ``data.skip_bad`` says so."""
-    return (
-        [f"{counted(len(source.skipped), 'row')} cannot be used:\n{listed(list(source.skipped))}"]
-        if source.skipped
-        else []
-    )
+    said = f"{counted(len(source.skipped), 'row')} cannot be used:\n{listed(list(source.skipped))}"
+    return [said] if source.skipped else []
 
 
 def _source(data: str | Path, settings: Settings, screen: Screen) -> Source:
@@ -376,7 +372,7 @@ def _written(
     """Write the pairs, and have the doctor look at what was written."""
     if not pairing.made:
         most = by_size(pairing.left_out)[:3]
-        reasons = "; ".join(f"{counted(len(rows), 'row')} ({shown(rows)}): {reason}" for reason, rows in most)
+        reasons = "; ".join(f"{_rows(rows)}: {reason}" for reason, rows in most)
         raise InstilError(f"no pair came of {counted(pairing.rows, 'row')}, so {out} is not written: {reasons}")
     rows = [MadePair(one.pair, {"way": way, **about, **one.provenance}).as_json() for one in pairing.made]
     write_rows(out, rows, error=DataError)

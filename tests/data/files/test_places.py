@@ -234,3 +234,14 @@ def test_what_cannot_be_read_is_not_kept(server: FileServer, tmp_path: Path, nam
     assert says in str(caught.value)
     assert str(caught.value).startswith(f"{url}: could not be fetched")
     assert {one.name for one in (tmp_path / "home" / "data").iterdir()} == {".lock"}
+
+
+def test_a_path_as_windows_writes_it_is_told_as_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    with pytest.raises(DataError, match=r"no such file.*did you mean data/rows\.jsonl\?$"):
+        open_rows("data\\rows.jsonl")
+    with pytest.raises(DataError, match=r"no such file") as caught:
+        open_rows("C:\\data\\rows.jsonl")
+    assert "C:/" not in str(caught.value)

@@ -151,12 +151,18 @@ def _entries(part: str, data: str) -> tuple[list[Entry], list[str]]:
         return _matching(path)
     known = NAMED | FETCHED
     inside = f"{data}: " if part != data else ""
-    near = did_you_mean(part, known) or _near_file(path)
+    near = _with_slashes(part) or did_you_mean(part, known) or _near_file(path)
     if not near and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", part) and not is_named_as_data(part):
         near = f"; a data set on the hub is {PREFIX}{part}"
     raise DataError(
         f"{inside}{part}: no such file, and no data set of that name; known names: {', '.join(known)}" + near
     )
+
+
+def _with_slashes(part: str) -> str:
+    """A path as Windows writes it, where it leads to something as it is written here."""
+    path = part.replace("\\", "/")
+    return f"; did you mean {path}?" if path != part and _is_there(Path(path)) else ""
 
 
 def _near_file(path: Path) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instil.data.store.shards import BATCH, MAPPED, Shards, batches_of, shard_path, write_shard
+from instil.data.store.shards import BATCH, MAPPED, Shards, batches_of, numbers_of, shard_path, write_shard
 from instil.data.subset import Lazy, Numbers
 from instil.records import Example, Turn
 from instil.screen import Advance
@@ -72,7 +72,7 @@ class ExampleStore(Lazy[Example]):
     def row_numbers(self) -> NDArray[np.int64]:
         """The rows' numbers in their file."""
         return np.concatenate(
-            [np.zeros(0, np.int64), *(batch.column("row").to_numpy().copy() for batch, _ in self.shards)]
+            [np.zeros(0, np.int64), *(numbers_of(batch.column("row"), np.int64).copy() for batch, _ in self.shards)]
         )
 
     def batch(self, number: int) -> Iterator[Example]:

@@ -112,7 +112,8 @@ def looked_for(split: Split, threshold: float, *, drop: bool = False, tick: Tick
         DataError: to ``drop`` them would leave nothing to train on.
     """
     prompts = Prompts(split.train, split.test, split.validation)
-    near = split.near or relatives(prompts, np.arange(len(prompts)) >= len(split.train), threshold, tick)
+    side = np.arange(len(prompts)) >= len(split.train)
+    near = split.near or relatives(prompts, side, threshold, tick, both=drop)
     found, dropped, kept = _held_out(split, prompts, near), Dropped(), split
     stay = np.ones(len(split.train), bool)
     if found and drop:

@@ -43,6 +43,7 @@ _TOKEN = regex.compile(
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 _SYMBOL = regex.compile(r"(?!\s)\X")
 _NEITHER_WORD_NOR_SPACE = regex.compile(r"[^\w\p{M}\p{N}\s]")
+_ASCII_SIGNS = "".join(_NEITHER_WORD_NOR_SPACE.findall("".join(map(chr, range(128))))).encode("ascii")
 _FOREIGN = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
 _OF_A_WORD = regex.compile(r"\p{L}")
 
@@ -123,6 +124,8 @@ def units(one: str, other: str) -> tuple[list[str], list[str]]:
 
 def without_punctuation(text: str) -> str:
     """Letters with their marks, digits and white space of a text, without case."""
+    if text.isascii():
+        return text.lower().encode("ascii").translate(None, _ASCII_SIGNS).decode("ascii")
     return str(_NEITHER_WORD_NOR_SPACE.sub("", folded(text)))
 
 

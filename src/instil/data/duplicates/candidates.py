@@ -171,7 +171,7 @@ class Sketches:
 def _count(same: Numbers) -> Numbers:
     """How many are true in each row; eight of them are added at once, as the bytes of a number."""
     sums = same.view(np.uint64).sum(1, dtype=np.uint64)
-    return (sums * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    return np.asarray(sums * np.uint64(0x0101010101010101) >> np.uint64(56))
 
 
 def _neighbours(own: Numbers, count: int, asked: Numbers, others: Numbers) -> Iterator[tuple[Numbers, Numbers]]:

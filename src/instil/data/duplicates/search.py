@@ -28,7 +28,7 @@ HELD, HELD_MANY = 32_000_000, 8_000_000  # n-grams of texts that are held in mem
 A_LETTER = 2  # n-grams that a letter brings, about
 TOLD = 1_000  # texts between two ticks
 DRAWN = 0.5  # the share of a comparison that comes after the draws
-MARGIN, MARGIN_READ = 0.12, 0.08  # by which draws may tell a cosine too low; less where texts must be read again
+MARGIN = 0.12  # by which draws may tell a cosine too low
 WAITING = 2_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
 MOST, MOST_READ = 200_000, 100_000  # at once, of texts in memory and of texts to be read again
@@ -114,7 +114,7 @@ class Different:
         order = np.argsort(first)  # as they stand, and not by their hashes
         place = np.empty(len(order), np.int32)
         place[order] = np.arange(len(order), dtype=np.int32)
-        self.first_U = at_N[first[order]]
+        self.first_U: Numbers = at_N[first[order]]
         self.copies_U = copies[order].astype(np.int32)
         self.letters_U = letters[self.first_U]
         self.which_N = np.full(len(texts), -1, np.int32)
@@ -236,16 +236,10 @@ class _Search:
     def _sketched_pairs(self) -> Iterator[float]:
         """The same of those that draws show to be alike."""
         sketches = yield from self._different.sketches(self._threshold)
-        margin = MARGIN if self._different.held else MARGIN_READ
         waiting: list[Candidates] = []
         for tree in range(len(sketches)):
-            for candidates in sketches.pairs(
-                tree,
-                self._threshold - margin,
-                self._here,
-                self._there,
-                lambda one, other: self._telling(one, other, 1.0),
-            ):
+            least = self._threshold - MARGIN
+            for candidates in sketches.pairs(tree, least, self._here, self._there, self._telling):
                 waiting.append(candidates)
                 if sum(len(each.one_P) for each in waiting) > WAITING:
                     self._compare(waiting)
@@ -349,7 +343,7 @@ class _Nearest:
 
     def tells(self, one: Numbers, other: Numbers, bound: Numbers | float) -> Numbers:
         known = self.cosines[one]
-        nearer: Numbers = known == 0 if self._any else bound > known
+        nearer: Numbers = known == 0 if self._any else np.less(known, bound)
         return self._side[other] & nearer
 
     def note(self, one: Numbers, other: Numbers, cosines: Numbers) -> None:

@@ -39,7 +39,7 @@ def visible_from(text: str) -> int:
 
 def blank(text: str) -> bool:
     """Whether a text shows nothing: empty, or white space and invisible characters only."""
-    return visible_from(text) == len(text)
+    return not text or (not "!" <= text[0] <= "~" and visible_from(text) == len(text))  # mostly the first one shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,8 @@ class Example:
     @property
     def plain(self) -> bool:
         """Whether instruction, input and output say all there is."""
-        return self == Example(self.instruction, self.output, self.input, self.task, self.row)
+        more = self.history or self.steps or self.tools or self.reasoning or self.tool_calls
+        return not more and self.weight == 1.0
 
     def as_json(self) -> dict[str, Any]:
         """The row in Alpaca form, as the book writes it; of a conversation all messages, too, and its tools.

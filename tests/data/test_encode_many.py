@@ -25,6 +25,7 @@ from instil.settings.options import TrainOn
 from tests.data.made_tokenizers import make, text
 
 SMOLLM = load_tokenizer(find_model("smollm2-135m"))
+HEADED = FastTokenizer(SMOLLM.saved(), "<|endoftext|>")  # type: ignore[attr-defined]
 BYTE_PAIR = FastTokenizer.gpt2()
 # Characters that words are cut at: of all kinds.
 ASCII = st.sampled_from([*"aZ09 '.,\n\t\r #_<|>", "'s", "'", "  ", "\n\n", " 1", "\n "])
@@ -100,6 +101,37 @@ def test_plain_rows_are_looked_up_word_by_word(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Pipeline, "cut", never)
     monkeypatch.setattr(Pipeline, "_texts", never)
     assert [encode_many(rows, TEMPLATES[name], SMOLLM) for name in ("alpaca", "chatml")] == wanted
+
+
+def test_a_row_goes_on_where_its_prompt_ended_and_a_prompt_after_what_all_begin_with() -> None:
+    """So that of neither more is cut into words than what is new."""
+    rows = [Example(f"Name {n} colours of a rainbow.", f"Red and {n} more.", row=n) for n in range(40)]
+    wanted = one_by_one(rows, TEMPLATES["alpaca"], HEADED)
+    assert encode_many(rows, TEMPLATES["alpaca"], HEADED) == wanted
+    words = HEADED._view(frozenset())._words
+    assert words is not None
+    find, found = words._find, list[tuple[bool, int]]()
+
+    def counting(text: str, start: int = 0) -> list[str]:
+        found.append(("Red" in text, start))
+        return find(text, start)
+
+    words._find = counting
+    try:
+        assert encode_many(rows, TEMPLATES["alpaca"], HEADED) == wanted
+    finally:
+        words._find = find
+    assert [whole for whole, _ in found] == [False, True] * 40
+    assert all(start > 150 for whole, start in found if whole)
+    assert all(start > 100 for whole, start in found if not whole)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(PLAIN, min_size=1, max_size=6), st.sampled_from(["", "Below is an instruction that describes a task"]))
+def test_texts_that_begin_alike_have_their_own_words(texts: list[str], head: str) -> None:
+    """Where a common beginning ends inside a word, at a number or at white space, too."""
+    rows = [[(head + text, False)] for text in texts for _ in range(9)]
+    assert [cut.ids for cut in HEADED.cut_many(rows)] == [SMOLLM.encode(row[0][0]) for row in rows]
 
 
 def test_other_pipelines_have_no_words() -> None:

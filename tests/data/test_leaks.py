@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from instil.data import leaks as leaks_module
 from instil.data.leaks import Leaks, guard
 from instil.data.near_duplicates import nearest_of, prompt_text
 from instil.data.splits import Split, split_examples, split_in_order
@@ -96,8 +97,31 @@ def test_nothing_is_dropped_where_nothing_leaks() -> None:
 
 def test_dropping_everything_is_refused() -> None:
     same = [Example("Say hello.", "Hello.", row=n) for n in range(40)]
-    with pytest.raises(DataError, match=r"each of the 34 training rows .* would leave none to train on; raise"):
-        looked_at(same, leaks="drop")
+    none = r"each of the 34 training rows .* would leave none to train on"
+    with pytest.raises(DataError, match=f"{none}; they say the same .* at any data.leak_threshold; set data.leaks"):
+        looked_at(same, leaks="drop")  # no threshold would tell them apart
+    form = "Say hello to the old man who lives in the house at the end of the long road, number {}."
+    alike = [Example(form.format(n), "Hello.", row=n) for n in range(40)]
+    with pytest.raises(DataError, match=f"{none}; raise data.leak_threshold"):
+        looked_at(alike, leaks="drop")
+
+
+def test_of_many_leaks_the_first_thousand_of_each_part_have_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks_module, "LISTED", 2)
+    found = rows(400)
+    for start in (340, 380):
+        found[start : start + 5] = [replace(row, row=start + n) for n, row in enumerate(found[:5])]
+    _, leaks = looked_at(found)
+    assert [(leak.near.row, bool(leak.text)) for leak in leaks.found] == [
+        (start + n, n < 2) for start in (340, 380) for n in range(5)
+    ]
+    test, validation = leaks.lines()[:2]
+    for line, part, start in ((test, "test", 340), (validation, "validation", 380)):
+        assert line.startswith(f"5 {part} rows are nearly")
+        assert f"{part} row {start + 1}" in line
+        assert line.endswith("... and 2 more")
+    assert leaks.as_json()["counts"]["held_out"] == 10
+    assert [one["row"] for one in leaks.as_json()["held_out"]] == [340, 341]
 
 
 def test_leaks_are_refused_with_their_texts() -> None:

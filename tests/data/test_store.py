@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instil.data.encoding import encode, spelling
 from instil.data.lengths import lengths_of
+from instil.data.near_duplicates import Prompts, prompt_text
 from instil.data.store import build, shards, sources, workers
 from instil.data.store.build import stored_examples, stored_tokens
 from instil.data.store.examples import ExampleStore
@@ -330,6 +332,34 @@ def test_a_full_disk_leaves_no_part_of_a_file(monkeypatch: pytest.MonkeyPatch, h
     with pytest.raises(DataError, match=r"00000\.arrow: cannot be written: No space left .* INSTIL_HOME names another"):
         put(some(3))
     assert [file.name for file in home.rglob("*") if file.is_file()] == ["build.lock"]
+
+
+def test_rows_by_their_numbers_are_those_of_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their order: few or many of a batch, of a part of a part, and across the windows of numbers."""
+    small(monkeypatch)
+    monkeypatch.setattr(sys.modules["instil.data.store.examples"], "AT_ONCE", 50)
+    rows, draw = some(200), random.Random(1)
+    store = put(rows)
+    for numbers in (range(200), range(7, 150), range(3, 190, 5), [*range(60, 90), 3, 199, *range(20)], []):
+        chosen = numbers if isinstance(numbers, range) else np.array(numbers, np.int64)
+        assert list(store.some(chosen)) == list(store.subset(chosen)) == [rows[at] for at in numbers]
+    shuffled = draw.sample(range(200), 200)
+    part = store.subset(np.array(shuffled))
+    assert list(part) == [rows[at] for at in shuffled]
+    assert list(part.some(range(10, 100))) == [rows[at] for at in shuffled[10:100]]
+    assert list(store[5:180][10:60].some(np.array([3, 4, 5, 6, 49]))) == [rows[at] for at in (18, 19, 20, 21, 64)]
+    prompts, plain = Prompts(store[:60], store[60:60], store[60:]), [*map(prompt_text, rows)]
+    monkeypatch.setattr(sys.modules["instil.data.near_duplicates"], "AT_ONCE", 30)
+    for order in (shuffled, sorted(shuffled[:90])):
+        assert list(prompts.some(np.array(order))) == [plain[at] for at in order]
+
+
+def test_rows_in_a_row_are_not_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    store = put(some(200))
+    monkeypatch.setattr(ExampleStore, "__getitem__", lambda *_: pytest.fail("a row was read by itself"))
+    assert len(list(store.subset(range(100)))) == 100
+    assert len(list(Prompts(store.subset(range(100))).some(np.arange(3, 80)))) == 77
 
 
 def test_subsets_of_a_store_are_views(monkeypatch: pytest.MonkeyPatch) -> None:

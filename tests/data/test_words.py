@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instil.data import words as module
 from instil.data.words import folded, mostly_other_scripts, same, tokens, units, without_punctuation, words
 
 
@@ -76,3 +77,11 @@ def test_tokens_together_are_the_text(text: str) -> None:
 def test_tokens_are_words_with_their_marks_and_signs() -> None:
     assert tokens("हिन्दी है, नहीं।") == ["हिन्दी ", "है", ", ", "नहीं", "।"]
     assert tokens("猫がいる. Ok") == ["猫", "が", "い", "る", ". ", "Ok"]
+
+
+SIGNS = "aB9 _'.-\u2019\u201c\u2014\u203f\u20ac=\u0338\u00b4\u0301\u212b\u0130"
+
+
+@given(st.text(st.one_of(st.sampled_from(SIGNS), st.characters())))
+def test_punctuation_is_taken_out_by_the_short_way_as_by_the_long_one(text: str) -> None:
+    assert without_punctuation(text) == module._NEITHER_WORD_NOR_SPACE.sub("", folded(text))

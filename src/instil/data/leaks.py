@@ -7,75 +7,27 @@ training rows, with what differs. Rows are compared by their prompts (`instil.da
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from instil.data.differences import in_a_line, marked
 from instil.data.duplicates.grams import Numbers
 from instil.data.duplicates.search import Relatives, Tick, first_of_equal, hashed, relatives
+from instil.data.leak_pairs import HELD_OUT, INDENT, Dropped, Leak, Leaking, Twin, Twins
 from instil.data.near_duplicates import Near, Prompts, leak_line, prompt_text
-from instil.data.splits import Part, Split
-from instil.data.subset import chosen
+from instil.data.splits import PARTS, Split, row_numbers
+from instil.data.subset import chosen, some
 from instil.data.words import normal, prompt_of
 from instil.errors import DataError, counted
 from instil.records import Example
 from instil.settings.options import DataOptions
 
+TOLD = 20  # rows that are named of those left out
 SHOWN = 3  # pairs shown in lines of each kind
-INDENT = "    "
 REFUSED = 10  # pairs shown where rows are refused
-LISTED = 1000  # of a kind in JSON
-LONGEST = 2000  # characters of a text in JSON
-
-
-@dataclass(frozen=True, slots=True)
-class Leak:
-    """A held-out row that is nearly a training row, with both prompts."""
-
-    near: Near
-    part: Part
-    text: str
-    train_text: str
-
-    def lines(self) -> list[str]:
-        """Both prompts under one another, what differs in «»."""
-        names = [f"{self.part} row {self.near.row}", f"training row {self.near.train_row}"]
-        one, other = _side_by_side(names, self.text, self.train_text)
-        same = "equal" if self.text == self.train_text else f"cosine {self.near.cosine:.2f}"
-        return [one, f"{other}  ({same})"]
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json`` and the report."""
-        return {
-            "row": self.near.row,
-            "part": self.part,
-            "train_row": self.near.train_row,
-            "cosine": self.near.cosine,
-            "text": self.text[:LONGEST],
-            "train_text": self.train_text[:LONGEST],
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Twin:
-    """A training row and an earlier one that it is like, each with what is to be shown of it."""
-
-    row: int
-    like: int
-    text: str = ""
-    like_text: str = ""
-
-    def lines(self) -> list[str]:
-        """Both texts under one another, what differs in «»."""
-        return _side_by_side([f"row {self.row}", f"row {self.like}"], self.text, self.like_text)
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json`` and the report."""
-        texts = {"text": self.text[:LONGEST], "like_text": self.like_text[:LONGEST]} if self.text else {}
-        return {"row": self.row, "like": self.like, **texts}
+LISTED = 1000  # of a kind in JSON, and with their texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +42,16 @@ class Leaks:
     """
 
     threshold: float
-    found: tuple[Leak, ...] = ()
-    dropped: tuple[tuple[int, str], ...] = ()
-    repeated: tuple[Twin, ...] = ()
-    contradicting: tuple[Twin, ...] = ()
-    alike: tuple[Twin, ...] = ()
+    found: Leaking = field(default_factory=Leaking)
+    dropped: Dropped = field(default_factory=Dropped)
+    repeated: Twins = field(default_factory=Twins)
+    contradicting: Twins = field(default_factory=Twins)
+    alike: Twins = field(default_factory=Twins)
     exact: bool = True
 
     def of(self, part: str) -> list[Near]:
         """The held-out rows of a part that leak."""
-        return [leak.near for leak in self.found if leak.part == part]
+        return self.found.of(part)
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and the report: all counts, and the first thousand of each kind."""
@@ -117,13 +69,13 @@ class Leaks:
     def lines(self) -> list[str]:
         """For people, pre-flight's lines; a line may be of several."""
         said = []
-        for part in ("test", "validation"):
-            found = [leak for leak in self.found if leak.part == part]
-            if found:
+        for part in HELD_OUT:
+            if near := self.of(part):
                 advice = "data.leaks=drop trains without such rows, data.split=grouped keeps them together"
-                said.append("\n".join([f"{leak_line(self.of(part), part)}; {advice}", *_pairs(found, SHOWN)]))
+                pairs = _pairs(self.found.first(part, SHOWN), len(near))
+                said.append("\n".join([f"{leak_line(near, part)}; {advice}", *pairs]))
         if self.dropped:
-            rows = _numbers([row for row, _ in self.dropped])
+            rows = _numbers(self.dropped.row[:TOLD].tolist(), len(self.dropped))
             said.append(
                 f"{counted(len(self.dropped), 'training row')} left out for being nearly a held-out row "
                 f"(data.leaks=drop): {rows}"
@@ -148,65 +100,88 @@ def guard(split: Split, options: DataOptions, tick: Tick | None = None) -> tuple
     Raises:
         DataError: there are some and ``data.leaks=refuse``, or ``drop`` would leave nothing to train on.
     """
+    split, leaks = looked_for(split, options.leak_threshold, drop=options.leaks == "drop", tick=tick)
+    refuse_found(leaks, options)
+    return split, leaks
+
+
+def looked_for(split: Split, threshold: float, *, drop: bool = False, tick: Tick | None = None) -> tuple[Split, Leaks]:
+    """Look for leaks; returns the split as it is, or where they are to be dropped as it is to be trained on.
+
+    Raises:
+        DataError: to ``drop`` them would leave nothing to train on.
+    """
     prompts = Prompts(split.train, split.test, split.validation)
-    near = split.near or relatives(prompts, np.arange(len(prompts)) >= len(split.train), options.leak_threshold, tick)
-    found = _held_out(split, prompts, near)
+    side = np.arange(len(prompts)) >= len(split.train)
+    near = split.near or relatives(prompts, side, threshold, tick, both=drop)
+    found, dropped, kept = _held_out(split, prompts, near), Dropped(), split
+    stay = np.ones(len(split.train), bool)
+    if found and drop:
+        dropped, stay = _dropped(split, near)
+        kept = replace(split, train=chosen(split.train, np.flatnonzero(stay)), near=None)
+        found = Leaking()
+    within = _within(split.train, near.group_N[: len(split.train)], np.flatnonzero(stay))
+    return kept, Leaks(threshold, found, dropped, *within, exact=near.exact)
+
+
+def refuse_found(leaks: Leaks, options: DataOptions) -> None:
+    """Stop where leaks were found and are to be refused.
+
+    Raises:
+        DataError: so it is.
+    """
+    found = leaks.found
     if found and options.leaks == "refuse":
         raise DataError(
             f"{counted(len(found), 'held-out row')} {'is' if len(found) == 1 else 'are'} nearly training rows, and "
-            "data.leaks=refuse:\n" + "\n".join(_pairs(found, REFUSED)) + "\n"
+            "data.leaks=refuse:\n" + "\n".join(_pairs(found[:REFUSED], len(found))) + "\n"
             "take them out of the file, or let the run do so: data.leaks=drop trains without the training rows, "
             "data.split=grouped keeps such rows on one side"
         )
-    kept = split
-    dropped: tuple[tuple[int, str], ...] = ()
-    if found and options.leaks == "drop":
-        kept, dropped = _without(split, prompts, near)
-        found = []
-    stay = np.isin(_numbers_of(split.train), _numbers_of(kept.train)) if dropped else np.ones(len(split.train), bool)
-    within = _within(split.train, near.group_N[: len(split.train)], np.flatnonzero(stay))
-    return kept, Leaks(options.leak_threshold, tuple(found), dropped, *within, exact=near.exact)
 
 
-def _held_out(split: Split, prompts: Prompts, near: Relatives) -> list[Leak]:
-    found = []
-    for at in (len(split.train) + np.flatnonzero(near.nearest_N[len(split.train) :] >= 0)).tolist():
-        row, like = prompts.row(at), prompts.row(int(near.nearest_N[at]))
-        part: Part = "test" if at < len(split.train) + len(split.test) else "validation"
-        leak = Near(row.row, like.row, round(float(near.cosine_N[at]), 4))
-        found.append(Leak(leak, part, prompt_text(row).strip(), prompt_text(like).strip()))
-    return found
+def _held_out(split: Split, prompts: Prompts, near: Relatives) -> Leaking:
+    at_L = len(split.train) + np.flatnonzero(near.nearest_N[len(split.train) :] >= 0)
+    if not len(at_L):
+        return Leaking()
+    like_L, numbers_N = near.nearest_N[at_L], _numbers_of(split)
+    part_L = (at_L >= len(split.train) + len(split.test)).astype(np.int8)
+    texts = {}
+    for part in range(len(HELD_OUT)):
+        for place in np.flatnonzero(part_L == part)[:LISTED].tolist():
+            texts[place] = prompts[int(at_L[place])].strip(), prompts[int(like_L[place])].strip()
+    return Leaking(numbers_N[at_L], numbers_N[like_L], texts, np.round(near.cosine_N[at_L], 4), part_L)
 
 
-def _without(split: Split, prompts: Prompts, near: Relatives) -> tuple[Split, tuple[tuple[int, str], ...]]:
-    """The split without training rows that are near a held-out one, and these with the reason."""
-    nearest = near.nearest_N[: len(split.train)]
-    dropped = []
-    for at in np.flatnonzero(nearest >= 0).tolist():
-        like = int(nearest[at])
-        part = "test" if like < len(split.train) + len(split.test) else "validation"
-        said = (
-            f"nearly the same as {part} row {prompts.row(like).row} (cosine {near.cosine_N[at]:.2f}), data.leaks=drop"
-        )
-        dropped.append((split.train[at].row, said))
-    train = chosen(split.train, np.flatnonzero(nearest < 0))
-    if not train:
+def _dropped(split: Split, near: Relatives) -> tuple[Dropped, Numbers]:
+    """Training rows that are near a held-out one; and of all training rows whether they stay."""
+    like_T = near.nearest_N[: len(split.train)]
+    at_D = np.flatnonzero(like_T >= 0)
+    if len(at_D) == len(split.train):
         raise DataError(
             f"each of the {len(split.train):,} training rows is nearly the same as a held-out row, so data.leaks=drop "
-            "would leave none to train on; raise data.leak_threshold, or set data.leaks=report"
+            f"would leave none to train on; {_another_way(near, at_D)}"
         )
-    return replace(split, train=train, near=None), tuple(dropped)
+    like_D, numbers_N = like_T[at_D], _numbers_of(split)
+    part_D = (like_D >= len(split.train) + len(split.test)).astype(np.int8)
+    return Dropped(numbers_N[at_D], numbers_N[like_D], {}, near.cosine_N[at_D], part_D), like_T < 0
 
 
-def _within(
-    train: Sequence[Example], group_T: Numbers, at_T: Numbers
-) -> tuple[tuple[Twin, ...], tuple[Twin, ...], tuple[Twin, ...]]:
+def _another_way(near: Relatives, at_D: Numbers) -> str:
+    """What is left to do where all training rows would be dropped."""
+    if (near.cosine_N[at_D] >= 1).all():
+        return "they say the same but for case and punctuation, at any data.leak_threshold; set data.leaks=report"
+    return "raise data.leak_threshold, or set data.leaks=report"
+
+
+def _within(train: Sequence[Example], group_T: Numbers, at_T: Numbers) -> tuple[Twins, Twins, Twins]:
     """Training rows that repeat, contradict or nearly repeat an earlier one."""
-    at_T = at_T[np.argsort(_numbers_of(train)[at_T], kind="stable")]  # earlier is earlier in the file
+    numbers_T = row_numbers(train)
+    at_T = at_T[np.argsort(numbers_T[at_T], kind="stable")]  # earlier is earlier in the file
     count = len(at_T)
     asked, answered = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
-    for place, at in enumerate(at_T.tolist()):
-        question, answer = _texts(train[at])
+    for place, row in enumerate(some(train, at_T)):
+        question, answer = _texts(row)
         asked[place], answered[place] = hashed(question), hashed(f"{question}\0{answer}")
     first_asked, first_answered, first_alike = map(first_of_equal, (asked, answered, group_T[at_T]))
     places = np.arange(count)
@@ -214,13 +189,14 @@ def _within(
     contradicts = (first_asked < places) & ~repeats
     alike = (first_alike < places) & (first_asked == places)
 
-    def twins(which: Numbers, like: Numbers, shown: Callable[[Example], str]) -> tuple[Twin, ...]:
-        found = []
-        for number, one in enumerate(np.flatnonzero(which).tolist()):
-            row, other = train[int(at_T[one])], train[int(at_T[like[one]])]
-            texts = (shown(row), shown(other)) if number < LISTED else ("", "")
-            found.append(Twin(row.row, other.row, *texts))
-        return tuple(found)
+    def twins(which: Numbers, like: Numbers, shown: Callable[[Example], str]) -> Twins:
+        own = np.flatnonzero(which)
+        at, other = at_T[own], at_T[like[own]]
+        texts = {
+            place: (shown(train[int(at[place])]), shown(train[int(other[place])]))
+            for place in range(min(len(own), LISTED))
+        }
+        return Twins(numbers_T[at], numbers_T[other], texts)
 
     return (
         twins(repeats, first_answered, prompt_text),
@@ -238,19 +214,13 @@ def _texts(row: Example) -> tuple[str, str]:
     return normal(f"{asked}\0{row.tools}"), normal(f"{answer.content}\0{answer.reasoning}{answer.tool_calls}")
 
 
-def _pairs(leaks: Sequence[Leak], most: int) -> list[str]:
-    lines = [line for leak in leaks[:most] for line in leak.lines()]
-    return [*lines, f"{INDENT}... and {len(leaks) - most:,} more"] if len(leaks) > most else lines
+def _pairs(first: Sequence[Leak], count: int) -> list[str]:
+    """The first pairs of so many."""
+    lines = [line for leak in first for line in leak.lines()]
+    return [*lines, f"{INDENT}... and {count - len(first):,} more"] if count > len(first) else lines
 
 
-def _side_by_side(names: Sequence[str], text: str, other: str) -> list[str]:
-    width = max(map(len, names))
-    return [
-        f"{INDENT}{name:{width}}  {in_a_line(pieces)}" for name, pieces in zip(names, marked(text, other), strict=True)
-    ]
-
-
-def _twins(twins: Sequence[Twin], said: str) -> str:
+def _twins(twins: Twins, said: str) -> str:
     """How many training rows do what ``said`` says of one, and the first of them."""
     verbs = {"asks": "ask", "answers": "answer", "says": "say"}
     first, *rest = said.split()
@@ -260,9 +230,10 @@ def _twins(twins: Sequence[Twin], said: str) -> str:
     return f"{counted(len(twins), 'training row')} {' '.join([first, *rest])}: {shown}{', ...' * (len(twins) > 10)}"
 
 
-def _numbers(rows: Sequence[int]) -> str:
-    return ", ".join(map(str, rows[:20])) + (", ..." if len(rows) > 20 else "")
+def _numbers(first: Sequence[int], count: int) -> str:
+    return ", ".join(map(str, first)) + (", ..." if count > len(first) else "")
 
 
-def _numbers_of(rows: Sequence[Example]) -> Numbers:
-    return np.fromiter((row.row for row in rows), np.int64, len(rows))
+def _numbers_of(split: Split) -> Numbers:
+    """The numbers of all rows in their file, of one part after the other."""
+    return np.concatenate([row_numbers(split.part(part)) for part in PARTS])

@@ -17,8 +17,12 @@ import numpy as np
 
 from instil.data.duplicates.grams import Grams, Numbers, Rarity, in_chunks, unit_weights
 from instil.data.duplicates.search import NEAR, relatives
+from instil.data.subset import Lazy, some
+from instil.data.subset import Numbers as Places
 from instil.errors import counted
 from instil.records import Example
+
+AT_ONCE = 1 << 16  # numbers looked at together
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def prompt_text(row: Example) -> str:
     return "\n".join([*before, asked, *(turn.content for turn in row.steps)])
 
 
-class Prompts(Sequence[str]):
+class Prompts(Lazy[str]):
     """The prompts of rows, of one part after the other; each is read when it is asked for."""
 
     def __init__(self, *parts: Sequence[Example]) -> None:
@@ -83,6 +87,16 @@ class Prompts(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return map(prompt_text, chain.from_iterable(self._parts))
+
+    def some(self, numbers: Places) -> Iterator[str]:
+        """Those of these numbers, one after another."""
+        for first in range(0, len(numbers), AT_ONCE):
+            window = np.asarray(numbers[first : first + AT_ONCE], dtype=np.int64)
+            part = np.searchsorted(self._ends, window, side="right")
+            for own in np.split(np.arange(len(window)), np.flatnonzero(part[1:] != part[:-1]) + 1):
+                if len(own):
+                    at = int(part[own[0]])
+                    yield from map(prompt_text, some(self._parts[at], window[own] - (self._ends[at - 1] if at else 0)))
 
     def row(self, at: int) -> Example:
         """The row of that place."""

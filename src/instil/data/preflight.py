@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from instil.data.findings.finding import SEVERITIES, Finding, ranked
-from instil.data.findings.look import LOOKED_AT, look
+from instil.data.findings.look import LOOKED_AT, Looked, look
 from instil.data.findings.masks import KEEP, Masks, has_target, quantiles
 from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS, Part, Split
@@ -170,6 +170,7 @@ def check(
     repeated: int | None = None,
     control_tokens: Sequence[str] = (),
     looked_at: int = LOOKED_AT,
+    looked: Looked | None = None,
 ) -> Preflight:
     """Look at every row as it will be trained on; `Preflight.refuse` stops where that is worth nothing.
 
@@ -188,11 +189,12 @@ def check(
         repeated: test and validation rows that repeat a training row's prompt, where that is known.
         control_tokens: the model's, by name, which texts should not hold.
         looked_at: the texts of so many rows are looked at.
+        looked: what was found in texts, where that is known.
     """
     measured = longest or encoded
     masks = {part: Masks.of(lengths_of(encoded[part]), lengths_of(measured[part]), max_length) for part in PARTS}
     train, every = masks["train"], [masks[part] for part in PARTS]
-    looked = look(split, answers, control_tokens, looked_at)
+    looked = looked or look(split, answers, control_tokens, looked_at)
     by_share = train.quantiles()
     return Preflight(
         rows={part: len(split.part(part)) for part in PARTS},

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instil.data.duplicates.grams import Numbers
-from instil.data.duplicates.search import NEAR, Relatives, Tick, first_of_equal, hashed, join, relatives
+from instil.data.duplicates.groups import Groups
+from instil.data.duplicates.search import NEAR, Relatives, Tick, first_of_equal, hashed, relatives
 from instil.data.near_duplicates import Prompts
 from instil.data.subset import Lazy, Subset, chosen
 from instil.data.words import normal, words
@@ -150,8 +151,10 @@ def split_grouped(examples: Sequence[Example], seed: int, threshold: float = NEA
     """
     equal = first_of_equal(np.fromiter((hashed(_plain(text)) for text in Prompts(examples)), np.uint64, len(examples)))
     found = relatives(Prompts(examples), None, threshold, tick)
-    near = found.group_N
-    join(near, np.arange(len(near)), near[equal])
+    groups = Groups(len(examples))
+    groups.join(np.arange(len(examples)), found.group_N)
+    groups.join(np.arange(len(examples)), equal)
+    near = groups.every()
     _, test_size, validation_size = sizes(len(examples))
     parts, large = _dealt(near, seed, test_size, validation_size)
     divided = len(examples) > 1 and test_size + validation_size and not (len(parts[1]) or len(parts[2]))

@@ -19,6 +19,10 @@ class Lazy(Sequence[Row_co], Generic[Row_co]):
         """Those of these numbers, in their order."""
         return Subset(self, numbers)
 
+    def some(self, numbers: Numbers) -> Iterator[Row_co]:
+        """The same one after another, where many are wanted: quickest of rows that stand together."""
+        return (self[int(number)] for number in numbers)
+
 
 class Subset(Lazy[Row_co]):
     """Rows of a sequence by their numbers in it.
@@ -44,10 +48,29 @@ class Subset(Lazy[Row_co]):
         return self.rows[int(self.numbers[at])]
 
     def __iter__(self) -> Iterator[Row_co]:
-        return (self.rows[int(number)] for number in self.numbers)
+        return some(self.rows, self.numbers)
 
     def subset(self, numbers: Numbers) -> Subset[Row_co]:
-        return Subset(self.rows, np.asarray(self.numbers)[np.asarray(numbers, dtype=np.int64)])
+        return Subset(self.rows, self._own(numbers))
+
+    def some(self, numbers: Numbers) -> Iterator[Row_co]:
+        return some(self.rows, self._own(numbers))
+
+    def _own(self, numbers: Numbers) -> Numbers:
+        """Numbers among the rows below, of numbers among these."""
+        own = self.numbers
+        if not isinstance(own, range):
+            return np.asarray(own)[np.asarray(numbers, dtype=np.int64)]
+        if isinstance(numbers, range):
+            return range(
+                own.start + own.step * numbers.start, own.start + own.step * numbers.stop, own.step * numbers.step
+            )
+        return own.start + own.step * np.asarray(numbers, dtype=np.int64)
+
+
+def some(rows: Sequence[Row_co], numbers: Numbers) -> Iterator[Row_co]:
+    """Rows by their numbers, one after another."""
+    return rows.some(numbers) if isinstance(rows, Lazy) else (rows[int(number)] for number in numbers)
 
 
 def spread(rows: Sequence[Row_co], most: int) -> Sequence[Row_co]:

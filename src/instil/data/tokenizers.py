@@ -213,7 +213,8 @@ class FastTokenizer:
         asked: dict[frozenset[str], dict[int, tuple[list[tuple[str, bool]], list[int]]]] = {}
         for number, parts in enumerate(rows):
             names, whole = self._named(parts)
-            of_view = asked.setdefault(frozenset(names), {})
+            # Those of one view in their order, in which a row comes after its prompt.
+            of_view = asked.setdefault(frozenset(names) - self._control, {})
             of_view[number] = whole, [self.control_id(name) for name in names]
         for names_of_view, some in asked.items():
             cuts |= zip(some, self._view(names_of_view).cut_many(list(some.values())), strict=True)

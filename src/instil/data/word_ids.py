@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 MOST_WORDS = 400_000  # kept with their ids, some 100 MB; then they are looked for anew
 PROBES = 300
+HEAD, EVERY = 32, 8  # characters that a common beginning has at least; it is looked for after so many texts without one
 _NOT_PLAIN = re.compile(r"[^\t\n\r\x20-\x7e]")
 _SAME_IN_ASCII = {"NFC", "NFD", "NFKC", "NFKD"}  # normalizers that leave such text as it is
 # GPT-2's words, as `ByteLevel` cuts them; the alternatives exclude one another but for the apostrophe's.
@@ -71,7 +72,8 @@ class WordIds:
         self._plain: dict[int, str | None] = {}  # plain characters to be cut at, by others' code points
         texts = [re.escape(text) for text in ordinary if text]
         self._ordinary = re.compile("|".join(texts)) if texts else None
-        self._last = _Last("", [], [], 0, 0, 0)
+        self._last = self._head = _Last("", [], [], 0, 0, 0)
+        self._without_head = 0
 
     def cut(self, texts: Sequence[str]) -> tuple[list[int], list[int]] | None:
         """Ids of texts as one text, and how many come before each of them; None where the pipeline has to cut.
@@ -83,8 +85,10 @@ class WordIds:
             return None
         last = self._last
         again = len(texts) > 1 and texts[0] == last.text
-        head = last.words[: last.sure] if again and not _NOT_PLAIN.search(whole) else []
-        rest = self._find(whole, last.begins) if head else self._words(whole)
+        known = last if again else self._head
+        begins_so = known.sure and (again or whole.startswith(known.text)) and not _NOT_PLAIN.search(whole)
+        head = known.words[: known.sure] if begins_so else []
+        rest = self._find(whole, known.begins) if head else self._words(whole)
         if rest is None:
             return None
         try:
@@ -93,7 +97,7 @@ class WordIds:
             if not self._learn(rest):
                 return None
             new = list(map(self._known.__getitem__, rest))
-        words, found = ([*head, *rest], [*last.ids[: last.sure], *new]) if head else (rest, new)
+        words, found = ([*head, *rest], [*known.ids[: known.sure], *new]) if head else (rest, new)
         begins, number, count, at = [0], 0, 0, 0
         for text in texts[:-1]:
             border = at + len(text)
@@ -108,8 +112,22 @@ class WordIds:
             begins.append(count)
         ids = list(itertools.chain.from_iterable(found))
         if len(texts) == 1:
+            if not head:
+                self._find_head(whole, last.text)
             self._last = self._as_last(whole, words, found, len(ids))
         return ids, begins
+
+    def _find_head(self, text: str, other: str) -> None:
+        """What two texts begin with, such as a form's first sentence, as what others may begin with."""
+        self._without_head += 1
+        if not self._local or self._without_head % EVERY or len(other) < HEAD or not text.startswith(other[:HEAD]):
+            return
+        alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
+        head = text[: sum(1 for _ in alike)]
+        words = self._words(head)
+        if words and self._learn(words):
+            ids = [self._known[word] for word in words]
+            self._head = self._as_last(head, words, ids, sum(map(len, ids)))
 
     def _as_last(self, text: str, words: list[str], ids: list[tuple[int, ...]], total: int) -> _Last:
         """What can be used again where this text goes on.

@@ -12,6 +12,7 @@ Texts are compared in one normal form (NFC), so that a letter with its accent is
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 
 import regex
 
@@ -43,6 +44,8 @@ _TOKEN = regex.compile(
 _DIGIT = regex.compile(r"[\p{Nd}--[0-9]]", regex.V1)
 _SYMBOL = regex.compile(r"(?!\s)\X")
 _NEITHER_WORD_NOR_SPACE = regex.compile(r"[^\w\p{M}\p{N}\s]")
+_NOT_ASCII = regex.compile(r"[^\x00-\x7f]")
+_ASCII_SIGNS = "".join(_NEITHER_WORD_NOR_SPACE.findall("".join(map(chr, range(128))))).encode("ascii")
 _FOREIGN = regex.compile(r"[\p{L}--\p{Latin}]", regex.V1)
 _OF_A_WORD = regex.compile(r"\p{L}")
 
@@ -123,7 +126,18 @@ def units(one: str, other: str) -> tuple[list[str], list[str]]:
 
 def without_punctuation(text: str) -> str:
     """Letters with their marks, digits and white space of a text, without case."""
+    if not text.isascii() and all(map(_vanishes, set(_NOT_ASCII.findall(text)))):  # such as quotation marks
+        text = _NOT_ASCII.sub("", text)
+    if text.isascii():
+        return text.lower().encode("ascii").translate(None, _ASCII_SIGNS).decode("ascii")
     return str(_NEITHER_WORD_NOR_SPACE.sub("", folded(text)))
+
+
+@lru_cache(maxsize=10_000)
+def _vanishes(char: str) -> bool:
+    """Whether nothing is left of a character without punctuation, whatever stands around."""
+    alone = unicodedata.category(char)[0] in "PS" and unicodedata.normalize("NFD", char) == char
+    return alone and not unicodedata.combining(char) and not _NEITHER_WORD_NOR_SPACE.sub("", folded(char))
 
 
 def mostly_other_scripts(texts: list[str]) -> bool:

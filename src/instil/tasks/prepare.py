@@ -9,11 +9,12 @@ from typing import Any
 
 from instil.data.duplicates.search import STEPS
 from instil.data.encoding import check_vocabulary, ends_line, mask_notes, spelling
-from instil.data.leaks import Leaks, guard
+from instil.data.leaks import Leaks
 from instil.data.loader import Loader
 from instil.data.preflight import check
-from instil.data.splits import PARTS, Split, split_examples
+from instil.data.splits import PARTS, Split
 from instil.data.store.kept import in_store
+from instil.data.store.results import Results
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, counted, verb
@@ -83,11 +84,13 @@ def prepare(
     check_vocabulary(template, tokenizer, spec.vocab_size)
 
     # Rows as the model will see them, and all there is to say of them.
-    split, leaks = _split(source.examples, settings.data, screen)
+    results = Results(source.examples)
+    split, leaks = _split(results, settings.data, screen)
     rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
     measured = {part: task.measured(rows[part]) for part in PARTS}
     kept = in_store(rows)
+    marks, others = sorted(tokenizer.control_tokens), task.answers(source)
     misspelt, altered = kept.spelt() if kept else _spelt(source.examples, tokenizer)
     preflight = check(
         split,
@@ -95,8 +98,9 @@ def prepare(
         max_length,
         longest=measured,
         context=spec.context,
-        answers=task.answers(source),
-        control_tokens=sorted(tokenizer.control_tokens),
+        answers=others,
+        control_tokens=marks,
+        looked=None if others else results.look(split, settings.data, marks),
         ends=ends_line(template, tokenizer),
         misspelt=misspelt,
         altered=altered,
@@ -117,6 +121,7 @@ def prepare(
             *idle(settings),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),
+            *results.notes,
             *(kept.notes(source.examples) if kept else []),
         ],
     )
@@ -165,14 +170,14 @@ def prepare(
     return prepared
 
 
-def _split(examples: Sequence[Example], options: DataOptions, screen: Screen) -> tuple[Split, Leaks]:
+def _split(results: Results, options: DataOptions, screen: Screen) -> tuple[Split, Leaks]:
     """The rows of each part, with what parts have in common; the search for that is shown."""
-    with screen.bar("looks for near-duplicates", STEPS * len(examples)) as advance:
+    with screen.bar("looks for near-duplicates", STEPS * len(results.examples)) as advance:
 
         def tick(steps: int) -> None:
             advance(steps=steps)
 
-        return guard(split_examples(examples, options, tick), options, tick)
+        return results.split(options, tick)
 
 
 def _resize_notes(spec: DecoderSpec, new: int) -> list[str]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.data.duplicates import search
+from instil.data.duplicates import candidates, search
 from instil.data.duplicates.candidates import Bounds
 from instil.data.duplicates.grams import BITS, Numbers, Rarity, Vectors, in_chunks, n_grams
+from instil.data.duplicates.groups import Groups
 from instil.data.duplicates.search import STEPS, Relatives, relatives
 
 SYLLABLES = "ba co di fu ge hi jo ku la me ni po qua re si to vu wi xe yo za bri stu flo".split()
@@ -163,14 +166,96 @@ def test_texts_that_are_not_held_in_memory_are_read_again(monkeypatch: pytest.Mo
     side = np.arange(800) >= 600
     held = by_sketches(texts, side, monkeypatch)
     monkeypatch.setattr(search, "HELD", 1000)
+    monkeypatch.setattr(search, "LETTERS", 10_000)
     read = by_sketches(texts, side, monkeypatch)
-    assert ((read.nearest_N >= 0) == (held.nearest_N >= 0)).mean() > 0.995
+    assert ((read.nearest_N >= 0) == (held.nearest_N >= 0)).all()
+    assert (read.cosine_N[read.nearest_N >= 0] >= 0.9).all()
     assert (read.group_N == held.group_N).mean() > 0.99
     assert not relatives(texts, side).exact  # too long to be compared in memory
     monkeypatch.setattr(search, "SAMPLED", 100)
     sampled = by_sketches(texts, side, monkeypatch)
     near = held.cosine_N > 0.93  # rarity of a sample moves a cosine a little
     assert ((sampled.nearest_N >= 0) & near).sum() >= 0.95 * near.sum()
+
+
+def test_draws_do_not_depend_on_how_many_n_grams_are_drawn_from_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long texts are drawn from in pieces, short ones together: the least wait of each order wins, as written out."""
+    chunk = n_grams([*texts_with_relatives(30), "a", " ".join(texts_with_relatives(40, seed=4))])
+    weights = np.random.default_rng(1).random(len(chunk.codes_G)) + 0.1
+    found = []
+    for at_once in (7, 64, 2048, 10**6):
+        monkeypatch.setattr(candidates, "AT_ONCE", at_once)
+        sketches = candidates.Sketches(len(chunk), 0.9)
+        sketches.draw(0, chunk.starts, chunk.codes_G, weights)
+        found.append(sketches.draws)
+    assert all((draws == found[0]).all() for draws in found)
+    assert len({tuple(draws) for draws in found[0].tolist()}) > 25
+    for text, (start, end) in enumerate(pairwise(chunk.starts.tolist())):
+        alone = candidates.Sketches(1, 0.9)
+        alone.draw(0, np.array([0, end - start]), chunk.codes_G[start:end], weights[start:end])
+        assert (alone.draws[0] == found[0][text]).all()
+
+
+def test_of_very_many_texts_fewer_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "MANY", 1000)
+    texts = texts_with_relatives(1500)
+    side = np.arange(1500) % 7 == 0
+    exact, sketched = relatives(texts, side), by_sketches(texts, side, monkeypatch)
+    near, found = exact.nearest_N >= 0, sketched.nearest_N >= 0
+    assert not (found & ~near).any()
+    assert (found & near).sum() >= 0.95 * near.sum()
+
+
+@pytest.mark.parametrize("exactly", [0, 10_000])
+def test_the_nearest_of_one_side_alone(exactly: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "EXACTLY", exactly)
+    texts = texts_with_relatives(400)
+    side = np.arange(400) % 5 == 0
+    both, one = (relatives(texts, side, both=both) for both in (True, False))
+    assert (both.nearest_N[side] == one.nearest_N[side]).all()
+    assert (both.cosine_N[side] == one.cosine_N[side]).all()
+    assert (both.group_N == one.group_N).all()
+    assert (both.nearest_N[~side] >= 0).any()
+    assert (one.nearest_N[~side] == -1).all()
+
+
+def test_texts_that_are_read_again_are_not_compared_over_and_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither those that are all near, nor those that are all not quite near; and in pieces of few letters."""
+    form = "Please decide whether this review of a product in our shop is a positive or a negative one, and why: {}"
+    for tail in (1, 5):
+        made = random.Random(tail)
+        texts = [form.format(" ".join(word(made) for _ in range(tail))) for _ in range(600)]
+        side = np.arange(600) % 10 == 0
+        compared: list[int] = []
+        real = Vectors.cosines
+
+        def counting(self: Vectors, one: Numbers, other: Numbers, real: Any = real, told: Any = compared) -> Numbers:
+            told.append(len(one))
+            return real(self, one, other)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "HELD_MANY", 0)
+            patch.setattr(search, "LETTERS", 5000)
+            patch.setattr(Vectors, "cosines", counting)
+            found = by_sketches(texts, side, patch)
+        assert sum(compared) < 12 * 600
+        assert max(compared) < 100
+        if tail == 1:
+            assert len(set(found.group_N.tolist())) <= 20
+            assert (found.nearest_N[side] >= 0).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=40), st.integers(1, 5))
+def test_groups_are_those_of_joining_one_by_one(pairs: list[tuple[int, int]], at_once: int) -> None:
+    groups, naive = Groups(20), list(range(20))
+    for start in range(0, len(pairs), at_once):
+        some = np.array(pairs[start : start + at_once], np.int64)
+        groups.join(some[:, 0], some[:, 1])
+        for one, other in some.tolist():
+            low, high = sorted((naive[one], naive[other]))
+            naive = [low if name == high else name for name in naive]
+        assert groups.of(some[:, 0]).tolist() == [naive[one] for one in some[:, 0]]
+    assert groups.every().tolist() == naive
 
 
 def test_it_is_a_function_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:

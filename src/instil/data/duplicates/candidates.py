@@ -18,7 +18,7 @@ Shape suffixes: R texts · G n-grams · P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,12 +30,13 @@ GROUPS = 512  # of n-grams, half of which the weightiest n-grams have for themse
 BLOCK = 512  # texts compared with all others at once
 ROUNDING = 1e-4  # of bounds in single precision
 
-DRAWS = 64
+DRAWS, FEWER, MANY = 64, 32, 2_000_000  # of each text, and of each of so many texts or more
+AT_ONCE = 2048  # n-grams that are drawn from at once: as many as a processor has near at hand
 PLACES = 1 << 16  # n-grams share random numbers where a hash of 16 bits is the same
 AGREE, AGREE_LOW, LOW = 4, 3, 0.85  # of a tree's first draws so many must be the same, fewer for lower thresholds
 DEEP = 8  # draws that a tree is sorted by
 NEIGHBOURS, ACROSS = 8, 4  # those that come next, and on either hand those of the other side
-SLICE = 1 << 17  # places of a tree looked at at once
+SLICE = 1 << 15  # places of a tree looked at at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,37 +84,62 @@ class Sketches:
 
     def __init__(self, rows: int, threshold: float) -> None:
         self._agree = AGREE if threshold >= LOW else AGREE_LOW
-        self.draws = np.zeros((rows, DRAWS), np.uint8)  # of each drawn n-gram a byte of its hash
-        self._waits = np.random.Generator(np.random.PCG64(5)).exponential(size=(PLACES, DRAWS)).astype(np.float32)
+        count = DRAWS if rows < MANY else FEWER
+        self.draws = np.zeros((rows, count), np.uint8)  # of each drawn n-gram a byte of its hash
+        waits = np.random.Generator(np.random.PCG64(5)).exponential(size=(PLACES, DRAWS)).astype(np.float32)
+        self._waits = np.ascontiguousarray(waits[:, :count])
 
     def draw(self, start: int, starts: Numbers, codes_G: Numbers, weights_G: Numbers) -> None:
         """Draw from texts, of which ``start`` is the first one's number; each must have an n-gram.
 
         ``starts``, [R + 1], says where the n-grams of each begin; weights are TF-IDF on any scale.
         """
-        places = codes_G * np.uint64(0x9E3779B97F4A7C15)
-        places ^= places >> np.uint64(29)
-        places *= np.uint64(0xBF58476D1CE4E5B9)
-        weights = weights_G.astype(np.float32) ** 2
-        waits = self._waits[places >> np.uint64(48)]
-        waits /= weights[:, None]
-        # The smallest wait wins, and brings its n-gram's byte along in the last bits, which hardly count.
-        found = waits.view(np.uint32)
-        found &= np.uint32(0xFFFFFF00)
-        found |= ((places >> np.uint64(20)) & np.uint64(0xFF)).astype(np.uint32)[:, None]
-        drawn = np.minimum.reduceat(found, starts[:-1])
-        self.draws[start : start + len(drawn)] = drawn.astype(np.uint8)
+        hashes = codes_G * np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= hashes >> np.uint64(29)
+        hashes *= np.uint64(0xBF58476D1CE4E5B9)
+        places = (hashes >> np.uint64(48)).astype(np.int64)
+        tags = ((hashes >> np.uint64(20)) & np.uint64(0xFF)).astype(np.uint32)
+        lighter = 1 / np.maximum(weights_G.astype(np.float32), 1e-18) ** 2
+        counts = np.diff(starts)
+        order = np.argsort(counts, kind="stable")
+        room = np.empty((AT_ONCE, self._waits.shape[1]), np.float32)
+        at = 0
+        while at < len(order):  # texts of about the same length, so that the shorter ones are filled up a little
+            most = min(len(order) - at, max(1, AT_ONCE // int(counts[order[at]])))
+            while most > 1 and most * int(counts[order[at + most - 1]]) > AT_ONCE:
+                most = max(1, AT_ONCE // int(counts[order[at + most - 1]]))
+            own = order[at : at + most]
+            longest = int(counts[own[-1]])
+            drawn = None
+            for first in range(0, longest, AT_ONCE):  # a book has more n-grams than are drawn from at once
+                inside = np.minimum(np.arange(first, min(first + AT_ONCE, longest)), counts[own][:, None] - 1)
+                grams = (starts[own][:, None] + inside).ravel()
+                waits = room[: len(grams)]
+                np.take(self._waits, places[grams], axis=0, out=waits, mode="clip")  # no place is beyond the table
+                waits *= lighter[grams, None]
+                # The smallest wait wins, and brings its n-gram's byte along in the last bits, which hardly count.
+                found = waits.view(np.uint32)
+                found &= np.uint32(0xFFFFFF00)
+                found |= tags[grams, None]
+                least = found.reshape(len(own), -1, found.shape[1]).min(1)
+                drawn = least if drawn is None else np.minimum(drawn, least)
+            assert drawn is not None, "each text has an n-gram"
+            self.draws[start + own] = drawn.astype(np.uint8)
+            at += most
 
     def __len__(self) -> int:
-        return DRAWS // self._agree
+        return self.draws.shape[1] // self._agree
 
-    def pairs(self, tree: int, least: float, here: Numbers, there: Numbers) -> Iterator[Candidates]:
+    def pairs(
+        self, tree: int, least: float, here: Numbers, there: Numbers, telling: Callable[[Numbers, Numbers], Numbers]
+    ) -> Iterator[Candidates]:
         """Neighbours in a tree that agree in enough draws to be at least so near, as far as draws tell.
 
         ``tree`` is a number below ``len()``. ``here`` and ``there`` say which texts are on which side, [R] bool: a text
-        has neighbours of any side, and some of the other one, which there may be few of.
+        has neighbours of any side, and some of the other one, which there may be few of. ``telling`` says which pairs
+        may tell anything, however near they are.
         """
-        chosen = np.arange(tree * self._agree, tree * self._agree + DEEP) % DRAWS
+        chosen = np.arange(tree * self._agree, tree * self._agree + DEEP) % self.draws.shape[1]
         keys = np.ascontiguousarray(self.draws[:, chosen]).view(">u8").ravel().astype(np.uint64)
         order = np.argsort(keys, kind="stable").astype(np.int32)
         first = (keys[order] >> np.uint64(8 * (DEEP - self._agree))).astype(np.uint32)
@@ -121,26 +147,31 @@ class Sketches:
         places = np.flatnonzero(there[order])
         for start in range(0, len(order), SLICE):
             own = np.arange(start, min(start + SLICE, len(order)))
-            one, other = [], []
-            for left, right in _neighbours(own, len(order), own[here[order[own]]], places):
-                same = (first[left] == first[right]) & (left != right)
-                one.append(order[left[same]])
-                other.append(order[right[same]])
-            yield self._alike(np.concatenate(one), np.concatenate(other), least)
+            near_by = self.draws[order[start : start + SLICE + NEIGHBOURS]]
+            one, other, agreed = [], [], []
+            for before, after in _neighbours(own, len(order), own[here[order[own]]], places):
+                same = np.flatnonzero((first[before] == first[after]) & (before != after))
+                tells = same[telling(order[before[same]], order[after[same]])]
+                left, right = before[tells], after[tells]
+                by = len(right) and start <= right[0] and right[-1] < start + len(near_by)
+                drawn = near_by[right - start] if by else self.draws[order[right]]
+                agreed.append(_count(near_by[left - start] == drawn))
+                one.append(order[left])
+                other.append(order[right])
+            yield self._alike(np.concatenate(one), np.concatenate(other), np.concatenate(agreed), least)
 
-    def _alike(self, one: Numbers, other: Numbers, least: float) -> Candidates:
-        agreed = np.concatenate(
-            [
-                (self.draws[one[at : at + SLICE]] == self.draws[other[at : at + SLICE]]).sum(1, dtype=np.uint8)
-                for at in range(0, len(one), SLICE)
-            ]
-            or [np.zeros(0, np.uint8)]
-        )
-        likeness = agreed / DRAWS
+    def _alike(self, one: Numbers, other: Numbers, agreed: Numbers, least: float) -> Candidates:
+        likeness = agreed / np.float32(self.draws.shape[1])
         cosine = 2 * likeness / (1 + likeness)
         enough = cosine >= least
         one, other = one[enough], other[enough]
         return Candidates(np.minimum(one, other), np.maximum(one, other), cosine[enough])
+
+
+def _count(same: Numbers) -> Numbers:
+    """How many are true in each row; eight of them are added at once, as the bytes of a number."""
+    sums = same.view(np.uint64).sum(1, dtype=np.uint64)
+    return np.asarray(sums * np.uint64(0x0101010101010101) >> np.uint64(56))
 
 
 def _neighbours(own: Numbers, count: int, asked: Numbers, others: Numbers) -> Iterator[tuple[Numbers, Numbers]]:

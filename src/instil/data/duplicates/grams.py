@@ -26,7 +26,7 @@ LONGEST_N_GRAM = 3
 BITS = 18  # of a character: letters lie below 0x40000, but for a few marks of plane 14
 HIGH_MARKS, THEIR_PLACE = 0xE0000, 0x3F000  # plane 14 is put where no letters are
 ROWS_AT_ONCE = 256
-LETTERS_AT_ONCE = 500_000
+LETTERS_AT_ONCE = 50_000
 AT_ONCE = 32  # texts that others are compared with at once
 
 

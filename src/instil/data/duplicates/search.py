@@ -16,19 +16,24 @@ import numpy as np
 
 from instil.data.duplicates.candidates import Bounds, Candidates, Sketches
 from instil.data.duplicates.grams import ROWS_AT_ONCE, Grams, Numbers, Rarity, Vectors, in_chunks, joined
+from instil.data.duplicates.groups import Groups
+from instil.data.subset import some
 from instil.data.words import without_punctuation
 
 NEAR = 0.9
 STEPS = 3  # of a search, for every text: it is hashed, read and compared
 EXACTLY = 10_000  # different texts
 SAMPLED = 200_000  # texts by which rarity is told
-HELD = 32_000_000  # n-grams of texts that are held in memory
+HELD, HELD_MANY = 32_000_000, 8_000_000  # n-grams of texts that are held in memory; of more texts than `EXACTLY`
+A_LETTER = 2  # n-grams that a letter brings, about
 TOLD = 1_000  # texts between two ticks
 DRAWN = 0.5  # the share of a comparison that comes after the draws
-MARGIN, MARGIN_READ = 0.12, 0.08  # by which draws may tell a cosine too low; less where texts must be read again
+MARGIN = 0.12  # by which draws may tell a cosine too low
 WAITING = 2_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
-MOST, MOST_READ = 200_000, 16_000  # at once, of texts in memory and of texts to be read again
+MOST, MOST_READ = 200_000, 100_000  # at once, of texts in memory and of texts to be read again
+LETTERS = 1_000_000  # of texts that are read again to be compared at once
+FAILED = 8  # comparisons without a find after which two texts that are read again are let be
 
 Tick = Callable[[int], None]
 
@@ -38,8 +43,9 @@ class Relatives:
     """What a search found.
 
     ``nearest_N`` is for each text of one side the number of the nearest one of the other side (-1: none is near), and
-    ``cosine_N`` their cosine; ``group_N`` names groups of texts that are near to one another, or to some that are near
-    to others, within their side. ``exact`` says whether all pairs were compared.
+    ``cosine_N`` their cosine; where texts had to be read again it is one that is near. ``group_N`` names groups of
+    texts that are near to one another, or to some that are near to others, within their side. ``exact`` says whether
+    all pairs were compared.
     """
 
     nearest_N: Numbers
@@ -49,7 +55,12 @@ class Relatives:
 
 
 def relatives(
-    texts: Sequence[str], other_side: Numbers | None = None, threshold: float = NEAR, tick: Tick | None = None
+    texts: Sequence[str],
+    other_side: Numbers | None = None,
+    threshold: float = NEAR,
+    tick: Tick | None = None,
+    *,
+    both: bool = True,
 ) -> Relatives:
     """Search texts for near ones.
 
@@ -58,11 +69,12 @@ def relatives(
         other_side: which texts are the other side's, [N] bool; without it all are on one side.
         threshold: the cosine from which on two texts are near.
         tick: told how many of ``STEPS * len(texts)`` steps are done.
+        both: whether the nearest one is wanted for texts of both sides, or of the other side only.
     """
     tick = tick or (lambda steps: None)
     other = np.zeros(len(texts), bool) if other_side is None else other_side
     different = Different(texts, tick)
-    search = _Search(different, other, threshold)
+    search = _Search(different, other, threshold, both=both)
     exact = search.run(tick)
     return search.found(other, exact=exact)
 
@@ -88,22 +100,24 @@ class Different:
     def __init__(self, texts: Sequence[str], tick: Tick) -> None:
         self._texts = texts
         hashes = np.zeros(len(texts), np.uint64)
-        shown = np.zeros(len(texts), bool)
+        letters = np.zeros(len(texts), np.uint32)
         for at, text in enumerate(texts):
             cleaned = without_punctuation(text)
-            shown[at] = bool(cleaned.strip())
+            letters[at] = len(cleaned) if cleaned.strip() else 0
             hashes[at] = hashed(cleaned)
             if at % TOLD == TOLD - 1:
                 tick(TOLD)
         tick(len(texts) % TOLD)
-        at_N = np.flatnonzero(shown)
+        at_N = np.flatnonzero(letters).astype(np.int32)
         _, first, which, copies = np.unique(hashes[at_N], return_index=True, return_inverse=True, return_counts=True)
+        del hashes
         order = np.argsort(first)  # as they stand, and not by their hashes
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
-        self.first_U = at_N[first[order]]
-        self.copies_U = copies[order]
-        self.which_N = np.full(len(texts), -1)
+        place = np.empty(len(order), np.int32)
+        place[order] = np.arange(len(order), dtype=np.int32)
+        self.first_U: Numbers = at_N[first[order]]
+        self.copies_U = copies[order].astype(np.int32)
+        self.letters_U = letters[self.first_U]
+        self.which_N = np.full(len(texts), -1, np.int32)
         self.which_N[at_N] = place[which]
         self._rarity, self._vectors = self._read(tick)
 
@@ -111,13 +125,14 @@ class Different:
         return len(self.first_U)
 
     def _chunks(self, numbers: Numbers) -> Iterator[Grams]:
-        return in_chunks(self._texts[at] for at in self.first_U[numbers].tolist())
+        return in_chunks(some(self._texts, self.first_U[numbers]))
 
     def _read(self, tick: Tick) -> tuple[Rarity, Vectors | None]:
         """The rarity of n-grams, and the vectors of all texts if they are not too many."""
         step = -(-len(self) // SAMPLED) or 1
         numbers = np.arange(0, len(self), step)
-        held: list[Grams] | None = [] if step == 1 else None
+        few = len(self) <= EXACTLY or A_LETTER * int(self.letters_U.sum(dtype=np.int64)) <= HELD_MANY
+        held: list[Grams] | None = [] if few else None
 
         def chunks() -> Iterator[tuple[Grams, Numbers]]:
             nonlocal held
@@ -173,24 +188,32 @@ class Different:
         if self._vectors is not None:
             found_P[order] = self._vectors.cosines(one_P, other_P)
             return found_P
+        letters = np.cumsum(self.letters_U[one_P].astype(np.int64) + self.letters_U[other_P])
+        for own in np.split(np.arange(len(order)), np.flatnonzero(np.diff(letters // LETTERS)) + 1):
+            found_P[order[own]] = self._read_again(one_P[own], other_P[own])
+        return found_P
+
+    def _read_again(self, one_P: Numbers, other_P: Numbers) -> Numbers:
         numbers, places = np.unique(np.concatenate([one_P, other_P]), return_inverse=True)
         vectors = Vectors([joined(list(self._chunks(numbers)))], self._rarity)
-        found_P[order] = vectors.cosines(places[: len(one_P)], places[len(one_P) :])
-        return found_P
+        return vectors.cosines(places[: len(one_P)], places[len(one_P) :])
 
 
 class _Search:
     """Compares candidates, the likeliest first, and only those that can still tell something."""
 
-    def __init__(self, different: Different, other_N: Numbers, threshold: float) -> None:
+    def __init__(self, different: Different, other_N: Numbers, threshold: float, *, both: bool) -> None:
         self._different, self._threshold = different, threshold
         count, shown = len(different), different.which_N >= 0
         self._here, self._there = np.zeros(count, bool), np.zeros(count, bool)  # a text may stand on both sides
         self._here[different.which_N[shown & ~other_N]] = True
         self._there[different.which_N[shown & other_N]] = True
-        # For a text here the nearest there, and the other way round.
-        self._nearest_there, self._nearest_here = _Nearest(self._there), _Nearest(self._here)
-        self._group_here, self._group_there = np.arange(count), np.arange(count)
+        # For a text here the nearest there, and the other way round; one that is near where texts are read again.
+        any_near = not different.held
+        self._nearest_there = _Nearest(self._there if both else np.zeros(count, bool), any_near=any_near)
+        self._nearest_here = _Nearest(self._here, any_near=any_near)
+        self._group_here, self._group_there = Groups(count), Groups(count)
+        self._failed = np.zeros(0 if different.held else count, np.uint8)
 
     def run(self, tick: Tick) -> bool:
         """Compare all that may be near; returns whether those are all pairs."""
@@ -213,10 +236,10 @@ class _Search:
     def _sketched_pairs(self) -> Iterator[float]:
         """The same of those that draws show to be alike."""
         sketches = yield from self._different.sketches(self._threshold)
-        margin = MARGIN if self._different.held else MARGIN_READ
         waiting: list[Candidates] = []
         for tree in range(len(sketches)):
-            for candidates in sketches.pairs(tree, self._threshold - margin, self._here, self._there):
+            least = self._threshold - MARGIN
+            for candidates in sketches.pairs(tree, least, self._here, self._there, self._telling):
                 waiting.append(candidates)
                 if sum(len(each.one_P) for each in waiting) > WAITING:
                     self._compare(waiting)
@@ -233,30 +256,51 @@ class _Search:
         order = np.argsort(-bound, kind="stable")
         one, other = np.divmod(pairs[order], len(self._here))
         bound = bound[order]
-        size, most = FIRST, MOST if self._different.held else MOST_READ
-        while len(one):
-            telling = self._telling(one, other, bound)
-            one, other, bound = one[telling], other[telling], bound[telling]
-            now, later = slice(size), slice(size, None)
-            cosines = self._different.cosines(one[now], other[now])
-            near = cosines >= self._threshold
-            self._note(one[now][near], other[now][near], cosines[near])
-            one, other, bound = one[later], other[later], bound[later]
-            size = min(most, size * GROWS)
+        start, size, most = 0, FIRST, MOST if self._different.held else MOST_READ
+        while start < len(one):
+            now = slice(start, start + size)
+            self._compare_in_rounds(one[now], other[now], bound[now])
+            start, size = start + size, min(most, size * GROWS)
 
-    def _telling(self, one: Numbers, other: Numbers, bound: Numbers) -> Numbers:
-        """Which pairs would join two groups, or be nearer than what is known."""
-        here, there = self._here, self._there
-        tells: Numbers = here[one] & here[other] & (self._group_here[one] != self._group_here[other])
-        tells = tells | (there[one] & there[other] & (self._group_there[one] != self._group_there[other]))
+    def _compare_in_rounds(self, one: Numbers, other: Numbers, bound: Numbers) -> None:
+        """Compare pairs; where texts are read again only the first of each group or text, then of what still tells."""
+        while len(tells := np.flatnonzero(self._telling(one, other, bound))):
+            one, other, bound = one[tells], other[tells], bound[tells]
+            if self._different.held:
+                self._compare_now(one, other)
+                return
+            now = np.zeros(len(one), bool)
+            for texts in (one, other):
+                for groups in (self._group_here, self._group_there):
+                    now[np.unique(groups.of(texts), return_index=True)[1]] = True
+            self._compare_now(one[now], other[now])
+            one, other, bound = one[~now], other[~now], bound[~now]
+
+    def _compare_now(self, one: Numbers, other: Numbers) -> None:
+        cosines = self._different.cosines(one, other)
+        near = cosines >= self._threshold
+        self._note(one[near], other[near], cosines[near])
+        if len(self._failed):
+            for side in (one, other):
+                failed, times = np.unique(side[~near], return_counts=True)
+                self._failed[failed] = np.minimum(self._failed[failed] + times, FAILED)
+
+    def _telling(self, one: Numbers, other: Numbers, bound: Numbers | float = 1.0) -> Numbers:
+        """Which pairs would join two groups, or be nearer than what is known, if their cosine is the bound."""
+        tells = np.zeros(len(one), bool)
+        for side, groups in ((self._here, self._group_here), (self._there, self._group_there)):
+            within = np.flatnonzero(side[one] & side[other])
+            tells[within] = groups.of(one[within]) != groups.of(other[within])
         for nearest in (self._nearest_here, self._nearest_there):
-            tells = tells | nearest.tells(one, other, bound) | nearest.tells(other, one, bound)
+            tells |= nearest.tells(one, other, bound) | nearest.tells(other, one, bound)
+        if len(self._failed):
+            tells &= np.minimum(self._failed[one], self._failed[other]) < FAILED
         return tells
 
     def _note(self, one: Numbers, other: Numbers, cosines: Numbers) -> None:
-        for side, group in ((self._here, self._group_here), (self._there, self._group_there)):
+        for side, groups in ((self._here, self._group_here), (self._there, self._group_there)):
             within = side[one] & side[other]
-            join(group, one[within], other[within])
+            groups.join(one[within], other[within])
         for nearest in (self._nearest_here, self._nearest_there):
             nearest.note(np.concatenate([one, other]), np.concatenate([other, one]), np.tile(cosines, 2))
 
@@ -266,35 +310,41 @@ class _Search:
         shown = np.flatnonzero(different.which_N >= 0)
         which, there = different.which_N[shown], other_N[shown]
         count = len(other_N)
-        nearest_N, cosine_N, group_N = np.full(count, -1), np.zeros(count), np.arange(count)
-        for side, nearest, group in (
+        nearest_N, group_N = np.full(count, -1, np.int32), np.arange(count, dtype=np.int32)
+        cosine_N = np.zeros(count, self._nearest_here.cosines.dtype)
+        for side, nearest, groups in (
             (~there, self._nearest_there, self._group_here),
             (there, self._nearest_here, self._group_there),
         ):
+            group = groups.every()
             own, others = shown[side], shown[~side]
-            first = np.full(len(different), count)
+            first = np.full(len(different), count, np.int32)
             np.minimum.at(first, which[~side], others)  # the first copy of each on the other side
             of = which[side]
             same = first[of] < count
             text = np.where(same, of, nearest.which[of])
-            cosine_N[own] = np.where(same, 1.0, nearest.cosines[of])
-            nearest_N[own] = np.where(text >= 0, first[text], -1)
-            name = np.full(len(different), count)
+            if nearest.wanted:
+                cosine_N[own] = np.where(same, 1.0, nearest.cosines[of])
+                nearest_N[own] = np.where(text >= 0, first[text], -1)
+            name = np.full(len(different), count, np.int32)
             np.minimum.at(name, group[of], own)  # a group is called by its first text
             group_N[own] = name[group[of]]
         return Relatives(nearest_N, cosine_N, group_N, exact)
 
 
 class _Nearest:
-    """For every text the nearest of those on one side."""
+    """For every text the nearest of those on one side, or one of them that is near."""
 
-    def __init__(self, side: Numbers) -> None:
-        self._side = side
-        self.cosines, self.which = np.zeros(len(side)), np.full(len(side), -1)
+    def __init__(self, side: Numbers, *, any_near: bool) -> None:
+        self._side, self._any, self.wanted = side, any_near, bool(side.any())
+        self.cosines = np.zeros(len(side), np.float32 if any_near else np.float64)
+        self.which = np.full(len(side), -1, np.int32)
         self.cosines[side] = np.inf  # none is nearer than itself
 
-    def tells(self, one: Numbers, other: Numbers, bound: Numbers) -> Numbers:
-        return self._side[other] & (bound > self.cosines[one])
+    def tells(self, one: Numbers, other: Numbers, bound: Numbers | float) -> Numbers:
+        known = self.cosines[one]
+        nearer: Numbers = known == 0 if self._any else np.less(known, bound)
+        return self._side[other] & nearer
 
     def note(self, one: Numbers, other: Numbers, cosines: Numbers) -> None:
         tells = self.tells(one, other, cosines)
@@ -302,19 +352,3 @@ class _Nearest:
         order = np.lexsort((-other, cosines))  # the last one stays: the nearest, of equally near ones the first
         self.cosines[one[order]] = cosines[order]
         self.which[one[order]] = other[order]
-
-
-def join(group: Numbers, one: Numbers, other: Numbers) -> None:
-    """Make one group of the groups of each pair; a group is called by its least member."""
-    while len(one):
-        first, second = group[one], group[other]
-        apart = first != second
-        one, other, first, second = one[apart], other[apart], first[apart], second[apart]
-        if not len(one):
-            return
-        np.minimum.at(group, np.maximum(first, second), np.minimum(first, second))
-        while True:
-            above = group[group]
-            if (above == group).all():
-                break
-            group[:] = above

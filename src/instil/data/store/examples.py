@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instil.data.store.shards import BATCH, Shards, batches_of, shard_path, write_shard
-from instil.data.subset import Lazy
+from instil.data.store.shards import BATCH, MAPPED, Shards, batches_of, numbers_of, shard_path, write_shard
+from instil.data.subset import Lazy, Numbers
 from instil.records import Example, Turn
 from instil.screen import Advance
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     import pyarrow
 
 TEXTS = ("instruction", "output", "input", "task")
+COLUMNS = (*TEXTS, "row", "more")
 MORE = ("history", "steps", "tools", "reasoning", "tool_calls", "weight")  # of rows that are not plain, as JSON
+AT_ONCE = 1 << 16  # numbers looked at together
+TOGETHER = 4  # rows of a batch from which on they are taken out of it together
 
 
 class ExampleStore(Lazy[Example]):
@@ -34,6 +37,7 @@ class ExampleStore(Lazy[Example]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shards = Shards(folder)
+        self._columns: dict[int, list[Any]] = {}  # of batches that were looked at
 
     def __len__(self) -> int:
         return self.shards.count
@@ -41,19 +45,34 @@ class ExampleStore(Lazy[Example]):
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
             return self.subset(range(len(self))[at])
-        number = range(len(self))[at]
-        batch, _ = self.shards.batch(number // BATCH)
-        return next(_examples(batch.slice(number % BATCH, 1)))
+        number, inside = divmod(range(len(self))[at], BATCH)
+        if number not in self._columns:
+            if len(self._columns) >= MAPPED:
+                self._columns.clear()
+            batch, _ = self.shards.batch(number)
+            self._columns[number] = [batch.column(name) for name in COLUMNS]
+        return _example(*(column[inside].as_py() for column in self._columns[number]))
 
     def __iter__(self) -> Iterator[Example]:
         for number in range(-(-len(self) // BATCH)):
             yield from self.batch(number)
 
+    def some(self, numbers: Numbers) -> Iterator[Example]:
+        """As `Lazy.some`; those of a batch that follow one another are taken out of it together."""
+        for first in range(0, len(numbers), AT_ONCE):
+            window = np.asarray(numbers[first : first + AT_ONCE], dtype=np.int64)
+            batch = window // BATCH
+            for own in np.split(window, np.flatnonzero(batch[1:] != batch[:-1]) + 1):
+                if len(own) < TOGETHER:
+                    yield from (self[int(number)] for number in own)
+                else:
+                    yield from _examples(self.shards.batch(int(own[0]) // BATCH)[0].take(own % BATCH))
+
     @property
     def row_numbers(self) -> NDArray[np.int64]:
         """The rows' numbers in their file."""
         return np.concatenate(
-            [np.zeros(0, np.int64), *(batch.column("row").to_numpy().copy() for batch, _ in self.shards)]
+            [np.zeros(0, np.int64), *(numbers_of(batch.column("row"), np.int64).copy() for batch, _ in self.shards)]
         )
 
     def batch(self, number: int) -> Iterator[Example]:
@@ -109,12 +128,13 @@ def _batch(examples: list[Example]) -> pyarrow.RecordBatch:
 
 
 def _examples(batch: pyarrow.RecordBatch) -> Iterator[Example]:
-    columns = [batch.column(name).to_pylist() for name in (*TEXTS, "row", "more")]
-    for instruction, output, about, task, row, more in zip(*columns, strict=True):
-        if more is None:
-            yield Example(instruction, output, about, task, row)
-            continue
-        values = json.loads(more)
-        for turns in ("history", "steps"):
-            values[turns] = tuple(Turn(**turn) for turn in values[turns])
-        yield Example(instruction, output, about, task, row, **values)
+    return map(_example, *(batch.column(name).to_pylist() for name in COLUMNS))
+
+
+def _example(instruction: str, output: str, about: str, task: str, row: int, more: str | None) -> Example:
+    if more is None:
+        return Example(instruction, output, about, task, row)
+    values = json.loads(more)
+    for turns in ("history", "steps"):
+        values[turns] = tuple(Turn(**turn) for turn in values[turns])
+    return Example(instruction, output, about, task, row, **values)

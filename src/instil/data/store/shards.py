@@ -14,6 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from instil.errors import DataError
 from instil.files import read_json_object, unfinished_of, write_json
 
@@ -134,6 +137,11 @@ class Shards:
             raise DataError(f"{path}: damaged: {error}; remove its folder, and it is made anew") from error
         about = found.custom_metadata or {}
         return found.batch, {key.decode(): value for key, value in about.items()}
+
+
+def numbers_of(column: pyarrow.Array, kind: type[np.generic]) -> NDArray[Any]:
+    """A column without gaps as it lies in its file; Arrow's own way to it imports pandas where that is installed."""
+    return np.frombuffer(column.buffers()[1] or b"", kind)[column.offset : column.offset + len(column)]
 
 
 def is_complete(folder: Path) -> bool:

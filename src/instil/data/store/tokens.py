@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from instil.data.encoding import encode_many, spelling
 from instil.data.lengths import Lengths, lengths_of
 from instil.data.store.examples import ExampleStore
-from instil.data.store.shards import BATCH, MAPPED, Shards
+from instil.data.store.shards import BATCH, MAPPED, Shards, numbers_of
 from instil.data.subset import Lazy
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -118,11 +118,11 @@ class TokenStore(Lazy[Encoded]):
             ids, trained = batch.column("ids"), batch.column("trained")
             bits = trained.values.buffers()[1]
             self._batches[number] = _Mapped(
-                ids.values.to_numpy(),
-                ids.offsets.to_numpy(),
+                numbers_of(ids.values, np.int32),
+                numbers_of(ids.offsets, np.int64),
                 np.frombuffer(bits, np.uint8) if bits is not None else np.zeros(0, np.uint8),
-                batch.column("prompt_length").to_numpy(),
-                batch.column("row").to_numpy(),
+                numbers_of(batch.column("prompt_length"), np.int32),
+                numbers_of(batch.column("row"), np.int64),
                 batch.column("weights"),
             )
         return self._batches[number]

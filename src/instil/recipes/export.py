@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +20,14 @@ from instil.data.gguf_tokenizer import AWKWARD, gguf_values
 from instil.data.gguf_vocabulary import KNOWN_ENDS
 from instil.data.templates.kept import GGUF_KEY, put_in_archive
 from instil.errors import ModelError, SettingsError
-from instil.files import check_new, json_text, plain_name
+from instil.files import check_new, json_text, plain_name, write_whole
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.gguf_writer import LARGEST_F16, PRECISIONS, write_gguf
 from instil.model.files.pth import has_form, reads_back, save_pth
 from instil.model.load import load_decoder
 from instil.recipes.agreement import Agreement, agreement, answered
+from instil.runs.folder import RUN_FILE, RunFolder
+from instil.runs.model_card import model_card
 from instil.screen import Screen
 
 CLOSE = 1e-4  # of logits, where norms were kept as their distance from one, or by other factors of rope
@@ -82,6 +85,8 @@ def export(
         raise SettingsError(f"--dtype {chosen}: --to {form} takes {', '.join(DTYPES[form])}")
     target = Path(out) if out is not None else Path(f"{plain_name(Path(model).resolve())}{ending}")
     check_new(target)
+    if form == "gguf":
+        check_new(modelfile_of(target))
     assistant = load(model, template=template, adapter=adapter)
     shown = screen or Screen(quiet=True)
     for note in assistant.decoder.notes:
@@ -90,7 +95,34 @@ def export(
     write(assistant, target, chosen)
     found = _opened_again(assistant, asked, target, exact=chosen == "f32")
     shown.say(found.line())
+    _beside(assistant, Path(model), form, target)
     return Exported(form, target, found)
+
+
+def _beside(assistant: Assistant, model: Path, form: str, target: Path) -> None:
+    """What goes along: a card with a run's folder, a Modelfile with a GGUF file."""
+    if form == "hf" and (model / RUN_FILE).is_file():
+        write_whole(target / "README.md", model_card(RunFolder(model)).encode())
+    if form == "gguf":
+        write_whole(modelfile_of(target), modelfile(assistant, target).encode())
+
+
+def modelfile_of(target: Path) -> Path:
+    """Where the Modelfile of a GGUF file lies."""
+    return target.with_name(f"{target.name.removesuffix('.gguf')}.Modelfile")
+
+
+def modelfile(assistant: Assistant, file: Path) -> str:
+    """What `ollama create NAME -f MODELFILE` reads.
+
+    Every end is written down as a stop, since Ollama does not take all of them from the file; no TEMPLATE is, which
+    would count in place of the chat template that the file carries.
+    """
+    tokenizer, template = assistant.tokenizer, assistant.template
+    ends = sorted(tokenizer.stop_ids | {stop_id(template, tokenizer)})
+    stops = [f"PARAMETER stop {json.dumps(tokenizer.token(end), ensure_ascii=False)}" for end in ends]
+    lines = [f"FROM ./{file.name}", *stops, f"PARAMETER num_ctx {assistant.decoder.spec.context}"]
+    return "\n".join([*lines, ""])
 
 
 def _opened_again(

@@ -167,6 +167,12 @@ def put_in_front(fast: Any, tokens: Sequence[str]) -> None:
     _set_part(fast, "post_processor", {"type": "TemplateProcessing", **whole})
 
 
+def _part(fast: Any, name: str) -> Any:
+    """A part of a pipeline in the form of ``tokenizer.json``, without writing the vocabulary; None if it has none."""
+    part = getattr(fast, name)
+    return None if part is None else json.loads(part.__getstate__())
+
+
 def _set_part(fast: Any, part: str, state: Mapping[str, Any]) -> None:
     """Give a pipeline a part in the form of ``tokenizer.json``, which says more than the constructors take."""
     from tokenizers import Tokenizer as Fast
@@ -195,7 +201,7 @@ def _class_settings(fast: Any, config: Mapping[str, Any]) -> None:
     wanted = config.get("add_prefix_space")
     if _class(config) not in (*CLASSES, *PREFIXED) or not isinstance(wanted, bool):
         return
-    state = json.loads(fast.to_str())["pre_tokenizer"] or {}
+    state = _part(fast, "pre_tokenizer") or {}
     steps = state.get("pretokenizers", [state])
     if any(step.get("type") == "ByteLevel" and step.get("add_prefix_space") != wanted for step in steps):
         for step in steps:
@@ -208,19 +214,16 @@ def _as_llama(fast: Any, config: Mapping[str, Any], kind: str) -> list[str]:
     """Cut text as transformers' ``LlamaTokenizer`` does, whatever ``tokenizer.json`` says, where it is the class."""
     from tokenizers import decoders, normalizers, pre_tokenizers
 
-    state = json.loads(fast.to_str())
-    pre = json.dumps(state["pre_tokenizer"])
-    if (
-        _class(config) != "LlamaTokenizer"
-        or kind in READ_AS_THEY_ARE
-        or "ByteLevel" in pre
-        or SPACE not in json.dumps([state["pre_tokenizer"], state["normalizer"]], ensure_ascii=False)
-    ):
+    if _class(config) != "LlamaTokenizer" or kind in READ_AS_THEY_ARE:
+        return []
+    pre, normalizer = (_part(fast, name) for name in ("pre_tokenizer", "normalizer"))
+    said = json.dumps([pre, normalizer], ensure_ascii=False)
+    if "ByteLevel" in json.dumps(pre) or SPACE not in said:
         return []
     legacy, space = bool(config.get("legacy", False)), config.get("add_prefix_space")
     scheme = "never" if space is False else "always" if legacy else "first"
-    own = state["pre_tokenizer"] or {}
-    if state["normalizer"] is None and own.get("type") == "Metaspace" and own.get("prepend_scheme") == scheme:
+    own = pre or {}
+    if normalizer is None and own.get("type") == "Metaspace" and own.get("prepend_scheme") == scheme:
         return []
     fast.normalizer = normalizers.Sequence([])
     fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme=scheme, split=False)

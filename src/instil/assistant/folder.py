@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ FILES = {  # of a model folder
     "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     "vocab.json", "merges.txt", "special_tokens_map.json", "chat_template.jinja", MORE, TEMPLATE_FILE,
 }  # fmt: skip
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors|model\.safetensors\.index\.json")
 
 
 def export_folder(
@@ -52,7 +54,7 @@ def export_folder(
     """
     unfinished = unfinished_of(folder)
     if unfinished.exists():
-        if not unfinished.is_dir() or any(left.name not in FILES for left in unfinished.iterdir()):
+        if not unfinished.is_dir() or any(_foreign(left.name) for left in unfinished.iterdir()):
             raise UserError(f"{unfinished} is in the way and is no unfinished model; move it, or choose another --out")
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
@@ -75,6 +77,11 @@ def export_folder(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _foreign(name: str) -> bool:
+    """Whether a file is none of those that a model folder is made of."""
+    return name not in FILES and not SHARD.fullmatch(name)
 
 
 def differences(

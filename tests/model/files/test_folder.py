@@ -12,7 +12,9 @@ import torch
 
 from instil.errors import ModelError
 from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.files.folder import save_decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
+from instil.model.files.shards import write_shards
 from instil.model.load import file_hash, load_decoder, open_model
 from tests.conftest import rows, tiny_reference
 from tests.e2e.test_cli import instil as command
@@ -292,3 +294,35 @@ def test_verbs_say_in_a_line_what_is_to_be_known_of_a_folder(tiny_folder: Path, 
         said = command(*arguments)
         assert said.returncode == 0, said.stderr
         assert "holds two that differ" in " ".join((said.stderr + said.stdout).split())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_larger_than_a_file_is_written_in_shards(
+    tied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `transformers` does it, and it reads them."""
+    import transformers
+
+    tiny_reference("llama", tied=tied).save_pretrained(tmp_path / "one")
+    decoder = load_decoder(tmp_path / "one")
+    (tmp_path / "many").mkdir()
+    monkeypatch.setattr(write_shards, "__defaults__", (6000,))
+    save_decoder(decoder, tmp_path / "many", eos_id=1)
+    names = sorted(path.name for path in (tmp_path / "many").glob("*.safetensors"))
+    assert len(names) > 2
+    assert names == [f"model-{at:05d}-of-{len(names):05d}.safetensors" for at in range(1, len(names) + 1)]
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    sizes = [SafetensorsFile(tmp_path / "many" / name) for name in names]
+    tensors = {name: file.get(name) for file in sizes for name in file.names()}
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert index["weight_map"].keys() == tensors.keys()
+    for name in names:  # no file is larger than it may be, but for a tensor that is
+        held = [tensors[one].nbytes for one, file in index["weight_map"].items() if file == name]
+        assert sum(held) <= 6000 or len(held) == 1
+    again = load_decoder(tmp_path / "many")
+    for (name, value), other in zip(decoder.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(value, other), name
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "many")
+    wanted = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    for (name, value), other in zip(wanted.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(value, other), name

@@ -18,8 +18,8 @@ from instil.model.families.family import Stored
 from instil.model.families.keys import dropped
 from instil.model.files.names import plain_names
 from instil.model.files.reader import hub_tensors
-from instil.model.files.safetensors import same, write_safetensors
-from instil.model.files.shards import NO_JSON, WEIGHTS, open_shards, weight_files
+from instil.model.files.safetensors import same
+from instil.model.files.shards import NO_JSON, open_shards, weight_files, write_shards
 
 
 class SafetensorsFolder:
@@ -88,7 +88,7 @@ class SafetensorsFolder:
 def save_decoder(
     decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = (), begin_ids: Sequence[int] = ()
 ) -> None:
-    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors``.
+    """Write ``config.json``, ``generation_config.json`` and ``model.safetensors`` (shards of 5 GB if it is larger).
 
     Args:
         decoder: its weights are written in the precision they have.
@@ -113,7 +113,7 @@ def save_decoder(
         generation["bos_token_id"] = begin_ids[0]
     for name, value in (("config.json", config), ("generation_config.json", generation)):
         (folder / name).write_text(json_text(value, ascii_only=True), encoding="utf-8")
-    write_safetensors(folder / WEIGHTS, hub_tensors(decoder))
+    write_shards(folder, hub_tensors(decoder))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

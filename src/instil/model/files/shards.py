@@ -10,13 +10,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from instil.errors import ModelError, counted
-from instil.files import json_object_or_empty, read_json_object
-from instil.model.files.safetensors import SafetensorsFile, same
+from instil.files import json_object_or_empty, json_text, read_json_object
+from instil.model.files.safetensors import SafetensorsFile, same, write_safetensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 NO_JSON = "cannot be read as JSON"
+LARGEST = 5 * 10**9  # bytes of a file that is written
 _SHOWN = 5  # names in a message
 
 
@@ -48,6 +51,35 @@ def weight_files(folder: Path) -> WeightFiles:
             f"{'is' if len(missing) == 1 else 'are'} not in the folder; fetch or copy the missing ones"
         )
     return WeightFiles(names, listed)
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], largest: int = LARGEST) -> None:
+    """Write weights as ``model.safetensors``, or where they are larger as shards with an index, as transformers does.
+
+    A tensor lies in one shard as a whole, so that one larger than ``largest`` bytes makes a shard of its own.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    shards: list[list[tuple[str, Tensor]]] = [[]]
+    filled = total = 0
+    for name, tensor in tensors:
+        size = tensor.numel() * tensor.dtype.itemsize
+        if shards[-1] and filled + size > largest:
+            shards.append([])
+            filled = 0
+        shards[-1].append((name, tensor))
+        filled, total = filled + size, total + size
+    if len(shards) == 1:
+        write_safetensors(folder / WEIGHTS, shards[0])
+        return
+    listed: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, shard)
+        listed |= dict.fromkeys((name for name, _ in shard), file)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(listed.items()))}
+    (folder / INDEX).write_text(json_text(index), encoding="utf-8")
 
 
 def open_shards(folder: Path, files: WeightFiles) -> tuple[dict[str, SafetensorsFile], tuple[str, ...]]:

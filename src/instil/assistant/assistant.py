@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import filecmp
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from instil.assistant.conversation import conversation_of
 from instil.data.encoding import check_vocabulary, encode_prompt, stop_id
 from instil.data.sources import examples_from
 from instil.data.templates import OWN, Template, carries_its_own, find_template, is_kept, kept_template
@@ -90,7 +91,30 @@ class Assistant:
             DataError: the prompt leaves no room in the model's context, or its keys and values none in memory.
         """
         (example,) = examples_from([{"instruction": instruction, "input": input}], need_output=False).examples
-        options = self.options.changed(**generate)
+        yield from self.stream_to(example, self.options.changed(**generate))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **generate: Any) -> str:
+        """The next message of a conversation, given as OpenAI's interface has it (``role`` and ``content``).
+
+        Raises:
+            DataError: a message cannot be used, the last is not the user's, or the conversation leaves no room.
+        """
+        return "".join(self.stream_chat(messages, **generate))
+
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], **generate: Any) -> Iterator[str]:
+        """The same in pieces, as they come. What was computed of earlier turns is not computed again.
+
+        Raises:
+            DataError: as `chat`.
+        """
+        yield from self.stream_to(conversation_of(messages), self.options.changed(**generate))
+
+    def stream_to(self, example: Example, options: GenerateOptions) -> Iterator[str]:
+        """The answer to an example in pieces, as they come; without the white space around it.
+
+        Raises:
+            DataError: the prompt leaves no room in the model's context, or its keys and values none in memory.
+        """
         prompt = encode_prompt(example, self.template, self.tokenizer, header=options.header)
         stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
         header = self.template.preface(header=options.header)

@@ -171,7 +171,7 @@ def assigned(assignments: Sequence[str]) -> dict[str, Any]:
         if not equals:
             raise SettingsError(f"--set {assignment}: wanted key=value, such as --set train.epochs=1")
         try:
-            found[key.strip()] = _parsed(text.strip())
+            found[key.strip()] = parsed_value(text.strip())
         except (ValueError, RecursionError) as error:
             shown = f"{assignment[:SHOWN]}..."
             raise SettingsError(f"--set {shown}: cannot be read: {parsing_problem(error)}") from error
@@ -233,10 +233,10 @@ def _flat(nested: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _parsed(text: str) -> Any:
+def parsed_value(text: str) -> Any:
     """A value as TOML has it, or the bare word.
 
-    >>> _parsed("1e-4"), _parsed("true"), _parsed("cosine"), _parsed('["###"]'), _parsed("3#4")
+    >>> parsed_value("1e-4"), parsed_value("true"), parsed_value("cosine"), parsed_value('["###"]'), parsed_value("3#4")
     (0.0001, True, 'cosine', ['###'], '3#4')
     """
     try:

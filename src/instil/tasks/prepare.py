@@ -113,7 +113,7 @@ def prepare(
             *reader.notes,
             *reader.training_notes,
             *_header_notes(template, settings),
-            *mask_notes(kept.masked(rows) if kept else [one for part in PARTS for one in task.answered(rows[part])]),
+            *(kept.mask_notes(rows) if kept else mask_notes([x for part in PARTS for x in task.answered(rows[part])])),
             *idle(settings),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),

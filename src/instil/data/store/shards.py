@@ -178,8 +178,8 @@ def _check_size(path: Path, wanted: int) -> None:
         raise DataError(f"{path}: gone: {error.strerror or error}; remove its folder, and it is made anew") from error
     if found != wanted:
         raise DataError(
-            f"{path}: damaged: it has {found:,} bytes, and had {wanted:,} when it was written; remove its folder, and it "
-            "is made anew"
+            f"{path}: damaged: it has {found:,} bytes, and had {wanted:,} when it was written; remove its folder, and "
+            "it is made anew"
         )
 
 

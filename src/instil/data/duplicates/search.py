@@ -33,7 +33,7 @@ WAITING = 2_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
 MOST, MOST_READ = 200_000, 100_000  # at once, of texts in memory and of texts to be read again
 LETTERS = 1_000_000  # of texts that are read again to be compared at once
-FAILED = 8  # comparisons without a find after which two texts that are read again are let be
+FAILED = 32  # comparisons without a find after which two texts that are read again are let be
 
 Tick = Callable[[int], None]
 

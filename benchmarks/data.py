@@ -1,8 +1,9 @@
 """Rows to ids, and ids to the first step: how fast, in how much memory, and whether the cost is linear.
 
-``python -m benchmarks.data`` makes synthetic rows of these sizes, puts them into a store in an empty folder, prepares a
-training of it twice (the second time everything is there), and prints a table. Each size is measured in a process of
-its own. ``--file`` measures the way from a JSON file to the first step as well.
+``python -m benchmarks.data`` makes synthetic rows of these sizes and kinds (`benchmarks.rows`), puts them into a store
+in an empty folder, encodes them, looks for leaks, and prepares a training; then it opens what is there for another one.
+Each of these is a process of its own, whose resident memory is told beside what it held before (``base_mb``: Python,
+torch and this package, no model). ``--file`` measures the way from a JSON file to the first step as well.
 """
 
 from __future__ import annotations
@@ -24,27 +25,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import hardware
+from benchmarks.rows import KINDS, joined
 
 SIZES = (10_000, 100_000)
 COMPARED = 3_000  # rows by which the ways to encode are compared
 ROUNDS = 3
 AT_ONCE = 1024
-
-
-def examples(count: int) -> Iterator[Any]:
-    """Rows of the length of those that people bring, no two alike: three of the starter set in one."""
-    from instil.data.sources import read_source
-    from instil.records import Example
-
-    given = read_source("starter").examples
-    for number in range(count):
-        one, two, three = (given[(number * step + number // len(given)) % len(given)] for step in (1, 7, 31))
-        yield Example(
-            f"{one.instruction} {two.instruction} Say {number} first.",
-            f"{number}: {one.output}\n{two.output}\n{three.output}",
-            one.input,
-            row=number,
-        )
 
 
 def encoding(model: str) -> dict[str, float]:
@@ -54,7 +40,7 @@ def encoding(model: str) -> dict[str, float]:
     from instil.data.tokenizers import load_tokenizer
     from instil.model.find import find_model
 
-    tokenizer, template, rows = load_tokenizer(find_model(model)), template_named("alpaca"), list(examples(COMPARED))
+    tokenizer, template, rows = load_tokenizer(find_model(model)), template_named("alpaca"), list(joined(COMPARED))
     found: dict[str, list[float]] = {"encode": [], "encode_many": []}
     for _ in range(ROUNDS):
         started = time.perf_counter()
@@ -69,56 +55,116 @@ def encoding(model: str) -> dict[str, float]:
     return {"tokens_a_row": tokens, **{name: COMPARED / min(seconds) for name, seconds in found.items()}}
 
 
-def one_size(count: int, model: str) -> dict[str, Any]:
-    """Build and open a store of so many rows, in this process."""
+def prepared_store(count: int, kind: str, model: str) -> dict[str, Any]:
+    """Build a store of so many rows and encode it, in this process and those that it starts."""
     from instil.data.permutation import Feistel, shuffled
-    from instil.data.sources import Source
-    from instil.data.store.build import key_of, store_home, stored_examples, stored_tokens
+    from instil.data.store.build import store_home, stored_tokens
     from instil.data.store.shards import size_of
     from instil.data.templates import template_named
     from instil.data.tokenizers import load_tokenizer
     from instil.model.find import find_model
     from instil.screen import Screen
-    from instil.settings.resolve import resolve
-    from instil.tasks.answers import Answers
-    from instil.tasks.prepare import prepare
 
-    screen, key = Screen(), key_of(rows="benchmark", count=count)
-    tokenizer = load_tokenizer(find_model(model))
-    marks = [time.perf_counter()]
-    store = stored_examples(key, lambda: examples(count), lambda: {"sha256": key}, screen, count)
+    base, tokenizer, marks = _resident(), load_tokenizer(find_model(model)), [time.perf_counter()]
+    store = _store(count, kind)
     marks.append(time.perf_counter())
     with _Watched() as workers:
-        stored_tokens(store, template_named("alpaca"), tokenizer, "response", screen)
-    marks.append(time.perf_counter())
-
-    class Stored(Answers):
-        def read(self, data: Any) -> Source:
-            return Source("benchmark", store, key)
-
-    settings = resolve(values={"eval_batches": 10})
-    prepared = prepare("benchmark", model, settings, Stored(settings), screen)
-    loader = prepared.training
-    next(loader.steps())
+        stored_tokens(store, template_named("alpaca"), tokenizer, "response", Screen())
     marks.append(time.perf_counter())
     order = shuffled(count, 1)
     if isinstance(order, Feistel):
         for first in range(0, count, 1 << 16):
             order.at(np.arange(first, min(first + (1 << 16), count), dtype=np.uint64))
     marks.append(time.perf_counter())
-    storing, encoded, ready, ordered = np.diff(marks).tolist()
+    storing, encoded, ordered = np.diff(marks).tolist()
     return {
-        "rows": count,
         "store_s": storing,
         "encode_s": encoded,
         "rows_per_s": count / encoded,
-        "us_per_row": 1e6 * (storing + encoded) / count,
-        "first_batch_s": ready,
         "order_s": ordered,
-        "own_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "base_mb": base,
+        "own_mb": _peak(),
         "workers_mb": workers.most,
         "disk_mb": size_of(store_home()) / 1024**2,
     }
+
+
+def gate(count: int, kind: str, model: str) -> dict[str, Any]:
+    """Look for leaks in such a store, with the settings that are usual; nothing is kept of it."""
+    from instil.data.leaks import looked_for
+    from instil.data.splits import split_in_order
+    from instil.data.store.results import Results  # what else a preparation imports
+    from instil.settings.options import DataOptions
+
+    del model, Results
+    store, base = _store(count, kind), _resident()
+    wall, own = time.perf_counter(), time.process_time()
+    _, leaks = looked_for(split_in_order(store), DataOptions().leak_threshold)
+    wall, own = time.perf_counter() - wall, time.process_time() - own
+    counts = leaks.as_json()["counts"]
+    return {
+        "gate_s": wall,
+        "gate_cpu_s": own,
+        "us_per_row": 1e6 * own / count,
+        "base_mb": base,
+        "more_mb": _peak() - base,
+        "held_out": counts["held_out"],
+        "alike": counts["alike"],
+    }
+
+
+def opened(count: int, kind: str, model: str) -> dict[str, Any]:
+    """Prepare a training of such a store, up to its first batch; without the model, which takes what it takes."""
+    from instil.data.sources import Source
+    from instil.screen import Screen
+    from instil.settings.resolve import resolve
+    from instil.tasks.answers import Answers
+    from instil.tasks.prepare import prepare
+
+    base, started = _resident(), time.perf_counter()
+    store = _store(count, kind)
+
+    class Stored(Answers):
+        def read(self, data: Any) -> Source:
+            return Source("benchmark", store, store.folder.name)
+
+    settings = resolve(values={"eval_batches": 10})
+    prepared = prepare("benchmark", model, settings, Stored(settings), Screen())
+    next(prepared.training.steps())
+    return {"first_batch_s": time.perf_counter() - started, "base_mb": base, "own_mb": _peak()}
+
+
+STAGES = {"store": prepared_store, "gate": gate, "first": opened, "again": opened}
+
+
+def one_size(count: int, kind: str, model: str) -> dict[str, dict[str, Any]]:
+    """All stages of a size, each in a process of its own, in one folder for stores that is empty at first."""
+    found = {}
+    with tempfile.TemporaryDirectory() as home:
+        for stage in STAGES:
+            told = measured("--one", stage, "--sizes", str(count), "--rows", kind, "--model", model, home=home)
+            found[stage] = {"rows": count, "kind": kind, **told}
+    return found
+
+
+def _store(count: int, kind: str) -> Any:
+    from instil.data.store.build import key_of, stored_examples
+    from instil.screen import Screen
+
+    key = key_of(rows="benchmark", count=count, kind=kind)
+    return stored_examples(key, lambda: KINDS[kind](count), lambda: {"sha256": key}, Screen(), count)
+
+
+def _resident() -> float:
+    """MB that this process holds now; with torch, without which nothing is trained."""
+    import torch  # noqa: F401
+
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1024**2
+
+
+def _peak() -> float:
+    """MB that this process held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 class _Watched(threading.Thread):
@@ -160,7 +206,7 @@ def from_file(count: int, model: str) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": count}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
-        file.write_text(json.dumps([row.as_json() for row in examples(count)]), encoding="utf-8")
+        file.write_text(json.dumps([row.as_json() for row in joined(count)]), encoding="utf-8")
         for when in ("first", "again"):
             started = time.perf_counter()
             prepared = prepare(file, model, settings, screen=Screen())
@@ -190,11 +236,12 @@ class _First:
         yield self._loader.step(0)
 
 
-def measured(*arguments: str) -> dict[str, Any]:
-    """What a process of its own says, in an empty folder for stores."""
-    with tempfile.TemporaryDirectory() as home:
+def measured(*arguments: str, home: str = "") -> dict[str, Any]:
+    """What a process of its own says, with a folder for stores, which is empty unless it is named."""
+    with tempfile.TemporaryDirectory() as empty:
         command = [sys.executable, "-m", "benchmarks.data", *arguments]
-        said = subprocess.run(command, env={**os.environ, "INSTIL_HOME": home}, stdout=subprocess.PIPE, check=True)
+        environment = {**os.environ, "INSTIL_HOME": home or empty}
+        said = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(said.stdout)
     return found
 
@@ -210,10 +257,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     names = list(rows[0])
     lines = [" | ".join(names), " | ".join("---:" for _ in names)]
     lines += [
-        " | ".join(f"{row[name]:,}" if isinstance(row[name], int) else f"{row[name]:,.2f}" for name in names)
+        " | ".join(f"{row[name]:,.2f}" if isinstance(row[name], float) else _shown(row[name]) for name in names)
         for row in rows
     ]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -222,23 +273,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="rows of the stores")
     parser.add_argument("--file", type=int, nargs="*", default=(), help="rows of the JSON files")
     parser.add_argument("--model", default="smollm2-135m", help="whose tokenizer is taken")
-    parser.add_argument("--one", choices=["encoding", "size", "file"], help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--rows", nargs="*", default=("varied",), choices=list(KINDS), help="kinds of rows in the stores"
+    )
+    parser.add_argument("--one", choices=["encoding", "file", *STAGES], help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.one:
         (count,) = asked.sizes
-        one = {"encoding": lambda: encoding(asked.model)} | {
-            "size": lambda: one_size(count, asked.model),
-            "file": lambda: from_file(count, asked.model),
-        }
-        print(json.dumps(one[asked.one]()))
+        if asked.one in STAGES:
+            print(json.dumps(STAGES[asked.one](count, asked.rows[0], asked.model)))
+        else:
+            print(json.dumps(encoding(asked.model) if asked.one == "encoding" else from_file(count, asked.model)))
         return
     told = hardware()
     print(f"{told['cpu']}, {told['cores']} cores, {told['memory_gb']} GB, Python {told['python']}, {asked.model}\n")
     print(markdown([measured("--one", "encoding", "--sizes", "0", "--model", asked.model)]))
-    for kind, counts in (("size", asked.sizes), ("file", asked.file)):
-        found = [measured("--one", kind, "--sizes", str(count), "--model", asked.model) for count in counts]
-        if found:
-            print(f"\n{markdown(found)}")
+    sizes = [one_size(count, kind, asked.model) for kind in asked.rows for count in asked.sizes]
+    for stage in STAGES if sizes else ():
+        print(f"\n{stage}:\n{markdown([one[stage] for one in sizes])}")
+    files = [measured("--one", "file", "--sizes", str(count), "--model", asked.model) for count in asked.file]
+    if files:
+        print(f"\nfrom a file:\n{markdown(files)}")
 
 
 if __name__ == "__main__":

@@ -288,8 +288,18 @@ def test_preference_tuning_side_by_side(tmp_path: Path, capsys: pytest.CaptureFi
 def test_rows_to_ids_are_measured(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of which no two are alike, through a store to the first batch, and from a file to the first step."""
     monkeypatch.setenv("INSTIL_HOME", str(tmp_path))
-    assert len({row.instruction for row in data.examples(3000)}) == 3000
-    made, read = data.one_size(60, str(tiny_folder)), data.from_file(60, str(tiny_folder))
-    assert (made["rows"], read["rows"]) == (60, 60)
-    assert all(value >= 0 for one in (made, read) for value in one.values())
-    assert data.markdown([made]).splitlines()[0].startswith("| rows | store_s | encode_s |")
+    assert len({row.instruction for row in data.joined(3000)}) == 3000
+    stages = {name: {"rows": 60, **one(60, "varied", str(tiny_folder))} for name, one in data.STAGES.items()}
+    read = data.from_file(60, str(tiny_folder))
+    assert all(value >= 0 for one in (*stages.values(), read) for value in one.values())
+    assert data.markdown([stages["store"]]).splitlines()[0].startswith("| rows | store_s | encode_s |")
+
+
+@pytest.mark.parametrize("kind", data.KINDS)
+def test_made_rows_are_the_same_each_time_and_as_many_as_wanted(kind: str) -> None:
+    made = list(data.KINDS[kind](300))
+    assert made == list(data.KINDS[kind](300))
+    assert [row.row for row in made] == list(range(300))
+    assert 280 < len({row.instruction for row in made}) <= 300
+    if kind == "preambles":
+        assert len({row.instruction.split("\n\n")[0] for row in made}) == 20

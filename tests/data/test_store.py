@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,13 +12,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instil.data.encoding import encode, spelling
+from instil.data.encoding import encode, mask_notes, spelling
 from instil.data.lengths import lengths_of
 from instil.data.near_duplicates import Prompts, prompt_text
 from instil.data.store import build, shards, sources, workers
@@ -302,10 +304,39 @@ def test_a_damaged_store_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     file = store.folder / "00000.arrow"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"00000\.arrow: damaged: .* remove its folder, and it is made anew"):
-        list(ExampleStore(store.folder))
+        ExampleStore(store.folder)  # before any row is asked for
+    manifest = store.folder / shards.MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "sizes": [100]}))
+    with pytest.raises(DataError, match=r"00000\.arrow: damaged: .* remove its folder, and it is made anew"):
+        list(ExampleStore(store.folder))  # of a store whose files were not measured
     file.unlink()
     with pytest.raises(DataError, match="remove its folder"):
         list(ExampleStore(store.folder))
+
+
+def test_damaged_ids_are_told_of_when_their_store_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    folder = stored_tokens(put(some(40)), ALPACA, GPT2, "response", QUIET).folder
+    file = folder / "00001.arrow"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"00001\.arrow: damaged: it has [\d,]+ bytes, .* and it is made anew"):
+        TokenStore(folder)
+    file.unlink()
+    with pytest.raises(DataError, match=r"00001\.arrow: gone: .* remove its folder"):
+        TokenStore(folder)
+
+
+def test_what_masks_lack_is_told_of_without_looking_at_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch)
+    rows = some(60)
+    tokens = stored_tokens(put(rows), ALPACA, GPT2, "response", QUIET)
+    odd = [replace(row, straddling=n % 3, left_out=n % 5 // 4) for n, row in enumerate(tokens)]
+    for name in ("straddling", "left_out"):
+        tokens.columns[name] = np.array([getattr(row, name) for row in odd], np.int32)
+    monkeypatch.setattr(TokenStore, "__getitem__", lambda *_: pytest.fail("a row was looked at"))
+    parts: dict[Any, Any] = {"train": tokens.subset(range(40)), "test": tokens.subset(np.arange(40, 60))}
+    assert Kept(tokens).mask_notes(parts) == mask_notes(odd)
+    assert len(mask_notes(odd)) == 2
 
 
 @pytest.mark.parametrize("kept", [0, 60, 150])

@@ -111,6 +111,19 @@ def test_rows_that_are_left_out_have_the_place_in_their_own_file(
         assert [(one.row, one.where) for one in found.source.rejected] == [(60, f"{name} line 61")]
 
 
+def test_notes_on_a_file_name_the_file_that_was_given(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the rows are known from another file, too, and are not read again."""
+    monkeypatch.setattr(sources, "MANY", 60)
+    (tmp_path / "rows.json").write_text(a_file(tmp_path).read_text(), encoding="utf-16-le")
+    shutil.copy(tmp_path / "rows.json", tmp_path / "copy.json")
+    for name in ("rows.json", "copy.json", "rows.json", "copy.json"):
+        source = prepare(tmp_path / name, tiny_folder, resolve()).source
+        assert isinstance(source.examples, ExampleStore)
+        assert source.notes == (f"{tmp_path / name}: is UTF-16-LE without a byte order mark; read as such",)
+
+
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,20 +134,24 @@ def encode_all(examples: Sequence[Example], encode_one: Callable[[Example], Row]
 
 def mask_notes(rows: Sequence[Encoded]) -> list[str]:
     """What is to be said of rows of which not all is trained on that was to be."""
-    straddling = [row.row for row in rows if row.straddling]
-    left_out = [row.row for row in rows if row.left_out]
+    straddling = {row.row: row.straddling for row in rows if row.straddling}
+    left_out = {row.row: row.left_out for row in rows if row.left_out}
+    return mask_lines(list(straddling), sum(straddling.values()), list(left_out), sum(left_out.values()))
+
+
+def mask_lines(straddling: Sequence[int], ids: int, left_out: Sequence[int], answers: int) -> list[str]:
+    """The same by the numbers of the rows, and how many ids and answers it is of."""
     notes = []
     if straddling:
-        ids = counted(sum(row.straddling for row in rows), "id")
+        across = counted(ids, "id")
         notes.append(
-            f"{ids} across the border of what is trained on {'is' if ids.startswith('1 ') else 'are'} not trained on: "
+            f"{across} across the border of what is trained on {'is' if ids == 1 else 'are'} not trained on: "
             f"rows {_shown(straddling)}"
         )
     if left_out:
-        answers = counted(sum(row.left_out for row in rows), "earlier answer")
         notes.append(
-            f"{answers} only read, not trained on, since the template writes them otherwise once a message follows: "
-            f"rows {_shown(left_out)}"
+            f"{counted(answers, 'earlier answer')} only read, not trained on, since the template writes them otherwise "
+            f"once a message follows: rows {_shown(left_out)}"
         )
     return notes
 

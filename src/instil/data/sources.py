@@ -78,6 +78,10 @@ def _turn_in_nfc(turn: Turn) -> Turn:
 class SourceRows:
     """The rows of a data set as examples, one after another; nothing is held but what is to be said of them.
 
+    Attributes:
+        name: what messages call them.
+        said: the first of the notes: those on the files, which are there before a row is read.
+
     Args:
         rows: what can be iterated over twice.
         name: what messages call them.
@@ -107,7 +111,7 @@ class SourceRows:
     ) -> None:
         self._shaped = ShapedRows(rows, name, "answers" if need_output else "prompts", Renames(mapping), offers)
         self.name = name
-        self._skip_bad, self._form, self._said = skip_bad, form, tuple(notes)
+        self._skip_bad, self._form, self.said = skip_bad, form, tuple(notes)
         self._rejected: list[Rejected] = []
         self._digest = hashlib.sha256()
 
@@ -134,7 +138,7 @@ class SourceRows:
 
     def source(self, examples: Sequence[Example]) -> Source:
         """After the last example: a source of these, with all that is to be said of the rows."""
-        notes = (*self._said, *self._shaped.notes)
+        notes = (*self.said, *self._shaped.notes)
         return Source(self.name, examples, self._digest.hexdigest(), tuple(self._rejected), notes)
 
     def key(self) -> str:

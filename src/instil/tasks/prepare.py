@@ -117,7 +117,7 @@ def prepare(
             *_header_notes(template, settings),
             *form_notes,
             *own_notes,
-            *mask_notes(kept.masked(rows) if kept else [one for part in PARTS for one in task.answered(rows[part])]),
+            *(kept.mask_notes(rows) if kept else mask_notes([x for part in PARTS for x in task.answered(rows[part])])),
             *idle(settings),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),

@@ -236,6 +236,7 @@ def test_texts_that_are_read_again_are_not_compared_over_and_over(monkeypatch: p
         with monkeypatch.context() as patch:
             patch.setattr(search, "HELD_MANY", 0)
             patch.setattr(search, "LETTERS", 5000)
+            patch.setattr(search, "FAILED", 4)
             patch.setattr(Vectors, "cosines", counting)
             found = by_sketches(texts, side, patch)
         assert sum(compared) < 12 * 600

@@ -24,7 +24,7 @@ NEAR = 0.9
 STEPS = 3  # of a search, for every text: it is hashed, read and compared
 EXACTLY = 10_000  # different texts
 SAMPLED = 200_000  # texts by which rarity is told
-HELD, HELD_MANY = 32_000_000, 8_000_000  # n-grams of texts that are held in memory; of more texts than `EXACTLY`
+HELD, HELD_MANY = 32_000_000, 16_000_000  # n-grams of texts that are held in memory; of more texts than `EXACTLY`
 A_LETTER = 2  # n-grams that a letter brings, about
 TOLD = 1_000  # texts between two ticks
 DRAWN = 0.5  # the share of a comparison that comes after the draws
@@ -33,7 +33,7 @@ WAITING = 2_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
 MOST, MOST_READ = 200_000, 100_000  # at once, of texts in memory and of texts to be read again
 LETTERS = 1_000_000  # of texts that are read again to be compared at once
-FAILED = 8  # comparisons without a find after which two texts that are read again are let be
+FAILED = 32  # comparisons without a find after which two texts that are read again are let be
 
 Tick = Callable[[int], None]
 

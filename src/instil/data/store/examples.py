@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instil.data.store.shards import BATCH, MAPPED, Shards, batches_of, numbers_of, shard_path, write_shard
+from instil.data.store.shards import BATCH, Shards, batches_of, numbers_of, shard_path, write_shard
 from instil.data.subset import Lazy, Numbers
 from instil.records import Example, Turn
 from instil.screen import Advance
@@ -24,6 +24,7 @@ TEXTS = ("instruction", "output", "input", "task")
 COLUMNS = (*TEXTS, "row", "more")
 MORE = ("history", "steps", "tools", "reasoning", "tool_calls", "weight")  # of rows that are not plain, as JSON
 AT_ONCE = 1 << 16  # numbers looked at together
+LOOKED_INTO = 16  # batches of which single rows are taken; as long as one is held its file stays mapped
 TOGETHER = 4  # rows of a batch from which on they are taken out of it together
 
 
@@ -47,7 +48,7 @@ class ExampleStore(Lazy[Example]):
             return self.subset(range(len(self))[at])
         number, inside = divmod(range(len(self))[at], BATCH)
         if number not in self._columns:
-            if len(self._columns) >= MAPPED:
+            if len(self._columns) >= LOOKED_INTO:
                 self._columns.clear()
             batch, _ = self.shards.batch(number)
             self._columns[number] = [batch.column(name) for name in COLUMNS]

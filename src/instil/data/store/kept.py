@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from instil.data.encoding import mask_lines
 from instil.data.splits import Part
 from instil.data.store.build import size_line
 from instil.data.store.examples import ExampleStore
 from instil.data.store.tokens import SPELLINGS, TokenStore
 from instil.data.subset import Subset
-from instil.records import Encoded, Example
+from instil.records import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,14 @@ class Kept:
         misspelt, altered = (rows[kinds == SPELLINGS.index(kind)].tolist() for kind in ("misspelt", "altered"))
         return misspelt, altered
 
-    def masked(self, rows: Mapping[Part, Sequence[Any]]) -> list[Encoded]:
-        """Rows of which not all is trained on that was to be."""
-        columns = self.tokens.columns
+    def mask_notes(self, rows: Mapping[Part, Sequence[Any]]) -> list[str]:
+        """As `instil.data.encoding.mask_notes`, without looking at a row."""
+        columns, told = self.tokens.columns, list[Any]()
         every = np.concatenate([np.arange(len(self.tokens))[_numbers(rows[part])] for part in rows])
-        odd = (columns["straddling"][every] > 0) | (columns["left_out"][every] > 0)
-        return [self.tokens[int(at)] for at in every[odd]]
+        for name in ("straddling", "left_out"):
+            odd = every[columns[name][every] > 0]
+            told += [columns["row"][odd].tolist(), int(columns[name][odd].sum())]
+        return mask_lines(*told)
 
     def repeated(self, rows: Mapping[Part, Sequence[Any]]) -> int:
         """How many test and validation rows ask what a training row asks."""

@@ -102,6 +102,9 @@ class Shards:
     Args:
         folder: where it lies.
         rows: how many there are, where its manifest does not say so yet.
+
+    Raises:
+        DataError: a file is gone, or not as long as it was written.
     """
 
     def __init__(self, folder: Path, rows: int | None = None) -> None:
@@ -110,6 +113,8 @@ class Shards:
         self.count = int(self.manifest["rows"]) if rows is None else rows
         self._open: dict[int, Any] = {}
         self._seen = 0
+        for shard, size in enumerate(self.manifest.get("sizes", ())):
+            _check_size(shard_path(folder, shard), int(size))
 
     def __iter__(self) -> Iterator[tuple[pyarrow.RecordBatch, dict[str, bytes]]]:
         for batch in range(-(-self.count // BATCH)):
@@ -160,7 +165,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, rows: int, **about: object) -> None:
     """The last file of a store, without which it is not complete."""
-    write_json(folder / MANIFEST, {"format": FORMAT, "rows": rows, **about}, error=DataError)
+    count = shard_of((rows - 1) // BATCH) + 1 if rows else 0
+    sizes = [shard_path(folder, shard).stat().st_size for shard in range(count)]
+    write_json(folder / MANIFEST, {"format": FORMAT, "rows": rows, "sizes": sizes, **about}, error=DataError)
+
+
+def _check_size(path: Path, wanted: int) -> None:
+    """Tell of a damaged file before anything is begun with it."""
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: gone: {error.strerror or error}; remove its folder, and it is made anew") from error
+    if found != wanted:
+        raise DataError(
+            f"{path}: damaged: it has {found:,} bytes, and had {wanted:,} when it was written; remove its folder, and "
+            "it is made anew"
+        )
 
 
 def size_of(*folders: Path) -> int:

@@ -28,6 +28,10 @@ class Reading(Protocol):
     def name(self) -> str:
         """Where they come from."""
 
+    @property
+    def said(self) -> tuple[str, ...]:
+        """What is to be said of the files, by their names: the first of the source's notes."""
+
     def __len__(self) -> int:
         """How many there are, or could be."""
 
@@ -58,7 +62,7 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
         found = json_object_or_empty(known)
         folder = store_home() / str(found.get("rows", "-"))
         if is_complete(folder):
-            return _source(ExampleStore(folder), str(found.get("name", "")))
+            return _source(ExampleStore(folder), str(found.get("name", "")), found.get("notes", ()))
     rows = read()
     if len(rows) < MANY:
         return rows.source(tuple(rows))
@@ -80,13 +84,14 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
                 file.unlink(missing_ok=True)
             raise DataError(f"{rows.name}: has changed while it was read; try again once it is written")
 
-    examples = stored_examples(key, as_hashed, lambda: _about(rows.source(())), screen, len(rows))
+    examples = stored_examples(key, as_hashed, lambda: _about(rows.source(()), len(rows.said)), screen, len(rows))
     if known:
-        said = {"rows": examples.folder.name, "name": rows.name, "files": [str(file) for file in files]}
+        said: dict[str, object] = {"rows": examples.folder.name, "name": rows.name, "notes": list(rows.said)}
+        said["files"] = [str(file) for file in files]
         with suppress(OSError):  # then they are read again next time
             known.parent.mkdir(parents=True, exist_ok=True)
             write_json(known, said)
-    return _source(examples, rows.name)
+    return _source(examples, rows.name, rows.said)
 
 
 def _known(files: Sequence[Path], how: Mapping[str, object]) -> Path | None:
@@ -99,12 +104,13 @@ def _known(files: Sequence[Path], how: Mapping[str, object]) -> Path | None:
     return store_home() / "known" / f"{key_of(stamps=stamps, how=how)}.json"
 
 
-def _about(source: Source) -> dict[str, object]:
-    return {"sha256": source.sha256, "rejected": [asdict(one) for one in source.rejected], "notes": list(source.notes)}
+def _about(source: Source, of_files: int) -> dict[str, object]:
+    """What is kept of a source; the first notes are of its files, which may have other names another time."""
+    notes = list(source.notes)[of_files:]
+    return {"sha256": source.sha256, "rejected": [asdict(one) for one in source.rejected], "notes": notes}
 
 
-def _source(examples: ExampleStore, name: str) -> Source:
+def _source(examples: ExampleStore, name: str, said: Sequence[str]) -> Source:
     about = manifest_of(examples)
-    return Source(
-        name, examples, about["sha256"], tuple(Rejected(**one) for one in about["rejected"]), tuple(about["notes"])
-    )
+    rejected = tuple(Rejected(**one) for one in about["rejected"])
+    return Source(name, examples, about["sha256"], rejected, tuple(dict.fromkeys((*said, *about["notes"]))))

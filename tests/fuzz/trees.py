@@ -1,7 +1,7 @@
 """Changes of values of JSON, and of whole folders of files that are written down as one such value.
 
 A folder is an object whose keys are names of files. A text is the file's text; ``{"$bytes": ...}`` holds bytes as
-Latin-1; ``{"$lines": [...]}`` is JSON Lines; ``{"$tensors": {name: [type, shape]}}`` a safetensors file;
+Latin-1; ``{"$lines": [...]}`` is JSON Lines; ``{"$toml": {...}}`` is TOML; ``{"$tensors": {name: [type, shape]}}`` a safetensors file;
 anything else is JSON.
 """
 
@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
+
+import tomli_w
 
 from tests.fuzz.promise import Mutate
 
@@ -203,9 +205,25 @@ def content_of(value: Any) -> bytes:
         return str(value["$bytes"]).encode("latin-1", "replace")
     if isinstance(value, dict) and isinstance(value.get("$lines"), list):
         return b"".join(dumped(line) + b"\n" for line in value["$lines"])
+    if isinstance(value, dict) and isinstance(value.get("$toml"), dict):
+        return toml(value["$toml"])
     if isinstance(value, dict) and isinstance(value.get("$tensors"), dict):
         return tensors(value["$tensors"])
     return dumped(value)
+
+
+def toml(table: Any) -> bytes:
+    """A table as TOML, without what that has no words for."""
+
+    def kept(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: kept(inner) for key, inner in value.items() if inner is not None}
+        return [kept(inner) for inner in value if inner is not None] if isinstance(value, list) else value
+
+    try:
+        return tomli_w.dumps(kept(table)).encode("utf-8", "surrogatepass")
+    except (TypeError, ValueError, RecursionError):
+        return dumped(table)
 
 
 def tensors(told: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from instil.data.word_ids import WordIds, word_ids
-from instil.errors import DataError
+from instil.errors import DataError, ModelError
 
 PLACE = "\ufdd0{}\ufdd1"
 FLAGS = ("lstrip", "rstrip", "normalized")
@@ -63,7 +63,12 @@ class Pipeline:
             {**token, "special": token["special"] or token["content"] in control} for token in state["added_tokens"]
         ]
         self._state = {**state, "added_tokens": added, "post_processor": None}
-        self.fast = Fast.from_str(json.dumps(self._state))
+        try:
+            self.fast = Fast.from_str(json.dumps(self._state))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(
+                f"this tokenizer contradicts itself, so that it does not come back as it is written: {error}"
+            ) from error
         self.fast.encode_special_tokens = True  # a user's "<|im_end|>" is text
         self._flags = {str(token["content"]): tuple(bool(token[flag]) for flag in FLAGS) for token in added}
         self._reserved = frozenset(self.fast.token_to_id(name) for name in control) - {_unknown(state, self.fast)}

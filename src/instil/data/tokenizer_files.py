@@ -6,9 +6,11 @@ is cut, ``tokenizer_config.json`` which of its tokens are special. A token is *s
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,7 @@ READ_AS_THEY_ARE = (
 SPACE = "\u2581"  # stands for a space
 PREFIXED = ("GPTNeoXTokenizer", "CohereTokenizer")  # those for which add_prefix_space counts, too
 CLASS_OF = dict.fromkeys(("gpt2", "starcoder2"), "GPT2Tokenizer") | dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer")
+CHARSMAP = "precompiled_charsmap"
 _INDEX = re.compile("[0-9]{1,9}")
 
 
@@ -119,6 +122,8 @@ def gpt2_tokenizer(vocabulary: Path, merges: Path, pre: str = "gpt-2") -> Any:
         control = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
         if not ids or not all(isinstance(index, int) for index in ids.values()):
             raise ValueError("it has no ids")
+        if len(set(ids.values())) < len(ids):
+            raise ValueError("two of its tokens have one id")
         fast = byte_level(ids, pairs, pre, control)
     except Exception as error:  # the library raises bare Exception for merges outside the vocabulary
         raise ModelError(f"{vocabulary}: not GPT-2's vocabulary and merges: {error}") from error
@@ -178,16 +183,31 @@ def _set_part(fast: Any, part: str, state: Mapping[str, Any]) -> None:
 def _parsed(path: Path) -> Any:
     from tokenizers import Tokenizer as Fast
 
+    fast = None
     try:
-        fast = Fast.from_file(str(path))
+        raw = path.read_bytes()
+        if CHARSMAP.encode() in raw:
+            for charsmap in _charsmaps(json.loads(raw)):
+                sentencepiece.check_charsmap(charsmap)
+        fast = Fast.from_buffer(raw)
         fast.encode("a", add_special_tokens=True)  # some damage is only met with in use
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises bare Exception for damaged files, or panics
-        if "unk" in str(error).lower() and "token" in str(error).lower():
+        if fast is not None and "unk" in str(error).lower() and "token" in str(error).lower():
             return fast  # it cannot spell an "a"
         raise ModelError(f"{path}: not a tokenizer that can be read: {error}") from error
     return fast
+
+
+def _charsmaps(value: Any) -> Iterator[bytes]:
+    """All maps of characters in a ``tokenizer.json``; those that are no base64 are left to the library."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if key == CHARSMAP and isinstance(inner, str):
+            with suppress(ValueError):
+                yield base64.b64decode(inner, validate=True)
+        elif isinstance(inner, dict | list):
+            yield from _charsmaps(inner)
 
 
 def _class_settings(fast: Any, config: Mapping[str, Any]) -> None:

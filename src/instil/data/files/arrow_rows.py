@@ -139,8 +139,9 @@ def _count(column: Any) -> int:
     if pa.types.is_struct(column.type):
         return len(column) + sum(map(_count, column.flatten()))
     if pa.types.is_map(column.type):
-        start, end = column.offsets[0].as_py(), column.offsets[-1].as_py()
-        return len(column) + end - start + _count(column.items.slice(start, end - start))
+        start: int = column.offsets[0].as_py()
+        length: int = column.offsets[-1].as_py() - start
+        return len(column) + length + _count(column.items.slice(start, length))
     return len(column) + (_count(column.flatten()) if pa.types.is_nested(column.type) else 0)
 
 

@@ -1,0 +1,22 @@
+"""The targets by their names, each with the file that has it; nothing of the project is imported before one is chosen."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from tests.fuzz.promise import Target
+
+MODULES: dict[str, str] = {
+    **dict.fromkeys(("json", "csv", "arrow", "packed", "shapes"), "rows"),
+    **dict.fromkeys(("gguf", "gguf_bytes", "safetensors", "folder", "pth", "adapter", "tensorflow"), "models"),
+    **dict.fromkeys(("tokenizer", "sentencepiece"), "tokenizers"),
+    **dict.fromkeys(("template", "stored_template"), "templates"),
+    **dict.fromkeys(("run", "settings", "sweep"), "runs"),
+    **dict.fromkeys(("verdict", "server", "journal"), "replies"),
+}
+
+
+def target(name: str) -> Target:
+    """A target by its name."""
+    found: dict[str, Target] = import_module(f"tests.fuzz.{MODULES[name]}").TARGETS
+    return found[name]

@@ -243,3 +243,33 @@ def test_white_space_at_the_edges_is_not_altered() -> None:
     tokenizer = FastTokenizer(fast, "</s>")
     assert spelling(Example(" aé", "B"), tokenizer) == "as written"
     assert spelling(Example("x", "B"), tokenizer) == "misspelt"
+
+
+def with_ids(folder: Path, **ids: int) -> FastTokenizer:
+    """A vocabulary of letters with these ids, and an end token."""
+    fast = Tokenizer(models.BPE(vocab={"<end>": 0, **ids}, merges=[]))
+    fast.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
+    state = json.loads(fast.to_str())
+    state["model"]["vocab"] = {"<end>": 0, **ids}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return FastTokenizer.from_folder(folder)
+
+
+def test_a_vocabulary_that_leaves_ids_out(tmp_path: Path) -> None:
+    """What stands for a control token while a text is cut gets the next id, which may be that of another token."""
+    tokenizer = with_ids(tmp_path, a=1, b=4, c=5)
+    cut = tokenizer.cut([("abc", False), ("", True), ("cb", False)])
+    assert cut.ids == [1, 4, 5, 0, 5, 4]
+    assert tokenizer.decode([1, 2, 3, 4, 5]) == "a b c"
+    assert tokenizer.saved().get_vocab() == {"<end>": 0, "a": 1, "b": 4, "c": 5}
+
+
+def test_two_tokens_with_one_id(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="'b' have 1|'a' have 1"):
+        with_ids(tmp_path, a=1, b=1)
+
+
+def test_ids_far_beyond_the_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ids up to 9,000,000"):
+        with_ids(tmp_path, a=9_000_000)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from instil.data import splits
 from instil.data.templates.forms import TEMPLATES
 from instil.errors import InstilError
 from instil.evaluate.offline import score_offline
@@ -21,6 +24,7 @@ from instil.runs.baseline import _answers
 from instil.runs.facts import read_facts
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity, is_whole
+from instil.runs.report import page
 from instil.runs.report.report import refresh_report
 from instil.settings.options import Settings
 from instil.settings.resolve import idle, known_settings, resolve
@@ -29,13 +33,17 @@ from tests.fuzz.promise import Target, folder
 from tests.fuzz.trees import content_of, dumped, lay_out, parsed, tree_mutator
 
 
+_environment = cache(page.environment)  # as its pages take longer to make ready than all else
+
+
 def read(given: bytes) -> None:
     """Everything that is read of a run that lies there."""
     try:
         files = parsed(given)
     except ValueError:
         files = {}
-    with folder() as place:
+    fewer = patch.object(splits, "MOST_ROWS", 10_000)  # of which each reader makes a list
+    with folder() as place, fewer, patch.object(page, "environment", _environment):
         lay_out(place, files)
         run = RunFolder(place)
         refused: list[InstilError] = []

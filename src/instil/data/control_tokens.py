@@ -20,6 +20,7 @@ from instil.errors import DataError, ModelError
 
 PLACE = "\ufdd0{}\ufdd1"
 FLAGS = ("lstrip", "rstrip", "normalized")
+FEW = 10_000  # ids that may be left out of the smallest vocabulary
 BETWEEN = -1  # stands between the halves of a text that was cut in two
 
 
@@ -62,12 +63,13 @@ class Pipeline:
         added = [
             {**token, "special": token["special"] or token["content"] in control} for token in state["added_tokens"]
         ]
-        self._state = {**state, "added_tokens": added, "post_processor": None}
+        self._state = _without_holes({**state, "added_tokens": added, "post_processor": None})
         try:
             self.fast = Fast.from_str(json.dumps(self._state))
         except Exception as error:  # the library raises bare Exception
             raise ModelError(
-                f"this tokenizer contradicts itself, so that it does not come back as it is written: {error}"
+                f"this tokenizer contradicts itself, so that it does not come back as it is written ({error}); "
+                "fetch its files again"
             ) from error
         self.fast.encode_special_tokens = True  # a user's "<|im_end|>" is text
         self._flags = {str(token["content"]): tuple(bool(token[flag]) for flag in FLAGS) for token in added}
@@ -237,6 +239,32 @@ def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:
     name = model.get("unk_token")
     found: int | None = fast.token_to_id(name) if name else model.get("unk_id")
     return found
+
+
+def _without_holes(state: dict[str, Any]) -> dict[str, Any]:
+    """The same with a token for every id, where the library would give a new one the id of a token that is there.
+
+    It takes as many as there are for the next id. What fills a hole is flagged special, and so never shown.
+
+    Raises:
+        ModelError: there are more holes than ids.
+    """
+    vocabulary = state["model"]["vocab"]
+    tokens: list[dict[str, Any]] = state["added_tokens"]
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        return state
+    largest, following = max(vocabulary.values()), max((token["id"] for token in tokens), default=-1) + 1
+    if largest < max(following if following > len(vocabulary) else 0, len(vocabulary)):
+        return state
+    whole = {**vocabulary, **{str(token["content"]): int(token["id"]) for token in tokens}}
+    missing = set(range(largest + 1)).difference(whole.values()) if largest < 2 * len(whole) + FEW else None
+    if missing is None:
+        raise ModelError(f"this tokenizer has {len(whole):,} tokens, and ids up to {largest:,}; fetch its files again")
+    flags = {"special": True, "single_word": False, **dict.fromkeys(FLAGS, False)}
+    holes = {PLACE.format(f"{index} is no token "): index for index in sorted(missing)}
+    more = [{"id": index, "content": text, **flags} for text, index in holes.items()]
+    model = {**state["model"], "vocab": {**whole, **holes}}
+    return {**state, "model": model, "added_tokens": sorted([*tokens, *more], key=lambda token: int(token["id"]))}
 
 
 def _salt(text: str) -> str:

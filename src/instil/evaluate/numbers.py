@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from instil.data.words import MINUS, normal, plain_digits
 from instil.evaluate.numerals import UNITS, Numeral, numerals
@@ -100,8 +101,7 @@ class Run:
 
     def span(self, first: int, end: int) -> tuple[int, int]:
         """Where these groups stand in the text, with the decimal mark before the first."""
-        begin, *marks = self.starts
-        return (begin if first == 0 else marks[first - 1] + 1), (marks[end - 1] if end < len(self.groups) else self.end)
+        return self.starts[first] + bool(first), (self.starts[end] if end < len(self.groups) else self.end)
 
     @cached_property
     def readings(self) -> frozenset[Reading]:
@@ -127,6 +127,17 @@ class Run:
             for end in range(first + 1, min(count, first + _LONGEST) + 1)
             if apart[end]
         ]
+
+    def ends_of(self, first: int) -> list[int]:
+        """Where a number that begins with this group may end, the longest first."""
+        return self._ends.get(first, [])
+
+    @cached_property
+    def _ends(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for first, end in reversed(self.pieces):
+            found.setdefault(first, []).append(end)
+        return found
 
     def _apart(self) -> list[bool]:
         """Before which groups a number may end: not within what is one number by its points."""
@@ -355,12 +366,17 @@ def as_in(answer: str, reference: str) -> str:
         for first, end in run.pieces:
             if values := run.piece(first, end):
                 wanted.setdefault(reference[slice(*run.span(first, end))], _in_full(values))
-    changes: list[tuple[int, int, str]] = []
     if not wanted:
         return answer
+    written: dict[Reading, int] = {}  # the first text for each reading, by its place among them
+    for place, values in enumerate(wanted.values()):
+        for reading in values:
+            written.setdefault(reading, place)
+    changes: list[tuple[int, int, str]] = []
+    known = _Written(tuple(wanted), frozenset(wanted), written)
     taken: list[tuple[int, int]] = []
     for one in _fractions(answer):
-        if _rewritten((one.start, one.end), frozenset({(one.value, 0)}), answer, wanted, changes):
+        if _rewritten((one.start, one.end), frozenset({(one.value, 0)}), answer, known, changes):
             taken.append((one.start, one.end))
     for run in runs(answer):
         first = 0
@@ -370,8 +386,8 @@ def as_in(answer: str, reference: str) -> str:
             first = next(
                 (
                     end
-                    for _, end in sorted((piece for piece in run.pieces if piece[0] == first), reverse=True)
-                    if _rewritten(run.span(first, end), _in_full(run.piece(first, end)), answer, wanted, changes)
+                    for end in run.ends_of(first)
+                    if _rewritten(run.span(first, end), _in_full(run.piece(first, end)), answer, known, changes)
                 ),
                 first + 1,
             )
@@ -395,18 +411,26 @@ def _in_full(values: frozenset[Reading]) -> frozenset[Reading]:
     return frozenset((_scaled(*reading), 0) if reading[1] > 0 else reading for reading in values)
 
 
+class _Written(NamedTuple):
+    """How a text writes its numbers, and the first of these ways for each reading."""
+
+    texts: tuple[str, ...]
+    spelt: frozenset[str]
+    place_of: dict[Reading, int]
+
+
 def _rewritten(
     span: tuple[int, int],
     values: frozenset[Reading],
     answer: str,
-    wanted: dict[str, frozenset[Reading]],
+    known: _Written,
     changes: list[tuple[int, int, str]],
 ) -> bool:
     """Whether what stands there is a number of the reference; how it is written there is noted."""
     start, stop = span
-    if answer[start:stop] in wanted:
+    if answer[start:stop] in known.spelt:
         return True
-    text = next((text for text, others in wanted.items() if values & others), None)
-    if text is not None:
-        changes.append((start, stop, text))
-    return text is not None
+    places = [known.place_of[reading] for reading in values if reading in known.place_of]
+    if places:
+        changes.append((start, stop, known.texts[min(places)]))
+    return bool(places)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from instil.assistant.folder import differences
 from instil.data.encoding import begin_text, encode, encode_prompt
 from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
-from instil.errors import ModelError
+from instil.errors import ModelError, UserError
 from instil.records import Example
 from tests.data.test_tokenizer_seams import CHAT, Save, gpt2, gpt2_files, mark, save, sentencepiece
 
@@ -273,3 +273,28 @@ def test_two_tokens_with_one_id(tmp_path: Path) -> None:
 def test_ids_far_beyond_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="ids up to 9,000,000"):
         with_ids(tmp_path, a=9_000_000)
+
+
+YEARS = "(?:a|a)*b|."  # what it would take to see that a row of a's has no b
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer", "decoder"])
+def test_an_expression_that_would_take_years(part: str, tmp_path: Path) -> None:
+    """`tokenizers` panics over it; where words are found here, the search ends by itself."""
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
+    fast = Tokenizer(models.BPE(vocab={"<end>": 0, **letters}, merges=[]))
+    fast.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if part == "pre_tokenizer":
+        steps.insert(0, pre_tokenizers.Split(Regex(YEARS), "isolated"))
+    fast.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if part == "normalizer":
+        fast.normalizer = normalizers.Replace(Regex(YEARS), "x")
+    if part == "decoder":
+        fast.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(Regex(YEARS), "x")])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    tokenizer = FastTokenizer.from_folder(tmp_path)
+    text = "a" * 40 + "c"
+    with pytest.raises(UserError, match="cannot be used"):
+        tokenizer.cut_many([[(text, False)]] * 2) if part != "decoder" else tokenizer.decode(tokenizer.encode(text))

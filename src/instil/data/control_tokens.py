@@ -15,6 +15,7 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from instil.data.panics import panics_as_errors
 from instil.data.word_ids import WordIds, word_ids
 from instil.errors import DataError, ModelError
 
@@ -112,7 +113,9 @@ class Pipeline:
         texts = {number: self._texts(pieces[number], exact=True) for number in rest}
         if rest:
             try:
-                found = self.fast.encode_batch(["".join(texts[number][0]) for number in rest], add_special_tokens=False)
+                with panics_as_errors():
+                    whole = ["".join(texts[number][0]) for number in rest]
+                    found = self.fast.encode_batch(whole, add_special_tokens=False)
             except Exception:  # the library raises bare Exception; the row will be named when it is cut by itself
                 found = []
             for number, one in zip(rest, found, strict=False):
@@ -213,7 +216,8 @@ class Pipeline:
 
     def _encoded(self, text: str) -> Any:
         try:
-            return self.fast.encode(text, add_special_tokens=False)
+            with panics_as_errors():
+                return self.fast.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"the tokenizer cannot spell {text[:40]!r}: {error}") from error
 

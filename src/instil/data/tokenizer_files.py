@@ -27,6 +27,7 @@ from instil.data.end_tokens import (
     object_of,
     special_tokens,
 )
+from instil.data.panics import panics_as_errors
 from instil.data.templates.marks import marks_of
 from instil.data.templates.stored import stored_template
 from instil.errors import ModelError
@@ -144,8 +145,9 @@ def in_front(fast: Any) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and after every text."""
     for text in ("a", *_some_texts(fast)):
         try:
-            whole = list(fast.encode(text, add_special_tokens=True).ids)
-            bare = list(fast.encode(text, add_special_tokens=False).ids)
+            with panics_as_errors():
+                whole = list(fast.encode(text, add_special_tokens=True).ids)
+                bare = list(fast.encode(text, add_special_tokens=False).ids)
         except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
             continue
         for at in range(len(whole) - len(bare) + 1) if bare else ():
@@ -160,7 +162,9 @@ def _some_texts(fast: Any) -> Iterator[str]:
     for index in range(min(fast.get_vocab_size(with_added_tokens=False), 2000)):
         token = fast.id_to_token(index)
         if token is not None and token not in special and not looks_like_a_mark(token):
-            yield str(fast.decode([index]))
+            with panics_as_errors():
+                text = str(fast.decode([index]))
+            yield text
 
 
 def put_in_front(fast: Any, tokens: Sequence[str]) -> None:

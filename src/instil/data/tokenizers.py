@@ -19,6 +19,7 @@ from instil.data import gguf_vocabulary
 from instil.data.byte_level import END_OF_TEXT, gpt2_files
 from instil.data.control_tokens import Cut, Pipeline
 from instil.data.end_tokens import is_ordinary, special_tokens
+from instil.data.panics import panics_as_errors
 from instil.data.templates import TEMPLATES
 from instil.data.tokenizer_files import gpt2_tokenizer, in_front, put_in_front, read_folder
 from instil.errors import ModelError
@@ -236,7 +237,8 @@ class FastTokenizer:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with panics_as_errors():
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def token(self, index: int) -> str:
         return str(self._tokenizer.id_to_token(index))
@@ -333,7 +335,8 @@ def _same_ids(ids: Mapping[str, int]) -> str:
 
 
 def _normalized(tokenizer: Any, text: str) -> str:
-    return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
+    with panics_as_errors():
+        return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
 
 
 def _valid(text: str) -> str:

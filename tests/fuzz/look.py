@@ -13,8 +13,6 @@ from random import Random
 from types import TracebackType
 from typing import Any
 
-import atheris
-
 SLOW = 5.0  # seconds of the processor that an input may take
 ROOM = 1 << 30  # bytes beyond those of a process that has read all seeds
 LAST = 30  # seconds after which libFuzzer ends an input that does not end
@@ -34,6 +32,8 @@ def kind_of(error: BaseException) -> str:
 
 def main() -> None:
     """Fuzz the target that is named first; the rest are libFuzzer's options."""
+    import atheris
+
     name, *options = sys.argv[1:]
     with atheris.instrument_imports(include=["instil"]):
         from tests.fuzz.__main__ import BUILD
@@ -79,10 +79,18 @@ def main() -> None:
         return chosen.mutate(given, draw, lambda part, most: bytes(atheris.Mutate(part, most)))[:longest]
 
     arguments = [
-        sys.argv[0], str(place / "corpus"), f"-artifact_prefix={place}/", f"-timeout={LAST}", "-rss_limit_mb=4096",
-        f"-max_len={chosen.longest}", "-print_final_stats=1", "-reload=0", "-len_control=0",
-        *([f"-dict={words}"] if chosen.words else []), *options,
-    ]  # fmt: skip
+        sys.argv[0],
+        str(place / "corpus"),
+        f"-artifact_prefix={place}/",
+        f"-timeout={LAST}",
+        "-rss_limit_mb=4096",
+        f"-max_len={chosen.longest}",
+        "-print_final_stats=1",
+        "-reload=0",
+        "-len_control=0",
+        *([f"-dict={words}"] if chosen.words else []),
+        *options,
+    ]
     custom: Any = {} if chosen.mutate is None else {"custom_mutator": mutated}
     atheris.Setup(arguments, one, **custom)
     atheris.Fuzz()

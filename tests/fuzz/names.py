@@ -1,4 +1,4 @@
-"""The targets by their names, each with the file that has it; nothing of the project is imported before one is chosen."""
+"""The targets by their names, each with the file that has it, which is not imported before one is chosen."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from tests.fuzz.promise import Target
 
 MODULES: dict[str, str] = {
     **dict.fromkeys(("json", "csv", "arrow", "packed", "shapes"), "rows"),
-    **dict.fromkeys(("gguf", "gguf_bytes", "safetensors", "folder", "pth", "adapter", "tensorflow"), "models"),
+    **dict.fromkeys(("gguf", "gguf_bytes"), "ggufs"),
+    **dict.fromkeys(("safetensors", "folder", "pth", "adapter", "tensorflow"), "models"),
     **dict.fromkeys(("tokenizer", "sentencepiece"), "tokenizers"),
     **dict.fromkeys(("template", "stored_template"), "templates"),
     **dict.fromkeys(("run", "settings", "sweep"), "runs"),

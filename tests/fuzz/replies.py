@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -35,11 +36,44 @@ from tests.fuzz.trees import dumped, parsed, tree_mutator
 REQUEST = ModelRequest("Score this answer, please.", SCORE_SCHEMA, 1, 512)
 PARTS = (
     *(one.replace("{{", "{").replace("}}", "}").replace("{n}", "85").replace("{d}", "20") for one in (*JSON, *WORDS)),
-    *BEFORE, *(one.format(n=85, d=20, json='{"score": 20}') for one in QUOTED), *(one.format(d=20) for one in THOUGHTS),
-    *(part for pair in SPELLINGS for part in pair), "```json\n", "```", "{", "}", '"score"', ":", ",", "'", "//", "/*",
-    '{"better": "first"}', '{"passive": "It was seen."}', "\\", "\u201c", "#", "0" * 400, "(" * 200, "[" * 200, "\ud7ff",
-    "1/2", "½", "٣", "three and a half million", "1,500", "1 500", "-", "%", "\n\n", "<", "</", "&lt;", "<|", "|>",
-)  # fmt: skip
+    *BEFORE,
+    *(one.format(n=85, d=20, json='{"score": 20}') for one in QUOTED),
+    *(one.format(d=20) for one in THOUGHTS),
+    *(part for pair in SPELLINGS for part in pair),
+    "```json\n",
+    "```",
+    "{",
+    "}",
+    '"score"',
+    ":",
+    ",",
+    "'",
+    "//",
+    "/*",
+    '{"better": "first"}',
+    '{"passive": "It was seen."}',
+    "\\",
+    "\u201c",
+    "#",
+    "0" * 400,
+    "(" * 200,
+    "[" * 200,
+    "\ud7ff",
+    "1/2",
+    "½",
+    "٣",
+    "three and a half million",
+    "1,500",
+    "1 500",
+    "-",
+    "%",
+    "\n\n",
+    "<",
+    "</",
+    "&lt;",
+    "<|",
+    "|>",
+)
 
 
 def read_verdict(given: bytes) -> None:
@@ -58,10 +92,8 @@ def read_verdict(given: bytes) -> None:
     if len(text) < 2000:
         verdict = score_offline([Example("Add 1,500 and 2.", "It is 1,502.", "3 km", row=1)], [text])[0]
         assert verdict.score is not None and 0 <= verdict.score <= 100
-    try:
+    with suppress(NotJson):
         whole_json(text)
-    except NotJson:
-        pass
 
 
 def replies() -> Iterator[bytes]:
@@ -149,34 +181,102 @@ def read_server(given: bytes) -> None:
 
 def servers() -> list[Any]:
     """Replies of every kind."""
-    choice = {"message": {"role": "assistant", "content": "{\"score\": 3}"}, "finish_reason": "stop",
-              "logprobs": {"content": [{"token": "3", "top_logprobs": [{"token": "3", "logprob": -0.1}]}]}}  # fmt: skip
+    choice = {
+        "message": {"role": "assistant", "content": '{"score": 3}'},
+        "finish_reason": "stop",
+        "logprobs": {"content": [{"token": "3", "top_logprobs": [{"token": "3", "logprob": -0.1}]}]},
+    }
     usage = {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 3}}
     line = {"message": {"content": "3"}, "done": False}
-    busy = {"status": 429, "headers": {"Retry-After": "1", "x-ratelimit-reset-tokens": "6m0s"}, "body": {"error": {"message":
-            "Rate limit reached. Please try again in 1m2s.", "type": "tokens", "code": "rate_limit"}}}  # fmt: skip
-    refuses = {"status": 400, "body": {"error": {"message": "Unsupported parameter: 'response_format'", "param": "seed"}}}
+    busy = {
+        "status": 429,
+        "headers": {"Retry-After": "1", "x-ratelimit-reset-tokens": "6m0s"},
+        "body": {
+            "error": {
+                "message": "Rate limit reached. Please try again in 1m2s.",
+                "type": "tokens",
+                "code": "rate_limit",
+            }
+        },
+    }
+    refuses = {
+        "status": 400,
+        "body": {"error": {"message": "Unsupported parameter: 'response_format'", "param": "seed"}},
+    }
     return [
         {"replies": [{"body": {"choices": [choice], "usage": usage}}], "weighted": True},
         {"replies": [{"body": {"data": [{"id": "m"}]}}, {"body": {"choices": [choice]}}], "open": True},
-        {"replies": [busy]}, {"replies": [refuses, refuses, {"body": {"choices": [choice]}}]},
+        {"replies": [busy]},
+        {"replies": [refuses, refuses, {"body": {"choices": [choice]}}]},
         {"replies": [{"body": {"choices": [{"text": "3", "finish_reason": "length"}]}}]},
-        {"replies": [{"body": {"choices": [{"message": {"content": [{"type": "text", "text": "3"}], "refusal": None}}]}}]},
+        {
+            "replies": [
+                {"body": {"choices": [{"message": {"content": [{"type": "text", "text": "3"}], "refusal": None}}]}}
+            ]
+        },
         {"replies": [{"lines": [line, {"done": True, "prompt_eval_count": 5, "done_reason": "stop"}]}], "ollama": True},
-        {"replies": [{"body": {"models": [{"name": "m:latest", "digest": "1"}]}}, {"lines": [{**line, "done": True}]}],
-         "ollama": True, "open": True},
+        {
+            "replies": [
+                {"body": {"models": [{"name": "m:latest", "digest": "1"}]}},
+                {"lines": [{**line, "done": True}]},
+            ],
+            "ollama": True,
+            "open": True,
+        },
         {"replies": [{"status": 404, "body": {"error": "model 'm' not found"}}], "ollama": True},
         {"replies": [{"status": 500, "body": "<html>", "headers": {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}}]},
-    ]  # fmt: skip
+    ]
 
 
 WORDS_OF_SERVERS: tuple[Any, ...] = (
-    "choices", "message", "content", "error", "finish_reason", "stop_reason", "usage", "logprobs", "top_logprobs", "token",
-    "logprob", "refusal", "tool_calls", "reasoning_content", "status", "headers", "body", "lines", "done", "ollama", "open",
-    "weighted", "retry-after", "retry-after-ms", "x-ratelimit-reset", "x-ratelimit-remaining", "length", "content_filter",
-    "json_schema", "response_format", "max_tokens", "context length", "unsupported", 400, 401, 404, 422, 429, 500, -1e400,
-    "99999999999999999999999999", "Wed, 21 Oct 9999 07:28:00 GMT", "2026-01-01T00:00:00Z", "1e9", "٣", "type", "text",
-)  # fmt: skip
+    "choices",
+    "message",
+    "content",
+    "error",
+    "finish_reason",
+    "stop_reason",
+    "usage",
+    "logprobs",
+    "top_logprobs",
+    "token",
+    "logprob",
+    "refusal",
+    "tool_calls",
+    "reasoning_content",
+    "status",
+    "headers",
+    "body",
+    "lines",
+    "done",
+    "ollama",
+    "open",
+    "weighted",
+    "retry-after",
+    "retry-after-ms",
+    "x-ratelimit-reset",
+    "x-ratelimit-remaining",
+    "length",
+    "content_filter",
+    "json_schema",
+    "response_format",
+    "max_tokens",
+    "context length",
+    "unsupported",
+    400,
+    401,
+    404,
+    422,
+    429,
+    500,
+    -1e400,
+    "99999999999999999999999999",
+    "Wed, 21 Oct 9999 07:28:00 GMT",
+    "2026-01-01T00:00:00Z",
+    "1e9",
+    "٣",
+    "type",
+    "text",
+)
 
 
 def read_journal(given: bytes) -> None:
@@ -191,8 +291,16 @@ def read_journal(given: bytes) -> None:
 
 def journals() -> list[bytes]:
     """Lines as they are written, and a torn one."""
-    line = {"key": "a", "row": 1, "judge": "ollama:m", "score": 50.0, "reason": "", "metrics": {"plain": 5.0}, "said": "50",
-            "counts": True}  # fmt: skip
+    line = {
+        "key": "a",
+        "row": 1,
+        "judge": "ollama:m",
+        "score": 50.0,
+        "reason": "",
+        "metrics": {"plain": 5.0},
+        "said": "50",
+        "counts": True,
+    }
     lines = b"".join(json.dumps(one).encode() + b"\n" for one in (line, {**line, "key": "b", "failed": True}))
     return [lines, lines + b'{"key": "c", "ro', b""]
 

@@ -26,9 +26,19 @@ ROWS = [
     {"instruction": "3", "input": "  ", "output": "🙂"},
 ]
 NAMES = (  # the first byte of an input chooses one
-    "rows.json", "rows.jsonl", "rows.csv", "rows.tsv", "rows", "rows.parquet", "rows.arrow", "rows.jsonl.gz",
-    "rows.csv.bz2", "rows.zip", "rows.jsonl.zst", "rows.txt",
-)  # fmt: skip
+    "rows.json",
+    "rows.jsonl",
+    "rows.csv",
+    "rows.tsv",
+    "rows",
+    "rows.parquet",
+    "rows.arrow",
+    "rows.jsonl.gz",
+    "rows.csv.bz2",
+    "rows.zip",
+    "rows.jsonl.zst",
+    "rows.txt",
+)
 TABLES = ("csv", "tsv", "dat")
 BINARY = ("parquet", "feather", "arrow")
 PACKED = ("gz", "bz2", "xz", "zst", "zip")
@@ -93,34 +103,96 @@ def mutate_json(given: bytes, draw: Random, mutate: Mutate) -> bytes:
 
 
 KEYS: tuple[Any, ...] = (
-    "instruction", "input", "output", "messages", "role", "content", "user", "assistant", "system", "tool", "chosen",
-    "rejected", "prompt", "completion", "conversations", "from", "value", "human", "gpt", "tool_calls", "function",
-    "arguments", "name", "tools", "history", "weight", "text", "label", "columns", "data", "index", "schema",
-    "reasoning_content", "train", "images", "task", "response", "model_response", "question", "answer", "type",
-    "function_call", "tool_call_id", "primaryKey", True, 0.5,
-)  # fmt: skip
-CHAT = {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "2 + 2?"},
-                     {"role": "assistant", "content": "4", "weight": 1}]}  # fmt: skip
+    "instruction",
+    "input",
+    "output",
+    "messages",
+    "role",
+    "content",
+    "user",
+    "assistant",
+    "system",
+    "tool",
+    "chosen",
+    "rejected",
+    "prompt",
+    "completion",
+    "conversations",
+    "from",
+    "value",
+    "human",
+    "gpt",
+    "tool_calls",
+    "function",
+    "arguments",
+    "name",
+    "tools",
+    "history",
+    "weight",
+    "text",
+    "label",
+    "columns",
+    "data",
+    "index",
+    "schema",
+    "reasoning_content",
+    "train",
+    "images",
+    "task",
+    "response",
+    "model_response",
+    "question",
+    "answer",
+    "type",
+    "function_call",
+    "tool_call_id",
+    "primaryKey",
+    True,
+    0.5,
+)
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "4", "weight": 1},
+    ]
+}
 CALL = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
-TOOLS = {"messages": [{"role": "user", "content": [{"type": "text", "text": "1 + 1?"}]},
-                      {"role": "assistant", "content": None, "tool_calls": [CALL]},
-                      {"role": "tool", "content": "2", "tool_call_id": 7}, {"role": "assistant", "content": "2",
-                       "reasoning_content": "Easy."}], "tools": [{"name": "add"}]}  # fmt: skip
+TOOLS = {
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "1 + 1?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "2", "tool_call_id": 7},
+        {"role": "assistant", "content": "2", "reasoning_content": "Easy."},
+    ],
+    "tools": [{"name": "add"}],
+}
 SHAPES: list[dict[str, Any]] = [
     {"rows": ROWS},
     {"rows": [CHAT, TOOLS]},
     {"rows": [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]},
     {"rows": [{"prompt": "a", "chosen": "b", "rejected": "c"}]},
-    {"rows": [{"prompt": [{"role": "user", "content": "a"}], "chosen": [{"role": "assistant", "content": "b"}],
-               "rejected": [{"role": "assistant", "content": "c"}]}]},
-    {"rows": [{"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:2], {"role": "assistant", "content": "5"}]}]},
+    {
+        "rows": [
+            {
+                "prompt": [{"role": "user", "content": "a"}],
+                "chosen": [{"role": "assistant", "content": "b"}],
+                "rejected": [{"role": "assistant", "content": "c"}],
+            }
+        ]
+    },
+    {
+        "rows": [
+            {"chosen": CHAT["messages"], "rejected": [*CHAT["messages"][:2], {"role": "assistant", "content": "5"}]}
+        ]
+    },
     {"rows": [{"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "c", "label": False}]},
     {"rows": [{"text": "Once upon a time."}]},
     {"rows": [{"instruction": "a", "output": "b", "history": [["c", "d"]], "system": "e"}]},
     {"rows": [{"q": {"text": "a"}, "turns": ["b", "c"]}], "map": ["q.text=instruction", "turns.1=output"]},
     {"rows": [{"question": "a", "reply": "b", "id": 3}], "map": {"reply": "output", "id": ""}},
-    {"rows": [{"messages": "[{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]"}]},
-]  # fmt: skip
+    {"rows": [{"messages": '[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]'}]},
+]
 TREE = tree_mutator(KEYS, lambda: SHAPES)
 
 
@@ -188,8 +260,26 @@ def _zip(content: bytes, draw: Random, mutate: Mutate) -> bytes:
 
 TARGETS = {
     "json": Target(read, seeds_of("json", "jsonl", "ndjson"), mutate_json, longest=6000),
-    "csv": Target(read, seeds_of(*TABLES), words=(b'"', b",", b";", b"\t", b"\r\n", b"\n", b'""', b"sep=", b"instruction", b"\xef\xbb\xbf", b"\xff\xfe", b"\0"), longest=3000),
+    "csv": Target(
+        read,
+        seeds_of(*TABLES),
+        words=(
+            b'"',
+            b",",
+            b";",
+            b"\t",
+            b"\r\n",
+            b"\n",
+            b'""',
+            b"sep=",
+            b"instruction",
+            b"\xef\xbb\xbf",
+            b"\xff\xfe",
+            b"\0",
+        ),
+        longest=3000,
+    ),
     "arrow": Target(read, seeds_of(*BINARY), words=(b"PAR1", b"ARROW1", b"\xff\xff\xff\xff", b"\0\0\0\0")),
     "packed": Target(read, seeds_of(*PACKED), mutate_packed, longest=6000),
     "shapes": Target(shaped, lambda: [json.dumps(one).encode() for one in SHAPES], TREE, longest=6000),
-}  # fmt: skip
+}

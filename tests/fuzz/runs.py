@@ -32,7 +32,6 @@ from instil.train.metrics import read_metrics
 from tests.fuzz.promise import Target, folder
 from tests.fuzz.trees import content_of, dumped, lay_out, parsed, tree_mutator
 
-
 _environment = cache(page.environment)  # as its pages take longer to make ready than all else
 
 
@@ -49,15 +48,27 @@ def read(given: bytes) -> None:
         refused: list[InstilError] = []
         identity = Identity(Settings().model_dump(), {"data": "1", "model": "2", "template": "3"})
         readers: tuple[Callable[[], Any], ...] = (
-            run.read_settings, run.read_split, run.read_leaks, run.read_card, run.held_out_rows, run.template,
-            lambda: is_whole(run), lambda: identity.differences(run.read_settings()),
-            lambda: resolve(config=place / "run.toml"), lambda: _task_of(run.read_settings()["settings"]),
-            lambda: loss_of(run.read_settings()), lambda: read_metrics(run.metrics), lambda: read_facts(run),
-            lambda: find_answers(place), lambda: find_answers(place / "responses" / "tuned.json"),
-            lambda: _answers(place), lambda: row_of("a", run, "done", {}), lambda: refresh_report(run),
+            run.read_settings,
+            run.read_split,
+            run.read_leaks,
+            run.read_card,
+            run.held_out_rows,
+            run.template,
+            lambda: is_whole(run),
+            lambda: identity.differences(run.read_settings()),
+            lambda: resolve(config=place / "run.toml"),
+            lambda: _task_of(run.read_settings()["settings"]),
+            lambda: loss_of(run.read_settings()),
+            lambda: read_metrics(run.metrics),
+            lambda: read_facts(run),
+            lambda: find_answers(place),
+            lambda: find_answers(place / "responses" / "tuned.json"),
+            lambda: _answers(place),
+            lambda: row_of("a", run, "done", {}),
+            lambda: refresh_report(run),
             lambda: compare(place, place / "responses" / "base.json").as_json(),
             *((lambda one=one: read_verdicts(one)) for one in sorted(place.glob("scores/*.jsonl"))),
-        )  # fmt: skip
+        )
         for reader in readers:
             try:
                 reader()
@@ -68,52 +79,103 @@ def read(given: bytes) -> None:
 
 
 CARD: dict[str, Any] = {
-    "name": "starter", "files": [{"path": "/a", "bytes": 3}], "task": "sft", "licence": "Apache-2.0",
-    "rows": {"train": 4, "test": 2, "validation": 1, "all": 7, "looked_at": 7}, "shapes": {"instruction/output": 7},
+    "name": "starter",
+    "files": [{"path": "/a", "bytes": 3}],
+    "task": "sft",
+    "licence": "Apache-2.0",
+    "rows": {"train": 4, "test": 2, "validation": 1, "all": 7, "looked_at": 7},
+    "shapes": {"instruction/output": 7},
     "tokens": {"training_rows": 40, "targets": 9, "supervised_share": 0.25, "rows_trained_on_their_end": 4},
     "lengths": {"mean": 9.5, "quantiles": {"50": 9}, "longest": 12, "max_length": 1024, "keeps_99": 12, "context": 64},
-    "kinds": {"train": {"sums": 2}, "test": {}, "validation": {}}, "scripts": {"Latin": 0.9},
-    "repeated": {"rows": 0, "held_out_prompts_in_training": 0}, "hashes": {"rows": "1"},
+    "kinds": {"train": {"sums": 2}, "test": {}, "validation": {}},
+    "scripts": {"Latin": 0.9},
+    "repeated": {"rows": 0, "held_out_prompts_in_training": 0},
+    "hashes": {"rows": "1"},
     "rejected": {"left out": 0, "cut": 1, "reasons": {"too long": 1}},
-}  # fmt: skip
+}
 
 
 def runs() -> list[Any]:
     """A finished run of two answered rows."""
-    rows = [{"instruction": "Say hi.", "input": "", "output": "Hi 1."}, {"instruction": "3?", "input": "a", "output": "4"}]
+    rows = [
+        {"instruction": "Say hi.", "input": "", "output": "Hi 1."},
+        {"instruction": "3?", "input": "a", "output": "4"},
+    ]
     examples = [Example(row["instruction"], row["output"], row["input"], row=at + 5) for at, row in enumerate(rows)]
     answers = {"base": ["Hi.", "3"], "tuned": ["Hi 1.", ""]}
     settings = {
-        "instil": "0.1.0", "created": "2026-01-01T00:00:00+00:00", "data": "starter", "data_path": "starter",
-        "model": "smollm2-135m", "settings": Settings().model_dump(), "hashes": {"data": "1", "model": "2",
-        "template": TEMPLATES["alpaca"].hash}, "order": "feistel", "versions": {"torch": "2.13"},
+        "instil": "0.1.0",
+        "created": "2026-01-01T00:00:00+00:00",
+        "data": "starter",
+        "data_path": "starter",
+        "model": "smollm2-135m",
+        "settings": Settings().model_dump(),
+        "hashes": {"data": "1", "model": "2", "template": TEMPLATES["alpaca"].hash},
+        "order": "feistel",
+        "versions": {"torch": "2.13"},
         "model_facts": {"family": "llama", "parameters": 5, "quantised": False, "vocabulary": 9, "new_rows": 0},
-    }  # fmt: skip
+    }
     facts = {
-        "part": "test", "preflight": ["2 rows"], "tasks": ["", "sums"], "finish": {"base": ["stop", "length"],
-        "tuned": ["stop", "no_room"]}, "steps": 2, "tokens_seen": 40, "train_seconds": 1.5, "seconds": {"training": 1.5},
-        "peak_memory_gb": 0.5, "unended": {"base": ["row 6"]}, "outlook": "", "validation_loss": 1.25, "diverged": "",
-        "leaks": [{"row": 5, "train_row": 1, "cosine": 0.9, "part": "test",
-        "text": "a b", "train_text": "a c"}], "trained_parameters": 5,
-    }  # fmt: skip
-    step = {"step": 1, "epoch": 0.5, "tokens_seen": 20, "train_loss": 2.5, "val_loss": None, "learning_rate": 1e-4,
-            "seconds": 0.5, "tokens_per_second": 40.0}  # fmt: skip
+        "part": "test",
+        "preflight": ["2 rows"],
+        "tasks": ["", "sums"],
+        "finish": {"base": ["stop", "length"], "tuned": ["stop", "no_room"]},
+        "steps": 2,
+        "tokens_seen": 40,
+        "train_seconds": 1.5,
+        "seconds": {"training": 1.5},
+        "peak_memory_gb": 0.5,
+        "unended": {"base": ["row 6"]},
+        "outlook": "",
+        "validation_loss": 1.25,
+        "diverged": "",
+        "leaks": [{"row": 5, "train_row": 1, "cosine": 0.9, "part": "test", "text": "a b", "train_text": "a c"}],
+        "trained_parameters": 5,
+    }
+    step = {
+        "step": 1,
+        "epoch": 0.5,
+        "tokens_seen": 20,
+        "train_loss": 2.5,
+        "val_loss": None,
+        "learning_rate": 1e-4,
+        "seconds": 0.5,
+        "tokens_per_second": 40.0,
+    }
     sample = {"step": 0, "row": 5, "instruction": "Say hi.", "input": "", "output": "Hi 1.", "model_response": "Hi."}
     rejected = {"row": 2, "outcome": "cut", "reason": "too long", "remedy": "a larger data.max_length", "part": "train"}
-    responses = {f"responses/{which}.json": [{**row, "model_response": text} for row, text in zip(rows, said, strict=True)]
-                 for which, said in answers.items()}  # fmt: skip
-    scores = {f"scores/{which}.offline.jsonl": {"$lines": [asdict(one) for one in score_offline(examples, said)]}
-              for which, said in answers.items()}  # fmt: skip
-    judged = [{"row": at + 5, "judge": "ollama:a", "score": 50.0, "reason": "", "metrics": {}, "said": "50"} for at in (0, 1)]
-    return [{
-        "run.toml": {"$toml": settings}, "report.json": facts, "metrics.jsonl": {"$lines": [step, {**step, "step": 2}]},
-        "split.json": {"train": {"ranges": [[0, 4]]}, "validation": [4], "test": [5, 6],
-                       "near_duplicates": [{"row": 5, "train_row": 1, "cosine": 0.9}]},
-        "data.json": CARD,
-        "samples.jsonl": {"$lines": [sample]}, "rejected.jsonl": {"$lines": [rejected]},
-        "model/template.json": TEMPLATES["alpaca"].as_json(), "model/config.json": {},
-        **responses, **scores, "scores/tuned.ollama-a.jsonl": {"$lines": judged},
-    }]  # fmt: skip
+    responses = {
+        f"responses/{which}.json": [{**row, "model_response": text} for row, text in zip(rows, said, strict=True)]
+        for which, said in answers.items()
+    }
+    scores = {
+        f"scores/{which}.offline.jsonl": {"$lines": [asdict(one) for one in score_offline(examples, said)]}
+        for which, said in answers.items()
+    }
+    judged = [
+        {"row": at + 5, "judge": "ollama:a", "score": 50.0, "reason": "", "metrics": {}, "said": "50"} for at in (0, 1)
+    ]
+    return [
+        {
+            "run.toml": {"$toml": settings},
+            "report.json": facts,
+            "metrics.jsonl": {"$lines": [step, {**step, "step": 2}]},
+            "split.json": {
+                "train": {"ranges": [[0, 4]]},
+                "validation": [4],
+                "test": [5, 6],
+                "near_duplicates": [{"row": 5, "train_row": 1, "cosine": 0.9}],
+            },
+            "data.json": CARD,
+            "samples.jsonl": {"$lines": [sample]},
+            "rejected.jsonl": {"$lines": [rejected]},
+            "model/template.json": TEMPLATES["alpaca"].as_json(),
+            "model/config.json": {},
+            **responses,
+            **scores,
+            "scores/tuned.ollama-a.jsonl": {"$lines": judged},
+        }
+    ]
 
 
 def read_settings(given: bytes) -> None:
@@ -123,7 +185,11 @@ def read_settings(given: bytes) -> None:
         path = place / "settings.toml"
         path.write_bytes(content_of(found.get("file", "")))
         said = found.get("set")
-        idle(resolve(config=path, assignments=[one for one in said if isinstance(one, str)] if isinstance(said, list) else ()))
+        idle(
+            resolve(
+                config=path, assignments=[one for one in said if isinstance(one, str)] if isinstance(said, list) else ()
+            )
+        )
 
 
 def read_grid(given: bytes) -> None:
@@ -149,27 +215,66 @@ def settings() -> list[Any]:
     """Sections, bare names, and a run's own file."""
     whole = Settings().model_dump()
     return [
-        {"file": {"$toml": {"train": {"epochs": 2, "learning_rate": 1e-4}, "data": {"map": ["q=instruction"]}}},
-         "set": ["train.seed=3", "dpo.loss=simpo"]},
-        {"file": "[train]\nmethod = 'lora'\nepochs = 1\n[lora]\nrank = 4\n", "set": ["generate.stop=[\"a\"]", "epochs=1"]},
+        {
+            "file": {"$toml": {"train": {"epochs": 2, "learning_rate": 1e-4}, "data": {"map": ["q=instruction"]}}},
+            "set": ["train.seed=3", "dpo.loss=simpo"],
+        },
+        {
+            "file": "[train]\nmethod = 'lora'\nepochs = 1\n[lora]\nrank = 4\n",
+            "set": ['generate.stop=["a"]', "epochs=1"],
+        },
         {"file": {"$toml": {"instil": "0.1.0", "settings": whole}}, "set": []},
-    ]  # fmt: skip
+    ]
 
 
 def sweeps() -> list[Any]:
     """Runs by name, a grid, and both."""
     return [
-        {"file": {"$toml": {"data": "starter", "model": "gpt2-small", "out": "runs/x", "judge": "offline",
-                  "settings": {"epochs": 1}, "run": [{"name": "a", "settings": {"train": {"seed": 1}}}, {"name": "b, 2"}]}},
-         "set": ["train.max_steps=1"]},
+        {
+            "file": {
+                "$toml": {
+                    "data": "starter",
+                    "model": "gpt2-small",
+                    "out": "runs/x",
+                    "judge": "offline",
+                    "settings": {"epochs": 1},
+                    "run": [{"name": "a", "settings": {"train": {"seed": 1}}}, {"name": "b, 2"}],
+                }
+            },
+            "set": ["train.max_steps=1"],
+        },
         {"file": {"$toml": {"grid": {"model": ["a", "b"], "learning_rate": [1e-4, 1e-3], "train": {"seed": [1, 2]}}}}},
         {"file": "[grid]\nepochs = [1, 2]\n[[run]]\nname = 'x'\n"},
-    ]  # fmt: skip
+    ]
 
 
-WORDS = tuple(known_settings()) + ("run", "grid", "settings", "name", "model", "data", "out", "judge", "train", "lora", "dpo")
+WORDS = (
+    *known_settings(),
+    "run",
+    "grid",
+    "settings",
+    "name",
+    "model",
+    "data",
+    "out",
+    "judge",
+    "train",
+    "lora",
+    "dpo",
+)
 VALUES = (*WORDS, "lora", "dpo", "bf16", "cosine", math.inf, 1e-300, 10**30, [1, 2], ["a"], {"a": 1})
-RUN_WORDS = ("ranges", "stop", "length", "no_room", "base", "tuned", "offline", "exact_match", "finish", "model_response")
+RUN_WORDS = (
+    "ranges",
+    "stop",
+    "length",
+    "no_room",
+    "base",
+    "tuned",
+    "offline",
+    "exact_match",
+    "finish",
+    "model_response",
+)
 
 
 def seeds(values: Callable[[], list[Any]]) -> Callable[[], list[bytes]]:

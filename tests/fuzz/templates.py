@@ -1,4 +1,4 @@
-"""Chat templates: programs of somebody else's, which must neither run on, nor fill memory, nor reach what is not theirs."""
+"""Chat templates: programs of others, which must neither run on, nor fill memory, nor reach what is not theirs."""
 
 from __future__ import annotations
 
@@ -76,28 +76,92 @@ def _used(given: bytes, path: Path) -> None:
 
 
 SNIPPETS = (
-    "{% for m in messages %}", "{% endfor %}", "{{ m.role }}", "{{ m['content'] | trim }}", "<|im_end|>", "\n",
-    "{{ m.content }}", "{{ bos_token }}", "{% if loop.first %}", "{% else %}", "{% endif %}", "{% set x = m.content %}",
-    "{{ m.content * 9999999 }}", "{{ range(10**9) | list }}", "{{ m.content.replace('', 'a' * 1000) }}",
-    "{% for i in range(99999) %}", "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('ab') }}", "{{ messages | tojson }}",
-    "{{ raise_exception('no') }}", "{{ strftime_now('%Y') }}", "{{ ''.__class__.__mro__ }}", "{{ cycler.__init__ }}",
-    "{{ '%99999d' % 1 }}", "{{ '{0.__class__}'.format(m) }}", "{{ (m.content,) | join('x') | indent(9999) }}",
-    "{% set ns = namespace(x=[1]) %}", "{% set ns.x = ns.x + ns.x %}", "{{ ns.x | length }}", "{{ 9 ** 9 ** 9 }}",
-    "{{ m.content.split('a') | map('upper') | list }}", "{{ [[1]] * 9 | sum(start=[]) }}", "{{ m | dictsort }}",
-    "{{ m.items() | list }}", "{% generation %}", "{% endgeneration %}", "{{ 'a' | center(10**8) }}", "{{ x | pprint }}",
-    "{{ m.content | wordwrap(1) | title }}", "{{ [1, 2] | batch(10**8, 0) | list }}", "{{ 10**400 }}", "{{ 1e308 * 10 }}",
-    "{{ m.content | list | slice(10**8) | list }}", "{{ m.content[::-1] }}", "{{ m.content[1:] + m.content[:1] }}",
-    "{%- if tools %}{{ tools | tojson(indent=99) }}{% endif %}", "{{ self }}", "{% block a %}{% endblock %}",
-    "{% include 'a' %}", "{% import 'a' as b %}", "{% call f() %}{% endcall %}", "{% filter upper %}", "{% endfilter %}",
-    "{{ loop.cycle('a') }}", "{{ lipsum() }}", "{{ dict(a=1) | xmlattr }}", "{{ m.content is sameas 1 }}", "{% break %}",
-    "{{ m.content | urlize }}", "{{ '\\ud800' }}", "{{ m.content.encode() }}", "{{ messages.append(1) }}", "{# a #}",
-    "{{ m.content | replace('a', m.content) | escape }}", "{{ '%s' | format(m.content) }}", "{% raw %}{{", "{% endraw %}",
-    "{{ (m.content ~ '')[0] }}", "{{ m.tool_calls[0].function.arguments | tojson }}", "{{ m.content.join(['a', 'b']) }}",
-    "{% set x = x ~ x ~ x %}", "{{ [m] | map(attribute='content') | join }}", "{{ m.get('content', '') }}", "{{ -x }}",
-    "{{ messages[0] ~ messages[-1].content }}", "{% for k, v in m.items() %}", "{% for a in m.content %}", "{{ caller() }}",
-    "{{ m.content | random }}", "{{ m.content | unique | sort | first }}", "{{ x.format(1) }}", "{{ joiner(',')() }}",
-    "{{ m.content | groupby(0) | list }}", "{% for a in b recursive %}", "{{ loop(a) }}", "{{ m.content | float ** 2 }}",
-)  # fmt: skip
+    "{% for m in messages %}",
+    "{% endfor %}",
+    "{{ m.role }}",
+    "{{ m['content'] | trim }}",
+    "<|im_end|>",
+    "\n",
+    "{{ m.content }}",
+    "{{ bos_token }}",
+    "{% if loop.first %}",
+    "{% else %}",
+    "{% endif %}",
+    "{% set x = m.content %}",
+    "{{ m.content * 9999999 }}",
+    "{{ range(10**9) | list }}",
+    "{{ m.content.replace('', 'a' * 1000) }}",
+    "{% for i in range(99999) %}",
+    "{% macro f(x) %}{{ f(x ~ x) }}{% endmacro %}{{ f('ab') }}",
+    "{{ messages | tojson }}",
+    "{{ raise_exception('no') }}",
+    "{{ strftime_now('%Y') }}",
+    "{{ ''.__class__.__mro__ }}",
+    "{{ cycler.__init__ }}",
+    "{{ '%99999d' % 1 }}",
+    "{{ '{0.__class__}'.format(m) }}",
+    "{{ (m.content,) | join('x') | indent(9999) }}",
+    "{% set ns = namespace(x=[1]) %}",
+    "{% set ns.x = ns.x + ns.x %}",
+    "{{ ns.x | length }}",
+    "{{ 9 ** 9 ** 9 }}",
+    "{{ m.content.split('a') | map('upper') | list }}",
+    "{{ [[1]] * 9 | sum(start=[]) }}",
+    "{{ m | dictsort }}",
+    "{{ m.items() | list }}",
+    "{% generation %}",
+    "{% endgeneration %}",
+    "{{ 'a' | center(10**8) }}",
+    "{{ x | pprint }}",
+    "{{ m.content | wordwrap(1) | title }}",
+    "{{ [1, 2] | batch(10**8, 0) | list }}",
+    "{{ 10**400 }}",
+    "{{ 1e308 * 10 }}",
+    "{{ m.content | list | slice(10**8) | list }}",
+    "{{ m.content[::-1] }}",
+    "{{ m.content[1:] + m.content[:1] }}",
+    "{%- if tools %}{{ tools | tojson(indent=99) }}{% endif %}",
+    "{{ self }}",
+    "{% block a %}{% endblock %}",
+    "{% include 'a' %}",
+    "{% import 'a' as b %}",
+    "{% call f() %}{% endcall %}",
+    "{% filter upper %}",
+    "{% endfilter %}",
+    "{{ loop.cycle('a') }}",
+    "{{ lipsum() }}",
+    "{{ dict(a=1) | xmlattr }}",
+    "{{ m.content is sameas 1 }}",
+    "{% break %}",
+    "{{ m.content | urlize }}",
+    "{{ '\\ud800' }}",
+    "{{ m.content.encode() }}",
+    "{{ messages.append(1) }}",
+    "{# a #}",
+    "{{ m.content | replace('a', m.content) | escape }}",
+    "{{ '%s' | format(m.content) }}",
+    "{% raw %}{{",
+    "{% endraw %}",
+    "{{ (m.content ~ '')[0] }}",
+    "{{ m.tool_calls[0].function.arguments | tojson }}",
+    "{{ m.content.join(['a', 'b']) }}",
+    "{% set x = x ~ x ~ x %}",
+    "{{ [m] | map(attribute='content') | join }}",
+    "{{ m.get('content', '') }}",
+    "{{ -x }}",
+    "{{ messages[0] ~ messages[-1].content }}",
+    "{% for k, v in m.items() %}",
+    "{% for a in m.content %}",
+    "{{ caller() }}",
+    "{{ m.content | random }}",
+    "{{ m.content | unique | sort | first }}",
+    "{{ x.format(1) }}",
+    "{{ joiner(',')() }}",
+    "{{ m.content | groupby(0) | list }}",
+    "{% for a in b recursive %}",
+    "{{ loop(a) }}",
+    "{{ m.content | float ** 2 }}",
+)
 GOOD = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
@@ -138,9 +202,44 @@ def mutate(given: bytes, draw: Random, change: Mutate) -> bytes:
 
 def _in_a_word(text: str, draw: Random) -> str:
     """A filter, a method or an operator in place of another."""
-    words = ("upper", "list", "length", "tojson", "join", "map", "int", "string", "sort", "reverse", "batch(3)", "center(9)",
-             "replace('a','b')", "split()", "strip()", "*", "~", "+", "**", "//", "%", "[0]", "[-1:]", "range(9)", "loop",
-             "messages", "not", "in", "is defined", "content", "role", "10**9", "-1", "none", "'x'", "namespace()")  # fmt: skip
+    words = (
+        "upper",
+        "list",
+        "length",
+        "tojson",
+        "join",
+        "map",
+        "int",
+        "string",
+        "sort",
+        "reverse",
+        "batch(3)",
+        "center(9)",
+        "replace('a','b')",
+        "split()",
+        "strip()",
+        "*",
+        "~",
+        "+",
+        "**",
+        "//",
+        "%",
+        "[0]",
+        "[-1:]",
+        "range(9)",
+        "loop",
+        "messages",
+        "not",
+        "in",
+        "is defined",
+        "content",
+        "role",
+        "10**9",
+        "-1",
+        "none",
+        "'x'",
+        "namespace()",
+    )
     places = [place for place, char in enumerate(text) if char in " .|("]
     if not places:
         return text + draw.choice(words)
@@ -180,10 +279,14 @@ def stored() -> list[Any]:
     marks = {"chatml": GOOD[0]}
     jinja = ChatTemplate("chatml", tuple(marks.items()), (("eos_token", "<|im_end|>"),), "<|im_end|>").as_json()
     jinja["templates"] = {"default": GOOD[0]}
-    return [{**dict(template.as_json()), "rehash": True} for template in TEMPLATES.values()] + [{**jinja, "rehash": True}]
+    return [{**dict(template.as_json()), "rehash": True} for template in TEMPLATES.values()] + [
+        {**jinja, "rehash": True}
+    ]
 
 
-STORED = tree_mutator(("kind", "jinja", "templates", "default", "variables", "stop", "written", "hash", "rehash", True, "<s>"), stored)
+STORED = tree_mutator(
+    ("kind", "jinja", "templates", "default", "variables", "stop", "written", "hash", "rehash", True, "<s>"), stored
+)
 TARGETS = {
     "template": Target(read, lambda: [text.encode() for text in GOOD], mutate, longest=4000),
     "stored_template": Target(read_stored, lambda: [dumped(one) for one in stored()], STORED, longest=8000),

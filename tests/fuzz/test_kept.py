@@ -1,11 +1,13 @@
-"""What broke a promise once, and the good inputs that the search begins with, through their targets, without atheris."""
+"""What broke a promise once, and what the search begins with, through their targets, without atheris."""
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 
+from tests.fuzz.__main__ import main
 from tests.fuzz.names import MODULES, target
 from tests.fuzz.promise import keep
 
@@ -25,3 +27,11 @@ def test_good_inputs_keep_the_promise(name: str) -> None:
     for seed in seeds:
         keep(chosen, seed)
         assert len(seed) <= chosen.longest
+
+
+def test_without_atheris_the_command_is_named_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["json"]) == 2
+    assert "pip install 'instil[fuzz]'" in capsys.readouterr().err

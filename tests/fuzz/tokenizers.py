@@ -29,8 +29,14 @@ def in_use(tokenizer: FastTokenizer) -> None:
         lambda: tokenizer.cut_many([[("a", False), ("", True)], [(SAID, False)]]),
         lambda: [tokenizer.shown(tokenizer.eos_id), tokenizer.marks_in(SAID), tokenizer.hash, tokenizer.beyond(5)],
         lambda: tokenizer.saved().to_str(),
-        lambda: gguf_values(tokenizer.saved(), eos_id=tokenizer.eos_id, bos_id=tokenizer.bos_id,
-                            stop_ids=tokenizer.stop_ids, size=min(tokenizer.largest_id + 2, 5000), chat_template=""),
+        lambda: gguf_values(
+            tokenizer.saved(),
+            eos_id=tokenizer.eos_id,
+            bos_id=tokenizer.bos_id,
+            stop_ids=tokenizer.stop_ids,
+            size=min(tokenizer.largest_id + 2, 5000),
+            chat_template="",
+        ),
     ):
         try:
             use()
@@ -54,68 +60,208 @@ def read(given: bytes) -> None:
 def _state(model: dict[str, Any], **parts: Any) -> dict[str, Any]:
     """A ``tokenizer.json``."""
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [{"id": 0, "content": "<|im_start|>", "special": True, **flags},
-             {"id": 1, "content": "<|im_end|>", "special": True, **flags}]  # fmt: skip
-    empty: dict[str, Any] = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    added = [
+        {"id": 0, "content": "<|im_start|>", "special": True, **flags},
+        {"id": 1, "content": "<|im_end|>", "special": True, **flags},
+    ]
+    empty: dict[str, Any] = dict.fromkeys(
+        ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    )
     return {"version": "1.0", **empty, "added_tokens": added, "model": model, **parts}
 
 
 def folders() -> list[Any]:
     """A folder for each kind of vocabulary, with files that agree."""
-    ids = {"<|im_start|>": 0, "<|im_end|>": 1, "<unk>": 2, "a": 3, "b": 4, "Ġ": 5, "Ċ": 6, "ab": 7, "Ġa": 8, "▁": 9, "▁a": 10}
-    bpe = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-           "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": ids, "merges": [["a", "b"], ["Ġ", "a"]]}
+    ids = {
+        "<|im_start|>": 0,
+        "<|im_end|>": 1,
+        "<unk>": 2,
+        "a": 3,
+        "b": 4,
+        "Ġ": 5,
+        "Ċ": 6,
+        "ab": 7,
+        "Ġa": 8,
+        "▁": 9,
+        "▁a": 10,
+    }
+    bpe = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": ids,
+        "merges": [["a", "b"], ["Ġ", "a"]],
+    }
     space = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     bytes_ = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    split = {"type": "Sequence", "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\s+"}, "behavior": "Isolated", "invert": False}, bytes_]}
-    first = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}},
-             {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}},
-             {"Sequence": {"id": "B", "type_id": 1}}],
-             "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [0], "tokens": ["<|im_start|>"]}}}
-    unigram = {"type": "Unigram", "unk_id": 2, "byte_fallback": False, "vocab": [[token, -float(at)] for token, at in ids.items()]}
-    pieces = {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
-              "vocab": {**ids, "##b": 11}}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "bos_token": "<|im_start|>",
-              "chat_template": CHATML, "added_tokens_decoder": {"0": {"content": "<|im_start|>", "special": True},
-              "1": {"content": "<|im_end|>", "special": True}}}
+    split = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\s+"}, "behavior": "Isolated", "invert": False},
+            bytes_,
+        ],
+    }
+    first = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|im_start|>": {"id": "<|im_start|>", "ids": [0], "tokens": ["<|im_start|>"]}},
+    }
+    unigram = {
+        "type": "Unigram",
+        "unk_id": 2,
+        "byte_fallback": False,
+        "vocab": [[token, -float(at)] for token, at in ids.items()],
+    }
+    pieces = {
+        "type": "WordPiece",
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {**ids, "##b": 11},
+    }
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "bos_token": "<|im_start|>",
+        "chat_template": CHATML,
+        "added_tokens_decoder": {
+            "0": {"content": "<|im_start|>", "special": True},
+            "1": {"content": "<|im_end|>", "special": True},
+        },
+    }
     model = {"model_type": "llama", "vocab_size": 12, "eos_token_id": 1, "bos_token_id": 0}
-    lower = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]}
-    back = {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-            {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]}
+    lower = {
+        "type": "Sequence",
+        "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}],
+    }
+    back = {
+        "type": "Sequence",
+        "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ],
+    }
     made = [
         {"tokenizer.json": _state(bpe, pre_tokenizer=bytes_, decoder=bytes_, post_processor=first)},
         {"tokenizer.json": _state(bpe, pre_tokenizer=split, decoder=bytes_, post_processor=bytes_)},
-        {"tokenizer.json": _state({**bpe, "byte_fallback": True, "unk_token": "<unk>"}, normalizer=lower, decoder=back)},
+        {
+            "tokenizer.json": _state(
+                {**bpe, "byte_fallback": True, "unk_token": "<unk>"}, normalizer=lower, decoder=back
+            )
+        },
         {"tokenizer.json": _state(unigram, pre_tokenizer=space, decoder=space)},
         {"tokenizer.json": _state(pieces, pre_tokenizer={"type": "Whitespace"}, normalizer={"type": "Lowercase"})},
     ]
     found = [{**files, "tokenizer_config.json": config, "config.json": model} for files in made]
-    found.append({**made[2], "tokenizer_config.json": {**config, "tokenizer_class": "LlamaTokenizer", "legacy": False},
-                  "config.json": model, "generation_config.json": {"eos_token_id": [1, 0]}})
-    end = {"<|endoftext|>": 12, "!\"": 13, **{chr(code): code for code in range(33, 50)}}
-    other = {"special_tokens_map.json": {"eos_token": {"content": "<|endoftext|>", "lstrip": False}},
-             "added_tokens.json": {"<|im_end|>": 19}, "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"}}
-    found.append({"vocab.json": end, "merges.txt": "#version: 0.2\n! \"\n", **other})
-    found.append({"vocab.json": end, "merges.txt": "", "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer"},
-                  "chat_template.jinja": CHATML, "additional_chat_templates/tool_use.jinja": CHATML})
-    found.append({"tokenizer.model": {"$bytes": next(models()).decode("latin-1")}, "config.json": model,
-                  "chat_template.json": {"chat_template": CHATML}})
+    found.append(
+        {
+            **made[2],
+            "tokenizer_config.json": {**config, "tokenizer_class": "LlamaTokenizer", "legacy": False},
+            "config.json": model,
+            "generation_config.json": {"eos_token_id": [1, 0]},
+        }
+    )
+    end = {"<|endoftext|>": 12, '!"': 13, **{chr(code): code for code in range(33, 50)}}
+    other = {
+        "special_tokens_map.json": {"eos_token": {"content": "<|endoftext|>", "lstrip": False}},
+        "added_tokens.json": {"<|im_end|>": 19},
+        "tokenizer_config.json": {"tokenizer_class": "GPT2Tokenizer"},
+    }
+    found.append({"vocab.json": end, "merges.txt": '#version: 0.2\n! "\n', **other})
+    found.append(
+        {
+            "vocab.json": end,
+            "merges.txt": "",
+            "tokenizer_config.json": {"tokenizer_class": "Qwen2Tokenizer"},
+            "chat_template.jinja": CHATML,
+            "additional_chat_templates/tool_use.jinja": CHATML,
+        }
+    )
+    found.append(
+        {
+            "tokenizer.model": {"$bytes": next(models()).decode("latin-1")},
+            "config.json": model,
+            "chat_template.json": {"chat_template": CHATML},
+        }
+    )
     return found
 
 
 WORDS: tuple[Any, ...] = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json", "vocab.json",
-    "merges.txt", "tokenizer.model", "generation_config.json", "eos_token", "bos_token", "unk_token", "pad_token",
-    "additional_special_tokens", "extra_special_tokens", "added_tokens_decoder", "add_bos_token", "add_prefix_space",
-    "LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "legacy", "Metaspace", "ByteLevel", "Split",
-    "Digits", "Punctuation", "Prepend", "NFC", "NFKC", "Strip", "StripAccents", "BertNormalizer", "Precompiled", "WordLevel",
-    "FixedLength", "RobertaProcessing", "BertProcessing", "content", "special", "normalized", "single_word", "lstrip",
-    "<|im_end|>", "</s>", "<unk>", "a", "▁", "Ġ", "ids", "model_type", "gpt2", "mistral", "eos_token_id", "dropout", 0.5,
-    {"type": "Digits", "individual_digits": True}, {"type": "Prepend", "prepend": "▁"}, {"type": "NFKC"},
-    {"Regex": "(a|a)*$"}, {"Regex": "("}, {"type": "Truncate"}, {"max_length": 1, "strategy": "LongestFirst", "stride": 0,
-    "direction": "Right"}, {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "generation_config.json",
+    "eos_token",
+    "bos_token",
+    "unk_token",
+    "pad_token",
+    "additional_special_tokens",
+    "extra_special_tokens",
+    "added_tokens_decoder",
+    "add_bos_token",
+    "add_prefix_space",
+    "LlamaTokenizer",
+    "GPT2Tokenizer",
+    "Qwen2Tokenizer",
+    "GPTNeoXTokenizer",
+    "legacy",
+    "Metaspace",
+    "ByteLevel",
+    "Split",
+    "Digits",
+    "Punctuation",
+    "Prepend",
+    "NFC",
+    "NFKC",
+    "Strip",
+    "StripAccents",
+    "BertNormalizer",
+    "Precompiled",
+    "WordLevel",
+    "FixedLength",
+    "RobertaProcessing",
+    "BertProcessing",
+    "content",
+    "special",
+    "normalized",
+    "single_word",
+    "lstrip",
+    "<|im_end|>",
+    "</s>",
+    "<unk>",
+    "a",
+    "▁",
+    "Ġ",
+    "ids",
+    "model_type",
+    "gpt2",
+    "mistral",
+    "eos_token_id",
+    "dropout",
+    0.5,
+    {"type": "Digits", "individual_digits": True},
+    {"type": "Prepend", "prepend": "▁"},
+    {"type": "NFKC"},
+    {"Regex": "(a|a)*$"},
+    {"Regex": "("},
+    {"type": "Truncate"},
+    {"max_length": 1, "strategy": "LongestFirst", "stride": 0, "direction": "Right"},
+    {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+)
 
 
 # SentencePiece
@@ -182,7 +328,11 @@ def _changed(value: Any, draw: Random, mutate: Mutate) -> Any:
         elif isinstance(held, int):
             inner[at] = (number, wire, _changed(held, draw, mutate))
         elif wire == 5:
-            inner[at] = (number, wire, draw.choice((b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\0\0\x80\x7f", held, b"\0\0\0\0")))
+            inner[at] = (
+                number,
+                wire,
+                draw.choice((b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\0\0\x80\x7f", held, b"\0\0\0\0")),
+            )
         else:
             text = draw.choice((b"", b"a", b"ab", b"\xff", "▁".encode(), b"</s>", b"<0x41>", b"a" * 300, b"(", b"\0"))
             inner[at] = (number, wire, text if draw.random() < 0.5 else mutate(held, len(held) + 10))

@@ -1,8 +1,8 @@
 """Changes of values of JSON, and of whole folders of files that are written down as one such value.
 
 A folder is an object whose keys are names of files. A text is the file's text; ``{"$bytes": ...}`` holds bytes as
-Latin-1; ``{"$lines": [...]}`` is JSON Lines; ``{"$toml": {...}}`` is TOML; ``{"$tensors": {name: [type, shape]}}`` a safetensors file;
-anything else is JSON.
+Latin-1; ``{"$lines": [...]}`` is JSON Lines; ``{"$toml": {...}}`` is TOML; ``{"$tensors": {name: [type, shape]}}`` a
+safetensors file; anything else is JSON.
 """
 
 from __future__ import annotations
@@ -21,10 +21,48 @@ import tomli_w
 from tests.fuzz.promise import Mutate
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2, 1.5, -0.0, 1e308, math.nan, math.inf, -math.inf, 2**31, 2**63, 2**64, -(2**63),
-    10**400, "", " ", "\0", "\ud800", "\ufdd0", "é", "▁", "<|endoftext|>", "[]", "{}", "null", "1e999", "a" * 300, "../x",
-    [], {}, [[]], [{}], {"": ""}, [None], "０", "-0", "NaN",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    1.5,
+    -0.0,
+    1e308,
+    math.nan,
+    math.inf,
+    -math.inf,
+    2**31,
+    2**63,
+    2**64,
+    -(2**63),
+    10**400,
+    "",
+    " ",
+    "\0",
+    "\ud800",
+    "\ufdd0",
+    "é",
+    "▁",
+    "<|endoftext|>",
+    "[]",
+    "{}",
+    "null",
+    "1e999",
+    "a" * 300,
+    "../x",
+    [],
+    {},
+    [[]],
+    [{}],
+    {"": ""},
+    [None],
+    "０",
+    "-0",
+    "NaN",
+)
 WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "I32": 4, "F8_E4M3": 1, "F8_E5M2": 1}
 MOST = 1 << 20  # bytes of a tensor that are written
 FILLED = b"<"  # a number near 0.01 in float32 and bfloat16, near 1 in float16
@@ -147,9 +185,16 @@ def _scalar(value: Any, draw: Random, mutate: Mutate, words: Sequence[Any]) -> A
         return draw.choice((True, False, 0, 1, "true", None))
     if isinstance(value, int | float):
         steps: list[Callable[[], Any]] = [
-            lambda: value + 1, lambda: value - 1, lambda: -value, lambda: value * 2, lambda: float(value),
-            lambda: value / 3, lambda: str(value), lambda: value * 10**6, lambda: draw.randrange(-3, 70),
-        ]  # fmt: skip
+            lambda: value + 1,
+            lambda: value - 1,
+            lambda: -value,
+            lambda: value * 2,
+            lambda: float(value),
+            lambda: value / 3,
+            lambda: str(value),
+            lambda: value * 10**6,
+            lambda: draw.randrange(-3, 70),
+        ]
         try:
             return draw.choice(steps)()
         except OverflowError:

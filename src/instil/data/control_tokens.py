@@ -245,13 +245,28 @@ def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:
     return found
 
 
+def check_ids(ids: Mapping[str, int]) -> None:
+    """Refuse ids that leave out far more than there are; `tokenizers` would count through all of them.
+
+    Raises:
+        ModelError: they do, or two tokens have one id.
+    """
+    seen: dict[int, str] = {}
+    for token, index in ids.items():
+        if seen.setdefault(index, token) != token:
+            raise ModelError(
+                f"this tokenizer gives two tokens one id: {seen[index]!r} and {token!r} have {index:,}; fetch its "
+                "files again"
+            )
+    if seen and max(seen) >= 2 * len(seen) + FEW:
+        raise ModelError(f"this tokenizer has {len(seen):,} tokens, and ids up to {max(seen):,}; fetch its files again")
+
+
 def _without_holes(state: dict[str, Any]) -> dict[str, Any]:
     """The same with a token for every id, where the library would give a new one the id of a token that is there.
 
     It takes as many as there are for the next id. What fills a hole is flagged special, and so never shown.
 
-    Raises:
-        ModelError: there are more holes than ids.
     """
     vocabulary = state["model"]["vocab"]
     tokens: list[dict[str, Any]] = state["added_tokens"]
@@ -261,9 +276,7 @@ def _without_holes(state: dict[str, Any]) -> dict[str, Any]:
     if largest < max(following if following > len(vocabulary) else 0, len(vocabulary)):
         return state
     whole = {**vocabulary, **{str(token["content"]): int(token["id"]) for token in tokens}}
-    missing = set(range(largest + 1)).difference(whole.values()) if largest < 2 * len(whole) + FEW else None
-    if missing is None:
-        raise ModelError(f"this tokenizer has {len(whole):,} tokens, and ids up to {largest:,}; fetch its files again")
+    missing = set(range(largest + 1)).difference(whole.values())
     flags = {"special": True, "single_word": False, **dict.fromkeys(FLAGS, False)}
     holes = {PLACE.format(f"{index} is no token "): index for index in sorted(missing)}
     more = [{"id": index, "content": text, **flags} for text, index in holes.items()]

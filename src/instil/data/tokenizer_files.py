@@ -17,6 +17,7 @@ from typing import Any
 
 from instil.data import sentencepiece
 from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
+from instil.data.control_tokens import check_ids
 from instil.data.end_tokens import (
     added_tokens,
     end_notes,
@@ -123,8 +124,7 @@ def gpt2_tokenizer(vocabulary: Path, merges: Path, pre: str = "gpt-2") -> Any:
         control = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
         if not ids or not all(isinstance(index, int) for index in ids.values()):
             raise ValueError("it has no ids")
-        if len(set(ids.values())) < len(ids):
-            raise ValueError("two of its tokens have one id")
+        check_ids(ids)
         fast = byte_level(ids, pairs, pre, control)
     except Exception as error:  # the library raises bare Exception for merges outside the vocabulary
         raise ModelError(f"{vocabulary}: not GPT-2's vocabulary and merges: {error}") from error
@@ -194,11 +194,13 @@ def _parsed(path: Path) -> Any:
             for charsmap in _charsmaps(json.loads(raw)):
                 sentencepiece.check_charsmap(charsmap)
         fast = Fast.from_buffer(raw)
+        check_ids(fast.get_vocab(with_added_tokens=True))
         fast.encode("a", add_special_tokens=True)  # some damage is only met with in use
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises bare Exception for damaged files, or panics
-        if fast is not None and "unk" in str(error).lower() and "token" in str(error).lower():
+        said = "" if fast is None or isinstance(error, ModelError) else str(error).lower()
+        if "unk" in said and "token" in said:
             return fast  # it cannot spell an "a"
         raise ModelError(f"{path}: not a tokenizer that can be read: {error}") from error
     return fast

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from instil.data import gguf_vocabulary
 from instil.data.byte_level import END_OF_TEXT, gpt2_files
-from instil.data.control_tokens import Cut, Pipeline
+from instil.data.control_tokens import Cut, Pipeline, check_ids
 from instil.data.end_tokens import is_ordinary, special_tokens
 from instil.data.panics import panics_as_errors
 from instil.data.templates import TEMPLATES
@@ -134,8 +134,7 @@ class FastTokenizer:
         self.begin = tuple(str(tokenizer.id_to_token(index)) for index in before)
         self.names: Mapping[str, str] = dict(names or {})
         self._ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
-        if len({*self._ids.values()}) < len(self._ids):
-            raise ModelError(f"this tokenizer gives two tokens one id: {_same_ids(self._ids)}; fetch its files again")
+        check_ids(self._ids)
         self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
         self.bos_id = before[0] if before else self._ids.get(self.names.get("bos_token", ""))
         if after:  # texts that are gone on with have no end yet
@@ -325,13 +324,6 @@ class FastTokenizer:
         others = [int(found.fast.token_to_id(text)) for text in found.stops]
         names = {"bos_token": found.bos} if found.bos else {}
         return cls(found.fast, found.eos, others, names=names)
-
-
-def _same_ids(ids: Mapping[str, int]) -> str:
-    """Two tokens with one id."""
-    seen: dict[int, str] = {}
-    first, second = next((seen[index], token) for token, index in ids.items() if seen.setdefault(index, token) != token)
-    return f"{first!r} and {second!r} have {ids[second]:,}"
 
 
 def _normalized(tokenizer: Any, text: str) -> str:

@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate, pairwise
-from typing import NamedTuple
 
 from instil.data.words import MINUS, normal, plain_digits
 from instil.evaluate.numerals import UNITS, Numeral, numerals
@@ -271,10 +270,11 @@ def _signs(text: str, start: int, end: int) -> tuple[int, ...]:
 def _is_among(reading: Reading, known: Known) -> bool:
     value, scale = reading
     bare = (value, 0) in known.readings if scale else value in known.written
-    return bare or reading in known.readings or _scaled(value, scale) in known.values
+    return bare or reading in known.readings or scaled(value, scale) in known.values
 
 
-def _scaled(value: Decimal, power: int) -> Decimal:
+def scaled(value: Decimal, power: int) -> Decimal:
+    """A number times a power of ten, digit by digit."""
     sign, digits, exponent = value.as_tuple()
     assert isinstance(exponent, int), "no digits make an infinite number"
     return Decimal((sign, digits, exponent + power))
@@ -292,7 +292,7 @@ class Known:
                 found |= run.readings
         self.readings = frozenset(found)
         self.written = frozenset(value for value, _ in found)
-        self.values = frozenset(_scaled(*reading) for reading in found)
+        self.values = frozenset(scaled(*reading) for reading in found)
 
 
 def _signed(one: Numeral, text: str) -> set[Reading]:
@@ -350,87 +350,3 @@ def _all_in(text: str, known: Known) -> bool:
             if run.within(known):
                 reached.add(at + 1)
     return len(found) in reached
-
-
-def as_in(answer: str, reference: str) -> str:
-    """The answer with its numbers written as the reference writes them, where one reading makes them equal.
-
-    >>> as_in("It costs 1 500,50 in all.", "That is 1,500.5.")
-    'It costs 1,500.5 in all.'
-    """
-    answer, reference = normal(answer), normal(reference)
-    wanted: dict[str, frozenset[Reading]] = {}
-    for one in _fractions(reference):
-        wanted[reference[one.start : one.end]] = frozenset({(one.value, 0)})
-    for run in runs(reference):
-        for first, end in run.pieces:
-            if values := run.piece(first, end):
-                wanted.setdefault(reference[slice(*run.span(first, end))], _in_full(values))
-    if not wanted:
-        return answer
-    written: dict[Reading, int] = {}  # the first text for each reading, by its place among them
-    for place, values in enumerate(wanted.values()):
-        for reading in values:
-            written.setdefault(reading, place)
-    changes: list[tuple[int, int, str]] = []
-    known = _Written(tuple(wanted), frozenset(wanted), written)
-    taken: list[tuple[int, int]] = []
-    for one in _fractions(answer):
-        if _rewritten((one.start, one.end), frozenset({(one.value, 0)}), answer, known, changes):
-            taken.append((one.start, one.end))
-    for run in runs(answer):
-        first = 0
-        if any(begin <= run.span(0, 1)[0] < stop for begin, stop in taken):
-            continue
-        while first < len(run.groups):
-            first = next(
-                (
-                    end
-                    for end in run.ends_of(first)
-                    if _rewritten(run.span(first, end), _in_full(run.piece(first, end)), answer, known, changes)
-                ),
-                first + 1,
-            )
-    for start, stop, text in sorted(changes, reverse=True):
-        answer = answer[:start] + text + answer[stop:]
-    return answer
-
-
-def _fractions(text: str) -> list[Numeral]:
-    """Fractions, of which none stands within another."""
-    found = (one for one in numerals(plain_digits(text)) if one.needed or "/" in text[one.start : one.end])
-    kept: list[Numeral] = []
-    for one in sorted(found, key=lambda one: (one.start, -one.end)):
-        if not kept or one.start >= kept[-1].end:
-            kept.append(one)
-    return kept
-
-
-def _in_full(values: frozenset[Reading]) -> frozenset[Reading]:
-    """Readings with their magnitude multiplied; a share stays as it is written."""
-    return frozenset((_scaled(*reading), 0) if reading[1] > 0 else reading for reading in values)
-
-
-class _Written(NamedTuple):
-    """How a text writes its numbers, and the first of these ways for each reading."""
-
-    texts: tuple[str, ...]
-    spelt: frozenset[str]
-    place_of: dict[Reading, int]
-
-
-def _rewritten(
-    span: tuple[int, int],
-    values: frozenset[Reading],
-    answer: str,
-    known: _Written,
-    changes: list[tuple[int, int, str]],
-) -> bool:
-    """Whether what stands there is a number of the reference; how it is written there is noted."""
-    start, stop = span
-    if answer[start:stop] in known.spelt:
-        return True
-    places = [known.place_of[reading] for reading in values if reading in known.place_of]
-    if places:
-        changes.append((start, stop, known.texts[min(places)]))
-    return bool(places)

@@ -14,7 +14,6 @@ from torch import Tensor
 from instil.errors import ModelError
 from instil.model.spec import DecoderSpec
 
-
 MOST_LAYERS = 10_000
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import resource
 import subprocess
 import sys
 import time
@@ -39,12 +40,11 @@ def _looked(name: str, seconds: float, options: list[str]) -> int:
     place = BUILD / name
     (place / "corpus").mkdir(parents=True, exist_ok=True)
     before = set(place.iterdir())
-    end, count, used = time.monotonic() + seconds, 0, 0.0
+    end, count, used = time.monotonic() + seconds, 0, _used()
     while (left := end - time.monotonic()) > 1:
         command = [sys.executable, "-m", "tests.fuzz.look", name, f"-max_total_time={int(left) + 1}", *options]
         begun = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        used += time.monotonic() - begun
         found = DONE.search(done.stderr)
         count += int(found[1]) if found else 0
         (place / "last.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
@@ -59,8 +59,15 @@ def _looked(name: str, seconds: float, options: list[str]) -> int:
         for path in set(place.iterdir()) - before
         if path.name not in ("corpus", "last.txt", "words.txt") and path.suffix != ".txt"
     )
-    print(f"{name}: {count:,} executions in {used:.0f} s; {shown}; findings: {', '.join(new) or 'none'}", flush=True)
+    spent = f"{count:,} executions in {_used() - used:.0f} s of the processor"
+    print(f"{name}: {spent}; {shown}; findings: {', '.join(new) or 'none'}", flush=True)
     return 1 if new else 0
+
+
+def _used() -> float:
+    """Seconds of the processor that the processes have taken which were started here and have ended."""
+    took = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return took.ru_utime + took.ru_stime
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from tests.fuzz.promise import Target
 
 MODULES: dict[str, str] = {
     **dict.fromkeys(("json", "csv", "arrow", "packed", "shapes"), "rows"),
+    "hub": "hub",
     **dict.fromkeys(("gguf", "gguf_bytes"), "ggufs"),
     **dict.fromkeys(("safetensors", "folder", "pth", "adapter", "tensorflow"), "models"),
     **dict.fromkeys(("tokenizer", "sentencepiece"), "tokenizers"),

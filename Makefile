@@ -19,12 +19,15 @@ BENCH_PREFER ?=
 BENCH_DATA ?=
 FIGURES ?=
 
+# Doors that are fuzzed (none named: all), seconds for each, and libFuzzer's options: FUZZ="gguf template -seconds=600".
+FUZZ ?=
+
 # Puts what it reads into its place in a page.
 TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sys.argv[1]); \
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data
+.PHONY: demo exercises families figures test test-all fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -69,6 +72,11 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# Files and replies that break a reader, looked for by the code that they reach; see tests/fuzz/__main__.py.
+fuzz: $(VENV)/.dev
+	@$(PIP) install -e .[fuzz]
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -31,6 +31,18 @@ def unfinished_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.unfinished")
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is a file that can be seen, whatever the path: one that another file names may be no path at all.
+
+    >>> is_file(Path("a" * 5000))
+    False
+    """
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def plain_name(path: str | Path) -> str:
     """A path's last part without the ending of a kind of file, for names made of it; other dots are part of a name.
 

@@ -68,8 +68,9 @@ def read_gguf(path: Path) -> Header:
     tensors = {name: tensor for header in headers for name, tensor in header.tensors.items()}
     wanted = headers[0].values.get("split.tensors.count", len(tensors))
     if len(tensors) != wanted:
+        said_of_all = f"{wanted:,}" if isinstance(wanted, int) else repr(wanted)
         raise ModelError(
-            f"{path}: the {len(shards)} files hold {len(tensors):,} tensors, and the model has {wanted:,}; they do "
+            f"{path}: the {len(shards)} files hold {len(tensors):,} tensors, and the model has {said_of_all}; they do "
             "not belong together. Fetch them again."
         )
     return Header(headers[0].values, tensors)
@@ -88,7 +89,8 @@ def _check_alone(path: Path, header: Header) -> None:
     """ModelError for one of several files under a name that does not say so."""
     count = header.values.get("split.count", 1)
     if isinstance(count, int) and count > 1:
-        number = header.values.get("split.no", 0)
+        said = header.values.get("split.no")
+        number = said if isinstance(said, int) else 0
         raise ModelError(
             f"{path}: file {number + 1} of {count} of a model. Call it NAME-{number + 1:05d}-of-{count:05d}.gguf, "
             "with the others beside it."
@@ -119,6 +121,12 @@ def _read(path: Path, size: int, changed: int) -> Header:
         @data.setter
         def data(self, mapped: Any) -> None:
             self._plain = mapped.view(np.ndarray)
+
+        def _get(self, offset: int, dtype: Any, count: Any = 1, *order: Any, **named: Any) -> Any:
+            """What lies at a place; nothing lies beyond the end, where the package would read on without one."""
+            if offset + np.dtype(dtype).itemsize * int(count) > len(self._plain):
+                raise ValueError(f"byte {offset:,} is the last of what is there")
+            return super()._get(offset, dtype, count, *order, **named)
 
     try:
         reader = Reader(str(path))

@@ -47,7 +47,7 @@ def hub_card(readme: Path) -> dict[str, Any]:
     try:
         return dict(metadata_load(readme) or {})
     except Exception as error:  # whatever the library's parser of YAML raises
-        raise ValueError(str(error).splitlines()[0]) from error
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from instil.data.collate import collate
 from instil.data.preflight import Preflight, check, has_target
-from instil.data.splits import PARTS, split_examples, split_grouped, split_in_order
+from instil.data.splits import PARTS, rows_in, split_examples, split_grouped, split_in_order
 from instil.errors import DataError
 from instil.records import Encoded, Example
 from instil.settings.options import DataOptions
@@ -171,3 +171,8 @@ def test_advice_to_raise_the_limit_only_where_there_is_room(context: int, says: 
     parts = {"train": [encoded(30, 20, 0)], "test": [], "validation": []}
     with pytest.raises(DataError, match=says):
         check(split_in_order(examples(1)), parts, max_length=8, context=context).refuse()
+
+
+def test_ranges_of_more_rows_than_are_held() -> None:
+    assert rows_in({"ranges": [[3, 0], [5, 7]]}) == [5, 6]
+    assert rows_in({"ranges": [[0, 5 * 10**6], [0, 5 * 10**6 + 1]]}) is None

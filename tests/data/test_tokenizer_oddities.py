@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from instil.assistant.folder import differences
 from instil.data.encoding import begin_text, encode, encode_prompt
 from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
-from instil.errors import ModelError
+from instil.errors import ModelError, UserError
 from instil.records import Example
 from tests.data.test_tokenizer_seams import CHAT, Save, gpt2, gpt2_files, mark, save, sentencepiece
 
@@ -243,3 +243,58 @@ def test_white_space_at_the_edges_is_not_altered() -> None:
     tokenizer = FastTokenizer(fast, "</s>")
     assert spelling(Example(" aé", "B"), tokenizer) == "as written"
     assert spelling(Example("x", "B"), tokenizer) == "misspelt"
+
+
+def with_ids(folder: Path, **ids: int) -> FastTokenizer:
+    """A vocabulary of letters with these ids, and an end token."""
+    fast = Tokenizer(models.BPE(vocab={"<end>": 0, **ids}, merges=[]))
+    fast.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
+    state = json.loads(fast.to_str())
+    state["model"]["vocab"] = {"<end>": 0, **ids}
+    (folder / "tokenizer.json").write_text(json.dumps(state))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return FastTokenizer.from_folder(folder)
+
+
+def test_a_vocabulary_that_leaves_ids_out(tmp_path: Path) -> None:
+    """What stands for a control token while a text is cut gets the next id, which may be that of another token."""
+    tokenizer = with_ids(tmp_path, a=1, b=4, c=5)
+    cut = tokenizer.cut([("abc", False), ("", True), ("cb", False)])
+    assert cut.ids == [1, 4, 5, 0, 5, 4]
+    assert tokenizer.decode([1, 2, 3, 4, 5]) == "a b c"
+    assert tokenizer.saved().get_vocab() == {"<end>": 0, "a": 1, "b": 4, "c": 5}
+
+
+def test_two_tokens_with_one_id(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"'[ab]' and '[ab]' have 1;"):
+        with_ids(tmp_path, a=1, b=1)
+
+
+def test_ids_far_beyond_the_vocabulary(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="ids up to 9,000,000"):
+        with_ids(tmp_path, a=9_000_000)
+
+
+YEARS = "(?:a|a)*b|."  # what it would take to see that a row of a's has no b
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer", "decoder"])
+def test_an_expression_that_would_take_years(part: str, tmp_path: Path) -> None:
+    """`tokenizers` panics over it; where words are found here, the search ends by itself."""
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()), 1)}
+    fast = Tokenizer(models.BPE(vocab={"<end>": 0, **letters}, merges=[]))
+    fast.add_special_tokens([AddedToken("<end>", special=True, normalized=False)])
+    steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    if part == "pre_tokenizer":
+        steps.insert(0, pre_tokenizers.Split(Regex(YEARS), "isolated"))
+    fast.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    if part == "normalizer":
+        fast.normalizer = normalizers.Replace(Regex(YEARS), "x")
+    if part == "decoder":
+        fast.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace(Regex(YEARS), "x")])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    tokenizer = FastTokenizer.from_folder(tmp_path)
+    text = "a" * 40 + "c"
+    with pytest.raises(UserError, match="cannot be used"):
+        tokenizer.cut_many([[(text, False)]] * 2) if part != "decoder" else tokenizer.decode(tokenizer.encode(text))

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.evaluate.numbers import as_in, runs, wrong_number
+from instil.evaluate.numbers import runs, wrong_number
+from instil.evaluate.respelling import as_in
 
 SAME = [
     ("1,500", "1500"), ("1.500", "1500"), ("1 500", "1500"), ("1\u202f500", "1,500"), ("1\u00a0500", "1.500"),

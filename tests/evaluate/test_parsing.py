@@ -142,3 +142,9 @@ def test_no_reply_takes_long(reply: str) -> None:
     started = time.process_time()
     read_score(reply)
     assert time.process_time() - started < 20  # a quadratic search would take minutes
+
+
+@pytest.mark.parametrize("said", ["The score is 85. ", "Score: 85\n", "85/100 "])
+def test_a_reply_that_did_not_end_is_no_verdict(said: str) -> None:
+    assert read_score(said * 30).reason != "30 scores in one reply"
+    assert read_score(said * 101).reason == "101 scores in one reply"

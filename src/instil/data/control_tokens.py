@@ -15,11 +15,13 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+from instil.data.panics import panics_as_errors
 from instil.data.word_ids import WordIds, word_ids
-from instil.errors import DataError
+from instil.errors import DataError, ModelError
 
 PLACE = "\ufdd0{}\ufdd1"
 FLAGS = ("lstrip", "rstrip", "normalized")
+FEW = 10_000  # ids that may be left out of the smallest vocabulary
 BETWEEN = -1  # stands between the halves of a text that was cut in two
 
 
@@ -62,8 +64,14 @@ class Pipeline:
         added = [
             {**token, "special": token["special"] or token["content"] in control} for token in state["added_tokens"]
         ]
-        self._state = {**state, "added_tokens": added, "post_processor": None}
-        self.fast = Fast.from_str(json.dumps(self._state))
+        self._state = _without_holes({**state, "added_tokens": added, "post_processor": None})
+        try:
+            self.fast = Fast.from_str(json.dumps(self._state))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(
+                f"this tokenizer contradicts itself, so that it does not come back as it is written ({error}); "
+                "fetch its files again"
+            ) from error
         self.fast.encode_special_tokens = True  # a user's "<|im_end|>" is text
         self._flags = {str(token["content"]): tuple(bool(token[flag]) for flag in FLAGS) for token in added}
         self._reserved = frozenset(self.fast.token_to_id(name) for name in control) - {_unknown(state, self.fast)}
@@ -105,7 +113,9 @@ class Pipeline:
         texts = {number: self._texts(pieces[number], exact=True) for number in rest}
         if rest:
             try:
-                found = self.fast.encode_batch(["".join(texts[number][0]) for number in rest], add_special_tokens=False)
+                with panics_as_errors():
+                    whole = ["".join(texts[number][0]) for number in rest]
+                    found = self.fast.encode_batch(whole, add_special_tokens=False)
             except Exception:  # the library raises bare Exception; the row will be named when it is cut by itself
                 found = []
             for number, one in zip(rest, found, strict=False):
@@ -206,7 +216,8 @@ class Pipeline:
 
     def _encoded(self, text: str) -> Any:
         try:
-            return self.fast.encode(text, add_special_tokens=False)
+            with panics_as_errors():
+                return self.fast.encode(text, add_special_tokens=False)
         except Exception as error:  # the library raises bare Exception
             raise DataError(f"the tokenizer cannot spell {text[:40]!r}: {error}") from error
 
@@ -232,6 +243,45 @@ def _unknown(state: Mapping[str, Any], fast: Any) -> int | None:
     name = model.get("unk_token")
     found: int | None = fast.token_to_id(name) if name else model.get("unk_id")
     return found
+
+
+def check_ids(ids: Mapping[str, int]) -> None:
+    """Refuse ids that leave out far more than there are; `tokenizers` would count through all of them.
+
+    Raises:
+        ModelError: they do, or two tokens have one id.
+    """
+    seen: dict[int, str] = {}
+    for token, index in ids.items():
+        if seen.setdefault(index, token) != token:
+            raise ModelError(
+                f"this tokenizer gives two tokens one id: {seen[index]!r} and {token!r} have {index:,}; fetch its "
+                "files again"
+            )
+    if seen and max(seen) >= 2 * len(seen) + FEW:
+        raise ModelError(f"this tokenizer has {len(seen):,} tokens, and ids up to {max(seen):,}; fetch its files again")
+
+
+def _without_holes(state: dict[str, Any]) -> dict[str, Any]:
+    """The same with a token for every id, where the library would give a new one the id of a token that is there.
+
+    It takes as many as there are for the next id. What fills a hole is flagged special, and so never shown.
+
+    """
+    vocabulary = state["model"]["vocab"]
+    tokens: list[dict[str, Any]] = state["added_tokens"]
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        return state
+    largest, following = max(vocabulary.values()), max((token["id"] for token in tokens), default=-1) + 1
+    if largest < max(following if following > len(vocabulary) else 0, len(vocabulary)):
+        return state
+    whole = {**vocabulary, **{str(token["content"]): int(token["id"]) for token in tokens}}
+    missing = set(range(largest + 1)).difference(whole.values())
+    flags = {"special": True, "single_word": False, **dict.fromkeys(FLAGS, False)}
+    holes = {PLACE.format(f"{index} is no token "): index for index in sorted(missing)}
+    more = [{"id": index, "content": text, **flags} for text, index in holes.items()]
+    model = {**state["model"], "vocab": {**whole, **holes}}
+    return {**state, "model": model, "added_tokens": sorted([*tokens, *more], key=lambda token: int(token["id"]))}
 
 
 def _salt(text: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from instil.data.panics import panics_as_errors
 from instil.data.templates.marks import Marks
 from instil.errors import ModelError
 from instil.files import read_json_object
@@ -47,7 +48,8 @@ def is_ordinary(fast: Any, token: str) -> bool:
     if looks_like_a_mark(token):
         return False
     index = fast.token_to_id(token)
-    spelt = fast.decode([index], skip_special_tokens=False)
+    with panics_as_errors():
+        spelt = fast.decode([index], skip_special_tokens=False)
     texts = (token, f"a{token}", spelt, f"a{spelt}")
     return any(index in _plain_ids(fast, text) for text in texts)
 
@@ -55,9 +57,10 @@ def is_ordinary(fast: Any, token: str) -> bool:
 def _plain_ids(fast: Any, text: str) -> list[int]:
     """Ids of a text by the vocabulary alone, as if nothing had been added to it."""
     try:
-        text = fast.normalizer.normalize_str(text) if fast.normalizer else text
-        words = fast.pre_tokenizer.pre_tokenize_str(text) if fast.pre_tokenizer else [(text, None)]
-        return [token.id for word, _ in words for token in fast.model.tokenize(word)]
+        with panics_as_errors():
+            text = fast.normalizer.normalize_str(text) if fast.normalizer else text
+            words = fast.pre_tokenizer.pre_tokenize_str(text) if fast.pre_tokenizer else [(text, None)]
+            return [token.id for word, _ in words for token in fast.model.tokenize(word)]
     except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
         return []
 

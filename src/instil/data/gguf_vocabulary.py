@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from instil.data.byte_level import ELSEWHERE, PRE_TOKENIZERS, byte_level
 from instil.data.sentencepiece import CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces, from_scores
@@ -129,11 +129,11 @@ def _refuse(path: Path, model: Any, pre: str) -> None:
 def _tokens(path: Path, values: Mapping[str, Any]) -> tuple[list[str], list[int]]:
     """The texts of all tokens, and their kinds as llama.cpp takes them."""
     tokens, kinds = values.get("tokens"), values.get("token_type")
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
+    if not _are(tokens, str) or not tokens:
         raise ModelError(f"{path}: it holds no vocabulary (tokenizer.ggml.tokens)")
     if kinds is None:
         kinds = [NORMAL] * len(tokens)
-    if not isinstance(kinds, list) or len(kinds) < len(tokens):
+    if not _are(kinds, int) or len(kinds) < len(tokens):
         raise ModelError(
             f"{path}: damaged: it does not say the kind of each of its {len(tokens):,} tokens. Fetch it again."
         )
@@ -141,7 +141,7 @@ def _tokens(path: Path, values: Mapping[str, Any]) -> tuple[list[str], list[int]
     ids = {text: index for index, text in enumerate(texts)}
     if len(ids) < len(texts):
         raise ModelError(f"{path}: damaged: {len(texts) - len(ids):,} of its tokens are there twice")
-    kinds = [int(kind) for kind in kinds[: len(texts)]]
+    kinds = kinds[: len(texts)]
     known = [text for text in _ENDS if text in ids]
     for key, older, names in _FILL_IN:
         if key not in values and older not in values:
@@ -181,13 +181,14 @@ def _id(values: Mapping[str, Any], key: str, tokens: Sequence[str], assumed: int
 def _byte_level(path: Path, values: Mapping[str, Any], pre: str, tokens: list[str], kinds: Sequence[int]) -> Any:
     from tokenizers import AddedToken
 
-    if values.get("merges") is None:
+    merges = values.get("merges")
+    if not _are(merges, str):
         raise ModelError(f"{path}: it holds no merges (tokenizer.ggml.merges)")
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = dict.fromkeys(_pair(str(merge)) for merge in values["merges"])
+    pairs = dict.fromkeys(map(_pair, merges))
     control = {token: index for index, token in enumerate(tokens) if kinds[index] in (CONTROL, UNKNOWN)}
     try:
-        fast = byte_level(vocabulary, list(merges), pre, control)
+        fast = byte_level(vocabulary, list(pairs), pre, control)
     except Exception as error:  # the library raises bare Exception for merges of what is no token
         raise ModelError(f"{path}: its vocabulary and merges do not belong together: {error}") from error
     own = [token for index, token in enumerate(tokens) if kinds[index] == USER_DEFINED]
@@ -207,9 +208,14 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def _scores(path: Path, values: Mapping[str, Any], count: int) -> list[float]:
     scores = values.get("scores")
-    if not isinstance(scores, list) or len(scores) < count:
+    if not _are(scores, int | float) or len(scores) < count:
         raise ModelError(f"{path}: damaged: it does not hold a score for each of its {count:,} tokens")
     return [float(score) for score in scores[:count]]
+
+
+def _are(values: Any, kind: Any) -> TypeGuard[list[Any]]:
+    """Whether these are a list of such values."""
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _put_first(fast: Any, text: str, index: int) -> None:

@@ -10,6 +10,7 @@ such a character are lost, as they are with `tokenizers` and so with transformer
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from collections.abc import Collection, Iterator, Sequence
@@ -60,9 +61,11 @@ def read(path: Path) -> Any:
         pieces, trainer, normalizer = _model(whole)
         if not trainer or UNKNOWN not in pieces.kinds or NORMAL not in pieces.kinds:
             raise ValueError("it says nothing of its kind, or has no tokens")
+        if normalizer.get(2):
+            check_charsmap(normalizer[2])
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, IndexError, KeyError, TypeError, struct.error) as error:
+    except (ValueError, IndexError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(f"{path}: not a model of SentencePiece, or cut off ({error}). Fetch it again.") from error
     kind = trainer.get(3, UNIGRAM)
     if kind not in (UNIGRAM, BPE):
@@ -246,10 +249,25 @@ def _model(whole: bytes) -> tuple[Pieces, dict[int, Any], dict[int, Any]]:
             kinds.append(piece.get(3, NORMAL))
         elif number in specifications:
             specifications[number] = dict(_fields(value))
+    if not all(map(math.isfinite, scores)):
+        raise ValueError("a score of a token is no number")
     if not tokens or UNKNOWN not in kinds or len(set(tokens)) < len(tokens):
         raise ValueError("it holds no vocabulary, or a damaged one")
     space_first = bool(specifications[3].get(3, 1))
     return Pieces(tokens, scores, kinds, space_first), specifications[2], specifications[3]
+
+
+def check_charsmap(raw: bytes) -> None:
+    """Look at a map of characters before `tokenizers` does, which believes the lengths in it.
+
+    It is the length of a trie (four bytes, little-endian), the trie, whose units have four bytes, and the texts.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    size = int.from_bytes(raw[:4], "little") if len(raw) >= 4 else -1
+    if size < 0 or size % 4 or 4 + size > len(raw):
+        raise ValueError("its map of characters is cut off")
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:

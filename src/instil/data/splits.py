@@ -28,6 +28,7 @@ TRAIN_SHARE = 0.85
 TEST_SHARE = 0.10
 SHOWN = 5  # groups that are told of
 COMPACT_FROM = 100_000  # rows from which on `split.json` has ranges
+MOST_ROWS = 10_000_000  # of a part; more are not held, as ranges of a damaged file may say anything
 Part = Literal["train", "test", "validation"]
 PARTS: tuple[Part, ...] = ("train", "test", "validation")
 
@@ -67,6 +68,8 @@ class Split:
 def rows_in(part: Any) -> list[int] | None:
     """The row numbers of a part as ``split.json`` has them, a list or ranges with their ends; None for what is neither.
 
+    Nor are ranges of more than `MOST_ROWS` rows.
+
     >>> rows_in([3, 1]), rows_in({"ranges": [[0, 3], [7, 8]]}), rows_in({"ranges": [[0]]})
     ([3, 1], [0, 1, 2, 7], None)
     """
@@ -76,7 +79,9 @@ def rows_in(part: Any) -> list[int] | None:
     if not isinstance(ranges, list):
         return None
     pairs = [pair for pair in ranges if isinstance(pair, list) and [type(end) for end in pair] == [int, int]]
-    return [row for first, end in pairs for row in range(first, end)] if len(pairs) == len(ranges) else None
+    if len(pairs) < len(ranges) or sum(max(0, end - first) for first, end in pairs) > MOST_ROWS:
+        return None
+    return [row for first, end in pairs for row in range(first, end)]
 
 
 def row_numbers(examples: Sequence[Example]) -> NDArray[np.int64]:

@@ -6,15 +6,18 @@ is cut, ``tokenizer_config.json`` which of its tokens are special. A token is *s
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from instil.data import sentencepiece
 from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
+from instil.data.control_tokens import check_ids
 from instil.data.end_tokens import (
     added_tokens,
     end_notes,
@@ -25,6 +28,7 @@ from instil.data.end_tokens import (
     object_of,
     special_tokens,
 )
+from instil.data.panics import panics_as_errors
 from instil.data.templates.marks import marks_of
 from instil.data.templates.stored import stored_template
 from instil.errors import ModelError
@@ -48,6 +52,7 @@ READ_AS_THEY_ARE = (
 SPACE = "\u2581"  # stands for a space
 PREFIXED = ("GPTNeoXTokenizer", "CohereTokenizer")  # those for which add_prefix_space counts, too
 CLASS_OF = dict.fromkeys(("gpt2", "starcoder2"), "GPT2Tokenizer") | dict.fromkeys(("qwen2", "qwen3"), "Qwen2Tokenizer")
+CHARSMAP = "precompiled_charsmap"
 _INDEX = re.compile("[0-9]{1,9}")
 
 
@@ -119,6 +124,7 @@ def gpt2_tokenizer(vocabulary: Path, merges: Path, pre: str = "gpt-2") -> Any:
         control = {END_OF_TEXT: ids[END_OF_TEXT]} if END_OF_TEXT in ids else {}
         if not ids or not all(isinstance(index, int) for index in ids.values()):
             raise ValueError("it has no ids")
+        check_ids(ids)
         fast = byte_level(ids, pairs, pre, control)
     except Exception as error:  # the library raises bare Exception for merges outside the vocabulary
         raise ModelError(f"{vocabulary}: not GPT-2's vocabulary and merges: {error}") from error
@@ -139,8 +145,9 @@ def in_front(fast: Any) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and after every text."""
     for text in ("a", *_some_texts(fast)):
         try:
-            whole = list(fast.encode(text, add_special_tokens=True).ids)
-            bare = list(fast.encode(text, add_special_tokens=False).ids)
+            with panics_as_errors():
+                whole = list(fast.encode(text, add_special_tokens=True).ids)
+                bare = list(fast.encode(text, add_special_tokens=False).ids)
         except Exception:  # a vocabulary without a token for the unknown refuses what it cannot spell
             continue
         for at in range(len(whole) - len(bare) + 1) if bare else ():
@@ -155,7 +162,9 @@ def _some_texts(fast: Any) -> Iterator[str]:
     for index in range(min(fast.get_vocab_size(with_added_tokens=False), 2000)):
         token = fast.id_to_token(index)
         if token is not None and token not in special and not looks_like_a_mark(token):
-            yield str(fast.decode([index]))
+            with panics_as_errors():
+                text = str(fast.decode([index]))
+            yield text
 
 
 def put_in_front(fast: Any, tokens: Sequence[str]) -> None:
@@ -184,16 +193,33 @@ def _set_part(fast: Any, part: str, state: Mapping[str, Any]) -> None:
 def _parsed(path: Path) -> Any:
     from tokenizers import Tokenizer as Fast
 
+    fast = None
     try:
-        fast = Fast.from_file(str(path))
+        raw = path.read_bytes()
+        if CHARSMAP.encode() in raw:
+            for charsmap in _charsmaps(json.loads(raw)):
+                sentencepiece.check_charsmap(charsmap)
+        fast = Fast.from_buffer(raw)
+        check_ids(fast.get_vocab(with_added_tokens=True))
         fast.encode("a", add_special_tokens=True)  # some damage is only met with in use
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises bare Exception for damaged files, or panics
-        if "unk" in str(error).lower() and "token" in str(error).lower():
+        said = "" if fast is None or isinstance(error, ModelError) else str(error).lower()
+        if "unk" in said and "token" in said:
             return fast  # it cannot spell an "a"
         raise ModelError(f"{path}: not a tokenizer that can be read: {error}") from error
     return fast
+
+
+def _charsmaps(value: Any) -> Iterator[bytes]:
+    """All maps of characters in a ``tokenizer.json``; those that are no base64 are left to the library."""
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+        if key == CHARSMAP and isinstance(inner, str):
+            with suppress(ValueError):
+                yield base64.b64decode(inner, validate=True)
+        elif isinstance(inner, dict | list):
+            yield from _charsmaps(inner)
 
 
 def _class_settings(fast: Any, config: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 from instil.data import gguf_vocabulary
 from instil.data.byte_level import END_OF_TEXT, gpt2_files
-from instil.data.control_tokens import Cut, Pipeline
+from instil.data.control_tokens import Cut, Pipeline, check_ids
 from instil.data.end_tokens import is_ordinary, special_tokens
+from instil.data.panics import panics_as_errors
 from instil.data.templates import TEMPLATES
 from instil.data.tokenizer_files import gpt2_tokenizer, in_front, put_in_front, read_folder
 from instil.errors import ModelError
@@ -133,6 +134,7 @@ class FastTokenizer:
         self.begin = tuple(str(tokenizer.id_to_token(index)) for index in before)
         self.names: Mapping[str, str] = dict(names or {})
         self._ids: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
+        check_ids(self._ids)
         self.vocab_size, self.largest_id = len(self._ids), max(self._ids.values())
         self.bos_id = before[0] if before else self._ids.get(self.names.get("bos_token", ""))
         if after:  # texts that are gone on with have no end yet
@@ -235,7 +237,8 @@ class FastTokenizer:
         return found
 
     def decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+        with panics_as_errors():
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def token(self, index: int) -> str:
         return str(self._tokenizer.id_to_token(index))
@@ -325,7 +328,8 @@ class FastTokenizer:
 
 
 def _normalized(tokenizer: Any, text: str) -> str:
-    return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
+    with panics_as_errors():
+        return str(tokenizer.normalizer.normalize_str(text)) if tokenizer.normalizer else text
 
 
 def _valid(text: str) -> str:

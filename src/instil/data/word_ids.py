@@ -15,6 +15,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
+from instil.data.byte_level import PRE_TOKENIZERS, WRITTEN_ELSEWHERE, plain_pattern
+from instil.data.panics import panics_as_errors
+from instil.errors import ModelError
+
+PATIENCE = 1.0  # seconds for the words of one text
 MOST_WORDS = 400_000  # kept with their ids, some 100 MB; then they are looked for anew
 PROBES = 300
 HEAD, EVERY = 32, 8  # characters that a common beginning has at least; it is looked for after so many texts without one
@@ -78,8 +83,15 @@ class WordIds:
     def cut(self, texts: Sequence[str]) -> tuple[list[int], list[int]] | None:
         """Ids of texts as one text, and how many come before each of them; None where the pipeline has to cut.
 
-        That is so where a text begins inside a word.
+        That is so where a text begins inside a word, and where a tokenizer's own expression takes too long.
         """
+        try:
+            with panics_as_errors():
+                return self._cut(texts)
+        except (TimeoutError, ModelError):
+            return None
+
+    def _cut(self, texts: Sequence[str]) -> tuple[list[int], list[int]] | None:
         whole = "".join(texts) if len(texts) > 1 else texts[0]
         if self._ordinary and self._ordinary.search(whole):
             return None
@@ -180,7 +192,8 @@ def word_ids(state: Mapping[str, Any], fast: Any, reserved: Set[Any]) -> WordIds
     pattern = _pattern(state)
     if pattern is None or state["model"].get("type") != "BPE":
         return None
-    words = pattern.findall
+    ours = pattern.flags & re.ASCII > 0  # one of the two written here
+    words = pattern.findall if ours or _is_known(pattern.pattern) else _with_patience(pattern)
     pre, model = fast.pre_tokenizer, fast.model
 
     def ids_of(word: str) -> tuple[int, ...] | None:
@@ -194,10 +207,13 @@ def word_ids(state: Mapping[str, Any], fast: Any, reserved: Set[Any]) -> WordIds
     def as_it_is(text: str) -> bool:
         return fast.normalizer is None or bool(fast.normalizer.normalize_str(text) == text)
 
-    if not all(_agrees(words, pre, text) for text in _probes()):
+    try:
+        with panics_as_errors():
+            if not all(_agrees(words, pre, text) for text in _probes()):
+                return None
+    except (TimeoutError, ModelError):
         return None
     ordinary = [token["content"] for token in state["added_tokens"] if not token["special"]]
-    ours = pattern.flags & re.ASCII > 0  # one of the two written here
     return WordIds(words, ids_of, alike, as_it_is, ordinary, local=ours)
 
 
@@ -235,6 +251,22 @@ def _compiled(pattern: str) -> Any:
     except regex.error:
         return None
     return None if found.groups else found
+
+
+def _is_known(pattern: str) -> bool:
+    """Whether an expression is one of those of llama.cpp's table, none of which takes long over any text."""
+    plain = plain_pattern(pattern)
+    return WRITTEN_ELSEWHERE.get(plain, plain) in {each for kind in PRE_TOKENIZERS.values() for each in kind.patterns}
+
+
+def _with_patience(pattern: Any) -> Callable[..., list[str]]:
+    """What finds words by a file's own expression, which may be such that it would take years; TimeoutError then."""
+
+    def find(text: str, begin: int = 0) -> list[str]:
+        found: list[str] = pattern.findall(text, begin, timeout=PATIENCE)
+        return found
+
+    return find
 
 
 def _agrees(words: Callable[[str], list[str]], pre: Any, text: str) -> bool:

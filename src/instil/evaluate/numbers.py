@@ -100,8 +100,7 @@ class Run:
 
     def span(self, first: int, end: int) -> tuple[int, int]:
         """Where these groups stand in the text, with the decimal mark before the first."""
-        begin, *marks = self.starts
-        return (begin if first == 0 else marks[first - 1] + 1), (marks[end - 1] if end < len(self.groups) else self.end)
+        return self.starts[first] + bool(first), (self.starts[end] if end < len(self.groups) else self.end)
 
     @cached_property
     def readings(self) -> frozenset[Reading]:
@@ -127,6 +126,17 @@ class Run:
             for end in range(first + 1, min(count, first + _LONGEST) + 1)
             if apart[end]
         ]
+
+    def ends_of(self, first: int) -> list[int]:
+        """Where a number that begins with this group may end, the longest first."""
+        return self._ends.get(first, [])
+
+    @cached_property
+    def _ends(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for first, end in reversed(self.pieces):
+            found.setdefault(first, []).append(end)
+        return found
 
     def _apart(self) -> list[bool]:
         """Before which groups a number may end: not within what is one number by its points."""
@@ -260,10 +270,11 @@ def _signs(text: str, start: int, end: int) -> tuple[int, ...]:
 def _is_among(reading: Reading, known: Known) -> bool:
     value, scale = reading
     bare = (value, 0) in known.readings if scale else value in known.written
-    return bare or reading in known.readings or _scaled(value, scale) in known.values
+    return bare or reading in known.readings or scaled(value, scale) in known.values
 
 
-def _scaled(value: Decimal, power: int) -> Decimal:
+def scaled(value: Decimal, power: int) -> Decimal:
+    """A number times a power of ten, digit by digit."""
     sign, digits, exponent = value.as_tuple()
     assert isinstance(exponent, int), "no digits make an infinite number"
     return Decimal((sign, digits, exponent + power))
@@ -281,7 +292,7 @@ class Known:
                 found |= run.readings
         self.readings = frozenset(found)
         self.written = frozenset(value for value, _ in found)
-        self.values = frozenset(_scaled(*reading) for reading in found)
+        self.values = frozenset(scaled(*reading) for reading in found)
 
 
 def _signed(one: Numeral, text: str) -> set[Reading]:
@@ -339,74 +350,3 @@ def _all_in(text: str, known: Known) -> bool:
             if run.within(known):
                 reached.add(at + 1)
     return len(found) in reached
-
-
-def as_in(answer: str, reference: str) -> str:
-    """The answer with its numbers written as the reference writes them, where one reading makes them equal.
-
-    >>> as_in("It costs 1 500,50 in all.", "That is 1,500.5.")
-    'It costs 1,500.5 in all.'
-    """
-    answer, reference = normal(answer), normal(reference)
-    wanted: dict[str, frozenset[Reading]] = {}
-    for one in _fractions(reference):
-        wanted[reference[one.start : one.end]] = frozenset({(one.value, 0)})
-    for run in runs(reference):
-        for first, end in run.pieces:
-            if values := run.piece(first, end):
-                wanted.setdefault(reference[slice(*run.span(first, end))], _in_full(values))
-    changes: list[tuple[int, int, str]] = []
-    if not wanted:
-        return answer
-    taken: list[tuple[int, int]] = []
-    for one in _fractions(answer):
-        if _rewritten((one.start, one.end), frozenset({(one.value, 0)}), answer, wanted, changes):
-            taken.append((one.start, one.end))
-    for run in runs(answer):
-        first = 0
-        if any(begin <= run.span(0, 1)[0] < stop for begin, stop in taken):
-            continue
-        while first < len(run.groups):
-            first = next(
-                (
-                    end
-                    for _, end in sorted((piece for piece in run.pieces if piece[0] == first), reverse=True)
-                    if _rewritten(run.span(first, end), _in_full(run.piece(first, end)), answer, wanted, changes)
-                ),
-                first + 1,
-            )
-    for start, stop, text in sorted(changes, reverse=True):
-        answer = answer[:start] + text + answer[stop:]
-    return answer
-
-
-def _fractions(text: str) -> list[Numeral]:
-    """Fractions, of which none stands within another."""
-    found = (one for one in numerals(plain_digits(text)) if one.needed or "/" in text[one.start : one.end])
-    kept: list[Numeral] = []
-    for one in sorted(found, key=lambda one: (one.start, -one.end)):
-        if not kept or one.start >= kept[-1].end:
-            kept.append(one)
-    return kept
-
-
-def _in_full(values: frozenset[Reading]) -> frozenset[Reading]:
-    """Readings with their magnitude multiplied; a share stays as it is written."""
-    return frozenset((_scaled(*reading), 0) if reading[1] > 0 else reading for reading in values)
-
-
-def _rewritten(
-    span: tuple[int, int],
-    values: frozenset[Reading],
-    answer: str,
-    wanted: dict[str, frozenset[Reading]],
-    changes: list[tuple[int, int, str]],
-) -> bool:
-    """Whether what stands there is a number of the reference; how it is written there is noted."""
-    start, stop = span
-    if answer[start:stop] in wanted:
-        return True
-    text = next((text for text, others in wanted.items() if values & others), None)
-    if text is not None:
-        changes.append((start, stop, text))
-    return text is not None

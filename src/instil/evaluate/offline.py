@@ -33,7 +33,8 @@ from typing import Any
 from instil.data.words import mostly_other_scripts, normal, same, units, words
 from instil.errors import DataError
 from instil.evaluate.calibration import EXACT_COPY, calibrated, echo
-from instil.evaluate.numbers import as_in, wrong_number
+from instil.evaluate.numbers import wrong_number
+from instil.evaluate.respelling import as_in
 from instil.records import NO_ROOM, Example, Verdict, blank
 
 JUDGE = "offline"

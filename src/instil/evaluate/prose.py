@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from instil.evaluate.doubts import BOUND, IN_PASSING, is_of_another, is_qualified, other_scale, spoken_against
 from instil.evaluate.scales import DASHES, NUMBER, WORD, Reading, Scale, within
 
+MOST = 100  # numbers that a verdict may give; a reply with more is one that did not end
 FENCE = re.compile(r"```[A-Za-z]*|~~~[A-Za-z]*")
 _MARKUP = re.compile(r"[*`]{1,3}|(?<![^\W_])_{1,3}|_{1,3}(?![^\W_])")
 _BLANKS = re.compile(r"[^\S\n]+")
@@ -105,6 +106,8 @@ def _labelled(text: str, scale: Scale) -> Reading | None:
     matches = [match for match in _LABEL.finditer(text) if match["final"] or match["word"]]
     if not matches:
         return None
+    if len(matches) > MOST:
+        return Reading(None, f"{len(matches):,} scores in one reply")
     final = [match for match in matches if match["final"]]
     for match in final or matches:
         before = match["before"]
@@ -121,6 +124,8 @@ def _labelled(text: str, scale: Scale) -> Reading | None:
 def _given(text: str, scale: Scale) -> Reading | None:
     """Rung 4: what the judge says that it gives, unless it only might."""
     matches = list(_GIVEN.finditer(text))
+    if len(matches) > MOST:
+        return Reading(None, f"{len(matches):,} scores in one reply")
     for match in matches:
         start = max(text.rfind(mark, 0, match.start()) for mark in ".!?;\n") + 1
         end = min((at for mark in ".!?;\n" if (at := text.find(mark, match.end())) >= 0), default=len(text))
@@ -180,6 +185,8 @@ def _apart(text: str, scale: Scale) -> Reading | None:
     if _RANGE.search(text):
         return Reading(None, "a range, not a number")
     fractions = list(FRACTION.finditer(text))
+    if len(fractions) > MOST:
+        return Reading(None, f"{len(fractions):,} scores in one reply")
     if fractions and len({(match["value"], match["whole"]) for match in fractions}) == 1:
         whole_scale = float(fractions[0]["whole"]) == scale.high and not IN_PASSING.search(text)
         if whole_scale and not _ANY_NUMBER.search(FRACTION.sub(" ", text)):

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from instil.model.decoder import Decoder
 from instil.model.files.folder import SafetensorsFolder
-from instil.model.files.reader import Reader, fill
+from instil.model.files.reader import Reader, check_layers, fill
 from instil.model.find import find_model
 from instil.model.spec import DecoderSpec
 
@@ -33,6 +33,7 @@ def load_decoder(
         ModelError: there is no such model, it is damaged, or of a kind that is not read here.
     """
     reader = open_model(find_model(model))
+    check_layers(reader)
     decoder = blank_decoder(reader.spec)
     fill(decoder, reader, dtype, torch.device(device))
     decoder.notes = reader.notes

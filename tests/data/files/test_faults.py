@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instil.data.files import csv_rows, packing, text
+from instil.data.files import arrow_rows, csv_rows, packing, text
 from instil.data.files.rows import open_rows, parse_rows, read_rows
 from instil.errors import DataError
 from tests.data.files.writers import FORMS, feather, lines, one_list, parquet, zipped, zstd
@@ -445,3 +445,43 @@ def test_a_message_of_a_library_is_not_repeated_at_any_length(tmp_path: Path) ->
     content = zipped({"a" * 3000 + ".jsonl": lines(ROWS)})
     said = refused(tmp_path, "a.zip", content.replace(b"a" * 3000, b"b" + b"a" * 2999, 1))
     assert len(said.replace("a" * 3000, "").replace(str(tmp_path), "")) < 400
+
+
+def nulls(count: int) -> Any:
+    """So many nulls, which take no bytes in a file."""
+    return pyarrow.Array.from_buffers(pyarrow.null(), count, [None])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        nulls(3_000_000),
+        pyarrow.ListArray.from_arrays(pyarrow.array([0, 3_000_000], pyarrow.int32()), nulls(3_000_000)),
+        pyarrow.MapArray.from_arrays(
+            pyarrow.array([0, 1], pyarrow.int32()),
+            pyarrow.array(["x"]),
+            pyarrow.FixedSizeListArray.from_arrays(nulls(3_000_000), 3_000_000),
+        ),
+        pyarrow.StructArray.from_arrays([pyarrow.FixedSizeListArray.from_arrays(nulls(3_000_000), 3_000_000)], ["b"]),
+    ],
+    ids=["rows", "a list", "a map of lists", "an object with a list"],
+)
+def test_values_that_no_bytes_of_an_arrow_file_hold(tmp_path: Path, column: Any) -> None:
+    file, batch = io.BytesIO(), pyarrow.RecordBatch.from_arrays([column], names=["a"])
+    with pyarrow.ipc.new_stream(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    assert "values or more" in refused(tmp_path, "a.arrow", file.getvalue())
+
+
+def test_nulls_beside_texts_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrow_rows, "MANY", 10)
+    columns = {"output": ["a"] * 30, "a": nulls(30), "b": [[None] * 9] * 30, "c": [{"d": None}, None] * 15}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    assert len(parse_rows(file.getvalue(), "a.parquet")) == 30
+
+
+def test_a_zip_archive_whose_inner_name_has_no_utf_8(tmp_path: Path) -> None:
+    content = zipped({"rows-é.jsonl": lines(ROWS)})
+    at = content.index("é".encode())
+    assert "cannot be read: 'utf-8' codec" in refused(tmp_path, "a.zip", content[:at] + b"\xff" + content[at + 1 :])

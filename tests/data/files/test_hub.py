@@ -150,6 +150,19 @@ def test_what_is_not_clear_is_asked_for(
         chosen(monkeypatch, data, names, card)
 
 
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        ({"data_files": [f"{'**a' * 30}**b", "train-*"]}, "train-0.csv"),  # the first would take years, way after way
+        ({"data_files": "**t*-*.cs*v"}, "train-0.csv"),
+        ({"config_name": ["a"], "default": True, "data_files": {1: "train-*"}}, "train-0.csv"),
+    ],
+)
+def test_odd_cards(monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], wanted: str) -> None:
+    names = ["a" * 60 + ".csv", "train-0.csv"]
+    assert chosen(monkeypatch, "hf:me/rows", names, {"configs": [config]})[0] == [wanted]
+
+
 def test_what_was_chosen_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chosen(monkeypatch, "hf:me/rows", SHARDS)[1] == ["hf:me/rows: the split 'train' is read; it also has test"]
     _, said = chosen(monkeypatch, "hf:me/rows", ["train.jsonl", "train.parquet"], ValueError("no YAML"))

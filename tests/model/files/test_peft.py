@@ -150,7 +150,7 @@ def test_half_an_adapter_is_refused_by_name(tmp_path: Path) -> None:
     config(folder, target_modules=["q_proj"])
     with pytest.raises(ModelError, match=r"adapters for .*v_proj, which target_modules .* does not ask for"):
         loaded(model, folder)
-    for given in ("(", 7, ["q_proj", 3], "a{99999999999}"):
+    for given in ("(", 7, ["q_proj", 3], "a{99999999999}", "(?:.|.)*(?<!j)"):  # the last would take years
         config(folder, target_modules=given)
         with pytest.raises(ModelError, match=r"adapter_config\.json: target_modules"):
             loaded(model, folder)

@@ -6,6 +6,7 @@ where they are UTF-8, as older writers of Parquet have it; images and other byte
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections import Counter
@@ -15,10 +16,11 @@ from typing import IO, Any
 
 from instil.data.files.faults import Faults
 from instil.data.files.json_rows import Rows
-from instil.data.files.packing import EXTRA
+from instil.data.files.packing import BOMB_RATIO, EXTRA
 from instil.errors import DataError
 
 AT_ONCE = 1000  # rows that are Python objects at the same time
+MANY = 500_000  # values, from which on it matters how few bytes they came of
 DAMAGE = (OSError, ValueError, OverflowError, MemoryError, SystemError)  # what pyarrow raises besides its own
 KINDS = {"parquet": "a Parquet file", "arrow": "an Arrow file", "arrow stream": "an Arrow stream"}
 Seekable = Callable[[], IO[bytes]]
@@ -41,15 +43,24 @@ def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None)
     """
     pa = _pyarrow(name, kind)
     faults = Faults(name, "numbers that JSON does not have")
-    row = 0
+    row = values = 0
     with open_() as file:
         try:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
             schema, batches = _opened(file, kind)
             wanted = _as_json(schema, name)
             loose = {field.name: clean for field in schema if (clean := _cleaner(field.type))}
             for batch, part in batches:
                 batch.validate(full=True)  # pyarrow believes a file's offsets, wherever they lead
-                for value in _converted(batch, wanted, name).to_pylist():
+                converted = _converted(batch, wanted, name)
+                values += batch.num_rows + sum(map(_count, converted.columns))
+                if values > max(MANY, BOMB_RATIO * size):  # nulls, and what is written as a run, take no bytes
+                    raise DataError(
+                        f"{name}: {KINDS[kind]} of {size:,} bytes with {values:,} values or more, as files of rows "
+                        "never have (damaged, or a bomb?); fetch or write it again"
+                    )
+                for value in converted.to_pylist():
                     for column, clean in loose.items():
                         value[column] = clean(value[column], column, partial(faults.add, row))
                     if not faults:
@@ -119,6 +130,19 @@ def _cut(batches: Iterator[tuple[Any, float]]) -> Iterator[tuple[Any, float]]:
     for batch, part in batches:
         for start in range(0, batch.num_rows, AT_ONCE):
             yield batch.slice(start, AT_ONCE), part
+
+
+def _count(column: Any) -> int:
+    """How many values Python would have of a column, those inside of others included."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(column.type):
+        return len(column) + sum(map(_count, column.flatten()))
+    if pa.types.is_map(column.type):
+        start: int = column.offsets[0].as_py()
+        length: int = column.offsets[-1].as_py() - start
+        return len(column) + length + _count(column.items.slice(start, length))
+    return len(column) + (_count(column.flatten()) if pa.types.is_nested(column.type) else 0)
 
 
 def _as_json(schema: Any, name: str) -> list[Any]:

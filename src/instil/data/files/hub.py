@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import translate
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +34,7 @@ SPLITS = {  # the hub's own words for them, in names of files and folders
     "test": ("test", "testing", "eval", "evaluation"),
 }
 README = "README.md"
+_PARTS = re.compile(r"\*\*/|\*\*|\*|\[!?\]?[^\]]*\]|.", re.DOTALL)  # of a pattern of files
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own Parquet copy of a data set
 
 
@@ -155,8 +156,9 @@ def _one_of(known: list[str], asked: str, what: str, data: str, default: str) ->
 
 def _default(card: dict[str, Any], configs: dict[str, Any]) -> str:
     for config in _dicts(card.get("configs")):
-        if config.get("default") is True and config.get("config_name") in configs:
-            return str(config["config_name"])
+        name = str(config.get("config_name", "default"))
+        if config.get("default") is True and name in configs:
+            return name
     return "default" if "default" in configs else ""
 
 
@@ -196,7 +198,7 @@ def _declared(config: dict[str, Any], rows: list[str]) -> dict[str, list[str]]:
         return _by_name([name for name in rows if name.startswith(inside)], inside)
     pairs: list[tuple[str, Any]] = []
     if isinstance(files, dict):
-        pairs = list(files.items())
+        pairs = [(str(split), path) for split, path in files.items()]
     elif _dicts(files):
         pairs = [(str(one.get("split", "train")), one.get("path")) for one in _dicts(files)]
     else:
@@ -210,10 +212,37 @@ def _declared(config: dict[str, Any], rows: list[str]) -> dict[str, list[str]]:
 
 
 def _matching(pattern: str, names: list[str]) -> list[str]:
-    """Names that a pattern stands for; its ``*`` does not go across folders, its ``**`` does."""
-    parts = [translate(part)[4:-3].replace(".*", "[^/]*") for part in pattern.removeprefix("./").split("**")]
-    form = re.compile("(?:.*)".join(parts).replace("(?:.*)/", "(?:.*/)?"), re.DOTALL)
-    return [name for name in names if form.fullmatch(name)]
+    """Names that a pattern stands for; only its ``**`` goes across folders."""
+    parts = _PARTS.findall(pattern.removeprefix("./"))
+    return [name for name in names if _fits(parts, name)]
+
+
+def _fits(parts: Sequence[str], name: str) -> bool:
+    """Whether a name is what the parts of a pattern say, all of whose ways are gone at once: a pattern may have many.
+
+    >>> [_fits(_PARTS.findall(form), "a/b/t-0.csv") for form in ("**/t-*.csv", "a/*.csv", "a/*/?-[0-9].csv")]
+    [True, False, True]
+    """
+    fresh: set[int] = {0}  # parts that may come next
+    within: set[int] = set()  # of ``**/``, those that are in the middle of a folder's name
+    for char in [*name, ""]:
+        for at in sorted(fresh):  # a star may stand for nothing
+            while at < len(parts) and parts[at].startswith("*"):
+                at += 1  # noqa: PLW2901
+                fresh.add(at)
+        if not char:
+            break
+        following: set[int] = set()
+        inside = {at for at in fresh | within if at < len(parts) and parts[at] == "**/"}
+        for at in fresh - inside:
+            part = parts[at] if at < len(parts) else None
+            if part == "**" or (part == "*" and char != "/"):
+                following.add(at)
+            elif part is not None and (char == part or (char != "/" and part[0] != "*" and fnmatchcase(char, part))):
+                following.add(at + 1)
+        fresh = following | ({at + 1 for at in inside} if char == "/" else set())
+        within = inside
+    return len(parts) in fresh
 
 
 def _by_name(names: list[str], inside: str = "") -> dict[str, list[str]]:

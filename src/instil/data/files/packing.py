@@ -10,6 +10,7 @@ import gzip
 import lzma
 import shutil
 import stat
+import struct
 import tempfile
 import textwrap
 import zipfile
@@ -29,6 +30,10 @@ MOST_MEMBERS = 10_000
 EXTRA = "pip install 'instil[data]'"
 PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 PACKED_SUFFIXES = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd", ".zip": "zip"}
+FAULTS = (  # what the unpackers raise over damaged data; of zip archives zipfile decodes names and numbers anew
+    OSError, EOFError, ValueError, RuntimeError, MemoryError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 OFFICE = {"[Content_Types].xml": "an Excel or Word file", "mimetype": "an OpenDocument file"}
 
 Watch = Callable[[int], object]  # told how many bytes of the file on disk have been read
@@ -105,7 +110,7 @@ class Stream:
         self._size, self._packing, self._watch, self._read = entry.size, packing, watch, 0
         try:
             self._raw = entry.open()
-        except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+        except FAULTS as error:
             raise DataError(f"{self.name}: cannot be read: {_reason(error)}") from error
         self._layers: list[Any] = [self._raw]
         try:
@@ -121,7 +126,7 @@ class Stream:
             data = cast(bytes, self._layers[-1].read(size))
             if self._watch is not None:
                 self._watch(self._raw.tell())
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError) as error:
+        except FAULTS as error:
             if not self._packing and isinstance(error, OSError):
                 raise DataError(f"{self.name}: cannot be read: {_reason(error)}") from error
             packing = " and ".join(self._packing) or "zip"
@@ -200,7 +205,7 @@ def members_of(entry: Entry) -> list[Entry]:
     try:
         with zipfile.ZipFile(entry.path) as archive:
             infos = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+    except FAULTS as error:
         raise DataError(f"{entry.name}: a zip archive that is damaged or cut off ({_reason(error)})") from error
     names = [info.filename for info in infos]
     if not all(names):

@@ -152,7 +152,8 @@ def template_from(stored: Any, where: str) -> Template:
         template: Template = chat_from(stored) if stored.get("kind") == "jinja" else form_from(stored)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{where}: not a template (wanted name, with_input, without_input, stop, header; or a chat template)"
+            f"{where}: not a template (wanted name, with_input with {{instruction}} and {{input}}, without_input with "
+            "{instruction}, stop, header; or a chat template)"
         ) from error
     if stored.get("hash") != template.hash:
         raise DataError(f"{where}: its text has hash {template.hash} but it says {stored.get('hash')}")

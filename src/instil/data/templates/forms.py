@@ -25,6 +25,7 @@ from instil.settings.options import TrainOn, Turns
 
 _PART = re.compile(r"\{(instruction|input|system)\}|\{control:([^}]*)\}")
 _CONTROL = re.compile(r"\{control:([^}]*)\}")
+_SLOTS = {"with_input": ["input", "instruction"], "without_input": ["instruction"], "system": ["system"], "header": []}
 _OPTIONAL = ("system", "between")  # left out of what is hashed where they are empty
 _Kind = Literal["form", "control", "slot"]
 
@@ -303,4 +304,8 @@ def form_from(stored: Mapping[str, Any]) -> FormTemplate:
     values = {**needed, **more}
     if not all(isinstance(value, str) for value in values.values()):
         raise TypeError("a form is text")
+    for key, wanted in _SLOTS.items():
+        found = sorted(text for kind, text in _parts(values.get(key, "")) if kind == "slot")
+        if found != (wanted if key != "system" or values.get(key) else []):
+            raise TypeError(f"{key} has the slots {found}; wanted {wanted}")
     return FormTemplate(**cast(dict[str, str], values))

@@ -12,6 +12,8 @@ from instil.model.families.keys import Fields, Header, Row, refuse_unread
 from instil.model.spec import DecoderSpec
 
 Shapes = Mapping[str, tuple[int, ...]]
+# What reading a configuration raises whose values are of other kinds than those of a decoder.
+NONSENSE = (TypeError, ValueError, AttributeError, ArithmeticError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Family:
         Raises:
             KeyError: a key is missing.
             ModelError: it says something that is not implemented here.
-            TypeError, ValueError, ZeroDivisionError: the values cannot be those of a decoder.
+            others of `NONSENSE`: the values cannot be those of a decoder.
         """
         understood = {key: values for row in self.keys for key, values in row.understood.items()}
         refuse_unread(self.name, config, understood)
@@ -177,5 +179,5 @@ class Family:
         fields = Fields(self.keys, read)
         for row in sorted(self.keys, key=lambda row: not row.optional):  # they name what their defaults hang on
             if not row.fields or row.fields[0] not in fields:
-                fields.update(read(row, fields))
+                fields.take(read(row, fields))
         return self.spec(**fields)

@@ -14,6 +14,8 @@ from torch import Tensor
 from instil.errors import ModelError
 from instil.model.spec import DecoderSpec
 
+MOST_LAYERS = 10_000
+
 
 class Fields(dict[str, Any]):
     """Fields of a spec as a file says them; each is read when it is asked for, since some are defaults of others."""
@@ -22,8 +24,19 @@ class Fields(dict[str, Any]):
         super().__init__()
         self._rows, self._read = {field: row for row in rows for field in row.fields}, read
 
+    def take(self, said: Mapping[str, Any]) -> None:
+        """Take fields over; layers are looked at before others say something of each of them.
+
+        Raises:
+            ValueError: there are more than any model has.
+        """
+        self.update(said)
+        layers = self.get("layers")
+        if isinstance(layers, int | float) and layers > MOST_LAYERS:
+            raise ValueError(f"it speaks of {layers:,} layers; at most {MOST_LAYERS:,} are read")
+
     def __missing__(self, field: str) -> Any:
-        self.update(self._read(self._rows[field], self))
+        self.take(self._read(self._rows[field], self))
         return self[field]
 
 
@@ -274,6 +287,8 @@ def refuse_strangers(
     Raises:
         ModelError: naming the keys and values.
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{_shown(config)} in {file}; wanted an object")
     strange = [
         f"{key}={_shown(value)}"
         for key, value in config.items()

@@ -62,6 +62,8 @@ class Rope(Row):
 
     def from_config(self, config: Mapping[str, Any], known: Fields) -> dict[str, Any]:
         settings = config.get("rope_scaling") or config.get("rope_parameters") or {}  # the older comes first
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"rope_parameters={settings!r}; wanted an object")
         theta = settings.get("rope_theta") or config.get(self._keys[0]) or self._theta
         kind = settings.get("rope_type") or settings.get("type") or "default"
         if (original := config.get(_ORIGINAL) or self._original) is not None:  # beside the settings it comes first

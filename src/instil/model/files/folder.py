@@ -14,7 +14,7 @@ from instil.files import json_text, read_json_object
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
-from instil.model.families.family import Stored
+from instil.model.families.family import NONSENSE, Stored
 from instil.model.families.keys import dropped
 from instil.model.files.names import plain_names
 from instil.model.files.reader import hub_tensors
@@ -42,7 +42,7 @@ class SafetensorsFolder:
             self.spec = self.family.spec_from_config(config)
         except KeyError as error:
             raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except NONSENSE as error:
             raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
         files = weight_files(folder)
         self.files = tuple(folder / name for name in files.names)

@@ -18,7 +18,7 @@ from instil.errors import ModelError
 from instil.gguf_header import read_gguf, shards_of
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
-from instil.model.families.family import Family, Stored
+from instil.model.families.family import NONSENSE, Family, Stored
 from instil.model.spec import DecoderSpec
 
 MAGIC = b"GGUF"
@@ -56,7 +56,7 @@ class GgufFile:
             self.spec = self.family.spec_from_gguf(self._meta, shapes, self.get)
         except KeyError as error:
             raise ModelError(f"{path}: its header lacks {error.args[0]!r}") from error
-        except (TypeError, ValueError) as error:
+        except NONSENSE as error:
             raise ModelError(f"{path}: its header makes no sense: {error}") from error
 
     def names(self) -> set[str]:
@@ -90,7 +90,7 @@ class GgufFile:
         families: dict[str, Family] = {}
         for family in FAMILIES.values():
             families.setdefault(family.architecture_in_gguf, family)
-        if architecture not in families:
+        if not isinstance(architecture, str) or architecture not in families:
             raise ModelError(
                 f"{self.path}: its architecture is {architecture!r}; read here: {', '.join(families)}"
                 f"{what_is_missing(str(architecture))}"

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from instil.errors import ModelError
 from instil.files import read_json_object
 
 CONFIG = "adapter_config.json"
 ALL_LINEAR = "all-linear"
+PATIENCE = 1.0  # seconds for one expression and one name: some of a file's expressions would take years
+UNREADABLE = (regex.error, TypeError, ValueError, AttributeError, OverflowError, RecursionError, TimeoutError)
 _UNDERSTOOD: tuple[Any, ...] = ("none", None, False, 0, [], {})
 _ELSEWHERE = (  # what changes the base model, or more than the linear layers, or when an adapter acts
     "bias", "layer_replication", "use_qalora", "lora_bias", "alora_invocation_tokens", "target_parameters",
@@ -74,7 +78,7 @@ class AdapterConfig:
         try:
             wanted = _of(self._values.get("rank_pattern"), module, self._values.get("r", rank))
             alpha = float(_of(self._values.get("alpha_pattern"), module, self._values.get("lora_alpha", 8)))
-        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError, re.error) as error:
+        except UNREADABLE as error:
             raise ModelError(
                 f"{self.path}: lora_alpha, alpha_pattern or rank_pattern cannot be read: {error}"
             ) from error
@@ -107,14 +111,14 @@ class AdapterConfig:
         try:
             if self._excluded and _is_called(module, self._excluded):
                 return False
-            if any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in self.whole):
+            if any(_begins(rf"(^|.*\.){name}($|\..*)", module) for name in self.whole):
                 return False
             if isinstance(targets, str):
                 return _is_called(module, targets)
             return _is_called(module, targets or ()) and _in_layers(
                 module, values.get("layers_to_transform"), values.get("layers_pattern")
             )
-        except (re.error, TypeError, ValueError, RecursionError, OverflowError) as error:
+        except UNREADABLE as error:
             raise ModelError(
                 f"{self.path}: target_modules, exclude_modules, layers_to_transform or layers_pattern cannot be read: "
                 f"{error}"
@@ -137,8 +141,13 @@ class AdapterConfig:
 def _is_called(module: str, names: str | Iterable[str]) -> bool:
     """Whether a module is meant by a regular expression for its whole name, or by some ends of names."""
     if isinstance(names, str):
-        return re.fullmatch(names, module) is not None
+        return regex.fullmatch(names, module, timeout=PATIENCE) is not None
     return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _begins(pattern: str, module: str) -> Any:
+    """The match of an expression of the file with the beginning of a module's name."""
+    return regex.match(pattern, module, timeout=PATIENCE)
 
 
 def _in_layers(module: str, layers: Any, pattern: Any) -> bool:
@@ -147,13 +156,13 @@ def _in_layers(module: str, layers: Any, pattern: Any) -> bool:
         return True
     patterns = [pattern] if isinstance(pattern, str) and pattern else pattern or [r"[^.]*"]
     before = r".*?\." if not pattern else r"(?:^|.*?\.)"
-    found = next(filter(None, (re.match(rf"{before}{one}\.(\d+)\.", module) for one in patterns)), None)
+    found = next(filter(None, (_begins(rf"{before}{one}\.(\d+)\.", module) for one in patterns)), None)
     return found is not None and int(found[1]) in (layers if isinstance(layers, list) else [layers])
 
 
 def _of(pattern: Any, module: str, default: Any) -> Any:
     """What a pattern says of a module, as PEFT looks it up: a regular expression for the end of its name."""
     for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if _begins(rf"(.*\.)?({key})$", module):
             return value
     return default

@@ -111,7 +111,11 @@ def read_state(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
         raise ModelError(f"{path}: .pth files are read with torch 2.10 or newer only; this is {torch.__version__}")
     if path.stat().st_size == 0:
         raise ModelError(f"{path}: the file is empty")
-    if not zipfile.is_zipfile(path):
+    try:
+        whole = zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # of an archive in several parts
+        whole = False
+    if not whole:
         with path.open("rb") as file:
             start = file.read(16)
         raise ModelError(f"{path}: not a file of torch.save, or cut off (it starts with {start!r}). Fetch it again.")

@@ -81,6 +81,20 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
         )
 
 
+def check_layers(reader: Reader) -> None:
+    """Refuse a file that speaks of more layers than it can hold, before they are made.
+
+    Raises:
+        ModelError: it has fewer tensors than layers.
+    """
+    layers, tensors = reader.spec.layers, len(reader.names())
+    if layers > tensors:
+        raise ModelError(
+            f"{reader.path}: speaks of {layers:,} layers, and holds {tensors:,} tensors; file and configuration do not "
+            "belong together"
+        )
+
+
 def _joined(parts: list[Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Parts under one another; a single one that is already what is wanted is taken as it is."""
     first = parts[0]
@@ -114,11 +128,23 @@ def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
         part = part.T
     if stored.by_channel and part.dim() == 3 and part.shape[1] == 1:
         part = part.squeeze(1)
-    if stored.paired_heads and stored.paired_heads[index]:
-        part = halves_from_pairs(part, reader.spec.head_width)
+    paired, width = bool(stored.paired_heads) and stored.paired_heads[index], reader.spec.head_width
+    if paired or stored.by_head:
+        _check_heads(reader, source, part, 3 * width if stored.by_head else width)
+    if paired:
+        part = halves_from_pairs(part, width)
     if stored.by_head:
-        part = parts_from_heads(part, reader.spec.head_width)
+        part = parts_from_heads(part, width)
     return part - 1 if stored.one_added else part
+
+
+def _check_heads(reader: Reader, source: str, part: Tensor, rows: int) -> None:
+    """ModelError for a tensor that is not made of heads of so many rows."""
+    if not part.dim() or part.shape[0] % rows:
+        raise ModelError(
+            f"{reader.path}: tensor {source} has the shape {list(part.shape)}; wanted a multiple of {rows} rows, the "
+            "heads of its configuration; file and configuration do not belong together"
+        )
 
 
 def halves_from_pairs(rows: Tensor, head_width: int) -> Tensor:

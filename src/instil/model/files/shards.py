@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from instil.errors import ModelError, counted
-from instil.files import json_object_or_empty, json_text, read_json_object
+from instil.files import is_file, json_object_or_empty, json_text, read_json_object
 from instil.model.files.safetensors import SafetensorsFile, same, write_safetensors
 
 WEIGHTS = "model.safetensors"
@@ -44,7 +44,7 @@ def weight_files(folder: Path) -> WeightFiles:
         raise ModelError(f"{folder}: no {WEIGHTS} in it{_instead(folder)}")
     listed = _weight_map(folder / INDEX)
     names = tuple(sorted(set(listed.values())))
-    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    missing = [name for name in names if Path(name).name != name or not is_file(folder / name)]
     if missing:
         raise ModelError(
             f"{folder}: {INDEX} names {counted(len(names), 'file')}, of which {_some(map(repr, missing))} "
@@ -125,7 +125,7 @@ def _left_aside(folder: Path) -> tuple[str, ...]:
     listed = json_object_or_empty(folder / INDEX).get("weight_map")
     named = {str(name) for name in listed.values()} if isinstance(listed, dict) else set()
     shards = {entry.name for entry in folder.glob("model-*-of-*.safetensors")}
-    shards |= {name for name in named if Path(name).name == name and (folder / name).is_file()}
+    shards |= {name for name in named if Path(name).name == name and is_file(folder / name)}
     if not (shards | named) - {WEIGHTS}:
         return ()
     there = f"{counted(len(shards - {WEIGHTS}), 'shard')} of a model" if shards - {WEIGHTS} else f"an index ({INDEX})"

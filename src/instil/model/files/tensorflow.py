@@ -25,7 +25,7 @@ from torch import Tensor
 from instil.errors import ModelError
 from instil.files import read_json_object
 from instil.model.families import FAMILIES
-from instil.model.families.family import Family, Stored
+from instil.model.families.family import NONSENSE, Family, Stored
 from instil.model.spec import DecoderSpec
 
 HPARAMS = "hparams.json"
@@ -81,7 +81,7 @@ class TensorflowCheckpoint:
             self.spec = form.spec(read_hparams(folder / HPARAMS), shapes)
         except KeyError as error:
             raise ModelError(f"{folder}: neither {HPARAMS} nor {INDEX} knows {error.args[0]!r}") from error
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except NONSENSE as error:
             raise ModelError(f"{folder / HPARAMS}: makes no sense: {error}") from error
 
     def names(self) -> set[str]:

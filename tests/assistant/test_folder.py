@@ -12,7 +12,7 @@ import pytest
 
 from instil.assistant.assistant import load
 from instil.errors import UserError
-from instil.model.files import folder as weights
+from instil.model.files import shards
 from instil.recipes.export import export
 
 
@@ -40,7 +40,7 @@ def test_nothing_is_left_where_it_cannot_be_written(
         path.write_bytes(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(weights, "write_safetensors", full)
+    monkeypatch.setattr(shards, "write_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         export(tiny_folder, "hf", tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -61,7 +61,7 @@ def _same_numbers() -> None:
 
 
 # Tests that look at what is drawn; a run of a tiny model spends a fifth of its time on pictures.
-DRAWING = ("test_training.py", "test_sweep.py", "test_chapter7.py", "test_report.py")
+DRAWING = ("test_training.py", "test_probe.py", "test_sweep.py", "test_chapter7.py", "test_report.py")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -109,7 +109,7 @@ def test_cut_and_skipped_rows_are_counted_and_named() -> None:
     assert found.cut == (1,)  # row 3 of nine ids fits in eight positions
     assert found.skipped == (2,)
     text = "\n".join(found.lines())
-    assert "lose the end of their response: 1" in text
+    assert "loses the end of the response: 1" in text
     assert "skipped" in text
     assert "no test rows" in text
     # Targets within eight positions: ids 4..7 of the first row, 4..8 of the second, none of the third.

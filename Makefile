@@ -9,8 +9,9 @@ PEERS  := $(BENCH)/bin/pip --disable-pip-version-check --quiet
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
 DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
 
-# Tests run in so many processes of one thread each: tiny models leave a second thread nothing to do.
-WORKERS ?= 2
+# Tests run in so many processes of one thread each: tiny models leave a second thread nothing to do, and servers, disks and
+# other processes leave a third of the two cores.
+WORKERS ?= 3
 
 # What the benchmarks are asked, such as BENCH_TRAIN="--rounds 1 --cases gpt2-all" (see --help).
 BENCH_TRAIN ?=

@@ -110,7 +110,7 @@ def test_every_choice_of_the_book_that_is_not_the_default_is_explained() -> None
 
 def test_what_the_page_says_of_defaults_is_so() -> None:
     data, train, generate = Settings().data, Settings().train, Settings().generate
-    assert (data.template, data.split, data.max_length) == ("alpaca", "book", 1024)
+    assert (data.template, data.split, data.max_length) == ("auto", "book", 1024)
     assert (train.epochs, train.batch_size, train.weight_decay, train.warmup, train.clip) == (4, 8, 0.1, 0.0, 0.0)
     assert (train.seed, generate.temperature, generate.max_new_tokens) == (123, 0.0, 256)
     assert (train.learning_rate, train.schedule, train.eval_every) == (1e-4, "cosine", 25)

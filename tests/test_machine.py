@@ -43,6 +43,7 @@ def test_memory_that_is_freed_stays_with_the_process() -> None:
     assert 400 > sizes[0] > 200 > sizes[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="of glibc")
 def test_memory_does_not_grow_with_every_new_shape() -> None:
     """Left alone, oneDNN keeps a product for each number of tokens, some megabytes for a model's layers."""

@@ -79,6 +79,7 @@ def test_rows_are_near_from_nine_tenths_on() -> None:
     assert [(near.row, near.train_row) for near in leaked(train, held_out)] == [(40, 0)]
 
 
+@pytest.mark.slow
 def test_rows_that_leak_are_counted_by_how_near_they_are() -> None:
     """Of the starter rows, which the project wrote: as they are, and held out again with ever more of them changed."""
     train = read_source("starter").examples[:300]

@@ -221,6 +221,7 @@ stored_tokens(store, template_named("alpaca"), FastTokenizer.gpt2(), "response",
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(workers.processors() < 2, reason="one processor")
 def test_killed_processes_leave_what_is_complete(tmp_path: Path, home: Path) -> None:
     """The builder is killed while two others encode for it; those end by themselves, and the rest is made later."""

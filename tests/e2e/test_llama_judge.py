@@ -76,6 +76,7 @@ def test_a_prompt_beyond_its_context_is_unscored(llama: str) -> None:
     assert verdicts[1].score is not None
 
 
+@pytest.mark.slow
 def test_in_this_process_the_same_question_gets_the_same_reply(tmp_path: Path) -> None:
     rows = answered(4)
     first = instil.score(rows, "llamacpp:smollm2-135m", journal=tmp_path / "one")

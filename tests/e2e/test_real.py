@@ -33,6 +33,7 @@ def starter_rows() -> list[dict[str, str]]:
     return json.loads((resources.files("instil.data") / "starter.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rows", [pytest.param(6, marks=pytest.mark.real), pytest.param(110, marks=[pytest.mark.real, pytest.mark.slow])]
 )

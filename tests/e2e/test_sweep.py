@@ -19,6 +19,7 @@ LONG = '[[run]]\nname = "long"\nsettings.train.epochs = 100000\n'
 OTHER = '[[run]]\nname = "other"\nsettings.train.max_steps = 3\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "options", "code"),
     [
@@ -102,6 +103,7 @@ def test_what_cannot_be_used(arguments: tuple[str, ...], says: str, tmp_path: Pa
     assert [file.name for file in tmp_path.iterdir()] == ["bad.toml"]
 
 
+@pytest.mark.slow
 def test_probe_prints_a_table_and_a_setting(tiny_folder: Path, data_file: Path) -> None:
     arguments = ("probe", data_file, "-m", tiny_folder, "--rates", "1e-3,3e-3,1e30", "--steps", "2")
     done = instil(*arguments, "-o", data_file.parent / "out")

@@ -59,6 +59,7 @@ def test_a_run_goes_out_as_pth_and_comes_back(tuned: Run, tmp_path: Path) -> Non
     assert instil.load(written.path, max_new_tokens=4).respond(question) == instil.load(tuned.path).respond(question)
 
 
+@pytest.mark.slow
 def test_a_pth_file_can_be_tuned_again_and_becomes_a_folder(tuned: Run, tmp_path: Path) -> None:
     first = export(tuned.path, "pth", tmp_path / "x.pth").path
     again = instil.finetune(rows(12), model=first, out=tmp_path / "again", max_steps=1, max_new_tokens=2)

@@ -50,6 +50,7 @@ def test_a_trial_is_an_ordinary_short_run(
     assert found.untrained == first["val_loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_preference_tuning_is_probed_as_it_is_done(method: str, tiny_folder: Path, tmp_path: Path) -> None:
     """The loss is that of the pairs beside the reference, not of their texts."""

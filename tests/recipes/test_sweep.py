@@ -315,6 +315,7 @@ def test_a_run_of_an_earlier_version_has_its_row_and_its_report(copied: Here) ->
     assert (row.steps, row.trained, row.validation_loss, row.own_peak) == (3, None, None, False)
 
 
+@pytest.mark.slow
 def test_a_failing_run_does_not_lose_the_others(tmp_path: Path, tiny_folder: Path) -> None:
     head, first, *_ = RUNS.split("[[run]]")
     here = Here(tmp_path, tiny_folder, head + FAILS + "[[run]]" + first)

@@ -292,6 +292,7 @@ def command(server: JudgeServer, out: Path, rows: str, *more: str) -> list[str]:
     return [sys.executable, "-m", "instil.cli", *words, "--count", "30", "--set", "make.concurrency=1", *more]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_goes_on_in_the_same_bytes(
     server: JudgeServer, tmp_path: Path, rows_file: str
 ) -> None:

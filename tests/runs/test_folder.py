@@ -28,7 +28,7 @@ from instil.recipes.sweep.file import Overrides
 from instil.recipes.sweep.sweep import sweep
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
-from instil.screen import Screen
+from instil.screen import Screen, visible
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from tests.conftest import SEPARATORS, rows
@@ -44,7 +44,8 @@ def test_line_separators_in_a_rows_text_survive_every_file(plain_run: Path) -> N
     samples = (plain_run / "samples.jsonl").read_bytes().decode().rstrip("\n").split("\n")
     asked = [json.loads(line)["instruction"] for line in samples]
     assert asked == [f"Double the number {n}.{SEPARATORS}!" for n in (38, 39)] * 2
-    assert f"Double the number 38.{SEPARATORS}!" in (plain_run / "report.html").read_bytes().decode()
+    shown = visible(f"Double the number 38.{SEPARATORS}!")  # with signs for what is no text
+    assert shown in (plain_run / "report.html").read_bytes().decode()
 
 
 def test_scores_are_keyed_by_the_rows_of_the_data_and_come_out_the_same_again(copied_run: Path) -> None:

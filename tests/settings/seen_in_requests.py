@@ -165,7 +165,7 @@ def min_coverage(world: World) -> None:
     how = {"say": lambda message, number: '{"score": 4}' if "Say 0." in message else "no idea", "rows": 2}
     too_few, _ = world.scored(**how)
     assert too_few.code == 1
-    assert "only 1 of 2 rows have a score" in too_few.said
+    assert "only 1 of 2 rows has a score" in too_few.said
     assert world.scored("score.min_coverage=0.5", **how)[0].code == 0
 
 

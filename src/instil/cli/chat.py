@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from instil.cli.options import AdapterOpt, SetOpt, chosen_settings
-from instil.cli.show import show_note
+from instil.cli.show import show_lines, show_note, show_stream
 from instil.errors import UserError, did_you_mean
 from instil.screen import visible
 
@@ -143,9 +143,7 @@ class _Chat:
         self._talk.sides.append(Side("base", assistant, said))
 
     def _help(self, rest: str) -> None:
-        for name, meaning in HELP.items():
-            typer.echo(f"{name:15} {meaning}")
-        typer.echo(KEYS)
+        show_lines([*(f"{name:15} {meaning}" for name, meaning in HELP.items()), KEYS])
 
     def _system(self, rest: str) -> None:
         self._talk.system = rest
@@ -155,7 +153,7 @@ class _Chat:
         name, _, value = rest.replace("=", " ", 1).partition(" ")
         if not name or not value.strip():
             shown = self._talk.options.model_dump()
-            typer.echo("\n".join(f"{key:20} {said}" for key, said in shown.items()))
+            show_lines(f"{key:20} {said}" for key, said in shown.items())
             return
         self._talk.set(name, value.strip())
 
@@ -185,23 +183,25 @@ def _wrote(file: Path) -> None:
 
 def _show(side: Side, pieces: Generator[str, None, None]) -> None:
     """An answer as it comes; Ctrl-C ends it, and not the program."""
-    if side.name:
-        typer.echo(f"[{side.name}] ", nl=False)
     stopped: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         stopped.append(number)
 
-    before = signal.signal(signal.SIGINT, stop)
-    try:
+    def coming() -> Iterator[str]:
+        yield f"[{side.name}] " if side.name else ""
         for piece in pieces:
-            typer.echo(visible(piece), nl=False)
+            yield visible(piece)
             if stopped:
                 break
         pieces.close()  # what it had begun to compute ends
+        yield " [stopped]" if stopped else ""
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        show_stream(coming())
     finally:
         signal.signal(signal.SIGINT, before)
-    typer.echo(" [stopped]" if stopped else "")
 
 
 def _lines() -> Iterator[str]:

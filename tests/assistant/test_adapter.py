@@ -39,6 +39,7 @@ def apart(one: Decoder, other: Decoder) -> float:
     return float((logits(one) - logits(other)).abs().max() / logits(other).abs().max())
 
 
+@pytest.mark.slow
 def test_the_model_with_the_adapter_is_the_runs(run: Path, tiny_folder: Path, tmp_path: Path) -> None:
     merged = instil.load(run)
     for given in (run / "adapter", run):
@@ -84,6 +85,7 @@ def test_what_is_in_the_model_already_is_refused(run: Path, tmp_path: Path) -> N
 OTHER_BASE = "trained beside other weights"
 
 
+@pytest.mark.slow
 def test_on_another_base_than_their_own_it_is_said(tmp_path: Path) -> None:
     """Put on the model that they are in already, in a copy of it elsewhere; and of a run that went on from a run."""
     base = folder_of(tmp_path / "base", "llama", max_position_embeddings=512)
@@ -138,6 +140,7 @@ def test_an_adapter_of_peft(tiny_folder: Path, tmp_path: Path) -> None:
     assert (found - wanted).abs().max() / wanted.abs().max() < 1e-5
 
 
+@pytest.mark.slow
 def test_an_adapter_with_tables_and_rows_is_taken_along(tiny_folder: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

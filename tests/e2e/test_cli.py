@@ -46,6 +46,7 @@ def test_help_and_version() -> None:
     assert instil("nonsense").returncode == 2
 
 
+@pytest.mark.slow
 def test_the_summary_names_the_report(tiny_folder: Path, data_file: Path) -> None:
     out = data_file.parent / "run"
     done = instil("run", data_file, "-m", tiny_folder, "-o", out, *QUICK)
@@ -54,6 +55,7 @@ def test_the_summary_names_the_report(tiny_folder: Path, data_file: Path) -> Non
     assert "before" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_default_run_folder(tiny_folder: Path, data_file: Path) -> None:
     done = instil("train", data_file, "-m", tiny_folder, *QUICK, cwd=data_file.parent)
     assert done.returncode == 0, done.stderr

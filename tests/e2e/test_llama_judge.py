@@ -60,6 +60,7 @@ def test_a_server_is_asked_in_json_and_every_row_has_a_score(llama: str) -> None
     assert all(set(json.loads(verdict.said)) == {"score"} for verdict in verdicts)
 
 
+@pytest.mark.slow
 def test_its_probabilities_weigh_the_score(llama: str) -> None:
     for verdict in instil.score(answered(2), f"{llama}/v1", concurrency=1, weighted=True):
         assert verdict.score is not None

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.real
 SHORT = MakeOptions(max_tokens=40, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_every_row_has_a_passive_or_a_reason_and_nothing_is_asked_twice(tmp_path: Path) -> None:
     rows = [
         {"instruction": "What happened?", "input": "", "output": "The cat chased the mouse."},

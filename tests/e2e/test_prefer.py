@@ -34,6 +34,7 @@ def test_pairs_are_checked(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_each_way_makes_pairs(tiny_folder: Path, tmp_path: Path) -> None:
     a = answers(tmp_path / "a.json", 6, lambda n: "It is.")
     b = answers(tmp_path / "b.json", 6, lambda n: "It is")

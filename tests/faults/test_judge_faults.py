@@ -215,6 +215,7 @@ def test_failures_are_never_kept(server: JudgeServer, tmp_path: Path) -> None:
     assert (again.asked, again.found, again.unscored) == (2, 4, {})
 
 
+@pytest.mark.slow
 def test_a_judge_that_dies_at_row_57_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / name / "said.json" for name in ("whole", "broken")]
     for file in files:

@@ -74,6 +74,7 @@ def test_a_pth_file_can_be_tuned_again_and_becomes_a_folder(tuned: Run, tmp_path
     torch.testing.assert_close(found, logits(first), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command(tuned: Run, tmp_path: Path) -> None:
     done = command("export", tuned.path, "--to", "pth", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

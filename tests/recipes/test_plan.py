@@ -85,6 +85,7 @@ def test_the_cache_of_answers_counts() -> None:
     assert not memory.fits
 
 
+@pytest.mark.slow
 def test_the_command_leaves_nothing_behind(tiny_folder: Path, data_file: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     done = command(

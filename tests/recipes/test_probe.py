@@ -30,6 +30,7 @@ def probed(model: Path, *assignments: str, data: Any = None, **options: Any) -> 
     return probe(data or rows(40), model, chosen, screen=QUIET, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("free", [10**12, 0])
 def test_a_trial_is_an_ordinary_short_run(

@@ -198,6 +198,7 @@ def test_finished_runs_are_kept(copied: Here, monkeypatch: pytest.MonkeyPatch) -
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lost", ["report.json", pytest.param("responses/tuned.json", marks=SLOW), pytest.param("model", marks=SLOW)]
 )
@@ -212,6 +213,7 @@ def test_a_run_that_is_not_whole_is_done_again(lost: str, copied: Here) -> None:
     assert done.table.rows[2].before_from == str(copied.out / "first")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoilt", [pytest.param("metrics.jsonl", marks=SLOW), "model/model.safetensors"])
 def test_a_run_with_nothing_in_its_files_is_done_again(spoilt: str, copied: Here) -> None:
     (copied.out / "thin" / spoilt).write_text("x" if spoilt.startswith("model") else "")
@@ -233,6 +235,7 @@ def test_an_error_of_any_kind_does_not_lose_the_others(copied: Here, monkeypatch
     assert "File too large" in done.table.rows[0].reason
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_file_is_done_again(copied: Here) -> None:
     shutil.rmtree(copied.out / "thin")
     for name in ("responses", "scores", "checkpoints"):
@@ -405,6 +408,7 @@ def test_a_run_that_memory_does_not_allow_gets_its_own_process(copied: Here, mon
     assert "in a process of its own" in copied.screen.text
 
 
+@pytest.mark.slow
 def test_a_judge_scores_every_run(copied: Here) -> None:
     with judging(say=lambda message, number: '{"score": 4}', models=("judge",)) as server:
         done = copied.go(judge=f"{server.url}/v1")

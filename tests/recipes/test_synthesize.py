@@ -320,6 +320,7 @@ def test_a_process_that_is_killed_goes_on_in_the_same_bytes(
         assert (tmp_path / f"broken{name}").read_bytes() == (tmp_path / f"whole{name}").read_bytes()
 
 
+@pytest.mark.slow
 def test_exit_codes(server: JudgeServer, tmp_path: Path, rows_file: str) -> None:
     def code(*words: str) -> tuple[int, str]:
         done = subprocess.run(

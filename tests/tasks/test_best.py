@@ -53,6 +53,7 @@ def test_without_patience_the_last_model_remains(tiny_folder: Path, tmp_path: Pa
     assert run.steps == 3
 
 
+@pytest.mark.slow
 def test_what_gets_better_is_not_stopped_and_ends_as_it_would_without(tiny_folder: Path, tmp_path: Path) -> None:
     settings = {"max_steps": 6, "eval_every": 2, "learning_rate": 1e-3, "max_new_tokens": 2}
     models = []

@@ -281,6 +281,7 @@ def test_a_head_that_is_said_to_be_the_embedding(tmp_path: Path, family: str, ki
     assert close(scores(decoder), theirs(tmp_path))
 
 
+@pytest.mark.slow
 def test_verbs_say_in_a_line_what_is_to_be_known_of_a_folder(tiny_folder: Path, tmp_path: Path) -> None:
     for file in tiny_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -148,6 +148,7 @@ def test_products_in_bfloat16(tiny_folder: Path, tmp_path: Path) -> None:
     assert loss == pytest.approx(math.log(2), abs=0.02)
 
 
+@pytest.mark.slow
 def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     tiny_reference("llama", vocab_size=50257, seed=5).save_pretrained(other)

@@ -284,9 +284,10 @@ def tell_demo(figure: Figure) -> str:
     """What a newcomer is told of the demo."""
     values = figure.values
     exact, chrf = ([spread(values[when][name]) for when in ("before", "after")] for name in ("exact_match", "chrf"))
+    form = ", asked in the run's form alone," if "generate.before=same" in figure.command else ""
     return _filled(
-        f"On the {values['rows']} held-out rows the answers of the base model agree with the reference to the last "
-        f"letter in {exact[0]} %, those of the tuned one in {exact[1]} %; mean chrF goes from {chrf[0]} to {chrf[1]}. "
+        f"On the {values['rows']} held-out rows the answers of the base model{form} agree with the reference to the "
+        f"last letter in {exact[0]} %, those of the tuned one in {exact[1]} %; mean chrF goes from {chrf[0]} to {chrf[1]}. "
         f'"{_sentence(values["verdicts"][0])}", says the report. The whole of it, installing aside, takes about '
         f"{values['minutes'][0]:.0f} minutes ({figure.where})."
     )

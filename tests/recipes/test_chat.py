@@ -100,6 +100,14 @@ def test_a_kept_conversation_is_a_row_for_training(talk: Conversation) -> None:
     assert rows[0].history == (Turn("system", "Be brief."), Turn("user", "One?"), Turn("assistant", answers[0]))
 
 
+def test_a_question_that_got_no_answer_is_left_out(talk: Conversation) -> None:
+    side = talk.sides[0]
+    talk.asked, side.said = ["One?", "Two?"], [""]
+    assert talk.messages(side) == [{"role": "user", "content": "Two?"}]
+    assert list(talk.answer(side))
+    assert side.said[0] == ""
+
+
 def test_settings_are_changed_and_checked(talk: Conversation) -> None:
     talk.set("max_new_tokens", "2")
     talk.set("generate.temperature", "1")
@@ -125,16 +133,16 @@ def test_an_answer_that_is_left_is_what_it_is_until_then(talk: Conversation) -> 
 @pytest.mark.parametrize(
     ("messages", "says"),
     [
-        ([], "no messages"),
-        ([{"role": "wizard", "content": "x"}], "message 0: role is 'wizard'; wanted one of system, developer, user"),
+        ([], "messages is an empty list"),
+        ([{"role": "wizard", "content": "x"}], r"messages\[0\] has the role 'wizard'.*known are"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}],
-            "the last message is of the",
+            "the last of messages is the assis",
         ),
-        ([{"role": "user", "content": " \n"}], "the last message says nothing"),
-        ([{"role": "user", "content": 5}], "message 0: its content is not text"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "message 0: its content is not text"),
-        (["x"], "message 0 is no object"),
+        ([{"role": "user", "content": " \n"}], r"messages\[0\] \(user\): content is"),
+        ([{"role": "user", "content": 5}], r"messages\[0\] \(user\): content is number"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "only text is read"),
+        (["x"], r"messages\[0\] is string"),
     ],
 )
 def test_messages_that_cannot_be_used(messages: list[Any], says: str) -> None:
@@ -145,7 +153,7 @@ def test_messages_that_cannot_be_used(messages: list[Any], says: str) -> None:
 def test_parts_of_text_are_joined() -> None:
     parts = [{"type": "text", "text": "Hi "}, {"type": "input_text", "text": "you."}]
     found = conversation_of([{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}])
-    assert (found.instruction, found.history) == ("Hi you.", (Turn("system", "Be brief."),))
+    assert (found.instruction, found.history) == ("Hi \nyou.", (Turn("system", "Be brief."),))
 
 
 def test_the_command_line(plain_run: Path, tmp_path: Path) -> None:

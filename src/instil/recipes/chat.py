@@ -53,9 +53,11 @@ class Conversation:
         self.choice, self.tries = None, 0
 
     def messages(self, side: Side) -> list[dict[str, str]]:
-        """The conversation so far, as one side knows it."""
+        """The conversation so far, as one side knows it; a question that it answered with nothing is left out."""
         found = [{"role": "system", "content": self.system}] if self.system else []
         for number, question in enumerate(self.asked):
+            if number < len(side.said) and not side.said[number]:
+                continue
             found.append({"role": "user", "content": question})
             if number < len(side.said):
                 found.append({"role": "assistant", "content": side.said[number]})

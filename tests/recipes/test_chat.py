@@ -137,7 +137,7 @@ def test_an_answer_that_is_left_is_what_it_is_until_then(talk: Conversation) -> 
         ([{"role": "wizard", "content": "x"}], r"messages\[0\] has the role 'wizard'.*known are"),
         (
             [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}],
-            "the last of messages is the assis",
+            "the last of messages is",
         ),
         ([{"role": "user", "content": " \n"}], r"messages\[0\] \(user\): content is"),
         ([{"role": "user", "content": 5}], r"messages\[0\] \(user\): content is number"),

@@ -287,7 +287,8 @@ def tell_demo(figure: Figure) -> str:
     form = ", asked in the run's form alone," if "generate.before=same" in figure.command else ""
     return _filled(
         f"On the {values['rows']} held-out rows the answers of the base model{form} agree with the reference to the "
-        f"last letter in {exact[0]} %, those of the tuned one in {exact[1]} %; mean chrF goes from {chrf[0]} to {chrf[1]}. "
+        f"last letter in {exact[0]} %, those of the tuned one in {exact[1]} %; mean chrF goes from {chrf[0]} to "
+        f"{chrf[1]}. "
         f'"{_sentence(values["verdicts"][0])}", says the report. The whole of it, installing aside, takes about '
         f"{values['minutes'][0]:.0f} minutes ({figure.where})."
     )

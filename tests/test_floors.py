@@ -22,7 +22,7 @@ APART = [
 ]  # fmt: skip
 ENTRY_POINT = re.compile(r"instil(\.\w+)+:\w+")
 NETWORK = {"socket", "urllib", "http", "httpx", "httpx2", "requests", "huggingface_hub", "aiohttp"}
-NETWORK_AT_HOME = {"downloads.py", "hub.py", "model/find.py", "ask/http.py"}
+NETWORK_AT_HOME = {"downloads.py", "hub.py", "model/find.py", "ask/http.py", "serve/server.py", "serve/protocol.py"}
 
 
 def modules_imported(source: str, package: str) -> set[str]:

@@ -1,0 +1,1 @@
+"""HTTP in OpenAI's and Ollama's shapes, and the web pages."""

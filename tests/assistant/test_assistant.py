@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 import instil
 from instil.assistant.assistant import Assistant
+from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
+from instil.generate.answer import AnswerStream
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +40,14 @@ def test_pieces_are_the_answer(assistant: Assistant, header: bool, temperature: 
         ([], ""),
     ],
 )
-def test_a_header_that_the_model_writes_is_not_shown(
-    assistant: Assistant, said: list[str], shown: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("instil.assistant.assistant.stream", lambda *rest: iter(said))
-    pieces = list(assistant.stream("Go.", header=False))
-    assert "".join(pieces) == shown
-    assert "" not in pieces
+def test_a_header_that_the_model_writes_is_not_shown(said: list[str], shown: str) -> None:
+    class Pieces:
+        def decode(self, ids: list[int]) -> str:
+            return "".join(said[index] for index in ids)
+
+    flow = AnswerStream(cast(Tokenizer, Pieces()), header="\n\n### Response:\n")
+    pieces = [flow.push(index) for index in range(len(said))]
+    assert "".join(pieces) + flow.finish() == shown
 
 
 def test_a_stream_left_early_and_an_interrupt_leave_it_usable(

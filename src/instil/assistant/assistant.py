@@ -16,7 +16,7 @@ from instil.data.templates import OWN, Template, carries_its_own, find_template,
 from instil.data.templates.find import usual_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import DataError, ModelError, TemplateMismatch, UserError
-from instil.generate.answer import answer, stream, without_header
+from instil.generate.answer import answer, stream
 from instil.generate.engine import Engine
 from instil.machine import device_for
 from instil.model.decoder import Decoder
@@ -118,15 +118,7 @@ class Assistant:
         prompt = encode_prompt(example, self.template, self.tokenizer, header=options.header)
         stop_ids = self.tokenizer.stop_ids | {stop_id(self.template, self.tokenizer)}
         header = self.template.preface(header=options.header)
-        said, shown = "", ""
-        for piece in stream(self.engine, self.tokenizer, prompt, stop_ids, options, header):
-            said += piece
-            if header.strip().startswith(said.strip()):
-                continue  # nothing yet, or what may become the header that the model has to write
-            text = without_header(said, header)
-            yield from filter(None, [text[len(shown) :]])
-            shown = text
-        yield from filter(None, [without_header(said, header)[len(shown) :]])
+        yield from stream(self.engine, self.tokenizer, prompt, stop_ids, options, header)
 
 
 def load(

@@ -70,6 +70,45 @@ def answer(
     return completions
 
 
+class AnswerStream:
+    """The text of an answer while it is being made, as it is shown: without white space around it, and without the
+    header where the model has to write it.
+
+    Args:
+        tokenizer: turns ids into text.
+        stop: texts that end the answer and are no part of it.
+        header: what the answer may begin with, where stop texts do not count.
+        bare: show the text just as it comes.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), header: str = "", *, bare: bool = False) -> None:
+        self._text = TextStream(tokenizer, stop, header)
+        self._header, self._bare = header, bare
+        self._said, self._shown = "", ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has come."""
+        return self._text.stopped
+
+    def push(self, token: int) -> str:
+        """Take an id; what is to be shown now and was not before."""
+        self._said += self._text.push(token)
+        if not self._bare and self._header.strip().startswith(self._said.strip()):
+            return ""  # nothing yet, or what may become the header
+        return self._show()
+
+    def finish(self) -> str:
+        """What was held back, once no more ids come."""
+        self._said += self._text.finish()
+        return self._show()
+
+    def _show(self) -> str:
+        text = self._said if self._bare else without_header(self._said, self._header)
+        new, self._shown = text[len(self._shown) :], text
+        return new
+
+
 def stream(
     engine: Engine,
     tokenizer: Tokenizer,
@@ -78,7 +117,7 @@ def stream(
     options: GenerateOptions,
     header: str = "",
 ) -> Iterator[str]:
-    """The answer to one prompt in pieces, as they become certain; leaving early ends the work on it.
+    """The answer to one prompt in pieces (`AnswerStream`), as they become certain; leaving early ends the work on it.
 
     Prompt and answer are remembered, so that a next turn that begins with them goes on from there. ``header`` is what
     the answer may begin with, where stop texts do not count.
@@ -86,7 +125,7 @@ def stream(
     Raises:
         DataError: as `Engine.submit`.
     """
-    text = TextStream(tokenizer, options.stop, header)
+    text = AnswerStream(tokenizer, options.stop, header)
     pieces: list[str] = []
     ended: list[Generated] = []
 

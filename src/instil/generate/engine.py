@@ -23,7 +23,7 @@ from torch import Tensor
 from instil.errors import DataError, SettingsError
 from instil.generate.prefixes import PrefixCache
 from instil.generate.request import Generated, Request, Row
-from instil.generate.sampling import CLOSE, Sampling, most_likely, penalised, probabilities
+from instil.generate.sampling import CLOSE, Sampling, most_likely, probabilities
 from instil.generate.slots import Slots
 from instil.layouts import Shared
 from instil.machine import available_memory
@@ -98,6 +98,8 @@ class Engine:
             raise DataError(f"the prompt has {prompt:,} tokens; the model's context is {context:,}")
         if not 0 <= min(request.prompt) <= max(request.prompt) < self.decoder.spec.vocab_size:
             raise DataError(f"the prompt has ids outside of the model's {self.decoder.spec.vocab_size:,}")
+        if not all(0 <= index < self.decoder.spec.vocab_size for index, _ in request.sampling.logit_bias):
+            raise DataError(f"logit_bias names ids outside of the model's {self.decoder.spec.vocab_size:,}")
         if request.max_new_tokens < 1:
             raise DataError(f"max_new_tokens is {request.max_new_tokens}; wanted 1 or more")
         needed = self._slots.size(min(prompt + request.max_new_tokens, context)) * self._each
@@ -266,7 +268,7 @@ class Engine:
             filled = row.slot.filled
             if row.pending == 1:
                 ids = row.ids[-1:]
-                if guessing and row.request.sampling.greedy:
+                if guessing and row.can_guess:
                     left = row.request.max_new_tokens - row.new_tokens
                     room = min(left, self.decoder.spec.context - len(row.ids)) - 1
                     ids = ids + row.lookup.guess(row.ids, room)
@@ -279,38 +281,44 @@ class Engine:
 
     def _pick(self, logits_RV: Tensor, picks: list[tuple[Row, list[int]]]) -> None:
         """A new token for each row, more where guesses were right."""
-        # Penalties first, since they are a row's own; then rows are sorted by how their tokens are picked.
+        # What is a row's own first; then rows are sorted by how their tokens are picked.
         at = 0
         greedy: list[tuple[Row, list[int], int]] = []
         drawn: dict[Sampling, list[tuple[Row, int]]] = {}
+        told: dict[int, Tensor] = {}  # what the model itself thinks, where that was asked for
         for row, guesses in picks:
             for index in range(len(guesses) + 1):
-                text = row.ids + guesses[:index]
-                penalised(logits_RV[at + index], text, row.request.sampling.repetition_penalty)
+                if row.request.logprobs is not None:
+                    told[at + index] = logits_RV[at + index].float().log_softmax(-1)
+                row.shape(logits_RV[at + index], guesses[:index])
             if row.request.sampling.greedy:
                 greedy.append((row, guesses, at))
             else:
-                drawn.setdefault(replace(row.request.sampling, seed=0), []).append((row, at))
+                alike = replace(row.request.sampling, seed=0, logit_bias=(), frequency_penalty=0, presence_penalty=0)
+                drawn.setdefault(alike, []).append((row, at))
             at += len(guesses) + 1
 
         # Sampled: rows with the same settings share the shaping of their scores, and draw each for itself.
         for sampling, rows in drawn.items():
             shares_RV = probabilities(logits_RV[[at for _, at in rows]], sampling)
-            for (row, _), shares_V in zip(rows, shares_RV, strict=True):
-                self._accept(row, row.sampler.draw(shares_V))
+            for (row, at), shares_V in zip(rows, shares_RV, strict=True):
+                self._accept(row, row.sampler.draw(shares_V), told.get(at))
 
         # Greedy, at last: looking for the best two spoils the scores.
         if greedy:
             ids, leads = most_likely(logits_RV)
             for row, guesses, at in greedy:
-                self._follow(row, guesses, ids[at : at + len(guesses) + 1], leads[at : at + len(guesses) + 1])
+                upto = at + len(guesses) + 1
+                self._follow(row, guesses, ids[at:upto], leads[at:upto], [told.get(one) for one in range(at, upto)])
 
-    def _follow(self, row: Row, guesses: list[int], ids: list[int], leads: list[float]) -> None:
+    def _follow(
+        self, row: Row, guesses: list[int], ids: list[int], leads: list[float], told: list[Tensor | None]
+    ) -> None:
         """Take what the model says after each guess, up to the first that it would not have said."""
         right = 0
         for index, (token, lead) in enumerate(zip(ids, leads, strict=True)):
             said = self._alone(row) if lead < CLOSE else token
-            self._accept(row, said)
+            self._accept(row, said, told[index])
             if row.finish or index == len(guesses) or said != guesses[index]:
                 break
             right += 1
@@ -322,14 +330,18 @@ class Engine:
         self.recomputed += 1
         ids = torch.tensor([row.ids], device=self.decoder.device)
         logits_V = self.decoder.logits(self.decoder(batch_of_ids(ids))[-1:])[0]
-        return int(penalised(logits_V, row.ids, row.request.sampling.repetition_penalty).argmax())
+        return int(row.shape(logits_V).argmax())
 
-    def _accept(self, row: Row, token: int) -> None:
+    def _accept(self, row: Row, token: int, told_V: Tensor | None) -> None:
         if token in row.request.stop_ids:
             row.finish = "stop"
             return
         row.ids.append(token)
         try:
+            if told_V is not None:
+                row.tell(token, told_V)
+            if row.request.constraint is not None:
+                row.request.constraint.take(token)
             ends = row.request.on_token(token)
         except BaseException:
             row.finish = "cancelled"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from instil.generate.sampling import Sampler, Sampling
+from torch import Tensor
+
+from instil.generate.sampling import Sampler, Sampling, shaped
 from instil.generate.slots import Slot
 from instil.generate.speculation import PromptLookup
 from instil.records import Finish
@@ -19,6 +22,33 @@ class Generated:
     finish: Finish
 
 
+class Constraint(Protocol):
+    """What one answer is held to, such as a grammar; it goes along with the tokens as they are taken."""
+
+    def allowed(self, size: int) -> Tensor:
+        """Whether each id may come next, bool [size]; an id that ends the answer where it may end. Never none of them."""
+        ...
+
+    def take(self, token: int) -> None:
+        """A token was taken."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself thought of a token that was taken, before temperature, penalties and constraints.
+
+    Attributes:
+        token: its id.
+        logprob: the logarithm of its probability.
+        top: the likeliest ids with theirs, the likeliest first.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and how it is to be answered.
@@ -29,6 +59,9 @@ class Request:
         stop_ids: ids that end it; they are no part of it.
         sampling: how tokens are picked.
         keep: remember prompt and answer for a later prompt that begins so, such as the next turn of a chat.
+        constraint: what the answer is held to; no other request has the same one.
+        logprobs: for how many of the likeliest tokens logarithms of probabilities are told; None: for none.
+        on_logprobs: told them for every new token, before the token.
         on_token: told every new id as it comes; the answer ends with it if this returns true.
         on_done: told the answer when it has ended, in whoever's step that is.
     """
@@ -38,6 +71,9 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     sampling: Sampling = field(default_factory=Sampling)
     keep: bool = False
+    constraint: Constraint | None = None
+    logprobs: int | None = None
+    on_logprobs: Callable[[TokenLogprobs], None] = lambda told: None
     on_token: Callable[[int], bool | None] = lambda token: None
     on_done: Callable[[Generated], None] = lambda generated: None
 
@@ -61,3 +97,25 @@ class Row:
     def pending(self) -> int:
         """Tokens that are known and not computed yet."""
         return len(self.ids) - self.slot.filled
+
+    @property
+    def can_guess(self) -> bool:
+        """Whether its next tokens can be guessed and checked: none is left to chance or to a constraint."""
+        return self.request.sampling.greedy and self.request.constraint is None
+
+    def shape(self, logits_V: Tensor, guessed: Sequence[int] = ()) -> Tensor:
+        """Scores of its next token, after some that are guessed, with all that was asked for, in place."""
+        if self.request.sampling.by_text:
+            begin, text = len(self.request.prompt), [*self.ids, *guessed]
+            shaped(logits_V, text[:begin], text[begin:], self.request.sampling)
+        if self.request.constraint is not None:
+            allowed_V = self.request.constraint.allowed(logits_V.shape[-1])
+            logits_V.masked_fill_(~allowed_V.to(logits_V.device), float("-inf"))
+        return logits_V
+
+    def tell(self, token: int, logprobs_V: Tensor) -> None:
+        """Tell what the model thought of a token that is taken."""
+        assert self.request.logprobs is not None
+        best = logprobs_V.topk(min(self.request.logprobs, len(logprobs_V)))
+        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        self.request.on_logprobs(TokenLogprobs(token, float(logprobs_V[token]), top))

@@ -29,6 +29,10 @@ class Sampling:
         min_p: among those at least this share as likely as the likeliest (Nguyen et al., 2024).
         repetition_penalty: scores of tokens that the row holds already are divided by it where positive, multiplied
             where negative (Keskar et al., 2019); 1: off.
+        frequency_penalty: taken off the score of a token for each time that the answer holds it (as OpenAI's interface
+            has it); 0: off.
+        presence_penalty: the same once, however often the answer holds it.
+        logit_bias: pairs of an id and what its score is raised by, at first of all.
         seed: of the row's own stream of numbers, so that neighbours do not matter.
 
     Raises:
@@ -40,6 +44,9 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,6 +56,9 @@ class Sampling:
             ("top_p", "above 0, up to 1", 0 < self.top_p <= 1),
             ("min_p", "0 to 1", 0 <= self.min_p <= 1),
             ("repetition_penalty", "0.01 to 100", 0.01 <= self.repetition_penalty <= 100),
+            ("frequency_penalty", "-100 to 100", -100 <= self.frequency_penalty <= 100),
+            ("presence_penalty", "-100 to 100", -100 <= self.presence_penalty <= 100),
+            ("logit_bias", "numbers from -100 to 100", all(-100 <= bias <= 100 for _, bias in self.logit_bias)),
         ):
             if not right:  # what is no number at all compares as false, too
                 raise SettingsError(f"{name} is {getattr(self, name)}; wanted {wanted}")
@@ -69,6 +79,11 @@ class Sampling:
     def greedy(self) -> bool:
         """Whether nothing is left to chance."""
         return self.temperature == 0
+
+    @property
+    def by_text(self) -> bool:
+        """Whether a row's scores are changed by what it holds, or by a bias."""
+        return self.repetition_penalty != 1 or bool(self.frequency_penalty or self.presence_penalty or self.logit_bias)
 
 
 def most_likely(logits_RV: Tensor) -> tuple[list[int], list[float]]:
@@ -97,6 +112,24 @@ def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
         seen = torch.tensor(sorted(set(ids)), device=logits_V.device)
         scores = logits_V[seen]
         logits_V[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    return logits_V
+
+
+def shaped(logits_V: Tensor, prompt: Sequence[int], said: Sequence[int], sampling: Sampling) -> Tensor:
+    """Scores of one row with all that depends on its own text: bias and penalties, in place.
+
+    >>> often = Sampling(frequency_penalty=0.5, presence_penalty=0.25, logit_bias=((2, 3.0),))
+    >>> shaped(torch.tensor([2.0, 1.0, 0.0]), [0, 0], [1, 1], often).tolist()
+    [2.0, -0.25, 3.0]
+    """
+    if sampling.logit_bias:
+        ids, biases = zip(*sampling.logit_bias, strict=True)
+        logits_V[list(ids)] += torch.tensor(biases, dtype=logits_V.dtype, device=logits_V.device)
+    if sampling.repetition_penalty != 1:
+        penalised(logits_V, [*prompt, *said], sampling.repetition_penalty)
+    if said and (sampling.frequency_penalty or sampling.presence_penalty):
+        seen, counts = torch.tensor(said, device=logits_V.device).unique(return_counts=True)
+        logits_V[seen] -= (sampling.frequency_penalty * counts + sampling.presence_penalty).to(logits_V.dtype)
     return logits_V
 
 

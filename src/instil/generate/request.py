@@ -26,7 +26,7 @@ class Constraint(Protocol):
     """What one answer is held to, such as a grammar; it goes along with the tokens as they are taken."""
 
     def allowed(self, size: int) -> Tensor:
-        """Whether each id may come next, bool [size]; an id that ends the answer where it may end. Never none of them."""
+        """Whether each id may come next, bool [size], those that end the answer among them; never none at all."""
         ...
 
     def take(self, token: int) -> None:

@@ -128,7 +128,7 @@ def shaped(logits_V: Tensor, prompt: Sequence[int], said: Sequence[int], samplin
     if sampling.repetition_penalty != 1:
         penalised(logits_V, [*prompt, *said], sampling.repetition_penalty)
     if said and (sampling.frequency_penalty or sampling.presence_penalty):
-        seen, counts = torch.tensor(said, device=logits_V.device).unique(return_counts=True)
+        seen, counts = torch.unique(torch.tensor(said, device=logits_V.device), return_counts=True)
         logits_V[seen] -= (sampling.frequency_penalty * counts + sampling.presence_penalty).to(logits_V.dtype)
     return logits_V
 

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from instil.errors import UserError
+from instil.errors import InstilError, UserError
 from instil.serve.models import UnknownModel
 
 OLLAMA_PATHS: Final = "/api/"
@@ -81,7 +81,7 @@ class ServeError(Exception):
 
 def install(app: FastAPI) -> None:
     """Have whatever an endpoint raises told in the two shapes, and never as HTML."""
-    for kind in (ServeError, UserError, UnknownModel, RequestValidationError, HTTPException, Exception):
+    for kind in (ServeError, InstilError, UnknownModel, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _told)
 
 
@@ -98,6 +98,8 @@ def as_serve_error(error: Exception, method: str, path: str) -> ServeError:
             return ServeError(404, str(error), param="model", code="model_not_found")
         case UserError():
             return ServeError(400, str(error))
+        case InstilError():
+            return ServeError(500, str(error))
         case RequestValidationError():
             return _of_fields(error.errors())
         case HTTPException():

@@ -1,0 +1,283 @@
+"""One thread that answers for everybody: it owns the engines, takes requests between passes, and tells what comes.
+
+Requests of all clients share the passes of a model's engine (continuous batching); models take turns, a pass each. How
+many requests may be under way is bounded: one more is refused at once, which is better than an answer that comes when
+nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import sys
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+from instil.errors import InstilError
+from instil.generate.answer import AnswerStream
+from instil.generate.engine import Engine
+from instil.generate.request import Generated, Request, TokenLogprobs
+from instil.records import Finish
+from instil.serve.errors import ServeError
+from instil.serve.metrics import Metrics
+from instil.serve.models import Models, Served
+
+UNDER_WAY = 64  # requests at once, those being answered included
+IDLE = 30.0  # seconds without a request after which what was made of the weights to be faster is let go
+
+
+class Busy(ServeError):
+    """As many requests are under way as may be; in so many seconds there may be room."""
+
+    def __init__(self, seconds: int) -> None:
+        message = f"as many requests are under way as may be; try again in {seconds} s"
+        super().__init__(503, message, "overloaded_error", code="busy", retry_after=seconds)
+
+
+class Stopping(ServeError):
+    """The server is about to end, and takes nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__(503, "the server is about to end", retry_after=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What has come of an answer since the last piece.
+
+    Attributes:
+        text: of it, which is certain; an answer's pieces joined are its text.
+        tokens: how many new ones there are.
+        logprobs: of the new tokens, where they were asked for.
+        finish: why it has ended, with the last piece.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish: Finish | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A request on its way through the thread."""
+
+    served: Served
+    request: Request
+    text: AnswerStream
+    tell: Callable[[Piece | BaseException], None]
+    ticket: int | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    left: bool = False
+
+    def take(self, token: int) -> bool:
+        """A new token, in the thread."""
+        text = self.text.push(token)
+        self.pieces.append(Piece(text, 1, tuple(self.logprobs)))
+        self.logprobs.clear()
+        return self.text.stopped
+
+    def done(self, generated: Generated) -> None:
+        """The end of it, in the thread."""
+        self.pieces.append(Piece(self.text.finish(), finish=generated.finish))
+        self.ticket = None
+
+    def told(self) -> None:
+        """Hand over what has come, as one piece."""
+        if self.pieces:
+            self.tell(_joined(self.pieces))
+            self.pieces.clear()
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    return Piece(
+        "".join(piece.text for piece in pieces),
+        sum(piece.tokens for piece in pieces),
+        tuple(one for piece in pieces for one in piece.logprobs),
+        pieces[-1].finish,
+    )
+
+
+class Worker:
+    """Answers requests for the models that are served, from any number of tasks of one event loop.
+
+    Args:
+        models: what is served.
+        under_way: requests at once, at most, whether they are being answered or waiting.
+        rows: answers made side by side by one model, at most.
+        metrics: where it is counted what was done.
+    """
+
+    def __init__(
+        self, models: Models, *, under_way: int = UNDER_WAY, rows: int = 32, metrics: Metrics | None = None
+    ) -> None:
+        self.models, self.most, self.under_way = models, under_way, 0
+        self.metrics = metrics or Metrics()
+        self.metrics.most.set(under_way)
+        self._engines: dict[str, Engine] = {}
+        for name, served in models.items():
+            self._engines[name] = served.assistant.engine
+            self._engines[name].rows = rows
+        self._jobs: dict[str, list[_Job]] = {name: [] for name in models}
+        self._inbox: queue.SimpleQueue[tuple[str, _Job] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
+        self._seconds = 1.0  # that an answer takes, of late
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to take requests."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are being taken."""
+        return self._thread.is_alive() and not self._stopping
+
+    def stop(self) -> None:
+        """Take nothing more and let the thread end; what is under way is broken off."""
+        self._stopping = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def check_room(self, count: int = 1) -> None:
+        """Refuse so many more requests where they are too many.
+
+        Raises:
+            Busy: they are.
+            Stopping: the server is about to end.
+        """
+        if not self.alive:
+            raise Stopping()
+        if self.under_way + count > self.most:
+            raise Busy(min(60, max(1, round(self._seconds))))
+
+    async def answer(self, served: Served, request: Request, text: AnswerStream) -> AsyncIterator[Piece]:
+        """The answer to a request in pieces; the last one says why it ended. Leaving early ends the work on it.
+
+        Args:
+            served: the model that is to answer.
+            request: its own functions are not used.
+            text: what turns its ids into text.
+
+        Raises:
+            Busy, Stopping: as `check_room`.
+            DataError: as `Engine.submit`.
+            InstilError: the model's numbers are no numbers.
+        """
+        name = served.name
+        try:
+            self.check_room()
+        except Busy:
+            self.metrics.requests.labels(name, "refused").inc()
+            raise
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
+        job = _Job(served, request, text, lambda piece: _soon(loop, pieces, piece))
+        job.request = replace(request, on_token=job.take, on_done=job.done, on_logprobs=job.logprobs.append)
+        self.under_way += 1
+        self.metrics.under_way.set(self.under_way)
+        started, tokens, outcome = time.monotonic(), 0, "left"
+        try:
+            self._inbox.put(("submit", job))
+            while outcome == "left":
+                piece = await _next(pieces)
+                if piece.tokens and not tokens:
+                    self.metrics.first.labels(name).observe(time.monotonic() - started)
+                tokens += piece.tokens
+                if piece.finish is not None:
+                    outcome = piece.finish
+                yield piece
+            seconds = time.monotonic() - started
+            self.metrics.whole.labels(name).observe(seconds)
+            self._seconds += 0.2 * (seconds - self._seconds)
+        except (InstilError, Stopping):
+            outcome = "failed"
+            raise
+        finally:
+            self.under_way -= 1
+            self.metrics.under_way.set(self.under_way)
+            self.metrics.requests.labels(name, outcome).inc()
+            self.metrics.prompt_tokens.labels(name).inc(len(request.prompt))
+            self.metrics.new_tokens.labels(name).inc(tokens)
+            if outcome == "left":
+                self._inbox.put(("cancel", job))
+
+    def _work(self) -> None:
+        """What the thread does until it is stopped."""
+        while self._take_in():
+            for name, engine in self._engines.items():
+                if self._jobs[name]:
+                    self._step(name, engine)
+        for jobs in self._jobs.values():
+            for job in jobs:
+                job.tell(Stopping())
+
+    def _take_in(self) -> bool:
+        """What has been asked for since the last pass, waited for where nothing is to be done; whether to go on."""
+        while True:
+            idle = not any(self._jobs.values())
+            try:
+                message = self._inbox.get(block=idle, timeout=IDLE)
+            except queue.Empty:
+                if not idle:
+                    return True
+                for engine in self._engines.values():
+                    engine.close()
+                continue
+            if message is None:
+                return False
+            what, job = message
+            engine = self._engines[job.served.name]
+            if what == "submit" and not job.left:
+                try:
+                    job.ticket = engine.submit(job.request)
+                    self._jobs[job.served.name].append(job)
+                except InstilError as error:
+                    job.tell(error)
+            elif what == "cancel":
+                job.left = True
+                if job.ticket is not None:
+                    engine.cancel(job.ticket)
+
+    def _step(self, name: str, engine: Engine) -> None:
+        """One pass of a model, and what came of it told."""
+        jobs = self._jobs[name]
+        try:
+            engine.step()
+        except Exception as error:  # of one row or of all: nothing of this pass can be trusted
+            if not isinstance(error, InstilError):
+                traceback.print_exc(file=sys.stderr)
+                error = InstilError(f"the model could not go on: {type(error).__name__}: {error}")
+            for job in jobs:
+                if job.ticket is not None:
+                    engine.cancel(job.ticket)
+                job.tell(error)
+            jobs.clear()
+            return
+        for job in jobs:
+            job.told()
+        jobs[:] = [job for job in jobs if job.ticket is not None]
+
+
+async def _next(pieces: asyncio.Queue[Piece | BaseException]) -> Piece:
+    """All that has come, as one piece, waited for where nothing has: a client that reads slowly gets more at once."""
+    found: list[Piece] = []
+    while not found or not pieces.empty():
+        piece = await pieces.get()
+        if isinstance(piece, BaseException):
+            raise piece
+        found.append(piece)
+    return _joined(found)
+
+
+def _soon(
+    loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece | BaseException], piece: Piece | BaseException
+) -> None:
+    """Put a piece where its task waits for it, unless the loop has ended."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(pieces.put_nowait, piece)

@@ -26,6 +26,7 @@ MOST_LOGPROBS = 20
 MOST_STOPS = 64  # texts that end an answer, and characters of each below
 LONGEST_STOP = 256
 MOST_BIASED = 1024
+NO_TEXT = ("images", "image", "audio", "video", "files")  # keys of messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,9 @@ def chat_prompt(served: Served, messages: Sequence[Mapping[str, Any]], *, goes_o
         DataError: a message cannot be used, or the template cannot render them.
     """
     assistant = served.assistant
+    for at, message in enumerate(messages):
+        if found := [name for name in NO_TEXT if message.get(name)]:
+            raise DataError(f"messages[{at}] has {found[0]}; only text can be read here")
     begun = ""
     if goes_on:
         last = messages[-1] if messages else {}

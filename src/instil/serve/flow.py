@@ -25,7 +25,7 @@ GONE = 499  # what nginx calls a client that went; nobody reads it
 
 @dataclass(slots=True)
 class Whole:
-    """An answer from its beginning to its end; ``first`` is when its first token came, on the monotonic clock, in ns."""
+    """An answer from its beginning to its end; ``first``: when its first token came (`time.monotonic_ns`)."""
 
     text: str = ""
     tokens: int = 0

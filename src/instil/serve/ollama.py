@@ -167,7 +167,7 @@ def ollama_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
     async def _made(served: Served, given: Common, prompt: Any, *, bare: bool = False) -> _Made:
         begin = time.monotonic_ns()
         wanted = given.wanted()
-        worker.check_room()
+        worker.check_room(served)
         ids = await asyncio.to_thread(prompt)
         put, text = await asyncio.to_thread(asked, served, ids, wanted, grammars, bare=bare)
         return _Made(served, put, text, len(ids), begin)

@@ -135,7 +135,7 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
             raise ServeError(400, "continue_final_message and add_generation_prompt exclude one another")
         logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
         wanted = chat.wanted(chat.max_completion_tokens or chat.max_tokens, logprobs)
-        worker.check_room(1)
+        worker.check_room(served)
         prompt = await asyncio.to_thread(chat_prompt, served, chat.messages, goes_on=chat.continue_final_message)
         put, text = await asyncio.to_thread(asked, served, prompt, wanted, grammars)
         pieces = worker.answer(served, put, text)
@@ -166,7 +166,7 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
         prompts = await asyncio.to_thread(_prompts, served, asks.prompt)
         if asks.stream and len(prompts) > 1:
             raise ServeError(400, "a stream tells the answer to one prompt; leave stream out, or ask singly")
-        worker.check_room(len(prompts))
+        worker.check_room(served, len(prompts))
         puts = [await asyncio.to_thread(asked, served, prompt, wanted, grammars, bare=True) for prompt in prompts]
         head, known = _head("cmpl", "text_completion", served), sum(map(len, prompts))
         if asks.stream:
@@ -180,8 +180,11 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
 
 
 async def _all(worker: Worker, served: Served, puts: Sequence[Any]) -> list[Whole]:
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(whole(worker.answer(served, *put))) for put in puts]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(whole(worker.answer(served, *put))) for put in puts]
+    except ExceptionGroup as several:  # the first says enough
+        raise several.exceptions[0] from several
     return [task.result() for task in tasks]
 
 

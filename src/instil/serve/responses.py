@@ -54,7 +54,7 @@ def responses_routes(models: Models, worker: Worker, grammars: Grammars) -> APIR
         refuse(given.model_extra or {}, NOT_DONE)
         held = format_of((given.text or {}).get("format"), "text.format")
         wanted = Wanted(limit=given.max_output_tokens, temperature=given.temperature, top_p=given.top_p, format=held)
-        worker.check_room()
+        worker.check_room(served)
         prompt = await asyncio.to_thread(chat_prompt, served, _messages(given))
         put, text = await asyncio.to_thread(asked, served, prompt, wanted, grammars)
         told = _Told(given, served.name, put.max_new_tokens, put.sampling.temperature, len(prompt))

@@ -144,8 +144,8 @@ class Worker:
         if self._thread.is_alive():
             self._thread.join()
 
-    def check_room(self, count: int = 1) -> None:
-        """Refuse so many more requests where they are too many.
+    def check_room(self, served: Served, count: int = 1) -> None:
+        """Refuse so many more requests to a model where they are too many.
 
         Raises:
             Busy: they are.
@@ -154,6 +154,7 @@ class Worker:
         if not self.alive:
             raise Stopping()
         if self.under_way + count > self.most:
+            self.metrics.requests.labels(served.name, "refused").inc(count)
             raise Busy(min(60, max(1, round(self._seconds))))
 
     async def answer(self, served: Served, request: Request, text: AnswerStream) -> AsyncIterator[Piece]:
@@ -169,12 +170,8 @@ class Worker:
             DataError: as `Engine.submit`.
             InstilError: the model's numbers are no numbers.
         """
+        self.check_room(served)
         name = served.name
-        try:
-            self.check_room()
-        except Busy:
-            self.metrics.requests.labels(name, "refused").inc()
-            raise
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         job = _Job(served, request, text, lambda piece: _soon(loop, pieces, piece))

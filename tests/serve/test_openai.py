@@ -1,0 +1,363 @@
+"""OpenAI's interface, asked by OpenAI's own client: answers are those of the model, whoever else is asking."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from instil.generate.request import Request
+from instil.records import Example
+from tests.serve.conftest import Running
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 4}, "sure": {"type": "boolean"}},
+    "required": ["name", "sure"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def user(text: str) -> list[Any]:
+    return [{"role": "user", "content": text}]
+
+
+def say(client: openai.OpenAI, text: str, **more: Any) -> Any:
+    return client.chat.completions.create(model="tiny", messages=user(text), **more)
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    assert [(one.id, one.object, one.owned_by) for one in client.models.list()] == [
+        ("tiny", "model", "instil"),
+        ("tiny:base", "model", "instil"),
+    ]
+    assert client.models.retrieve("tiny:base").created == 1_700_000_000
+
+
+def test_an_answer_is_the_models_own(server: Running, client: openai.OpenAI) -> None:
+    found = say(client, "Double the number 3.")
+    (wanted,) = server.twin.respond_to([Example("Double the number 3.")])
+    choice = found.choices[0]
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", wanted.text, "length")
+    assert found.usage.completion_tokens == len(wanted.ids) == 12
+    assert found.usage.prompt_tokens == wanted.prompt_tokens
+    assert found.usage.total_tokens == wanted.prompt_tokens + 12
+    assert found.object == "chat.completion"
+    assert found.system_fingerprint == say(client, "Go.").system_fingerprint
+
+
+def test_greedy_answers_stay_the_same_whatever_else_is_answered(server: Running, client: openai.OpenAI) -> None:
+    questions = [f"Double the number {n}." + " Again." * (n % 5) for n in range(14)]
+    wanted = server.twin.respond_all([{"instruction": question} for question in questions])
+
+    def ask(at: int) -> str:
+        time.sleep(0.01 * (at * 7 % 5))
+        if at % 2:
+            say(client, questions[at], temperature=1.5, max_tokens=5)  # a neighbour that is drawn
+        if at % 3 == 0:  # and one that leaves
+            flow = say(client, questions[at], stream=True, max_tokens=400)
+            next(iter(flow))
+            flow.close()
+        return str(say(client, questions[at]).choices[0].message.content)
+
+    with ThreadPoolExecutor(14) as pool:
+        assert list(pool.map(ask, range(14))) == [one.text for one in wanted]
+
+
+@pytest.mark.parametrize("usage", [True, False])
+def test_a_flow_tells_the_same_in_pieces(server: Running, client: openai.OpenAI, usage: bool) -> None:
+    more: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
+    whole = say(client, "Name three colours.", logprobs=True, top_logprobs=2)
+    chunks = list(say(client, "Name three colours.", logprobs=True, top_logprobs=2, stream=True, **more))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    told = [chunk for chunk in chunks if chunk.choices]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in told) == whole.choices[0].message.content
+    assert [chunk.choices[0].finish_reason for chunk in told] == [None] * (len(told) - 1) + ["length"]
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert len(told) > 4
+    logprobs = [one for chunk in told if chunk.choices[0].logprobs for one in chunk.choices[0].logprobs.content]
+    assert [one.token for one in logprobs] == [one.token for one in whole.choices[0].logprobs.content]
+    assert all(len(one.top_logprobs) == 2 and one.top_logprobs[0].logprob == one.logprob for one in logprobs)
+    last = chunks[-1]
+    assert (last.usage is not None and last.choices == [] and last.usage == whole.usage) == usage
+
+
+def test_a_flow_is_of_server_sent_events_and_ends_as_it_should(server: Running) -> None:
+    body = {"model": "tiny", "messages": user("Go."), "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in reply.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    assert [json.loads(line[6:])["object"] for line in lines[:-1]] == ["chat.completion.chunk"] * (len(lines) - 1)
+
+
+def test_sampling_is_by_its_seed_and_otherwise_by_chance(client: openai.OpenAI) -> None:
+    def drawn(**more: Any) -> str:
+        return str(say(client, "Go.", temperature=2.0, **more).choices[0].message.content)
+
+    assert drawn(seed=2**63) == drawn(seed=2**63)
+    assert drawn(seed=1) != drawn(seed=2)
+    assert len({drawn() for _ in range(3)}) > 1
+    assert drawn(seed=1, extra_body={"top_k": 1}) == say(client, "Go.").choices[0].message.content
+
+
+def test_stops_bias_and_penalties_reach_the_engine(server: Running, client: openai.OpenAI) -> None:
+    (plain,) = server.twin.respond_all([{"instruction": "Go."}])
+    tokenizer = server.twin.tokenizer
+    third = tokenizer.decode([plain.ids[3]])
+    stopped = say(client, "Go.", stop=[third]).choices[0]
+    assert plain.text.startswith(stopped.message.content)
+    assert third not in stopped.message.content
+    assert stopped.finish_reason == "stop"
+    first = plain.ids[0]
+    biased = say(client, "Go.", logit_bias={str(first): -100}, logprobs=True).choices[0]
+    assert tokenizer.decode([first]) != biased.logprobs.content[0].token
+    forced = say(client, "Go.", logit_bias={"317": 100}, max_tokens=5).choices[0].message.content
+    assert forced == tokenizer.decode([317] * 5).strip()
+    once = say(client, "Go.", logit_bias={"317": 20}, presence_penalty=2, frequency_penalty=2, logprobs=True)
+    assert [one.token for one in once.choices[0].logprobs.content].count(tokenizer.decode([317])) < 12
+
+
+def test_answers_are_held_to_a_schema(client: openai.OpenAI) -> None:
+    def held(kind: dict[str, Any], **more: Any) -> Any:
+        return json.loads(say(client, "Go.", response_format=kind, max_tokens=60, **more).choices[0].message.content)
+
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA}}
+    for more in ({}, {"temperature": 1.5, "seed": 4}):
+        found = held(schema, **more)
+        assert found.keys() == {"name", "sure"}
+        assert isinstance(found["sure"], bool)
+        assert len(found["name"]) <= 4
+    assert say(client, "Go.", response_format={"type": "json_object"}).choices[0].message.content.startswith("{")
+    free = say(client, "Go.", response_format={"type": "text"}).choices[0].message.content
+    assert free == say(client, "Go.").choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "wizard"),
+        ({"messages": [*user("x"), {"role": "assistant", "content": "y"}]}, "assistant's; wanted one of the user"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        ({"messages": user("word " * 700)}, "context is 512"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": 1e308}, "temperature"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_k": "x"}, "top_k"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"seed": 2**64}, "seed"),
+        ({"stop": ["x"] * 10_000}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"logit_bias": {"999999": 1}}, "logit_bias"),
+        ({"logit_bias": {"1": 1000}}, "logit_bias"),
+        ({"top_logprobs": 3}, "logprobs"),
+        ({"top_logprobs": 100, "logprobs": True}, "top_logprobs"),
+        ({"n": 2}, "n is 2"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"response_format": {"type": "xml"}}, "xml"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}}, "schema"),
+        ({"response_format": {"type": "json_schema"}}, "schema"),
+        ({"model": "tinny"}, "did you mean tiny"),
+        ({"model": "../../etc"}, "no model"),
+        ({"continue_final_message": True}, "assistant"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_done_is_refused_in_words(server: Running, given: dict[str, Any], told: str) -> None:
+    body = {"model": "tiny", "messages": user("Go."), "max_tokens": 2, **given}
+    for stream in (False, True):
+        reply = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "stream": stream})
+        assert reply.status_code == (404 if "model" in given else 400)
+        error = reply.json()["error"]
+        assert told in error["message"]
+        assert error["type"] == "invalid_request_error"
+    assert server.worker.under_way == 0
+
+
+def test_unknown_fields_and_those_that_change_nothing_are_ignored(client: openai.OpenAI) -> None:
+    more = {"n": 1, "user": "me", "store": False, "metadata": {"a": "b"}, "tools": [], "service_tier": "auto", "new": 1}
+    found = say(client, "Go.", extra_body=more).choices[0].message.content
+    assert found == say(client, "Go.").choices[0].message.content
+
+
+def test_an_enormous_limit_is_the_room_that_there_is(client: openai.OpenAI) -> None:
+    found = say(client, "Go.", max_tokens=1_000_000_000)
+    assert found.usage.total_tokens <= 512
+
+
+def test_a_message_of_the_assistant_is_gone_on_with(server: Running, client: openai.OpenAI) -> None:
+    (whole,) = server.twin.respond_all([{"instruction": "Go."}])
+    begin = server.twin.tokenizer.decode(whole.ids[:4])
+    messages: Any = [*user("Go."), {"role": "assistant", "content": begin}]
+    more = {"continue_final_message": True, "add_generation_prompt": False}
+    found = client.chat.completions.create(model="tiny", messages=messages, extra_body=more, max_tokens=8)
+    prompt = len(say(client, "Go.", max_tokens=1).choices) and say(client, "Go.", max_tokens=1).usage.prompt_tokens
+    assert found.usage.prompt_tokens == prompt + len(server.twin.tokenizer.encode(begin))
+
+
+def test_several_turns_and_a_system_message(server: Running, client: openai.OpenAI) -> None:
+    messages: Any = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "One?"}]},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+    found = client.chat.completions.create(model="tiny", messages=messages)
+    assert found.choices[0].message.content == server.twin.chat(messages)
+
+
+def test_texts_are_gone_on_with(server: Running, client: openai.OpenAI) -> None:
+    ids = server.twin.tokenizer.encode("One two")
+    given: Any = ["One two", "Three"]
+    found = client.completions.create(model="tiny", prompt=given, max_tokens=6, logprobs=2)
+    assert [choice.index for choice in found.choices] == [0, 1]
+    again = client.completions.create(model="tiny", prompt=ids, max_tokens=6)
+    assert again.choices[0].text == found.choices[0].text
+    told = found.choices[0].logprobs
+    assert told is not None
+    assert "".join(told.tokens or []) == found.choices[0].text
+    assert all(len(one) <= 2 for one in told.top_logprobs or [])
+    pieces = list(client.completions.create(model="tiny", prompt="One two", max_tokens=6, stream=True))
+    assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
+    assert pieces[-1].choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("given", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": "x", "echo": True}, {"prompt": 3}])
+def test_texts_that_cannot_be_gone_on_with(server: Running, given: dict[str, Any]) -> None:
+    reply = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "max_tokens": 2, **given})
+    assert reply.status_code == 400
+    assert server.worker.under_way == 0
+
+
+def test_responses(server: Running, client: openai.OpenAI) -> None:
+    given: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Go."}]}]
+    found = client.responses.create(model="tiny", input=given, instructions="Be brief.")
+    wanted = server.twin.chat([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Go."}])
+    assert found.output_text == wanted
+    assert (found.status, found.usage and found.usage.output_tokens) == ("incomplete", 12)
+    kinds, deltas = [], []
+    for event in client.responses.create(model="tiny", input="Go.", stream=True):
+        assert event.sequence_number == len(kinds)
+        kinds.append(event.type)
+        if event.type == "response.output_text.delta":
+            deltas.append(event.delta)
+    assert "".join(deltas) == say(client, "Go.").choices[0].message.content
+    assert [kind for kind in kinds if not kind.endswith("delta")] == [
+        f"response.{name}"
+        for name in (
+            "created", "in_progress", "output_item.added", "content_part.added", "output_text.done",
+            "content_part.done", "output_item.done", "incomplete",
+        )
+    ]  # fmt: skip
+    held: Any = {"format": {"type": "json_schema", "name": "it", "schema": SCHEMA}}
+    assert json.loads(client.responses.create(model="tiny", input="Go.", text=held, max_output_tokens=60).output_text)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"previous_response_id": "resp_1"},
+        {"tools": [{"type": "web_search"}]},
+        {"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        {"input": ""},
+    ],
+    ids=str,
+)
+def test_responses_that_cannot_be_made(server: Running, given: dict[str, Any]) -> None:
+    reply = httpx.post(f"{server.url}/v1/responses", json={"model": "tiny", "input": "Go.", **given})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.OpenAI) -> None:
+    engine = server.worker.models["tiny"].assistant.engine
+    flow = say(client, "Go.", stream=True, max_tokens=450, logit_bias={"50256": -100})
+    next(iter(flow))
+    flow.close()
+    until = time.monotonic() + 5
+    while server.worker.under_way and time.monotonic() < until:
+        time.sleep(0.01)
+    before = engine.passes
+    time.sleep(0.3)
+    assert (server.worker.under_way, engine.passes) == (0, before)
+
+
+def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running) -> None:
+    engine = server.worker.models["tiny"].assistant.engine
+    body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {"50256": -100}}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.2)
+    until = time.monotonic() + 5
+    while server.worker.under_way and time.monotonic() < until:
+        time.sleep(0.01)
+    before = engine.passes
+    time.sleep(0.3)
+    assert (server.worker.under_way, engine.passes) == (0, before)
+
+
+def test_a_second_turn_computes_its_own_tokens_only(server: Running, client: openai.OpenAI) -> None:
+    engine = server.worker.models["tiny"].assistant.engine
+    messages: Any = user("Tell me a tale. " * 20)
+    said = client.chat.completions.create(model="tiny", messages=messages).choices[0].message.content
+    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "Go on."}]
+    before = engine.tokens
+    found = client.chat.completions.create(model="tiny", messages=messages, max_tokens=1)
+    assert engine.tokens - before < 60 < found.usage.prompt_tokens
+
+
+def test_health_metrics_and_paths_that_are_none(server: Running) -> None:
+    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
+    told = httpx.get(f"{server.url}/metrics").text
+    assert 'instil_new_tokens_total{model="tiny"}' in told
+    assert "instil_requests_under_way 0.0" in told
+    for path in ("/v1/nothing", "/api/nothing"):
+        reply = httpx.get(f"{server.url}{path}")
+        assert reply.status_code == 404
+        assert "error" in reply.json()
+
+
+def test_models_are_listed_while_one_answers(server: Running, client: openai.OpenAI) -> None:
+    stop = threading.Event()
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            say(client, "Go.", max_tokens=100)
+
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            pool.submit(keep_busy)
+        assert len(client.models.list().data) == 2
+        stop.set()
+
+
+def test_a_model_whose_numbers_are_none_says_so_and_the_others_go_on(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = server.worker.models["tiny:base"].assistant.engine
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "step", lambda: (_ for _ in ()).throw(MemoryError("no room")))
+        with pytest.raises(openai.InternalServerError, match="MemoryError"):
+            client.chat.completions.create(model="tiny:base", messages=user("Go."))
+        assert say(client, "Go.").choices
+    assert client.chat.completions.create(model="tiny:base", messages=user("Go.")).choices
+    assert not engine._active and not engine._waiting
+    assert engine.submit(Request([1], 1)) and engine.step() is not None

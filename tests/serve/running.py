@@ -126,7 +126,11 @@ class Running:
         if receive_buffer is not None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         made.settimeout(5.0)
-        made.connect(("127.0.0.1", self.port))
+        try:
+            made.connect(("127.0.0.1", self.port))
+        except OSError:
+            made.close()
+            raise
         return made
 
     def ask(self, request: bytes) -> Reply:

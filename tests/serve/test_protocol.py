@@ -234,8 +234,9 @@ def test_two_hundred_slow_clients_do_not_hold_up_a_healthy_one() -> None:
 def test_a_port_that_is_taken_is_named() -> None:
     taken = listen("127.0.0.1", 0)
     port = taken[0].getsockname()[1]
-    with pytest.raises(UserError, match=f"^port {port} of 127.0.0.1 is taken by another program; .*--port"):
+    with pytest.raises(UserError, match=f"^port {port} of 127.0.0.1 is taken by another program; .*--port") as told:
         listen("127.0.0.1", port)
+    assert told.value.exit_code == 2
     taken[0].close()
     listen("127.0.0.1", port)[0].close()
 

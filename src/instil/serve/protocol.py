@@ -208,7 +208,7 @@ def unacknowledged(line: Any) -> int:
 class Protocol(H11Protocol):
     """uvicorn's protocol with time limits, one form of refusals, and an end that clients are told of."""
 
-    transport: Line  # type: ignore[assignment]
+    transport: Line
     conn: Reader
 
     def __init__(
@@ -226,7 +226,7 @@ class Protocol(H11Protocol):
         self._awaited = NOTHING  # number of the request, and which part of it
         self._timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client came."""
         with suppress(OSError, AttributeError):  # the system would hold megabytes for each, and hide who does not read
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)

@@ -22,8 +22,8 @@ def strict(body: bytes) -> Any:
     """What a body of JSON says.
 
     Raises:
-        ServeError: 400: it is not JSON in UTF-8, is nested deeply, has very many parts, or holds a number beyond float, NaN, or half of a
-            surrogate pair, none of which can be carried on.
+        ServeError: 400: it is not JSON in UTF-8, is nested deeply, has very many parts, or holds a number beyond float,
+            NaN, or half of a surrogate pair, none of which can be carried on.
 
     >>> strict(b'{"temperature": 0.5}')
     {'temperature': 0.5}

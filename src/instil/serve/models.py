@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from instil.assistant.assistant import Assistant
 from instil.errors import did_you_mean
+
+if TYPE_CHECKING:  # brings torch, and a port that is taken is told before that is loaded
+    from instil.assistant.assistant import Assistant
 
 
 @dataclass(frozen=True, slots=True)

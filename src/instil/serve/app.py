@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from instil.serve.errors import install
 from instil.serve.grammar import Grammars
@@ -37,9 +39,11 @@ def make_app(worker: Worker, *more: APIRouter) -> FastAPI:
         version=__version__,
         summary="Models that were tuned here, in OpenAI's and Ollama's interfaces",
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page is loaded from other people's servers
         redoc_url=None,
     )
     install(app)
+    app.openapi = lambda: _description(app, list(worker.models))  # type: ignore[method-assign]
     grammars = Grammars()
     for interface in (openai_routes, responses_routes, ollama_routes):
         app.include_router(interface(worker.models, worker, grammars))
@@ -49,17 +53,35 @@ def make_app(worker: Worker, *more: APIRouter) -> FastAPI:
     return app
 
 
+def _description(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:
+    """The OpenAPI description, with the models' names; what cannot be read is told with 400, not FastAPI's 422."""
+    if app.openapi_schema is None:
+        found = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        for path in found["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            found["components"]["schemas"].pop(name, None)
+        for schema in found["components"]["schemas"].values():
+            if "model" in schema.get("required", ()):
+                schema["properties"]["model"]["enum"] = names
+        app.openapi_schema = found
+    return app.openapi_schema
+
+
 def _own(worker: Worker) -> APIRouter:
     """Whether it is well, and how busy."""
     routes = APIRouter(tags=["server"])
 
-    @routes.get("/health", summary="Whether requests are taken", response_model=None)
+    @routes.get(
+        "/health", summary="Whether requests are taken", response_model=None, responses={503: {"description": "No"}}
+    )
     async def health() -> Response:
         told: dict[str, Any] = {"status": "ok" if worker.alive else "stopping", "under_way": worker.under_way}
         return JSONResponse(told, 200 if worker.alive else 503)
 
-    @routes.get("/metrics", summary="Counts, for Prometheus", response_model=None)
+    @routes.get("/metrics", summary="Counts, for Prometheus", response_model=None, response_class=PlainTextResponse)
     async def metrics() -> Response:
-        return Response(worker.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(worker.metrics.text(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     return routes

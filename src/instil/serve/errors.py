@@ -13,6 +13,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from instil.errors import InstilError, UserError
@@ -21,6 +22,40 @@ from instil.serve.models import UnknownModel
 OLLAMA_PATHS: Final = "/api/"
 OWN_FAULT: Final = "the server failed at this request; what went wrong is in its log"
 SHOWN = 3  # fields of a request that are named before "and N more"
+
+
+class ErrorTold(BaseModel):
+    """What is inside of OpenAI's errors."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: ErrorTold
+
+
+class OllamaError(BaseModel):
+    """Ollama's form of an error."""
+
+    error: str
+
+
+def described(form: type[BaseModel], stream: str = "") -> dict[int | str, dict[str, Any]]:
+    """What the description of an interface says of its replies: errors, and the kind of its streams."""
+    said = {
+        400: "What was asked cannot be read or done",
+        404: "No such model",
+        503: "Too many ask, or the server is about to end",
+    }
+    found: dict[int | str, dict[str, Any]] = {
+        status: {"model": form, "description": text} for status, text in said.items()
+    }
+    return {**found, 200: {"content": {stream: {}}}} if stream else found
 
 
 class ServeError(Exception):

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from instil.errors import DataError
 from instil.files import json_kind
 from instil.serve.asked import MOST_LOGPROBS, Format, Wanted, asked, chat_prompt, refuse, stops, text_prompt
-from instil.serve.errors import ServeError
+from instil.serve.errors import OllamaError, ServeError, described
 from instil.serve.flow import Whole, begun, json_line, lines, while_there, whole
 from instil.serve.grammar import Grammars
 from instil.serve.models import Models, Served, UnknownModel
@@ -113,7 +113,7 @@ class Named(BaseModel):
 
 def ollama_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRouter:
     """Endpoints below ``/api``."""
-    routes = APIRouter(prefix="/api", tags=["Ollama"])
+    routes = APIRouter(prefix="/api", tags=["Ollama"], responses=described(OllamaError))
 
     @routes.get("/version", summary="The version")
     async def version() -> dict[str, str]:
@@ -141,7 +141,12 @@ def ollama_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
     async def show(named: Named) -> dict[str, Any]:
         return _shown(_find(models, named.model or named.name or ""))
 
-    @routes.post("/chat", summary="The next message of a conversation", response_model=None)
+    @routes.post(
+        "/chat",
+        summary="The next message of a conversation",
+        response_model=None,
+        responses=described(OllamaError, "application/x-ndjson"),
+    )
     async def chat(given: Chat, request: Request) -> Response:
         served = _find(models, given.model)
         if not given.messages:
@@ -151,7 +156,12 @@ def ollama_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
             worker, made, given, request, lambda text: {"message": {"role": "assistant", "content": text}}
         )
 
-    @routes.post("/generate", summary="The answer to a question, or what comes after a text", response_model=None)
+    @routes.post(
+        "/generate",
+        summary="The answer to a question, or what comes after a text",
+        response_model=None,
+        responses=described(OllamaError, "application/x-ndjson"),
+    )
     async def generate(given: Generate, request: Request) -> Response:
         served = _find(models, given.model)
         if not given.prompt:

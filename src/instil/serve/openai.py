@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 from instil.data.tokenizers import Tokenizer
 from instil.generate.request import TokenLogprobs
 from instil.serve.asked import MOST_LOGPROBS, Wanted, asked, biases, chat_prompt, format_of, refuse, stops, text_prompt
-from instil.serve.errors import ServeError
+from instil.serve.errors import OpenAIError, ServeError, described
 from instil.serve.flow import Whole, begun, event_line, lines, while_there, whole
 from instil.serve.grammar import Grammars
 from instil.serve.models import Models, Served
@@ -116,7 +116,7 @@ Completion.model_rebuild()
 
 def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRouter:
     """Endpoints below ``/v1``."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=described(OpenAIError))
 
     @routes.get("/models", summary="What is served")
     async def list_models() -> dict[str, Any]:
@@ -126,7 +126,12 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
     async def one_model(name: str) -> dict[str, Any]:
         return _model(models[name])
 
-    @routes.post("/chat/completions", summary="The next message of a conversation", response_model=None)
+    @routes.post(
+        "/chat/completions",
+        summary="The next message of a conversation",
+        response_model=None,
+        responses=described(OpenAIError, "text/event-stream"),
+    )
     async def chat_completions(chat: Chat, request: Request) -> Response:
         served = models[chat.model]
         if chat.top_logprobs is not None and not chat.logprobs:
@@ -159,7 +164,12 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
         flow = await begun(request, pieces)
         return lines(request, _chat_chunks(flow, chat, served, head, len(prompt)), event_line)
 
-    @routes.post("/completions", summary="What comes after a text", response_model=None)
+    @routes.post(
+        "/completions",
+        summary="What comes after a text",
+        response_model=None,
+        responses=described(OpenAIError, "text/event-stream"),
+    )
     async def completions(asks: Completion, request: Request) -> Response:
         served = models[asks.model]
         wanted = asks.wanted(asks.max_tokens, asks.logprobs)

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from instil.serve.asked import Wanted, asked, chat_prompt, format_of, refuse
-from instil.serve.errors import ServeError
+from instil.serve.errors import OpenAIError, ServeError, described
 from instil.serve.flow import Whole, begun, lines, named_event_line, while_there, whole
 from instil.serve.grammar import Grammars
 from instil.serve.models import Models
@@ -46,9 +46,14 @@ class Asked(BaseModel):
 
 def responses_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRouter:
     """The endpoint ``/v1/responses``."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=described(OpenAIError))
 
-    @routes.post("/responses", summary="The answer to a text or a conversation", response_model=None)
+    @routes.post(
+        "/responses",
+        summary="The answer to a text or a conversation",
+        response_model=None,
+        responses=described(OpenAIError, "text/event-stream"),
+    )
     async def responses(given: Asked, request: Request) -> Response:
         served = models[given.model]
         refuse(given.model_extra or {}, NOT_DONE)

@@ -163,8 +163,11 @@ def test_an_endless_flood_of_headers_holds_no_memory() -> None:
 def test_a_second_request_that_came_early_waits_its_turn() -> None:
     with running() as server, server.connect() as connection:
         connection.sendall(request("/echo", b"1") + HEALTH)
-        assert b'"body": "1"' in read_reply(connection).body
-        assert read_reply(connection).body == b'{"ok": true}'
+        got = b""
+        while not got.endswith(b'{"ok": true}'):
+            got += connection.recv(65536)
+        assert got.index(b'"body": "1"') < got.index(b'{"ok": true}')
+        assert got.count(b"HTTP/1.1 200 OK") == 2
 
 
 @pytest.mark.parametrize("early", [b"", HEALTH])
@@ -210,7 +213,8 @@ def test_who_is_refused_again_and_again_takes_no_place() -> None:
         sitting = [server.connect() for _ in range(2)]
         until(lambda: server.connections == 2)
         refused = [server.connect() for _ in range(5)]
-        until(lambda: server.connections == 4)  # two read their refusal, the others were cut
+        assert all(closed(one) for one in refused[2:])  # two may read their refusal, the others are cut
+        assert server.connections == 4
         sitting.pop().close()
         until(lambda: server.connections == 3)
         assert server.ask(HEALTH).status == 200

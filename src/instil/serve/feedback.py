@@ -13,7 +13,7 @@ from instil.assistant.conversation import conversation_of
 from instil.assistant.feedback import LABELLED, PAIRS, ROWS, add_row, kept_row, labelled_row, pair_row
 from instil.data.shapes.messages import conversation, example_of
 from instil.data.shapes.texts import Unusable, text_problem
-from instil.errors import DataError, UserError
+from instil.errors import DataError, InstilError, UserError
 
 LARGEST: Final = 2_000_000  # bytes of a request
 MESSAGES: Final = 400  # of a conversation
@@ -68,7 +68,7 @@ def feedback_routes(folder: Path) -> APIRouter:
         rows = _rows(given)
         try:
             written = [str(await run_in_threadpool(add_row, folder / name, row)) for name, row in rows.items()]
-        except UserError as error:  # it is not the client's fault
+        except InstilError as error:  # it is not the client's fault
             raise HTTPException(500, str(error)) from error
         return {"written": written, "files": list(rows)}
 

@@ -45,7 +45,7 @@ async function wait(one, seconds, signal, changed) {
 }
 
 function inWords(error) {
-  const text = error.message.endsWith(".") ? error.message : `${error.message}.`;
+  const text = /[.?!]$/.test(error.message) ? error.message : `${error.message}.`;
   const said = text[0].toUpperCase() + text.slice(1);
   const full = error.code === "context_length_exceeded" || /context/.test(error.message);
   return full ? `${said} Begin a new chat, or edit an earlier question.` : said;

@@ -280,7 +280,7 @@ function nested(pieces) {
   return stack[0];
 }
 
-const LABEL = 300, ADDRESS = 2000;
+const LABEL = 300, ADDRESS = 1000; // characters, so that no bracket makes the whole text be looked through again
 
 function link(text, at) {
   let end = at + 1;
@@ -296,10 +296,10 @@ function addressEnd(text, at) {
   let depth = 0;
   const most = Math.min(text.length, at + ADDRESS);
   for (; at < most; at += 1) {
-    const char = text[at];
-    if (/[\s<>]/.test(char)) break;
-    if (char === "(") depth += 1;
-    if (char === ")" && (depth -= 1) < 0) break;
+    const code = text.charCodeAt(at);
+    if (code <= 32 || code === 60 || code === 62) break; // white space, < and >
+    if (code === 40) depth += 1;
+    else if (code === 41 && (depth -= 1) < 0) break;
   }
   return at;
 }

@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,12 +56,17 @@ def models_of(run: Path | None = None) -> Models:
 
 
 def app_of(
-    folder: Path, root: Path | None = None, run: Path | None = None, key: str = "", asked: list[Any] | None = None
+    folder: Path,
+    root: Path | None = None,
+    run: Path | None = None,
+    key: str = "",
+    asked: list[Any] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> FastAPI:
     """The application; ``asked`` gets the bodies of what it was asked."""
     app = FastAPI()
     models = models_of(run)
-    app.include_router(page_routes(models, folder, root))
+    app.include_router(page_routes(models, folder, root, stopping))
 
     @app.middleware("http")
     async def wants_key(request: Request, following: Any) -> Response:

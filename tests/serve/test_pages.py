@@ -172,7 +172,7 @@ def test_what_is_no_feedback_is_refused_in_words(
         ('{"kind": "up", "messages": [{"role": "user", "content": "\\ud800"}]}', "application/json", 400),
         ("[" * 100_000, "application/json", 400),
         (b"\xff\xfe", "application/json; charset=utf-8", 400),
-        (b" " * 2_000_001, "application/json", 413),
+        (b" " * 1_048_577, "application/json", 413),
     ],
 )
 def test_bodies_that_are_none(client: TestClient, content: str | bytes, kind: str, status: int) -> None:
@@ -299,6 +299,16 @@ def test_changes_come_as_they_are_written_and_the_stream_ends_when_the_client_le
                     return
             time.sleep(0.05)
         pytest.fail("those who left are still counted")
+
+
+def test_a_server_that_stops_waits_for_no_listener(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "EVERY", 0.05)
+    stopping: list[bool] = []
+    app = app_of(tmp_path, root, stopping=lambda: bool(stopping))
+    with serving(app) as url, httpx.stream("GET", f"{url}/runs/events", timeout=10) as stream:
+        for text in stream.iter_lines():  # which ends, or the time does
+            if text == "event: hello":
+                stopping.append(True)
 
 
 def test_routes_need_no_root(tmp_path: Path) -> None:

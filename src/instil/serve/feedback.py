@@ -15,7 +15,7 @@ from instil.data.shapes.messages import conversation, example_of
 from instil.data.shapes.texts import Unusable, text_problem
 from instil.errors import DataError, InstilError, UserError
 
-LARGEST: Final = 2_000_000  # bytes of a request
+LARGEST: Final = 1 << 20  # bytes of a request
 MESSAGES: Final = 400  # of a conversation
 Text = Annotated[str, Field(min_length=1, max_length=400_000)]
 Given = list[dict[str, str]]

@@ -7,7 +7,7 @@ hold no secret, so that they can be given out before a key is known (`OPEN`); wh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -38,13 +38,16 @@ PAGES: Final = {"/": "index.html", "/runs": "runs.html"}
 OPEN: Final = ("/", "/runs", "/page/", OPENED)  # paths, and with "/" at their end beginnings of such, that need no key
 
 
-def page_routes(models: Models, folder: Path, root: Path | None = None) -> APIRouter:
+def page_routes(
+    models: Models, folder: Path, root: Path | None = None, stopping: Callable[[], bool] = lambda: False
+) -> APIRouter:
     """The pages, and what they ask for besides OpenAI's endpoints.
 
     Args:
         models: those that are served; a run among them has its report one click away.
         folder: where what people make of answers is written.
         root: the folder whose runs are listed beside those that are served.
+        stopping: whether the server was told to stop; then nobody listens to the runs anymore.
     """
     router = APIRouter(include_in_schema=False)
     found = {file.name: file.read_bytes() for file in (files("instil.serve") / "page").iterdir() if file.is_file()}
@@ -58,7 +61,7 @@ def page_routes(models: Models, folder: Path, root: Path | None = None) -> APIRo
         return {"models": {name: _about(name, models, runs) for name in models}, "feedback": str(folder)}
 
     router.include_router(feedback_routes(folder))
-    router.include_router(run_routes(runs))
+    router.include_router(run_routes(runs, stopping))
     return router
 
 

@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -116,7 +116,7 @@ class _Tickets:
         return name if until > time.monotonic() else None
 
 
-def run_routes(runs: Runs) -> APIRouter:
+def run_routes(runs: Runs, stopping: Callable[[], bool]) -> APIRouter:
     """``/runs.json``, ``/runs/events``, ``/runs/NAME/curve``, ``/runs/NAME/report`` and what opens that."""
     router = APIRouter()
     tickets, listening = _Tickets(), [0]
@@ -131,7 +131,7 @@ def run_routes(runs: Runs) -> APIRouter:
             raise HTTPException(
                 503, f"{LISTENERS} pages listen to the runs already; close one", headers={"Retry-After": "10"}
             )
-        return _Events(runs, request, listening)
+        return _Events(_changes(runs, request, stopping), listening)
 
     @router.get("/runs/{name:path}/curve")
     def curve(name: str) -> dict[str, Any]:
@@ -173,8 +173,8 @@ def _report(file: Path) -> Response:
 class _Events(StreamingResponse):
     """Changes as server-sent events, until the client leaves."""
 
-    def __init__(self, runs: Runs, request: Request, listening: list[int]) -> None:
-        super().__init__(_changes(runs, request), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    def __init__(self, changes: AsyncIterator[str], listening: list[int]) -> None:
+        super().__init__(changes, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         self._listening = listening
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -185,11 +185,11 @@ class _Events(StreamingResponse):
             self._listening[0] -= 1
 
 
-async def _changes(runs: Runs, request: Request) -> AsyncIterator[str]:
+async def _changes(runs: Runs, request: Request, stopping: Callable[[], bool]) -> AsyncIterator[str]:
     watch = await run_in_threadpool(RunWatch, runs.found, runs.summaries)
     yield "event: hello\ndata: {}\n\n"  # what was there before this is asked for after it
     quiet, until = 0, time.monotonic() + LONGEST
-    while time.monotonic() < until and not await request.is_disconnected():
+    while time.monotonic() < until and not stopping() and not await request.is_disconnected():
         changes: list[Change] = await run_in_threadpool(watch.changes)
         for change in changes:
             yield f"data: {json.dumps(change.as_json())}\n\n"

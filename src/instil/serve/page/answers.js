@@ -48,7 +48,7 @@ function inWords(error) {
   const text = /[.?!]$/.test(error.message) ? error.message : `${error.message}.`;
   const said = text[0].toUpperCase() + text.slice(1);
   const full = error.code === "context_length_exceeded" || /context/.test(error.message);
-  return full ? `${said} Begin a new chat, or edit an earlier question.` : said;
+  return full && !/shorten/.test(said) ? `${said} Begin a new chat, or edit an earlier question.` : said;
 }
 
 async function read(one, response, changed) {

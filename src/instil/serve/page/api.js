@@ -22,7 +22,7 @@ function askForKey(wrong) {
     const why = wrong ? "That key was not taken." : "This server wants a key.";
     const dialog = el("dialog", { class: "key", "aria-labelledby": "key-title" },
       el("h2", { id: "key-title" }, "Key"),
-      el("p", { id: "key-why", class: wrong ? "bad" : "soft" }, `${why} It was told to whoever started the server, and is kept in this tab only.`),
+      el("p", { id: "key-why", class: wrong ? "bad" : "soft" }, `${why} Whoever started it knows the key. It is kept in this tab only.`),
       el("form", { method: "dialog" }, el("label", { for: "key" }, "Key"), input, el("button", { class: "accent" }, "Go on")));
     dialog.addEventListener("close", () => {
       sessionStorage.setItem(KEY, input.value.trim());

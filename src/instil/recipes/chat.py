@@ -5,21 +5,18 @@ The terminal is elsewhere (`instil.cli.chat`); here is what is said, by whom, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from instil.assistant.assistant import Assistant
 from instil.assistant.conversation import conversation_of
+from instil.assistant.feedback import PAIRS, ROWS, add_row, kept_row, pair_row
 from instil.errors import SettingsError, UserError
-from instil.files import check_file
 from instil.settings.options import GenerateOptions
 from instil.settings.resolve import parsed_value
 
 WARM = 0.8  # temperature of another try, where answers are always the likeliest
-ROWS, PAIRS = "kept.jsonl", "pairs.jsonl"
 
 
 @dataclass
@@ -148,7 +145,7 @@ class Conversation:
         side = self.sides[0]
         if not self.asked or len(side.said) < len(self.asked) or not side.said[-1]:
             raise UserError("there is no answer to keep")
-        return self._add(ROWS, {"messages": self.messages(side)})
+        return add_row(self.folder / ROWS, kept_row(self.messages(side)))
 
     def better(self, which: int) -> Path:
         """Write the two answers that can be chosen between to a file of preference pairs; the file.
@@ -164,27 +161,9 @@ class Conversation:
         if which not in (1, 2):
             raise UserError(f"there is no answer {which}; wanted 1 or 2")
         chosen, rejected = self.choice if which == 1 else self.choice[::-1]
-        if chosen == rejected:
-            raise UserError("both answers are the same, so neither is better")
         side = self.sides[0]
         prompt = self.messages(replace(side, said=side.said[: len(self.asked) - 1]))
-        row = {
-            "prompt": prompt,
-            "chosen": [{"role": "assistant", "content": chosen}],
-            "rejected": [{"role": "assistant", "content": rejected}],
-        }
-        file = self._add(PAIRS, row)
+        file = add_row(self.folder / PAIRS, pair_row(prompt, chosen, rejected))
         for one in self.sides:  # goes on from the better one
             one.said[len(self.asked) - 1 :] = [chosen]
-        return file
-
-    def _add(self, name: str, row: dict[str, Any]) -> Path:
-        file = self.folder / name
-        if not file.exists():
-            check_file(file)
-        try:
-            with file.open("a", encoding="utf-8") as rows:
-                rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-        except (OSError, UnicodeError) as error:
-            raise UserError(f"{file}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
         return file

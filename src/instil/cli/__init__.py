@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from instil.cli import chat, judge, make, models, settings, sweep, tune
+from instil.cli import chat, judge, make, models, serve, settings, sweep, tune
 from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
 from instil.machine import settle
@@ -33,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (tune, models, chat, settings, judge, sweep, make):  # as --help lists them
+for verbs in (tune, models, chat, serve, settings, judge, sweep, make):  # as --help lists them
     app.add_typer(verbs.commands)
 
 

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 
 from instil.assistant.assistant import Assistant, load
+from instil.screen import Screen
+from instil.serve.access import access_to
 from instil.serve.app import make_app
+from instil.serve.guard import Guard
+from instil.serve.limits import Limits
 from instil.serve.models import Models, Served
+from instil.serve.server import Server, addresses, listen
 from instil.serve.worker import Worker
 
 
@@ -29,16 +33,20 @@ class Running:
 
 @contextlib.contextmanager
 def running(models: Models, **how: int) -> Iterator[tuple[str, Worker]]:
-    """Serve some models until the block ends."""
+    """Serve some models, behind the guard, until the block ends."""
     worker = Worker(models, **how)
-    server = uvicorn.Server(uvicorn.Config(make_app(worker), port=0, log_level="error", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, daemon=True)
+    sockets = listen("127.0.0.1", 0)
+    limits = Limits(drain=1.0, last_call=0.1)
+    screen = Screen(quiet=True)
+    guard = Guard(make_app(worker), access_to(addresses(sockets)), limits=limits, screen=screen)
+    server = Server(guard, limits=limits, screen=screen)
+    thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
     until = time.monotonic() + 20
     while not server.started and time.monotonic() < until:
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", worker
+        yield f"http://127.0.0.1:{sockets[0].getsockname()[1]}", worker
     finally:
         server.should_exit = True
         thread.join(10)

@@ -76,7 +76,8 @@ def main() -> None:
     except InstilError as error:
         _fail(str(error), error.exit_code)
     except _Stopped as stopped:
-        _fail("stopped; what the run folder holds so far is kept", 128 + stopped.number)
+        kept = "" if sys.argv[1:2] == ["serve"] else "; what the run folder holds so far is kept"
+        _fail(f"stopped{kept}", 128 + stopped.number)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         advice = "; make room there, or choose another place" if error.errno in FULL else ""

@@ -34,8 +34,14 @@ TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-PAGES: Final = {"/": "index.html", "/runs": "runs.html"}
-OPEN: Final = ("/", "/runs", "/page/", OPENED)  # paths, and with "/" at their end beginnings of such, that need no key
+PAGES: Final = {"/": "index.html", "/runs": "runs.html", "/docs": "docs.html"}
+OPEN: Final = (
+    "/",
+    "/runs",
+    "/docs",
+    "/page/",
+    OPENED,
+)  # paths, and with "/" at their end beginnings of such, that need no key
 
 
 def page_routes(

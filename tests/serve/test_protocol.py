@@ -33,6 +33,15 @@ def test_a_request_is_answered_and_the_connection_kept() -> None:
         assert server.connections == 1
 
 
+def test_small_pieces_are_sent_at_once() -> None:
+    """Nagle's algorithm would hold each back until the one before is acknowledged, which takes 40 ms."""
+    with running() as server, server.connect() as connection:
+        connection.sendall(HEALTH)
+        read_reply(connection)
+        (one,) = server.server.server_state.connections
+        assert one.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_an_idle_connection_is_closed_in_the_end() -> None:
     with running() as server, server.connect() as connection:
         connection.sendall(HEALTH)

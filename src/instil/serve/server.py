@@ -69,7 +69,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _listening(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # Said to be TCP, since asyncio sends small pieces at once only on what is: otherwise each would wait for 40 ms.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not hold the port
         if family == socket.AF_INET6:

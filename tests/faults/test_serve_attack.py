@@ -190,13 +190,13 @@ def test_36_37_38_40_all_at_once_and_a_healthy_client_beside_them() -> None:
             one.close()
         until(lambda: server.connections == 0)
         until(lambda: len(server.app.ended) == len(server.app.asked))
-        assert not server.server.server_state.tasks
+        until(lambda: not server.server.server_state.tasks)
         assert server.ask(HEALTH).status == 200
         assert "Traceback" not in server.said.getvalue()
         assert all("KeyError" in line for line in server.said.getvalue().splitlines())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_36_requests_with_bytes_changed_never_break_the_server(seed: int) -> None:
     """Whatever comes is answered with a status or with the end of the connection, and nothing is told of a failure."""
     chance = random.Random(seed)

@@ -35,6 +35,7 @@ class App:
     pause: float = 0.01  # seconds between two pieces
     pieces: int = 1000
     sent: int = 0  # pieces that were streamed
+    parting: float = 0.0  # seconds that ``/hold`` takes to end when it is cancelled
     asked: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)  # how each answer ended
     release: threading.Event = field(default_factory=threading.Event)
@@ -45,7 +46,7 @@ class App:
             return
         self.asked.append(scope["path"])
         try:
-            body = (await receive())["body"]
+            body = (await receive()).get("body", b"")
             await getattr(self, "_" + scope["path"].strip("/").replace("/", "_"), self._none)(body, scope, send)
         except BaseException as error:
             self.ended.append(type(error).__name__)
@@ -69,8 +70,12 @@ class App:
         await _say(send, {"body": body.decode(), "type": names.get("content-type", ""), "length": len(body)})
 
     async def _hold(self, body: bytes, scope: Any, send: Any) -> None:
-        while not self.release.is_set():
-            await asyncio.sleep(0.01)
+        try:
+            while not self.release.is_set():
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            await asyncio.sleep(self.parting)
+            raise
         await _say(send, {"held": True})
 
     async def _slow(self, body: bytes, scope: Any, send: Any) -> None:
@@ -113,9 +118,9 @@ async def _say(send: Any, said: object, status: int = 200) -> None:
 
 @dataclass
 class Running:
-    """A server that runs."""
+    """A server that runs; ``app`` is an `App` unless it was given another."""
 
-    app: App
+    app: Any
     server: Server
     port: int
     said: io.StringIO
@@ -160,19 +165,23 @@ class Reply:
 
 
 @contextmanager
-def running(app: App | None = None, limits: Limits = QUICK, access: Access | None = None) -> Iterator[Running]:
-    """A server on a free port, stopped at the end."""
+def running(
+    app: Any = None, limits: Limits = QUICK, access: Access | None = None, *, bare: bool = False
+) -> Iterator[Running]:
+    """A server on a free port, stopped at the end; ``bare``: without a guard."""
     app, said = app or App(), io.StringIO()
     screen = Screen(console=Console(file=said, width=200))
     sockets = listen("127.0.0.1", 0)
-    server = Server(Guard(app, access or Access(), limits=limits, screen=screen), limits=limits, screen=screen)
+    guard = Guard(app, access or Access(), limits=limits, screen=screen)
+    server = Server(app if bare else guard, limits=limits, screen=screen)
     thread = threading.Thread(target=server.run, args=(sockets,), daemon=True)
     thread.start()
     until(lambda: server.started)
     try:
         yield Running(app, server, sockets[0].getsockname()[1], said)
     finally:
-        app.release.set()
+        if isinstance(app, App):
+            app.release.set()
         server.should_exit = True
         thread.join(10)
         assert not thread.is_alive()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
+from instil.screen import Screen
 from instil.serve.access import access_to
-from instil.serve.errors import OWN_FAULT, ServeError
+from instil.serve.errors import OWN_FAULT, ServeError, install
 from instil.serve.guard import SECURITY, Guard
 from instil.serve.limits import Limits
 from tests.serve.running import QUICK, App, Running, closed, read_reply, request, running, until
@@ -63,7 +66,7 @@ def test_a_large_body_is_refused_before_it_is_read(server: Running) -> None:
 
 @pytest.mark.parametrize("path", ["/echo", "/api/echo"])
 def test_a_large_body_that_is_sent_all_the_same_does_not_hide_the_refusal(server: Running, path: str) -> None:
-    body = b"1" * 500_000
+    body = b"1" * 8_000_000  # more than systems hold: the server has to go on reading
     reply = server.ask(request(path, body))
     assert reply.status == 413
     assert b"larger than" in reply.body
@@ -297,3 +300,42 @@ def test_web_sockets_are_closed() -> None:
     scope = {"type": "websocket", "path": "/", "headers": []}
     asyncio.run(Guard(App(), access_to(["127.0.0.1"]))(scope, None, send))  # type: ignore[arg-type]
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_an_answer_that_broke_is_broken_under_any_server() -> None:
+    with pytest.raises(KeyError):
+        called(Guard(App(), access_to(["127.0.0.1"]), screen=Screen(quiet=True)), "/bug/later")
+
+
+def test_endpoints_of_fastapi_are_broken_off_when_the_client_goes() -> None:
+    """Their ``finally`` runs at once, whether they stream or make an answer that nobody has seen anything of."""
+    app, ended, begun = FastAPI(), [], []
+    install(app)
+
+    async def work(name: str) -> AsyncIterator[str]:
+        begun.append(name)
+        try:
+            while True:
+                yield "x"
+                await asyncio.sleep(0.01)
+        finally:
+            ended.append(name)
+
+    @app.post("/stream")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(work("stream"))
+
+    @app.post("/whole")
+    async def whole() -> str:
+        return "".join([piece async for piece in work("whole")])
+
+    with running(app, LIMITS) as server:
+        for path in ("stream", "whole"):
+            connection = server.connect()
+            connection.sendall(request(f"/{path}", b"{}"))
+            until(lambda path=path: path in begun)  # type: ignore[misc]
+            connection.close()
+            until(lambda path=path: path in ended)  # type: ignore[misc]
+        until(lambda: not server.server.server_state.tasks)
+        assert server.said.getvalue() == ""
+        assert server.ask(request("/nothing")).error == "there is nothing at /nothing"

@@ -101,7 +101,7 @@ def test_an_answer_that_has_not_begun_says_that_its_connection_ends() -> None:
 
 
 def test_answers_that_take_too_long_are_cut() -> None:
-    with running(App(pieces=10_000), replace(PATIENT, drain=0.3)) as server:
+    with running(App(pieces=10_000, parting=0.3), replace(PATIENT, drain=0.3)) as server:
         held, streams = server.connect(), server.connect()
         held.sendall(request("/hold"))
         streams.sendall(request("/slow"))

@@ -143,7 +143,7 @@ class Guard:
         length = headers.get("content-length")
         if length is None:
             return
-        if "transfer-encoding" in headers:
+        if "transfer-encoding" in headers:  # proxies disagree on which of them counts
             raise ServeError(400, "Content-Length and Transfer-Encoding contradict each other; send one of them")
         if not (length.isascii() and length.isdigit()):
             raise ServeError(400, "Content-Length is not a number")
@@ -264,7 +264,6 @@ async def _while_there(app: ASGIApp, scope: Scope, body: bytes, receive: Receive
     except asyncio.CancelledError:
         if not reply.gone:
             raise
-        task.uncancel()
         raise ClientDisconnect from None
     except OSError:
         if not reply.gone:

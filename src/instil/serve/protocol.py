@@ -44,7 +44,7 @@ class Shared:
 
 
 class Reader(h11.Connection):
-    """Reads requests, refuses what is too large or can be read in two ways, and keeps why."""
+    """Reads requests, refuses what is too large, and keeps why."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__(h11.SERVER, limits.header_bytes)
@@ -94,8 +94,6 @@ class Reader(h11.Connection):
             return self._too_large()
         if len(names) > self._limits.header_count:
             return ServeError(431, f"there are more than {self._limits.header_count} headers")
-        if b"content-length" in names and b"transfer-encoding" in names:  # proxies disagree on which of them counts
-            return ServeError(400, "Content-Length and Transfer-Encoding contradict each other; send one of them")
         return None
 
 

@@ -69,7 +69,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def _listening(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
+    # Said to be TCP, since asyncio sends small pieces at once only on what is: otherwise each would wait for 40 ms.
+    made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not hold the port
         if family == socket.AF_INET6:
@@ -165,7 +166,6 @@ class Server(uvicorn.Server):
         self._app, self._debug = app, debug
         self._loop: asyncio.AbstractEventLoop | None = None
         self._patience: threading.Timer | None = None
-        _quiet(debug)
         super().__init__(
             uvicorn.Config(
                 self._remembering,
@@ -175,6 +175,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 interface="asgi3",
                 log_config=None,
+                log_level=_log_level(debug),
                 access_log=False,
                 proxy_headers=False,  # nobody in front of us is believed
                 server_header=False,
@@ -248,17 +249,14 @@ class Server(uvicorn.Server):
             loop.default_exception_handler(context)
 
 
-def _quiet(debug: bool) -> None:
-    """uvicorn logs every malformed request; that is the network's usual noise."""
+def _log_level(debug: bool) -> int:
+    """uvicorn logs every malformed request, which is the network's usual noise; shown only for debugging."""
+    if not debug:
+        return logging.CRITICAL + 1
     logger = logging.getLogger("uvicorn")
-    if debug:
-        logger.setLevel(logging.INFO)
-        if not logger.handlers:
-            logger.addHandler(logging.StreamHandler(sys.stderr))
-    else:
-        logger.propagate = False
-        if not logger.handlers:
-            logger.addHandler(logging.NullHandler())
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler(sys.stderr))
+    return logging.INFO
 
 
 def _as_many_as_files(limits: Limits) -> Limits:

@@ -285,7 +285,8 @@ def test_thumbs_become_rows(opened: Callable[..., Opened]) -> None:
 def test_a_busy_server_is_asked_again_when_it_says(opened: Callable[..., Opened]) -> None:
     found = opened()
     found.ask("busy please", wait=False)
-    found.page.wait_for_selector("text=The server is busy; asking again in 1 s.")
+    found.page.wait_for_selector("text=/asking again/")
+    assert found.notes() == ["The server is busy; asking again in 1 s."]
     found.idle()
     assert found.texts() == [PLAIN]
     assert len(found.asked) == 2
@@ -412,6 +413,11 @@ def test_markdown_of_an_answer_is_shown(opened: Callable[..., Opened]) -> None:
 )  # fmt: skip
 def test_what_markdown_becomes(rendering: Opened, text: str, html: str) -> None:
     assert rendering.rendered(text) == html
+
+
+def test_marks_within_marks_come_to_an_end(rendering: Opened) -> None:
+    for text in ("*a **b " * 500 + "c** d* " * 500, "> " * 500 + "a", "- " * 500 + "a"):
+        assert 0 < len(re.findall("<(em|strong|blockquote|ul)>", rendering.rendered(text))) <= 32
 
 
 def test_links_lead_to_the_web_only(rendering: Opened) -> None:
@@ -556,6 +562,9 @@ def test_a_phone_shows_it_without_scrolling_sideways(opened: Callable[..., Opene
         found.ask(question)
     width = "[document.scrollingElement.scrollWidth, innerWidth]"
     assert found.page.evaluate(width) == [360, 360]
+    for wide in ("pre", ".text .wide"):  # these scroll within themselves
+        box = found.page.locator(wide).last
+        assert box.evaluate("one => one.scrollWidth > one.clientWidth && one.clientWidth < 360"), wide
     found.page.goto(f"{found.url}/runs")
     found.page.wait_for_selector("circle.val")
     assert found.page.evaluate(width) == [360, 360]

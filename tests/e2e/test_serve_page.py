@@ -58,6 +58,18 @@ def test_a_question_is_answered_as_it_is_said(opened: Callable[..., Opened]) -> 
     assert found.focused() == "ask"
 
 
+def test_the_page_follows_what_is_said_unless_its_reader_is_elsewhere(opened: Callable[..., Opened]) -> None:
+    found = opened()
+    for question in ("How do I sort?", "How else?", "How?"):
+        found.ask(question)
+        answer, composer = (found.page.locator(name).last.bounding_box() for name in (".answer", ".composer"))
+        assert answer["y"] + answer["height"] <= composer["y"]
+    found.page.evaluate("window.scrollTo(0, 200)")
+    found.page.locator("button[aria-label='A bad answer']").first.click()
+    found.page.wait_for_selector("text=Kept in labelled.jsonl.")
+    assert found.page.evaluate("window.scrollY") == 200
+
+
 def test_settings_go_along(opened: Callable[..., Opened]) -> None:
     found = opened()
     assert found.page.locator("#options").is_hidden()

@@ -47,8 +47,9 @@ def test_equal_answers_are_no_pair() -> None:
         pair_row(ASKED, "4", "4")
 
 
-def test_lines_are_whole_whoever_writes(tmp_path: Path) -> None:
-    file = tmp_path / ROWS
+@pytest.mark.parametrize("file_name", [f"{number}.jsonl" for number in range(5)])  # the first lines are those at risk
+def test_lines_are_whole_whoever_writes(tmp_path: Path, file_name: str) -> None:
+    file = tmp_path / file_name
     texts = [chr(ord("a") + number % 26) * 40_000 + str(number) for number in range(60)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda text: add_row(file, kept_row(answered(text))), texts))

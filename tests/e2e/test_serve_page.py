@@ -1,130 +1,34 @@
-"""The pages of a server in a browser: the chat and what can go wrong in it, Markdown that attacks, runs as they train.
-
-Debian's chromium, driven by Playwright (`pip install playwright`; no browser of its own is fetched). The models are
-stand-ins, which also break off, refuse and wait (`tests.serve.stand_in`).
-"""
+"""The chat of a server in a browser: what can be done with it, and what is said when something goes wrong."""
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed: pip install 'instil[serve]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 
-from instil.data.sources import read_source  # noqa: E402
-from instil.serve import reports  # noqa: E402
-from instil.tasks.pairs.source import read_pairs  # noqa: E402
-from tests.runs.test_listing import begun, line  # noqa: E402
-from tests.serve.stand_in import BASE, MARKDOWN, PLAIN, app_of, serving  # noqa: E402
+from instil.data.sources import read_source
+from instil.tasks.pairs.source import read_pairs
+from tests.serve.opened import CHROMIUM, PHONE, TOLD, Opened, chromium, opening
+from tests.serve.stand_in import BASE, PLAIN
 
-CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
-
-PHONE = {"width": 360, "height": 740}
-SCREEN = {"width": 1120, "height": 860}
-TOLD = "#told"
-
-
-@dataclass
-class Opened:
-    """A page, the server that it is of, and what the browser complained about."""
-
-    page: Any
-    url: str
-    folder: Path
-    asked: list[Any]
-    complaints: list[str] = field(default_factory=list)
-    requests: list[str] = field(default_factory=list)
-
-    def ask(self, text: str, *, wait: bool = True) -> None:
-        self.page.fill("#ask", text)
-        self.page.press("#ask", "Enter")
-        if wait:
-            self.idle()
-
-    def until(self, true: str) -> None:
-        """Until an expression is; the policy keeps the browser from trying it over and over itself."""
-        for _ in range(200):
-            if self.page.evaluate(true):
-                return
-            self.page.wait_for_timeout(50)
-        raise AssertionError(f"never true: {true}")
-
-    def idle(self) -> None:
-        """Until everybody has answered."""
-        self.page.wait_for_selector(
-            "body:not(.busy) .turn:last-child .answer .foot :is(button, span)", state="attached"
-        )
-
-    def texts(self) -> list[str]:
-        """The answers that are seen."""
-        found: list[str] = self.page.locator(".answer .text").all_inner_texts()
-        return [" ".join(text.split()) for text in found]
-
-    def notes(self) -> list[str]:
-        return [text for text in self.page.locator(".answer .note").all_inner_texts() if text]
-
-    def focused(self) -> str:
-        said: str = self.page.evaluate("document.activeElement.id || document.activeElement.ariaLabel")
-        return said
-
-    def rendered(self, text: str) -> str:
-        """What the page makes of Markdown."""
-        html: str = self.page.evaluate(
-            """async (text) => {
-                const { render } = await import("/page/markdown.js"), place = document.createElement("div");
-                place.append(render(text));
-                return place.innerHTML;
-            }""",
-            text,
-        )
-        return re.sub(r"<button.*?</button>", "", html)
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with chromium() as started:
         yield started
-        started.close()
 
 
 @pytest.fixture
 def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Opened]]:
-    with ExitStack() as stack:
-
-        def open_page(path: str = "/", key: str = "", viewport: dict[str, int] = SCREEN, **options: Any) -> Opened:
-            asked: list[Any] = []
-            root = tmp_path / "runs"
-            if not root.exists():
-                begun(root / "one").report.write_text("<h1>The report</h1><script>window.hacked = 1</script>")
-            url = stack.enter_context(serving(app_of(tmp_path, root, root / "one", key, asked)))
-            context = browser.new_context(viewport=viewport, **options)
-            stack.callback(context.close)
-            page = context.new_page()
-            page.set_default_timeout(10_000)
-            found = Opened(page, url, tmp_path, asked)
-            page.on("console", lambda message: found.complaints.append(message.text))
-            page.on("pageerror", lambda error: found.complaints.append(str(error)))
-            page.on("request", lambda request: found.requests.append(request.url))
-            page.goto(url + path)
-            if path == "/" and not key:
-                page.wait_for_selector("#report a")
-            return found
-
+    with opening(browser, tmp_path) as open_page:
         yield open_page
-
-
-# The chat.
 
 
 def test_a_question_is_answered_as_it_is_said(opened: Callable[..., Opened]) -> None:
@@ -152,6 +56,18 @@ def test_a_question_is_answered_as_it_is_said(opened: Callable[..., Opened]) -> 
     assert found.texts() == []
     assert found.page.locator("#welcome").is_visible()
     assert found.focused() == "ask"
+
+
+def test_the_page_follows_what_is_said_unless_its_reader_is_elsewhere(opened: Callable[..., Opened]) -> None:
+    found = opened()
+    for question in ("How do I sort?", "How else?", "How?"):
+        found.ask(question)
+        answer, composer = (found.page.locator(name).last.bounding_box() for name in (".answer", ".composer"))
+        assert answer["y"] + answer["height"] <= composer["y"]
+    found.page.evaluate("window.scrollTo(0, 200)")
+    found.page.locator("button[aria-label='A bad answer']").first.click()
+    found.page.wait_for_selector("text=Kept in labelled.jsonl.")
+    assert found.page.evaluate("window.scrollY") == 200
 
 
 def test_settings_go_along(opened: Callable[..., Opened]) -> None:
@@ -285,7 +201,8 @@ def test_thumbs_become_rows(opened: Callable[..., Opened]) -> None:
 def test_a_busy_server_is_asked_again_when_it_says(opened: Callable[..., Opened]) -> None:
     found = opened()
     found.ask("busy please", wait=False)
-    found.page.wait_for_selector("text=The server is busy; asking again in 1 s.")
+    found.page.wait_for_selector("text=/asking again/")
+    assert found.notes() == ["The server is busy; asking again in 1 s."]
     found.idle()
     assert found.texts() == [PLAIN]
     assert len(found.asked) == 2
@@ -364,284 +281,3 @@ def test_the_report_of_the_run_is_one_click_away_and_has_no_power_here(opened: C
     assert tab.value.evaluate("window.hacked") == 1  # its own script runs ...
     asked = tab.value.evaluate("fetch('/runs.json').then(() => 'answered', () => 'refused')")
     assert asked == "refused"  # ... and reaches nothing
-
-
-# Markdown.
-
-
-def test_markdown_of_an_answer_is_shown(opened: Callable[..., Opened]) -> None:
-    found = opened()
-    found.ask("How do I sort?")
-    answer = found.page.locator(".answer .text")
-    assert answer.locator("pre code").inner_text() == MARKDOWN.split("```")[1].removeprefix("python\n").rstrip("\n")
-    assert answer.locator("strong").inner_text() == "as it was"
-    assert answer.locator("ol > li").count() == 2
-    assert answer.locator("ol > li > ul > li").count() == 2
-    assert answer.locator("td").all_inner_texts() == ["sorted(x)", "yes", "0", "x.sort()", "no", "1"]
-    link = answer.locator("blockquote a")
-    assert link.get_attribute("href") == "https://docs.python.org/3/howto/sorting.html"
-    assert "noopener" in link.get_attribute("rel")
-    found.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    found.page.click("button[aria-label='Copy the answer']")
-    found.until("document.querySelector('#told').innerText === 'Copied.'")
-    assert found.page.evaluate("navigator.clipboard.readText()") == MARKDOWN
-
-
-@pytest.mark.parametrize(
-    ("text", "html"),
-    [
-        ("plain", "<p>plain</p>"),
-        ("a\nb\n\nc", "<p>a\nb</p><p>c</p>"),
-        ("# One\n### Two ###\n#not", "<h3>One</h3><h5>Two</h5><p>#not</p>"),
-        ("**b** *i* __c__ _j_", "<p><strong>b</strong> <em>i</em> <strong>c</strong> <em>j</em></p>"),
-        ("***bi*** x", "<p><strong><em>bi</em></strong> x</p>"),
-        ("**a *b* c** and *a **b** c*", "<p><strong>a <em>b</em> c</strong> and <em>a <strong>b</strong> c</em></p>"),
-        ("2*3*4, snake_case_name, a * b * c, **open", "<p>2*3*4, snake_case_name, a * b * c, **open</p>"),
-        ("`a*b*` ``c`d`` `open", "<p><code>a*b*</code> <code>c`d</code> `open</p>"),
-        (r"\*no\* \[x\](y)", "<p>*no* [x](y)</p>"),
-        ("*a **b* c**", "<p><em>a **b</em> c**</p>"),
-        ("```\na <b>\n", '<div class="code"><div class="code-head"><span></span></div>'
-         '<pre tabindex="0" aria-label="code"><code>a &lt;b&gt;\n</code></pre></div>'),
-        ("- a\n- b\n  1. c\n\n     d\n- e", "<ul><li>a</li><li>b<ol><li>c<p>d</p></li></ol></li><li>e</li></ul>"),
-        ("3. a\n4. b", '<ol start="3"><li>a</li><li>b</li></ol>'),
-        ("> a\n> > b\n\nc", "<blockquote><p>a</p><blockquote><p>b</p></blockquote></blockquote><p>c</p>"),
-        ("a\n\n---\n\nb", "<p>a</p><hr><p>b</p>"),
-        ("a | b\nc", "<p>a | b\nc</p>"),
-        ("", ""),
-    ],
-)  # fmt: skip
-def test_what_markdown_becomes(rendering: Opened, text: str, html: str) -> None:
-    assert rendering.rendered(text) == html
-
-
-def test_links_lead_to_the_web_only(rendering: Opened) -> None:
-    for text in (
-        "[x](javascript:alert(1))", "[x](JaVaScRiPt:alert(1))", "[x](data:text/html,<script>)", "[x](vbscript:x)",
-        "[x](/runs)", "[x](//evil)", "[x](java\nscript:alert(1))", "[x](&#106;avascript:alert(1))", "[x]( x)",
-        "<a href='javascript:alert(1)'>x</a>", "![x](javascript:alert(1))", "[x](ftp://host/)", "[x](blob:x)",
-        "<javascript:alert(1)>", "[x][1]\n\n[1]: javascript:alert(1)", "[x](https://)",
-    ):  # fmt: skip
-        html = rendering.rendered(text)
-        assert "<a" not in html, text
-        assert "<script" not in html
-        assert "<img" not in html
-    html = rendering.rendered('[a **b**](https://e.org/a_(b)?q="onclick=x) https://e.org/x. (http://e.org/y)')
-    assert re.findall(r'href="([^"]*)"', html) == [
-        "https://e.org/a_(b)?q=%22onclick=x",
-        "https://e.org/x",
-        "http://e.org/y",
-    ]
-    assert html.count('rel="noopener noreferrer nofollow"') == 3
-    assert "a <strong>b</strong></a>" in html
-    assert "onclick=" not in re.sub(r'"[^"]*"', "", html)
-
-
-ATTACKS = [
-    "<script>window.hacked = 1</script>",
-    "<img src=x onerror='window.hacked = 1'>",
-    "<svg/onload=window.hacked=1>",
-    "</div></article><iframe srcdoc='<script>parent.hacked = 1</script>'></iframe>",
-    "```html\n<script>window.hacked = 1</script>\n```",
-    "```\"><script>window.hacked = 1</script>\nx\n```",
-    "`<b onclick=x>`  **<img src=x onerror=window.hacked=1>**",
-    "| <img src=x onerror=window.hacked=1> |\n| --- |\n| <script>window.hacked=1</script> |",
-    "> <style>* { display: none }</style>",
-    "[<img src=x onerror=window.hacked=1>](https://e.org)",
-    "<a href='javascript:window.hacked=1'>here</a>",
-]  # fmt: skip
-
-
-def test_markup_of_an_answer_is_shown_as_text_and_nothing_of_it_runs(opened: Callable[..., Opened]) -> None:
-    found = opened()
-    found.page.evaluate("window.hacked = 0")
-    for attack in ATTACKS:
-        found.ask(f"raw {attack}")
-    answers = found.page.locator(".answer .text")
-    bad = "script, img, iframe, svg:not(.icon), style, [onerror], [onload], [onclick], a[href^=javascript]"
-    assert answers.locator(bad).count() == 0
-    assert found.page.locator(".asked").locator("*").count() == 0
-    assert "onerror='window.hacked = 1'>" in found.texts()[1]
-    found.page.wait_for_timeout(100)
-    assert found.page.evaluate("window.hacked") == 0
-    assert found.complaints == []
-
-
-LONG = [
-    "*" * 10_000, "*a " * 10_000, "a*" * 10_000, "**a _b " * 10_000, "_*" * 20_000, "`" * 20_000, "[" * 20_000,
-    "[a](" * 20_000, "[a](http://" * 10_000, "> " * 10_000, "- " * 10_000, "- a\n" * 10_000, "*a* " * 10_000,
-    "|" * 20_000 + "\n" + "|-" * 20_000, "|a\n|-\n" * 5_000, "```\n" * 10_000, "#" * 20_000, "\\" * 20_000,
-    "http://" * 10_000, "\n" * 50_000, " " * 50_000 + "x", "".join("`" * n + " " for n in range(1, 300)),
-    "1. " * 10_000, "    " * 10_000, "> - " * 5_000, "(" * 20_000, "- a\n\n" * 5_000, "* * " * 10_000, "---\n" * 10_000,
-    "".join(" " * n + "- a\n" for n in range(400)), "[" * 5_000 + "]" * 5_000, "# " + "#" * 20_000 + "x",
-    "https://e.org/" + "(" * 20_000, "[a](https://e.org/" + "a" * 20_000, "***a" * 10_000, "a***" * 10_000,
-]  # fmt: skip
-
-
-def test_no_text_takes_long(rendering: Opened) -> None:
-    """Tens of thousands of marks are taken apart within moments: no text makes a page stand still."""
-    took = """async (text) => {
-        const { render } = await import("/page/markdown.js"), start = performance.now();
-        render(text);
-        return performance.now() - start;
-    }"""
-    slow = {text[:12]: spent for text in LONG if (spent := rendering.page.evaluate(took, text)) > 1000}
-    assert slow == {}
-
-
-@pytest.fixture(scope="module")
-def rendering(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
-    """A page to render on."""
-    folder = tmp_path_factory.mktemp("rendering")
-    with serving(app_of(folder)) as url:
-        context = browser.new_context()
-        page = context.new_page()
-        page.goto(url)
-        yield Opened(page, url, folder, [])
-        context.close()
-
-
-# How it looks and reads.
-
-CONTRAST = """() => {
-    const parse = (color) => (color.match(/[\\d.]+/g) ?? []).map(Number);
-    const behind = (node) => {
-        for (let at = node; at; at = at.parentElement) {
-            const color = parse(getComputedStyle(at).backgroundColor);
-            if (color.length === 3 || color[3] === 1) return color;
-        }
-        return [255, 255, 255];
-    };
-    const linear = (c) => (c <= 10 ? c / 255 / 12.92 : ((c / 255 + 0.055) / 1.055) ** 2.4);
-    const light = (color) => color.slice(0, 3).map(linear)
-        .reduce((sum, c, at) => sum + c * [0.2126, 0.7152, 0.0722][at], 0);
-    const found = [];
-    for (const node of document.querySelectorAll("body *")) {
-        const style = getComputedStyle(node);
-        const own = [...node.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
-        if (!own || !node.getClientRects().length || node.closest(".sr, option, noscript, :disabled")) continue;
-        const ink = node.namespaceURI.endsWith("svg") ? style.fill : style.color;
-        const [a, b] = [light(parse(ink)), light(behind(node))].sort((x, y) => y - x);
-        const ratio = (a + 0.05) / (b + 0.05);
-        if (ratio < 4.5) found.push(`${node.localName} ${ratio.toFixed(2)} ${node.textContent.slice(0, 30)}`);
-    }
-    return found;
-}"""
-
-
-def test_all_text_has_enough_contrast(opened: Callable[..., Opened]) -> None:
-    found = opened()
-    found.page.click("#versus")
-    found.page.click("#settings")
-    for question in ("How do I sort?", "lost please"):
-        found.ask(question)
-    for path in ("/", "/runs"):
-        if path == "/runs":
-            found.page.goto(found.url + path)
-            found.page.wait_for_selector("circle.val")
-        for scheme in ("light", "dark"):
-            found.page.emulate_media(color_scheme=scheme)
-            assert found.page.evaluate(CONTRAST) == [], scheme
-
-
-def test_a_phone_shows_it_without_scrolling_sideways(opened: Callable[..., Opened]) -> None:
-    found = opened(viewport=PHONE, is_mobile=True, has_touch=True)
-    found.page.click("#versus")
-    found.page.click("#settings")
-    for question in (
-        "How do I sort?",
-        "raw " + "x" * 300,
-        "raw ```\n" + "y" * 300,
-        "raw |a|b|\n|-|-|\n|" + "z" * 200 + "|c|",
-    ):
-        found.ask(question)
-    width = "[document.scrollingElement.scrollWidth, innerWidth]"
-    assert found.page.evaluate(width) == [360, 360]
-    found.page.goto(f"{found.url}/runs")
-    found.page.wait_for_selector("circle.val")
-    assert found.page.evaluate(width) == [360, 360]
-
-
-def test_everything_has_a_name_and_can_be_reached_by_keyboard(opened: Callable[..., Opened]) -> None:
-    found = opened()
-    found.page.click("#settings")
-    found.ask("How do I sort?")
-    for path in ("/", "/runs"):
-        if path != "/":
-            found.page.goto(found.url + path)
-            found.page.wait_for_selector("circle.val")
-        nameless = found.page.evaluate(
-            """() => [...document.querySelectorAll("button, a[href], input, select, textarea, [role=img]")]
-                .filter((one) => !(one.ariaLabel || one.innerText?.trim() || one.labels?.length))
-                .map((one) => one.outerHTML)"""
-        )
-        assert nameless == []
-        assert found.page.locator("main").count() == found.page.locator("header").count() == 1
-        assert found.page.locator("nav[aria-label]").count() == 1
-        assert found.page.evaluate("document.documentElement.lang") == "en"
-    found.page.goto(found.url)
-    found.page.wait_for_selector("#report a")
-    reached = []
-    for _ in range(12):
-        found.page.keyboard.press("Tab")
-        reached.append(found.page.evaluate("document.activeElement.id || document.activeElement.innerText"))
-        assert found.page.evaluate("document.activeElement.matches('body, :focus-visible')")
-    wanted = [
-        "versus",
-        "settings",
-        "send",
-        "To the question",
-        "instil",
-        "Chat",
-        "Runs",
-        "model",
-        "Report",
-        "new",
-        "ask",
-    ]
-    assert [name for name in reached if name in wanted][:11] == wanted
-
-
-def test_who_wants_no_motion_sees_none(opened: Callable[..., Opened]) -> None:
-    found = opened()
-    found.ask("What?")
-    found.page.locator(".answer .text").evaluate("one => one.classList.add('waiting')")
-    for motion, name in (("no-preference", "wait"), ("reduce", "none")):
-        found.page.emulate_media(reduced_motion=motion)
-        moves = "getComputedStyle(document.querySelector('.answer .text'), '::after').animationName"
-        assert found.page.evaluate(moves) == name
-
-
-# Runs.
-
-
-def test_the_runs_and_a_curve_that_grows(opened: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reports, "EVERY", 0.05)
-    monkeypatch.setattr("instil.runs.watching.LOOK_AGAIN", 0.0)
-    found = opened("/runs")
-    page, run = found.page, found.folder / "runs" / "one"
-    page.wait_for_selector("circle.val")
-    page.wait_for_selector("#live.live")
-    one = page.locator("section[aria-label='Run one']")
-    assert one.locator(".state").inner_text() == "training"
-    assert "4 of 20" in one.inner_text()
-    points = "document.querySelector('polyline.train').getAttribute('points').split(' ').length"
-    assert page.evaluate(points) == 4
-    with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write(line(5, train=2.2) + line(6, train=2.125, val=2.25))
-    found.until(f"{points} === 6")
-    label = one.locator("svg[role=img]").get_attribute("aria-label")
-    assert label == "Losses of one up to step 6; training 2.125; validation 2.250, at first 3.000"
-    assert "6 of 20" in one.inner_text()
-    assert one.locator("progress").get_attribute("value") == "6"
-    begun(found.folder / "runs" / "<img src=x onerror='window.hacked=1'>")
-    page.wait_for_selector("h2:has-text('onerror')")
-    assert page.evaluate("window.hacked") is None
-    (run / "report.json").write_text(json.dumps({}))
-    found.until("document.querySelector('#told').innerText === 'The run one is done.'")
-    assert one.locator(".state").inner_text() == "done"
-    assert found.complaints == []
-    button = one.locator("button", has_text="Losses")
-    button.focus()
-    button.click()
-    assert one.locator("svg").count() == 0
-    assert page.evaluate("document.activeElement.dataset.curve") == "one"

@@ -183,7 +183,7 @@ def test_a_folder_that_cannot_be_written_is_the_servers_fault(root: Path, tmp_pa
     (tmp_path / "file").write_text("")
     reply = TestClient(app_of(tmp_path / "file", root)).post("/feedback", json=UP)
     assert reply.status_code == 500
-    assert "is a file" in reply.json()["detail"]
+    assert "kept.jsonl: cannot be written: Not a directory" in reply.json()["detail"]
 
 
 # Runs.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from instil.errors import UserError
-from instil.files import check_file
 
 ROWS, PAIRS, LABELLED = "kept.jsonl", "pairs.jsonl", "labelled.jsonl"
 _WRITING = threading.Lock()
@@ -69,8 +68,6 @@ def add_row(file: Path, row: Mapping[str, Any]) -> Path:
     Raises:
         UserError: the file cannot be written; then it is as it was.
     """
-    if not file.exists():
-        check_file(file)
     try:
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
         with _WRITING, file.open("a+b", buffering=0) as rows:

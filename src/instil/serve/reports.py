@@ -103,12 +103,10 @@ class _Tickets:
     given: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     def give(self, name: str) -> str:
-        now = time.monotonic()
-        self.given = {ticket: one for ticket, one in self.given.items() if one[1] > now}
         while len(self.given) >= TICKETS:
             self.given.pop(next(iter(self.given)))
         ticket = secrets.token_urlsafe(32)
-        self.given[ticket] = (name, now + VALID)
+        self.given[ticket] = (name, time.monotonic() + VALID)
         return ticket
 
     def name(self, ticket: str) -> str | None:

@@ -5,7 +5,7 @@ import { el, svg } from "./dom.js";
 const LEFT = 46, RIGHT = 14, TOP = 12, BOTTOM = 34;
 const MOST = 1200; // points of a line before neighbours are joined
 
-const said = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(2) : value.toFixed(3));
+export const said = (value) => (value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(2) : value.toFixed(3));
 export const whole = (value) => value.toLocaleString("en");
 
 // Round numbers between two values, about `count` of them.

@@ -86,7 +86,7 @@ async function tell(body, done, place) {
 // Drawing. A turn is drawn anew when what can be done with it changes; while an answer comes, only its text is.
 
 function draw(from = 0) {
-  const last = state.turns.length - 1;
+  const last = state.turns.length - 1, following = isNearEnd(), height = window.scrollY;
   const focused = document.activeElement?.dataset?.focus;
   state.views.splice(from);
   while (talk.children.length > from) talk.lastChild.remove();
@@ -97,7 +97,9 @@ function draw(from = 0) {
   });
   welcome.hidden = state.turns.length > 0;
   document.body.classList.toggle("wide", state.turns.some((turn) => turn.sides.length > 1));
-  if (focused) talk.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus();
+  if (focused) talk.querySelector(`[data-focus="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  if (following) toEnd();
+  else window.scrollTo(0, height); // a page that got shorter for a moment was moved
 }
 
 function turnView(turn, at, isLast) {

@@ -1,7 +1,7 @@
 // The runs: a list that follows what is written in their folders, with the losses of each drawn as they come.
 
 import { events, json, reportLink, request } from "./api.js";
-import { Chart, whole } from "./chart.js";
+import { Chart, said, whole } from "./chart.js";
 import { byId, el, say } from "./dom.js";
 
 const STATES = { done: "done", training: "training", stopped: "stopped" };
@@ -14,6 +14,8 @@ const range = (one) => (one === null ? "-" : one.low === null ? number(one.mean)
 function facts(run) {
   const lines = [["model", run.model], ["data", run.data], ["method", [run.method, run.objective === "sft" ? "" : run.objective].filter(Boolean).join(", ")]];
   if (run.step !== null) lines.push(["steps", run.steps && run.steps !== run.step ? `${whole(run.step)} of ${whole(run.steps)}` : whole(run.step)]);
+  const losses = [["training", run.train_loss], ["validation", run.val_loss]].filter(([, loss]) => loss !== null);
+  if (losses.length) lines.push(["last losses", losses.map(([of, loss]) => `${said(loss)} ${of}`).join(", ")]);
   if (run.created) lines.push(["begun", new Date(run.created).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })]);
   return el("dl", { class: "facts" }, ...lines.filter(([, text]) => text).map(([name, text]) => el("div", {}, el("dt", {}, name), el("dd", {}, el("bdi", {}, text)))));
 }

@@ -11,11 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 import instil
+from instil.errors import UserError
+from instil.recipes.serve import Serving, serve
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -115,17 +118,24 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(tiny_folder: Pa
         port = taken.getsockname()[1]
         code, said = refused(str(tiny_folder), "--port", str(port))
         assert (code, f"port {port} of 127.0.0.1 is taken" in said, "loading" in said) == (2, True, False)
-    for words, told in (
-        ((str(tiny_folder), "--host", "0.0.0.0", "--port", "0"), "a key is wanted"),
-        ((str(tmp_path / "none"), "--port", "0"), "none"),
-        ((f"a={tiny_folder}", f"a={tiny_folder}", "--port", "0"), "both called a"),
-        ((f"a:base={tiny_folder}", "--port", "0"), ":base"),
-        ((str(tiny_folder), "--set", "generate.temperatur=1", "--port", "0"), "did you mean"),
-    ):
-        code, said = refused(*words)
-        assert code == 2, said
-        assert told in said
-        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("models", "how", "told"),
+    [
+        (["TINY"], {"host": "0.0.0.0"}, "a key is wanted"),
+        (["TINY"], {"host": "203.0.113.9"}, "not an address of this machine"),
+        (["TINY"], {"key_file": Path("none.txt")}, "none.txt"),
+        (["/nothing/here"], {}, "/nothing/here"),
+        (["a=TINY", "a=TINY"], {}, "both called a"),
+        (["a:base=TINY"], {}, ":base"),
+        (["a b=TINY"], {}, "cannot be a model's name"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(models: list[str], how: dict[str, Any], told: str, tiny_folder: Path) -> None:
+    given = [one.replace("TINY", str(tiny_folder)) for one in models]
+    with pytest.raises(UserError, match=told):
+        serve(given, Serving(port=0, **how), {})
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,9 +91,18 @@ def serve(
             one.close()
         raise
     worker = Worker(served, under_way=serving.under_way, rows=serving.rows)
-    app = make_app(worker, page_routes(served, serving.folder, serving.root))
+    stopping = threading.Event()
+    app = make_app(worker, page_routes(served, serving.folder, serving.root, stopping=stopping.is_set))
     guard = Guard(app, access, limits=limits, open_paths=("/health", *OPEN), screen=shown, debug=serving.debug)
-    run(guard, sockets, list(served), limits=limits, screen=shown, debug=serving.debug)
+    run(
+        guard,
+        sockets,
+        list(served),
+        limits=limits,
+        screen=shown,
+        when_stopping=stopping.set,
+        debug=serving.debug,
+    )
 
 
 def names_of(models: Sequence[str]) -> dict[str, str]:

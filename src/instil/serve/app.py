@@ -41,6 +41,7 @@ def make_app(worker: Worker, *more: APIRouter) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # FastAPI's page is loaded from other people's servers
         redoc_url=None,
+        redirect_slashes=False,
     )
     install(app)
     app.openapi = lambda: _description(app, list(worker.models))  # type: ignore[method-assign]

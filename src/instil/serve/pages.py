@@ -35,13 +35,7 @@ TYPES: Final = {
     ".svg": "image/svg+xml",
 }
 PAGES: Final = {"/": "index.html", "/runs": "runs.html", "/docs": "docs.html"}
-OPEN: Final = (
-    "/",
-    "/runs",
-    "/docs",
-    "/page/",
-    OPENED,
-)  # paths, and with "/" at their end beginnings of such, that need no key
+OPEN: Final = (*PAGES, "/page/", OPENED)  # need no key; one with "/" at its end is the beginning of such paths
 
 
 def page_routes(

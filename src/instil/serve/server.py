@@ -121,6 +121,7 @@ def run(
     *,
     limits: Limits | None = None,
     screen: Screen | None = None,
+    when_stopping: Callable[[], None] = lambda: None,
     debug: bool = False,
 ) -> None:
     """Serve until a signal comes, and let answers under way finish.
@@ -134,6 +135,7 @@ def run(
         served: names of what is served, for the line that says so.
         limits: what clients may do.
         screen: where that line goes.
+        when_stopping: called once it was told to stop, in the midst of whatever the main thread does.
         debug: show uvicorn's own log.
 
     Raises:
@@ -141,6 +143,7 @@ def run(
     """
     server = Server(app, limits=limits, screen=screen, debug=debug)
     said = ", ".join(served) or "instil"
+    server.when_stopping = when_stopping
     server.when_ready = lambda: server.screen.say(f"serving {said} at {url(sockets)} (Ctrl-C stops)")
     try:
         server.run(list(sockets))
@@ -162,6 +165,7 @@ class Server(uvicorn.Server):
         self.limits = _as_many_as_files(limits or Limits())
         self.screen = screen or Screen()
         self.when_ready: Callable[[], None] = lambda: None
+        self.when_stopping: Callable[[], None] = lambda: None
         self.did_not_start: BaseException | None = None
         self._app, self._debug = app, debug
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -218,6 +222,7 @@ class Server(uvicorn.Server):
         self._captured_signals.append(sig)
         if not self.should_exit:
             self.should_exit = True
+            self.when_stopping()
             return
         self.force_exit = True
         if self._loop is not None and self._patience is None:

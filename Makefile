@@ -18,6 +18,7 @@ BENCH_TRAIN ?=
 BENCH_ANSWER ?=
 BENCH_PREFER ?=
 BENCH_DATA ?=
+BENCH_SERVE ?=
 FIGURES ?=
 
 # Doors that are fuzzed (none named: all), seconds for each, and libFuzzer's options: FUZZ="gguf template -seconds=600".
@@ -28,7 +29,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data
+.PHONY: demo exercises families figures test test-all fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -112,6 +113,10 @@ bench-gemm: $(BENCH)/.peers
 # Rows to ids and to the first step; takes no peers. Such as BENCH_DATA="--sizes 10000 100000 1000000 5000000 --file 52000".
 bench-data: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.data $(BENCH_DATA)
+
+# The server beside llama.cpp's, which the tests bring. Such as BENCH_SERVE="--clients 16 --rounds 3".
+bench-serve: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.serve $(BENCH_SERVE)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from instil.data.tokenizers import FastTokenizer
 from instil.errors import ModelError, SettingsError, UserError
 from instil.model.decoder import batch_of_ids
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.run.run import Run
 from tests.conftest import GPT2_VOCABULARY, rows
 from tests.e2e.test_cli import instil as command
@@ -133,5 +133,5 @@ def test_what_is_there_already_is_left_alone(tiny_folder: Path, tmp_path: Path) 
 
 
 def test_an_unknown_form_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(SettingsError, match="--to tape: wanted one of hf, gguf, pth"):
+    with pytest.raises(SettingsError, match="--to tape: wanted one of hf, gguf, pth, gguf-lora, mlx-lora"):
         export(tiny_folder, "tape")

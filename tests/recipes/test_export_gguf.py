@@ -26,7 +26,7 @@ from instil.generate.prompts import generate
 from instil.gguf_header import read_gguf
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.records import Example
 from tests.conftest import tiny_reference
 from tests.llama_cpp import llama_cpp
@@ -408,9 +408,9 @@ def test_a_file_that_says_something_else_is_not_left_there(tmp_path: Path, monke
             found.embed.weight.copy_(found.embed.weight.flip(0))
         return found
 
-    monkeypatch.setattr("instil.recipes.export.load_decoder", other)
+    monkeypatch.setattr("instil.recipes.export.export.load_decoder", other)
     for form in ("hf", "gguf"):
-        monkeypatch.setattr("instil.recipes.export._same_answers", lambda *given, **how: None)
+        monkeypatch.setattr("instil.recipes.export.models._same_answers", lambda *given, **how: None)
         with pytest.raises(ModelError, match="does not answer as the model does, so it was removed again"):
             export(folder, form, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["hf"]

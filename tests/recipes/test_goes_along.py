@@ -10,7 +10,7 @@ import yaml
 
 import instil
 from instil.errors import UserError
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.runs.folder import RunFolder
 from instil.runs.model_card import model_card
 from tests.conftest import rows

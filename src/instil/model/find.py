@@ -99,13 +99,39 @@ def find_model(model: str | Path) -> Path:
     )
 
 
+def find_here(model: str | Path) -> Path | None:
+    """Where a model lies on this machine; None where it would have to be fetched, or there is none. Nobody is asked.
+
+    Raises:
+        ModelError: as `find_model`, of a path.
+    """
+    if Path(model).exists():
+        return find_model(model)
+    named = NAMED.get(str(model))
+    if named and (packed := _packed(named)):
+        return packed
+    if named and named.openai:
+        folder = cache_folder() / "models" / f"gpt2-{named.openai}"
+        if all((folder / file).is_file() for file in OPENAI_FILES):
+            return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(named.hub_id if named else str(model), local_files_only=True))
+    except Exception:  # the client raises whatever it likes, also for what is no id
+        return None
+
+
+def _packed(named: Named) -> Path | None:
+    """The file of a package that carries the weights, where there is one."""
+    spec = importlib.util.find_spec(named.package) if named.package else None
+    file = Path(spec.origin).parent / named.file if spec is not None and spec.origin else None
+    return file if file is not None and file.is_file() else None
+
+
 def _named(name: str, named: Named) -> Path:
-    if named.package:
-        spec = importlib.util.find_spec(named.package)
-        if spec is not None and spec.origin:
-            file = Path(spec.origin).parent / named.file
-            if file.is_file():
-                return file
+    if packed := _packed(named):
+        return packed
     if named.openai:
         return _gpt2(name, named)
     try:

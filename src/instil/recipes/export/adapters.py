@@ -87,7 +87,7 @@ def write_adapters(given: Adapted, form: str, out: Path, dtype: str) -> None:
         raise UserError(f"{unfinished} is in the way; remove it, or choose another --out")
     try:
         unfinished.mkdir()
-        write_mlx_lora(assistant.decoder, unfinished, base_on_hub(given.base) or str(given.path))
+        write_mlx_lora(assistant.decoder, unfinished, base_on_hub(given.base) or Path(given.base).name)
         write_whole(unfinished / TEMPLATE, assistant.template.chat_template(begin))
         unfinished.replace(out)
     except BaseException:

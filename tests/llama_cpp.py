@@ -44,7 +44,7 @@ class LlamaCpp:
         request = urllib.request.Request(
             self._server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=20) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             return json.load(reply)
 
     def ids(self, text: str, *, special: bool = False, parse: bool = False) -> list[int]:
@@ -59,12 +59,10 @@ class LlamaCpp:
 
     def greedy(self, ids: Sequence[int], count: int, **more: Any) -> dict[str, Any]:
         """The likeliest continuation: ``tokens`` and ``stop_type``."""
-        return dict(
-            self.post(
-                "/completion", prompt=list(ids), n_predict=count, temperature=0, samplers=["top_k"], top_k=1,
-                cache_prompt=False, return_tokens=True, **more,
-            )
-        )  # fmt: skip
+        usual = {
+            "temperature": 0, "samplers": ["top_k"], "top_k": 1, "cache_prompt": False, "return_tokens": True,
+        }  # fmt: skip
+        return dict(self.post("/completion", prompt=list(ids), n_predict=count, **{**usual, **more}))
 
     def scores(self, ids: Sequence[int], letter: int) -> dict[int, float]:
         """Log-probabilities of all tokens that may follow; ``letter`` is the id of any whole character."""

@@ -80,7 +80,7 @@ def push(folder: Path, repository: str, *, public: bool) -> str:
     from huggingface_hub import HfApi
 
     api = HfApi()
-    with _push_errors(repository):
+    with _push_errors(repository, "; nothing of it is there, and the folder is kept"):
         address = str(api.create_repo(repository, private=not public, exist_ok=False))
         try:
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a model tuned with instil")
@@ -92,7 +92,7 @@ def push(folder: Path, repository: str, *, public: bool) -> str:
 
 
 @contextmanager
-def _push_errors(repository: str) -> Iterator[None]:
+def _push_errors(repository: str, state: str = "") -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
@@ -108,12 +108,12 @@ def _push_errors(repository: str) -> Iterator[None]:
         if status in (401, 403):
             raise UserError(
                 f"--push {repository}: the token may not write there; take one with the right to write, or an owner "
-                "that it belongs to"
+                f"that it belongs to{state}"
             ) from error
         reason = str(error).strip().splitlines()
         raise NotReached(
             f"--push {repository}: the hub did not take it ({type(error).__name__}{': ' + reason[0] if reason else ''})"
-            "; nothing of it is there, and the folder is kept"
+            f"{state}"
         ) from error
 
 

@@ -35,9 +35,11 @@ def held_out() -> Sequence[Example]:
     return list(split_examples(read_source("starter").examples, DataOptions()).test)[:ROWS]
 
 
-@pytest.fixture(scope="module", params=TEMPLATES)
-def assistant(request: pytest.FixtureRequest) -> Assistant:
-    return instil.load("smollm2-135m", template=request.param)
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A file for each template."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    return {name: export("smollm2-135m", "gguf", folder / f"{name}.gguf", template=name).path for name in TEMPLATES}
 
 
 def said_here(assistant: Assistant, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -63,14 +65,14 @@ def near_tie(assistant: Assistant, ids: Sequence[int], other: int) -> bool:
     return bool(scores.max() - scores[other] < ROUNDING * scores.abs().max())
 
 
-def test_answers_to_held_out_rows(assistant: Assistant, held_out: Sequence[Example], tmp_path: Path) -> None:
-    name = assistant.template.name
-    file = export("smollm2-135m", "gguf", tmp_path / "x.gguf", template=name).path
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answers_to_held_out_rows(name: str, files: dict[str, Path], held_out: Sequence[Example]) -> None:
+    assistant = instil.load("smollm2-135m", template=name)
     prompts = [encode_prompt(row, assistant.template, assistant.tokenizer) for row in held_out]
     ours = said_here(assistant, prompts)
     stops = assistant.tokenizer.stop_ids
     assert len(prompts) >= 20
-    with llama_cpp(file, context=1024) as theirs:
+    with llama_cpp(files[name], context=1024) as theirs:
         for row, prompt, said in zip(held_out, prompts, ours, strict=True):
             found = [one for one in theirs.greedy(prompt, TOKENS)["tokens"] if one not in stops]
             at = first_difference(said, found)
@@ -83,11 +85,10 @@ def test_answers_to_held_out_rows(assistant: Assistant, held_out: Sequence[Examp
             assert same == (name == "chatml" or not row.input)
 
 
-def test_what_else_is_asked_changes_answers(held_out: Sequence[Example], tmp_path: Path) -> None:
+def test_what_else_is_asked_changes_answers(files: dict[str, Path], held_out: Sequence[Example]) -> None:
     """A penalty on repeated tokens, and a BOS that training had not: neither is a fault of the file."""
     assistant = instil.load("smollm2-135m", template="alpaca")
-    file = export("smollm2-135m", "gguf", tmp_path / "x.gguf", template="alpaca").path
-    prompts = [encode_prompt(row, assistant.template, assistant.tokenizer) for row in held_out]
+    prompts = [encode_prompt(row, assistant.template, assistant.tokenizer) for row in held_out[: ROWS // 2]]
     ours = said_here(assistant, prompts)
 
     def alike(theirs: LlamaCpp, asked: Sequence[Sequence[int]], **how: object) -> int:
@@ -96,8 +97,8 @@ def test_what_else_is_asked_changes_answers(held_out: Sequence[Example], tmp_pat
         said = [[one for one in tokens if one not in stops] for tokens in found]
         return sum(a == b for a, b in zip(ours, said, strict=True))
 
-    with llama_cpp(file, context=1024) as theirs:
+    with llama_cpp(files["alpaca"], context=1024) as theirs:
         penalised = {"samplers": ["penalties", "top_k"], "repeat_penalty": 1.1}
-        assert alike(theirs, prompts, **penalised) < ROWS // 2
+        assert alike(theirs, prompts, **penalised) < len(prompts) // 2
         first = assistant.tokenizer.bos_id
-        assert alike(theirs, [[1 if first is None else first, *ids] for ids in prompts]) < ROWS // 2
+        assert alike(theirs, [[1 if first is None else first, *ids] for ids in prompts]) < len(prompts) // 2

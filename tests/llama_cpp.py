@@ -44,7 +44,7 @@ class LlamaCpp:
         request = urllib.request.Request(
             self._server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as reply:
+        with urllib.request.urlopen(request, timeout=180) as reply:
             return json.load(reply)
 
     def ids(self, text: str, *, special: bool = False, parse: bool = False) -> list[int]:

@@ -24,7 +24,7 @@ from instil.records import Example
 from instil.settings.options import DataOptions
 from tests.llama_cpp import LlamaCpp, llama_cpp
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = [pytest.mark.real, pytest.mark.slow, pytest.mark.timeout(1800)]
 ROWS, TOKENS = 24, 64
 ROUNDING = 1e-4  # of the greatest score
 TEMPLATES = ("alpaca", "chatml")

@@ -11,6 +11,9 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
+
+from instil.model.decoder import Decoder, batch_of_ids
 
 WIDTH = 32
 
@@ -18,7 +21,7 @@ WIDTH = 32
 class LlamaCpp:
     """A GGUF file behind llama.cpp's server."""
 
-    def __init__(self, path: Path, context: int = 64) -> None:
+    def __init__(self, path: Path, context: int = 64, lora: Path | None = None) -> None:
         import xllamacpp
 
         params = xllamacpp.CommonParams()
@@ -29,6 +32,11 @@ class LlamaCpp:
         params.warmup = params.fit_params = False
         params.cpuparams.n_threads = 1
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = 0  # else attention rounds to half precision, whatever the cache holds
+        if lora is not None:
+            put_on = xllamacpp.CommonAdapterLoraInfo()
+            put_on.path, put_on.scale = str(lora), 1.0
+            params.lora_adapters = [put_on]
         self._server = xllamacpp.Server(params)
         self.greedy([0], 1)  # one that is let go before it answers for the first time waits for ever
 
@@ -36,7 +44,7 @@ class LlamaCpp:
         request = urllib.request.Request(
             self._server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=20) as reply:
+        with urllib.request.urlopen(request, timeout=180) as reply:
             return json.load(reply)
 
     def ids(self, text: str, *, special: bool = False, parse: bool = False) -> list[int]:
@@ -51,21 +59,38 @@ class LlamaCpp:
 
     def greedy(self, ids: Sequence[int], count: int, **more: Any) -> dict[str, Any]:
         """The likeliest continuation: ``tokens`` and ``stop_type``."""
-        return dict(
-            self.post(
-                "/completion", prompt=list(ids), n_predict=count, temperature=0, samplers=["top_k"], top_k=1,
-                cache_prompt=False, return_tokens=True, **more,
-            )
+        usual = {
+            "temperature": 0, "samplers": ["top_k"], "top_k": 1, "cache_prompt": False, "return_tokens": True,
+        }  # fmt: skip
+        return dict(self.post("/completion", prompt=list(ids), n_predict=count, **{**usual, **more}))
+
+    def scores(self, ids: Sequence[int], letter: int) -> dict[int, float]:
+        """Log-probabilities of all tokens that may follow; ``letter`` is the id of any whole character."""
+        reply = self.post(
+            "/completion", prompt=list(ids), n_predict=1, temperature=0, samplers=["top_k"], top_k=1, n_probs=100_000,
+            cache_prompt=False, logit_bias=[[letter, 1e6]],
         )  # fmt: skip
+        return {one["id"]: one["logprob"] for one in reply["completion_probabilities"][0]["top_logprobs"]}
 
     def close(self) -> None:
         self._server = None
 
 
+def apart(theirs: LlamaCpp, decoder: Decoder, ids: Sequence[int], letter: int) -> float:
+    """The greatest difference of the scores after some ids, of the greatest score; both without their mean."""
+    found = theirs.scores(ids, letter)
+    with torch.inference_mode():
+        ours = decoder.logits(decoder(batch_of_ids(torch.tensor([list(ids)])))[-1:])[0]
+    assert len(found) == len(ours)
+    said = torch.tensor([found[index] for index in range(len(ours))])
+    ours, said = ours - ours.mean(), said - said.mean()
+    return float((ours - said).abs().max() / ours.abs().max())
+
+
 @contextmanager
-def llama_cpp(path: Path, context: int = 64) -> Iterator[LlamaCpp]:
-    """A server for as long as it is asked."""
-    server = LlamaCpp(path, context)
+def llama_cpp(path: Path, context: int = 64, lora: Path | None = None) -> Iterator[LlamaCpp]:
+    """A server for as long as it is asked, with adapters on the model if they are given."""
+    server = LlamaCpp(path, context, lora)
     try:
         yield server
     finally:

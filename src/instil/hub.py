@@ -1,4 +1,4 @@
-"""Data sets on the hub, by its own client, which resumes, verifies and keeps what it fetches.
+"""The hub, by its own client: data sets from it, which the client resumes, verifies and keeps, and models to it.
 
 ``$HF_ENDPOINT``, ``$HF_HOME`` and ``$HF_TOKEN`` are the client's own. Only what is asked of the network is here: which
 files are wanted is decided in `instil.data.files.hub`.
@@ -7,7 +7,7 @@ files are wanted is decided in `instil.data.files.hub`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,73 @@ def hub_card(readme: Path) -> dict[str, Any]:
         return dict(metadata_load(readme) or {})
     except Exception as error:  # whatever the library's parser of YAML raises
         raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+
+def check_push(repository: str) -> None:
+    """Make sure, before a model is written for it, that a repository can be made on the hub.
+
+    Raises:
+        NotReached: nobody answered.
+        UserError: it is no id, it is there already, or there is no token.
+    """
+    from huggingface_hub import HfApi, get_token
+
+    with _push_errors(repository):
+        if repository.count("/") != 1:
+            raise UserError(f"--push {repository}: wanted OWNER/NAME")
+        if not get_token():
+            raise UserError(f"--push {repository}: the hub wants to know who sends it: hf auth login (or set HF_TOKEN)")
+        if HfApi().repo_exists(repository):
+            raise UserError(f"--push {repository}: is on the hub already; choose another name")
+
+
+def push(folder: Path, repository: str, *, public: bool) -> str:
+    """Make a repository of models on the hub, with all files of a folder as one commit; returns its address.
+
+    Where the files do not come to lie in it, it is removed again.
+
+    Raises:
+        NotReached: nobody answered, or no longer.
+        UserError: as `check_push`, or the token may not write there.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _push_errors(repository, "; nothing of it is there, and the folder is kept"):
+        address = str(api.create_repo(repository, private=not public, exist_ok=False))
+        try:
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload a model tuned with instil")
+        except BaseException:
+            with suppress(Exception):
+                api.delete_repo(repository)
+            raise
+    return address
+
+
+@contextmanager
+def _push_errors(repository: str, state: str = "") -> Iterator[None]:
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except UserError:
+        raise
+    except errors.HFValidationError as error:
+        raise UserError(f"--push {repository}: not an id on the hub; wanted OWNER/NAME") from error
+    except Exception as error:  # the client raises whatever its HTTP library raises
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 409:
+            raise UserError(f"--push {repository}: is on the hub already; choose another name") from error
+        if status in (401, 403):
+            raise UserError(
+                f"--push {repository}: the token may not write there; take one with the right to write, or an owner "
+                f"that it belongs to{state}"
+            ) from error
+        reason = str(error).strip().splitlines()
+        raise NotReached(
+            f"--push {repository}: the hub did not take it ({type(error).__name__}{': ' + reason[0] if reason else ''})"
+            f"{state}"
+        ) from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import instil
 from instil.errors import ModelError, TemplateMismatch, UserError
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.plan.plan import plan
 from instil.settings.resolve import resolve
 from tests.conftest import rows, tiny_reference

@@ -13,7 +13,7 @@ import pytest
 from instil.assistant.assistant import load
 from instil.errors import UserError
 from instil.model.files import shards
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 
 
 def test_a_folder_of_the_users_in_the_way_is_left_alone(tiny_folder: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from tests.closeness import difference
 from tests.conftest import tiny_reference
 from tests.model.family_cases import CASES

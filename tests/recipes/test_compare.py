@@ -15,7 +15,7 @@ from instil.errors import DataError, ModelError
 from instil.evaluate.offline import score_offline
 from instil.model.load import load_decoder
 from instil.recipes.compare import common_rows, compare_scored
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.inspect import inspect
 from instil.recipes.score import Scored, score_path
 from instil.records import Example, Turn

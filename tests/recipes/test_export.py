@@ -13,20 +13,20 @@ from instil.data.tokenizers import FastTokenizer
 from instil.errors import ModelError, SettingsError, UserError
 from instil.model.decoder import batch_of_ids
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.run.run import Run
 from tests.conftest import GPT2_VOCABULARY, rows
 from tests.e2e.test_cli import instil as command
 from tests.recipes.test_export_gguf import folder_of
 
 
-def gpt2_folder(folder: Path, heads: int = 2) -> Path:
+def gpt2_folder(folder: Path, heads: int = 2, inner: int | None = 80) -> Path:
     """A random GPT-2 with the real vocabulary; with two heads they are 64 wide, as in the book."""
     import transformers
 
     torch.manual_seed(4)
     config = transformers.GPT2Config(
-        vocab_size=GPT2_VOCABULARY, n_embd=128, n_layer=1, n_head=heads, n_positions=256, n_inner=80
+        vocab_size=GPT2_VOCABULARY, n_embd=128, n_layer=1, n_head=heads, n_positions=256, n_inner=inner
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
     FastTokenizer.gpt2().save(folder)
@@ -133,5 +133,5 @@ def test_what_is_there_already_is_left_alone(tiny_folder: Path, tmp_path: Path) 
 
 
 def test_an_unknown_form_is_refused(tiny_folder: Path) -> None:
-    with pytest.raises(SettingsError, match="--to tape: wanted one of hf, gguf, pth"):
+    with pytest.raises(SettingsError, match="--to tape: wanted one of hf, gguf, pth, gguf-lora, mlx-lora"):
         export(tiny_folder, "tape")

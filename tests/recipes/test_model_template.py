@@ -18,7 +18,7 @@ from instil.data.templates import TEMPLATES, FormTemplate, carries_its_own, kept
 from instil.data.tokenizers import load_tokenizer
 from instil.errors import DataError, SettingsError, TemplateMismatch
 from instil.model.find import find_model
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.inspect import inspect
 from instil.records import Example, Turn
 from instil.settings.options import Settings

@@ -19,7 +19,7 @@ from rich.console import Console
 import instil
 from instil.errors import DataError, InstilError, RunFolderTaken, UserError
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.probe import probe
 from instil.recipes.respond import respond_rows
 from instil.recipes.run.run import run

@@ -15,7 +15,7 @@ from instil.errors import SettingsError
 from instil.model.decoder import batch_of_ids
 from instil.model.files.peft import TIED_HEAD, load_adapter
 from instil.model.load import load_decoder
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 from instil.recipes.plan.plan import plan
 from instil.settings.resolve import resolve
 from tests.conftest import rows

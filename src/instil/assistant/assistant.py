@@ -127,6 +127,7 @@ def load(
     template: str | None = None,
     int8: bool = False,
     adapter: str | Path | None = None,
+    merged: bool = True,
     **generate: Any,
 ) -> Assistant:
     """Load an assistant from a run folder, a model folder, a GGUF file or a model's name.
@@ -139,6 +140,7 @@ def load(
         int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
             exactly those of the model.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
+        merged: add the adapter to the model's weights; else it stays beside them (`instil.model.lora`).
         **generate: settings of generation, such as ``max_new_tokens``.
 
     Raises:
@@ -157,7 +159,7 @@ def load(
     else:
         found = find_model(path)
         stored = kept_template(found)
-    beside = None if adapter is None else _adapter_folder(Path(adapter), found)
+    beside = None if adapter is None else adapter_folder(Path(adapter), found)
     if beside is not None:
         stored = kept_template(beside) or stored  # what it was tuned with last
     tokenizer = load_tokenizer(found)
@@ -177,14 +179,15 @@ def load(
     decoder.notes += tuple(notes)
     if beside is not None:
         load_adapter(decoder, beside)
-        merge(decoder)
+        if merged:
+            merge(decoder)
         decoder.notes += tuple(_of_another_base(beside, found))
     if int8:
         quantise(decoder)
     return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))
 
 
-def _adapter_folder(given: Path, model: Path) -> Path:
+def adapter_folder(given: Path, model: Path) -> Path:
     """Where the adapters lie: in the folder given, or in a run's; not those that are in the model already."""
     folder = given
     if (given / RUN_FILE).is_file():

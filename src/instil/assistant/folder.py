@@ -16,7 +16,7 @@ from instil.data.templates.marks import rendered
 from instil.data.templates.stored import MORE, stored_template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import ModelError, UserError
-from instil.files import json_object_or_empty, json_text, unfinished_of
+from instil.files import json_object_or_empty, json_text, read_json_object, unfinished_of
 from instil.model.decoder import Decoder
 from instil.model.files.folder import save_decoder
 from instil.records import Example
@@ -62,9 +62,7 @@ def export_folder(
         end, stops = stop_id(template, tokenizer), tokenizer.stop_ids
         save_decoder(decoder, unfinished, eos_id=end, stop_ids=stops, begin_ids=tokenizer.begin_ids)
         tokenizer.save(unfinished)
-        (unfinished / "chat_template.jinja").write_text(
-            template.chat_template(begin_text(template, tokenizer)), encoding="utf-8"
-        )
+        _write_chat_template(unfinished, template.chat_template(begin_text(template, tokenizer)))
         for name, text in template.other_chat_templates.items():
             (unfinished / MORE).mkdir(exist_ok=True)
             (unfinished / MORE / f"{name}.jinja").write_text(text, encoding="utf-8")
@@ -77,6 +75,14 @@ def export_folder(
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
+
+
+def _write_chat_template(folder: Path, text: str) -> None:
+    """In a file of its own and in ``tokenizer_config.json``: who reads one of them does not always read the other."""
+    (folder / "chat_template.jinja").write_text(text, encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    said = read_json_object(config, error=ModelError) | {"chat_template": text}
+    config.write_text(json_text(said, ascii_only=True), encoding="utf-8")
 
 
 def _foreign(name: str) -> bool:
@@ -108,7 +114,8 @@ def differences(
     chat, names = stored_template(folder, {}), _names(json_object_or_empty(folder / "tokenizer_config.json"))
     marks = [token.content for token in theirs.get_added_tokens_decoder().values() if token.special]
     found = []
-    if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, tokenizer.stop_ids, tokenizer.begin_ids):
+    stops = tokenizer.stop_ids | {stop_id(template, tokenizer)}  # its end need not be the base's
+    if (again.eos_id, again.stop_ids, again.begin_ids) != (tokenizer.eos_id, stops, tokenizer.begin_ids):
         found.append(f"{name}: the saved tokenizer begins or ends texts with other tokens than in training")
     for row in (*SAMPLES, *rows):
         if encode(row, template, again) != encode(row, template, tokenizer):

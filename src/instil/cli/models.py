@@ -98,26 +98,39 @@ def export_command(
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="hf: a folder for transformers; gguf: a file for llama.cpp; pth: the book's state dictionary."
+            "--to",
+            help="hf: a folder for transformers; gguf: a file for llama.cpp; pth: the book's state dictionary; "
+            "gguf-lora, mlx-lora: a run's adapters alone, for llama.cpp and mlx-lm.",
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf, NAME.gguf or NAME.pth, here]")
+        Path | None, typer.Option("--out", "-o", help="Where to.  [default: NAME-hf, NAME.gguf, ..., here]")
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="f32 (the default), bf16, f16; --to gguf also q8_0, q5_1, q4_1."),
+        typer.Option(
+            "--dtype",
+            help="f32, bf16, f16; --to gguf also q8_0, q5_1, q4_1.  [default: f32; of hf that of the base's files]",
+        ),
     ] = None,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     adapter: AdapterOpt = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="--to hf: send the folder to the hub, too.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="--push: for everybody, not for its owner alone.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Take a model elsewhere: a folder that transformers opens, a GGUF for llama.cpp, or the .pth of chapter 7."""
-    from instil.recipes.export import export
+    """Take a model elsewhere: a folder for transformers, a GGUF for llama.cpp, the .pth of chapter 7, or adapters."""
+    from instil.recipes.export.export import export
     from instil.screen import Screen
 
-    written = export(model, to, out, dtype=dtype, template=template, adapter=adapter, screen=Screen())
+    written = export(
+        model, to, out, dtype=dtype, template=template, adapter=adapter, push_to=push, public=public, screen=Screen()
+    )
     if as_json:
         print_json(written.as_json())
     else:
         show_path(written.path)
+        if written.pushed:
+            show_note(written.pushed)

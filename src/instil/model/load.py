@@ -86,6 +86,19 @@ def is_quantised(model: str | Path) -> bool:
     return isinstance(reader, GgufFile) and reader.quantised
 
 
+def stored_as(path: Path) -> str:
+    """In which numbers most of a model's weights are stored: ``f32``, ``bf16``, ``f16``, or others such as ``q4_1``.
+
+    Raises:
+        ModelError: see `load_decoder`.
+    """
+    from instil.model.files.gguf import GgufFile
+
+    reader = open_model(path)
+    kinds = reader.kinds() if isinstance(reader, GgufFile | SafetensorsFolder) else {"f32": 1}
+    return max(kinds, key=lambda kind: kinds[kind], default="f32")
+
+
 def file_hash(model: str | Path) -> str:
     """SHA-256 of the files that a model's weights are read from, one after the other, whatever form they have.
 

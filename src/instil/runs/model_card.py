@@ -1,7 +1,8 @@
 """The card of an exported model (``README.md``): what it was made of, how, and what it scored, in the hub's form.
 
-The head is what the hub reads (YAML): base model, library, kind of work, tags. What is said of a licence stands in the
-text alone, since a licence of rows is none of a model; paths of a machine stand nowhere.
+The head is what the hub reads (YAML): base model, its licence where that is known, data set, library, kind of work,
+tags. What is said of the rows' licence stands in the text alone, since it is none of a model; paths of a machine stand
+nowhere.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from instil.data.files.hub import FORM
 from instil.errors import DataError, counted
 from instil.evaluate.comparison import compare_verdicts
+from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import interval
 from instil.model.find import NAMED
@@ -35,8 +38,11 @@ def model_card(run: RunFolder) -> str:
     settings = facts["settings"]
     base, method = str(facts.get("model", "")), str(settings.get("train", {}).get("method", "full"))
     task = str(data.get("task", settings.get("train", {}).get("objective", "sft")))
+    licence = NAMED[base].licence if base in NAMED else ""
     head = {
+        "license": licence,
         "base_model": base_on_hub(base),
+        "datasets": list(filter(None, [data_on_hub(str(facts["data"]))])),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["instil", task, *(["lora"] if method == "lora" else [])],
@@ -54,6 +60,7 @@ def model_card(run: RunFolder) -> str:
         "which the chat template of this folder writes.",
         "",
         *_scores(run),
+        *_judged(run),
         "## Data",
         "",
         *_data(facts, data),
@@ -65,7 +72,9 @@ def model_card(run: RunFolder) -> str:
         "## Licences",
         "",
         f"- of the rows: {data.get('licence', 'not stated')}",
-        f"- of the model: that of its base, {base_on_hub(base) or name}; see there",
+        f"- of the model: that of its base, {base_on_hub(base) or name}{f' ({licence})' if licence else ''}; see there",
+        "",
+        f"Made with instil {facts.get('instil', '')} and torch {facts.get('versions', {}).get('torch', '')}.",
         "",
     ]
     return "\n".join(lines)
@@ -82,6 +91,16 @@ def base_on_hub(model: str) -> str:
     return model if HUB_ID.fullmatch(model) and not model.startswith(".") and not Path(model).exists() else ""
 
 
+def data_on_hub(data: str) -> str:
+    """The id of a data set on the hub; empty where it is elsewhere.
+
+    >>> data_on_hub("hf:owner/rows@v1:main/test"), data_on_hub("./rows.json")
+    ('owner/rows', '')
+    """
+    found = FORM.fullmatch(data)
+    return found["repository"] if found else ""
+
+
 def _yaml(head: Mapping[str, str | Sequence[str]]) -> list[str]:
     """Names and lists of names, which need no quotes; what is empty is left out."""
     lines = []
@@ -89,7 +108,7 @@ def _yaml(head: Mapping[str, str | Sequence[str]]) -> list[str]:
         if isinstance(value, str):
             lines += [f"{key}: {value}"] if value else []
         else:
-            lines += [f"{key}:", *(f"- {one}" for one in value)]
+            lines += [f"{key}:", *(f"- {one}" for one in value)] if value else []
     return lines
 
 
@@ -118,6 +137,30 @@ def _scores(run: RunFolder) -> list[str]:
     return [*lines, "", "Answers are compared with the references by words and letters, without a judge.", ""]
 
 
+def _judged(run: RunFolder) -> list[str]:
+    """What other models said as judges, where they were asked of both."""
+    lines = []
+    for file in sorted((run.path / "scores").glob("tuned.*.jsonl")):
+        other = file.with_name(f"base.{file.name.removeprefix('tuned.')}")
+        if not other.is_file() or file.stem.removeprefix("tuned.") in (OFFLINE, LIKELIHOOD):
+            continue
+        before, after = read_verdicts(other), read_verdicts(file)
+        means = [interval([one.score for one in each if one.score is not None]) for each in (before, after)]
+        if not all(means):
+            continue
+        said = " and ".join(mean.text() for mean in means if mean)
+        judge = _name_of(after[0].judge)
+        lines.append(
+            f"- {judge}: {said} of 100 before and after; {compare_verdicts(before, after).sentence('before', 'after')}"
+        )
+    return ["Judged by other models (mean [95 % interval]):", "", *lines, ""] if lines else []
+
+
+def _name_of(judge: str) -> str:
+    """A judge without the place of its file."""
+    return Path(judge).name if judge.startswith(("/", ".", "~")) else judge
+
+
 def _verdicts(run: RunFolder) -> dict[str, list[Verdict]]:
     try:
         found = {one.which: one for one in find_answers(run.path, only=OWN) if one.which in OWN}
@@ -144,6 +187,12 @@ def _data(facts: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
         "tokens of a row": f"{lengths['mean']} on average, at most {lengths['longest']}"
         if lengths.keys() >= {"mean", "longest"}
         else "",
+        "left out": f"{data['rejected'].get('left out', 0):,} rows, and {data['rejected'].get('cut', 0):,} were cut"
+        if any(data.get("rejected", {}).get(kind) for kind in ("left out", "cut"))
+        else "",
+        "held-out prompts that are training rows', too": str(
+            data.get("repeated", {}).get("held_out_prompts_in_training") or ""
+        ),
         "hash of the rows": f"`{facts['hashes'].get('data', '')}`",
     }
     return [f"- {key}: {value}" for key, value in said.items() if value]

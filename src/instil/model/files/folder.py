@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +59,14 @@ class SafetensorsFolder:
 
     def names(self) -> set[str]:
         return set(self._where)
+
+    def kinds(self) -> dict[str, int]:
+        """How many values are stored in which way."""
+        found: Counter[str] = Counter()
+        for stored in self._where.values():
+            entry = self._files[stored].entry(stored)
+            found[entry.kind.lower()] += math.prod(entry.shape)
+        return found
 
     def get(self, name: str) -> Tensor:
         full_name = self._where[name]

@@ -6,6 +6,7 @@ Before anything is allocated the header is held against the file: every tensor m
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,13 @@ class GgufFile:
         from gguf import GGML_QUANT_SIZES
 
         return any(GGML_QUANT_SIZES[tensor.kind][0] > 1 for tensor in self._tensors.values())
+
+    def kinds(self) -> dict[str, int]:
+        """How many values are stored in which way."""
+        found: Counter[str] = Counter()
+        for tensor in self._tensors.values():
+            found[tensor.kind.name.lower()] += math.prod(tensor.shape)
+        return found
 
     def get(self, name: str) -> Tensor:
         from gguf.quants import dequantize

@@ -57,8 +57,7 @@ def write_gguf(
         OSError: it cannot be written.
     """
     family = FAMILIES[decoder.spec.family]
-    header = family.header_in_gguf(decoder.spec)
-    _check_parameters(decoder, family)
+    header = check_form(decoder)
     unfinished = unfinished_of(path)
     try:
         _write(decoder, family.architecture_in_gguf, {**header, **values}, unfinished, precision)
@@ -73,8 +72,14 @@ def write_gguf(
         raise
 
 
-def _check_parameters(decoder: Decoder, family: Family) -> None:
-    """ModelError where llama.cpp would miss a tensor, or not know one."""
+def check_form(decoder: Decoder) -> dict[str, Any]:
+    """What GGUF says of a decoder's spec, as far as it is known before anything is written.
+
+    Raises:
+        ModelError: llama.cpp has no such model, would miss a tensor, or not know one.
+    """
+    family = FAMILIES[decoder.spec.family]
+    header = family.header_in_gguf(decoder.spec)
     names = {re.sub(r"^blocks\.\d+", "blocks.{i}", name) for name, _ in decoder.named_parameters()}
     wrong = [f"no {name}" for name in family.gguf_lacks if name in names]
     wrong += [f"one without {name}" for name in family.gguf_needs if name not in names]
@@ -83,6 +88,7 @@ def _check_parameters(decoder: Decoder, family: Family) -> None:
         wrong.append(f"no {spec.heads} heads of {spec.head_width} in a width of {spec.width}")
     if wrong:
         raise ModelError(f"llama.cpp reads {' and '.join(wrong)} in a {family.name} model. Use --to hf")
+    return header
 
 
 def kind_of(name: str, shape: Sequence[int], precision: str) -> str:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from instil.errors import ModelError
 from instil.files import json_text, unfinished_of, write_whole
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
+from instil.model.files.adapter_modules import hub_layers, module_adapters
 from instil.model.files.peft_config import CONFIG, AdapterConfig
 from instil.model.files.peft_whole import (
     HEAD_MODULE,
@@ -33,11 +34,11 @@ from instil.model.files.peft_whole import (
     embedding_module,
     is_whole,
 )
-from instil.model.files.reader import heads_from_parts, parts_from_heads
+from instil.model.files.reader import parts_from_heads
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
 from instil.model.int8 import refuse_int8
-from instil.model.lora import HEAD, LoraLinear, adapters, projections
+from instil.model.lora import LoraLinear, adapters
 from instil.model.token_rows import TokenRows
 
 WEIGHTS = "adapter_model.safetensors"
@@ -74,12 +75,13 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, *, tied_base: bool |
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
     scales: dict[str, float] = {}
-    for owner, leaf, layer in adapters(decoder):
-        for module, indexes, span in _modules(decoder, owner, leaf, layer):
-            stored, scales[module] = _module_tensors(layer, indexes, span)
-            stored = {kind: _in_order(decoder, module, kind, part, heads_from_parts) for kind, part in stored.items()}
-            ranks[module] = len(stored["lora_A.weight"])
-            tensors |= {f"{PREFIX}{module}.{kind}": tensor for kind, tensor in stored.items()}
+    family = FAMILIES[decoder.spec.family]
+    for one in module_adapters(decoder, family.hub, family.prefix):
+        ranks[one.module], scales[one.module] = one.rank, one.scale
+        stored = {"lora_A.weight": one.a_RI, "lora_B.weight": one.b_OR}
+        if one.magnitude is not None:
+            stored["lora_magnitude_vector"] = one.magnitude
+        tensors |= {f"{PREFIX}{one.module}.{kind}": tensor for kind, tensor in stored.items()}
     if not ranks:
         raise ModelError("this decoder has no adapters to write")
     rows = decoder.embed if isinstance(decoder.embed, TokenRows) else None
@@ -115,30 +117,6 @@ def save_adapter(decoder: Decoder, folder: Path, base: str, *, tied_base: bool |
         raise ModelError(f"{folder}: the adapters cannot be written: {error}") from error
 
 
-def _module_tensors(layer: LoraLinear, indexes: list[int], span: slice) -> tuple[dict[str, Tensor], float]:
-    """A module's A, B and magnitudes, of those adapters of a layer that are in it, and its one scale.
-
-    ``span`` are its rows of the layer; each adapter's B stands in its own rows and columns.
-    """
-    a = torch.cat([layer.lora_a.detach()[layer.columns[n]] for n in indexes])
-    b = a.new_zeros(span.stop - span.start, len(a))
-    scale, at = next((layer.scales[n] for n in indexes if layer.scales[n]), 0.0), 0
-    for n in indexes:
-        rows, block = layer.rows[n], layer.block(n).detach()
-        if layer.scales[n] != scale:  # a module has one scale
-            block = block * (layer.scales[n] / scale)
-        b[rows.start - span.start : rows.stop - span.start, at : at + block.shape[1]] = block
-        at += block.shape[1]
-    tensors = {"lora_A.weight": a.contiguous(), "lora_B.weight": b.contiguous()}
-    if layer.lora_magnitude:
-        lengths = torch.linalg.vector_norm(layer.weight.detach()[span], dim=1)
-        for n in indexes:
-            rows = layer.rows[n]
-            lengths[rows.start - span.start : rows.stop - span.start] = layer.lora_magnitude[n].detach()
-        tensors["lora_magnitude_vector"] = lengths
-    return tensors, scale
-
-
 def _ranks_and_alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> dict[str, Any]:
     """Rank and alpha that most modules have, and the patterns for the others."""
     rank = max(set(ranks.values()), key=list(ranks.values()).count)
@@ -158,7 +136,7 @@ def _ranks_and_alphas(ranks: Mapping[str, int], scales: Mapping[str, float]) -> 
 def _targets(decoder: Decoder, adapted: Collection[str]) -> list[str]:
     """The modules with adapters: by the ends of their names, or, where not every layer has them, by whole names."""
     ends = {re.sub(r"^.*\.\d+\.", "", module) for module in adapted}
-    every = {module for *_, places in _hub_layers(decoder) for module, _ in places}
+    every = {module for *_, places in hub_layers(decoder) for module, _ in places}
     meant = {module for module in every if any(module == end or module.endswith(f".{end}") for end in ends)}
     return sorted(ends if meant == set(adapted) else adapted)
 
@@ -185,7 +163,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
         raise ModelError("this decoder has adapters already; merge them first")
     config = AdapterConfig(folder)
     found, besides = _tensors(folder, decoder, config)
-    layers = _hub_layers(decoder)
+    layers = hub_layers(decoder)
     known = {module for *_, places in layers for module, _ in places}
     if strangers := sorted(found.keys() - known):
         raise ModelError(
@@ -200,10 +178,10 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     _check_complete(folder, config, found, besides, known, decoder)
     decoder.requires_grad_(False)
     apply_whole(besides, config, decoder)
-    if (held := _held(folder)) is not None:
+    if (held := rounded_base(folder)) is not None:
         quantise_base(decoder, held)
     apply_rows(besides, config, decoder)
-    for owner, leaf, layer, places in _hub_layers(decoder):
+    for owner, leaf, _, layer, places in hub_layers(decoder):
         mine = [(module, span) for module, span in places if module in found]
         if not mine:
             continue
@@ -218,6 +196,27 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
                 if adapted.lora_magnitude:
                     adapted.lora_magnitude[n].copy_(part["lora_magnitude_vector"])
         setattr(owner, leaf, adapted)
+
+
+def held_besides(decoder: Decoder, folder: Path) -> list[str]:
+    """What the adapters of a PEFT folder change beside linear layers, in words.
+
+    Raises:
+        ModelError: the folder cannot be read.
+    """
+    config, outer = AdapterConfig(folder), (embedding_module(decoder), HEAD_MODULE)
+    found: dict[str, None] = {}
+    for full in sorted(SafetensorsFile(folder / WEIGHTS).names()):
+        name = full.removeprefix(PREFIX)
+        if match := _EMBEDDING.fullmatch(name):
+            found[match[1]] = None
+        elif match := _ROWS.fullmatch(name):
+            found[f"rows of {match[1]}"] = None
+        elif _LORA.fullmatch(name) or _BASE.fullmatch(name) or not (match := _WHOLE.fullmatch(name)):
+            continue
+        elif match[1] not in outer or is_whole(config, match[1], decoder):
+            found[f"all of {match[1]}"] = None
+    return list(found)
 
 
 def _check_complete(
@@ -266,7 +265,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _held(folder: Path) -> QuantType | None:
+def rounded_base(folder: Path) -> QuantType | None:
     """The form that the frozen weights had when the adapters were trained; None where they were exact."""
     path = folder / BASE
     if not path.exists():
@@ -298,7 +297,7 @@ def _tensors(folder: Path, decoder: Decoder, config: AdapterConfig) -> tuple[dic
             raise ModelError(f"{path}: {full} is stored as {tensor.dtype}; wanted floating point")
         if match := _LORA.fullmatch(name):
             module, kind = (match[1], match[2]) if match[1] else (match[3], match[4])
-            ours = _in_order(decoder, module, kind, tensor.float(), parts_from_heads)
+            ours = _in_our_order(decoder, module, kind, tensor.float())
             _put(path, found.setdefault(module, {}), kind, ours, of=module)
         elif match := _EMBEDDING.fullmatch(name):
             _put(path, besides.embedding.setdefault(match[1], {}), match[2], tensor.float(), of=match[1])
@@ -326,48 +325,14 @@ def _put(path: Path, into: dict[str, Tensor], name: str, tensor: Tensor, *, of: 
     into[name] = tensor
 
 
-def _in_order(
-    decoder: Decoder, module: str, kind: str, tensor: Tensor, order: Callable[[Tensor, int], Tensor]
-) -> Tensor:
-    """What an adapter holds of a module's rows, from our order to that of transformers or back, where they differ."""
+def _in_our_order(decoder: Decoder, module: str, kind: str, tensor: Tensor) -> Tensor:
+    """What an adapter holds of a module's rows, in our order where transformers has another."""
     stored = FAMILIES[decoder.spec.family].hub["blocks.{i}.attention.qkv.weight"]
     here = stored.by_head and module.endswith(stored.names[0].partition("{i}")[2].removesuffix(".weight"))
     width = decoder.spec.head_width
     if not here or kind.startswith("lora_A") or len(tensor) % (3 * width):  # of a strange length it is refused later
         return tensor
-    return order(tensor, width)
-
-
-def _modules(decoder: Decoder, owner: nn.Module, leaf: str, layer: LoraLinear) -> list[tuple[str, list[int], slice]]:
-    """For each module of transformers: its name, the adapters in it, and its rows of our layer."""
-    places = next(places for one, name, _, places in _hub_layers(decoder) if one is owner and name == leaf)
-    named = []
-    for module, span in places:
-        inside = [n for n, rows in enumerate(layer.rows) if span.start <= rows.start and rows.stop <= span.stop]
-        if inside:
-            named.append((module, inside, span))
-    return named
-
-
-def _hub_layers(decoder: Decoder) -> list[tuple[nn.Module, str, Any, list[tuple[str, slice]]]]:
-    """Every linear layer with the modules of transformers that it is made of, and their rows."""
-    family = FAMILIES[decoder.spec.family]
-    found: list[tuple[nn.Module, str, Any, list[tuple[str, slice]]]] = []
-    for number, block in enumerate(decoder.blocks):
-        for room, owner in block.named_children():
-            for leaf, layer in list(owner.named_children()):
-                stored = family.hub.get(f"blocks.{{i}}.{room}.{leaf}.weight")
-                if stored is None or not hasattr(layer, "out_features"):
-                    continue
-                names = [
-                    family.prefix + name.replace("{i}", str(number)).removesuffix(".weight") for name in stored.names
-                ]
-                spans = [part.rows for part in projections(decoder, owner, leaf)]
-                if len(names) == 1:
-                    spans = [slice(0, layer.out_features)]
-                found.append((owner, leaf, layer, list(zip(names, spans, strict=True))))
-    found.append((decoder, HEAD, decoder.head, [(HEAD_MODULE, slice(0, decoder.head.out_features))]))
-    return found
+    return parts_from_heads(tensor, width)
 
 
 def _check(folder: Path, module: str, part: Mapping[str, Tensor], rows: int, width: int, *, dora: bool) -> None:

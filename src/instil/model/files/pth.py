@@ -7,6 +7,7 @@ to run code is refused and runs nothing.
 
 from __future__ import annotations
 
+import errno
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -142,6 +143,9 @@ def save_pth(decoder: Decoder, path: Path, add: Callable[[Path], None] = lambda 
         decoder: whose they are.
         path: where to.
         add: puts more into the archive before it takes its name.
+
+    Raises:
+        OSError: it cannot be written.
     """
     state: dict[str, Tensor]
     form = FAMILIES[decoder.spec.family].state_dict
@@ -154,7 +158,10 @@ def save_pth(decoder: Decoder, path: Path, add: Callable[[Path], None] = lambda 
     here = {id(tensor): tensor.cpu() for tensor in state.values()}  # a shared table stays one
 
     def write(part: Path) -> None:
-        torch.save({name: here[id(tensor)] for name, tensor in state.items()}, part)
+        try:
+            torch.save({name: here[id(tensor)] for name, tensor in state.items()}, part)
+        except RuntimeError as error:  # so torch calls it, whatever the system had said
+            raise OSError(errno.EIO, "torch could not write all of it; is the disk full?", str(part)) from error
         add(part)
 
     write_whole(path, write)

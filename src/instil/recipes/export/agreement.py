@@ -9,7 +9,7 @@ Shape suffixes: N places · V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,6 +99,22 @@ def answered(assistant: Assistant, model: str | Path) -> list[tuple[list[int], l
         if len(prompt) < context:
             found.append((prompt, tokenizer.encode(text)[: context - len(prompt)]))
     return found or [_without_form(assistant)]
+
+
+def unlike_in_chat(assistant: Assistant, model: str | Path) -> tuple[int, int]:
+    """How many of a run's held-out rows a chat program asks in another form than training did, and of how many.
+
+    A message has no field of its own for what an instruction is about; some templates (Alpaca's) have one.
+    """
+    examples = _of_run(Path(model))[0]
+    tokenizer, template = assistant.tokenizer, assistant.template
+
+    def in_chat(example: Example) -> list[int]:
+        content = str(example.turns[-2].as_json()["content"])
+        return encode_prompt(replace(example, instruction=content, input=""), template, tokenizer)
+
+    asked = [one for one in examples if one.about and not one.steps]
+    return sum(in_chat(one) != encode_prompt(one, template, tokenizer) for one in asked), len(examples)
 
 
 def _without_form(assistant: Assistant) -> tuple[list[int], list[int]]:

@@ -1,0 +1,1 @@
+"""Taking a model elsewhere: whole, or its adapters alone."""

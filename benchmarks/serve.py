@@ -28,7 +28,7 @@ import httpx
 
 from benchmarks.machine import hardware
 from benchmarks.questions import examples_of
-from instil.recipes.export import export
+from instil.recipes.export.export import export
 
 NEW_TOKENS = 64
 LONG = 1500  # tokens of a conversation before its second turn

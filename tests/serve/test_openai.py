@@ -267,6 +267,7 @@ def test_responses(server: Running, client: openai.OpenAI) -> None:
             "content_part.done", "output_item.done", "incomplete",
         )
     ]  # fmt: skip
+    assert client.responses.create(model="tiny", input="Go.", include=["reasoning.encrypted_content"]).output_text
     held: Any = {"format": {"type": "json_schema", "name": "it", "schema": SCHEMA}}
     assert json.loads(client.responses.create(model="tiny", input="Go.", text=held, max_output_tokens=60).output_text)
 
@@ -275,6 +276,7 @@ def test_responses(server: Running, client: openai.OpenAI) -> None:
     "given",
     [
         {"previous_response_id": "resp_1"},
+        {"include": ["message.output_text.logprobs"]},
         {"tools": [{"type": "web_search"}]},
         {"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},

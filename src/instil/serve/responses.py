@@ -22,9 +22,10 @@ from instil.serve.worker import Piece, Worker
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NOT_DONE: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (), "conversation": (), "prompt": (), "tools": ([],), "tool_choice": ("none", "auto"),
-    "background": (False,), "reasoning": ({},), "max_tool_calls": (), "top_logprobs": (0,), "include": ([],),
+    "background": (False,), "reasoning": ({},), "max_tool_calls": (), "top_logprobs": (0,),
     "modalities": (["text"],), "truncation": ("disabled",),
 }  # fmt: skip
+LOGPROBS = "message.output_text.logprobs"
 TEXTS = ("input_text", "output_text", "text")
 
 
@@ -42,6 +43,7 @@ class Asked(BaseModel):
     max_output_tokens: StrictInt | None = Field(None, ge=1)
     text: dict[str, Any] | None = None
     metadata: dict[str, Any] | None = None
+    include: list[StrictStr] | None = None
 
 
 def responses_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRouter:
@@ -57,6 +59,10 @@ def responses_routes(models: Models, worker: Worker, grammars: Grammars) -> APIR
     async def responses(given: Asked, request: Request) -> Response:
         served = models[given.model]
         refuse(given.model_extra or {}, NOT_DONE)
+        if LOGPROBS in (given.include or ()):  # the others name what an answer here never has, such as reasoning
+            raise ServeError(
+                400, f"include: {LOGPROBS} cannot be told here; /v1/chat/completions does", param="include"
+            )
         held = format_of((given.text or {}).get("format"), "text.format")
         wanted = Wanted(limit=given.max_output_tokens, temperature=given.temperature, top_p=given.top_p, format=held)
         worker.check_room(served)

@@ -30,6 +30,7 @@ from instil.runs.answers import OTHER_FORM
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "figures.json"
+EACH_SEED = ", with each seed"
 MARKED = re.compile(r"(<!-- figure: (\w+) -->\n).*?(<!-- end of figure -->)", re.DOTALL)
 # What a measured figure looks like in a sentence: a number with a unit or a decimal, or a share in words.
 MEASURED = re.compile(
@@ -67,6 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", nargs="+", default=[], choices=list(FIGURES), metavar="NAME", help=", ".join(FIGURES))
     parser.add_argument("--check", action="store_true", help="write nothing, and say what is not as it is kept")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of runs; default 1 2 3")
+    parser.add_argument(
+        "--add", action="store_true", help="to the seeds of the headline that are kept, not in their place"
+    )
     parser.add_argument("--data", help="the rows in place of the figure's own: a file")
     parser.add_argument("--model", help="the model in place of the figure's own")
     parser.add_argument(
@@ -76,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     kept, exempt = read_kept(KEPT)
     for name in asked.run:
-        kept[name] = FIGURES[name][0](asked, kept)
+        found = FIGURES[name][0](asked, kept)
+        kept[name] = added(kept[name], found) if asked.add else found
         write_kept(KEPT, kept, exempt)
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     wrong = 0
@@ -95,6 +100,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"README.md, a figure that no command writes: {sentence}")
         wrong += len(left)
     return int(wrong > 0)
+
+
+def added(before: Figure, more: Figure) -> Figure:
+    """A figure of runs with further seeds.
+
+    >>> one, other = (Figure("x", "y", (seed,), "z", {"a": {"b": [seed / 2]}, "rows": 9}) for seed in (1, 2))
+    >>> both = added(one, other)
+    >>> both.seeds, both.values
+    ((1, 2), {'a': {'b': [0.5, 1.0]}, 'rows': 9})
+
+    Raises:
+        SystemExit: they are of other commands or processors, or share a seed.
+    """
+
+    def joined(old: Any, new: Any) -> Any:
+        if isinstance(old, Mapping):
+            return {key: joined(old[key], new[key]) for key in old}
+        return [*old, *new] if isinstance(old, list) else new
+
+    commands = {one.command.removesuffix(EACH_SEED) for one in (before, more)}
+    unlike = len(commands) > 1 or before.processor != more.processor or before.values.keys() != more.values.keys()
+    if unlike or set(before.seeds) & set(more.seeds):
+        raise SystemExit(f"cannot be added: {before.command} ({before.where}) and {more.command} ({more.where})")
+    values = joined(before.values, more.values)
+    return replace(more, command=f"{commands.pop()}{EACH_SEED}", seeds=(*before.seeds, *more.seeds), values=values)
 
 
 def read_kept(path: Path) -> tuple[dict[str, Figure], dict[str, str]]:
@@ -229,9 +259,7 @@ def _runs(asked: argparse.Namespace, data: str, command: str, settings: Sequence
         values["rows"] = told["rows"]
     settings = [one for one in settings if one not in command]
     shown = " ".join([command, *(f"--set {one}" for one in settings)])
-    return Figure(
-        f"{shown}{', with each seed' * (len(asked.seeds) > 1)}", processor(), tuple(asked.seeds), today(), values
-    )
+    return Figure(f"{shown}{EACH_SEED * (len(asked.seeds) > 1)}", processor(), tuple(asked.seeds), today(), values)
 
 
 def tell(verb: str, data: str, model: str, settings: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -59,14 +58,15 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=48, help="in a round, at most 1,000")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--servers", nargs="+", default=["f32", "int8", "llama-f32", "llama-q8_0"])
+    parser.add_argument("--work", type=Path, default=Path("build/bench"), help="where GGUF files are kept")
     parser.add_argument("--no-chat", action="store_true", help="leave the time to the first prompt of a chat out")
     parser.add_argument("--llama", nargs=2, metavar=("FILE", "PORT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.llama:
         llama(Path(asked.llama[0]), int(asked.llama[1]), asked.clients)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        told = measured(asked, Path(folder))
+    asked.work.mkdir(parents=True, exist_ok=True)
+    told = measured(asked, asked.work)
     print(table(told), file=sys.stderr)
     print(json.dumps(told, indent=2))
 
@@ -101,7 +101,7 @@ def running(name: str, asked: argparse.Namespace, work: Path) -> Iterator[Server
     """A server until the block ends."""
     port = free_port()
     if name.startswith("llama-"):
-        file = work / f"{name.removeprefix('llama-')}.gguf"
+        file = work / f"{Path(asked.model).stem}-{name.removeprefix('llama-')}.gguf"
         if not file.exists():
             export(asked.model, "gguf", file, dtype=name.removeprefix("llama-"))
         words = ["-m", "benchmarks.serve", "--clients", str(asked.clients), "--llama", str(file), str(port)]

@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from instil.data.encoding import stop_id
-from instil.errors import DataError, InstilError
+from instil.errors import DataError
 from instil.serve.models import Served
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -39,7 +39,7 @@ class Held:
         found = torch.zeros(size, dtype=torch.bool)
         found[: len(bits)] = torch.from_numpy(bits[:size]).bool()
         if self._matcher.is_error() or not found.any():
-            raise InstilError(f"the answer cannot be held to its schema any longer: {self._problem()}")
+            raise DataError(f"the answer cannot be held to its schema any longer: {self._problem()}")
         return found
 
     def take(self, token: int) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from instil.generate.request import Request
 from instil.records import Example
+from instil.serve import grammar
 from tests.serve.conftest import Running
 
 SCHEMA = {
@@ -145,6 +146,24 @@ def test_answers_are_held_to_a_schema(client: openai.OpenAI) -> None:
     assert say(client, "Go.", response_format={"type": "json_object"}).choices[0].message.content.startswith("{")
     free = say(client, "Go.", response_format={"type": "text"}).choices[0].message.content
     assert free == say(client, "Go.").choices[0].message.content
+
+
+def test_a_schema_that_takes_long_keeps_nobody_waiting(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may come first is found where nobody waits for it, and what cannot be is told before a status."""
+    found: list[str] = []
+    compute = grammar.Held._next
+    monkeypatch.setattr(
+        grammar.Held, "_next", lambda self: (found.append(threading.current_thread().name), compute(self))[1]
+    )
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA}}
+    assert say(client, "Go.", response_format=schema, max_tokens=3).choices
+    assert found[0] != "answers"
+    assert set(found[1:]) == {"answers"}
+    schema["json_schema"]["schema"] = {"type": "string", "pattern": "^(a{1000}){1000}$"}
+    with pytest.raises(openai.BadRequestError, match="schema"):
+        say(client, "Go.", response_format=schema, stream=True)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_answers_are_held_to_a_schema(client: openai.OpenAI) -> None:
 def test_a_schema_that_takes_long_keeps_nobody_waiting(
     server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What may come first is found where nobody waits for it, and what cannot be is told before a status."""
+    """What may come first is found where nobody waits for it, which is what takes seconds."""
     found: list[str] = []
     compute = grammar.Held._next
     monkeypatch.setattr(
@@ -161,9 +161,6 @@ def test_a_schema_that_takes_long_keeps_nobody_waiting(
     assert say(client, "Go.", response_format=schema, max_tokens=3).choices
     assert found[0] != "answers"
     assert set(found[1:]) == {"answers"}
-    schema["json_schema"]["schema"] = {"type": "string", "pattern": "^(a{1000}){1000}$"}
-    with pytest.raises(openai.BadRequestError, match="schema"):
-        say(client, "Go.", response_format=schema, stream=True)
 
 
 @pytest.mark.parametrize(

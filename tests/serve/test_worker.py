@@ -212,6 +212,17 @@ def test_nobody_waits_for_a_thread_that_is_no_more(models: Models, monkeypatch: 
     asyncio.run(ask())
 
 
+def test_many_models_share_the_memory_that_is_free(loaded: Assistant) -> None:
+    several = [Served(f"m{at}", replace(loaded), 0) for at in range(8)]
+    for one in several:
+        one.assistant.engine.memory = 1200
+    Worker(Models([*several, Served("again", several[0].assistant, 0)]))
+    assert [one.assistant.engine.memory for one in several] == [300] * 8
+    two = Models(several[:2])
+    Worker(two)
+    assert [one.assistant.engine.memory for one in two.values()] == [300, 300]
+
+
 def test_a_request_that_cannot_be_lined_up_harms_no_other(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = models["tiny"].assistant.engine
     submit = engine.submit

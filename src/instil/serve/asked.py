@@ -80,8 +80,10 @@ def chat_prompt(served: Served, messages: Sequence[Mapping[str, Any]], *, goes_o
     begun = ""
     if goes_on:
         last = messages[-1] if messages else {}
-        if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        if last.get("role") != "assistant":
             raise DataError("continue_final_message goes on with a message of the assistant, and the last is none")
+        if not isinstance(last.get("content"), str):
+            raise DataError(f"messages[{len(messages) - 1}] is to be gone on with, so its content has to be a text")
         messages, begun = messages[:-1], str(last["content"])
     header = assistant.options.header or goes_on  # an answer is told without it, so what is begun is after it
     example = conversation_of(messages)

@@ -27,6 +27,7 @@ from instil.serve.metrics import Metrics
 from instil.serve.models import Models, Served
 
 UNDER_WAY = 64  # requests at once, those being answered included
+ALONE = 2  # models that may each take a third of the free memory for keys and values, as engines do; more share that
 IDLE = 30.0  # seconds without a request after which what was made of the weights to be faster is let go
 
 
@@ -130,6 +131,7 @@ class Worker:
         self._jobs: dict[Engine, list[_Job]] = {served.assistant.engine: [] for served in models.values()}
         for engine in self._jobs:
             engine.rows = rows
+            engine.memory = engine.memory * ALONE // max(ALONE, len(self._jobs))
         self._inbox: queue.SimpleQueue[tuple[str, _Job] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._seconds = 1.0  # that an answer takes, of late

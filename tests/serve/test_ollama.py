@@ -50,6 +50,17 @@ def test_chat(server: Running, client: ollama.Client) -> None:
     assert client.chat("tiny", []).done_reason == "load"
 
 
+def test_a_message_of_the_assistant_is_gone_on_with(server: Running, client: ollama.Client) -> None:
+    messages = [*user("Go."), {"role": "assistant", "content": "Hello"}]
+    more = {"continue_final_message": True, "max_tokens": 4}
+    wanted = httpx.post(
+        f"{server.url}/v1/chat/completions", json={"model": "tiny", "messages": messages, **more}
+    ).json()
+    found = client.chat("tiny", messages, options={"num_predict": 4, "repeat_last_n": 64})
+    assert found.message.content == wanted["choices"][0]["message"]["content"]
+    assert found.prompt_eval_count == wanted["usage"]["prompt_tokens"]
+
+
 def test_lines_are_the_default(server: Running) -> None:
     reply = httpx.post(f"{server.url}/api/chat", json={"model": "tiny", "messages": user("Go.")})
     assert reply.headers["content-type"].startswith("application/x-ndjson")
@@ -103,6 +114,8 @@ def test_answers_are_held_to_a_schema(client: ollama.Client) -> None:
         ({"tools": [{"type": "function"}]}, 400, "tools"),
         ({"format": 3}, 400, "format"),
         ({"think": True}, 400, "think"),
+        ({"options": {"repeat_penalty": 1.3, "repeat_last_n": 64}}, 400, "repeat_last_n"),
+        ({"messages": [*user("x"), {"role": "assistant", "content": "y"}], "format": "json"}, 400, "format"),
     ],
     ids=str,
 )

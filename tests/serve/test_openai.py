@@ -15,6 +15,7 @@ import pytest
 
 from instil.generate.request import Request
 from instil.records import Example
+from instil.serve import grammar
 from tests.serve.conftest import Running
 
 SCHEMA = {
@@ -147,6 +148,21 @@ def test_answers_are_held_to_a_schema(client: openai.OpenAI) -> None:
     assert free == say(client, "Go.").choices[0].message.content
 
 
+def test_a_schema_that_takes_long_keeps_nobody_waiting(
+    server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may come first is found where nobody waits for it, which is what takes seconds."""
+    found: list[str] = []
+    compute = grammar.Held._next
+    monkeypatch.setattr(
+        grammar.Held, "_next", lambda self: (found.append(threading.current_thread().name), compute(self))[1]
+    )
+    schema: Any = {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA}}
+    assert say(client, "Go.", response_format=schema, max_tokens=3).choices
+    assert found[0] != "answers"
+    assert set(found[1:]) == {"answers"}
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -178,6 +194,11 @@ def test_answers_are_held_to_a_schema(client: openai.OpenAI) -> None:
         ({"model": "tinny"}, "did you mean tiny"),
         ({"model": "../../etc"}, "no model"),
         ({"continue_final_message": True}, "assistant"),
+        ({"add_generation_prompt": False}, "continue_final_message"),
+        ({"logit_bias": {"7": 1, "07": -1}}, "logit_bias"),
+        ({"repeat_penalty": 1.3}, "repeat_penalty"),
+        ({"stop_token_ids": [7]}, "stop_token_ids"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs"),
     ],
     ids=str,
 )
@@ -194,6 +215,7 @@ def test_what_cannot_be_done_is_refused_in_words(server: Running, given: dict[st
 
 def test_unknown_fields_and_those_that_change_nothing_are_ignored(client: openai.OpenAI) -> None:
     more = {"n": 1, "user": "me", "store": False, "metadata": {"a": "b"}, "tools": [], "service_tier": "auto", "new": 1}
+    more |= dict.fromkeys(("stream", "stream_options", "stop", "seed", "max_tokens", "continue_final_message"))
     found = say(client, "Go.", extra_body=more).choices[0].message.content
     assert found == say(client, "Go.").choices[0].message.content
 
@@ -211,6 +233,45 @@ def test_a_message_of_the_assistant_is_gone_on_with(server: Running, client: ope
     found = client.chat.completions.create(model="tiny", messages=messages, extra_body=more, max_tokens=8)
     prompt = len(say(client, "Go.", max_tokens=1).choices) and say(client, "Go.", max_tokens=1).usage.prompt_tokens
     assert found.usage.prompt_tokens == prompt + len(server.twin.tokenizer.encode(begin))
+    world = server.twin.tokenizer.encode(" world")[0]
+    messages[-1] = {"role": "assistant", "content": "Hello"}
+    found = client.chat.completions.create(
+        model="tiny", messages=messages, extra_body=more, max_tokens=2, logit_bias={str(world): 100}
+    )
+    assert found.choices[0].message.content == " world world"  # what is begun and this are one text
+    body = {"model": "tiny", "messages": messages, **more, "response_format": {"type": "json_object"}}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 400
+
+
+def test_an_answer_that_said_nothing_can_be_followed(server: Running, client: openai.OpenAI) -> None:
+    for nothing in ("", None):
+        messages: Any = [*user("One?"), {"role": "assistant", "content": nothing}, *user("Two?")]
+        found = client.chat.completions.create(model="tiny", messages=messages)
+        assert found.choices[0].message.content == server.twin.chat(messages)
+
+
+def test_the_bytes_of_tokens_are_those_of_the_text(server: Running, client: openai.OpenAI) -> None:
+    tokenizer = server.twin.tokenizer
+    smile = tokenizer.encode("\U0001f642")
+    bias = {str(smile[0]): 100}
+    whole = say(client, "Go.", logit_bias=bias, logprobs=True, top_logprobs=1, max_tokens=2).choices[0]
+    part = bytes(whole.logprobs.content[0].bytes)
+    assert "\U0001f642".encode().startswith(part)
+    with pytest.raises(UnicodeDecodeError):
+        part.decode()
+    assert whole.logprobs.content[0].token == "".join(f"\\x{byte:02x}" for byte in part)
+    drawn = say(client, "Go.", temperature=3.0, seed=5, logprobs=True, max_tokens=40).choices[0]
+    told = b"".join(bytes(one.bytes) for one in drawn.logprobs.content)
+    assert told.decode("utf-8", "replace").strip() == drawn.message.content.strip()
+    ended = say(client, "Go.", logit_bias={str(tokenizer.eos_id): -100}, logprobs=True, top_logprobs=20, max_tokens=1)
+    assert all(one.token for one in ended.choices[0].logprobs.content[0].top_logprobs)
+
+
+def test_what_can_be_got_can_be_asked_for_its_headers(server: Running) -> None:
+    for path in ("/v1/models", "/v1/models/tiny", "/api/tags", "/api/version", "/health"):
+        reply = httpx.head(f"{server.url}{path}")
+        assert (reply.status_code, reply.content) == (200, b"")
+    assert httpx.head(f"{server.url}/v1/chat/completions").status_code == 405
 
 
 def test_several_turns_and_a_system_message(server: Running, client: openai.OpenAI) -> None:
@@ -281,6 +342,10 @@ def test_responses(server: Running, client: openai.OpenAI) -> None:
         {"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]},
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         {"input": ""},
+        {"stop": ["x"]},
+        {"seed": 3},
+        {"frequency_penalty": 1.0},
+        {"text": {"verbosity": "low"}},
     ],
     ids=str,
 )

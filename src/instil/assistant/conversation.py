@@ -21,7 +21,7 @@ def conversation_of(messages: Sequence[Mapping[str, Any]]) -> Example:
     'Hi?'
     """
     try:
-        turns = conversation(list(messages), "messages").turns
+        turns = conversation(list(messages), "messages", empty_answers=True).turns
         if turns[-1].role not in ("user", "tool"):
             raise Unusable(f"the last of messages is the {turns[-1].role}'s; wanted one of the user")
         return example_of(turns, "messages", need_output=False)[0]

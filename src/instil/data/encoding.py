@@ -325,12 +325,17 @@ def _bare(text: str) -> str:
     return "".join(letter for letter in apart if unicodedata.category(letter)[0] != "M" and not letter.isspace())
 
 
-def encode_prompt(example: Example, template: Template, tokenizer: Tokenizer, *, header: bool = True) -> list[int]:
+def encode_prompt(
+    example: Example, template: Template, tokenizer: Tokenizer, *, header: bool = True, begun: str = ""
+) -> list[int]:
     """The ids the model sees before it answers; the same in training and generation.
 
-    Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way.
+    Without the ``header`` the model is left to write "### Response:" itself, which is the chapter's way. An answer that
+    is ``begun`` is cut as a trained one is.
     """
     pieces = _marked(template.prompt_pieces(example, header=header), tokenizer.marks_in)
+    if begun:
+        pieces.append(Piece(begun, answer=True))
     return [*_begin(pieces, template, tokenizer), *_cut(pieces, tokenizer).ids]
 
 

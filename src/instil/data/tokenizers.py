@@ -21,6 +21,7 @@ from instil.data.control_tokens import Cut, Pipeline, check_ids
 from instil.data.end_tokens import is_ordinary, special_tokens
 from instil.data.panics import panics_as_errors
 from instil.data.templates import TEMPLATES
+from instil.data.token_bytes import byte_characters, spelled
 from instil.data.tokenizer_files import gpt2_tokenizer, in_front, put_in_front, read_folder
 from instil.errors import ModelError
 from instil.files import json_text
@@ -94,6 +95,9 @@ class Tokenizer(Protocol):
 
     def shown(self, index: int) -> str:
         """What a token adds to a text; the name of one that adds nothing."""
+
+    def bytes_of(self, index: int) -> bytes | None:
+        """What a token adds to the UTF-8 of a text, whole characters or not; None: a control token, or none at all."""
 
     def saved(self) -> Any:
         """The `tokenizers.Tokenizer` with which others give texts the ids that they have here."""
@@ -248,8 +252,23 @@ class FastTokenizer:
         return [(part, number % 2 == 1) for number, part in enumerate(parts) if part]
 
     def shown(self, index: int) -> str:
+        return self._adds(index) or self.token(index)
+
+    def bytes_of(self, index: int) -> bytes | None:
+        name = self._tokenizer.id_to_token(index)
+        if name is None or name in self._control:
+            return None
+        found = None if index in self._added else spelled(name, self._state["decoder"])
+        return self._adds(index).encode() if found is None else found
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        """Tokens whose names are what they write."""
+        return frozenset(int(token["id"]) for token in self._state["added_tokens"])
+
+    def _adds(self, index: int) -> str:
         before = self.encode("b")[-1:]  # some decoders take a space from the beginning of a text
-        return self.decode([*before, index])[len(self.decode(before)) :] or self.token(index)
+        return self.decode([*before, index])[len(self.decode(before)) :]
 
     def beyond(self, size: int) -> list[str]:
         outside = [token for token, index in self._ids.items() if index >= size and token not in self._control]
@@ -353,9 +372,7 @@ def _lacking_bytes(state: Mapping[str, Any]) -> bytes | None:
     steps = {step.get("type") for step in pre.get("pretokenizers", [pre])}
     if state["model"].get("type") != "BPE" or swallowing or steps - {"ByteLevel", "Digits", "Split"}:
         return None
-    as_they_are = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in as_they_are]  # GPT-2 writes them as characters from 256 on
-    characters = {byte: chr(byte) for byte in as_they_are} | {byte: chr(256 + at) for at, byte in enumerate(others)}
+    characters = byte_characters()
     return bytes(byte for byte in range(256) if characters[byte] not in state["model"]["vocab"])
 
 

@@ -78,11 +78,11 @@ class AnswerStream:
         tokenizer: turns ids into text.
         stop: texts that end the answer and are no part of it.
         header: what the answer may begin with, where stop texts do not count.
-        bare: show the text just as it comes.
+        bare: show the text just as it comes, as going on from another.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), header: str = "", *, bare: bool = False) -> None:
-        self._text = TextStream(tokenizer, stop, header)
+        self._text = TextStream(tokenizer, stop, header, goes_on=bare)
         self._header, self._bare = header, bare
         self._said, self._shown = "", ""
 

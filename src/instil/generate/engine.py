@@ -13,6 +13,8 @@ Shape suffixes: R rows with a pick to make · N tokens, flat · D width · V voc
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -130,7 +132,8 @@ class Engine:
     def step(self) -> list[tuple[int, Generated]]:
         """One pass; what has finished.
 
-        An exception, such as one of a request's own functions, ends that request alone; the others can be gone on with.
+        An exception of a request's own functions or constraint ends that request alone, which is told that it was
+        cancelled; whatever exception it is, the others can be gone on with.
         """
         self._stepping = True
         try:
@@ -188,24 +191,30 @@ class Engine:
             answer = Generated(tuple(row.ids[len(row.request.prompt) :]), row.finish)
             ended.append((row.request, row.ticket, answer))
         self._ended += [(ticket, answer) for _, ticket, answer in ended]
+        problems = []
         for request, _, answer in ended:
-            request.on_done(answer)
+            try:
+                request.on_done(answer)
+            except Exception as error:  # the others are told all the same
+                problems.append(error)
+        if problems:
+            raise problems[0]
 
     def _admit(self) -> None:
         """Slot waiting requests while there are rows and memory for them."""
         reserved = self.prefixes.bytes + sum(row.reserved for row in self._active)
         coming: list[tuple[int, Request, int]] = []
-        while self._waiting and len(self._active) + len(coming) < self.rows:
-            needed = self._waiting[0][2]
-            if (self._active or coming) and reserved + needed > self.memory:
+        for waiting in itertools.islice(self._waiting, max(self.rows - len(self._active), 0)):
+            if (self._active or coming) and reserved + waiting[2] > self.memory:
                 break
-            reserved += needed
-            coming.append(self._waiting.popleft())
+            reserved += waiting[2]
+            coming.append(waiting)
         self._slots.reserve(len(request.prompt) + 1 for _, request, _ in coming)
-        for ticket, request, needed in coming:
+        for ticket, request, needed in coming:  # each waits until it has its slot: memory may end in the midst of this
             row = Row(ticket, request, self._slots.take(len(request.prompt) + 1), needed)
-            row.slot.filled = self.prefixes.fill(row.ids, row.slot.cache, row.slot.place)
             self._active.append(row)
+            self._waiting.popleft()
+            row.slot.filled = self.prefixes.fill(row.ids, row.slot.cache, row.slot.place)
 
     def _advance(self) -> None:
         """One forward pass, and a new token for every row whose text it completes."""
@@ -290,7 +299,8 @@ class Engine:
             for index in range(len(guesses) + 1):
                 if row.request.logprobs is not None:
                     told[at + index] = logits_RV[at + index].float().log_softmax(-1)
-                row.shape(logits_RV[at + index], guesses[:index])
+                with _ending(row):
+                    row.shape(logits_RV[at + index], guesses[:index])
             if row.request.sampling.greedy:
                 greedy.append((row, guesses, at))
             else:
@@ -302,7 +312,9 @@ class Engine:
         for sampling, rows in drawn.items():
             shares_RV = probabilities(logits_RV[[at for _, at in rows]], sampling)
             for (row, at), shares_V in zip(rows, shares_RV, strict=True):
-                self._accept(row, row.sampler.draw(shares_V), told.get(at))
+                with _ending(row):
+                    token = row.sampler.draw(shares_V)
+                self._accept(row, token, told.get(at))
 
         # Greedy, at last: looking for the best two spoils the scores.
         if greedy:
@@ -337,19 +349,26 @@ class Engine:
             row.finish = "stop"
             return
         row.ids.append(token)
-        try:
+        with _ending(row):
             if told_V is not None:
                 row.tell(token, told_V)
             if row.request.constraint is not None:
                 row.request.constraint.take(token)
             ends = row.request.on_token(token)
-        except BaseException:
-            row.finish = "cancelled"
-            raise
         if ends:
             row.finish = "stop"
         elif row.new_tokens == row.request.max_new_tokens or len(row.ids) >= self.decoder.spec.context:
             row.finish = "length"
+
+
+@contextlib.contextmanager
+def _ending(row: Row) -> Iterator[None]:
+    """What goes wrong here is of this row alone, which ends."""
+    try:
+        yield
+    except BaseException:
+        row.finish = "cancelled"
+        raise
 
 
 def _batch(tokens: Sequence[tuple[int, Sequence[int]]], device: torch.device) -> Batch:

@@ -19,11 +19,16 @@ class TextStream:
         tokenizer: turns ids into text.
         stop: texts that end the answer and are no part of it; what ends before the first visible character is none.
         header: what the answer may begin with; stop texts are looked for after it.
+        goes_on: it goes on from another text, so that a space at its beginning is one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), header: str = "") -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Sequence[str] = (), header: str = "", *, goes_on: bool = False
+    ) -> None:
         self._tokenizer, self._stop, self._header = tokenizer, tuple(stop), header.strip()
-        self._ids: list[int] = []
+        # Some vocabularies begin every text with a space, which their decoders take away again.
+        self._ids: list[int] = tokenizer.encode("b")[-1:] if goes_on else []
+        self._before = len(tokenizer.decode(self._ids)) if goes_on else 0
         self._given = 0
         self.text = ""  # all of it, an unfinished character or stop text at its end included
         self.stopped = False
@@ -33,7 +38,7 @@ class TextStream:
         if self.stopped:
             return ""
         self._ids.append(token)
-        self.text = self._tokenizer.decode(self._ids)
+        self.text = self._tokenizer.decode(self._ids)[self._before :]
         begin = self._begin()
         if begin is None:
             return ""

@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from instil.serve.errors import install
 from instil.serve.grammar import Grammars
@@ -44,6 +45,7 @@ def make_app(worker: Worker, *more: APIRouter) -> FastAPI:
         redirect_slashes=False,
     )
     install(app)
+    app.add_middleware(_HeadAsGet)
     app.openapi = lambda: _description(app, list(worker.models))  # type: ignore[method-assign]
     grammars = Grammars()
     for interface in (openai_routes, responses_routes, ollama_routes):
@@ -52,6 +54,18 @@ def make_app(worker: Worker, *more: APIRouter) -> FastAPI:
     for routes in more:
         app.include_router(routes)
     return app
+
+
+class _HeadAsGet:
+    """Whatever can be got can be asked for its headers alone, as Ollama's command line does; uvicorn sends no body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
 
 
 def _description(app: FastAPI, names: Sequence[str]) -> dict[str, Any]:

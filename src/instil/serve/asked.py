@@ -80,12 +80,14 @@ def chat_prompt(served: Served, messages: Sequence[Mapping[str, Any]], *, goes_o
     begun = ""
     if goes_on:
         last = messages[-1] if messages else {}
-        if last.get("role") != "assistant" or not isinstance(last.get("content"), str):
+        if last.get("role") != "assistant":
             raise DataError("continue_final_message goes on with a message of the assistant, and the last is none")
+        if not isinstance(last.get("content"), str):
+            raise DataError(f"messages[{len(messages) - 1}] is to be gone on with, so its content has to be a text")
         messages, begun = messages[:-1], str(last["content"])
+    header = assistant.options.header or goes_on  # an answer is told without it, so what is begun is after it
     example = conversation_of(messages)
-    prompt = encode_prompt(example, assistant.template, assistant.tokenizer, header=assistant.options.header)
-    return prompt + (assistant.tokenizer.encode(begun) if begun else [])
+    return encode_prompt(example, assistant.template, assistant.tokenizer, header=header, begun=begun)
 
 
 def text_prompt(served: Served, text: str) -> list[int]:
@@ -178,14 +180,15 @@ def biases(value: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
     """OpenAI's ``logit_bias``: ids as texts, and what their scores are raised by.
 
     Raises:
-        ServeError: an id is no whole number, or there are too many.
+        ServeError: an id is no whole number, one stands there twice (``7`` and ``07``), or there are too many.
 
     >>> biases({"7": -100})
     ((7, -100.0),)
     """
     if not value:
         return ()
-    if len(value) > MOST_BIASED or not all(name.isdecimal() and len(name) < 10 for name in value):
+    plain = all(name.isascii() and name.isdecimal() and len(name) < 10 for name in value)
+    if len(value) > MOST_BIASED or not plain or len(set(map(int, value))) < len(value):
         raise ServeError(400, f"logit_bias: wanted up to {MOST_BIASED:,} token ids with numbers", param="logit_bias")
     return tuple((int(name), float(bias)) for name, bias in value.items())
 

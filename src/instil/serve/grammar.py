@@ -16,7 +16,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from instil.data.encoding import stop_id
-from instil.errors import DataError, InstilError
+from instil.errors import DataError
 from instil.serve.models import Served
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
@@ -26,25 +26,37 @@ SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separ
 class Held:
     """A grammar that one answer is held to (`instil.generate.request.Constraint`).
 
+    What may come first is found at once: that takes seconds for some schemas, and others are not to wait for it.
+
     Args:
         matcher: of this answer alone.
+
+    Raises:
+        DataError: nothing can be found.
     """
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
+        self._mask: bytes | None = self._next()
+
+    def _next(self) -> bytes:
+        mask: bytes = self._matcher.compute_bitmask()
+        if self._matcher.is_error() or not any(mask):
+            raise DataError(f"the answer cannot be held to its schema any longer: {self._problem()}")
+        return mask
 
     def allowed(self, size: int) -> Tensor:
         """Whether each id may come next, bool [size]."""
-        bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        self._mask = self._next() if self._mask is None else self._mask
+        bits = np.unpackbits(np.frombuffer(self._mask, dtype=np.uint8), bitorder="little")[:size]
         found = torch.zeros(size, dtype=torch.bool)
-        found[: len(bits)] = torch.from_numpy(bits[:size]).bool()
-        if self._matcher.is_error() or not found.any():
-            raise InstilError(f"the answer cannot be held to its schema any longer: {self._problem()}")
+        found[: len(bits)] = torch.from_numpy(bits).bool()
         return found
 
     def take(self, token: int) -> None:
         """A token was taken."""
         self._matcher.consume_token(token)
+        self._mask = None
 
     def _problem(self) -> str:
         return _first_line(self._matcher.get_error()) or "no token of this model goes on with it"

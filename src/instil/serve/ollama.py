@@ -22,6 +22,7 @@ from instil.serve.asked import MOST_LOGPROBS, Format, Wanted, asked, chat_prompt
 from instil.serve.errors import OllamaError, ServeError, described
 from instil.serve.flow import Whole, begun, json_line, lines, while_there, whole
 from instil.serve.grammar import Grammars
+from instil.serve.logprobs import tokens_told
 from instil.serve.models import Models, Served, UnknownModel
 from instil.serve.worker import Worker
 from instil.version import __version__
@@ -60,7 +61,7 @@ class Common(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: StrictStr
-    stream: bool = Field(True, strict=True)
+    stream: bool | None = Field(None, strict=True, description="true where it is left out")
     format: Any = None
     options: Options | None = None
     logprobs: bool | None = Field(None, strict=True)
@@ -71,6 +72,8 @@ class Common(BaseModel):
         given = self.options or Options()
         refuse(self.model_extra or {}, NOT_DONE)
         refuse(given.model_extra or {}, OPTIONS_NOT_DONE)
+        if given.repeat_penalty not in (None, 1):
+            refuse(given.model_extra or {}, {"repeat_last_n": (-1,)})  # the penalty counts the whole text
         if given.num_predict == 0:
             raise ServeError(400, "num_predict is 0; wanted 1 or more, or -1 for as long as there is room")
         limit = "context" if given.num_predict in (-1, -2) else given.num_predict
@@ -151,7 +154,10 @@ def ollama_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
         served = _find(models, given.model)
         if not given.messages:
             return _loaded(given.model, {"message": {"role": "assistant", "content": ""}})
-        made = await _made(served, given, lambda: chat_prompt(served, given.messages))
+        goes_on = given.messages[-1].get("role") == "assistant"  # as Ollama does it
+        if goes_on and given.format not in (None, ""):
+            raise ServeError(400, "format holds a whole answer; it does not go with a last message of the assistant")
+        made = await _made(served, given, lambda: chat_prompt(served, given.messages, goes_on=goes_on), bare=goes_on)
         return await _answered(
             worker, made, given, request, lambda text: {"message": {"role": "assistant", "content": text}}
         )
@@ -213,19 +219,9 @@ async def _answered(worker: Worker, made: _Made, given: Common, request: Request
     def logprobs(found: Any) -> dict[str, Any]:
         if not given.logprobs:
             return {}
-        tokenizer = made.served.assistant.tokenizer
+        return {"logprobs": tokens_told(made.served.assistant.tokenizer, found)}
 
-        def told(index: int, value: float) -> dict[str, Any]:
-            text = tokenizer.decode([index])
-            return {"token": text, "logprob": max(value, -9999.0), "bytes": list(text.encode())}
-
-        return {
-            "logprobs": [
-                {**told(one.token, one.logprob), "top_logprobs": [told(*other) for other in one.top]} for one in found
-            ]
-        }
-
-    if not given.stream:
+    if given.stream is False:
         found = await while_there(request, whole(pieces))
         told = {**_head(given.model), **as_said(found.text), **logprobs(found.logprobs), **made.end(found)}
         return JSONResponse(told)

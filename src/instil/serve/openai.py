@@ -17,12 +17,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-from instil.data.tokenizers import Tokenizer
 from instil.generate.request import TokenLogprobs
 from instil.serve.asked import MOST_LOGPROBS, Wanted, asked, biases, chat_prompt, format_of, refuse, stops, text_prompt
 from instil.serve.errors import OpenAIError, ServeError, described
 from instil.serve.flow import Whole, begun, event_line, lines, while_there, whole
 from instil.serve.grammar import Grammars
+from instil.serve.logprobs import lists_told, tokens_told
 from instil.serve.models import Models, Served
 from instil.serve.worker import Piece, Worker
 
@@ -33,9 +33,16 @@ MOST_PROMPTS = 128
 NOT_DONE: dict[str, tuple[Any, ...]] = {
     "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "tools": ([],), "tool_choice": ("none", "auto"),
     "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (), "prediction": (),
-    "web_search_options": (), "reasoning_effort": ("none",), "mirostat": (0,), "typical_p": (1, 1.0), "grammar": (),
+    "web_search_options": (), "reasoning_effort": ("none",), "mirostat": (0,), "grammar": (),
     "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "ignore_eos": (False,),
-    "min_tokens": (0,), "length_penalty": (1, 1.0), "use_beam_search": (False,),
+    "min_tokens": (0,), "length_penalty": (1, 1.0), "use_beam_search": (False,), "repeat_penalty": (1, 1.0),
+    "typical_p": (1, 1.0), "tfs_z": (1, 1.0), "top_a": (0, 0.0), "dynatemp_range": (0, 0.0),
+    "xtc_probability": (0, 0.0), "dry_multiplier": (0, 0.0), "samplers": (), "json_schema": (), "lora": ([],),
+    "structured_outputs": (),
+    "guided_decoding": (), "stop_token_ids": ([],), "bad_words": ([],), "allowed_token_ids": (), "chat_template": (),
+    "chat_template_kwargs": ({},), "documents": ([],), "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,), "truncate_prompt_tokens": (), "prompt_logprobs": (0, False),
+    "verbosity": ("medium",),
 }  # fmt: skip
 
 
@@ -45,7 +52,7 @@ class Sampled(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: StrictStr
-    stream: bool = Field(False, strict=True)
+    stream: bool | None = Field(None, strict=True)
     stream_options: StreamOptions | None = None
     max_tokens: StrictInt | None = Field(None, ge=1)
     temperature: Number | None = Field(None, ge=0, le=100)
@@ -82,13 +89,13 @@ class Sampled(BaseModel):
     @property
     def tells_usage(self) -> bool:
         """Whether a flow ends with how many tokens it took."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class StreamOptions(BaseModel):
     """How a flow is told."""
 
-    include_usage: bool = False
+    include_usage: bool | None = Field(None, strict=True)
 
 
 class Chat(Sampled):
@@ -98,8 +105,10 @@ class Chat(Sampled):
     max_completion_tokens: StrictInt | None = Field(None, ge=1)
     logprobs: bool | None = Field(None, strict=True)
     top_logprobs: StrictInt | None = Field(None, ge=0, le=MOST_LOGPROBS)
-    continue_final_message: bool = Field(False, description="vLLM's: the last message is the answer's beginning")
-    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, strict=True, description="vLLM's: the last message is the answer's beginning"
+    )
+    add_generation_prompt: bool | None = Field(None, strict=True)
 
 
 class Completion(Sampled):
@@ -138,11 +147,17 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
             raise ServeError(400, "top_logprobs goes with logprobs: true", param="top_logprobs")
         if chat.continue_final_message and chat.add_generation_prompt:
             raise ServeError(400, "continue_final_message and add_generation_prompt exclude one another")
+        if chat.add_generation_prompt is False and not chat.continue_final_message:
+            raise ServeError(400, "add_generation_prompt: false goes with continue_final_message: true")
         logprobs = (chat.top_logprobs or 0) if chat.logprobs else None
         wanted = chat.wanted(chat.max_completion_tokens or chat.max_tokens, logprobs)
+        if chat.continue_final_message and wanted.format is not None:
+            raise ServeError(400, "response_format holds a whole answer; it does not go with continue_final_message")
         worker.check_room(served)
-        prompt = await asyncio.to_thread(chat_prompt, served, chat.messages, goes_on=chat.continue_final_message)
-        put, text = await asyncio.to_thread(asked, served, prompt, wanted, grammars)
+        prompt = await asyncio.to_thread(chat_prompt, served, chat.messages, goes_on=bool(chat.continue_final_message))
+        put, text = await asyncio.to_thread(
+            asked, served, prompt, wanted, grammars, bare=bool(chat.continue_final_message)
+        )
         pieces = worker.answer(served, put, text)
         head = _head("chatcmpl", "chat.completion", served)
         if not chat.stream:
@@ -234,8 +249,8 @@ async def _text_chunks(
     more: dict[str, Any] = {"usage": None} if asks.tells_usage else {}
     async for piece in flow:
         tokens += piece.tokens
-        told = None if asks.logprobs is None else _text_logprobs(served, piece.logprobs, offset)
-        offset += len(piece.text)
+        told = None if asks.logprobs is None else lists_told(served.assistant.tokenizer, piece.logprobs, offset)
+        offset += sum(map(len, told["tokens"])) if told else 0
         finish = finish_reason(piece.finish) if piece.finish else None
         if piece.text or piece.logprobs or finish:
             choice = {"index": 0, "text": piece.text, "logprobs": told, "finish_reason": finish}
@@ -246,7 +261,7 @@ async def _text_chunks(
 
 
 def _text_choice(served: Served, asks: Completion, found: Whole, index: int) -> dict[str, Any]:
-    told = None if asks.logprobs is None else _text_logprobs(served, found.logprobs, 0)
+    told = None if asks.logprobs is None else lists_told(served.assistant.tokenizer, found.logprobs, 0)
     return {"index": index, "text": found.text, "logprobs": told, "finish_reason": finish_reason(found.finish)}
 
 
@@ -290,29 +305,4 @@ def usage(prompt: int, answer: int) -> dict[str, int]:
 
 
 def _chat_logprobs(served: Served, told: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    tokenizer = served.assistant.tokenizer
-    content = [
-        {
-            **_told(tokenizer, one.token, one.logprob),
-            "top_logprobs": [_told(tokenizer, index, value) for index, value in one.top],
-        }
-        for one in told
-    ]
-    return {"content": content, "refusal": None}
-
-
-def _told(tokenizer: Tokenizer, index: int, logprob: float) -> dict[str, Any]:
-    text = tokenizer.decode([index])
-    return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
-
-
-def _text_logprobs(served: Served, told: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
-    tokenizer = served.assistant.tokenizer
-    tokens = [tokenizer.decode([one.token]) for one in told]
-    offsets = [offset + sum(map(len, tokens[:at])) for at in range(len(tokens))]
-    return {
-        "tokens": tokens,
-        "token_logprobs": [max(one.logprob, -9999.0) for one in told],
-        "top_logprobs": [{tokenizer.decode([index]): value for index, value in one.top} for one in told],
-        "text_offset": offsets,
-    }
+    return {"content": tokens_told(served.assistant.tokenizer, told), "refusal": None}

@@ -23,7 +23,10 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NOT_DONE: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (), "conversation": (), "prompt": (), "tools": ([],), "tool_choice": ("none", "auto"),
     "background": (False,), "reasoning": ({},), "max_tool_calls": (), "top_logprobs": (0,),
-    "modalities": (["text"],), "truncation": ("disabled",),
+    "modalities": (["text"],), "truncation": ("disabled",), "max_tokens": (), "max_completion_tokens": (), "n": (1,),
+    "stop": ([],), "seed": (), "response_format": (), "top_k": (), "min_p": (), "repetition_penalty": (1, 1.0),
+    "frequency_penalty": (0, 0.0), "presence_penalty": (0, 0.0), "logit_bias": ({},), "logprobs": (False,),
+    "messages": (),
 }  # fmt: skip
 LOGPROBS = "message.output_text.logprobs"
 TEXTS = ("input_text", "output_text", "text")
@@ -37,7 +40,7 @@ class Asked(BaseModel):
     model: StrictStr
     input: StrictStr | list[dict[str, Any]] = Field(min_length=1)
     instructions: StrictStr | None = None
-    stream: bool = Field(False, strict=True)
+    stream: bool | None = Field(None, strict=True)
     temperature: Number | None = Field(None, ge=0, le=100)
     top_p: Number | None = Field(None, gt=0, le=1)
     max_output_tokens: StrictInt | None = Field(None, ge=1)
@@ -63,6 +66,7 @@ def responses_routes(models: Models, worker: Worker, grammars: Grammars) -> APIR
             raise ServeError(
                 400, f"include: {LOGPROBS} cannot be told here; /v1/chat/completions does", param="include"
             )
+        refuse(given.text or {}, {"verbosity": ("medium",)})
         held = format_of((given.text or {}).get("format"), "text.format")
         wanted = Wanted(limit=given.max_output_tokens, temperature=given.temperature, top_p=given.top_p, format=held)
         worker.check_room(served)

@@ -8,6 +8,7 @@ nobody waits for it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sys
 import threading
@@ -26,6 +27,7 @@ from instil.serve.metrics import Metrics
 from instil.serve.models import Models, Served
 
 UNDER_WAY = 64  # requests at once, those being answered included
+ALONE = 2  # models that may each take a third of the free memory for keys and values, as engines do; more share that
 IDLE = 30.0  # seconds without a request after which what was made of the weights to be faster is let go
 
 
@@ -73,6 +75,7 @@ class _Job:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
     left: bool = False
+    ended: Finish | None = None
 
     def take(self, token: int) -> bool:
         """A new token, in the thread."""
@@ -83,8 +86,14 @@ class _Job:
 
     def done(self, generated: Generated) -> None:
         """The end of it, in the thread."""
+        self.ticket, self.ended = None, generated.finish
         self.pieces.append(Piece(self.text.finish(), finish=generated.finish))
-        self.ticket = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended by a fault of its own: it was given up, or its end could not be told."""
+        told = self.pieces[-1].finish if self.pieces else None
+        return self.ended is not None and not self.left and told in (None, "cancelled")
 
     def told(self) -> None:
         """Hand over what has come, as one piece."""
@@ -118,15 +127,15 @@ class Worker:
         self.models, self.most, self.under_way = models, under_way, 0
         self.metrics = metrics or Metrics()
         self.metrics.most.set(under_way)
-        self._engines: dict[str, Engine] = {}
-        for name, served in models.items():
-            self._engines[name] = served.assistant.engine
-            self._engines[name].rows = rows
-        self._jobs: dict[str, list[_Job]] = {name: [] for name in models}
+        # By engine, since two runs that were tuned from one model share that as their base.
+        self._jobs: dict[Engine, list[_Job]] = {served.assistant.engine: [] for served in models.values()}
+        for engine in self._jobs:
+            engine.rows = rows
+            engine.memory = engine.memory * ALONE // max(ALONE, len(self._jobs))
         self._inbox: queue.SimpleQueue[tuple[str, _Job] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._seconds = 1.0  # that an answer takes, of late
-        self._stopping = False
+        self._stopping = self._ended = False
 
     def start(self) -> None:
         """Begin to take requests."""
@@ -135,7 +144,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether requests are being taken."""
-        return self._thread.is_alive() and not self._stopping
+        return self._thread.is_alive() and not (self._stopping or self._ended)
 
     def stop(self) -> None:
         """Take nothing more and let the thread end; what is under way is broken off."""
@@ -150,9 +159,12 @@ class Worker:
         Raises:
             Busy: they are.
             Stopping: the server is about to end.
+            ServeError: they are more than there is ever room for (400).
         """
         if not self.alive:
             raise Stopping()
+        if count > self.most:
+            raise ServeError(400, f"this asks for {count} answers; at most {self.most} can be under way at once")
         if self.under_way + count > self.most:
             self.metrics.requests.labels(served.name, "refused").inc(count)
             raise Busy(min(60, max(1, round(self._seconds))))
@@ -181,6 +193,8 @@ class Worker:
         started, tokens, outcome = time.monotonic(), 0, "left"
         try:
             self._inbox.put(("submit", job))
+            if self._ended:  # nobody may have seen it
+                raise Stopping()
             while outcome == "left":
                 piece = await _next(pieces)
                 if piece.tokens and not tokens:
@@ -206,12 +220,19 @@ class Worker:
 
     def _work(self) -> None:
         """What the thread does until it is stopped."""
-        while self._take_in():
-            for name, engine in self._engines.items():
-                if self._jobs[name]:
-                    self._step(name, engine)
-        for jobs in self._jobs.values():
-            for job in jobs:
+        try:
+            while self._take_in():
+                for engine, jobs in self._jobs.items():
+                    if jobs:
+                        self._step(engine, jobs)
+        finally:  # whatever ended it, nobody waits for an answer that does not come
+            self._ended = True
+            waiting = [job for jobs in self._jobs.values() for job in jobs]
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    message = self._inbox.get_nowait()
+                    waiting += [message[1]] if message is not None else []
+            for job in waiting:
                 job.tell(Stopping())
 
     def _take_in(self) -> bool:
@@ -223,42 +244,51 @@ class Worker:
             except queue.Empty:
                 if not idle:
                     return True
-                for engine in self._engines.values():
+                for engine in self._jobs:
                     engine.close()
                 continue
             if message is None:
                 return False
             what, job = message
-            engine = self._engines[job.served.name]
-            if what == "submit" and not job.left:
+            engine = job.served.assistant.engine
+            if what == "submit":
                 try:
                     job.ticket = engine.submit(job.request)
-                    self._jobs[job.served.name].append(job)
-                except InstilError as error:
-                    job.tell(error)
-            elif what == "cancel":
+                    self._jobs[engine].append(job)
+                except Exception as error:
+                    job.tell(_in_words(error))
+            else:
                 job.left = True
                 if job.ticket is not None:
-                    engine.cancel(job.ticket)
+                    with contextlib.suppress(Exception):  # nobody waits for it
+                        engine.cancel(job.ticket)
 
-    def _step(self, name: str, engine: Engine) -> None:
+    def _step(self, engine: Engine, jobs: list[_Job]) -> None:
         """One pass of a model, and what came of it told."""
-        jobs = self._jobs[name]
         try:
             engine.step()
-        except Exception as error:  # of one row or of all: nothing of this pass can be trusted
-            if not isinstance(error, InstilError):
-                traceback.print_exc(file=sys.stderr)
-                error = InstilError(f"the model could not go on: {type(error).__name__}: {error}")
-            for job in jobs:
+        except Exception as error:
+            told = _in_words(error)
+            failed = [job for job in jobs if job.failed]
+            for job in failed or jobs:  # where it is nobody's own fault, nothing of this pass can be trusted
                 if job.ticket is not None:
-                    engine.cancel(job.ticket)
-                job.tell(error)
-            jobs.clear()
-            return
+                    with contextlib.suppress(Exception):
+                        engine.cancel(job.ticket)
+                job.left = True
+                job.pieces.clear()
+                job.tell(told)
         for job in jobs:
-            job.told()
-        jobs[:] = [job for job in jobs if job.ticket is not None]
+            if not job.left:
+                job.told()
+        jobs[:] = [job for job in jobs if job.ticket is not None and not job.left]
+
+
+def _in_words(error: Exception) -> InstilError:
+    """What clients are told of an exception; of one that nobody expected, more stands in the log."""
+    if isinstance(error, InstilError):
+        return error
+    traceback.print_exception(error, file=sys.stderr)
+    return InstilError(f"the model could not go on: {type(error).__name__}: {error}")
 
 
 async def _next(pieces: asyncio.Queue[Piece | BaseException]) -> Piece:
@@ -276,5 +306,5 @@ def _soon(
     loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece | BaseException], piece: Piece | BaseException
 ) -> None:
     """Put a piece where its task waits for it, unless the loop has ended."""
-    if not loop.is_closed():
+    with contextlib.suppress(RuntimeError):  # it has
         loop.call_soon_threadsafe(pieces.put_nowait, piece)

@@ -63,13 +63,14 @@ class Conversation:
     unused: frozenset[str] = frozenset()
 
 
-def conversation(value: Any, key: str, *, answered: bool = True) -> Conversation:
+def conversation(value: Any, key: str, *, answered: bool = True, empty_answers: bool = False) -> Conversation:
     """Messages as turns.
 
     Args:
         value: a list of messages, JSON text of one, or a single message.
         key: what messages about them call the list.
         answered: whether the last answer has to be there; else an empty one at the end is taken for none.
+        empty_answers: whether an answer may say nothing, as a model's own may in a talk with it.
 
     Raises:
         Unusable: it is no list of messages, or one of them cannot be used.
@@ -85,7 +86,7 @@ def conversation(value: Any, key: str, *, answered: bool = True) -> Conversation
     turns: list[Turn] = []
     unused: set[str] = set()
     for at, message in enumerate(found):
-        turn, role = _turn(message, f"{key}[{at}]")
+        turn, role = _turn(message, f"{key}[{at}]", empty_answers)
         if role in CALLS and turns and turns[-1].role == "assistant":  # what was said before it, or another call
             calls = [*(from_json(turns[-1].tool_calls or "[]", key)), *from_json(turn.tool_calls, key)]
             turns[-1] = replace(turns[-1], tool_calls=calls_text(calls))
@@ -105,7 +106,7 @@ def _is_empty_answer(message: Any) -> bool:
     )
 
 
-def _turn(message: Any, where: str) -> tuple[Turn, str]:
+def _turn(message: Any, where: str, empty_answers: bool) -> tuple[Turn, str]:
     """A message as a turn, and the role as it was written."""
     if not isinstance(message, Mapping):
         raise Unusable(f"{where} is {json_kind(message)}; wanted an object with role and content, or from and value")
@@ -124,14 +125,18 @@ def _turn(message: Any, where: str) -> tuple[Turn, str]:
         raise Unusable(f"{where} has the {role_key} {shown}{did_you_mean(name, ROLES)}; known are {known}")
     where = f"{where} ({said})"
     if message.keys() <= BARE and name not in CALLS and role != "tool":
-        return Turn(role, _content(message.get(text_key, ABSENT), f"{where}: {text_key}")), name
+        may_be_empty = empty_answers and role == "assistant" and text_key in message
+        return Turn(
+            role, _content(message.get(text_key, ABSENT), f"{where}: {text_key}", may_be_empty=may_be_empty)
+        ), name
     if message.get("train_detail") is not None:
         raise Unusable(
             f"{where} has train_detail, which trains on parts of a message; wanted a weight of 0 or 1 for the whole"
         )
     calls = _calls(message, name, where)
     given = None if name in CALLS else message.get(text_key, ABSENT)
-    content = _content(given, f"{where}: {text_key}", may_be_empty=bool(calls) or role == "tool")
+    may_be_empty = bool(calls) or role == "tool" or (empty_answers and role == "assistant" and text_key in message)
+    content = _content(given, f"{where}: {text_key}", may_be_empty=may_be_empty)
     content = content if content.strip() or not calls else ""
     weight = _weight(message, where, role)
     if role == "assistant":

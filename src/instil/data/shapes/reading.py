@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 from instil.data.shapes.mapping import Renames, guess
 from instil.data.shapes.names import ANSWERS, FINDERS, QUESTIONS, SIDES, WANTED, Need, Shape
+from instil.data.shapes.origins import Origins
 from instil.data.shapes.rows import Labelled, Read, read_answer, read_labelled, read_pair
 from instil.data.shapes.texts import Unusable
 from instil.errors import SHOWN, DataError, counted, listed
@@ -142,6 +143,7 @@ class ShapedRows:
         self._find, self._offers = FINDERS[need], offers
         self._shapes: dict[Keys, Shape | None] = {}
         self.count = 0
+        self.origins = Origins()
         self.shapes: Counter[str] = Counter()
         self._kinds: dict[tuple[Keys, bool], _Kind] = {}
         self._odd = 0  # rows that are no objects
@@ -152,6 +154,7 @@ class ShapedRows:
     def _look(self) -> None:
         every: set[str] = set()
         for raw in self._rows:
+            self.origins.add(self.count, raw.where)
             row, self.count = raw.value, self.count + 1
             if not isinstance(row, Mapping):
                 self._odd += 1

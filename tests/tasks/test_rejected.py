@@ -96,6 +96,30 @@ def test_the_place_of_an_unreadable_row_is_its_line(tiny_folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a store"])
+def test_lines_that_are_no_json_are_counted_and_written_down(
+    kept: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSTIL_HOME", str(tmp_path / "home"))
+    if kept:
+        monkeypatch.setattr(sources, "MANY", 20)
+    file = tmp_path / "rows.jsonl"
+    good = [json.dumps(row).encode() for row in rows(20)]
+    file.write_bytes(b"\n".join([*good[:3], b"{oops", *good[3:9], b"caf\xe9", *good[9:], b'{"instruction": "Say']))
+    for _ in range(2):
+        prepared = prepare(file, tiny_folder, resolve(values={"skip_bad": True}))
+        assert isinstance(prepared.source.examples, ExampleStore) == kept
+        found = [*rejected_rows(prepared)]
+        assert [(one.row, one.where) for one in found] == [(n, f"rows.jsonl line {n + 1}") for n in (3, 10, 22)]
+        assert found[1].reason == "byte 4 of it (0xe9) is not UTF-8"
+        assert found[2].reason.endswith("is the file cut off?")
+        assert data_card(prepared, found)["rejected"]["left out"] == 3
+        assert len(prepared.source) == 20
+        said = "\n".join(prepared.preflight.lines())
+        assert "row 3: is not a JSON object" in said
+        assert "row 10: byte 4 of it (0xe9) is not UTF-8" in said
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a store"])
 def test_every_row_that_is_left_out_or_cut_has_its_place(
     kept: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

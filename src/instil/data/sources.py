@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from instil.data.files.faults import may_be_left_out
 from instil.data.files.rows import open_rows
 from instil.data.shapes.mapping import Renames
 from instil.data.shapes.origins import Origins
@@ -176,21 +177,22 @@ def open_source(
     """
     rows: Iterable[Raw]
     notes: tuple[str, ...] = ()
-    if isinstance(data, str | Path):
-        found = open_rows(data)
-        rows, name, notes = found.twice(), str(data), found.notes
-    else:
-        rows, name = [InMemory(row) for row in data], IN_MEMORY
-    return SourceRows(
-        rows,
-        name,
-        skip_bad=skip_bad,
-        need_output=need_output,
-        mapping=mapping,
-        offers=offers,
-        notes=notes,
-        form=form,
-    )
+    with may_be_left_out("skip_bad" in offers):
+        if isinstance(data, str | Path):
+            found = open_rows(data, skip_bad=skip_bad)
+            rows, name, notes = found.twice(), str(data), found.notes
+        else:
+            rows, name = [InMemory(row) for row in data], IN_MEMORY
+        return SourceRows(
+            rows,
+            name,
+            skip_bad=skip_bad,
+            need_output=need_output,
+            mapping=mapping,
+            offers=offers,
+            notes=notes,
+            form=form,
+        )
 
 
 def read_source(

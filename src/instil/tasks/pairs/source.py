@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instil.data.files.faults import may_be_left_out
 from instil.data.files.rows import open_rows
 from instil.data.shapes.labels import pairs_of_labelled
 from instil.data.shapes.mapping import Renames
@@ -56,8 +57,9 @@ def read_pairs(
         DataError: as `instil.data.sources.read_source`; or a row lacks one of its answers, or they are equal.
         SettingsError: as `instil.data.sources.read_source`.
     """
-    rows = open_rows(data)
-    source = _pairs(rows.twice(), str(data), skip_bad, keep_equal, mapping)
+    with may_be_left_out(True):
+        rows = open_rows(data, skip_bad=skip_bad)
+        source = _pairs(rows.twice(), str(data), skip_bad, keep_equal, mapping)
     return replace(source, notes=(*rows.notes, *source.notes))
 
 

@@ -81,8 +81,11 @@ def test_a_line_that_cannot_be_read_is_left_out(tmp_path: Path, line: bytes, say
 
 def test_without_being_asked_for_it_is_refused_and_the_setting_named(tmp_path: Path) -> None:
     path = written(tmp_path, with_line(3, b'{"instruction": "Say'))
-    with pytest.raises(DataError, match=rf"line 4 is not a JSON object: Unterminated string .*; mend it, or {ASKED}$"):
+    with pytest.raises(DataError, match=rf"line 4 is not a JSON object: Unterminated .* off\? Mend it, or {ASKED}$"):
         read_source(path)
+    with pytest.raises(DataError, match=rf"line 4 is not .*Extra data at column 4; mend it, or {ASKED}$"):
+        read_source(written(tmp_path, with_line(3, b"{} {}")))
+    path = written(tmp_path, with_line(3, b'{"instruction": "Say'))
     with pytest.raises(DataError, match=r"cut off\?$"):
         read_source(path, need_output=False, offers=())
     with pytest.raises(DataError, match=r"row 1: .*NaN is not JSON\nmend them, or leave them out with --set data.skip"):

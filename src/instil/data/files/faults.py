@@ -34,8 +34,9 @@ def may_be_left_out(offered: bool) -> Iterator[None]:
     except UnreadableRows as error:
         if not offered:
             raise
-        several = "\n" in str(error)
-        what = "\nmend them, or leave them out" if several else "; mend it, or leave it out"
+        said = str(error)
+        one = " Mend it" if said.endswith("?") else "; mend it"
+        what = "\nmend them, or leave them out" if "\n" in said else f"{one}, or leave it out"
         raise DataError(f"{error}{what} with --set data.skip_bad=true") from error
 
 

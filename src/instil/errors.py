@@ -6,6 +6,7 @@
     ├── UserError                 exit code 2: the user's input or settings; nothing was written
     │   ├── SettingsError         a setting is unknown, of the wrong type or contradicts another
     │   ├── DataError             the file or its rows cannot be used
+    │   │   └── UnreadableRows    some of its rows cannot be read, and others can
     │   ├── ModelError            the model named is absent, damaged or of a kind not read here
     │   ├── JudgeError            the judge is not there, or does not take what it is asked
     │   └── TemplateMismatch      the prompt form at hand is not the one the model was tuned with
@@ -44,6 +45,10 @@ class SettingsError(UserError):
 
 class DataError(UserError):
     """A data file, or some of its rows, cannot be used."""
+
+
+class UnreadableRows(DataError):
+    """Some rows of a file cannot be read, and could be left out of it."""
 
 
 class ModelError(UserError):

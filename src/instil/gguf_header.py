@@ -1,15 +1,16 @@
 """The header of a GGUF file, read once for all who ask: the tokenizer, the model's shape, its weights.
 
-A header holds the whole vocabulary, string by string. The `gguf` package takes seconds over it, most of them
-spent on making each slice a memory map of its own, and keeps a few hundred megabytes of small arrays; what is
-kept here is what they say. A model in several files (``NAME-00001-of-00003.gguf``, llama.cpp's ``gguf-split``) is read
-as one, whichever of them is given.
+A header holds the whole vocabulary, string by string. The `gguf` package takes seconds over it, since each slice of the
+file is a memory map of its own and each entry of a list two or three arrays, and keeps a few hundred megabytes of them;
+here a list is read at once, and what is kept is what it says. A model in several files
+(``NAME-00001-of-00003.gguf``, llama.cpp's ``gguf-split``) is read as one, whichever of them is given.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _one(path: Path) -> Header:
 def _read(path: Path, size: int, changed: int) -> Header:
     del changed  # it only tells one state of the file from another
     import numpy as np
-    from gguf import GGUFReader
+    from gguf import GGUFReader, GGUFValueType
 
     class Reader(GGUFReader):  # type: ignore[misc]
         """The same reader on a plain view of the file."""
@@ -127,6 +128,35 @@ def _read(path: Path, size: int, changed: int) -> Header:
             if offset + np.dtype(dtype).itemsize * int(count) > len(self._plain):
                 raise ValueError(f"byte {offset:,} is the last of what is there")
             return super()._get(offset, dtype, count, *order, **named)
+
+        def _get_field_parts(self, orig_offs: int, raw_type: Any, *more: Any, **named: Any) -> Any:
+            """A value; of a list all numbers are one part, and its texts as many views of the file."""
+            if more or named or raw_type != GGUFValueType.ARRAY:
+                return super()._get_field_parts(orig_offs, raw_type, *more, **named)
+            head = [self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)]
+            kind, count, first = int(head[0][0]), int(head[1][0]), orig_offs + 12
+            types = [GGUFValueType.ARRAY, GGUFValueType(kind)]
+            if numbers := self.gguf_scalar_to_np.get(types[1]):
+                whole = self._get(first, numbers, count)
+                return 12 + whole.nbytes, [*head, whole], [2], types
+            if kind != GGUFValueType.STRING:
+                return super()._get_field_parts(orig_offs, raw_type)
+            texts, end = self._texts(first, count)
+            return end - orig_offs, [*head, *texts], range(2, 2 + count), types
+
+        def _texts(self, at: int, count: int) -> tuple[list[memoryview], int]:
+            """So many texts from a place on, and where they end."""
+            view = memoryview(self._plain)
+            length_of = struct.Struct(np.dtype(np.uint64).newbyteorder(self.byte_order).byteorder + "Q").unpack_from
+            texts = []
+            for _ in range(count):
+                (length,) = length_of(view, at)
+                at += 8
+                if at + length > len(view):
+                    raise ValueError(f"byte {at:,} is the last of what is there")
+                texts.append(view[at : at + length])
+                at += length
+            return texts, at
 
     try:
         reader = Reader(str(path))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
+from instil.data.files.faults import Unreadable
 from instil.data.files.rows import open_rows, parse_rows
 from instil.data.shapes.mapping import Renames
 from instil.data.sources import examples_from
@@ -51,8 +52,24 @@ def read(given: bytes) -> None:
         with file(name, content) as path:
             rows = [row.value for row in open_rows(path)]
     else:
+        read_leniently(content, name)
         rows = parse_rows(content, name)
     understood(rows[:50])
+
+
+def read_leniently(content: bytes, name: str) -> None:
+    """Rows that cannot be read are left out, and what can be read is the same with and without them."""
+    try:
+        rows = parse_rows(content, name)
+    except InstilError:
+        rows = None
+    try:
+        left = parse_rows(content, name, skip_bad=True)
+    except InstilError:
+        assert rows is None, "refused where rows may be left out, and read where they may not"
+    else:
+        assert rows is None or not any(isinstance(row, Unreadable) for row in left)
+        assert rows is None or len(left) == len(rows)
 
 
 def understood(rows: list[Any], mapping: Any = (), **options: bool) -> None:

@@ -111,6 +111,22 @@ def test_rows_that_are_left_out_have_the_place_in_their_own_file(
         assert [(one.row, one.where) for one in found.source.rejected] == [(60, f"{name} line 61")]
 
 
+@pytest.mark.parametrize("origins", [None, "damaged", [["rows.json row"], 60, "", "", ""]], ids=str)
+def test_what_is_known_of_a_file_without_its_places_is_read_again(
+    origins: Any, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.setattr(sources, "MANY", 60)
+    file = a_file(tmp_path)
+    wanted = prepare(file, tiny_folder, resolve()).source
+    (known,) = (home / "store" / "known").iterdir()
+    written = json.loads(known.read_text())
+    known.write_text(json.dumps({**written, "origins": origins}))
+    found = prepare(file, tiny_folder, resolve()).source
+    assert found.sha256 == wanted.sha256
+    assert [found.origins.of(row) for row in (0, 59)] == ["rows.json row 0", "rows.json row 59"]
+    assert json.loads(known.read_text()) == written
+
+
 def test_notes_on_a_file_name_the_file_that_was_given(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import instil
+from instil.data.store import sources
+from instil.data.store.examples import ExampleStore
 from instil.runs.card import data_card, licence
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
@@ -91,6 +93,77 @@ def test_the_place_of_an_unreadable_row_is_its_line(tiny_folder: Path, tmp_path:
     file.write_text("\n".join([kept[0], "", '{"instruction": "Say nothing."}', *kept[1:]]), encoding="utf-8")
     (one,) = rejected_rows(prepare(file, tiny_folder, resolve(values={"skip_bad": True})))
     assert (one.row, one.where, one.reason) == (1, "rows.jsonl line 3", "output is missing")
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a store"])
+def test_lines_that_are_no_json_are_counted_and_written_down(
+    kept: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSTIL_HOME", str(tmp_path / "home"))
+    if kept:
+        monkeypatch.setattr(sources, "MANY", 20)
+    file = tmp_path / "rows.jsonl"
+    good = [json.dumps(row).encode() for row in rows(20)]
+    file.write_bytes(b"\n".join([*good[:3], b"{oops", *good[3:9], b"caf\xe9", *good[9:], b'{"instruction": "Say']))
+    for _ in range(2):
+        prepared = prepare(file, tiny_folder, resolve(values={"skip_bad": True}))
+        assert isinstance(prepared.source.examples, ExampleStore) == kept
+        found = [*rejected_rows(prepared)]
+        assert [(one.row, one.where) for one in found] == [(n, f"rows.jsonl line {n + 1}") for n in (3, 10, 22)]
+        assert found[1].reason == "byte 4 of it (0xe9) is not UTF-8"
+        assert found[2].reason.endswith("is the file cut off?")
+        assert data_card(prepared, found)["rejected"]["left out"] == 3
+        assert len(prepared.source) == 20
+        said = "\n".join(prepared.preflight.lines())
+        assert "row 3: is not a JSON object" in said
+        assert "row 10: byte 4 of it (0xe9) is not UTF-8" in said
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a store"])
+def test_every_row_that_is_left_out_or_cut_has_its_place(
+    kept: bool, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused, too long in its prompt, cut and dropped as a leak, from two files; twice, as stores are known again."""
+    monkeypatch.setenv("INSTIL_HOME", str(tmp_path / "home"))
+    if kept:
+        monkeypatch.setattr(sources, "MANY", 40)
+    data = rows(40)
+    data[5]["instruction"] = "long " * 100
+    data[7] = {"instruction": "Say nothing."}
+    data[30]["output"] = "long " * 100
+    data[35] = data[12]
+    some = [json.dumps(row) for row in data[:10]]
+    (tmp_path / "a.jsonl").write_text("\n".join([*some[:3], "", *some[3:]]))
+    (tmp_path / "b.json").write_text(json.dumps(data[10:]))
+    names = f"{tmp_path / 'a.jsonl'},{tmp_path / 'b.json'}"
+    for name in (names, names, f"{tmp_path / 'b.json'},{tmp_path / 'a.jsonl'}"):
+        how = {"skip_bad": True, "leaks": "drop", "leak_threshold": 0.999, "max_length": 80, "split": "grouped"}
+        how |= {"split": "book"} if name == names else {}
+        prepared = prepare(name, tiny_folder, resolve(values=how))
+        assert isinstance(prepared.source.examples, ExampleStore) == kept
+        found = {one.where: one for one in rejected_rows(prepared)}
+        first = {"a.jsonl line 7": 5, "a.jsonl line 9": 7, "b.json row 2": 12, "b.json row 20": 30}
+        if name == names:
+            assert {where: one.row for where, one in found.items()} == first
+            assert [found[where].outcome for where in first] == ["left out", "left out", "left out", "cut"]
+        else:
+            assert found["a.jsonl line 7"].row == 35
+            assert found["b.json row 20"].row == 20
+
+
+def test_pairs_have_their_place(tiny_folder: Path, tmp_path: Path) -> None:
+    data = [{"instruction": f"Go {n}.", "chosen": f"Yes {n}.", "rejected": f"No {n}."} for n in range(20)]
+    data[2]["rejected"] = "long " * 100
+    data[4]["instruction"] = "long " * 100
+    data[5]["rejected"] = data[5]["chosen"]
+    data[6].pop("chosen")
+    with (tmp_path / "pairs.csv").open("w", newline="") as file:
+        file.write("instruction,chosen,rejected\n")
+        for row in data:
+            file.write(",".join(f'"{row.get(key, "")}"' for key in ("instruction", "chosen", "rejected")) + "\n")
+    settings = resolve(values={"objective": "dpo", "max_length": 80, "skip_bad": True})
+    found = [*rejected_rows(prepare(tmp_path / "pairs.csv", tiny_folder, settings))]
+    assert {one.row: one.where for one in found} == {n: f"pairs.csv line {n + 2}" for n in (2, 4, 5, 6)}
 
 
 def test_training_rows_that_are_dropped_as_leaks_are_named(tiny_folder: Path) -> None:

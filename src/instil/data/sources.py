@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from instil.data.files.faults import may_be_left_out
 from instil.data.files.rows import open_rows
 from instil.data.shapes.mapping import Renames
+from instil.data.shapes.origins import Origins
 from instil.data.shapes.reading import InMemory, Offer, Raw, Rejected, ShapedRows
 from instil.data.words import normal
 from instil.records import Example, Pair, Turn
@@ -28,7 +30,8 @@ class Source:
     """The rows of one file, and where they came from.
 
     ``sha256`` is of the parsed rows, so a BOM or CRLF does not change it. ``rejected`` holds the rows
-    left out (only with ``skip_bad``), ``notes`` what the user may want to know.
+    left out (only with ``skip_bad``), ``notes`` what the user may want to know, and ``origins`` where each row
+    stands in its files (nowhere, for rows in memory).
     """
 
     name: str
@@ -36,6 +39,7 @@ class Source:
     sha256: str
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
+    origins: Origins = field(default_factory=Origins, compare=False, repr=False)
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -81,6 +85,7 @@ class SourceRows:
     Attributes:
         name: what messages call them.
         said: the first of the notes: those on the files, which are there before a row is read.
+        origins: where each row stands in its files.
 
     Args:
         rows: what can be iterated over twice.
@@ -111,6 +116,7 @@ class SourceRows:
     ) -> None:
         self._shaped = ShapedRows(rows, name, "answers" if need_output else "prompts", Renames(mapping), offers)
         self.name = name
+        self.origins = self._shaped.origins
         self._skip_bad, self._form, self.said = skip_bad, form, tuple(notes)
         self._rejected: list[Rejected] = []
         self._digest = hashlib.sha256()
@@ -139,7 +145,7 @@ class SourceRows:
     def source(self, examples: Sequence[Example]) -> Source:
         """After the last example: a source of these, with all that is to be said of the rows."""
         notes = (*self.said, *self._shaped.notes)
-        return Source(self.name, examples, self._digest.hexdigest(), tuple(self._rejected), notes)
+        return Source(self.name, examples, self._digest.hexdigest(), tuple(self._rejected), notes, self.origins)
 
     def key(self) -> str:
         """The hash of all rows, with those that cannot be used, and of all that is known of each."""
@@ -171,21 +177,22 @@ def open_source(
     """
     rows: Iterable[Raw]
     notes: tuple[str, ...] = ()
-    if isinstance(data, str | Path):
-        found = open_rows(data)
-        rows, name, notes = found.twice(), str(data), found.notes
-    else:
-        rows, name = [InMemory(row) for row in data], IN_MEMORY
-    return SourceRows(
-        rows,
-        name,
-        skip_bad=skip_bad,
-        need_output=need_output,
-        mapping=mapping,
-        offers=offers,
-        notes=notes,
-        form=form,
-    )
+    with may_be_left_out("skip_bad" in offers):
+        if isinstance(data, str | Path):
+            found = open_rows(data, skip_bad=skip_bad)
+            rows, name, notes = found.twice(), str(data), found.notes
+        else:
+            rows, name = [InMemory(row) for row in data], IN_MEMORY
+        return SourceRows(
+            rows,
+            name,
+            skip_bad=skip_bad,
+            need_output=need_output,
+            mapping=mapping,
+            offers=offers,
+            notes=notes,
+            form=form,
+        )
 
 
 def read_source(

@@ -35,7 +35,7 @@ class Answers(Task[Encoded]):
             rows = data if isinstance(data, str | Path) else list(data)
             return open_source(rows, skip_bad=options.skip_bad, mapping=options.map, form=options.normalise)
 
-        files = open_rows(data).files if isinstance(data, str | Path) else ()
+        files = open_rows(data, skip_bad=options.skip_bad).files if isinstance(data, str | Path) else ()
         how = {"skip_bad": options.skip_bad, "normalise": options.normalise, "map": list(options.map)}
         return stored(read, self.screen, files=files, **how)
 

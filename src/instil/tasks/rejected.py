@@ -36,22 +36,24 @@ class RejectedRow:
 
 def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
     """The rows that were refused when they were read, then those of each part that training leaves out or cuts."""
+    where = prepared.source.origins.of
     mend = "mend it in the data, or take it out"
     for unread in prepared.source.rejected:
         yield RejectedRow(unread.row, "left out", unread.reason, mend, where=unread.where)
     for number, reason in prepared.leaks.dropped:
-        yield RejectedRow(number, "left out", reason, "data.leaks=report keeps it; the scores then count it", "train")
+        keep = "data.leaks=report keeps it; the scores then count it"
+        yield RejectedRow(number, "left out", reason, keep, "train", where(number))
     task, max_length, context = prepared.task, prepared.max_length, prepared.spec.context
     for part in PARTS:
         for row in _doubtful(prepared.rows[part], max_length):
             length = len(task.longest(row).ids)
             reason = task.left_out(row, max_length)
             if reason:
-                yield RejectedRow(row.row, "left out", reason, _room(length, max_length, context), part)
+                yield RejectedRow(row.row, "left out", reason, _room(length, max_length, context), part, where(row.row))
             elif length - 1 > max_length:
                 lost = length - 1 - max_length
                 what = f"the last {counted(lost, 'token')} of its {length:,} lie beyond data.max_length={max_length}"
-                yield RejectedRow(row.row, "cut", what, _room(length, max_length, context), part)
+                yield RejectedRow(row.row, "cut", what, _room(length, max_length, context), part, where(row.row))
 
 
 def _doubtful(rows: Sequence[Any], max_length: int) -> Iterator[Any]:

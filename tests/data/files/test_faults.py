@@ -387,10 +387,18 @@ def test_damaged_bytes_are_read_or_refused_and_nothing_else(form: str, seed: int
             )
     if not content:
         return
+    whole = None
     try:
-        parse_rows(bytes(content), form)
+        whole = parse_rows(bytes(content), form)
     except DataError as error:
         assert form in str(error)
+    try:
+        left = parse_rows(bytes(content), form, skip_bad=True)
+    except DataError as error:
+        assert form in str(error)
+        assert whole is None  # what leaves rows out refuses nothing that is read as it is
+    else:
+        assert whole is None or left == whole
 
 
 def test_members_of_damaged_archives_are_read_or_refused(tmp_path: Path) -> None:

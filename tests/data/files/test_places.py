@@ -236,6 +236,16 @@ def test_what_cannot_be_read_is_not_kept(server: FileServer, tmp_path: Path, nam
     assert {one.name for one in (tmp_path / "home" / "data").iterdir()} == {".lock"}
 
 
+def test_a_fetched_file_with_a_row_that_is_to_be_left_out_is_kept(server: FileServer) -> None:
+    server.files["odd.jsonl"] = lines([row("1")]).rstrip() + b"\n{oops\n" + lines([row("2")])
+    url = f"{server.url}/odd.jsonl"
+    with pytest.raises(DataError, match="line 2 is not a JSON object"):
+        read_source(url)
+    source = read_source(url, skip_bad=True)
+    assert [(one.row, one.where.split()[-1]) for one in source.rejected] == [(1, "2")]
+    assert [one.output for one in source.examples] == ["1", "2"]
+
+
 def test_a_path_as_windows_writes_it_is_told_as_it_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

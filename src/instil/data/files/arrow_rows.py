@@ -11,13 +11,12 @@ import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import IO, Any
 
 from instil.data.files.faults import Faults
 from instil.data.files.json_rows import Rows
 from instil.data.files.packing import BOMB_RATIO, EXTRA
-from instil.errors import DataError
+from instil.errors import DataError, counted
 
 AT_ONCE = 1000  # rows that are Python objects at the same time
 MANY = 500_000  # values, from which on it matters how few bytes they came of
@@ -29,7 +28,7 @@ Clean = Callable[[Any, str, Fault], Any]  # makes a value, which is found by the
 Shown = Callable[[float], object]  # told which part of the rows has been read
 
 
-def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None) -> Rows:
+def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None, *, skip_bad: bool = False) -> Rows:
     """The rows of a file and their numbers.
 
     Args:
@@ -37,12 +36,14 @@ def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None)
         name: the file's, for messages.
         kind: a key of `KINDS`.
         show: is told how far it has come.
+        skip_bad: whether rows with numbers that JSON does not have are passed on as `Unreadable`.
 
     Raises:
         DataError: the file is damaged, or a column holds what has no place in JSON.
     """
     pa = _pyarrow(name, kind)
-    faults = Faults(name, "numbers that JSON does not have")
+    faults = Faults(name, "numbers that JSON does not have", skip_bad=skip_bad)
+    found: list[str] = []
     row = values = 0
     with open_() as file:
         try:
@@ -62,15 +63,18 @@ def arrow_rows(open_: Seekable, name: str, kind: str, show: Shown | None = None)
                     )
                 for value in converted.to_pylist():
                     for column, clean in loose.items():
-                        value[column] = clean(value[column], column, partial(faults.add, row))
+                        value[column] = clean(value[column], column, found.append)
+                    if found:
+                        value = faults.row(row, value, found)  # noqa: PLW2901
+                        found.clear()
                     if not faults:
                         yield value, f"row {row}"
                     row += 1
                 if show is not None:
                     show(part)
         except (pa.ArrowException, *DAMAGE) as error:
-            raise _damaged(name, kind, error) from error
-    faults.check()
+            raise _damaged(name, kind, error, row) from error
+    faults.check(row)
 
 
 def schema_notes(open_: Seekable, name: str, kind: str) -> list[str]:
@@ -97,9 +101,10 @@ def _pyarrow(name: str, kind: str) -> Any:
     return pyarrow
 
 
-def _damaged(name: str, kind: str, error: Exception) -> DataError:
+def _damaged(name: str, kind: str, error: Exception, read: int = 0) -> DataError:
     said = textwrap.shorten(str(error), 200, placeholder="...").rstrip(".") or type(error).__name__
-    return DataError(f"{name}: {KINDS[kind]} that is damaged or cut off ({said}); fetch or write it again")
+    after = f" after {counted(read, 'row')}" if read else ""
+    return DataError(f"{name}: {KINDS[kind]} that is damaged or cut off{after} ({said}); fetch or write it again")
 
 
 def _opened(file: IO[bytes], kind: str) -> tuple[Any, Iterator[tuple[Any, float]]]:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from instil.data.files.faults import Faults
+from instil.data.files.faults import Faults, Unreadable
 from instil.data.files.json_rows import Rows
 from instil.data.files.packing import Stream
-from instil.data.files.text import Encoding, decoded, lines_with_ends
-from instil.errors import DataError, counted
+from instil.data.files.text import Encoding, decoded, lines_with_ends, stray
+from instil.errors import DataError, UnreadableRows, counted
 
 LARGEST_CELL = 16 * 1024**2  # characters
 LONGEST_NAME = 120  # characters of a column's name; what is longer is a row's text
@@ -141,20 +141,25 @@ def _is_number(cell: str) -> bool:
     return cell.lower() not in ("nan", "inf", "infinity")
 
 
-def csv_rows(open_: Callable[[], Stream], encoding: Encoding, form: Form) -> Rows:
+def csv_rows(open_: Callable[[], Stream], encoding: Encoding, form: Form, *, skip_bad: bool = False) -> Rows:
     """The rows of a file as objects of texts, and the lines on which they begin.
+
+    With ``skip_bad`` rows that have too many or too few cells, or bytes that are no text, are passed on as
+    `Unreadable`, and so is a last line that is cut off in a quoted cell. Where else quotes do not fit, nobody knows
+    which line begins a row, and the file is refused.
 
     Raises:
         DataError: naming the line of what is wrong, or all rows that have too many or too few cells.
     """
     with open_() as stream:
         name = stream.name
-        lines = lines_with_ends(name, decoded(stream, encoding))
+        lines = lines_with_ends(name, decoded(stream, encoding, skip_bad=skip_bad))
         if form.said:
             next(lines, None)
         if problem := header_problem(form):
             raise DataError(f"{name}: its first line is no header: {problem}; {HEADER}")
         faults = Faults(name, f"rows that do not have {counted(len(form.header), 'cell')}, as the header has")
+        wanted = f"wanted {len(form.header)}, as the header has"
         records = form.records(lines)
         skipped = 1 if form.said else 0
         row, begins, started = -1, skipped + 1, False
@@ -162,7 +167,13 @@ def csv_rows(open_: Callable[[], Stream], encoding: Encoding, form: Form) -> Row
             try:
                 cells = next(records, None)
             except csv.Error as error:
-                raise DataError(f"{name}: {_problem(str(error), begins, records.line_num + skipped)}") from error
+                last = records.line_num + skipped
+                said = _problem(str(error), begins, last)
+                alone = "unexpected end of data" in str(error) and begins == last and started
+                if skip_bad and alone:
+                    yield Unreadable("a quote opened in it is never closed; is the file cut off?"), f"line {begins}"
+                    break
+                raise (UnreadableRows if alone and row >= 0 else DataError)(f"{name}: {said}") from error
             if cells is None:
                 break
             line, begins = begins, records.line_num + skipped + 1
@@ -170,14 +181,24 @@ def csv_rows(open_: Callable[[], Stream], encoding: Encoding, form: Form) -> Row
                 continue
             if not started:
                 started = True
+                if skip_bad and (odd := stray("".join(cells), encoding)):
+                    raise DataError(f"{name}: its first line is no header: a {odd}; {HEADER}")
                 continue
             row += 1
-            if len(cells) != len(form.header):
-                faults.add(row, f"has {len(cells)} (line {line})")
+            if skip_bad:
+                what = f"has {counted(len(cells), 'cell')}; {wanted}" if len(cells) != len(form.header) else ""
+                if not what and stray("".join(cells), encoding):
+                    told = ((name, stray(cell, encoding)) for name, cell in zip(form.header, cells, strict=True))
+                    what = ", ".join(f"{name}: {odd}" for name, odd in told if odd)
+                if what:
+                    yield Unreadable(what), f"line {line}"
+                    continue
+            elif len(cells) != len(form.header):
+                faults.row(row, cells, [f"has {len(cells)} (line {line})"])
             if not faults:
                 pairs = zip(form.header, cells, strict=True)
                 yield dict(islice(pairs, 1, None) if form.index else pairs), f"line {line}"
-    faults.check()
+    faults.check(row + 1)
 
 
 def _problem(error: str, begins: int, line: int) -> str:

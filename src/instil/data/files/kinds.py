@@ -78,8 +78,10 @@ class DataFile:
     form: Form
     notes: tuple[str, ...] = ()
 
-    def rows(self, watch: Watch | None = None) -> Rows:
+    def rows(self, watch: Watch | None = None, *, skip_bad: bool = False) -> Rows:
         """Its rows and their places; ``watch`` is told how many of its bytes have been read.
+
+        With ``skip_bad`` what cannot be read and can be left out comes as `instil.data.files.faults.Unreadable`.
 
         Raises:
             DataError: what is wrong, and where.
@@ -89,11 +91,11 @@ class DataFile:
             def stream() -> Stream:
                 return Stream(self.entry, self.packing, watch)
 
-            return (
-                json_rows(stream, self.encoding) if self.kind == "json" else csv_rows(stream, self.encoding, self.form)
-            )
+            if self.kind == "json":
+                return json_rows(stream, self.encoding, skip_bad=skip_bad)
+            return csv_rows(stream, self.encoding, self.form, skip_bad=skip_bad)
         show = (lambda part: watch(round(part * self.entry.length))) if watch is not None else None
-        return arrow_rows(_seekable(self.entry, self.packing), self.entry.name, self.kind, show)
+        return arrow_rows(_seekable(self.entry, self.packing), self.entry.name, self.kind, show, skip_bad=skip_bad)
 
 
 def data_files(entry: Entry) -> tuple[list[DataFile], list[str]]:

@@ -39,10 +39,11 @@ HUB_PAGE = re.compile(r"https?://huggingface\.co/datasets/([\w.-]+/[\w.-]+)/?(?:
 RUN_FILE = "run.toml"
 
 
-def entries_of(data: str | Path) -> tuple[list[Entry], list[str]]:
+def entries_of(data: str | Path, *, skip_bad: bool = False) -> tuple[list[Entry], list[str]]:
     """The files that are meant by a name, a path, a pattern, an address or several of them with commas between.
 
-    What is there under the very name is meant, whatever characters the name has.
+    What is there under the very name is meant, whatever characters the name has. With ``skip_bad`` also a file is
+    kept of those fetched that has rows which cannot be read.
 
     Raises:
         DataError: there is nothing of that name, or it cannot be fetched.
@@ -51,7 +52,7 @@ def entries_of(data: str | Path) -> tuple[list[Entry], list[str]]:
     entries: list[Entry] = []
     notes: list[str] = []
     for part in parts:
-        found, said = _entries(part, str(data))
+        found, said = _entries(part, str(data), skip_bad)
         entries += found
         notes += said
     kept = list({entry.path.absolute() if entry.path else entry.name: entry for entry in reversed(entries)}.values())[
@@ -134,7 +135,7 @@ def short_name(data: str) -> str:
     return "-".join(names)[:80]
 
 
-def _entries(part: str, data: str) -> tuple[list[Entry], list[str]]:
+def _entries(part: str, data: str, skip_bad: bool) -> tuple[list[Entry], list[str]]:
     if part in NAMED:
         file = resources.files("instil.data") / NAMED[part]
         return [Entry(part, part, lambda: file.open("rb"), len(file.read_bytes()))], []
@@ -143,7 +144,7 @@ def _entries(part: str, data: str) -> tuple[list[Entry], list[str]]:
     if page := HUB_PAGE.match(part):
         raise DataError(f"{part}: is a page of the hub; its rows are {PREFIX}{page[1]}")
     if comes_from_afar(part):
-        return [replace(entry_of(fetch_data(part), _label(part)), name=part)], []
+        return [replace(entry_of(fetch_data(part, skip_bad=skip_bad), _label(part)), name=part)], []
     path = Path(part).expanduser()
     if _is_there(path):
         return _in_folder(path) if path.is_dir() else ([entry_of(path)], [])
@@ -185,7 +186,7 @@ def comes_from_afar(data: str) -> bool:
     return data in FETCHED or data.lower().startswith((*SCHEMES, PREFIX))
 
 
-def fetch_data(data: str) -> Path:
+def fetch_data(data: str, *, skip_bad: bool = False) -> Path:
     """The local copy of a named data set or of an address, fetched if it is not there yet.
 
     Raises:
@@ -206,7 +207,7 @@ def fetch_data(data: str) -> Path:
         entry = entry_of(part, path.name)
         with progress(f"looking at {path.name}") if entry.size >= LONG else nullcontext() as show:
             for file in data_files(entry)[0]:
-                for _ in file.rows(partial(show, total=entry.length) if show else None):
+                for _ in file.rows(partial(show, total=entry.length) if show else None, skip_bad=skip_bad):
                     pass
 
     wanted = Wanted(

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,10 @@ from instil.screen import Bytes
 
 
 class RawRow(NamedTuple):
-    """One row as it was parsed, and where it stands: ``rows.jsonl line 13``, ``rows.parquet row 12`` (from 0)."""
+    """One row as it was parsed, and where it stands: ``rows.jsonl line 13``, ``rows.parquet row 12`` (from 0).
+
+    Of rows that may be left out the value can be `instil.data.files.faults.Unreadable`.
+    """
 
     value: Any
     where: str
@@ -31,12 +34,14 @@ class RawRow(NamedTuple):
 class RawRows:
     """The rows of one or several files; every iteration reads them anew, and needs no more memory than a row.
 
-    ``files`` are the paths that are read, ``notes`` what the user may want to know of how they were understood.
+    ``files`` are the paths that are read, ``notes`` what the user may want to know of how they were understood;
+    ``skip_bad`` as in `open_rows`.
     """
 
     name: str
     parts: tuple[DataFile, ...]
     notes: tuple[str, ...] = ()
+    skip_bad: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -62,7 +67,7 @@ class RawRows:
         for part in self.parts:
             watch = _Watch(show, before, self.size) if show is not None else None
             label = part.entry.label
-            for value, place in part.rows(watch):
+            for value, place in part.rows(watch, skip_bad=self.skip_bad):
                 yield RawRow(value, f"{label} {place}")
             before += part.entry.length
 
@@ -99,8 +104,11 @@ class _Watch:
         self._show(self._before + read, self._total)
 
 
-def open_rows(data: str | Path) -> RawRows:
+def open_rows(data: str | Path, *, skip_bad: bool = False) -> RawRows:
     """The rows of a data set by name, path, pattern, folder, address or hub id; several with commas between.
+
+    With ``skip_bad`` a row that cannot be read, such as a line that is no JSON, is no reason to refuse its file: in its
+    place comes `instil.data.files.faults.Unreadable`, which says why.
 
     Raises:
         DataError: there is nothing of that name, it cannot be fetched, or is no file of rows.
@@ -108,8 +116,8 @@ def open_rows(data: str | Path) -> RawRows:
     >>> next(iter(open_rows("starter"))).where
     'starter row 0'
     """
-    entries, notes = entries_of(data)
-    return _opened(str(data), entries, notes)
+    entries, notes = entries_of(data, skip_bad=skip_bad)
+    return replace(_opened(str(data), entries, notes), skip_bad=skip_bad)
 
 
 def read_rows(data: str | Path) -> list[Any]:
@@ -121,8 +129,8 @@ def read_rows(data: str | Path) -> list[Any]:
     return [row.value for row in open_rows(data).shown()]
 
 
-def parse_rows(raw: bytes, name: str) -> list[Any]:
-    """The rows in the bytes of one file, whose name may tell what its content leaves open.
+def parse_rows(raw: bytes, name: str, *, skip_bad: bool = False) -> list[Any]:
+    """The rows in the bytes of one file, whose name may tell what its content leaves open; ``skip_bad`` as `open_rows`.
 
     Raises:
         DataError: as `read_rows`.
@@ -130,7 +138,8 @@ def parse_rows(raw: bytes, name: str) -> list[Any]:
     >>> parse_rows(b"instruction,output\\nSay hi.,Hi.\\n", "rows.csv")
     [{'instruction': 'Say hi.', 'output': 'Hi.'}]
     """
-    return [row.value for row in _opened(name, [Entry(name, name, lambda: BytesIO(raw), len(raw))], [])]
+    found = _opened(name, [Entry(name, name, lambda: BytesIO(raw), len(raw))], [])
+    return [row.value for row in replace(found, skip_bad=skip_bad)]
 
 
 def _opened(name: str, entries: list[Entry], notes: list[str]) -> RawRows:

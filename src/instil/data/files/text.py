@@ -11,6 +11,7 @@ from instil.data.files.packing import Stream
 from instil.errors import DataError
 
 PIECE = 1 << 20  # bytes read at once
+MARKED, FIRST_MARK = "instil-marked", 0xDC00  # how bytes that are no text are decoded where they are to be left out
 LARGEST_ROW = 64 * 1024**2  # characters of one row, or of one line
 # RFC 4627, section 3: rows begin with two characters of ASCII, a bracket or a column's name.
 NULS: dict[tuple[bool, ...], str] = {
@@ -54,13 +55,20 @@ def encoding_of(head: bytes) -> Encoding:
     return Encoding()
 
 
-def decoded(stream: Stream, encoding: Encoding) -> Iterator[str]:
+def decoded(stream: Stream, encoding: Encoding, *, skip_bad: bool = False) -> Iterator[str]:
     """The text of a file, about a MiB at a time.
+
+    Args:
+        stream: the file from its start.
+        encoding: of its text.
+        skip_bad: a byte that does not belong to it is passed on as a mark, which `stray` finds; no text has such.
 
     Raises:
         DataError: a byte does not belong to the encoding; its place is named.
     """
-    decoder = codecs.getincrementaldecoder(encoding.codec)("strict")
+    if skip_bad:
+        codecs.register_error(MARKED, _marked)
+    decoder = codecs.getincrementaldecoder(encoding.codec)(MARKED if skip_bad else "strict")
     at, line = 0, 1  # of the next byte that the decoder has not seen
     while at < encoding.mark:
         at += len(stream.read(encoding.mark - at))
@@ -77,6 +85,29 @@ def decoded(stream: Stream, encoding: Encoding) -> Iterator[str]:
             yield text
         if not data:
             return
+
+
+def _marked(error: UnicodeError) -> tuple[str, int]:
+    """Half of a surrogate pair for each byte that is no text: what is decoded otherwise never has one."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "".join(chr(FIRST_MARK + byte) for byte in error.object[error.start : error.end]), error.end
+
+
+def stray(text: str, encoding: Encoding) -> str:
+    r"""What to say of the first byte in a line that is not of its encoding; "" if all are.
+
+    >>> stray("caf\udce9 au lait", Encoding())
+    'byte 4 of it (0xe9) is not UTF-8'
+    """
+    if text.isascii():
+        return ""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at = len(text[: error.start].encode(encoding.codec)) + 1
+        return f"byte {at} of it (0x{ord(text[error.start]) - FIRST_MARK:02x}) is not {encoding.codec.upper()}"
+    return ""
 
 
 def _not_text(name: str, encoding: Encoding, error: UnicodeDecodeError, at: int, line: int) -> DataError:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
+from instil.data.files.faults import Unreadable
 from instil.data.shapes.mapping import Renames, guess
 from instil.data.shapes.names import ANSWERS, FINDERS, QUESTIONS, SIDES, WANTED, Need, Shape
+from instil.data.shapes.origins import Origins
 from instil.data.shapes.rows import Labelled, Read, read_answer, read_labelled, read_pair
 from instil.data.shapes.texts import Unusable
 from instil.errors import SHOWN, DataError, counted, listed
@@ -142,9 +144,11 @@ class ShapedRows:
         self._find, self._offers = FINDERS[need], offers
         self._shapes: dict[Keys, Shape | None] = {}
         self.count = 0
+        self.origins = Origins()
         self.shapes: Counter[str] = Counter()
         self._kinds: dict[tuple[Keys, bool], _Kind] = {}
         self._odd = 0  # rows that are no objects
+        self._unread = 0  # rows that cannot be read
         self._look()
         self.shape = self._chosen()
         self._notes = _Notes()
@@ -152,9 +156,11 @@ class ShapedRows:
     def _look(self) -> None:
         every: set[str] = set()
         for raw in self._rows:
+            self.origins.add(self.count, raw.where)
             row, self.count = raw.value, self.count + 1
             if not isinstance(row, Mapping):
-                self._odd += 1
+                self._odd += not isinstance(row, Unreadable)
+                self._unread += isinstance(row, Unreadable)
                 continue
             if self._renames:
                 every.update(row)
@@ -216,7 +222,7 @@ class ShapedRows:
 
     def _read(self, value: Any, number: int) -> Read:
         if not isinstance(value, Mapping):
-            raise Unusable(f"is a {json_kind(value)}; wanted an object")
+            raise Unusable(_odd(value))
         row = self._renames.row(value) if self._renames else value
         keys = _keys(row)
         shape = self._shape(row, keys)
@@ -284,6 +290,7 @@ class ShapedRows:
         if more := len(by_count) - KINDS_SHOWN:
             lines += [f"  ... and {more} more"] * (more > 0)
         lines += [f"  no keys ({counted(self._odd, 'row')} that are no objects)"] * bool(self._odd)
+        lines += [f"  no keys ({counted(self._unread, 'row')} that cannot be read)"] * bool(self._unread)
         found = "\n".join(lines)
         advice = self._other_need() or self._hint() or (_MAP if "map" in self._offers else "")
         raise DataError(
@@ -300,7 +307,7 @@ class ShapedRows:
 
     def _odd_lines(self) -> list[str]:
         first = enumerate(islice(self._rows, KINDS_KEPT))
-        return [f"row {at}: is a {json_kind(raw.value)}; wanted an object" for at, raw in first]
+        return [f"row {at}: {_odd(raw.value)}" for at, raw in first]
 
 
 _MAP = "\nsay which key is what, such as --map question=instruction,reply=output"
@@ -316,6 +323,11 @@ def told_of(rejected: Sequence[Rejected]) -> str:
         for reason, rows in by_reason.items()
     }
     return listed([f"{one.line()}{places[one.reason]}" for one in rejected])
+
+
+def _odd(value: Any) -> str:
+    """What is wrong with a row that is no object."""
+    return value.reason if isinstance(value, Unreadable) else f"is a {json_kind(value)}; wanted an object"
 
 
 def _keys(row: Mapping[str, Any]) -> Keys:

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Protocol
 
+from instil.data.shapes.origins import Origins
 from instil.data.shapes.reading import Rejected
 from instil.data.sources import Source
 from instil.data.store.build import key_of, manifest_of, store_home, stored_examples
@@ -31,6 +32,10 @@ class Reading(Protocol):
     @property
     def said(self) -> tuple[str, ...]:
         """What is to be said of the files, by their names: the first of the source's notes."""
+
+    @property
+    def origins(self) -> Origins:
+        """Where each row stands in its files."""
 
     def __len__(self) -> int:
         """How many there are, or could be."""
@@ -61,8 +66,10 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
     if known:
         found = json_object_or_empty(known)
         folder = store_home() / str(found.get("rows", "-"))
-        if is_complete(folder):
-            return _source(ExampleStore(folder), str(found.get("name", "")), found.get("notes", ()))
+        with suppress(ValueError):  # of an earlier version, or damaged: the rows are read again
+            origins = Origins.from_text(found.get("origins"))
+            if is_complete(folder):
+                return _source(ExampleStore(folder), str(found.get("name", "")), found.get("notes", ()), origins)
     rows = read()
     if len(rows) < MANY:
         return rows.source(tuple(rows))
@@ -87,11 +94,11 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
     examples = stored_examples(key, as_hashed, lambda: _about(rows.source(()), len(rows.said)), screen, len(rows))
     if known:
         said: dict[str, object] = {"rows": examples.folder.name, "name": rows.name, "notes": list(rows.said)}
-        said["files"] = [str(file) for file in files]
+        said |= {"files": [str(file) for file in files], "origins": rows.origins.as_text()}
         with suppress(OSError):  # then they are read again next time
             known.parent.mkdir(parents=True, exist_ok=True)
             write_json(known, said)
-    return _source(examples, rows.name, rows.said)
+    return _source(examples, rows.name, rows.said, rows.origins)
 
 
 def _known(files: Sequence[Path], how: Mapping[str, object]) -> Path | None:
@@ -110,7 +117,8 @@ def _about(source: Source, of_files: int) -> dict[str, object]:
     return {"sha256": source.sha256, "rejected": [asdict(one) for one in source.rejected], "notes": notes}
 
 
-def _source(examples: ExampleStore, name: str, said: Sequence[str]) -> Source:
+def _source(examples: ExampleStore, name: str, said: Sequence[str], origins: Origins) -> Source:
     about = manifest_of(examples)
     rejected = tuple(Rejected(**one) for one in about["rejected"])
-    return Source(name, examples, about["sha256"], rejected, tuple(dict.fromkeys((*said, *about["notes"]))))
+    notes = tuple(dict.fromkeys((*said, *about["notes"])))
+    return Source(name, examples, about["sha256"], rejected, notes, origins)

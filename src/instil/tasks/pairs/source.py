@@ -14,9 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from instil.data.files.faults import may_be_left_out
 from instil.data.files.rows import open_rows
 from instil.data.shapes.labels import pairs_of_labelled
 from instil.data.shapes.mapping import Renames
+from instil.data.shapes.origins import Origins
 from instil.data.shapes.reading import InMemory, Raw, Rejected, ShapedRows
 from instil.data.shapes.rows import Labelled
 from instil.data.sources import IN_MEMORY, Source, hashed_as, in_nfc
@@ -55,8 +57,9 @@ def read_pairs(
         DataError: as `instil.data.sources.read_source`; or a row lacks one of its answers, or they are equal.
         SettingsError: as `instil.data.sources.read_source`.
     """
-    rows = open_rows(data)
-    source = _pairs(rows.twice(), str(data), skip_bad, keep_equal, mapping)
+    with may_be_left_out(True):
+        rows = open_rows(data, skip_bad=skip_bad)
+        source = _pairs(rows.twice(), str(data), skip_bad, keep_equal, mapping)
     return replace(source, notes=(*rows.notes, *source.notes))
 
 
@@ -92,14 +95,14 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
     if labelled:
         paired, single = pairs_of_labelled(labelled)
         good += paired
-        bad = sorted([*bad, *_placed(single, rows)], key=lambda one: one.row)
+        bad = sorted([*bad, *_placed(single, shaped.origins)], key=lambda one: one.row)
         notes.append(
             f"{counted(len(paired), 'pair is', 'pairs are')} made of {2 * len(paired):,} labelled answers, each of a "
             "good and a bad one"
         )
     equal = [pair.row for pair in good if pair.chosen.strip() == pair.rejected.strip()]
     if equal and not keep_equal:
-        bad = sorted([*bad, *_placed([Rejected(row, EQUAL) for row in equal], rows)], key=lambda one: one.row)
+        bad = sorted([*bad, *_placed([Rejected(row, EQUAL) for row in equal], shaped.origins)], key=lambda one: one.row)
         good = [pair for pair in good if pair.row not in set(equal)]
         equal = []
     if not good or (bad and not skip_bad):
@@ -119,11 +122,10 @@ def _pairs(rows: Iterable[Raw], name: str, skip_bad: bool, keep_equal: bool, map
         notes=tuple(notes),
         pairs=tuple(good),
         equal=tuple(equal),
+        origins=shaped.origins,
     )
 
 
-def _placed(rejected: Sequence[Rejected], rows: Iterable[Raw]) -> list[Rejected]:
-    """The same with the places of the rows, which are only known while they are read."""
-    wanted = {one.row for one in rejected}
-    places = {number: raw.where for number, raw in enumerate(rows) if number in wanted} if wanted else {}
-    return [replace(one, where=places[one.row]) for one in rejected]
+def _placed(rejected: Sequence[Rejected], origins: Origins) -> list[Rejected]:
+    """The same with the places of the rows."""
+    return [replace(one, where=origins.of(one.row)) for one in rejected]

@@ -102,7 +102,7 @@ def test_what_the_chat_says_of_the_models(client: TestClient, tmp_path: Path) ->
 
 def test_only_what_holds_no_secret_is_open(client: TestClient) -> None:
     """A guard lets these through without a key; so each must be a page, or be opened by a ticket of its own."""
-    assert set(OPEN) == {"/", "/runs", "/page/", "/opened/"}
+    assert set(OPEN) == {"/", "/runs", "/docs", "/page/", "/opened/"}
     assert client.get("/opened/guessed").status_code == 404
 
 

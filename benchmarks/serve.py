@@ -154,7 +154,7 @@ async def one_round(url: str, questions: Sequence[str], clients: int) -> dict[st
     firsts: list[float] = []
     tokens = 0
     listed: list[float] = []
-    limits = httpx.Limits(max_connections=clients + 2)
+    limits = httpx.Limits(max_connections=clients + 2, max_keepalive_connections=0)  # llama.cpp closes idle ones
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
 
         async def ask() -> None:

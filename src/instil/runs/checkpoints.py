@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from instil.errors import InstilError
 from instil.files import unfinished_of, write_whole
@@ -33,9 +35,12 @@ class BestOnDisk:
         Raises:
             InstilError: it cannot be written.
         """
-        trained = (named for named in decoder.named_parameters() if named[1].requires_grad)
+        self.keep({name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad})
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write these; errors as those of `save`."""
         try:
-            write_whole(self.path, lambda part: write_safetensors(part, trained))
+            write_whole(self.path, lambda part: write_safetensors(part, tensors.items()))
         except OSError as error:
             raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
 
@@ -46,6 +51,13 @@ class BestOnDisk:
         for name, parameter in decoder.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(file.get(name))
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """What was written, in a map of the file: read as it is looked at, and not a second model in memory."""
+        from safetensors.torch import load_file
+
+        found: dict[str, Tensor] = load_file(self.path)
+        return found
 
 
 def saved_bytes(decoder: Decoder, settings: Settings) -> int:

@@ -18,8 +18,8 @@ from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.held_out import HeldOutAnswers
 from instil.recipes.run.training import train_and_save
 from instil.runs.baseline import base_answers_key
+from instil.runs.best import saved_bytes
 from instil.runs.card import data_card
-from instil.runs.checkpoints import saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report

@@ -7,7 +7,7 @@ from instil.errors import InstilError
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
-from instil.runs.checkpoints import BestOnDisk
+from instil.runs.best import BestOnDisk
 from instil.runs.folder import RunFolder
 from instil.runs.observers import MetricsFile, Samples, SavedAdapter
 from instil.runs.report.curves import plot_losses

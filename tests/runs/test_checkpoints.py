@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from instil.errors import SettingsError
 from instil.runs.checkpoints import MANIFEST, PROGRESS, TENSORS, CheckpointError, Checkpoints, Disk
+from instil.runs.saving import SavesCheckpoints
+from instil.screen import Screen
+from instil.settings.resolve import resolve
 from instil.train.observer import Observer, Pause
 from instil.train.state import TrainState
 from tests.train.test_state import CASES, ended, scramble, whole
@@ -300,3 +304,41 @@ def test_room_is_looked_for_before(tmp_path: Path, states: list[TrainState], mon
     with pytest.raises(CheckpointError, match=r"needs 0\.00 GB beside those that are there, and 0\.06 GB are free"):
         checkpoints.save(states[2])
     assert_is(checkpoints.newest().state, states[1])
+
+
+def saved_at(
+    every: str, steps: int, tmp_path: Path, states: list[TrainState], a_save: float, a_step: float
+) -> list[int]:
+    """After which of so many steps a training is saved, where saves and steps take so many seconds."""
+    now, found = 0.0, []
+
+    class Slow(Checkpoints):
+        def save(self, state: TrainState) -> Path:
+            nonlocal now
+            now += a_save
+            return self.folder
+
+    saving = SavesCheckpoints(Slow(tmp_path), every, Screen(quiet=True), now=lambda: now)
+    saving.on_train_begin(None, steps)  # type: ignore[arg-type]
+    for step in range(steps + 1):
+        now += a_step if step else 0
+        if saving.wants_state(Pause(step, False, False)):
+            saving.on_state(states[0])
+            found.append(step)
+    return found
+
+
+def test_saves_by_steps_and_by_the_clock(tmp_path: Path, states: list[TrainState]) -> None:
+    assert saved_at("4", 10, tmp_path, states, 1.0, 1.0) == [4, 8, 10]
+    assert saved_at("4", 3, tmp_path, states, 1.0, 1.0) == []  # too short to be worth the end
+    assert saved_at("30s", 100, tmp_path, states, 0.1, 1.0) == [30, 60, 90, 100]
+    assert saved_at("1m", 200, tmp_path, states, 2.0, 1.0) == [60, 160, 200]  # a fiftieth of the time
+    assert saved_at("10m", 100, tmp_path, states, 0.1, 1.0) == []
+    assert saved_at("0", 100, tmp_path, states, 0.1, 1.0) == []
+
+
+@pytest.mark.parametrize("value", ["10 m", "often", "-1", "1.5h", True, ""])
+def test_a_rhythm_that_is_none_is_refused(value: object) -> None:
+    with pytest.raises(SettingsError, match="save_every"):
+        resolve(values={"save_every": value})
+    assert resolve(values={"save_every": 100}).train.save_every == "100"

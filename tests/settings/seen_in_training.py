@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from instil.data.sources import Source, examples_from
 from instil.data.splits import split_grouped
 from instil.records import Example, Pair, Turn
+from instil.runs.checkpoints import Checkpoints
 from instil.settings.resolve import resolve
 from instil.tasks.answers import Answers
 from instil.tasks.pairs.source import PairSource
@@ -383,6 +384,17 @@ def evaluation(world: World) -> None:
     both = world.run("train.evaluation=book", "train.eval_every=1", "train.eval_batches=1", *STEPS)
     assert all(one.eval_train_loss is not None for one in both.records)
     assert all(one.eval_train_loss is None for one in world.run(*DEFAULT).records)
+
+
+@sees("train.save_every=1")
+def save_every(world: World) -> None:
+    saved: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "save", lambda self, state: saved.append(state.progress.done))
+        world.run("train.save_every=1", "train.max_steps=2", data=world.one)
+        assert saved == [1, 2]
+        world.run("train.max_steps=2", data=world.one)
+    assert saved == [1, 2]
 
 
 @sees("train.sample=epoch")

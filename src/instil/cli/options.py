@@ -52,6 +52,9 @@ BookOpt = Annotated[bool, typer.Option("--as-in-book", help="The chapter's choic
 AdapterOpt = Annotated[
     Path | None, typer.Option("--adapter", help="A folder of LoRA adapters (PEFT's form) for this model, or their run.")
 ]
+ResumeOpt = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in that folder, to the same end; begin it if it is none.")
+]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 
 

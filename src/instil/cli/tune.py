@@ -18,6 +18,7 @@ from instil.cli.options import (
     ModelOpt,
     OutOpt,
     OverwriteOpt,
+    ResumeOpt,
     SetOpt,
     chosen_settings,
     print_json,
@@ -42,13 +43,14 @@ def run_command(
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
+    resume: ResumeOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
-    _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=True)
+    _tune(data, model, out, chosen, overwrite=overwrite, resume=resume, as_json=as_json, answers=True)
 
 
 @commands.command("train")
@@ -62,13 +64,14 @@ def train_command(
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
+    resume: ResumeOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Training alone: no answers before or after. With --method dpo the rows are preference pairs."""
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
-    _tune(data, model, out, chosen, overwrite=overwrite, as_json=as_json, answers=False)
+    _tune(data, model, out, chosen, overwrite=overwrite, resume=resume, as_json=as_json, answers=False)
 
 
 @commands.command("plan")
@@ -131,6 +134,7 @@ def _tune(
     settings: Settings,
     *,
     overwrite: bool,
+    resume: bool,
     as_json: bool,
     answers: bool,
 ) -> None:
@@ -138,8 +142,10 @@ def _tune(
     from instil.files import plain_name
     from instil.recipes.run.run import run
 
+    if overwrite and resume:
+        raise UserError("--overwrite replaces the run that --resume goes on with; leave one of them out")
     folder = out or Path("runs") / f"{short_name(data)}-{plain_name(model)}"
-    finished = run(data, model, folder, settings, overwrite=overwrite, answers=answers)
+    finished = run(data, model, folder, settings, overwrite=overwrite, resume=resume, answers=answers)
     if as_json:
         print_json(finished.as_json())
     else:

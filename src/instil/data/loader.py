@@ -2,14 +2,14 @@
 
 The order of an epoch is a function of the seed and the epoch's number alone, so whatever else draws random numbers does
 not change it, and the rest of an epoch can be had without what comes before; of very many rows it is computed step by
-step (`instil.data.permutation`). A step has so many rows, or so many tokens (`instil.data.budget`). (Training itself
-cannot be taken up in the middle yet: the optimizer's moments go.) The book's order is drawn instead, as torch's own
-``DataLoader`` does.
+step (`instil.data.permutation`). A step has so many rows, or so many tokens (`instil.data.budget`). The book's order
+is drawn instead, as torch's own ``DataLoader`` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -67,7 +67,8 @@ class Loader:
         seed: of the order.
         layout: ``"shared"`` for batches without padding whose common beginning is computed once, or ``"padded"``.
         order: ``"seeded"``, or ``"book"``: as torch's ``DataLoader`` draws it (chapter 7.4) from the global generator,
-            so that it depends on everything drawn before, and of an epoch only the whole can be had.
+            so that it depends on everything drawn before; the rest of an epoch is had where that generator is as it
+            was when the epoch began.
         collator: how rows become a batch; made with ``pad_id``, ``max_length`` and ``layout``.
         batch_tokens: tokens of one optimizer step, in place of ``batch_size`` rows; 0 for rows. ``micro_batch`` 0
             means the whole step, and no step is incomplete.
@@ -150,23 +151,26 @@ class Loader:
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each step of an epoch, from step ``start`` on.
 
-        In the book's order the first epoch seeds the global generator, as the chapter does before training.
+        In the book's order the first epoch seeds the global generator, as the chapter does before training, and what is
+        before ``start`` is drawn and passed over.
         """
         if self.resumable:
             for step in range(start, len(self)):
                 yield self._micro_batches(self.rows_of(epoch, step))
             return
-        if start:
-            raise ValueError("in the book's order an epoch has no rest without what comes before it")
         if epoch == 0:
             torch.manual_seed(self.seed)
-        yield from self.draw()
+        yield from self._drawn(start)
 
     def draw(self) -> Iterator[list[Batch]]:
         """The steps of an evaluation: in the order that the book draws next; else those of the first epoch."""
         if self.resumable:
             yield from self.steps()
-            return
+        else:
+            yield from self._drawn()
+
+    def _drawn(self, start: int = 0) -> Iterator[list[Batch]]:
+        """The steps that torch's generator says now, from step ``start`` on."""
         drawn: Iterable[list[int]] = torch.utils.data.DataLoader(
             list(range(len(self.rows))),  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -174,7 +178,7 @@ class Loader:
             drop_last=self.drop_last,
             collate_fn=list,
         )
-        for chosen in drawn:
+        for chosen in islice(drawn, start, None):
             yield self._micro_batches(chosen)
 
     def step(self, number: int) -> list[Batch]:

@@ -80,6 +80,16 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def checkpoints(self) -> Path:
+        """States of its training; empty when the run is finished."""
+        return self.path / "checkpoints"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run, finished or not."""
+        return (self.path / RUN_FILE).is_file()
+
+    @property
     def metrics(self) -> Path:
         """One line a step."""
         return self.path / "metrics.jsonl"

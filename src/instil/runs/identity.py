@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from instil.errors import DataError, ModelError, RunFolderTaken
+from instil.errors import DataError, ModelError, RunFolderTaken, SettingsError
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.model.files.safetensors import SafetensorsFile
@@ -26,7 +28,9 @@ State = Literal["finished", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a run the run it is, as `run.toml` has it. How answers are judged is no part of it."""
+    """What makes a run the run it is, as `run.toml` has it. How answers are judged, or how often it is saved,
+    is no part of it.
+    """
 
     settings: dict[str, Any]
     hashes: dict[str, str]
@@ -35,6 +39,11 @@ class Identity:
     def of(prepared: Prepared) -> Identity:
         """That of a run to be made."""
         return Identity(_shaping(prepared.settings.model_dump(mode="json")), input_hashes(prepared))
+
+    def short(self) -> dict[str, str]:
+        """The same in few words, for checkpoints."""
+        text = json.dumps(self.settings, sort_keys=True)
+        return {**self.hashes, "settings": hashlib.sha256(text.encode()).hexdigest()}
 
     def differences(self, facts: dict[str, Any]) -> list[str]:
         """In what a finished run is another one."""
@@ -94,6 +103,24 @@ def is_whole(folder: RunFolder) -> bool:
         return False
 
 
+def check_same(folder: RunFolder, wanted: Identity) -> None:
+    """Whether a run that was begun and is not finished is the one that is to go on.
+
+    Raises:
+        RunFolderTaken: it is finished.
+        SettingsError: it is another one; the message names the differences.
+        DataError: its ``run.toml`` is damaged.
+    """
+    if differences := wanted.differences(folder.read_settings()):
+        more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
+        raise SettingsError(
+            f"{folder.path} holds another run, which cannot go on as this one: {'; '.join(differences[:SHOWN])}{more}. "
+            "Give it the same data, model and settings, or choose another --out"
+        )
+    if (folder.path / FACTS).is_file():
+        raise RunFolderTaken(f"{folder.path} is finished, so there is nothing to go on with; see {folder.report}")
+
+
 def clear_leftovers(folder: RunFolder) -> None:
     """Remove what a run leaves that was killed before its first file was written: empty folders."""
     for left in _leftovers(folder.path) or ():
@@ -110,7 +137,11 @@ def _leftovers(path: Path) -> list[Path] | None:
 
 
 def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
-    return {section: values for section, values in settings.items() if section != "score"}
+    return {
+        section: {name: value for name, value in values.items() if (section, name) != ("train", "save_every")}
+        for section, values in settings.items()
+        if section != "score"
+    }
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:

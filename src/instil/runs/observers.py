@@ -23,15 +23,19 @@ from instil.settings.options import GenerateOptions
 from instil.tasks.task import SAMPLE_TOKENS, Prepared
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer, Pause, TrainResult
+from instil.train.state import TrainState
 
 SHOWN = 100  # characters of a sample on the screen
 
 
 class _Lines(Observer):
-    """Appends JSON lines to a file, each complete on disk before the next step."""
+    """Appends JSON lines to a file, each complete on disk before the next step.
 
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8")
+    Where training goes on (``resume``), what the file has of later steps goes: they are taken once more.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False) -> None:
+        self._file: TextIO = path.open("a+" if resume else "w", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -48,6 +52,11 @@ class _Lines(Observer):
 
 class MetricsFile(_Lines):
     """``metrics.jsonl``: a line for each step."""
+
+    def on_resume(self, state: TrainState) -> None:
+        self._file.truncate(0)
+        for record in state.records:
+            self._append(json.dumps(record.as_json()))
 
     def on_step(self, record: StepRecord) -> None:
         self._append(json.dumps(record.as_json()))
@@ -69,9 +78,18 @@ class Samples(_Lines):
         prepared: Prepared,
         screen: Screen,
         on_answers: Callable[[Sequence[Completion], float], None] = lambda answers, seconds: None,
+        *,
+        resume: bool = False,
     ) -> None:
-        super().__init__(path)
+        super().__init__(path, resume=resume)
         self._prepared, self._screen, self._on_answers = prepared, screen, on_answers
+
+    def on_resume(self, state: TrainState) -> None:
+        self._file.seek(0)
+        kept = [line for line in self._file if (step := _step_of(line)) is not None and step <= state.progress.done]
+        self._file.truncate(0)
+        for line in kept:
+            self._append(line.removesuffix("\n"))
 
     def wants_pause(self, pause: Pause) -> bool:
         by_evaluation = self._prepared.settings.train.sample == "evaluation"
@@ -108,6 +126,14 @@ def _as_alpaca(example: Example) -> dict[str, str]:
     talk = bool(example.history or example.steps)
     asked, about = (asked_text(example), "") if talk else (example.instruction, example.input)
     return {"instruction": asked, "input": about, "output": example.output}
+
+
+def _step_of(line: str) -> int | None:
+    """Which step a line is of; None where it is torn."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _short(text: str) -> str:

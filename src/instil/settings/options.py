@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -191,6 +192,27 @@ class DpoOptions(BaseModel):
     keep_equal: bool = Field(False, description="keep pairs with two equal answers, as the book does")
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def steps_and_seconds(every: str) -> tuple[int, int]:
+    """How often checkpoints are written: every so many steps, or seconds; both are 0 for never.
+
+    >>> steps_and_seconds("100"), steps_and_seconds("10m"), steps_and_seconds("0")
+    ((100, 0), (0, 600), (0, 0))
+    """
+    unit = UNITS.get(every[-1])
+    return (0, int(every[:-1]) * unit) if unit else (int(every), 0)
+
+
+def _rhythm(value: Any) -> Any:
+    """So many steps, as a number or a text, or a time."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str) and re.fullmatch(r"[0-9]{1,9}[smh]?", text):
+        return text
+    raise PydanticKnownError("literal_error", {"expected": "so many steps (100), a time (90s, 10m, 2h), or 0 (never)"})
+
+
 class TrainOptions(BaseModel):
     """How the model is tuned."""
 
@@ -239,6 +261,9 @@ class TrainOptions(BaseModel):
     eval_batches: int = Field(0, ge=0, description="validation batches each time; 0: all")
     evaluation: Literal["held_out", "book"] = Field(
         "held_out", description="held_out: all validation tokens count alike; book: means of batch means, of both parts"
+    )
+    save_every: Annotated[str, BeforeValidator(_rhythm)] = Field(
+        "10m", description="when a checkpoint is written: after so many steps (100), or a time (10m); 0: never"
     )
     sample: Literal["evaluation", "epoch"] = Field("evaluation", description="when sample answers are written")
     order: Literal["seeded", "book"] = Field(

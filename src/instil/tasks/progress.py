@@ -11,6 +11,7 @@ from instil.tasks.task import Prepared
 from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer, TrainResult
+from instil.train.state import TrainState
 
 
 class Progress(Observer):
@@ -19,6 +20,11 @@ class Progress(Observer):
     def __init__(self, screen: Screen, steps: int, advance: Advance, shown: Callable[[StepRecord], str]) -> None:
         self._screen, self._steps, self._advance, self._shown = screen, steps, advance, shown
         self._records: list[StepRecord] = []
+
+    def on_resume(self, state: TrainState) -> None:
+        self._records = list(state.records)
+        self._advance(steps=state.progress.done)
+        self._screen.say(f"  goes on after step {state.progress.done:,} of {self._steps:,}")
 
     def on_step(self, record: StepRecord) -> None:
         self._records.append(record)

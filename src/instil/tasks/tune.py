@@ -12,10 +12,15 @@ from instil.tasks.task import Prepared, evaluator_for
 from instil.train.best import BestCheckpoint
 from instil.train.loop import train
 from instil.train.observer import Observer, TrainResult
+from instil.train.state import TrainState
 
 
 def tune(
-    prepared: Prepared, decoder: Decoder, observers: Sequence[Observer] = (), best: BestCheckpoint | None = None
+    prepared: Prepared,
+    decoder: Decoder,
+    observers: Sequence[Observer] = (),
+    best: BestCheckpoint | None = None,
+    resume: TrainState | None = None,
 ) -> TrainResult:
     """Train a decoder in place; adapters are in its weights afterwards.
 
@@ -24,6 +29,7 @@ def tune(
         decoder: the model.
         observers: who watches.
         best: keeps the best model so far, for ``train.patience``.
+        resume: the state of this very training, from which it goes on.
 
     Raises:
         TrainingDiverged: the loss is not finite, and no model with one was kept.
@@ -46,4 +52,5 @@ def tune(
             seen_ids=loader.ids(),
             best=best,
             objective=prepared.task.objective(),
+            resume=resume,
         )

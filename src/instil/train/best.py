@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from instil.errors import TrainingDiverged
+from instil.errors import SettingsError, TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.evaluation import Evaluation
 from instil.train.objective import Objective, look
+from instil.train.state import TrainState
 
 
 class BestCheckpoint(Protocol):
@@ -25,6 +27,12 @@ class BestCheckpoint(Protocol):
     def restore(self, decoder: Decoder) -> None:
         """Put back what was kept last."""
 
+    def kept(self) -> Mapping[str, Tensor]:
+        """What was kept last, by the names of the parameters."""
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep these instead, which `kept` gave in an earlier training."""
+
 
 class Best:
     """The lowest validation loss so far, and for how many validations there was none lower."""
@@ -34,22 +42,41 @@ class Best:
         self.loss = math.inf
         self.before: float | None = None  # the loss before training
         self.step: int | None = None
-        self._worse = 0
+        self.worse = 0  # validations since
 
-    @property
     def enough(self) -> bool:
         """Whether to stop."""
-        return self._checkpoint is not None and self._worse >= self._options.patience
+        return self._checkpoint is not None and self.worse >= self._options.patience
 
     def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
         """A validation."""
         if self._checkpoint is None or found.validation is None:
             return
         if found.validation < self.loss:
-            self.loss, self.step, self._worse = found.validation, step, 0
+            self.loss, self.step, self.worse = found.validation, step, 0
             self._checkpoint.save(decoder)
         else:
-            self._worse += 1
+            self.worse += 1
+
+    def kept(self) -> Mapping[str, Tensor]:
+        """The weights of the best model; none where there is none."""
+        return {} if self._checkpoint is None or self.step is None else self._checkpoint.kept()
+
+    def take_up(self, state: TrainState) -> None:
+        """Be what it was in a training that goes on.
+
+        Raises:
+            SettingsError: a best model was kept there, and none is to be kept here.
+        """
+        progress = state.progress
+        if progress.best_step is not None and self._checkpoint is None:
+            raise SettingsError(
+                "the state has a best model (train.patience), and here none is kept; set train.patience"
+            )
+        if self._checkpoint is not None and progress.best_step is not None:
+            self._checkpoint.keep(state.best)
+        self.loss = math.inf if progress.best_loss is None else progress.best_loss
+        self.before, self.step, self.worse = progress.before, progress.best_step, progress.worse
 
     def diverged(self, what: str, done: int) -> TrainingDiverged:
         """What there is to say when it cannot go on."""

@@ -24,12 +24,13 @@ from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.best import Best, BestCheckpoint
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
+from instil.train.ledger import Ledger
 from instil.train.losses import LossSum
-from instil.train.metrics import StepRecord
 from instil.train.objective import Likelihood, Objective
 from instil.train.observer import Observer, Pause, TrainResult
 from instil.train.optimizer import AdamWInBackward
 from instil.train.schedule import learning_rate
+from instil.train.state import Progress, TrainState, named_tensors, put_back, random_states, set_random_states
 from instil.train.touched import TouchedRows
 
 
@@ -39,7 +40,7 @@ class Steps(Protocol):
     def __len__(self) -> int: ...
 
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
-        """The steps of an epoch."""
+        """The steps of an epoch, from step ``start`` on."""
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -59,6 +60,7 @@ def train(
     seen_ids: Sequence[int] = (),
     best: BestCheckpoint | None = None,
     objective: Objective | None = None,
+    resume: TrainState | None = None,
 ) -> TrainResult:
     """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
 
@@ -77,9 +79,13 @@ def train(
         best: keeps the model with the lowest validation loss, which is the one that remains; needed for
             ``options.patience``.
         objective: what is made smaller; the negative log-likelihood of the targets by default.
+        resume: the state of such a training, from which this one goes on to the same end (E0, on one machine with the
+            same number of threads); everything else has to be as it was, and the decoder as it was before training.
 
     Raises:
-        SettingsError: weights that are to be trained are held in fewer than 32 bits, or there are none.
+        SettingsError: weights that are to be trained are held in fewer than 32 bits, or there are none; or ``resume``
+            is of a training with another number of steps.
+        ModelError: ``resume`` is of another model, or of a training of other weights of it.
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
     """
     _check_weights(decoder)
@@ -90,7 +96,7 @@ def train(
     try:
         for observer in observers:
             observer.on_train_begin(decoder, training.total)
-        training.run()
+        training.run(resume)
     except TrainingDiverged as error:
         diverged = error
     finally:
@@ -133,6 +139,9 @@ def _check_weights(decoder: Decoder) -> None:
         )
 
 
+_Rest = tuple[int, Iterator[list[Batch]] | None, bool]  # an epoch, its steps, if begun; whether there was a look
+
+
 class _Training:
     """One training under way."""
 
@@ -156,32 +165,97 @@ class _Training:
         decoder.gradient_checkpointing = options.gradient_checkpointing
         self.optimizer = AdamWInBackward(decoder.parameters(), weight_decay=options.weight_decay, clip=options.clip)
         self.total = planned_steps(len(loader), options)
-        self.ledger = _Ledger(len(loader), observers)
+        self.ledger = Ledger(len(loader), observers)
         self.best = Best(best if options.patience else None, options, objective)
         self.last = Evaluation(None)  # the latest evaluation
         self.step: list[Batch] = []  # the latest step
+        self.epoch_random: dict[str, str] = {}  # the generators as they were when its epoch began
 
-    def run(self) -> None:
+    def run(self, state: TrainState | None) -> None:
         """Evaluate, take every step of every epoch until there is enough, and leave with an evaluation of the end.
 
         Raises:
             TrainingDiverged: a loss is not finite.
         """
+        rest: _Rest = self._begin() if state is None else self._take_up(state)
+        first, steps, due = rest
+        if self.best.enough():
+            return
+        for epoch in range(first, math.ceil(self.total / len(self.loader))):
+            started = time.perf_counter()  # making a batch is part of a step
+            if steps is None:
+                self.epoch_random = random_states()
+                steps = self.loader.steps(epoch)
+            for step in islice(steps, self.total - self.ledger.done):
+                due = self._take(step, started)
+                if self.best.enough():
+                    return
+                started = time.perf_counter()
+            steps = None
+        if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
+            self._evaluate()
+            self._consider_best()
+
+    def _begin(self) -> _Rest:
+        """Everything before the first step."""
         self._evaluate()
         self.best.before = self.last.validation
         self.ledger.report(None, 0.0, self.last)
         self._pause(evaluated=True, ends_epoch=False)
-        due = False
-        for epoch in range(math.ceil(self.total / len(self.loader))):
-            started = time.perf_counter()  # making a batch is part of a step
-            for step in islice(self.loader.steps(epoch), self.total - self.ledger.done):
-                due = self._take(step, started)
-                if self.best.enough:
-                    return
-                started = time.perf_counter()
-        if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
-            self._evaluate()
-            self._consider_best()
+        return 0, None, False
+
+    def _take_up(self, state: TrainState) -> _Rest:
+        """Be where another training was.
+
+        Raises:
+            SettingsError, ModelError: it was of another length, or of other weights.
+        """
+        at, in_an_epoch = state.progress, len(self.loader)
+        if (at.planned, at.in_an_epoch) != (self.total, in_an_epoch):
+            raise SettingsError(
+                f"the state is of a training of {at.planned} steps, {at.in_an_epoch} an epoch, and this one has "
+                f"{self.total}, {in_an_epoch} an epoch; rows, batch size, epochs and train.max_steps must not change"
+            )
+        put_back(state.tensors, self.decoder, self.optimizer, self.touched)
+        if self.touched is not None:
+            self.touched.decayed = at.decayed
+        self.ledger.take_up(state)
+        self.best.take_up(state)
+        self.last = Evaluation(at.validation, at.train, at.metrics)
+        epoch, steps = 0, None
+        if at.done:  # the rest of an epoch, also one that is empty, begins with the last step done: the end looks at it
+            epoch, done = divmod(at.done - 1, in_an_epoch)
+            self.epoch_random = at.epoch_random
+            set_random_states(at.epoch_random)
+            steps = self.loader.steps(epoch, done)
+            self.step = next(steps)
+        self.decoder.train()
+        for observer in self.observers:
+            observer.on_resume(state)
+        set_random_states(at.random)
+        return epoch, steps, at.evaluated
+
+    def _state(self, *, evaluated: bool) -> TrainState:
+        progress = Progress(
+            done=self.ledger.done,
+            planned=self.total,
+            in_an_epoch=len(self.loader),
+            tokens_seen=self.ledger.tokens_seen,
+            seconds=self.ledger.spent,
+            evaluated=evaluated,
+            validation=self.last.validation,
+            train=self.last.train,
+            metrics=self.last.metrics,
+            before=self.best.before,
+            best_loss=None if math.isinf(self.best.loss) else self.best.loss,
+            best_step=self.best.step,
+            worse=self.best.worse,
+            decayed=1.0 if self.touched is None else self.touched.decayed,
+            epoch_random=self.epoch_random,
+            random=random_states(),
+        )
+        tensors = named_tensors(self.decoder, self.optimizer, self.touched)
+        return TrainState(progress, tuple(self.ledger.records), tensors, self.best.kept())
 
     def _take(self, step: list[Batch], started: float) -> bool:
         """One optimizer step and what is due after it; whether that was an evaluation."""
@@ -201,9 +275,9 @@ class _Training:
         if due:
             self._evaluate()
         self.ledger.report(loss.mean, rate, self.last if due else None, metrics)
-        self._pause(evaluated=due, ends_epoch=ends_epoch)
         if due:
             self._consider_best()
+        self._pause(evaluated=due, ends_epoch=ends_epoch)
         return due
 
     def _evaluate(self) -> None:
@@ -224,6 +298,11 @@ class _Training:
             with _aside(self.decoder, self.touched):
                 for observer in wanted:
                     observer.on_pause(pause, self.decoder)
+        keeping = [observer for observer in self.observers if observer.wants_state(pause)]
+        if keeping:
+            state = self._state(evaluated=evaluated)
+            for observer in keeping:
+                observer.on_state(state)
 
     def _consider_best(self) -> None:
         with _aside(self.decoder, self.touched):
@@ -254,46 +333,6 @@ class _Training:
             trained=self.trained,
             diverged=how,
         )
-
-
-class _Ledger:
-    """Where training is, and the record of every step; the seconds are those of training alone."""
-
-    def __init__(self, in_an_epoch: int, observers: Sequence[Observer]) -> None:
-        self._in_an_epoch, self._observers = in_an_epoch, observers
-        self.records: list[StepRecord] = []
-        self.done = self.tokens_seen = 0
-        self.spent = self._speed = 0.0
-
-    def add(self, tokens: int, seconds: float) -> None:
-        """A step is done."""
-        self.done, self.tokens_seen, self.spent = self.done + 1, self.tokens_seen + tokens, self.spent + seconds
-        self._speed = tokens / seconds if seconds else 0.0
-
-    def report(
-        self,
-        train_loss: float | None,
-        rate: float,
-        evaluation: Evaluation | None,
-        metrics: dict[str, float] | None = None,
-    ) -> None:
-        """Write it down, with the evaluation after it if there was one."""
-        record = StepRecord(
-            step=self.done,
-            epoch=self.done / self._in_an_epoch,
-            tokens_seen=self.tokens_seen,
-            train_loss=train_loss,
-            val_loss=evaluation.validation if evaluation else None,
-            learning_rate=rate,
-            seconds=round(self.spent, 3),
-            tokens_per_second=round(self._speed, 1),
-            eval_train_loss=evaluation.train if evaluation else None,
-            metrics=metrics or None,
-            val_metrics=(evaluation.metrics or None) if evaluation else None,
-        )
-        self.records.append(record)
-        for observer in self._observers:
-            observer.on_step(record)
 
 
 @contextmanager

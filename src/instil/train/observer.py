@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from instil.model.decoder import Decoder
 from instil.train.evaluation import Evaluation
 from instil.train.metrics import StepRecord
+from instil.train.state import TrainState
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,9 @@ class Observer:
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
         """So many optimizer steps are planned."""
 
+    def on_resume(self, state: TrainState) -> None:
+        """Training goes on from this state (after `on_train_begin`): of what its records say nothing is told again."""
+
     def on_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
         """The model was evaluated; before the first step, in between, or at the end."""
 
@@ -38,6 +42,18 @@ class Observer:
 
     def on_pause(self, pause: Pause, decoder: Decoder) -> None:
         """Training stands still with the model whole and in evaluation mode."""
+
+    def wants_state(self, pause: Pause) -> bool:
+        """Whether `on_state` is to be called here, after every `on_pause`."""
+        del pause
+        return False
+
+    def on_state(self, state: TrainState) -> None:
+        """Training stands still, and this is its state, from which it can be taken up again.
+
+        The model itself is not to be read now: it need not be whole. (Made whole, an embedding's rows that are never
+        read would be rounded once more, and the last bits would depend on when somebody asked for the state.)
+        """
 
     def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
         """Training has ended with a model that can be used."""

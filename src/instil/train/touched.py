@@ -34,12 +34,17 @@ class TouchedRows:
         whole_VD = self._whole.weight
         self._rows_R = torch.tensor(sorted(set(ids)), device=whole_VD.device)
         self._part = _Part(whole_VD.detach()[self._rows_R], self._rows_R, whole_VD.shape[0])
-        self._decayed = 1.0
+        self.decayed = 1.0  # what the rows that are not read are still to be multiplied by
         decoder.embed = self._part
+
+    @property
+    def table_VD(self) -> Tensor:
+        """The whole table as it was when it was last brought up to date."""
+        return self._whole.weight.detach()
 
     def step(self, rate: float) -> None:
         """Count an optimizer step."""
-        self._decayed *= 1 - rate * self._weight_decay
+        self.decayed *= 1 - rate * self._weight_decay
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -53,9 +58,9 @@ class TouchedRows:
     @torch.no_grad()
     def settle(self) -> None:
         """Bring the whole table up to date and give it back to the decoder."""
-        self._whole.weight.mul_(self._decayed)
+        self._whole.weight.mul_(self.decayed)
         self._whole.weight[self._rows_R] = self._part.weight.detach()
-        self._decayed = 1.0
+        self.decayed = 1.0
         self._decoder.embed = self._whole
 
 

@@ -142,6 +142,21 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         ValueError: a name comes twice.
         OSError: it cannot be written.
     """
+    try:
+        with path.open("wb") as file:
+            for piece in safetensors_pieces(tensors):
+                file.write(piece)
+    except OSError as error:  # of a full disk it does not say which file
+        error.filename = error.filename or str(path)
+        raise
+
+
+def safetensors_pieces(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+    """What `write_safetensors` writes, piece by piece: what describes the tensors, then each of them.
+
+    Raises:
+        ValueError: a name comes twice.
+    """
     names = {kind: name for name, kind in TYPES.items()}
     ordered = sorted(tensors, key=lambda one: -one[1].dtype.itemsize)  # so that each begins at a multiple of its type
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
@@ -158,12 +173,7 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    try:
-        with path.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for _, tensor in ordered:
-                flat = tensor.detach().contiguous().cpu().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
-    except OSError as error:  # of a full disk it does not say which file
-        error.filename = error.filename or str(path)
-        raise
+    yield struct.pack("<Q", len(text)) + text
+    for _, tensor in ordered:
+        flat = tensor.detach().contiguous().cpu().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data

@@ -20,6 +20,7 @@ from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
+from instil.train.state import TrainState
 
 SAMPLED_ROWS = 5000  # held-out rows that stand for all
 LOOK_AT = 5  # steps after which a run says how long it will take
@@ -116,6 +117,7 @@ class Forecast(Observer):
                 prepared.settings.generate.batch_size,
             )
         self._steps: list[float] = []
+        self._done = 0  # steps taken before this process
         self._spent = 0.0
         self._evaluation = 0.0
         self._evaluated = 0
@@ -140,6 +142,12 @@ class Forecast(Observer):
         self._evaluated += 1
         self._evaluation = self._evaluation or seconds
 
+    def on_resume(self, state: TrainState) -> None:
+        """What is done already takes no more time; samples are taken to come with evaluations."""
+        self._done, self._spent = state.progress.done, state.progress.seconds
+        self._evaluated = sum(record.val_loss is not None for record in state.records)
+        self._samples = min(self._evaluated, self.work.samples)
+
     def on_step(self, record: StepRecord) -> None:
         if not record.step:
             return
@@ -154,7 +162,7 @@ class Forecast(Observer):
         step = pace_of(list(zip(self._sizes, self._steps, strict=False))[skipped:]).seconds(self.work.step)
         answers = pace_of(self._answers)
         return (
-            (self.work.steps - len(self._steps)) * step
+            (self.work.steps - self._done - len(self._steps)) * step
             + max(self.work.evaluations - self._evaluated, 0) * self._evaluation
             + (self.work.samples - self._samples) * answers.seconds(self.work.sample)
             + answers.seconds(self._after)

@@ -16,12 +16,13 @@ from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.held_out import HeldOutAnswers
-from instil.recipes.run.training import train_and_save
+from instil.recipes.run.training import forget_checkpoints, train_and_save
 from instil.runs.baseline import base_answers_key
+from instil.runs.best import saved_bytes
 from instil.runs.card import data_card
-from instil.runs.checkpoints import saved_bytes
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
+from instil.runs.identity import Identity, check_same
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -72,6 +73,7 @@ def run(
     settings: Settings,
     *,
     overwrite: bool = False,
+    resume: bool = False,
     answers: bool = True,
     before: Sequence[Path] = (),
     task: Task[Any] | None = None,
@@ -85,6 +87,8 @@ def run(
         out: the run folder, which must be free.
         settings: see `instil.settings.options`.
         overwrite: replace an earlier run at ``out``.
+        resume: go on with the run at ``out``, to the same end, where it was begun with the same data, model and
+            settings; where none was begun, begin it.
         answers: whether the held-out rows are answered and scored before and after.
         before: finished runs; of one that was asked the same, the answers before training are reused.
         task: what is to be learnt; by default what ``train.objective`` says, by which a run's rows are read again.
@@ -96,23 +100,27 @@ def run(
     """
     folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
     task = task or task_of(settings)
-    folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
+    resume = resume and folder.begun
+    if not resume:
+        folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
 
     # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
     prepared = _preflight(data, model, settings, task, clock, answers=answers)
     answers = answers and bool(prepared.held_out[1])
+    if resume:
+        check_same(folder, Identity.of(prepared))
 
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
     with clock.stage("load model"):
         decoder = load(prepared)
-    facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite)
+    facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite, resume=resume)
     forecast = Forecast(prepared, clock.foresee, answers=answers)
     answered = HeldOutAnswers(folder, prepared, decoder, clock)
     if answers:
         answered.before(forecast, facts["hashes"]["before"], before)
 
     # 7.6: fine-tuning.
-    result = train_and_save(prepared, decoder, folder, clock, forecast)
+    result = train_and_save(prepared, decoder, folder, clock, forecast, resume=resume)
 
     # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
     if answers:
@@ -120,6 +128,7 @@ def run(
     clock.end()
     _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
     refresh_report(folder)
+    forget_checkpoints(folder, clock.screen)
     return _finished(folder, prepared, result, answered, facts, clock)
 
 
@@ -172,15 +181,23 @@ def _preflight(
 
 
 def _begin(
-    folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, *, overwrite: bool
+    folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, *, overwrite: bool, resume: bool
 ) -> dict[str, Any]:
-    """Make the run's folder and write down what is known of the run; returns what ``run.toml`` says."""
+    """Make the run's folder and write down what is known of the run; returns what ``run.toml`` says.
+
+    Of a run that goes on it stays as it is.
+    """
     facts = describe(prepared, decoder)
     facts["hashes"]["before"] = base_answers_key(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
     folder.check_room(saved_bytes(decoder, prepared.settings))
-    folder.create(overwrite=overwrite)
-    folder.write_settings(facts)
+    if resume:
+        begun, facts = facts["versions"], folder.read_settings()
+        if begun != facts.get("versions"):
+            screen.say("  begun with other versions or threads, so last bits may differ from here on", "yellow")
+    else:
+        folder.create(overwrite=overwrite)
+        folder.write_settings(facts)
     part, examples = prepared.held_out
     some = len(examples) < len(prepared.split.test or prepared.split.validation)
     numbers = [example.row for example in examples] if some else None

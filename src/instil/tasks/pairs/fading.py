@@ -5,6 +5,7 @@ from __future__ import annotations
 from instil.screen import Screen
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
+from instil.train.state import TrainState
 
 FADING = -0.5  # nats for each token by which chosen answers may become less likely before it is said
 
@@ -19,6 +20,10 @@ class FadingWatch(Observer):
         self._screen = screen
         self.warned_at: int | None = None
         self._at_first: float | None = None  # not zero under another reference, or with weights in few bits
+
+    def on_resume(self, state: TrainState) -> None:
+        for record in state.records:
+            self.warning(record)
 
     def on_step(self, record: StepRecord) -> None:
         if warning := self.warning(record):

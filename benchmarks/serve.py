@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import socket
 import statistics
@@ -30,6 +31,7 @@ from benchmarks.questions import examples_of
 from instil.recipes.export.export import export
 
 NEW_TOKENS = 64
+SEQUENCES = re.compile(rb"\x1b\[[0-9;?]*[a-zA-Z]")  # that steer a terminal
 LONG = 1500  # tokens of a conversation before its second turn
 
 
@@ -235,7 +237,7 @@ def chat_seconds(model: str) -> float:
     if process == 0:
         os.execv(sys.executable, [sys.executable, "-m", "instil.cli", "chat", model])
     said = b""
-    while b"> " not in said and time.monotonic() - begin < 60:
+    while b">" not in SEQUENCES.sub(b"", said.partition(b"/help has more")[2]) and time.monotonic() - begin < 60:
         if select.select([terminal], [], [], 0.05)[0]:
             said += os.read(terminal, 4096)
             if b"\x1b[6n" in said:  # where the cursor is, which a terminal would say

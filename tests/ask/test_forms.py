@@ -10,7 +10,7 @@ import pytest
 import instil
 from instil.ask import patience as asking
 from instil.recipes.score import score_path
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from tests.faults.judge_server import judging
 from tests.faults.test_judge_faults import answered
 

@@ -18,7 +18,7 @@ from instil.evaluate.judging import read_reply
 from instil.evaluate.prompts import PROMPTS
 from instil.evaluate.scales import Scale
 from instil.recipes.score import score_path
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from tests.faults.judge_server import JudgeServer, graded, judging
 from tests.faults.test_judge_faults import answered
 

@@ -21,7 +21,7 @@ from instil.evaluate.judging import unread
 from instil.recipes.score import score_path
 from instil.recipes.sweep.sweep import _check_judge
 from instil.screen import Screen
-from instil.settings.options import MakeOptions, ScoreOptions
+from instil.settings.asking import MakeOptions, ScoreOptions
 from instil.synthesis.reading import read_fields
 from instil.synthesis.writing import TextRequest, write_all, writer
 from tests.faults.judge_server import judging

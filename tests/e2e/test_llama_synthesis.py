@@ -10,7 +10,7 @@ import pytest
 from instil.ask.journal import Journal
 from instil.data.sources import read_source
 from instil.recipes.synthesize import report_file, synthesize
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.prompts import USER_TURNS
 from instil.synthesis.writing import TextRequest, write_all, writer
 

@@ -113,7 +113,7 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(opened: Callable[.
     found.page.goto(found.url)
     found.page.wait_for_selector("#report a")
     reached = []
-    for _ in range(12):
+    for _ in range(13):
         found.page.keyboard.press("Tab")
         reached.append(found.page.evaluate("document.activeElement.id || document.activeElement.innerText"))
         assert found.page.evaluate("document.activeElement.matches('body, :focus-visible')")
@@ -125,12 +125,13 @@ def test_everything_has_a_name_and_can_be_reached_by_keyboard(opened: Callable[.
         "instil",
         "Chat",
         "Runs",
+        "Interfaces",
         "model",
         "Report",
         "new",
         "ask",
     ]
-    assert [name for name in reached if name in wanted][:11] == wanted
+    assert [name for name in reached if name in wanted][:12] == wanted
 
 
 def test_who_wants_no_motion_sees_none(opened: Callable[..., Opened]) -> None:

@@ -13,7 +13,7 @@ from instil.evaluate.health import CANARIES, TASKS, check_judge, questions
 from instil.recipes.score import check
 from instil.records import Example, Verdict
 from instil.screen import Screen
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from tests.faults.judge_server import judging
 
 RIGHT = {task[3] for task in TASKS}

@@ -14,7 +14,7 @@ from instil.ask import patience as asking
 from instil.errors import StoppedEarly, UserError
 from instil.evaluate.pairwise import PairwiseVerdict, read_choice
 from instil.recipes.compare import compare_pairwise
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
 
 

@@ -22,7 +22,7 @@ from instil.ask import patience as asking
 from instil.ask.journal import Journal
 from instil.errors import DataError, JudgeError, RunFolderTaken, StoppedEarly
 from instil.recipes.score import score_path
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
 
 DATE = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)

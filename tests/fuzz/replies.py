@@ -25,7 +25,7 @@ from instil.evaluate.parsing import read_score
 from instil.evaluate.prompts import SCORE_SCHEMA
 from instil.evaluate.scales import Scale
 from instil.records import Example
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from instil.synthesis.reading import answer_problem, read_fields, task_problem, tidy_input
 from instil.synthesis.rewriting import read_rewriting
 from tests.ask.test_thoughts import SPELLINGS

@@ -22,7 +22,7 @@ from instil.records import Example, Turn
 from instil.runs.answers import AnsweredRows
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from instil.settings.resolve import resolve
 from tests.conftest import rows
 from tests.e2e.test_cli import instil as command

@@ -14,7 +14,7 @@ from instil.evaluate.offline import of_other_scripts, score_offline
 from instil.recipes.compare import Compared
 from instil.recipes.score import Scored
 from instil.records import NO_ROOM, Example, Verdict
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 
 def test_reasons_that_differ_in_numbers_only_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from instil.data.sources import read_source
 from instil.errors import InstilError, JudgeError, RunFolderTaken, SettingsError, StoppedEarly, UserError
 from instil.recipes.synthesize import WAYS, Synthesized, check_outcome, report_file, synthesize
 from instil.screen import Advance, Screen
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.writing import CALLS
 from tests.faults.judge_server import JudgeServer, judging, message_of
 from tests.synthesis.replies import messages, telling

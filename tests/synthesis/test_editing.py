@@ -7,7 +7,7 @@ import json
 import pytest
 
 from instil.records import Example
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.editing import EditResult, What, passive, reflect
 from instil.synthesis.prompts import PASSIVE, PASSIVE_TASKS, REFLECT_ANSWER, REFLECT_INSTRUCTION
 from tests.synthesis.replies import Model

@@ -9,7 +9,7 @@ import pytest
 
 from instil.errors import SettingsError
 from instil.records import Example
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.growing import BARREN, ROUND, GrowResult, grow, magpie, self_instruct
 from instil.synthesis.prompts import SELF_INSTRUCT, USER_TURNS, user_turn
 from instil.synthesis.rows import KnownTasks

@@ -9,7 +9,7 @@ import pytest
 
 from instil.ask.journal import Journal
 from instil.records import Example
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.rewriting import PROMPT, WISHES, RewriteResult, read_rewriting, request, rewrite_all, tone_of
 from instil.synthesis.writing import writer
 from tests.faults.judge_server import JudgeServer

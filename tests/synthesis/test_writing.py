@@ -8,7 +8,7 @@ import pytest
 
 from instil.ask.journal import Journal
 from instil.errors import JudgeError, SettingsError, StoppedEarly
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.writing import TextRequest, TextResult, write_all, writer
 from tests.faults.judge_server import JudgeServer
 

@@ -16,7 +16,7 @@ from instil.ask.openai import OpenAI
 from instil.errors import JudgeError, ModelError
 from instil.files import sha256_of
 from instil.model.find import find_model
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 MAGIC = b"GGUF"
 CONTEXT = 8192  # of the server; a request may ask for less

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from instil.ask.client import Client
 from instil.errors import JudgeError, did_you_mean
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 KINDS = ("offline", "ollama:MODEL", "openai:MODEL", "http://HOST/v1", "llamacpp:FILE.gguf")
 

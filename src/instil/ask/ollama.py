@@ -27,7 +27,7 @@ from instil.ask.endings import THOUGHTS, ending, instead_of_text, text_of
 from instil.ask.forms import JSON, PLAIN, Forms
 from instil.ask.http import Http, Passing, Refused, Rejected, Unreachable, is_loopback
 from instil.errors import JudgeError, did_you_mean
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 OLLAMA = "http://127.0.0.1:11434"
 

@@ -27,7 +27,7 @@ from instil.ask.forms import JSON, SCHEMA, Forms
 from instil.ask.http import Http, Passing, Refused, Rejected, Unreachable, checked_url
 from instil.ask.waits import asked_wait
 from instil.errors import JudgeError, did_you_mean
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 OPENAI = "https://api.openai.com/v1"
 

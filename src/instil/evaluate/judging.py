@@ -19,7 +19,7 @@ from instil.evaluate.prompts import JudgePrompt, prompt_named
 from instil.evaluate.scales import Reading, Scale
 from instil.evaluate.statistics import spread
 from instil.records import NO_ROOM, Example, Verdict
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 PARSER = 1  # to be raised whenever `read_score` reads a reply differently
 CONTEXT = 2048  # the chapter's

@@ -25,7 +25,7 @@ from instil.evaluate.judging import context_for, refusal, unread
 from instil.evaluate.prompts import PAIRWISE_SCHEMA, pairwise_text
 from instil.evaluate.statistics import Interval, interval, permutation_p
 from instil.records import Example
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 CHOICES = ("first", "second", "tie")
 _CHOICE = re.compile(r"\W*(?:the )?(first|second|tie)(?: answer)?(?: is better)?\W*", re.IGNORECASE)

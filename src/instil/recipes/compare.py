@@ -22,7 +22,7 @@ from instil.recipes.score import Scored, score_answers
 from instil.records import Example, Verdict
 from instil.runs.answers import AnsweredRows, find_answers, no_answers_after
 from instil.screen import Screen
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 METRICS = {"exact_match": 100.0, "chrf": 1.0}  # shown beside the score, on a scale of 0 to 100
 

@@ -39,7 +39,8 @@ from instil.files import write_rows
 from instil.recipes.compare import common_rows
 from instil.records import Example, Verdict
 from instil.screen import Screen
-from instil.settings.options import ScoreOptions, Settings
+from instil.settings.asking import ScoreOptions
+from instil.settings.options import Settings
 from instil.synthesis.pairing import Candidate, MadePair, PairingResult, distinct, pairs_from_choices, pairs_from_scores
 from instil.synthesis.rewriting import rewrite_all
 from instil.synthesis.samples import sample_rows

@@ -31,7 +31,7 @@ from instil.runs.answers import (
 )
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 
 @dataclass(frozen=True, slots=True)

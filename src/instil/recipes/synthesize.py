@@ -28,7 +28,7 @@ from instil.errors import (
 from instil.files import json_object_or_empty, write_json, write_rows
 from instil.records import Example
 from instil.screen import Screen
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.editing import EditResult, What, passive, reflect
 from instil.synthesis.growing import Drafter, GrowResult, grow, magpie, self_instruct
 from instil.synthesis.prompts import UserTurn, user_turn

@@ -15,7 +15,7 @@ from instil.errors import DataError, counted, listed
 from instil.files import make_folder, records_in, write_rows
 from instil.records import Example, Verdict, blank
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 
 JOURNAL = "verdicts.journal"
 OTHER_FORM = "base-in-"

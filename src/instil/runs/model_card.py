@@ -22,7 +22,8 @@ from instil.model.find import NAMED
 from instil.records import Verdict
 from instil.runs.answers import OWN, find_answers, read_verdicts
 from instil.runs.folder import RunFolder
-from instil.settings.options import ScoreOptions, Settings
+from instil.settings.asking import ScoreOptions
+from instil.settings.options import Settings
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 METRICS = {"exact match, %": ("exact_match", 100.0), "chrF": ("chrf", 1.0), "agreement, 0 to 100": ("", 1.0)}

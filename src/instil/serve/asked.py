@@ -20,7 +20,8 @@ from instil.generate.sampling import Sampling
 from instil.serve.errors import ServeError
 from instil.serve.grammar import Grammars
 from instil.serve.models import Served
-from instil.settings.options import MAX_SEED, GenerateOptions
+from instil.settings.asking import MAX_SEED
+from instil.settings.options import GenerateOptions
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 64  # texts that end an answer, and characters of each below

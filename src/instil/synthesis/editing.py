@@ -14,7 +14,7 @@ from typing import Literal
 
 from instil.data.near_duplicates import prompt_text
 from instil.records import Example
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.prompts import (
     PASSIVE,
     PASSIVE_TASKS,

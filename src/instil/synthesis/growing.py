@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from instil.records import Example
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.prompts import SELF_INSTRUCT, UserTurn, shown_row
 from instil.synthesis.reading import answer_problem, read_fields, task_problem, tidy_input
 from instil.synthesis.rows import Ask, KnownTasks, MadeRow, Rejected

@@ -19,7 +19,7 @@ from instil.ask.journal import Journal
 from instil.ask.thoughts import begins_with_thought
 from instil.data.shapes.shown import asked_text
 from instil.records import Example, Pair
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 from instil.synthesis.pairing import MadePair, PairingResult
 from instil.synthesis.reading import MARKS
 from instil.synthesis.writing import TextRequest, TextResult, write_all

@@ -25,7 +25,7 @@ from instil.errors import (
 )
 from instil.evaluate.judging import context_for, refusal, unread
 from instil.screen import Advance
-from instil.settings.options import MakeOptions
+from instil.settings.asking import MakeOptions
 
 CALLS = 3  # commands after which a request that always fails is given up, where another can take its place
 READER = 2  # to be raised whenever a reply is read differently; 1 cut texts at a mark of a thought in a sentence

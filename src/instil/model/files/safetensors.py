@@ -142,9 +142,12 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         ValueError: a name comes twice.
         OSError: it cannot be written.
     """
+    pieces = safetensors_pieces(tensors)
+    first = next(pieces)  # what is wrong with the names is found before there is a file
     try:
         with path.open("wb") as file:
-            for piece in safetensors_pieces(tensors):
+            file.write(first)
+            for piece in pieces:
                 file.write(piece)
     except OSError as error:  # of a full disk it does not say which file
         error.filename = error.filename or str(path)

@@ -26,7 +26,7 @@ from instil.runs.answers import AnsweredRows, other_form, read_verdicts, write_v
 from instil.runs.baseline import copy_base_answers, reusable_run
 from instil.runs.facts import Before
 from instil.runs.folder import RunFolder
-from instil.settings.options import ScoreOptions
+from instil.settings.asking import ScoreOptions
 from instil.tasks.form import asked_before
 from instil.tasks.task import Prepared
 

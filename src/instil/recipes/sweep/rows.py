@@ -17,7 +17,8 @@ from instil.runs.answers import OWN, AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.screen import Screen
-from instil.settings.options import ScoreOptions, Settings
+from instil.settings.asking import ScoreOptions
+from instil.settings.options import Settings
 from instil.tasks.prepare import TASKS
 from instil.train.metrics import StepRecord, read_metrics
 

@@ -16,6 +16,7 @@ from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import backend
 from instil.model.load import file_hash, is_quantised
 from instil.records import Completion, Example, Finish
 from instil.runs.folder import RunFolder
@@ -134,6 +135,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
         "hashes": input_hashes(prepared),
         "order": drawn_by(len(prepared.usable("train"))) if prepared.settings.train.order == "seeded" else "book",
         "versions": {
+            "products": backend(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "platform": f"{platform.system()} {platform.machine()}",

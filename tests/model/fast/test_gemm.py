@@ -98,6 +98,17 @@ def test_it_is_chosen_by_a_clear_gain(gain: float, backend: str, monkeypatch: py
     gemm.backend.cache_clear()
 
 
+def test_what_another_process_used_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INSTIL_GEMM", raising=False)
+    monkeypatch.setattr(gemm, "_gain", lambda: 9.0)
+    monkeypatch.setattr(gemm, "_before", "")
+    assert gemm.use_again("torch") == gemm.backend() == "torch"
+    monkeypatch.setenv("INSTIL_GEMM", "onednn")  # the user's word counts for more
+    assert gemm.use_again("torch") == "onednn"
+    monkeypatch.undo()
+    gemm.backend.cache_clear()
+
+
 def test_both_are_measured() -> None:
     assert 0.01 < gemm._gain() < 100
 

@@ -150,10 +150,27 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 
+_before = ""  # what another process computed with, whose last bits are wanted again
+
+
+def use_again(name: str) -> str:
+    """Compute products as an earlier process did, unless ``INSTIL_GEMM`` says otherwise; what is used from now on.
+
+    Which of the two is faster is close on some machines, and they round differently.
+
+    Raises:
+        SettingsError: there is no such backend.
+    """
+    global _before  # noqa: PLW0603 - the choice is one of the process, as the measurement is
+    _before = name
+    backend.cache_clear()
+    return backend()
+
+
 @functools.cache
 def backend() -> str:
     """``"torch"`` or ``"onednn"``: the faster of the two on this machine, or what ``INSTIL_GEMM`` says."""
-    asked = os.environ.get("INSTIL_GEMM", "")
+    asked = os.environ.get("INSTIL_GEMM", "") or _before
     if asked not in ("", "torch", "onednn"):
         raise SettingsError(f"INSTIL_GEMM is {asked!r}; wanted torch or onednn, or nothing to have it measured")
     able = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]

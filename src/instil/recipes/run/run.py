@@ -13,6 +13,7 @@ from instil.evaluate.offline import means, of_other_scripts
 from instil.generate.answer import unended
 from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import use_again
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.held_out import HeldOutAnswers
@@ -193,6 +194,8 @@ def _begin(
     folder.check_room(saved_bytes(decoder, prepared.settings))
     if resume:
         begun, facts = facts["versions"], folder.read_settings()
+        if products := facts.get("versions", {}).get("products"):
+            begun["products"] = use_again(str(products))
         if begun != facts.get("versions"):
             screen.say("  begun with other versions or threads, so last bits may differ from here on", "yellow")
     else:

@@ -355,7 +355,16 @@ def test_responses_that_cannot_be_made(server: Running, given: dict[str, Any]) -
     assert reply.json()["error"]["message"]
 
 
+def left(server: Running) -> float:
+    """Answers that were broken off since their client went."""
+    return (
+        server.worker.metrics.registry.get_sample_value("instil_requests_total", {"model": "tiny", "outcome": "left"})
+        or 0.0
+    )
+
+
 def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.OpenAI) -> None:
+    gone = left(server)
     engine = server.worker.models["tiny"].assistant.engine
     flow = say(client, "Go.", stream=True, max_tokens=450, logit_bias={"50256": -100})
     next(iter(flow))
@@ -365,10 +374,11 @@ def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.Open
         time.sleep(0.01)
     before = engine.passes
     time.sleep(0.3)
-    assert (server.worker.under_way, engine.passes) == (0, before)
+    assert (server.worker.under_way, engine.passes, left(server)) == (0, before, gone + 1)
 
 
 def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running) -> None:
+    gone = left(server)
     engine = server.worker.models["tiny"].assistant.engine
     body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {"50256": -100}}
     with pytest.raises(httpx.ReadTimeout):
@@ -378,7 +388,7 @@ def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running) -
         time.sleep(0.01)
     before = engine.passes
     time.sleep(0.3)
-    assert (server.worker.under_way, engine.passes) == (0, before)
+    assert (server.worker.under_way, engine.passes, left(server)) == (0, before, gone + 1)
 
 
 def test_a_second_turn_computes_its_own_tokens_only(server: Running, client: openai.OpenAI) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from instil.assistant.conversation import conversation_of
 from instil.data.encoding import encode_prompt, stop_id
@@ -23,6 +25,7 @@ from instil.serve.models import Served
 from instil.settings.asking import MAX_SEED
 from instil.settings.options import GenerateOptions
 
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # of a request
 MOST_LOGPROBS = 20
 MOST_STOPS = 64  # texts that end an answer, and characters of each below
 LONGEST_STOP = 256

@@ -1,14 +1,15 @@
-"""Answers on their way to clients: begun before a status is sent, ended when the client goes, as server-sent events."""
+"""Answers on their way to clients: begun before a status is sent, as server-sent events or lines of JSON.
+
+A client that goes is noticed by the guard, which cancels the endpoint; that ends the pieces, and they end the work.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -18,9 +19,6 @@ from instil.generate.request import TokenLogprobs
 from instil.records import Finish
 from instil.serve.errors import ServeError, as_serve_error
 from instil.serve.worker import Piece
-
-Result = TypeVar("Result")
-GONE = 499  # what nginx calls a client that went; nobody reads it
 
 
 @dataclass(slots=True)
@@ -51,40 +49,13 @@ async def whole(pieces: AsyncIterator[Piece]) -> Whole:
     return found
 
 
-async def while_there(request: Request, work: Awaitable[Result]) -> Result:
-    """What comes of some work, which is broken off if the client goes before it is done.
-
-    Raises:
-        ServeError: the client went; and whatever the work raises.
-    """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-            raise ServeError(GONE, "the client has gone")
-        return task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def begun(request: Request, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+async def begun(pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
     """The same pieces, once the first is there: what is wrong with a request is found before a status is sent.
 
     Raises:
-        ServeError: the client went; and whatever making them raises.
+        ServeError, InstilError: what making them raises.
     """
-    first = await while_there(request, anext(pieces))
+    first = await anext(pieces)
 
     async def rest() -> AsyncIterator[Piece]:
         try:

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -18,16 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from instil.errors import DataError
 from instil.files import json_kind
-from instil.serve.asked import MOST_LOGPROBS, Format, Wanted, asked, chat_prompt, refuse, stops, text_prompt
+from instil.serve.asked import MOST_LOGPROBS, Format, Number, Wanted, asked, chat_prompt, refuse, stops, text_prompt
 from instil.serve.errors import OllamaError, ServeError, described
-from instil.serve.flow import Whole, begun, json_line, lines, while_there, whole
+from instil.serve.flow import Whole, begun, json_line, lines, whole
 from instil.serve.grammar import Grammars
 from instil.serve.logprobs import tokens_told
 from instil.serve.models import Models, Served, UnknownModel
 from instil.serve.worker import Worker
 from instil.version import __version__
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 LATEST = ":latest"
 CAPABILITIES = ["completion"]
 NOT_DONE: dict[str, tuple[Any, ...]] = {
@@ -222,10 +221,10 @@ async def _answered(worker: Worker, made: _Made, given: Common, request: Request
         return {"logprobs": tokens_told(made.served.assistant.tokenizer, found)}
 
     if given.stream is False:
-        found = await while_there(request, whole(pieces))
+        found = await whole(pieces)
         told = {**_head(given.model), **as_said(found.text), **logprobs(found.logprobs), **made.end(found)}
         return JSONResponse(told)
-    flow = await begun(request, pieces)
+    flow = await begun(pieces)
 
     async def told_lines() -> AsyncIterator[dict[str, Any] | str]:
         found = Whole()

@@ -11,22 +11,32 @@ import hashlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from instil.generate.request import TokenLogprobs
-from instil.serve.asked import MOST_LOGPROBS, Wanted, asked, biases, chat_prompt, format_of, refuse, stops, text_prompt
+from instil.serve.asked import (
+    MOST_LOGPROBS,
+    Number,
+    Wanted,
+    asked,
+    biases,
+    chat_prompt,
+    format_of,
+    refuse,
+    stops,
+    text_prompt,
+)
 from instil.serve.errors import OpenAIError, ServeError, described
-from instil.serve.flow import Whole, begun, event_line, lines, while_there, whole
+from instil.serve.flow import Whole, begun, event_line, lines, whole
 from instil.serve.grammar import Grammars
 from instil.serve.logprobs import lists_told, tokens_told
 from instil.serve.models import Models, Served
 from instil.serve.worker import Piece, Worker
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 MOST_PROMPTS = 128
 
 # What would change an answer and cannot be done here, with the values that change nothing.
@@ -161,7 +171,7 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
         pieces = worker.answer(served, put, text)
         head = _head("chatcmpl", "chat.completion", served)
         if not chat.stream:
-            found = await while_there(request, whole(pieces))
+            found = await whole(pieces)
             return JSONResponse(
                 {
                     **head,
@@ -176,7 +186,7 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
                     "usage": usage(len(prompt), found.tokens),
                 }
             )
-        flow = await begun(request, pieces)
+        flow = await begun(pieces)
         return lines(request, _chat_chunks(flow, chat, served, head, len(prompt)), event_line)
 
     @routes.post(
@@ -195,9 +205,9 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
         puts = [await asyncio.to_thread(asked, served, prompt, wanted, grammars, bare=True) for prompt in prompts]
         head, known = _head("cmpl", "text_completion", served), sum(map(len, prompts))
         if asks.stream:
-            flow = await begun(request, worker.answer(served, *puts[0]))
+            flow = await begun(worker.answer(served, *puts[0]))
             return lines(request, _text_chunks(flow, asks, served, head, known), event_line)
-        found = await while_there(request, _all(worker, served, puts))
+        found = await _all(worker, served, puts)
         choices = [_text_choice(served, asks, one, index) for index, one in enumerate(found)]
         return JSONResponse({**head, "choices": choices, "usage": usage(known, sum(one.tokens for one in found))})
 

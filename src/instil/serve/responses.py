@@ -6,20 +6,19 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-from instil.serve.asked import Wanted, asked, chat_prompt, format_of, refuse
+from instil.serve.asked import Number, Wanted, asked, chat_prompt, format_of, refuse
 from instil.serve.errors import OpenAIError, ServeError, described
-from instil.serve.flow import Whole, begun, lines, named_event_line, while_there, whole
+from instil.serve.flow import Whole, begun, lines, named_event_line, whole
 from instil.serve.grammar import Grammars
 from instil.serve.models import Models
 from instil.serve.worker import Piece, Worker
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 NOT_DONE: dict[str, tuple[Any, ...]] = {
     "previous_response_id": (), "conversation": (), "prompt": (), "tools": ([],), "tool_choice": ("none", "auto"),
     "background": (False,), "reasoning": ({},), "max_tool_calls": (), "top_logprobs": (0,),
@@ -75,8 +74,8 @@ def responses_routes(models: Models, worker: Worker, grammars: Grammars) -> APIR
         told = _Told(given, served.name, put.max_new_tokens, put.sampling.temperature, len(prompt))
         pieces = worker.answer(served, put, text)
         if not given.stream:
-            return JSONResponse(told.response(await while_there(request, whole(pieces)), "completed"))
-        return lines(request, told.events(await begun(request, pieces)), named_event_line)
+            return JSONResponse(told.response(await whole(pieces), "completed"))
+        return lines(request, told.events(await begun(pieces)), named_event_line)
 
     return routes
 

@@ -57,9 +57,7 @@ class Figure:
     @property
     def where(self) -> str:
         """The processor, the seeds and the date, as they stand in README."""
-        seeds = ", ".join(map(str, self.seeds))
-        named = [self.processor, *([f"seed{'s' * (len(self.seeds) > 1)} {seeds}"] if seeds else []), self.date]
-        return ", ".join(named)
+        return ", ".join([self.processor, *([_seeds(self.seeds)] if self.seeds else []), self.date])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,9 +107,11 @@ def added(before: Figure, more: Figure) -> Figure:
     >>> both = added(one, other)
     >>> both.seeds, both.values
     ((1, 2), {'a': {'b': [0.5, 1.0]}, 'rows': 9})
+    >>> added(both, replace(other, processor="w", seeds=(3,))).where
+    'y, and w for seed 3, seeds 1, 2, 3, z'
 
     Raises:
-        SystemExit: they are of other commands or processors, or share a seed.
+        SystemExit: they are of other commands, or share a seed.
     """
 
     def joined(old: Any, new: Any) -> Any:
@@ -120,11 +120,19 @@ def added(before: Figure, more: Figure) -> Figure:
         return [*old, *new] if isinstance(old, list) else new
 
     commands = {one.command.removesuffix(EACH_SEED) for one in (before, more)}
-    unlike = len(commands) > 1 or before.processor != more.processor or before.values.keys() != more.values.keys()
+    unlike = len(commands) > 1 or before.values.keys() != more.values.keys()
     if unlike or set(before.seeds) & set(more.seeds):
         raise SystemExit(f"cannot be added: {before.command} ({before.where}) and {more.command} ({more.where})")
-    values = joined(before.values, more.values)
-    return replace(more, command=f"{commands.pop()}{EACH_SEED}", seeds=(*before.seeds, *more.seeds), values=values)
+    where = before.processor
+    if more.processor != where:
+        where += f", and {more.processor} for {_seeds(more.seeds)}"
+    return replace(
+        more,
+        command=f"{commands.pop()}{EACH_SEED}",
+        processor=where,
+        seeds=(*before.seeds, *more.seeds),
+        values=joined(before.values, more.values),
+    )
 
 
 def read_kept(path: Path) -> tuple[dict[str, Figure], dict[str, str]]:
@@ -194,12 +202,28 @@ def run_headline(asked: argparse.Namespace, kept: Mapping[str, Figure]) -> Figur
 
 
 def run_demo(asked: argparse.Namespace, kept: Mapping[str, Figure]) -> Figure:
-    """What `make demo` runs, with its one seed."""
+    """What `make demo` runs, with its one seed; how long it took on other processors is kept beside it."""
     demo = re.search(r"^DEMO +\?= (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     given = re.findall(r"--set (\S+)", demo[1]) if demo else []
     asked = argparse.Namespace(**{**vars(asked), "seeds": [123]})
     figure = _runs(asked, asked.data or "starter", "make demo", [*given, *asked.set])
-    return replace(figure, command=" ".join(["make demo", *(f"with {one}" for one in asked.set)]))
+    figure = replace(figure, command=" ".join(["make demo", *(f"with {one}" for one in asked.set)]))
+    return replace(figure, values={**figure.values, "elsewhere": minutes_elsewhere(kept.get("demo"), figure)})
+
+
+def minutes_elsewhere(before: Figure | None, figure: Figure) -> dict[str, float]:
+    """How many minutes the demo took on processors other than that of its figure.
+
+    >>> one, other = (Figure("make demo", name, (1,), "z", {"minutes": [m]}) for name, m in (("x", 6.1), ("y", 15.4)))
+    >>> minutes_elsewhere(one, other), minutes_elsewhere(one, one), minutes_elsewhere(None, one)
+    ({'x': 6.1}, {}, {})
+    """
+    if before is None:
+        return {}
+    how = before.command.removeprefix("make demo").strip()
+    named = ", ".join([before.processor, *([how] if how else [])])
+    known = {**before.values.get("elsewhere", {}), named: before.values["minutes"][0]}
+    return {name: minutes for name, minutes in known.items() if not name.startswith(figure.processor)}
 
 
 def run_memory(asked: argparse.Namespace, kept: Mapping[str, Figure]) -> Figure:
@@ -313,12 +337,13 @@ def tell_demo(figure: Figure) -> str:
     values = figure.values
     exact, chrf = ([spread(values[when][name]) for when in ("before", "after")] for name in ("exact_match", "chrf"))
     form = ", asked in the run's form alone," if "generate.before=same" in figure.command else ""
+    elsewhere = "".join(f"; {minutes:.0f} on {name}" for name, minutes in values.get("elsewhere", {}).items())
     return _filled(
         f"On the {values['rows']} held-out rows the answers of the base model{form} agree with the reference to the "
         f"last letter in {exact[0]} %, those of the tuned one in {exact[1]} %; mean chrF goes from {chrf[0]} to "
         f"{chrf[1]}. "
         f'"{_sentence(values["verdicts"][0])}", says the report. The whole of it, installing aside, takes about '
-        f"{values['minutes'][0]:.0f} minutes ({figure.where})."
+        f"{values['minutes'][0]:.0f} minutes ({figure.where}{elsewhere})."
     )
 
 
@@ -347,6 +372,10 @@ def tell_calibration(figure: Figure) -> str:
         "(an exact copy of the reference is 100, an empty answer 0): in cross-validation its correlation with GPT-4 is "
         f"{values['pearson']:.2f}, among answers that are no copies {values['hard']:.2f}."
     )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _sentence(verdict: str) -> str:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from instil.errors import InstilError
@@ -70,7 +70,8 @@ class _Job:
     served: Served
     request: Request
     text: AnswerStream
-    tell: Callable[[Piece | BaseException], None]
+    loop: asyncio.AbstractEventLoop
+    told: asyncio.Queue[Piece | BaseException]
     ticket: int | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     pieces: list[Piece] = field(default_factory=list)
@@ -92,14 +93,12 @@ class _Job:
     @property
     def failed(self) -> bool:
         """Whether it ended by a fault of its own: it was given up, or its end could not be told."""
-        told = self.pieces[-1].finish if self.pieces else None
-        return self.ended is not None and not self.left and told in (None, "cancelled")
+        finish = self.pieces[-1].finish if self.pieces else None
+        return self.ended is not None and not self.left and finish in (None, "cancelled")
 
-    def told(self) -> None:
-        """Hand over what has come, as one piece."""
-        if self.pieces:
-            self.tell(_joined(self.pieces))
-            self.pieces.clear()
+    def tell(self, error: BaseException) -> None:
+        """Hand over why there is no answer."""
+        _deliver(self.loop, [(self.told, error)])
 
 
 def _joined(pieces: list[Piece]) -> Piece:
@@ -186,7 +185,7 @@ class Worker:
         name = served.name
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
-        job = _Job(served, request, text, lambda piece: _soon(loop, pieces, piece))
+        job = _Job(served, request, text, loop, pieces)
         job.request = replace(request, on_token=job.take, on_done=job.done, on_logprobs=job.logprobs.append)
         self.under_way += 1
         self.metrics.under_way.set(self.under_way)
@@ -277,9 +276,14 @@ class Worker:
                 job.left = True
                 job.pieces.clear()
                 job.tell(told)
+        # All that came of the pass wakes the other thread once, not once for each answer.
+        came: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Piece | BaseException], Piece]]] = {}
         for job in jobs:
-            if not job.left:
-                job.told()
+            if job.pieces and not job.left:
+                came.setdefault(job.loop, []).append((job.told, _joined(job.pieces)))
+                job.pieces.clear()
+        for loop, pieces in came.items():
+            _deliver(loop, pieces)
         jobs[:] = [job for job in jobs if job.ticket is not None and not job.left]
 
 
@@ -302,9 +306,15 @@ async def _next(pieces: asyncio.Queue[Piece | BaseException]) -> Piece:
     return _joined(found)
 
 
-def _soon(
-    loop: asyncio.AbstractEventLoop, pieces: asyncio.Queue[Piece | BaseException], piece: Piece | BaseException
+def _deliver(
+    loop: asyncio.AbstractEventLoop,
+    pieces: Sequence[tuple[asyncio.Queue[Piece | BaseException], Piece | BaseException]],
 ) -> None:
-    """Put a piece where its task waits for it, unless the loop has ended."""
+    """Put pieces where their tasks wait for them, unless the loop has ended."""
+
+    def put() -> None:
+        for told, piece in pieces:
+            told.put_nowait(piece)
+
     with contextlib.suppress(RuntimeError):  # it has
-        loop.call_soon_threadsafe(pieces.put_nowait, piece)
+        loop.call_soon_threadsafe(put)

@@ -12,6 +12,7 @@
     │   └── TemplateMismatch      the prompt form at hand is not the one the model was tuned with
     ├── RunFolderTaken            exit code 3: the run folder holds something already, or another process is at work
     ├── StoppedEarly              exit code 4: not finished, but what was done is kept and the same command goes on
+    │   └── TrainingStopped       between two steps, as somebody who watches wanted
     └── TrainingDiverged          exit code 1: the loss is no longer a number
 
 Every message says what was found, what was wanted and what to do next. The command line prints it
@@ -73,6 +74,10 @@ class StoppedEarly(InstilError):
     """The work is not finished; what was done is kept, and the same command goes on from there."""
 
     exit_code = 4
+
+
+class TrainingStopped(StoppedEarly):
+    """Training has stopped between two steps, because somebody who watches it wanted it to."""
 
 
 class TrainingDiverged(InstilError):

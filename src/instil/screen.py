@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -38,7 +40,7 @@ class Screen:
     """Says things and shows bars; ``Screen(quiet=True)`` does neither."""
 
     quiet: bool = False
-    console: Console = field(default_factory=lambda: Console(stderr=True, highlight=False))
+    console: Console = field(default_factory=lambda: Console(file=_Lasting(), highlight=False))  # type: ignore[arg-type]
 
     def say(self, text: str, style: str = "") -> None:
         """One line; text is shown as it is, never read as markup, and steers no terminal (`visible`)."""
@@ -85,6 +87,50 @@ class Screen:
             disable=self.quiet or not self.console.is_terminal,
             transient=True,
         )
+
+
+class _Lasting:
+    """Standard error, as it is now, whose end ends nothing: who has closed it (``| head``, a terminal that is gone)
+    sees no more, and the work goes on.
+    """
+
+    @property
+    def rich_proxied_file(self) -> _Lasting:
+        """What rich writes to while it shows a bar and has put something of its own in the place of standard error."""
+        return self
+
+    def write(self, text: str) -> int:
+        with _unless_gone() as stderr:
+            if stderr is not None:
+                stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _unless_gone() as stderr:
+            if stderr is not None:
+                stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_stderr(), name)
+
+
+def _stderr() -> TextIO | None:
+    """The stream; None where it was closed before the process began."""
+    return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+
+@contextmanager
+def _unless_gone() -> Iterator[TextIO | None]:
+    stderr = _stderr()
+    try:
+        yield stderr
+    except (OSError, ValueError):
+        own = sys.__stderr__
+        if own is not None and own is stderr:  # what it holds back would be an error once more at the end
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, own.fileno())
+                os.close(nowhere)
 
 
 # Control characters as the signs that Unicode has for them (U+2400 and on); the later ones have none.

@@ -77,7 +77,7 @@ def left_by(path: Path) -> dict[str, Any]:
         elif (
             file.is_file()
             and file.suffix not in (".png", ".pdf", ".html", ".toml", ".md")
-            and name not in ("report.json", "data.json")
+            and name not in ("report.json", "data.json", "status.json")
         ):
             found[name] = file.read_bytes()
     return found

@@ -53,7 +53,7 @@ def test_runs_are_found_below_a_folder_and_no_link_is_followed(tmp_path: Path) -
 
 def test_a_finished_run_says_what_came_of_it(plain_run: Path) -> None:
     said = summary_of("mine", plain_run)
-    assert (said.state, said.step, said.steps, said.report, said.problem) == ("done", 2, 2, True, "")
+    assert (said.state, said.step, said.steps, said.report, said.problem) == ("finished", 2, 2, True, "")
     assert said.data == "rows.jsonl"
     offline = said.scores[0]
     assert offline.judge == "agreement with the reference"
@@ -68,7 +68,7 @@ def test_a_run_in_training_says_how_far_it_is(tmp_path: Path) -> None:
     run = begun(tmp_path / "one")
     said = summary_of("one", run.path)
     assert said == RunSummary(
-        "one", "training", "smollm2-135m", "rows.json", "lora", "sft", step=4, steps=20, train_loss=2.6, val_loss=3.0
+        "one", "running", "smollm2-135m", "rows.json", "lora", "sft", step=4, steps=20, train_loss=2.6, val_loss=3.0
     )
     for file in run.path.iterdir():
         os.utime(file, (time.time() - QUIET - 5,) * 2)
@@ -84,7 +84,7 @@ def test_a_damaged_run_is_listed_with_what_is_wrong(copied_run: Path) -> None:
     assert "run.toml: not valid TOML" in said.problem
     assert "tuned.offline.jsonl: damaged: line 1" in said.problem
     assert str(copied_run) not in said.problem
-    assert (said.state, said.step) == ("done", 3)
+    assert (said.state, said.step) == ("finished", 3)
     assert said.train_loss is not None
     json.dumps(said.as_json(), allow_nan=False)
 
@@ -140,7 +140,7 @@ def test_changes_are_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     run.write_json("report.json", {})
     (change,) = watch.changes()
     assert change.summary is not None
-    assert change.summary.state == "done"
+    assert change.summary.state == "finished"
     shutil.rmtree(run.path)
     assert [change.as_json() for change in watch.changes()] == [{"kind": "gone", "name": "one"}]
 

@@ -192,8 +192,8 @@ def test_a_folder_that_cannot_be_written_is_the_servers_fault(root: Path, tmp_pa
 def test_the_list_of_runs(client: TestClient, root: Path) -> None:
     said = client.get("/runs.json").json()
     assert {run["name"]: (run["state"], run["served_as"], run["report"]) for run in said["runs"]} == {
-        "one": ("training", "mine", True),
-        "a sweep/two & 3%": ("training", None, True),
+        "one": ("running", "mine", True),
+        "a sweep/two & 3%": ("running", None, True),
     }
     assert client.get(f"/runs/{quote('a sweep/two & 3%')}/curve").json()["val"] == [[0, 3.0]]
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
+from contextlib import suppress
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -19,10 +21,8 @@ from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
 from instil.machine import settle
 from instil.screen import visible
+from instil.stopping import SIGNALS, Stopped, stop_at_once
 from instil.version import __version__
-
-if TYPE_CHECKING:
-    from types import FrameType
 
 app = typer.Typer(
     name="instil",
@@ -46,27 +46,15 @@ def _options(
         raise typer.Exit
 
 
-class _Stopped(BaseException):
-    """A signal asked the process to stop. Not an Exception, so that no library swallows it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    del frame
-    raise _Stopped(number)
-
-
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    for number in SIGNALS:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, stop_at_once)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
@@ -75,9 +63,8 @@ def main() -> None:
         app()
     except InstilError as error:
         _fail(str(error), error.exit_code)
-    except _Stopped as stopped:
-        kept = "" if sys.argv[1:2] == ["serve"] else "; what the run folder holds so far is kept"
-        _fail(f"stopped{kept}", 128 + stopped.number)
+    except Stopped as stopped:
+        _fail(_stopped(stopped, sys.argv[1:]), 128 + stopped.number)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
         advice = "; make room there, or choose another place" if error.errno in FULL else ""
@@ -89,6 +76,19 @@ def main() -> None:
         _fail("out of memory; lower train.micro_batch or generate.batch_size", 1)
 
 
+def _stopped(stopped: Stopped, arguments: list[str]) -> str:
+    """What is said of a process that a signal has stopped: what is kept, and how to go on."""
+    verb = arguments[0] if arguments else ""
+    if verb not in ("run", "train"):
+        return "stopped" if verb == "serve" else "stopped; what the run folder holds so far is kept"
+    if stopped.folder is None:
+        return "stopped before anything was written; the same command begins again"
+    again = [one for one in arguments if one not in ("--overwrite", "--resume")]
+    kept = f" {stopped.kept}" if stopped.kept else "; what the run folder holds so far is kept"
+    return f"stopped{kept}. To go on: {shlex.join(['instil', *again, '--resume'])}"
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"instil: {visible(message)}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # nobody may be there to read it
+        print(f"instil: {visible(message)}", file=sys.stderr, flush=True)
     sys.exit(code)

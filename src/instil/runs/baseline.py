@@ -14,8 +14,8 @@ from instil.files import read_json
 from instil.machine import device_for
 from instil.records import Completion
 from instil.runs.answers import JOURNAL, find_answers, read_verdicts
-from instil.runs.facts import FACTS, Before, read_facts
-from instil.runs.folder import RunFolder
+from instil.runs.facts import Before, read_facts
+from instil.runs.folder import FACTS, RunFolder
 from instil.tasks.task import Prepared
 from instil.version import __version__
 

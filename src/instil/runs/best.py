@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -18,16 +19,22 @@ from instil.settings.options import Settings
 
 @dataclass(frozen=True, slots=True)
 class BestOnDisk:
-    """Keeps what is trained in one file, which is gone after the ``with`` block that it is used in."""
+    """Keeps what is trained in one file, which is gone after the ``with`` block that it is used in.
+
+    Where that is left by an error the file stays: it may be the best there is of a training.
+    """
 
     path: Path
 
     def __enter__(self) -> BestOnDisk:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.path.unlink(missing_ok=True)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         unfinished_of(self.path).unlink(missing_ok=True)
+        if kind is None:
+            self.path.unlink(missing_ok=True)
 
     def save(self, decoder: Decoder) -> None:
         """Write what is trained; the file appears whole or not at all.

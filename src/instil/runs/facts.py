@@ -19,12 +19,10 @@ from instil.model.decoder import Decoder
 from instil.model.fast.gemm import backend
 from instil.model.load import file_hash, is_quantised
 from instil.records import Completion, Example, Finish
-from instil.runs.folder import RunFolder
+from instil.runs.folder import FACTS, RunFolder
 from instil.tasks.task import Prepared
 from instil.train.observer import TrainResult
 from instil.version import __version__
-
-FACTS = "report.json"
 
 
 def keep_facts(

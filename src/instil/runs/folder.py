@@ -3,6 +3,7 @@
 ::
 
     RUN/
+      status.json              what it is doing, by which process, and how far it is (`instil.runs.status`)
       run.toml                 every setting as resolved, versions, hashes of data, model and template
       split.json               which row went where; held-out rows that are nearly the same as a training row
       rejected.jsonl           rows left out or cut, each with its reason; empty if there is none
@@ -46,8 +47,10 @@ from instil.files import (
 )
 from instil.model import find
 from instil.records import Completion, Example
+from instil.runs.status import STATUS, read_status
 
 RUN_FILE = find.RUN_FILE  # a run stands for the model in it
+FACTS = "report.json"  # written when all else is
 OWN_FILES = (
     RUN_FILE,
     "split.json",
@@ -58,7 +61,7 @@ OWN_FILES = (
     "loss.png",
     "loss.pdf",
     "report.html",
-    "report.json",
+    FACTS,
 )
 OWN_FOLDERS = ("adapter", "checkpoints", "model", "responses", "scores")
 
@@ -88,6 +91,23 @@ class RunFolder:
     def begun(self) -> bool:
         """Whether there is a run, finished or not."""
         return (self.path / RUN_FILE).is_file()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is one that is finished, as it says itself; one of an earlier version says nothing."""
+        status = read_status(self.path)
+        return (self.path / FACTS).is_file() and (status is None or status.state == "finished")
+
+    def leftovers(self) -> list[Path] | None:
+        """What a run leaves that ends before its first file: empty folders, its status; None where there is more."""
+        if not self.path.is_dir():
+            return None
+        found = list(self.path.iterdir())
+        own = (STATUS, unfinished_of(self.path / STATUS).name)
+        nothing = all(
+            one.name in own or (one.name in OWN_FOLDERS and one.is_dir() and not any(one.iterdir())) for one in found
+        )
+        return found if nothing else None
 
     @property
     def metrics(self) -> Path:
@@ -122,11 +142,11 @@ class RunFolder:
                 one that the new run reads from.
         """
         check_folder(self.path)
-        if not self.path.exists() or not any(self.path.iterdir()):
+        if not self.path.exists() or self.leftovers() is not None:
             return
         if not overwrite:
             raise RunFolderTaken(f"{self.path} is not empty; choose another --out, or add --overwrite")
-        if not (self.path / RUN_FILE).is_file():
+        if not (self.path / RUN_FILE).is_file() and read_status(self.path) is None:
             raise UserError(f"{self.path} is not empty and holds no {RUN_FILE}; it is not a run, so it is left alone")
         for path in inputs:
             if path.resolve().is_relative_to(self.path.resolve()):
@@ -150,7 +170,7 @@ class RunFolder:
             )
 
     def create(self, *, overwrite: bool = False) -> None:
-        """Make the folder; of an earlier run only what a run writes is removed, other files stay.
+        """Make the folder; of an earlier run only what a run writes is removed, but for its status; other files stay.
 
         Raises:
             RunFolderTaken: something has come to lie there since `check_free`.
@@ -165,7 +185,7 @@ class RunFolder:
                     shutil.rmtree(folder)
         make_folder(self.path)
         for name in ("responses", "scores", "checkpoints"):
-            (self.path / name).mkdir()
+            (self.path / name).mkdir(exist_ok=True)
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write ``run.toml``."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from instil.errors import DataError, ModelError, RunFolderTaken, SettingsError
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.model.files.safetensors import SafetensorsFile
-from instil.runs.facts import FACTS, input_hashes
-from instil.runs.folder import OWN_FOLDERS, RUN_FILE, RunFolder
+from instil.runs.facts import input_hashes
+from instil.runs.folder import FACTS, RUN_FILE, RunFolder
 from instil.tasks.task import Prepared
 
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
@@ -63,11 +62,10 @@ def state_of(folder: RunFolder, wanted: Identity, *, overwrite: bool) -> State:
     Raises:
         RunFolderTaken: it is another run, or no run at all.
     """
-    if _leftovers(folder.path) is None:
-        folder.check_free(overwrite=True)
+    folder.check_free(overwrite=True)
     if not (folder.path / RUN_FILE).is_file():
         return "absent"
-    if not (folder.path / FACTS).is_file():
+    if not folder.finished:
         return "unfinished"
     try:
         differences = wanted.differences(folder.read_settings())
@@ -117,23 +115,15 @@ def check_same(folder: RunFolder, wanted: Identity) -> None:
             f"{folder.path} holds another run, which cannot go on as this one: {'; '.join(differences[:SHOWN])}{more}. "
             "Give it the same data, model and settings, or choose another --out"
         )
-    if (folder.path / FACTS).is_file():
+    if folder.finished:
         raise RunFolderTaken(f"{folder.path} is finished, so there is nothing to go on with; see {folder.report}")
 
 
 def clear_leftovers(folder: RunFolder) -> None:
     """Remove what a run leaves that was killed before its first file was written: empty folders."""
-    for left in _leftovers(folder.path) or ():
-        left.rmdir()
-
-
-def _leftovers(path: Path) -> list[Path] | None:
-    """Those folders; None where there is anything else."""
-    if not path.is_dir():
-        return None
-    found = list(path.iterdir())
-    empty = all(one.name in OWN_FOLDERS and one.is_dir() and not any(one.iterdir()) for one in found)
-    return found if empty else None
+    for left in folder.leftovers() or ():
+        if left.is_dir():
+            left.rmdir()
 
 
 def _shaping(settings: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from instil.errors import DataError
 from instil.evaluate.comparison import Outcome, compare_verdicts
@@ -20,18 +20,17 @@ from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval, interval
 from instil.files import record_of
 from instil.runs.answers import read_verdicts
-from instil.runs.facts import FACTS, read_facts
-from instil.runs.folder import RUN_FILE, RunFolder
+from instil.runs.facts import read_facts
+from instil.runs.folder import FACTS, RUN_FILE, RunFolder
 from instil.runs.report.scores import LABELS
+from instil.runs.status import State, read_status
 from instil.train.metrics import StepRecord
 
 DEEPEST = 3  # folders between the root and a run, that one included
 MOST_FOLDERS = 5000  # looked into for runs
-QUIET = 600.0  # seconds without a sign of life after which a run that is not done counts as stopped
+QUIET = 600.0  # seconds without a change after which a run without a status that is not done counts as stopped
 MOST_BYTES = 8_000_000  # of a file of metrics that are read at once
 POINTS = 400  # of a curve that is drawn
-
-State = Literal["done", "training", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,9 @@ class Scored:
 class RunSummary:
     """One run in a list. What is not known, or not yet, is None or empty.
 
-    ``steps`` of a run in training is what it takes if nothing ends it early. ``problem`` says what of its files cannot
-    be read.
+    ``why`` says why it was stopped or failed, or why it is finished after fewer steps than were planned; ``pid`` and
+    ``host`` are those of the process that worked on it last. ``steps`` of a run that is running is what it takes if
+    nothing ends it early. ``problem`` says what of its files cannot be read.
     """
 
     name: str
@@ -67,6 +67,9 @@ class RunSummary:
     scores: tuple[Scored, ...] = ()
     report: bool = False
     problem: str = ""
+    why: str = ""
+    pid: int | None = None
+    host: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json`` and for pages."""
@@ -126,22 +129,29 @@ def _changed(path: Path) -> float:
 
 
 def state_of(run: RunFolder) -> State:
-    """Whether a run is done, at work or stopped.
+    """Whether a run is running, stopped, finished or failed, as its status says."""
+    status = read_status(run.path)
+    return status.state if status is not None else _without_status(run)
 
-    A run is done when it has written its facts. One that is not is at work as long as one of its files changed within
-    the last ten minutes: nothing else of a process in another container, say, can be seen.
+
+def _without_status(run: RunFolder) -> State:
+    """What is known of a run of an earlier version.
+
+    It is finished when it has written its facts. One that has not is running as long as one of its files changed
+    within the last ten minutes.
     """
     if (run.path / FACTS).is_file():
-        return "done"
+        return "finished"
     watched = [run.path / RUN_FILE, run.metrics, run.samples]
     watched += [run.path / name for name in ("responses", "scores", "checkpoints", "model", "adapter")]
-    return "training" if time.time() - max(map(_changed, watched)) < QUIET else "stopped"
+    return "running" if time.time() - max(map(_changed, watched)) < QUIET else "stopped"
 
 
 def summary_of(name: str, path: Path) -> RunSummary:
     """What a list says of a run."""
     run = RunFolder(path)
-    state = state_of(run)
+    status = read_status(path)
+    state = status.state if status is not None else _without_status(run)
     problems: list[str] = []
     about: dict[str, Any] = {}
     options: Mapping[str, Any] = {}
@@ -161,7 +171,9 @@ def summary_of(name: str, path: Path) -> RunSummary:
     train, val = _losses(records)
     last = records[-1].step if records else None
     steps = planned(records, options)
-    if state == "done":
+    if status is not None:
+        last, steps = status.done if last is None else last, status.planned or steps
+    if state == "finished":
         try:
             steps = read_facts(run).steps
         except DataError as error:
@@ -177,6 +189,9 @@ def summary_of(name: str, path: Path) -> RunSummary:
         scores=tuple(_scores(run, problems)),
         report=own_file(run.report) is not None,
         problem="; ".join(problems),
+        why=status.why if status is not None else "",
+        pid=status.pid if status is not None else None,
+        host=status.host if status is not None else "",
     )
 
 

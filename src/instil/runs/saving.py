@@ -1,4 +1,4 @@
-"""An observer that writes checkpoints as training goes on, every so many steps or minutes."""
+"""Observers that write checkpoints as training goes on, every so many steps or minutes, and stop it by a signal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from instil.model.decoder import Decoder
 from instil.runs.checkpoints import CheckpointError, Checkpoints
 from instil.screen import Screen
 from instil.settings.options import steps_and_seconds
-from instil.train.observer import Observer, Pause
+from instil.stopping import Stop
+from instil.train.metrics import StepRecord
+from instil.train.observer import Observer, Pause, TrainResult
 from instil.train.state import TrainState
 
 SHARE = 0.02  # of the time of training that saving by the clock may take
@@ -19,7 +21,8 @@ class SavesCheckpoints(Observer):
     """Saves a training every so often; a save that fails is told of, and training goes on.
 
     By the clock it waits longer where saves take long, so that they stay below a fiftieth of the time. A training that
-    has been saved is saved after its last step, too: what comes after it may take long.
+    has been saved is saved after its last step, too: what comes after it may take long. One that stops before its end
+    is saved there, whatever ``every`` says.
 
     Args:
         checkpoints: where to.
@@ -35,18 +38,20 @@ class SavesCheckpoints(Observer):
         self._steps, self._seconds = steps_and_seconds(every)
         self._planned = 0
         self._wait, self._since = float(self._seconds), now()
-        self._saved = False
+        self.saved: int | None = None  # the last step that is on disk
 
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
         self._planned, self._since = steps, self._now()
 
     def on_resume(self, state: TrainState) -> None:
-        self._saved = True
+        self.saved = state.progress.done
 
     def wants_state(self, pause: Pause) -> bool:
         if not pause.steps:
             return False
-        if self._saved and pause.steps == self._planned:
+        if pause.last:
+            return self.saved != pause.steps
+        if self.saved is not None and pause.steps == self._planned:
             return bool(self._steps or self._seconds)
         if self._steps:
             return pause.steps % self._steps == 0
@@ -56,8 +61,27 @@ class SavesCheckpoints(Observer):
         started = self._now()
         try:
             self._checkpoints.save(state)
-            self._saved = True
+            self.saved = state.progress.done
         except CheckpointError as error:
             self._screen.say(f"  {error}", "yellow")
         self._since = self._now()
         self._wait = max(self._seconds, (self._since - started) / SHARE)
+
+
+class StopsBySignal(Observer):
+    """Stops a training after the step in which a signal came; before the first step and after the last, at once."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+
+    def on_resume(self, state: TrainState) -> None:
+        self._stop.patient = True
+
+    def on_step(self, record: StepRecord) -> None:
+        self._stop.patient = True  # what was evaluated before the first step is lost by nobody
+
+    def wants_stop(self) -> bool:
+        return self._stop.number is not None
+
+    def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
+        self._stop.patient = False

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instil.runs.facts import FACTS
-from instil.runs.folder import RUN_FILE, RunFolder
-from instil.runs.listing import Curve, RunSummary, State, curve_of, new_records, state_of, summary_of
+from instil.runs.folder import FACTS, RUN_FILE, RunFolder
+from instil.runs.listing import Curve, RunSummary, curve_of, new_records, state_of, summary_of
+from instil.runs.status import State
 
 LOOK_AGAIN = 5.0  # seconds after which new folders are looked for
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from instil.errors import SettingsError, TrainingDiverged
+from instil.errors import SettingsError, TrainingDiverged, counted
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.settings.options import TrainOptions
@@ -47,6 +47,12 @@ class Best:
     def enough(self) -> bool:
         """Whether to stop."""
         return self._checkpoint is not None and self.worse >= self._options.patience
+
+    def ended(self) -> str:
+        """Why training ended before its last step, if it did for the sake of the best model."""
+        if not self.enough():
+            return ""
+        return f"the validation loss was not lower in {counted(self.worse, 'validation')} after step {self.step}"
 
     def saw(self, decoder: Decoder, found: Evaluation, step: int) -> None:
         """A validation."""

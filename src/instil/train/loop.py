@@ -10,12 +10,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
 import torch
 
-from instil.errors import SettingsError, TrainingDiverged
+from instil.errors import SettingsError, TrainingDiverged, TrainingStopped
 from instil.model.decoder import Decoder
 from instil.model.frozen import FrozenLinear
 from instil.model.int8 import refuse_int8
@@ -87,6 +88,7 @@ def train(
             is of a training with another number of steps.
         ModelError: ``resume`` is of another model, or of a training of other weights of it.
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
+        TrainingStopped: an observer wanted it to stop.
     """
     _check_weights(decoder)
     objective = objective or Likelihood()
@@ -298,11 +300,15 @@ class _Training:
             with _aside(self.decoder, self.touched):
                 for observer in wanted:
                     observer.on_pause(pause, self.decoder)
+        stops = any(observer.wants_stop() for observer in self.observers)
+        pause = replace(pause, last=stops)
         keeping = [observer for observer in self.observers if observer.wants_state(pause)]
         if keeping:
             state = self._state(evaluated=evaluated)
             for observer in keeping:
                 observer.on_state(state)
+        if stops:
+            raise TrainingStopped(f"stopped after step {self.ledger.done:,} of {self.total:,}")
 
     def _consider_best(self) -> None:
         with _aside(self.decoder, self.touched):
@@ -332,6 +338,8 @@ class _Training:
             best_step=self.best.step,
             trained=self.trained,
             diverged=how,
+            planned=self.total,
+            ended=self.best.ended(),
         )
 
 

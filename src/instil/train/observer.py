@@ -13,11 +13,15 @@ from instil.train.state import TrainState
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A point between two optimizer steps, after so many ``steps``; 0 is before the first."""
+    """A point between two optimizer steps, after so many ``steps``; 0 is before the first.
+
+    ``last`` is set where training stops here before its end.
+    """
 
     steps: int
     evaluated: bool
     ends_epoch: bool
+    last: bool = False
 
 
 class Observer:
@@ -43,8 +47,12 @@ class Observer:
     def on_pause(self, pause: Pause, decoder: Decoder) -> None:
         """Training stands still with the model whole and in evaluation mode."""
 
+    def wants_stop(self) -> bool:
+        """Whether training is to stop here, before its end; asked between two steps, after every `on_pause`."""
+        return False
+
     def wants_state(self, pause: Pause) -> bool:
-        """Whether `on_state` is to be called here, after every `on_pause`."""
+        """Whether `on_state` is to be called here, after every `wants_stop`."""
         del pause
         return False
 
@@ -77,6 +85,7 @@ class OnStep(Observer):
 class TrainResult:
     """What came of it: every record, and the totals; ``best_step`` is whose model it is, where the best was kept.
 
+    ``steps`` were taken of those ``planned``; where they are fewer, ``ended`` or ``diverged`` says why.
     ``trained`` counts the numbers that were trained.
     ``diverged`` says what happened where training could not go on, and the best model so far is what remains.
     """
@@ -89,3 +98,5 @@ class TrainResult:
     best_step: int | None = None
     trained: int = 0
     diverged: str = ""
+    planned: int = 0
+    ended: str = ""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from signal import raise_signal
 from typing import Any
 
 from instil.data.files.places import paths_of
+from instil.errors import StoppedEarly
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.offline import means, of_other_scripts
 from instil.generate.answer import unended
@@ -25,8 +27,10 @@ from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity, check_same
 from instil.runs.report.report import refresh_report
+from instil.runs.status import at_work, check_idle
 from instil.screen import Screen
 from instil.settings.options import Settings
+from instil.stopping import Stopped
 from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.rejected import rejected_rows
 from instil.tasks.task import Data, Prepared, Task
@@ -98,9 +102,11 @@ def run(
     Raises:
         UserError, RunFolderTaken: the input cannot be used, or ``out`` is not free; nothing was written.
         TrainingDiverged: the loss is no longer finite.
+        Stopped: a signal came while it trained; see `instil.stopping`.
     """
     folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
     task = task or task_of(settings)
+    check_idle(folder.path)
     resume = resume and folder.begun
     if not resume:
         folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
@@ -114,22 +120,25 @@ def run(
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
     with clock.stage("load model"):
         decoder = load(prepared)
-    facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite, resume=resume)
-    forecast = Forecast(prepared, clock.foresee, answers=answers)
-    answered = HeldOutAnswers(folder, prepared, decoder, clock)
-    if answers:
-        answered.before(forecast, facts["hashes"]["before"], before)
+    folder.check_room(saved_bytes(decoder, prepared.settings))
+    with at_work(folder.path, clock.screen) as work:
+        facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite, resume=resume)
+        forecast = Forecast(prepared, clock.foresee, answers=answers)
+        answered = HeldOutAnswers(folder, prepared, decoder, clock)
+        if answers:
+            answered.before(forecast, facts["hashes"]["before"], before)
 
-    # 7.6: fine-tuning.
-    result = train_and_save(prepared, decoder, folder, clock, forecast, resume=resume)
+        # 7.6: fine-tuning.
+        result = train_and_save(prepared, decoder, folder, clock, forecast, work, resume=resume)
 
-    # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
-    if answers:
-        answered.after()
-    clock.end()
-    _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
-    refresh_report(folder)
-    forget_checkpoints(folder, clock.screen)
+        # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
+        if answers:
+            answered.after()
+        clock.end()
+        _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
+        refresh_report(folder)
+        work.finish()
+        forget_checkpoints(folder, clock.screen)  # not before: an end that was not written down is gone on to again
     return _finished(folder, prepared, result, answered, facts, clock)
 
 
@@ -139,6 +148,7 @@ def finetune(
     model: str | Path = "smollm2-135m",
     out: str | Path,
     overwrite: bool = False,
+    resume: bool = False,
     **settings: Any,
 ) -> Run:
     """Tune a model on a file of rows: `run` with settings as keywords.
@@ -146,12 +156,23 @@ def finetune(
     A setting is given by its bare name (``epochs=1``; ``train`` wins where two sections share a name)
     or in its section (``generate={"seed": 7}``).
 
+    While it trains in the main thread, a signal that asks the process to stop (Ctrl-C, SIGTERM, SIGHUP) is taken after
+    the step under way, which is saved; then it goes to whoever was to have it, so Ctrl-C ends in `KeyboardInterrupt`.
+    The same call with ``resume=True`` goes on.
+
     Raises:
         UserError: data, model or settings cannot be used; nothing was written.
+        StoppedEarly: a signal came, and whoever was to have it goes on.
     """
     from instil.settings.resolve import resolve
 
-    return run(data, model, out, resolve(values=settings), overwrite=overwrite)
+    try:
+        return run(data, model, out, resolve(values=settings), overwrite=overwrite, resume=resume)
+    except Stopped as stopped:
+        raise_signal(stopped.number)
+        raise StoppedEarly(
+            f"stopped {stopped.kept}; the same call with resume=True goes on".replace("  ", " ")
+        ) from stopped
 
 
 def _inputs(*given: object) -> list[Path]:
@@ -191,7 +212,6 @@ def _begin(
     facts = describe(prepared, decoder)
     facts["hashes"]["before"] = base_answers_key(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
-    folder.check_room(saved_bytes(decoder, prepared.settings))
     if resume:
         begun, facts = facts["versions"], folder.read_settings()
         if products := facts.get("versions", {}).get("products"):

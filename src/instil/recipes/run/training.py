@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from signal import SIGTERM
+
 from instil.assistant.folder import export_folder
-from instil.errors import InstilError
+from instil.errors import InstilError, TrainingStopped
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
@@ -13,8 +15,10 @@ from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
 from instil.runs.observers import MetricsFile, Samples, SavedAdapter
 from instil.runs.report.curves import plot_losses
-from instil.runs.saving import SavesCheckpoints
+from instil.runs.saving import SavesCheckpoints, StopsBySignal
+from instil.runs.status import Work
 from instil.screen import Screen
+from instil.stopping import Stop, Stopped
 from instil.tasks.adapters import AdapterNote, MergeError
 from instil.tasks.progress import progress
 from instil.tasks.task import Prepared
@@ -31,12 +35,16 @@ def train_and_save(
     folder: RunFolder,
     clock: RunClock,
     forecast: Forecast,
+    work: Work,
     *,
     resume: bool = False,
 ) -> TrainResult:
     """Train and save the model, with metrics, samples, adapters and loss curves beside it.
 
     With ``resume`` it goes on from the newest checkpoint that is whole. Checkpoints stay until `forget_checkpoints`.
+
+    Raises:
+        Stopped: a signal came; where steps were taken, they are saved.
     """
     checkpoints = Checkpoints(folder.checkpoints, Identity.of(prepared).short())
     screen, settings = clock.screen, prepared.settings
@@ -49,13 +57,17 @@ def train_and_save(
             Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=state is not None) as samples,
             progress(prepared, screen) as shown,
             BestOnDisk(folder.checkpoints / "best.safetensors") as best,
+            Stop(quiet=screen.quiet) as stop,
         ):
-            observers: list[Observer] = [metrics, forecast, shown, *prepared.task.observers(screen), samples]
-            observers.append(SavesCheckpoints(checkpoints, settings.train.save_every, screen))
+            observers: list[Observer] = [work, metrics, forecast, shown, *prepared.task.observers(screen), samples]
+            saving = SavesCheckpoints(checkpoints, settings.train.save_every, screen)
+            observers += [saving, StopsBySignal(stop)]
             if settings.train.method == "lora":
                 observers += [AdapterNote(settings, decoder.parameter_count, screen), SavedAdapter(folder, prepared)]
             try:
                 result = tune(prepared, decoder, observers, best, state)
+            except TrainingStopped as error:
+                raise Stopped(stop.number or SIGTERM, _kept(saving, work)) from error
             except MergeError as error:
                 raise InstilError(f"{error}; they lie in {folder.adapter}") from error
         plot_losses(result.records, folder.path)
@@ -64,6 +76,16 @@ def train_and_save(
         for line in export_folder(decoder, prepared.tokenizer, prepared.template, folder.model, rows):
             screen.say(f"  {line}", "yellow")
     return result
+
+
+def _kept(saving: SavesCheckpoints, work: Work) -> str:
+    """What there is of a training that was stopped."""
+    at = f"after step {work.status.done:,} of {work.status.planned:,}"
+    if saving.saved == work.status.done:
+        return f"{at}, which is saved"
+    if saving.saved is None:
+        return f"{at}; it could not be saved"
+    return f"{at}; it could not be saved, but step {saving.saved:,} is"
 
 
 def _found(checkpoints: Checkpoints, screen: Screen) -> TrainState | None:

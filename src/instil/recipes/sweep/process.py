@@ -14,6 +14,7 @@ from instil.errors import InstilError
 from instil.machine import settle
 from instil.recipes.run.run import run
 from instil.screen import Screen
+from instil.stopping import Stopped
 
 
 def run_apart(data: str, model: str, out: Path, *, quiet: bool, **options: Any) -> None:
@@ -54,6 +55,8 @@ def _work(tell: Connection, data: str, model: str, out: Path, quiet: bool, optio
     message = ""
     try:
         run(data, model, out, screen=Screen(quiet=quiet), **options)
+    except Stopped as stopped:
+        os._exit(128 + stopped.number)  # the other process says what there is to say
     except Exception as error:
         message = reason_of(error)
     tell.send(message)

@@ -14,8 +14,8 @@ from instil.evaluate.offline import trivial_baseline
 from instil.files import records_in
 from instil.records import Completion, Example, Verdict
 from instil.runs.answers import OWN, find_answers, read_verdicts
-from instil.runs.facts import FACTS, Before, Facts, read_facts
-from instil.runs.folder import RunFolder
+from instil.runs.facts import Before, Facts, read_facts
+from instil.runs.folder import FACTS, RunFolder
 from instil.runs.report.leaks import beside
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.page import write_report

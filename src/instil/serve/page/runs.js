@@ -4,7 +4,7 @@ import { events, json, reportLink, request } from "./api.js";
 import { Chart, said, whole } from "./chart.js";
 import { byId, el, say } from "./dom.js";
 
-const STATES = { done: "done", training: "training", stopped: "stopped" };
+const STATES = { running: "training", stopped: "stopped", finished: "done", failed: "failed" };
 const shown = new Map(); // by name: {run, element, chart}
 const list = byId("list");
 
@@ -36,10 +36,11 @@ function fill(one) {
   if (run.served_as) links.append(el("a", { class: "button", href: "/" }, "Chat"));
   if (run.report) links.append(reportLink(run.name, "Report", { class: "button" }));
   links.append(el("button", { type: "button", "aria-expanded": String(one.chart !== null), onclick: () => toggle(one), "data-curve": run.name }, "Losses"));
-  const progress = run.state === "training" && run.steps
+  const progress = run.state === "running" && run.steps
     ? el("progress", { max: run.steps, value: run.step ?? 0, "aria-label": `Steps of ${run.name}` }) : null;
   const parts = [
     el("div", { class: "head" }, el("h2", {}, el("bdi", {}, run.name)), tag, links), progress, facts(run), scores(run),
+    run.why ? el("p", { class: `small ${run.state === "failed" ? "bad" : "soft"}` }, run.why) : null,
     run.problem ? el("p", { class: "small bad" }, run.problem) : null, one.chart?.element ?? null,
   ];
   const focused = one.element.contains(document.activeElement) && document.activeElement.dataset.curve;
@@ -76,7 +77,7 @@ function take(run, isNew = true) {
   fill(one);
   if (isNew) list.prepend(one.element);
   else list.append(one.element);
-  if (run.state === "training") open(one);
+  if (run.state === "running") open(one);
 }
 
 function change(told) {
@@ -102,10 +103,10 @@ function empty() {
 
 async function load() {
   const { runs } = await json("/runs.json");
-  const order = { training: 0, done: 1, stopped: 1 };
+  const order = { running: 0, finished: 1, stopped: 1, failed: 1 };
   for (const name of shown.keys()) if (!runs.some((run) => run.name === name)) change({ kind: "gone", name });
   for (const run of runs.sort((a, b) => order[a.state] - order[b.state])) take(run, false);
-  for (const one of shown.values()) if (one.chart && one.run.state === "training") await open(one);
+  for (const one of shown.values()) if (one.chart && one.run.state === "running") await open(one);
   list.setAttribute("aria-busy", "false");
   empty();
 }

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from instil.model.decoder import Decoder
 from instil.train.evaluation import Evaluation
 from instil.train.metrics import StepRecord
+from instil.train.proof import Proof
 from instil.train.state import TrainState
 
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A point between two optimizer steps, after so many ``steps``; 0 is before the first."""
+    """A point between two optimizer steps, after so many ``steps``: 0 is before the first, the last one ``ends`` it."""
 
     steps: int
     evaluated: bool
     ends_epoch: bool
+    ends: bool = False
 
 
 class Observer:
@@ -25,6 +27,9 @@ class Observer:
 
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
         """So many optimizer steps are planned."""
+
+    def on_proof(self, proof: Proof) -> None:
+        """Training is about to go on from a state (before `on_resume`); who doubts that it is the same raises."""
 
     def on_resume(self, state: TrainState) -> None:
         """Training goes on from this state (after `on_train_begin`): of what its records say nothing is told again."""

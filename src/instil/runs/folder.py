@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -166,6 +167,17 @@ class RunFolder:
         make_folder(self.path)
         for name in ("responses", "scores", "checkpoints"):
             (self.path / name).mkdir()
+
+    def sync(self) -> None:
+        """Wait until nothing that lies in it can be lost, but for checkpoints.
+
+        Raises:
+            OSError: the system cannot do it.
+        """
+        for path in self.path.rglob("*"):
+            if path.is_file() and not path.is_symlink() and not path.is_relative_to(self.checkpoints):
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write ``run.toml``."""

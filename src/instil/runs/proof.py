@@ -64,11 +64,10 @@ class ProvesResume(Observer):
             InstilError: it is another, and nothing explains it.
         """
         before = self._left.pop(record.step, None)
-        if before is None or _untimed(before) == _untimed(record):
-            return
-        self._left.clear()
-        losses = f"loss {record.train_loss!r}, before it was stopped {before.train_loss!r}"
-        self._differs(f"step {record.step:,} is not what it was: {losses}")
+        others = _differences(before, record) if before is not None else []
+        if others:
+            self._left.clear()
+            self._differs(f"step {record.step:,} is not what it was before it was stopped: {'; '.join(others)}")
 
     def _differs(self, said: str) -> None:
         if self._elsewhere:
@@ -96,5 +95,8 @@ def _records(metrics: Path) -> dict[int, StepRecord]:
     return found
 
 
-def _untimed(record: StepRecord) -> str:
-    return json.dumps(replace(record, seconds=0.0, tokens_per_second=0.0).as_json())
+def _differences(before: StepRecord, now: StepRecord) -> list[str]:
+    """In what two records of a step differ, but for times."""
+    (old, new) = (replace(one, seconds=0.0, tokens_per_second=0.0).as_json() for one in (before, now))
+    texts = {name: (json.dumps(old.get(name)), json.dumps(new.get(name))) for name in {**old, **new}}  # NaN is NaN
+    return [f"{name} is {now_said}, and was {was}" for name, (was, now_said) in texts.items() if was != now_said]

@@ -99,8 +99,12 @@ def _found(checkpoints: Checkpoints, screen: Screen) -> Found:
 
 
 def forget_checkpoints(folder: RunFolder, screen: Screen, *, keep: bool) -> None:
-    """The run is finished, and needs them no more; ``keep`` leaves the newest for `instil.runs.extending`."""
+    """The run is finished, and needs them no more; ``keep`` leaves the newest for `instil.runs.extending`.
+
+    What the run leaves is on disk before.
+    """
     try:
+        folder.sync()
         Checkpoints(folder.checkpoints).clear(keep=int(keep))
         if not keep:
             forget_kept(folder)

@@ -20,6 +20,7 @@ BENCH_PREFER ?=
 BENCH_DATA ?=
 BENCH_SERVE ?=
 FIGURES ?=
+KILLS ?=
 
 # Doors that are fuzzed (none named: all), seconds for each, and libFuzzer's options: FUZZ="gguf template -seconds=600".
 FUZZ ?=
@@ -29,7 +30,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve
+.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -74,6 +75,12 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# Real runs of a tiny model killed at random moments; the table goes to its place in docs/resume.md. KILLS="--kills 20".
+kill-test: $(VENV)/.dev
+	@mkdir -p build
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.kills $(KILLS) > build/kills.md
+	$(TO_PAGE) docs/resume.md < build/kills.md
 
 # Files and replies that break a reader, looked for by the code that they reach; see tests/fuzz/__main__.py.
 fuzz: $(VENV)/.dev

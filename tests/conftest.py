@@ -71,11 +71,12 @@ def _few_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Figure, "savefig", _stands_for_a_picture)
+        patch.setattr(Figure, "savefig", stands_for_a_picture)
         yield
 
 
-def _stands_for_a_picture(figure: Figure, path: Path, **how: Any) -> None:
+def stands_for_a_picture(figure: Figure, path: Path, **how: Any) -> None:
+    """Write what begins as a picture does."""
     Path(path).write_bytes(b"%PDF-1.4\n" if str(path).endswith(".pdf") else b"\x89PNG\r\n\x1a\n")
 
 
@@ -104,7 +105,11 @@ def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of four layers' worth of nothing, with GPT-2's real vocabulary: enough for whole runs."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
+    return make_tiny(tmp_path_factory.mktemp("tiny-llama"))
+
+
+def make_tiny(folder: Path) -> Path:
+    """Make that model in a folder."""
     tiny_reference("llama", vocab_size=GPT2_VOCABULARY, seed=1).save_pretrained(folder)
     FastTokenizer.gpt2().save(folder)
     for name in ("config.json", "generation_config.json"):
@@ -113,6 +118,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name == "generation_config.json":
             del stored["max_position_embeddings"]
         (folder / name).write_text(json.dumps(stored))
+    return folder
+
+
+def make_tinier(folder: Path) -> Path:
+    """Make a random Llama in a folder with a vocabulary of single bytes, which is loaded and saved in a moment."""
+    ends = {"bos_token_id": 256, "eos_token_id": 256, "max_position_embeddings": 512}
+    tiny_reference("llama", vocab_size=257, seed=1, **ends).save_pretrained(folder)
+    single_bytes().save(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
 import re
 import resource
 import sys
@@ -83,6 +84,16 @@ def device_for(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise SettingsError("train.device=cuda, but torch sees no GPU here; use cpu or auto, or a torch with CUDA")
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def processor() -> str:
+    """What the processor calls itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^(?:model name|Hardware)\s*:\s*(.+)$", text, re.MULTILINE)
+    return re.sub(r"\s+", " ", found[1]).strip() if found else platform.processor() or platform.machine()
 
 
 def available_memory(device: torch.device) -> int:

@@ -322,7 +322,7 @@ def saved_at(
     saving.on_train_begin(None, steps)  # type: ignore[arg-type]
     for step in range(steps + 1):
         now += a_step if step else 0
-        if saving.wants_state(Pause(step, False, False)):
+        if saving.wants_state(Pause(step, False, False, step == steps)):
             saving.on_state(states[0])
             found.append(step)
     return found
@@ -330,10 +330,10 @@ def saved_at(
 
 def test_saves_by_steps_and_by_the_clock(tmp_path: Path, states: list[TrainState]) -> None:
     assert saved_at("4", 10, tmp_path, states, 1.0, 1.0) == [4, 8, 10]
-    assert saved_at("4", 3, tmp_path, states, 1.0, 1.0) == []  # too short to be worth the end
+    assert saved_at("4", 3, tmp_path, states, 1.0, 1.0) == [3]  # nothing is trained twice, however short it is
     assert saved_at("30s", 100, tmp_path, states, 0.1, 1.0) == [30, 60, 90, 100]
     assert saved_at("1m", 200, tmp_path, states, 2.0, 1.0) == [60, 160, 200]  # a fiftieth of the time
-    assert saved_at("10m", 100, tmp_path, states, 0.1, 1.0) == []
+    assert saved_at("10m", 100, tmp_path, states, 0.1, 1.0) == [100]
     assert saved_at("0", 100, tmp_path, states, 0.1, 1.0) == []
 
 

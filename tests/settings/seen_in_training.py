@@ -393,8 +393,17 @@ def save_every(world: World) -> None:
         patch.setattr(Checkpoints, "save", lambda self, state: saved.append(state.progress.done))
         world.run("train.save_every=1", "train.max_steps=2", data=world.one)
         assert saved == [1, 2]
-        world.run("train.max_steps=2", data=world.one)
-    assert saved == [1, 2]
+        world.run("train.save_every=10m", "train.max_steps=2", data=world.one)
+        assert saved == [1, 2, 2]  # after the last step in any case
+        world.run("train.save_every=0", "train.max_steps=2", data=world.one)
+    assert saved == [1, 2, 2]
+
+
+@sees("train.keep_checkpoint=true")
+def keep_checkpoint(world: World) -> None:
+    for more, kept in ((("train.keep_checkpoint=true",), ["step-000000002"]), ((), [])):
+        run = world.run("train.save_every=0", "train.max_steps=2", *more, data=world.one)
+        assert [one.name for one in (run.path / "checkpoints").glob("step-*")] == kept
 
 
 @sees("train.sample=epoch")

@@ -12,12 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -34,15 +35,18 @@ def key_of(*parts: Any) -> str:
 class Journal:
     """Verdicts by their keys, kept in a file; without a file they are kept in memory only.
 
-    Use it in a ``with`` block; one process at a time may hold the same file.
+    Use it in a ``with`` block; one process at a time may hold the same file. With ``sync_every`` a line is with the
+    system at once, so that no kill loses it, and on disk within about so many seconds, which is what a power failure
+    may cost.
 
     Raises:
         RunFolderTaken: another process holds it.
         DataError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, *, sync_every: float = 0.0) -> None:
         self.path = path
+        self._sync_every, self._synced = sync_every, 0.0
         self.damaged = 0  # lines that could not be read
         self._entries: dict[str, dict[str, Any]] = {}
         self._failures: Counter[str] = Counter()
@@ -50,7 +54,7 @@ class Journal:
         self._file: Any = None
         self._lock = FileLock(path.with_name(f".{path.name}.lock")) if path else None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         if self.path is None or self._lock is None:
             return self
         try:
@@ -72,6 +76,9 @@ class Journal:
     ) -> None:
         if self._file is not None:
             with suppress(OSError):  # what could not be written has been told
+                if self._sync_every:
+                    os.fsync(self._file.fileno())
+            with suppress(OSError):
                 self._file.close()
             self._file = None
         if self._lock is not None:
@@ -107,7 +114,9 @@ class Journal:
             try:
                 self._file.write(line.encode("utf-8", "replace") + b"\n")
                 self._file.flush()
-                os.fsync(self._file.fileno())
+                if not self._sync_every or time.monotonic() - self._synced >= self._sync_every:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
             except OSError as error:
                 raise StoppedEarly(
                     f"{self.path}: cannot be written: {error.strerror or error}. What came before is kept in it; "

@@ -55,6 +55,12 @@ AdapterOpt = Annotated[
 ResumeOpt = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in that folder, to the same end; begin it if it is none.")
 ]
+ExtendOpt = Annotated[
+    bool, typer.Option("--extend", help="With --resume: more train.epochs or train.max_steps than it was begun for.")
+]
+ForceOpt = Annotated[
+    bool, typer.Option("--force", help="With --resume: go on even if the loss of the next step is not what it was.")
+]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in that folder.")]
 
 

@@ -39,10 +39,14 @@ def sweep_command(
     settings: SetOpt = None,
     as_in_book: BookOpt = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace runs there that are other ones.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where it was stopped, as the same command does anyway.")
+    ] = False,
     processes: Annotated[bool, typer.Option("--processes", help="Each run in a process of its own.")] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Several runs and a table of what they came to. Goes on where it was stopped; finished runs are kept."""
+    del resume
     from instil.recipes.sweep.file import Overrides, read_sweep
 
     mapped = (f"data.map={','.join(mapping)}",) if mapping else ()
@@ -70,6 +74,9 @@ def probe_command(
         typer.Option("--steps", min=0, help="Of each first run.  [default: a thirtieth of the real run's, 10 to 100]"),
     ] = 0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for probe.png and probe.json.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take over the runs that lie in --out already; make the others.")
+    ] = False,
     method: MethodOpt = None,
     mapping: MapOpt = None,
     settings: SetOpt = None,
@@ -89,7 +96,7 @@ def probe_command(
         raise UserError(f"--rates {rates}: no number in it; wanted some, such as 1e-5,1e-4, or no --rates")
     from instil.recipes.probe import probe
 
-    found = probe(data, model, chosen, rates=wanted, steps=steps, out=out)
+    found = probe(data, model, chosen, rates=wanted, steps=steps, out=out, resume=resume)
     if as_json:
         print_json(found.as_json())
     else:

@@ -12,6 +12,8 @@ from instil.cli.options import (
     BookOpt,
     ConfigOpt,
     DataArg,
+    ExtendOpt,
+    ForceOpt,
     JsonOpt,
     MapOpt,
     MethodOpt,
@@ -44,13 +46,26 @@ def run_command(
     as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
     resume: ResumeOpt = False,
+    extend: ExtendOpt = False,
+    force: ForceOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
-    _tune(data, model, out, chosen, overwrite=overwrite, resume=resume, as_json=as_json, answers=True)
+    _tune(
+        data,
+        model,
+        out,
+        chosen,
+        overwrite=overwrite,
+        resume=resume,
+        extend=extend,
+        force=force,
+        as_json=as_json,
+        answers=True,
+    )
 
 
 @commands.command("train")
@@ -65,13 +80,26 @@ def train_command(
     as_in_book: BookOpt = False,
     overwrite: OverwriteOpt = False,
     resume: ResumeOpt = False,
+    extend: ExtendOpt = False,
+    force: ForceOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Training alone: no answers before or after. With --method dpo the rows are preference pairs."""
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
-    _tune(data, model, out, chosen, overwrite=overwrite, resume=resume, as_json=as_json, answers=False)
+    _tune(
+        data,
+        model,
+        out,
+        chosen,
+        overwrite=overwrite,
+        resume=resume,
+        extend=extend,
+        force=force,
+        as_json=as_json,
+        answers=False,
+    )
 
 
 @commands.command("plan")
@@ -135,6 +163,8 @@ def _tune(
     *,
     overwrite: bool,
     resume: bool,
+    extend: bool,
+    force: bool,
     as_json: bool,
     answers: bool,
 ) -> None:
@@ -144,8 +174,12 @@ def _tune(
 
     if overwrite and resume:
         raise UserError("--overwrite replaces the run that --resume goes on with; leave one of them out")
+    if (extend or force) and not resume:
+        raise UserError(f"{'--extend' if extend else '--force'} is for a run that goes on; add --resume")
     folder = out or Path("runs") / f"{short_name(data)}-{plain_name(model)}"
-    finished = run(data, model, folder, settings, overwrite=overwrite, resume=resume, answers=answers)
+    finished = run(
+        data, model, folder, settings, overwrite=overwrite, resume=resume, extend=extend, force=force, answers=answers
+    )
     if as_json:
         print_json(finished.as_json())
     else:

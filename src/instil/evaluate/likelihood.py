@@ -9,7 +9,7 @@ Shape suffixes: S predictions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -25,22 +25,44 @@ VERSION = 2  # of what is computed; 1 was less exact, in float32 throughout (by 
 
 @torch.inference_mode()
 def likelihoods(
-    decoder: Decoder, rows: Sequence[Encoded], pad_id: int, max_length: int, on_done: Callable[[], None] = lambda: None
+    decoder: Decoder,
+    rows: Sequence[Encoded],
+    pad_id: int,
+    max_length: int,
+    on_done: Callable[[], None] = lambda: None,
+    *,
+    known: Mapping[int, Verdict] | None = None,
+    on_verdict: Callable[[int, Verdict], None] = lambda index, verdict: None,
 ) -> list[Verdict]:
     """A verdict for each row, encoded with its response as target; metrics ``loss`` (nats a token) and ``tokens``.
 
     A row whose response lies beyond ``max_length`` is unscored.
+
+    Args:
+        decoder: the model.
+        rows: the encoded rows.
+        pad_id: the id that fills short rows.
+        max_length: at most so many positions of each row.
+        on_done: called for each row that is looked at.
+        known: verdicts on the same rows from before, by their places. Rows are looked at as many together as ever,
+            so that the others get the same bits.
+        on_verdict: told the place and the verdict of each row that is looked at.
     """
     found: dict[int, Verdict] = {}
+    known = known or {}
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
     for start in range(0, len(order), ROWS):
         chosen = order[start : start + ROWS]
+        if all(index in known for index in chosen):
+            found.update((index, known[index]) for index in chosen)
+            continue
         batch = collate([rows[index] for index in chosen], pad_id, max_length).to(decoder.device)
         nll_S, owner_S = -log_probs(decoder, batch).double(), batch.rows_N[batch.at_S]
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
         counts = torch.bincount(owner_S, minlength=len(chosen))
         for index, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):
             found[index] = _verdict(rows[index].row, total, count)
+            on_verdict(index, found[index])
             on_done()
     return [found[index] for index in range(len(rows))]
 

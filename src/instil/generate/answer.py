@@ -6,7 +6,7 @@ an answer may itself contain ``### Response:``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.templates import Template
@@ -30,19 +30,52 @@ def answer(
     options: GenerateOptions,
     on_done: Callable[[], None] = lambda: None,
     engine: Engine | None = None,
+    *,
+    known: Mapping[int, Completion] | None = None,
+    on_answer: Callable[[int, Completion], None] = lambda index, completion: None,
 ) -> list[Completion]:
     """Answer every example, in their order.
 
     A prompt that leaves no room for an answer in the model's context gets an empty completion with
     ``finish="no_room"`` and is thereby visible in every count.
+
+    Args:
+        decoder: the model.
+        tokenizer: its tokenizer.
+        template: the form of the prompts.
+        examples: the rows.
+        options: how answers are made.
+        on_done: called after each answer that is made now.
+        engine: one to use, with what it remembers.
+        known: answers that were made before, by the places of their rows, and are taken as they are. The others come
+            out as they would beside them: a row's answer does not depend on its neighbours (`generate`).
+        on_answer: told the place and the answer of each row as it is made now.
     """
+    known = known or {}
     prompts = [encode_prompt(example, template, tokenizer, header=options.header) for example in examples]
-    fits = [index for index, prompt in enumerate(prompts) if len(prompt) < decoder.spec.context]
+    room = [len(prompt) < decoder.spec.context for prompt in prompts]
+    fits = [index for index, has_room in enumerate(room) if has_room and index not in known]
     header = template.preface(header=options.header)
     texts = {index: TextStream(tokenizer, options.stop, header) for index in fits} if options.stop else {}
-    generated: dict[int, Generated] = {}
+    made = dict(known)
+
+    def completed(index: int, result: Generated) -> Completion:
+        text = texts[index].text if index in texts else tokenizer.decode(result.ids)
+        return Completion(
+            text=without_header(text, header),
+            ids=result.ids,
+            finish=result.finish,
+            prompt_tokens=len(prompts[index]),
+            row=examples[index].row,
+        )
+
+    def take(row: int, result: Generated) -> None:
+        made[fits[row]] = completed(fits[row], result)
+        on_answer(fits[row], made[fits[row]])
+        on_done()
+
     if fits:
-        found = generate(
+        generate(
             decoder,
             [prompts[index] for index in fits],
             max_new_tokens=options.max_new_tokens,
@@ -50,24 +83,12 @@ def answer(
             sampling=lambda row: Sampling.of(options, fits[row]),  # a row's stream goes by its place among all
             batch_size=options.batch_size,
             on_token=(lambda row, token: _ends(texts[fits[row]], token)) if texts else None,
-            on_done=lambda row, result: on_done(),
+            on_done=take,
             engine=engine,
         )
-        generated = dict(zip(fits, found, strict=True))
-    completions = []
-    for index, example in enumerate(examples):
-        result = generated.get(index, Generated((), "no_room"))
-        text = texts[index].text if index in texts else tokenizer.decode(result.ids)
-        completions.append(
-            Completion(
-                text=without_header(text, header),
-                ids=result.ids,
-                finish=result.finish,
-                prompt_tokens=len(prompts[index]),
-                row=example.row,
-            )
-        )
-    return completions
+    return [
+        made[index] if index in made else completed(index, Generated((), "no_room")) for index in range(len(examples))
+    ]
 
 
 class AnswerStream:

@@ -16,10 +16,14 @@ from typing import Any
 
 import torch
 
+from instil.ask.journal import key_of
 from instil.errors import DataError, SettingsError, TrainingDiverged, counted
 from instil.files import check_folder, make_folder, write_json
 from instil.machine import available_memory
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import backend, use_again
+from instil.runs.facts import input_hashes
+from instil.runs.kept import Kept
 from instil.runs.report.curves import plot_rates
 from instil.screen import Screen, clock
 from instil.settings.options import Settings
@@ -30,6 +34,7 @@ from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.loop import planned_steps, train
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
+from instil.version import __version__
 
 RATES = {  # about the usual one of each method, each about three times the one before
     "full": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
@@ -37,6 +42,8 @@ RATES = {  # about the usual one of each method, each about three times the one 
 }
 SHARE = 30  # of the real run's steps, in the first round
 FEWEST, MOST = 10, 100  # steps of the first round, where nothing else is said
+JOURNAL = "probe.journal"
+NO_MATTER = {"learning_rate", "patience", "sample", "save_every", "keep_checkpoint", "max_steps", "epochs"}
 ROOM = 3  # times the trained weights that must be free to keep a copy of them
 
 
@@ -128,6 +135,7 @@ def probe(
     rates: Sequence[float] = (),
     steps: int = 0,
     out: Path | None = None,
+    resume: bool = False,
     screen: Screen | None = None,
 ) -> Probed:
     """Try learning rates; the model's files are only read.
@@ -138,7 +146,8 @@ def probe(
         settings: of the real run; its learning rate does not matter.
         rates: those to try; by default six about what is usual for ``train.method``.
         steps: of each run of the first round; by default a thirtieth of the real run's, 10 to 100.
-        out: a folder that gets ``probe.png`` and ``probe.json``.
+        out: a folder that gets ``probe.png`` and ``probe.json``, and every loss as it is found (``probe.journal``).
+        resume: take over the losses that ``out`` has of the same rows, model and settings.
         screen: where progress is shown; stderr by default.
 
     Raises:
@@ -146,6 +155,8 @@ def probe(
     """
     screen = screen or Screen()
     wanted = _checked(rates or _usual(settings))
+    if resume and out is None:
+        raise SettingsError("--resume goes on with what lies in the folder of --out; name it")
     if out is not None:
         check_folder(out)
     held_out = settings.train.model_copy(update={"evaluation": "held_out"})  # the book's way moves the order of rows
@@ -160,10 +171,15 @@ def probe(
     screen.say(f"  {_said(rounds)}: {counted(total, 'step')}, {total / real:.0%} of the {real} of the real run")
     if out is not None:
         make_folder(out)  # what cannot be made is found before the work
+        if not resume:
+            (out / JOURNAL).unlink(missing_ok=True)
     started = time.perf_counter()
-    bench = _Bench(prepared, screen, total)
     tried: list[Tried] = []
-    with screen.bar("probing", total) as advance:
+    others = settings.model_dump(mode="json", include={"model", "data", "lora", "dpo"})
+    training = held_out.model_dump(mode="json", exclude=NO_MATTER)
+    about = key_of(__version__, input_hashes(prepared), training, others)
+    with Kept(out and out / JOURNAL, screen, about) as journal, screen.bar("probing", total) as advance:
+        bench = _Bench(prepared, screen, total, journal)
         bench.advance = advance
         left = list(wanted)
         for count, each in rounds:
@@ -208,13 +224,17 @@ def planned_rounds(rates: int, steps: int, real: int) -> list[tuple[int, int]]:
 class _Bench:
     """Makes short runs, each from the same weights."""
 
-    def __init__(self, prepared: Prepared, screen: Screen, total: int) -> None:
-        self._screen, self._total = screen, total
+    def __init__(self, prepared: Prepared, screen: Screen, total: int, journal: Kept) -> None:
+        self._screen, self._total, self._journal = screen, total, journal
         self._done, self._started = 0, time.perf_counter()
         self.advance: Any = lambda note="": None
         self.untrained: float | None = None
+        if products := journal.kept("products"):  # the losses to come round as those that are there
+            use_again(products)
+        else:
+            journal.keep("products", backend())
         decoder = load(prepared)
-        self._prepared = prepared.task.ready(prepared, decoder, screen, all_rows=True)
+        self._prepared = prepared.task.ready(prepared, decoder, screen, all_rows=True, journal=journal)
         self._decoder: Decoder | None = self._adapted(decoder)
         parameters = [one for one in self._decoder.parameters() if one.requires_grad]
         size = sum(one.numel() * one.element_size() for one in parameters)
@@ -223,7 +243,12 @@ class _Bench:
             self._kept = [one.detach().clone() for one in parameters]
 
     def attempt(self, rate: float, steps: int) -> Tried:
-        """One short run, on the same rows as every other of so many steps."""
+        """One short run, on the same rows as every other of so many steps; not one that the journal has."""
+        key = key_of(rate, steps)
+        if (known := self._journal.kept(key)) is not None:
+            self.untrained, self._total = known["untrained"], self._total - steps
+            self.advance(steps=steps)
+            return Tried(rate, steps, known["loss"])
         decoder = self._restored()
         loader = self._prepared.training
         options = self._prepared.settings.train.model_copy(
@@ -257,6 +282,7 @@ class _Bench:
         finally:
             self.untrained = evaluator.before
         self._say(rate, steps, loss)
+        self._journal.keep(key, {"loss": loss, "untrained": self.untrained})
         return Tried(rate, steps, loss)
 
     def _say(self, rate: float, steps: int, loss: float | None) -> None:

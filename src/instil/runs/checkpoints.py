@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import FileIO
@@ -25,12 +25,13 @@ from torch import Tensor
 from instil.errors import InstilError, ModelError, parsing_problem
 from instil.files import json_text, record_of, unfinished_of
 from instil.model.files.safetensors import SafetensorsFile, safetensors_pieces
+from instil.runs.identity import STEP
 from instil.train.metrics import StepRecord
 from instil.train.state import Progress, TrainState
 
 FORMAT = 1
 TENSORS, BEST, PROGRESS, MANIFEST = "state.safetensors", "best.safetensors", "state.json", "manifest.json"
-PREFIX, REMOVED, UNFINISHED = "step-", ".removed", unfinished_of(Path("step")).suffix
+PREFIX, REMOVED, UNFINISHED = STEP, ".removed", unfinished_of(Path("step")).suffix
 PIECE = 1 << 22  # bytes that are read at once
 LARGEST_MANIFEST = 1 << 20
 SPARE = 64 << 20  # bytes that a save leaves free
@@ -84,11 +85,13 @@ class Disk:
 class Found:
     """The newest complete checkpoint, and what is wrong with those after it, one sentence each.
 
-    ``state`` is None where there is none; its tensors are read from the file when they are looked at.
+    ``state`` is None where there is none; its tensors are read from the file when they are looked at. ``versions`` are
+    those that it was computed with.
     """
 
     state: TrainState | None
     damaged: tuple[str, ...] = ()
+    versions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,16 @@ class Checkpoints:
     Args:
         folder: where they lie.
         identity: what makes the run this one, such as hashes of model and data; checkpoints of another are not used.
+        former: what it was before it was extended; checkpoints of these are used, too.
+        versions: what it is computed with: libraries, processor, threads.
         keep: how many complete ones stay, at least 1.
         disk: what writes them.
     """
 
     folder: Path
     identity: Mapping[str, str] = field(default_factory=dict)
+    former: Sequence[Mapping[str, str]] = ()
+    versions: Mapping[str, Any] = field(default_factory=dict)
     keep: int = 2
     disk: Disk = field(default_factory=Disk)
 
@@ -146,7 +153,8 @@ class Checkpoints:
         damaged: list[str] = []
         for folder in reversed(self.complete()):
             try:
-                return Found(self._read(folder), tuple(damaged))
+                state, versions = self._read(folder)
+                return Found(state, tuple(damaged), versions)
             except (OSError, ValueError, TypeError, LookupError, ModelError, RecursionError) as error:
                 damaged.append(f"{folder}: {_reason(error)}")
         return Found(None, tuple(damaged))
@@ -160,13 +168,14 @@ class Checkpoints:
                 found.append((int(number), path))
         return [path for _, path in sorted(found)]
 
-    def clear(self) -> None:
-        """Remove all of them, and what is left of others: the run is finished.
+    def clear(self, keep: int = 0) -> None:
+        """Remove all of them but so many of the newest, and what is left of others: the run is finished.
 
         Raises:
             OSError: they cannot be removed.
         """
-        for path in self.complete():
+        complete = self.complete()
+        for path in complete[: len(complete) - keep]:
             self.disk.remove(path)
         self._sweep()
 
@@ -195,7 +204,8 @@ class Checkpoints:
             files[BEST] = safetensors_pieces(state.best.items())
         self.disk.make(folder)
         written = {name: self._write_file(folder / name, pieces) for name, pieces in files.items()}
-        body = {"format": FORMAT, "step": state.progress.done, "identity": dict(self.identity), "files": written}
+        about = {"format": FORMAT, "step": state.progress.done, "identity": dict(self.identity)}
+        body = {**about, "versions": dict(self.versions), "files": written}
         self._write_file(folder / MANIFEST, [json_text({**body, "sha256": _hash_of(body)}).encode()])
         self.disk.sync_folder(folder)
 
@@ -219,8 +229,8 @@ class Checkpoints:
                 self.disk.rename(path, _removed(path))
         self._sweep()
 
-    def _read(self, folder: Path) -> TrainState:
-        """The state in a checkpoint.
+    def _read(self, folder: Path) -> tuple[TrainState, Mapping[str, Any]]:
+        """The state in a checkpoint, and the versions that it was computed with.
 
         Raises:
             OSError, ValueError, TypeError, LookupError, ModelError, RecursionError: it is damaged, or another run's.
@@ -230,7 +240,7 @@ class Checkpoints:
         body = _manifest(folder)
         if body["format"] != FORMAT:
             raise ValueError(f"it has format {body['format']}, and {FORMAT} is read here; another version wrote it")
-        if body["identity"] != dict(self.identity):
+        if body["identity"] not in [dict(one) for one in (self.identity, *self.former)]:
             found, own = body["identity"], self.identity
             apart = [key for key in dict.fromkeys([*own, *found]) if own.get(key) != found.get(key)]
             raise ValueError(
@@ -243,7 +253,7 @@ class Checkpoints:
         progress = record_of(Progress, told["progress"])
         records = tuple(record_of(StepRecord, one) for one in told["records"])
         best = _Tensors(folder / BEST) if BEST in body["files"] else {}
-        return TrainState(progress, records, _Tensors(folder / TENSORS), best)
+        return TrainState(progress, records, _Tensors(folder / TENSORS), best), dict(body.get("versions", {}))
 
 
 class _Tensors(Mapping[str, Tensor]):

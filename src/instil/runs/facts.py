@@ -15,6 +15,7 @@ from instil.data.permutation import drawn_by
 from instil.data.preflight import Preflight
 from instil.errors import DataError
 from instil.files import read_json, record_of
+from instil.machine import processor
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import backend
 from instil.model.load import file_hash, is_quantised
@@ -132,14 +133,31 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
         },
         "hashes": input_hashes(prepared),
         "order": drawn_by(len(prepared.usable("train"))) if prepared.settings.train.order == "seeded" else "book",
-        "versions": {
-            "products": backend(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "platform": f"{platform.system()} {platform.machine()}",
-            "threads": torch.get_num_threads(),
-        },
+        "versions": versions(decoder.device),
     }
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What last bits of a result may depend on beside the settings."""
+    return {
+        "products": backend(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "processor": processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of these versions is another now; of what was not written down then nothing is known.
+
+    >>> unlike({"torch": "2.12.0", "threads": 2}, {"torch": "2.13.0", "threads": 2, "device": "cpu"})
+    'torch is 2.13.0 and was 2.12.0'
+    """
+    others = [name for name in now if name in then and then[name] != now[name]]
+    return ", ".join(f"{name} is {now[name]} and was {then[name]}" for name in others)
 
 
 def input_hashes(prepared: Prepared) -> dict[str, str]:

@@ -23,6 +23,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -99,11 +100,11 @@ class RunFolder:
         return (self.path / FACTS).is_file() and (status is None or status.state == "finished")
 
     def leftovers(self) -> list[Path] | None:
-        """What a run leaves that ends before its first file: empty folders, its status; None where there is more."""
+        """What a run leaves that ends before its first file is whole: empty folders, its status; None for more."""
         if not self.path.is_dir():
             return None
         found = list(self.path.iterdir())
-        own = (STATUS, unfinished_of(self.path / STATUS).name)
+        own = (STATUS, unfinished_of(self.path / STATUS).name, unfinished_of(self.path / RUN_FILE).name)
         nothing = all(
             one.name in own or (one.name in OWN_FOLDERS and one.is_dir() and not any(one.iterdir())) for one in found
         )
@@ -186,6 +187,17 @@ class RunFolder:
         make_folder(self.path)
         for name in ("responses", "scores", "checkpoints"):
             (self.path / name).mkdir(exist_ok=True)
+
+    def sync(self) -> None:
+        """Wait until nothing that lies in it can be lost, but for checkpoints.
+
+        Raises:
+            OSError: the system cannot do it.
+        """
+        for path in self.path.rglob("*"):
+            if path.is_file() and not path.is_symlink() and not path.is_relative_to(self.checkpoints):
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
 
     def write_settings(self, settings: dict[str, Any]) -> None:
         """Write ``run.toml``."""

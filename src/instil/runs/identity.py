@@ -10,6 +10,7 @@ from typing import Any, Literal
 from instil.errors import DataError, ModelError, RunFolderTaken, SettingsError
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
+from instil.files import unfinished_of
 from instil.model.files.safetensors import SafetensorsFile
 from instil.runs.facts import input_hashes
 from instil.runs.folder import FACTS, RUN_FILE, RunFolder
@@ -21,8 +22,13 @@ LATER: dict[str, Any] = {  # settings that earlier versions lack, with what they
     "lora.trainable_token_indices": [],
 }
 SHOWN = 5  # settings named in a message
+STEP = "step-"  # what names of checkpoints begin with
 
-State = Literal["finished", "unfinished", "absent"]
+GROWING = ("train.epochs", "train.max_steps")  # what may grow with --extend
+NO_MATTER = {("train", "save_every"), ("train", "keep_checkpoint")}  # settings that make no other run
+
+# "begun": the very run that is wanted, which can go on; "unfinished": another one, or one that lacks files.
+State = Literal["finished", "begun", "unfinished", "absent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,29 +71,34 @@ def state_of(folder: RunFolder, wanted: Identity, *, overwrite: bool) -> State:
     folder.check_free(overwrite=True)
     if not (folder.path / RUN_FILE).is_file():
         return "absent"
-    if not folder.finished:
-        return "unfinished"
     try:
         differences = wanted.differences(folder.read_settings())
     except DataError:
         return "unfinished"
+    if not folder.finished:
+        return "unfinished" if differences else "begun"
     if differences and not overwrite:
         more = f" and {len(differences) - SHOWN} more" if len(differences) > SHOWN else ""
         raise RunFolderTaken(
             f"{folder.path} holds a finished run that is another one: {'; '.join(differences[:SHOWN])}{more}. "
             "Choose another --out, or add --overwrite"
         )
-    return "unfinished" if differences or not is_whole(folder) else "finished"
+    if not differences and is_whole(folder):
+        return "finished"
+    return "unfinished" if differences or not any(folder.checkpoints.glob(f"{STEP}*")) else "begun"
 
 
-def is_whole(folder: RunFolder) -> bool:
-    """Whether all files of a finished run are there, and the weights are not cut off."""
+def is_whole(folder: RunFolder, *, answers: bool = True) -> bool:
+    """Whether all files of a finished run are there, and the weights are not cut off.
+
+    ``answers`` is whether held-out rows were to be answered, if there are some.
+    """
     try:
         settings, held_out = folder.read_settings()["settings"], folder.held_out_rows()
     except DataError:
         return False
     wanted = [folder.path / name for name in FILES]
-    if held_out:
+    if held_out and answers:
         for which in ("base", "tuned"):
             wanted.append(folder.path / "responses" / f"{which}.json")
             wanted += [folder.path / "scores" / f"{which}.{judge}.jsonl" for judge in (OFFLINE, LIKELIHOOD)]
@@ -101,8 +112,10 @@ def is_whole(folder: RunFolder) -> bool:
         return False
 
 
-def check_same(folder: RunFolder, wanted: Identity) -> None:
+def check_same(folder: RunFolder, wanted: Identity, *, answers: bool = True) -> None:
     """Whether a run that was begun and is not finished is the one that is to go on.
+
+    ``answers`` is whether held-out rows are answered in it, if there are some.
 
     Raises:
         RunFolderTaken: it is finished.
@@ -114,8 +127,9 @@ def check_same(folder: RunFolder, wanted: Identity) -> None:
         raise SettingsError(
             f"{folder.path} holds another run, which cannot go on as this one: {'; '.join(differences[:SHOWN])}{more}. "
             "Give it the same data, model and settings, or choose another --out"
+            + ("; --extend lets it go on for longer" if all(line.startswith(GROWING) for line in differences) else "")
         )
-    if folder.finished:
+    if folder.finished and is_whole(folder, answers=answers):
         raise RunFolderTaken(f"{folder.path} is finished, so there is nothing to go on with; see {folder.report}")
 
 
@@ -124,11 +138,13 @@ def clear_leftovers(folder: RunFolder) -> None:
     for left in folder.leftovers() or ():
         if left.is_dir():
             left.rmdir()
+        elif left == unfinished_of(folder.path / RUN_FILE):
+            left.unlink()
 
 
 def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
     return {
-        section: {name: value for name, value in values.items() if (section, name) != ("train", "save_every")}
+        section: {name: value for name, value in values.items() if (section, name) not in NO_MATTER}
         for section, values in settings.items()
         if section != "score"
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -12,6 +13,7 @@ from typing import Self, TextIO
 from instil.data.differences import one_line
 from instil.data.shapes.shown import asked_text
 from instil.data.templates import TEMPLATE_FILE
+from instil.files import write_whole
 from instil.generate.answer import answer
 from instil.machine import release
 from instil.model.decoder import Decoder
@@ -35,7 +37,8 @@ class _Lines(Observer):
     """
 
     def __init__(self, path: Path, *, resume: bool = False) -> None:
-        self._file: TextIO = path.open("a+" if resume else "w", encoding="utf-8")
+        self._path = path
+        self._file: TextIO = path.open("a" if resume else "w", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -45,18 +48,34 @@ class _Lines(Observer):
     ) -> None:
         self._file.close()
 
+    def sync(self) -> None:
+        """Wait until its lines cannot be lost."""
+        os.fsync(self._file.fileno())
+
     def _append(self, text: str) -> None:
         self._file.write(text + "\n")
         self._file.flush()
+
+    def _only(self, lines: Iterable[str]) -> None:
+        """Let the file have these lines and no others; whatever happens meanwhile, it has these or the old ones."""
+        self._file.close()
+        text = "".join(lines)
+
+        def write(path: Path) -> None:
+            with path.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+
+        write_whole(self._path, write)
+        self._file = self._path.open("a", encoding="utf-8")
 
 
 class MetricsFile(_Lines):
     """``metrics.jsonl``: a line for each step."""
 
     def on_resume(self, state: TrainState) -> None:
-        self._file.truncate(0)
-        for record in state.records:
-            self._append(json.dumps(record.as_json()))
+        self._only(json.dumps(record.as_json()) + "\n" for record in state.records)
 
     def on_step(self, record: StepRecord) -> None:
         self._append(json.dumps(record.as_json()))
@@ -85,11 +104,8 @@ class Samples(_Lines):
         self._prepared, self._screen, self._on_answers = prepared, screen, on_answers
 
     def on_resume(self, state: TrainState) -> None:
-        self._file.seek(0)
-        kept = [line for line in self._file if (step := _step_of(line)) is not None and step <= state.progress.done]
-        self._file.truncate(0)
-        for line in kept:
-            self._append(line.removesuffix("\n"))
+        with self._path.open(encoding="utf-8", errors="replace", newline="\n") as file:  # a torn letter may be the last
+            self._only([line for line in file if (step := _step_of(line)) is not None and step <= state.progress.done])
 
     def wants_pause(self, pause: Pause) -> bool:
         by_evaluation = self._prepared.settings.train.sample == "evaluation"

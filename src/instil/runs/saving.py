@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from instil.model.decoder import Decoder
 from instil.runs.checkpoints import CheckpointError, Checkpoints
@@ -20,28 +20,37 @@ SHARE = 0.02  # of the time of training that saving by the clock may take
 class SavesCheckpoints(Observer):
     """Saves a training every so often; a save that fails is told of, and training goes on.
 
-    By the clock it waits longer where saves take long, so that they stay below a fiftieth of the time. A training that
-    has been saved is saved after its last step, too: what comes after it may take long. One that stops before its end
-    is saved there, whatever ``every`` says.
+    By the clock it waits longer where saves take long, so that they stay below a fiftieth of the time. After the last
+    step it is saved in any case: what comes after training may take long, and nothing is to be trained twice. A
+    training that stops before its end is saved there, whatever ``every`` says.
 
     Args:
         checkpoints: where to.
         every: as `train.save_every` has it.
         screen: where a failure is shown.
         now: seconds of a clock that is never put back.
+        first: called before each save: what else must not be lost once there is a checkpoint.
+        at_the_end: save after the last step even if ``every`` is never.
     """
 
     def __init__(
-        self, checkpoints: Checkpoints, every: str, screen: Screen, now: Callable[[], float] = time.monotonic
+        self,
+        checkpoints: Checkpoints,
+        every: str,
+        screen: Screen,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        first: Sequence[Callable[[], None]] = (),
+        at_the_end: bool = False,
     ) -> None:
-        self._checkpoints, self._screen, self._now = checkpoints, screen, now
+        self._checkpoints, self._screen, self._now, self._first = checkpoints, screen, now, first
         self._steps, self._seconds = steps_and_seconds(every)
-        self._planned = 0
+        self._at_the_end = at_the_end or bool(self._steps or self._seconds)
         self._wait, self._since = float(self._seconds), now()
         self.saved: int | None = None  # the last step that is on disk
 
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
-        self._planned, self._since = steps, self._now()
+        self._since = self._now()
 
     def on_resume(self, state: TrainState) -> None:
         self.saved = state.progress.done
@@ -49,10 +58,10 @@ class SavesCheckpoints(Observer):
     def wants_state(self, pause: Pause) -> bool:
         if not pause.steps:
             return False
-        if pause.last:
+        if pause.stops:
             return self.saved != pause.steps
-        if self.saved is not None and pause.steps == self._planned:
-            return bool(self._steps or self._seconds)
+        if pause.ends:
+            return self._at_the_end
         if self._steps:
             return pause.steps % self._steps == 0
         return bool(self._seconds) and self._now() - self._since >= self._wait
@@ -60,9 +69,11 @@ class SavesCheckpoints(Observer):
     def on_state(self, state: TrainState) -> None:
         started = self._now()
         try:
+            for call in self._first:
+                call()
             self._checkpoints.save(state)
             self.saved = state.progress.done
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             self._screen.say(f"  {error}", "yellow")
         self._since = self._now()
         self._wait = max(self._seconds, (self._since - started) / SHARE)

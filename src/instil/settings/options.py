@@ -265,6 +265,9 @@ class TrainOptions(BaseModel):
     save_every: Annotated[str, BeforeValidator(_rhythm)] = Field(
         "10m", description="when a checkpoint is written: after so many steps (100), or a time (10m); 0: never"
     )
+    keep_checkpoint: bool = Field(
+        False, description="keep the last checkpoint when the run is finished, so that --resume --extend can go on"
+    )
     sample: Literal["evaluation", "epoch"] = Field("evaluation", description="when sample answers are written")
     order: Literal["seeded", "book"] = Field(
         "seeded", description="seeded: a function of seed and epoch; book: as torch's DataLoader draws it"

@@ -24,7 +24,6 @@ class Progress(Observer):
     def on_resume(self, state: TrainState) -> None:
         self._records = list(state.records)
         self._advance(steps=state.progress.done)
-        self._screen.say(f"  goes on after step {state.progress.done:,} of {self._steps:,}")
 
     def on_step(self, record: StepRecord) -> None:
         self._records.append(record)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from instil.data.leaks import Leaks
 from instil.data.lengths import lengths_of
@@ -51,6 +51,16 @@ class View:
     learnt: Sequence[bool]
     name: str = ""
     weights: Sequence[float] = ()
+
+
+class Keeps(Protocol):
+    """Where something is kept that JSON can hold, by the hash of all that it depends on."""
+
+    def keep(self, key: str, entry: Any) -> None:
+        """Keep it."""
+
+    def kept(self, key: str) -> Any:
+        """What was kept, or None."""
 
 
 class Task(ABC, Generic[Row]):
@@ -144,9 +154,20 @@ class Task(ABC, Generic[Row]):
         """Whether every row is looked at once before the first step (`ready`)."""
         return False
 
-    def ready(self, prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
-        """With what must be known before the first step; ``all_rows`` even of rows that training would not reach."""
-        del decoder, screen, all_rows
+    def ready(
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        screen: Screen,
+        *,
+        all_rows: bool = False,
+        journal: Keeps | None = None,
+    ) -> Prepared:
+        """With what must be known before the first step; ``all_rows`` even of rows that training would not reach.
+
+        ``journal`` keeps it as it is found, for this very run, model and rows.
+        """
+        del decoder, screen, all_rows, journal
         return prepared
 
     def observers(self, screen: Screen) -> list[Observer]:

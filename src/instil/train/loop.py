@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
 import torch
 
@@ -30,18 +29,10 @@ from instil.train.losses import LossSum
 from instil.train.objective import Likelihood, Objective
 from instil.train.observer import Observer, Pause, TrainResult
 from instil.train.optimizer import AdamWInBackward
+from instil.train.proof import Proof, Steps, loss_of_next
 from instil.train.schedule import learning_rate
 from instil.train.state import Progress, TrainState, named_tensors, put_back, random_states, set_random_states
 from instil.train.touched import TouchedRows
-
-
-class Steps(Protocol):
-    """What the loop asks of a loader: the micro-batches of each step of an epoch, in order."""
-
-    def __len__(self) -> int: ...
-
-    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
-        """The steps of an epoch, from step ``start`` on."""
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -232,10 +223,18 @@ class _Training:
             steps = self.loader.steps(epoch, done)
             self.step = next(steps)
         self.decoder.train()
+        set_random_states(at.random)
+        proof = Proof(at.done, at.planned, at.next_loss, self._next_loss())
+        for observer in self.observers:
+            observer.on_proof(proof)
         for observer in self.observers:
             observer.on_resume(state)
         set_random_states(at.random)
         return epoch, steps, at.evaluated
+
+    def _next_loss(self) -> float:
+        where = self.ledger.done, self.total, self.epoch_random
+        return loss_of_next(self.decoder, self.objective, self.loader, *where)
 
     def _state(self, *, evaluated: bool) -> TrainState:
         progress = Progress(
@@ -255,6 +254,7 @@ class _Training:
             decayed=1.0 if self.touched is None else self.touched.decayed,
             epoch_random=self.epoch_random,
             random=random_states(),
+            next_loss=self._next_loss(),
         )
         tensors = named_tensors(self.decoder, self.optimizer, self.touched)
         return TrainState(progress, tuple(self.ledger.records), tensors, self.best.kept())
@@ -279,7 +279,7 @@ class _Training:
         self.ledger.report(loss.mean, rate, self.last if due else None, metrics)
         if due:
             self._consider_best()
-        self._pause(evaluated=due, ends_epoch=ends_epoch)
+        self._pause(evaluated=due, ends_epoch=ends_epoch, ends=self.ledger.done == self.total or self.best.enough())
         return due
 
     def _evaluate(self) -> None:
@@ -293,15 +293,15 @@ class _Training:
         if loss is not None and not math.isfinite(loss):
             raise self.best.diverged(f"step {done}: the validation loss is {loss}", done)
 
-    def _pause(self, *, evaluated: bool, ends_epoch: bool) -> None:
-        pause = Pause(self.ledger.done, evaluated, ends_epoch)
+    def _pause(self, *, evaluated: bool, ends_epoch: bool, ends: bool = False) -> None:
+        pause = Pause(self.ledger.done, evaluated, ends_epoch, ends)
         wanted = [observer for observer in self.observers if observer.wants_pause(pause)]
         if wanted:
             with _aside(self.decoder, self.touched):
                 for observer in wanted:
                     observer.on_pause(pause, self.decoder)
         stops = any(observer.wants_stop() for observer in self.observers)
-        pause = replace(pause, last=stops)
+        pause = replace(pause, stops=stops)
         keeping = [observer for observer in self.observers if observer.wants_state(pause)]
         if keeping:
             state = self._state(evaluated=evaluated)

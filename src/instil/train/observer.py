@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from instil.model.decoder import Decoder
 from instil.train.evaluation import Evaluation
 from instil.train.metrics import StepRecord
+from instil.train.proof import Proof
 from instil.train.state import TrainState
 
 
@@ -15,13 +16,14 @@ from instil.train.state import TrainState
 class Pause:
     """A point between two optimizer steps, after so many ``steps``; 0 is before the first.
 
-    ``last`` is set where training stops here before its end.
+    The last one ``ends`` training; where a training ``stops``, it does so here, before its end.
     """
 
     steps: int
     evaluated: bool
     ends_epoch: bool
-    last: bool = False
+    ends: bool = False
+    stops: bool = False
 
 
 class Observer:
@@ -29,6 +31,9 @@ class Observer:
 
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
         """So many optimizer steps are planned."""
+
+    def on_proof(self, proof: Proof) -> None:
+        """Training is about to go on from a state (before `on_resume`); who doubts that it is the same raises."""
 
     def on_resume(self, state: TrainState) -> None:
         """Training goes on from this state (after `on_train_begin`): of what its records say nothing is told again."""

@@ -36,6 +36,7 @@ class Progress:
     (`instil.train.evaluation.Evaluation`). ``best_loss`` is None as long as there is no best model, and ``worse``
     counts the validations since. ``decayed`` is what the rows of `TABLE` that no batch reads are still to be multiplied
     by. ``epoch_random`` and ``random`` are states of generators, when the epoch of the last step began, and now.
+    ``next_loss`` is the loss of the next step before it is taken (`instil.train.proof`); None: it was not looked at.
     """
 
     done: int
@@ -54,6 +55,7 @@ class Progress:
     decayed: float
     epoch_random: dict[str, str]
     random: dict[str, str]
+    next_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from instil.ask.journal import key_of
 from instil.data.encoding import encode_many
 from instil.data.templates import OWN, Template
 from instil.errors import counted
@@ -26,25 +27,30 @@ from instil.runs.answers import AnsweredRows, other_form, read_verdicts, write_v
 from instil.runs.baseline import copy_base_answers, reusable_run
 from instil.runs.facts import Before
 from instil.runs.folder import RunFolder
+from instil.runs.kept import Kept, KeptAnswers, weights_hash
 from instil.settings.asking import ScoreOptions
 from instil.tasks.form import asked_before
 from instil.tasks.task import Prepared
+from instil.version import __version__
 
 
 class HeldOutAnswers:
     """The held-out rows, answered and scored before and after training."""
 
-    def __init__(self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock) -> None:
-        self._folder, self._prepared, self._decoder = folder, prepared, decoder
+    def __init__(self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock, journal: Kept) -> None:
+        self._folder, self._prepared, self._decoder, self._journal = folder, prepared, decoder, journal
+        self._asked = ""  # the hash of what shapes the answers, but for form and row
         self._screen, self._clock = clock.screen, clock
         self.part, self.examples = prepared.held_out
         self.answers: dict[str, list[Completion]] = {}
         self.verdicts: dict[str, list[Verdict]] = {}
         self.reused: Path | None = None
         self.form: Before | None = None  # which form counts as before, where there were two
+        self._made = 0  # answers of the last stage that were made now
 
     def before(self, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
         """Answer as the base model does, or take the answers over from one of these runs that was asked the same."""
+        self._asked = asked
         self.reused = reusable_run(asked, runs)
         if self.reused is not None:
             self._screen.head("Before")
@@ -60,6 +66,8 @@ class HeldOutAnswers:
     def after(self) -> None:
         """Answer as the tuned model does."""
         template = self._prepared.template
+        options = self._prepared.settings.generate.model_dump(mode="json")
+        self._asked = key_of(__version__, weights_hash(self._decoder), options, self._prepared.max_length)
         self.answers["tuned"] = self._answer("answer after", template)
         self._score("tuned")
         self._add_likelihood("tuned", template, "likelihood after")
@@ -108,14 +116,25 @@ class HeldOutAnswers:
         if stage != "answer before in its own form":
             when = stage.removeprefix("answer ").capitalize()
             screen.head(f"{when}: answering {counted(len(self.examples), f'{self.part} row')}")
+        kept = self._kept(template)
+        known = kept.answers()
+        self._made = len(self.examples) - len(known)
+        if known:
+            screen.say(f"  {len(known):,} of {counted(len(self.examples), 'row')} were answered before it was stopped")
         with self._clock.stage(stage):
             with screen.bar("answering", len(self.examples)) as advance:
-                answers = answer(self._decoder, prepared.tokenizer, template, self.examples, options, advance)
+                advance(steps=len(known))
+                answers = answer(
+                    self._decoder, prepared.tokenizer, template, self.examples, options, advance,
+                    known=known, on_answer=kept.keep_answer,
+                )  # fmt: skip
             for line in unended(answers, options.max_new_tokens):
                 screen.say(f"  {line}")
         return answers
 
     def _foresee(self, forecast: Forecast, which: str, stage: str) -> None:
+        if self._made < len(self.examples):
+            return  # the time is that of some of them
         batch_size = self._prepared.settings.generate.batch_size
         forecast.saw_answers(self.answers[which], batch_size, self._clock.seconds[stage])
 
@@ -137,8 +156,15 @@ class HeldOutAnswers:
         with self._clock.stage(stage):
             whole = [replace(example, weight=1.0) for example in self.examples]
             rows = encode_many(whole, template, prepared.tokenizer, turns="last")
-            likely = likelihoods(self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length)
+            kept = self._kept(template)
+            likely = likelihoods(
+                self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length,
+                known=kept.likelihoods(), on_verdict=kept.keep_likelihood,
+            )  # fmt: skip
             write_verdicts(self._answered(which).verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
+
+    def _kept(self, template: Template) -> KeptAnswers:
+        return KeptAnswers(self._journal, key_of(self._asked, template.hash), self.examples)
 
     def _answered(self, which: str) -> AnsweredRows:
         texts = tuple(completion.text for completion in self.answers[which])

@@ -9,7 +9,7 @@ from signal import raise_signal
 from typing import Any
 
 from instil.data.files.places import paths_of
-from instil.errors import StoppedEarly
+from instil.errors import RunFolderTaken, StoppedEarly
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.offline import means, of_other_scripts
 from instil.generate.answer import unended
@@ -23,9 +23,11 @@ from instil.recipes.run.training import forget_checkpoints, train_and_save
 from instil.runs.baseline import base_answers_key
 from instil.runs.best import saved_bytes
 from instil.runs.card import data_card
-from instil.runs.facts import describe, keep_facts
+from instil.runs.extending import extend as extend_run
+from instil.runs.facts import describe, keep_facts, unlike
 from instil.runs.folder import RunFolder
-from instil.runs.identity import Identity, check_same
+from instil.runs.identity import Identity, check_same, clear_leftovers
+from instil.runs.kept import Kept
 from instil.runs.report.report import refresh_report
 from instil.runs.status import at_work, check_idle
 from instil.screen import Screen
@@ -79,6 +81,8 @@ def run(
     *,
     overwrite: bool = False,
     resume: bool = False,
+    extend: bool = False,
+    force: bool = False,
     answers: bool = True,
     before: Sequence[Path] = (),
     task: Task[Any] | None = None,
@@ -94,6 +98,9 @@ def run(
         overwrite: replace an earlier run at ``out``.
         resume: go on with the run at ``out``, to the same end, where it was begun with the same data, model and
             settings; where none was begun, begin it.
+        extend: with ``resume``, let it take more steps than it was begun for (``train.epochs``, ``train.max_steps``);
+            also one that is finished, if it has kept a checkpoint (``train.keep_checkpoint``).
+        force: with ``resume``, go on even if the loss of the next step is not what it was.
         answers: whether the held-out rows are answered and scored before and after.
         before: finished runs; of one that was asked the same, the answers before training are reused.
         task: what is to be learnt; by default what ``train.objective`` says, by which a run's rows are read again.
@@ -101,6 +108,7 @@ def run(
 
     Raises:
         UserError, RunFolderTaken: the input cannot be used, or ``out`` is not free; nothing was written.
+        InstilError: the run that is to go on would not be the same.
         TrainingDiverged: the loss is no longer finite.
         Stopped: a signal came while it trained; see `instil.stopping`.
     """
@@ -109,13 +117,14 @@ def run(
     check_idle(folder.path)
     resume = resume and folder.begun
     if not resume:
+        clear_leftovers(folder)
         folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
 
     # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
     prepared = _preflight(data, model, settings, task, clock, answers=answers)
     answers = answers and bool(prepared.held_out[1])
     if resume:
-        check_same(folder, Identity.of(prepared))
+        _check_resumed(folder, prepared, clock.screen, answers=answers, extend=extend)
 
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
     with clock.stage("load model"):
@@ -124,21 +133,24 @@ def run(
     with at_work(folder.path, clock.screen) as work:
         facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite, resume=resume)
         forecast = Forecast(prepared, clock.foresee, answers=answers)
-        answered = HeldOutAnswers(folder, prepared, decoder, clock)
-        if answers:
-            answered.before(forecast, facts["hashes"]["before"], before)
+        with Kept.of(folder, clock.screen) as journal:
+            answered = HeldOutAnswers(folder, prepared, decoder, clock, journal)
+            if answers:
+                answered.before(forecast, facts["hashes"]["before"], before)
 
-        # 7.6: fine-tuning.
-        result = train_and_save(prepared, decoder, folder, clock, forecast, work, resume=resume)
+            # 7.6: fine-tuning.
+            how: dict[str, bool] = {"resume": resume, "force": force}
+            result = train_and_save(prepared, decoder, folder, clock, forecast, work, journal, **how)
 
-        # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
-        if answers:
-            answered.after()
+            # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
+            if answers:
+                answered.after()
         clock.end()
         _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
         refresh_report(folder)
         work.finish()
-        forget_checkpoints(folder, clock.screen)  # not before: an end that was not written down is gone on to again
+        # Not before: an end that was not written down is gone on to again.
+        forget_checkpoints(folder, clock.screen, keep=settings.train.keep_checkpoint)
     return _finished(folder, prepared, result, answered, facts, clock)
 
 
@@ -202,6 +214,19 @@ def _preflight(
     return prepared
 
 
+def _check_resumed(folder: RunFolder, prepared: Prepared, screen: Screen, *, answers: bool, extend: bool) -> None:
+    """Make sure that the run in the folder is the one that is to go on."""
+    try:
+        if extend:
+            for line in extend_run(folder, prepared, answers=answers):
+                screen.say(f"  {line}", "yellow")
+        else:
+            check_same(folder, Identity.of(prepared), answers=answers)
+    except RunFolderTaken:  # it is finished; what it needs no more may still lie there
+        forget_checkpoints(folder, screen, keep=prepared.settings.train.keep_checkpoint)
+        raise
+
+
 def _begin(
     folder: RunFolder, prepared: Prepared, decoder: Decoder, screen: Screen, *, overwrite: bool, resume: bool
 ) -> dict[str, Any]:
@@ -213,11 +238,12 @@ def _begin(
     facts["hashes"]["before"] = base_answers_key(prepared, facts["hashes"]["model"])
     screen.say(f"  model: {prepared.model_name}, {decoder.parameter_count:,} parameters ({decoder.spec.family})")
     if resume:
-        begun, facts = facts["versions"], folder.read_settings()
-        if products := facts.get("versions", {}).get("products"):
-            begun["products"] = use_again(str(products))
-        if begun != facts.get("versions"):
-            screen.say("  begun with other versions or threads, so last bits may differ from here on", "yellow")
+        now, facts = facts["versions"], folder.read_settings()
+        then = facts.get("versions", {})
+        if products := then.get("products"):
+            now["products"] = use_again(str(products))
+        if others := unlike(then, now):
+            screen.say(f"  {others} when it was begun, so last bits may differ from here on", "yellow")
     else:
         folder.create(overwrite=overwrite)
         folder.write_settings(facts)

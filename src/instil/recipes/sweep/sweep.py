@@ -93,6 +93,8 @@ def sweep(
 ) -> SweepResult:
     """Make the runs of a file one after the other, but for those that are finished; write the table as it grows.
 
+    One that was stopped in the middle goes on where it was (``instil run --resume``).
+
     Args:
         path: see `instil.recipes.sweep.file`.
         over: what stands in for something in the file.
@@ -187,13 +189,16 @@ class _Sweep:
         if place.state == "finished":
             self._screen.say(f"  is finished already, in {place.folder.path}; kept as it is")
         else:
+            if place.state == "begun":
+                self._screen.say(f"  {place.folder.path} holds this run, not finished; it goes on")
             if place.state == "unfinished":
                 self._screen.say(f"  {place.folder.path} holds a run that is not finished or is another one; done anew")
             status = "done"
             try:
                 self._make(place)
             except Exception as error:  # whatever it is, the other runs are not lost by it
-                return replace(self._rows[number], status="failed", reason=reason_of(error))
+                advice = f"; remove {place.folder.path} to have it made anew" if place.state == "begun" else ""
+                return replace(self._rows[number], status="failed", reason=f"{reason_of(error)}{advice}")
             finally:
                 release()
         try:
@@ -210,6 +215,7 @@ class _Sweep:
         options: dict[str, Any] = {
             "settings": planned.settings,
             "overwrite": place.state == "unfinished",
+            "resume": place.state == "begun",
             "before": finished,
         }
         if self._processes or self._too_full(place):

@@ -1,10 +1,14 @@
-"""The reference model's log-probabilities, computed once before training."""
+"""The reference model's log-probabilities, computed once before training; a run that goes on computes the rest."""
 
 from __future__ import annotations
 
+from array import array
+from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+from instil.ask.journal import key_of
 from instil.data.splits import Part
 from instil.model.decoder import Decoder
 from instil.model.find import find_model
@@ -14,17 +18,20 @@ from instil.records import EncodedPair
 from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.losses import reference_log_probs
-from instil.tasks.task import Prepared
+from instil.tasks.task import Keeps, Prepared
 from instil.train.loop import planned_steps
 
 REFERENCE_PAIRS = 16  # in one batch: no gradient is held
 REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
 
 
-def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
+def with_reference(
+    prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False, journal: Keeps | None = None
+) -> Prepared:
     """The pairs with the reference model's log-probabilities, computed once.
 
-    Where training ends within an epoch, only those are asked about that it sees, unless ``all_rows`` are wanted.
+    Where training ends within an epoch, only those are asked about that it sees, unless ``all_rows`` are wanted. What a
+    ``journal`` has of the same pairs in the same batches is taken from it, and it is given the others.
     """
     name = prepared.settings.dpo.reference
     reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
@@ -41,7 +48,7 @@ def with_reference(prepared: Prepared, decoder: Decoder, screen: Screen, *, all_
         for part, rows in asked.items():
             done: list[EncodedPair] = []
             for some in _at_once(rows, prepared.max_length):
-                done += _scored_by(reference, some, prepared)
+                done += _scored_by(reference, some, prepared, journal)
                 for _ in some:
                     advance()
             known = {pair.row: pair for pair in done}
@@ -74,14 +81,39 @@ def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[list[Enc
         yield some
 
 
-def _scored_by(reference: Decoder, pairs: list[EncodedPair], prepared: Prepared) -> list[EncodedPair]:
-    batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, prepared.settings.train.layout)
-    scored = [
-        replace(pair, reference=found) for pair, found in zip(pairs, reference_log_probs(reference, batch), strict=True)
-    ]
+def _scored_by(
+    reference: Decoder, pairs: list[EncodedPair], prepared: Prepared, journal: Keeps | None
+) -> list[EncodedPair]:
+    layout, key = prepared.settings.train.layout, ""
+    if journal is not None:
+        key = key_of("reference", layout, prepared.max_length, [_identity(pair) for pair in pairs])
+    found = _unpacked(journal.kept(key)) if journal is not None else None
+    if found is None:
+        batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, layout)
+        found = reference_log_probs(reference, batch)
+        if journal is not None:
+            journal.keep(key, [[_packed(side) for side in pair] for pair in found])
+    scored = [replace(pair, reference=known) for pair, known in zip(pairs, found, strict=True)]
     others = [pair.other for pair in scored if pair.other is not None]
     if not others:
         return scored
     return [
-        replace(pair, other=other) for pair, other in zip(scored, _scored_by(reference, others, prepared), strict=True)
+        replace(pair, other=other)
+        for pair, other in zip(scored, _scored_by(reference, others, prepared, journal), strict=True)
     ]
+
+
+def _identity(pair: EncodedPair) -> list[Any]:
+    spans = [[span.start, span.stop] for span in (pair.chosen_scored, pair.rejected_scored)]
+    return [pair.chosen.ids, pair.rejected.ids, spans]
+
+
+def _packed(values: Sequence[float]) -> str:
+    return b64encode(array("d", values).tobytes()).decode("ascii")
+
+
+def _unpacked(kept: Any) -> list[tuple[tuple[float, ...], tuple[float, ...]]] | None:
+    if kept is None:
+        return None
+    sides = [[tuple(array("d", b64decode(side))) for side in pair] for pair in kept]
+    return [(chosen, rejected) for chosen, rejected in sides]

@@ -25,7 +25,7 @@ from instil.tasks.pairs.fading import FadingWatch
 from instil.tasks.pairs.losses import Preference
 from instil.tasks.pairs.reference import with_reference
 from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
-from instil.tasks.task import Data, Prepared, Task, View
+from instil.tasks.task import Data, Keeps, Prepared, Task, View
 from instil.train.metrics import StepRecord
 from instil.train.objective import Objective
 from instil.train.observer import Observer
@@ -109,9 +109,19 @@ class Preferences(Task[EncodedPair]):
     def looks_before(self) -> bool:
         return self._preference.needs_reference
 
-    def ready(self, prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
+    def ready(
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        screen: Screen,
+        *,
+        all_rows: bool = False,
+        journal: Keeps | None = None,
+    ) -> Prepared:
         """With the reference model's log-probabilities."""
-        return with_reference(prepared, decoder, screen, all_rows=all_rows) if self.looks_before else prepared
+        if not self.looks_before:
+            return prepared
+        return with_reference(prepared, decoder, screen, all_rows=all_rows, journal=journal)
 
     def observers(self, screen: Screen) -> list[Observer]:
         return [FadingWatch(screen)]

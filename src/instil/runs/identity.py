@@ -18,8 +18,10 @@ from instil.tasks.task import Prepared
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
 LATER: dict[str, Any] = {  # settings that earlier versions lack, with what they did
     "train.gradient_checkpointing": False,
+    "train.on_divergence": "stop",
     "lora.trainable_token_indices": [],
 }
+HOW = {("train", "save_every"), ("train", "micro_batch"), ("train", "gradient_checkpointing")}
 SHOWN = 5  # settings named in a message
 
 State = Literal["finished", "unfinished", "absent"]
@@ -27,8 +29,8 @@ State = Literal["finished", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a run the run it is, as `run.toml` has it. How answers are judged, or how often it is saved,
-    is no part of it.
+    """What makes a run the run it is, as `run.toml` has it. How answers are judged, how often it is saved, or in what
+    pieces the same sums are computed, is no part of it.
     """
 
     settings: dict[str, Any]
@@ -128,7 +130,7 @@ def clear_leftovers(folder: RunFolder) -> None:
 
 def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
     return {
-        section: {name: value for name, value in values.items() if (section, name) != ("train", "save_every")}
+        section: {name: value for name, value in values.items() if (section, name) not in HOW}
         for section, values in settings.items()
         if section != "score"
     }

@@ -265,6 +265,11 @@ class TrainOptions(BaseModel):
     save_every: Annotated[str, BeforeValidator(_rhythm)] = Field(
         "10m", description="when a checkpoint is written: after so many steps (100), or a time (10m); 0: never"
     )
+    on_divergence: Literal["stop", "rewind"] = Field(
+        "stop",
+        description="when the loss is no longer a number: stop; rewind: go back to the last good checkpoint and go on "
+        "without the rows of that step, which are named; at most three times",
+    )
     sample: Literal["evaluation", "epoch"] = Field("evaluation", description="when sample answers are written")
     order: Literal["seeded", "book"] = Field(
         "seeded", description="seeded: a function of seed and epoch; book: as torch's DataLoader draws it"

@@ -13,6 +13,7 @@
     ├── RunFolderTaken            exit code 3: the run folder holds something already, or another process is at work
     ├── StoppedEarly              exit code 4: not finished, but what was done is kept and the same command goes on
     │   └── TrainingStopped       between two steps, as somebody who watches wanted
+    ├── OutOfMemory               exit code 1: a step does not fit into memory, not even row by row
     └── TrainingDiverged          exit code 1: the loss is no longer a number
 
 Every message says what was found, what was wanted and what to do next. The command line prints it
@@ -78,6 +79,10 @@ class StoppedEarly(InstilError):
 
 class TrainingStopped(StoppedEarly):
     """Training has stopped between two steps, because somebody who watches it wanted it to."""
+
+
+class OutOfMemory(InstilError):
+    """A step of a training does not fit into memory."""
 
 
 class TrainingDiverged(InstilError):

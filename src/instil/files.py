@@ -5,6 +5,7 @@ What was written as JSON comes back by `record_of`, which says what is wrong wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from instil.errors import DataError, InstilError, RunFolderTaken, UserError, parsing_problem
 
 NO_JSON = "not valid JSON"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a limit of a file's size
 Parsed = TypeVar("Parsed")
 Record = TypeVar("Record")
 

@@ -131,6 +131,16 @@ def _numbers(path: str) -> dict[str, int]:
     return {line[0]: int(line[1]) for line in lines if len(line) > 1 and line[1].isdigit()}
 
 
+NO_MEMORY = re.compile(
+    r"out of memory|allocate memory|not enough memory|bad_alloc|ALLOC_FAILED|memory allocation failed", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory, of the machine or of a GPU (torch has several ways to say so)."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
 STATUS = Path("/proc/self/status")
 FORGET = Path("/proc/self/clear_refs")  # Linux: "5" written here makes the peak what is held now
 FORGOTTEN = 1 << 26  # bytes by which the new peak may exceed that

@@ -29,6 +29,7 @@ from instil.train.evaluation import AsInBook, HeldOut
 from instil.train.loop import train
 from instil.train.objective import Likelihood, Objective
 from instil.train.observer import Observer, Pause, TrainResult
+from instil.train.rewind import Earlier
 from instil.train.state import TrainState
 from tests.train.test_training import decoder
 
@@ -79,8 +80,9 @@ class InMemory:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
 
-    def save(self, decoder: Decoder) -> None:
+    def save(self, decoder: Decoder) -> bool:
         self.keep({name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad})
+        return True
 
     @torch.no_grad()
     def restore(self, decoder: Decoder) -> None:
@@ -127,7 +129,9 @@ class Case:
     seen: bool = False
     loss: str = ""
 
-    def run(self, observers: Sequence[Observer], resume: TrainState | None = None) -> tuple[Decoder, TrainResult]:
+    def run(
+        self, observers: Sequence[Observer], resume: TrainState | None = None, earlier: Earlier | None = None
+    ) -> tuple[Decoder, TrainResult]:
         options = TrainOptions(**{"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 2} | self.options)
         objective: Objective = Preference(DpoOptions(loss=self.loss, nll=0.1)) if self.loss else Likelihood()
         held: list[Any] = some_pairs(3) if self.loss else some_rows(4, first=100)
@@ -143,7 +147,7 @@ class Case:
             evaluator = AsInBook(loader.draw, validation.draw, options.eval_every, 2, objective)
         result = train(
             model, loader, options, evaluator=evaluator, observers=observers, objective=objective, resume=resume,
-            seen_ids=loader.ids() if self.seen else (), best=InMemory() if options.patience else None,
+            seen_ids=loader.ids() if self.seen else (), best=InMemory() if options.patience else None, earlier=earlier,
         )  # fmt: skip
         return model, result
 
@@ -208,10 +212,16 @@ CASES = {
 WHOLE: dict[str, tuple[dict[str, Any], int]] = {}
 
 
-def ended(case: Case, resume: TrainState | None = None, watched: Samples | None = None) -> dict[str, Any]:
+def ended(
+    case: Case,
+    resume: TrainState | None = None,
+    watched: Samples | None = None,
+    more: Sequence[Observer] = (),
+    earlier: Earlier | None = None,
+) -> dict[str, Any]:
     """All that a training leaves, but for times."""
     samples = watched or Samples()
-    model, result = case.run([samples], resume)
+    model, result = case.run([samples, *more], resume, earlier)
     seconds = {"seconds": 0.0, "tokens_per_second": 0.0}
     return {
         **{name: one.detach() for name, one in model.named_parameters()},

@@ -19,7 +19,8 @@ import typer
 from instil.cli import chat, judge, make, models, serve, settings, sweep, tune
 from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
-from instil.machine import settle
+from instil.files import FULL
+from instil.machine import is_out_of_memory, settle
 from instil.screen import visible
 from instil.stopping import SIGNALS, Stopped, stop_at_once
 from instil.version import __version__
@@ -46,7 +47,6 @@ def _options(
         raise typer.Exit
 
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -71,7 +71,7 @@ def main() -> None:
         advice = "; choose another name" if error.errno in NO_NAME else advice
         _fail(f"{what}{error.strerror or error}{advice}", UserError.exit_code if error.errno in NO_NAME else 1)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         _fail("out of memory; lower train.micro_batch or generate.batch_size", 1)
 

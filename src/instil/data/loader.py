@@ -106,6 +106,8 @@ class Loader:
         self._pad_id = pad_id
         self._max_length = max_length
         self._order: tuple[int, Sequence[int]] = (-1, ())
+        self._given: Sequence[int] = ()  # the rows of the step that was given last
+        self._left_out: set[int] = set()
         self.budget: TokenBudget | None = None
         if batch_tokens:
             if order == "book":
@@ -148,6 +150,23 @@ class Loader:
             return [int(row) for row in self.budget.rows(epoch, step)]
         return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
+    def halve(self) -> list[Batch]:
+        """The step that was given last, and all that come, in micro-batches half as large; nothing where each is one
+        row.
+        """
+        most = max((len(rows) for rows in self._micro_rows(self._given)), default=0)
+        if most < 2:
+            return []
+        self.micro_batch = (most + 1) // 2
+        return self._micro_batches(self._given)
+
+    def leave_out(self, rows: Iterable[int]) -> None:
+        """Rows, by their numbers in the data, that are in no step any more.
+
+        Steps are those that they were but for these rows, so one may be left without any.
+        """
+        self._left_out.update(rows)
+
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
         """The micro-batches of each step of an epoch, from step ``start`` on.
 
@@ -156,21 +175,21 @@ class Loader:
         """
         if self.resumable:
             for step in range(start, len(self)):
-                yield self._micro_batches(self.rows_of(epoch, step))
+                yield self._give(self.rows_of(epoch, step))
             return
         if epoch == 0:
             torch.manual_seed(self.seed)
-        yield from self._drawn(start)
+        yield from map(self._give, self._drawn(start))
 
     def draw(self) -> Iterator[list[Batch]]:
         """The steps of an evaluation: in the order that the book draws next; else those of the first epoch."""
         if self.resumable:
             yield from self.steps()
         else:
-            yield from self._drawn()
+            yield from map(self._micro_batches, self._drawn())
 
-    def _drawn(self, start: int = 0) -> Iterator[list[Batch]]:
-        """The steps that torch's generator says now, from step ``start`` on."""
+    def _drawn(self, start: int = 0) -> Iterator[list[int]]:
+        """The rows of the steps that torch's generator says now, from step ``start`` on."""
         drawn: Iterable[list[int]] = torch.utils.data.DataLoader(
             list(range(len(self.rows))),  # type: ignore[arg-type]
             batch_size=self.batch_size,
@@ -178,8 +197,7 @@ class Loader:
             drop_last=self.drop_last,
             collate_fn=list,
         )
-        for chosen in islice(drawn, start, None):
-            yield self._micro_batches(chosen)
+        return islice(drawn, start, None)
 
     def step(self, number: int) -> list[Batch]:
         """One step of the first epoch in the seeded order, whatever the order of training."""
@@ -228,8 +246,15 @@ class Loader:
         return np.fromiter((self.collate.length(row) for row in self.rows), np.int32, len(self.rows))
 
     def _micro_rows(self, chosen: Sequence[int]) -> Iterator[list[Any]]:
-        for first in range(0, len(chosen), self.micro_batch):
-            yield [self.rows[index] for index in chosen[first : first + self.micro_batch]]
+        rows = [self.rows[index] for index in chosen]
+        if self._left_out:
+            rows = [row for row in rows if row.row not in self._left_out]
+        for first in range(0, len(rows), self.micro_batch):
+            yield rows[first : first + self.micro_batch]
+
+    def _give(self, chosen: Sequence[int]) -> list[Batch]:
+        self._given = chosen
+        return self._micro_batches(chosen)
 
     def _micro_batches(self, chosen: Sequence[int]) -> list[Batch]:
         return [self.collate(rows) for rows in self._micro_rows(chosen)]

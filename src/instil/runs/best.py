@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,13 @@ from instil.errors import InstilError
 from instil.files import unfinished_of, write_whole
 from instil.model.decoder import Decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
-from instil.settings.options import Settings
+from instil.model.load import blank_decoder
+from instil.model.lora import trained_parameters
+from instil.settings.options import Settings, steps_and_seconds
+from instil.tasks.adapters import adapt
+
+CHECKPOINTS = 3  # that lie there at once
+FLOAT = 4  # bytes of a number that is trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +32,7 @@ class BestOnDisk:
     """
 
     path: Path
+    warn: Callable[[str], None] = lambda line: None
 
     def __enter__(self) -> BestOnDisk:
         return self
@@ -36,20 +44,31 @@ class BestOnDisk:
         if kind is None:
             self.path.unlink(missing_ok=True)
 
-    def save(self, decoder: Decoder) -> None:
+    def save(self, decoder: Decoder) -> bool:
         """Write what is trained; the file appears whole or not at all.
+
+        Returns:
+            Whether it could be written; what was kept before is as it was where it could not, and that is told.
+        """
+        try:
+            self.keep({name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad})
+        except InstilError as error:
+            self.warn(f"  {error}; training goes on")
+            return False
+        return True
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write these.
 
         Raises:
             InstilError: it cannot be written.
         """
-        self.keep({name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad})
-
-    def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write these; errors as those of `save`."""
         try:
             write_whole(self.path, lambda part: write_safetensors(part, tensors.items()))
         except OSError as error:
-            raise InstilError(f"{self.path}: the best model cannot be kept: {error}; set train.patience=0") from error
+            with suppress(OSError):
+                unfinished_of(self.path).unlink(missing_ok=True)
+            raise InstilError(f"{self.path}: the best model cannot be kept: {error.strerror or error}") from error
 
     @torch.no_grad()
     def restore(self, decoder: Decoder) -> None:
@@ -68,6 +87,23 @@ class BestOnDisk:
 
 
 def saved_bytes(decoder: Decoder, settings: Settings) -> int:
-    """What a run puts on disk at most: its model, or, while the best one is kept, that and the one that replaces it."""
+    """What a run puts on disk at most besides checkpoints: its model, and the best one so far until that is saved.
+
+    While the best one is kept the one that replaces it is there, too, but the model is not.
+    """
     kept = 2 if settings.train.patience and settings.train.method == "full" else 1
     return kept * sum(parameter.nbytes for parameter in decoder.parameters())
+
+
+def checkpoint_bytes(decoder: Decoder, settings: Settings) -> int:
+    """What the checkpoints of a run take at most: two that are kept and one being written; 0 where none are wanted."""
+    train = settings.train
+    if not any(steps_and_seconds(train.save_every)):
+        return 0
+    trained = decoder.parameter_count
+    if train.method == "lora":
+        blank = blank_decoder(decoder.spec)
+        adapt(blank, settings)
+        trained = trained_parameters(blank)
+    parts = 3 + bool(train.patience)  # weights, two moments, the best weights
+    return CHECKPOINTS * parts * FLOAT * trained

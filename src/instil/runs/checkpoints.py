@@ -124,7 +124,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is no room, or it cannot be written; what was there before is as it was.
         """
-        target = self.folder / f"{PREFIX}{state.progress.done:09}"
+        target = self._place(state)
         try:
             self.disk.make(self.folder)
             self._sweep()
@@ -151,13 +151,24 @@ class Checkpoints:
     def newest(self) -> Found:
         """The newest complete checkpoint of this run; every byte of it is compared with its hash."""
         damaged: list[str] = []
+        for found in self._all():
+            if not isinstance(found, str):
+                state, versions = found
+                return Found(state, tuple(damaged), versions)
+            damaged.append(found)
+        return Found(None, tuple(damaged))
+
+    def states(self) -> Iterator[TrainState]:
+        """All that are complete, the newest first."""
+        return (found[0] for found in self._all() if not isinstance(found, str))
+
+    def _all(self) -> Iterator[tuple[TrainState, Mapping[str, Any]] | str]:
+        """Checkpoints with what they were computed with, the newest first; or what is wrong with one."""
         for folder in reversed(self.complete()):
             try:
-                state, versions = self._read(folder)
-                return Found(state, tuple(damaged), versions)
+                yield self._read(folder)
             except (OSError, ValueError, TypeError, LookupError, ModelError, RecursionError) as error:
-                damaged.append(f"{folder}: {_reason(error)}")
-        return Found(None, tuple(damaged))
+                yield f"{folder}: {_reason(error)}"
 
     def complete(self) -> list[Path]:
         """Checkpoints that were finished, by their names, the newest last; whether they are intact is not looked at."""
@@ -167,6 +178,21 @@ class Checkpoints:
             if path.name.startswith(PREFIX) and number.isascii() and number.isdecimal() and path.is_dir():
                 found.append((int(number), path))
         return [path for _, path in sorted(found)]
+
+    def drop_older(self) -> bool:
+        """Make room: leave the newest that is whole; returns whether there were others.
+
+        Raises:
+            OSError: they cannot be removed.
+        """
+        found = self.newest().state
+        others = [] if found is None else [one for one in self.complete() if one != self._place(found)]
+        for path in others:
+            self.disk.remove(path)
+        return bool(others)
+
+    def _place(self, state: TrainState) -> Path:
+        return self.folder / f"{PREFIX}{state.progress.done:09}"
 
     def clear(self, keep: int = 0) -> None:
         """Remove all of them but so many of the newest, and what is left of others: the run is finished.

@@ -9,6 +9,7 @@
       rejected.jsonl           rows left out or cut, each with its reason; empty if there is none
       data.json                the data card: what the rows are
       metrics.jsonl            one line a step
+      skipped.jsonl            with train.on_divergence=rewind: rows that training went on without, if there are any
       samples.jsonl            the same few prompts, answered as training goes on
       loss.png  loss.pdf
       model/                   a folder that transformers opens
@@ -59,6 +60,7 @@ OWN_FILES = (
     "data.json",
     "metrics.jsonl",
     "samples.jsonl",
+    "skipped.jsonl",
     "loss.png",
     "loss.pdf",
     "report.html",
@@ -121,6 +123,11 @@ class RunFolder:
         return self.path / "samples.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """Rows that training went on without, since it had diverged with them; absent where there are none."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def rejected(self) -> Path:
         """Rows that were left out or cut, one a line."""
         return self.path / "rejected.jsonl"
@@ -155,19 +162,25 @@ class RunFolder:
                     f"{path} lies inside {self.path}, which --overwrite would replace; choose another --out"
                 )
 
-    def check_room(self, needed: int) -> None:
-        """Refuse a disk that cannot take so many bytes beside what is on it, but for an earlier model here.
+    def check_room(self, result: int, checkpoints: int = 0) -> None:
+        """Refuse a disk that cannot take so many bytes beside what is on it, but for an earlier model and checkpoints.
+
+        Args:
+            result: bytes of what a run leaves.
+            checkpoints: bytes of those that are there at once while it trains.
 
         Raises:
             UserError: there is too little room.
         """
         existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
-        earlier = sum(file.stat().st_size for file in self.model.glob("*.safetensors"))
-        free = shutil.disk_usage(existing).free + earlier
-        if needed > free:
+        earlier = [*self.model.glob("*.safetensors"), *self.checkpoints.rglob("*.safetensors")]
+        free = shutil.disk_usage(existing).free + sum(file.stat().st_size for file in earlier)
+        if result + checkpoints > free:
+            of_that = f", {checkpoints / 1e9:.2f} of them for checkpoints" if checkpoints else ""
+            without = ", or do without checkpoints (train.save_every=0)" if result <= free and checkpoints else ""
             raise UserError(
-                f"the run needs {needed / 1e9:.2f} GB on disk, and {free / 1e9:.2f} GB are free at {existing}; "
-                "make room, or choose another --out"
+                f"the run needs {(result + checkpoints) / 1e9:.2f} GB on disk{of_that}, and {free / 1e9:.2f} GB are "
+                f"free at {existing}; make room, or choose another --out{without}"
             )
 
     def create(self, *, overwrite: bool = False) -> None:
@@ -223,6 +236,15 @@ class RunFolder:
         if not isinstance(found.get("data_path", ""), str):
             raise DataError(f"{file}: damaged, its 'data_path' is no text")
         return found
+
+    def note_micro_batch(self, step: int, rows: int) -> None:
+        """Write into ``run.toml`` that from a step on so many rows are computed at once, for want of memory.
+
+        Raises:
+            DataError, OSError: it is damaged, or cannot be written.
+        """
+        facts = self.read_settings()
+        self.write_settings({**facts, "micro_batches": [*facts.get("micro_batches", []), {"step": step, "rows": rows}]})
 
     def read_split(self) -> dict[str, list[int]]:
         """Row numbers of each part, from ``split.json``.

@@ -19,13 +19,16 @@ from instil.tasks.task import Prepared
 FILES = (RUN_FILE, "split.json", "metrics.jsonl", "loss.png", FACTS, "report.html", "model/config.json")
 LATER: dict[str, Any] = {  # settings that earlier versions lack, with what they did
     "train.gradient_checkpointing": False,
+    "train.on_divergence": "stop",
     "lora.trainable_token_indices": [],
 }
 SHOWN = 5  # settings named in a message
 STEP = "step-"  # what names of checkpoints begin with
 
 GROWING = ("train.epochs", "train.max_steps")  # what may grow with --extend
-NO_MATTER = {("train", "save_every"), ("train", "keep_checkpoint")}  # settings that make no other run
+NO_MATTER = {  # settings that make no other run
+    ("train", name) for name in ("save_every", "keep_checkpoint", "micro_batch", "gradient_checkpointing")
+}
 
 # "begun": the very run that is wanted, which can go on; "unfinished": another one, or one that lacks files.
 State = Literal["finished", "begun", "unfinished", "absent"]
@@ -33,8 +36,8 @@ State = Literal["finished", "begun", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a run the run it is, as `run.toml` has it. How answers are judged, or how often it is saved,
-    is no part of it.
+    """What makes a run the run it is, as `run.toml` has it. How answers are judged, how often it is saved, or in what
+    pieces the same sums are computed, is no part of it.
     """
 
     settings: dict[str, Any]

@@ -6,20 +6,22 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
 
 from instil.data.differences import one_line
 from instil.data.shapes.shown import asked_text
 from instil.data.templates import TEMPLATE_FILE
+from instil.errors import DataError, counted
 from instil.files import write_whole
 from instil.generate.answer import answer
 from instil.machine import release
 from instil.model.decoder import Decoder
 from instil.model.files.peft import save_adapter
 from instil.records import Completion, Example
-from instil.runs.folder import RunFolder
+from instil.runs.folder import RUN_FILE, RunFolder
 from instil.screen import Screen
 from instil.settings.options import GenerateOptions
 from instil.tasks.task import SAMPLE_TOKENS, Prepared
@@ -31,14 +33,19 @@ SHOWN = 100  # characters of a sample on the screen
 
 
 class _Lines(Observer):
-    """Appends JSON lines to a file, each complete on disk before the next step.
+    """Appends JSON lines to a file, each complete there before the next step.
 
-    Where training goes on (``resume``), what the file has of later steps goes: they are taken once more.
+    Where training goes on (``resume``), what the file has of later steps goes: they are taken once more. What cannot be
+    written, since the disk is full, is told of (``warn``) and tried again with the next line; no line is ever torn.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
-        self._path = path
-        self._file: TextIO = path.open("a" if resume else "w", encoding="utf-8")
+    def __init__(self, path: Path, *, resume: bool = False, warn: Callable[[str], None] = lambda line: None) -> None:
+        if not resume:
+            path.write_bytes(b"")
+        self._file = path.open("ab+", buffering=0)
+        self._path, self._warn = path, warn
+        self._waiting = b""
+        self._told = False
 
     def __enter__(self) -> Self:
         return self
@@ -46,20 +53,38 @@ class _Lines(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._write()
+        if self._waiting:
+            self._warn(f"{self._path}: its last lines are missing, since they could not be written")
+        with suppress(OSError):
+            self._file.close()
 
     def sync(self) -> None:
         """Wait until its lines cannot be lost."""
         os.fsync(self._file.fileno())
 
     def _append(self, text: str) -> None:
-        self._file.write(text + "\n")
-        self._file.flush()
+        self._waiting += text.encode("utf-8", "replace") + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        whole = os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(self._waiting)
+            while left:
+                left = left[self._file.write(left) :]
+            self._waiting = b""
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(whole)
+            if not self._told:
+                self._warn(f"{self._path}: cannot be written: {error.strerror}; training goes on and tries again")
+            self._told = True
 
     def _only(self, lines: Iterable[str]) -> None:
         """Let the file have these lines and no others; whatever happens meanwhile, it has these or the old ones."""
         self._file.close()
-        text = "".join(lines)
+        self._waiting, text = b"", "".join(lines)
 
         def write(path: Path) -> None:
             with path.open("w", encoding="utf-8") as file:
@@ -68,7 +93,7 @@ class _Lines(Observer):
                 os.fsync(file.fileno())
 
         write_whole(self._path, write)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab+", buffering=0)
 
 
 class MetricsFile(_Lines):
@@ -100,7 +125,7 @@ class Samples(_Lines):
         *,
         resume: bool = False,
     ) -> None:
-        super().__init__(path, resume=resume)
+        super().__init__(path, resume=resume, warn=lambda line: screen.warn(f"  {line}"))
         self._prepared, self._screen, self._on_answers = prepared, screen, on_answers
 
     def on_resume(self, state: TrainState) -> None:
@@ -137,6 +162,21 @@ class SavedAdapter(Observer):
         self._folder.write_json(f"{self._folder.adapter.name}/{TEMPLATE_FILE}", self._prepared.template.as_json())
 
 
+class MemoryNote(Observer):
+    """Says that rows are computed in smaller pieces, since they did not fit, and writes it into ``run.toml``."""
+
+    def __init__(self, folder: RunFolder, screen: Screen) -> None:
+        self._folder, self._screen = folder, screen
+
+    def on_out_of_memory(self, step: int, micro_batch: int) -> None:
+        at_once = counted(micro_batch, "row is", "rows are")
+        self._screen.warn(f"  step {step}: out of memory; from here on {at_once} computed at once, to the same sums")
+        try:
+            self._folder.note_micro_batch(step, micro_batch)
+        except (OSError, DataError) as error:
+            self._screen.warn(f"  {RUN_FILE} does not say so: {error}")
+
+
 def _as_alpaca(example: Example) -> dict[str, str]:
     """A row for people to read, whose instruction is all that was said before where it is a conversation."""
     talk = bool(example.history or example.steps)
@@ -145,9 +185,9 @@ def _as_alpaca(example: Example) -> dict[str, str]:
 
 
 def _step_of(line: str) -> int | None:
-    """Which step a line is of; None where it is torn."""
+    """Which step a line is of; None where it is damaged."""
     try:
-        return int(json.loads(line)["step"]) if line.endswith("\n") else None
+        return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -208,10 +208,12 @@ class Work(Observer):
         self._beats.start()
 
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
-        self._now(planned=steps)
+        with suppress(OSError):  # it is written again with the next sign of life
+            self._now(planned=steps)
 
     def on_resume(self, state: TrainState) -> None:
-        self._now(done=state.progress.done)
+        with suppress(OSError):
+            self._now(done=state.progress.done)
 
     def on_step(self, record: StepRecord) -> None:
         self.status = replace(self.status, done=record.step)  # written with the next sign of life

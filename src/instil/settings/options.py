@@ -268,6 +268,11 @@ class TrainOptions(BaseModel):
     keep_checkpoint: bool = Field(
         False, description="keep the last checkpoint when the run is finished, so that --resume --extend can go on"
     )
+    on_divergence: Literal["stop", "rewind"] = Field(
+        "stop",
+        description="when the loss is no longer a number: stop; rewind: go back to the last good checkpoint and go on "
+        "without the rows of that step, which are named; at most three times",
+    )
     sample: Literal["evaluation", "epoch"] = Field("evaluation", description="when sample answers are written")
     order: Literal["seeded", "book"] = Field(
         "seeded", description="seeded: a function of seed and epoch; book: as torch's DataLoader draws it"

@@ -20,15 +20,19 @@ class Progress(Observer):
     def __init__(self, screen: Screen, steps: int, advance: Advance, shown: Callable[[StepRecord], str]) -> None:
         self._screen, self._steps, self._advance, self._shown = screen, steps, advance, shown
         self._records: list[StepRecord] = []
+        self._at = 0  # where the bar is
 
     def on_resume(self, state: TrainState) -> None:
         self._records = list(state.records)
-        self._advance(steps=state.progress.done)
+        self._advance(steps=state.progress.done - self._at)
+        self._at = state.progress.done
 
     def on_step(self, record: StepRecord) -> None:
         self._records.append(record)
         if record.step:
-            self._advance(f"loss {record.train_loss:.3f}  {record.tokens_per_second:.0f} tokens/s")
+            loss = "no rows" if record.train_loss is None else f"loss {record.train_loss:.3f}"
+            self._advance(f"{loss}  {record.tokens_per_second:.0f} tokens/s")
+            self._at = record.step
         if record.val_loss is not None or record.step == self._steps:
             self._screen.say(progress_line(self._records, self._steps, self._shown(record)))
 

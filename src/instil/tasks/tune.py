@@ -12,6 +12,7 @@ from instil.tasks.task import Prepared, evaluator_for
 from instil.train.best import BestCheckpoint
 from instil.train.loop import train
 from instil.train.observer import Observer, TrainResult
+from instil.train.rewind import Earlier
 from instil.train.state import TrainState
 
 
@@ -21,6 +22,7 @@ def tune(
     observers: Sequence[Observer] = (),
     best: BestCheckpoint | None = None,
     resume: TrainState | None = None,
+    earlier: Earlier | None = None,
 ) -> TrainResult:
     """Train a decoder in place; adapters are in its weights afterwards.
 
@@ -30,8 +32,10 @@ def tune(
         observers: who watches.
         best: keeps the best model so far, for ``train.patience``.
         resume: the state of this very training, from which it goes on.
+        earlier: its states that are kept, to one of which it may go back.
 
     Raises:
+        TrainingStopped, OutOfMemory: see `instil.train.loop.train`.
         TrainingDiverged: the loss is not finite, and no model with one was kept.
         MergeError: the model with its adapters merged answers otherwise than before.
     """
@@ -53,4 +57,5 @@ def tune(
             best=best,
             objective=prepared.task.objective(),
             resume=resume,
+            earlier=earlier,
         )

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from instil.errors import SettingsError, TrainingDiverged, counted
@@ -15,14 +14,15 @@ from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.evaluation import Evaluation
 from instil.train.objective import Objective, look
+from instil.train.rewind import is_finite
 from instil.train.state import TrainState
 
 
 class BestCheckpoint(Protocol):
     """Where the best model is kept while training goes on (`train.patience`)."""
 
-    def save(self, decoder: Decoder) -> None:
-        """Keep what is trained, as it is now."""
+    def save(self, decoder: Decoder) -> bool:
+        """Keep what is trained, as it is now; returns whether it could be, else what was kept before still is."""
 
     def restore(self, decoder: Decoder) -> None:
         """Put back what was kept last."""
@@ -59,8 +59,9 @@ class Best:
         if self._checkpoint is None or found.validation is None:
             return
         if found.validation < self.loss:
-            self.loss, self.step, self.worse = found.validation, step, 0
-            self._checkpoint.save(decoder)
+            if self._checkpoint.save(decoder):
+                self.loss, self.step = found.validation, step
+            self.worse = 0
         else:
             self.worse += 1
 
@@ -99,7 +100,7 @@ class Best:
         Raises:
             TrainingDiverged: there is no model with a loss.
         """
-        if diverged is None and not _usable(
+        if diverged is None and not usable(
             decoder, step, self._objective
         ):  # no later step shows what the last update did
             self.step = None if self.step == done else self.step  # this very model is no use
@@ -111,15 +112,11 @@ class Best:
         if diverged is not None and self.before is not None and self.loss > self.before:
             worse = f"its validation loss was {self.loss:.3f}, above {self.before:.3f} before training"
             raise TrainingDiverged(f"{diverged}. But that model had learnt nothing: {worse}; it was not saved")
-        if diverged is not None and not _usable(decoder, step, self._objective):
+        if diverged is not None and not usable(decoder, step, self._objective):
             raise TrainingDiverged(f"{diverged}. But that model has no loss on these rows either, and was not saved")
         return str(diverged or "")
 
 
-def _usable(decoder: Decoder, step: Sequence[Batch], objective: Objective) -> bool:
-    """Whether a model has numbers and a loss; its weights can be finite but too large to compute with.
-
-    Their extremes tell it without a second table in memory, and are no numbers where anything is none.
-    """
-    finite = all(torch.isfinite(torch.stack(parameter.aminmax())).all() for parameter in decoder.parameters())
-    return finite and math.isfinite(look(objective, decoder, step[:1])[0].total)
+def usable(decoder: Decoder, step: Sequence[Batch], objective: Objective) -> bool:
+    """Whether a model has numbers and a loss; its weights can be finite but too large to compute with."""
+    return is_finite(decoder) and math.isfinite(look(objective, decoder, step[:1])[0].total)

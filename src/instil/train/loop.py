@@ -9,20 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from itertools import islice
 
-import torch
-
-from instil.errors import SettingsError, TrainingDiverged, TrainingStopped
+from instil.errors import OutOfMemory, SettingsError, TrainingDiverged, TrainingStopped
+from instil.machine import is_out_of_memory, release
 from instil.model.decoder import Decoder
-from instil.model.frozen import FrozenLinear
-from instil.model.int8 import refuse_int8
-from instil.model.lora import LoraLinear, trained_parameters
+from instil.model.lora import trained_parameters
 from instil.records import Batch
 from instil.settings.options import TrainOptions
-from instil.train.best import Best, BestCheckpoint
+from instil.train import rewind
+from instil.train.best import Best, BestCheckpoint, usable
 from instil.train.evaluation import Evaluation, Evaluator, HeldOut
 from instil.train.ledger import Ledger
 from instil.train.losses import LossSum
@@ -32,7 +29,10 @@ from instil.train.optimizer import AdamWInBackward
 from instil.train.proof import Proof, Steps, loss_of_next
 from instil.train.schedule import learning_rate
 from instil.train.state import Progress, TrainState, named_tensors, put_back, random_states, set_random_states
+from instil.train.step import aside
+from instil.train.step import take_step as _step
 from instil.train.touched import TouchedRows
+from instil.train.weights import check_weights
 
 
 def planned_steps(loader_length: int, options: TrainOptions) -> int:
@@ -53,6 +53,7 @@ def train(
     best: BestCheckpoint | None = None,
     objective: Objective | None = None,
     resume: TrainState | None = None,
+    earlier: rewind.Earlier | None = None,
 ) -> TrainResult:
     """Tune a decoder in place with AdamW (Loshchilov and Hutter, 2019).
 
@@ -73,6 +74,8 @@ def train(
         objective: what is made smaller; the negative log-likelihood of the targets by default.
         resume: the state of such a training, from which this one goes on to the same end (E0, on one machine with the
             same number of threads); everything else has to be as it was, and the decoder as it was before training.
+        earlier: the states that are kept of this training, to one of which it goes back where it has diverged
+            (``options.on_divergence``), or has run out of memory in the middle of an update.
 
     Raises:
         SettingsError: weights that are to be trained are held in fewer than 32 bits, or there are none; or ``resume``
@@ -80,11 +83,14 @@ def train(
         ModelError: ``resume`` is of another model, or of a training of other weights of it.
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
         TrainingStopped: an observer wanted it to stop.
+        OutOfMemory: a step does not fit, not even row by row, or was cut off in its update, and no state is kept.
     """
-    _check_weights(decoder)
+    check_weights(decoder)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective)
-    training = _Training(decoder, loader, options, evaluator, observers, seen_ids, best, objective)
+    training = _Training(
+        decoder, loader, options, evaluator, observers, seen_ids, best, objective, earlier or rewind.Nothing()
+    )
     diverged: TrainingDiverged | None = None
     try:
         for observer in observers:
@@ -99,37 +105,6 @@ def train(
     for observer in observers:
         observer.on_train_end(decoder, result)
     return result
-
-
-def _check_weights(decoder: Decoder) -> None:
-    """SettingsError for weights that are not there to be trained, or would lose updates.
-
-    bfloat16 drops those below a 256th of a weight, which is most of what a step changes, and no loss tells. A copy in
-    float32 beside them would take as much memory as weights in float32 do.
-    """
-    refuse_int8(decoder)
-    if not any(parameter.requires_grad for parameter in decoder.parameters()):
-        raise SettingsError("nothing of this decoder is to be trained: no parameter requires a gradient")
-    kinds = {type(module) for module in decoder.modules()}
-    if FrozenLinear in kinds and LoraLinear not in kinds:
-        raise SettingsError(
-            "the linear layers of this decoder are frozen in few bits, and there are no adapters, so embeddings and "
-            "norms alone would be trained; call add_lora, or load the model anew"
-        )
-    for name, parameter in decoder.named_parameters():
-        if parameter.requires_grad and parameter.dtype not in (torch.float32, torch.float64):
-            kind = str(parameter.dtype).removeprefix("torch.")
-            raise SettingsError(
-                f"{name} is to be trained and is held in {kind}, in which most updates would be rounded away. Load the "
-                "model in float32 (load_decoder(model, dtype=torch.float32), the default), adapters included; "
-                "train.precision=bf16 computes products in bfloat16 all the same, and lora.base=int8 or nf4 holds a "
-                "frozen base in fewer bits"
-            )
-    if len(kinds_held := {str(parameter.dtype).removeprefix("torch.") for parameter in decoder.parameters()}) > 1:
-        raise SettingsError(
-            f"the weights of this decoder are held in {' and '.join(sorted(kinds_held))}, which cannot be multiplied "
-            "with one another; load the model in float32 (load_decoder(model, dtype=torch.float32), the default)"
-        )
 
 
 _Rest = tuple[int, Iterator[list[Batch]] | None, bool]  # an epoch, its steps, if begun; whether there was a look
@@ -148,9 +123,10 @@ class _Training:
         seen_ids: Sequence[int],
         best: BestCheckpoint | None,
         objective: Objective,
+        earlier: rewind.Earlier,
     ) -> None:
         self.decoder, self.loader, self.options = decoder, loader, options
-        self.evaluator, self.observers, self.objective = evaluator, observers, objective
+        self.evaluator, self.observers, self.objective, self.earlier = evaluator, observers, objective, earlier
         self.touched: TouchedRows | None = None
         if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
             self.touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
@@ -162,7 +138,12 @@ class _Training:
         self.best = Best(best if options.patience else None, options, objective)
         self.last = Evaluation(None)  # the latest evaluation
         self.step: list[Batch] = []  # the latest step
+        self.before: list[Batch] = []  # and the one before it
+        if isinstance(loader, rewind.Adjustable):
+            loader.leave_out(row for one in earlier.skipped() for row in one.rows)
         self.epoch_random: dict[str, str] = {}  # the generators as they were when its epoch began
+        self.epoch_random_before: dict[str, str] = {}  # and the epoch before it
+        self.begun: TrainState | None = None  # the state before the first step, without its tensors
 
     def run(self, state: TrainState | None) -> None:
         """Evaluate, take every step of every epoch until there is enough, and leave with an evaluation of the end.
@@ -171,13 +152,19 @@ class _Training:
             TrainingDiverged: a loss is not finite.
         """
         rest: _Rest = self._begin() if state is None else self._take_up(state)
-        first, steps, due = rest
+        while True:
+            try:
+                return self._go_on(*rest)
+            except rewind.GoBack as back:
+                rest = self._take_up(back.state, prove=False)
+
+    def _go_on(self, first: int, steps: Iterator[list[Batch]] | None, due: bool) -> None:
         if self.best.enough():
             return
         for epoch in range(first, math.ceil(self.total / len(self.loader))):
             started = time.perf_counter()  # making a batch is part of a step
             if steps is None:
-                self.epoch_random = random_states()
+                self.epoch_random_before, self.epoch_random = self.epoch_random, random_states()
                 steps = self.loader.steps(epoch)
             for step in islice(steps, self.total - self.ledger.done):
                 due = self._take(step, started)
@@ -188,6 +175,9 @@ class _Training:
         if not due:  # the result is of the model as it ends, whatever the rhythm of evaluations
             self._evaluate()
             self._consider_best()
+        if self._rewinds() and not usable(self.decoder, self.step, self.objective):
+            done = self.ledger.done
+            raise self._diverged(f"step {done}: the last update left a model without a loss", done, self.step)
 
     def _begin(self) -> _Rest:
         """Everything before the first step."""
@@ -195,10 +185,11 @@ class _Training:
         self.best.before = self.last.validation
         self.ledger.report(None, 0.0, self.last)
         self._pause(evaluated=True, ends_epoch=False)
+        self.begun = TrainState(self._progress(evaluated=True), tuple(self.ledger.records), {}, {})
         return 0, None, False
 
-    def _take_up(self, state: TrainState) -> _Rest:
-        """Be where another training was.
+    def _take_up(self, state: TrainState, *, prove: bool = True) -> _Rest:
+        """Be where another training was, or this one.
 
         Raises:
             SettingsError, ModelError: it was of another length, or of other weights.
@@ -224,9 +215,11 @@ class _Training:
             self.step = next(steps)
         self.decoder.train()
         set_random_states(at.random)
-        proof = Proof(at.done, at.planned, at.next_loss, self._next_loss())
-        for observer in self.observers:
-            observer.on_proof(proof)
+        if prove:
+            since = any(one.step > at.done for one in self.earlier.skipped())  # rows that its next step may have had
+            proof = Proof(at.done, at.planned, None if since else at.next_loss, self._next_loss())
+            for observer in self.observers:
+                observer.on_proof(proof)
         for observer in self.observers:
             observer.on_resume(state)
         set_random_states(at.random)
@@ -236,8 +229,11 @@ class _Training:
         where = self.ledger.done, self.total, self.epoch_random
         return loss_of_next(self.decoder, self.objective, self.loader, *where)
 
-    def _state(self, *, evaluated: bool) -> TrainState:
-        progress = Progress(
+    def _progress(self, *, evaluated: bool, in_a_step: bool = False) -> Progress:
+        epoch_random, random = self.epoch_random, random_states()
+        if in_a_step and self.ledger.done % len(self.loader) == 0:  # an epoch has begun
+            epoch_random, random = self.epoch_random_before, self.epoch_random
+        return Progress(
             done=self.ledger.done,
             planned=self.total,
             in_an_epoch=len(self.loader),
@@ -252,22 +248,35 @@ class _Training:
             best_step=self.best.step,
             worse=self.best.worse,
             decayed=1.0 if self.touched is None else self.touched.decayed,
-            epoch_random=self.epoch_random,
-            random=random_states(),
-            next_loss=self._next_loss(),
+            epoch_random=epoch_random,
+            random=random,
         )
+
+    def _state(self, *, evaluated: bool, in_a_step: bool = False) -> TrainState:
+        progress = self._progress(evaluated=evaluated, in_a_step=in_a_step)
+        if not in_a_step:  # in which there was no memory for it
+            progress = replace(progress, next_loss=self._next_loss())
         tensors = named_tensors(self.decoder, self.optimizer, self.touched)
         return TrainState(progress, tuple(self.ledger.records), tensors, self.best.kept())
 
+    def _earlier(self, before: float = math.inf) -> TrainState | None:
+        """The newest state with less than so many steps to go back to; that before the first is made again."""
+        state = rewind.newest_good(self.earlier, before)
+        if state is None and self.begun is not None and (weights := self.earlier.first()) is not None:
+            own = named_tensors(self.decoder, self.optimizer, self.touched)
+            return rewind.first_state(weights, own, self.touched, self.begun)
+        return state
+
     def _take(self, step: list[Batch], started: float) -> bool:
         """One optimizer step and what is due after it; whether that was an evaluation."""
-        self.step = step
+        self.before, self.step = self.step, step
         rate = self.optimizer.learning_rate = learning_rate(self.ledger.done, self.total, self.options)
-        loss, tokens, metrics = _step(self.decoder, step, self.optimizer, self.objective, self.options.precision)
+        loss, tokens, metrics = self._compute()
         if not math.isfinite(loss.total):
-            rows = [row for batch in step for row in batch.examples]
-            done = self.ledger.done
-            raise self.best.diverged(f"step {done + 1}: the loss is {loss.total}; rows {rows}", done)
+            done, what = self.ledger.done, f"the loss is {loss.total}; rows {rewind.rows_of(self.step)}"
+            # Weights that are no numbers came of the update before; else these rows are the first to have no loss.
+            fault = (done + 1, self.step) if rewind.is_finite(self.decoder) else (done, self.before)
+            raise self._diverged(f"step {done + 1}: {what}", *fault)
         if self.touched is not None and loss.tokens:
             self.touched.step(rate)
         self.ledger.add(tokens, time.perf_counter() - started)
@@ -276,14 +285,14 @@ class _Training:
         due = self.evaluator.due(self.ledger.done, ends_epoch)
         if due:
             self._evaluate()
-        self.ledger.report(loss.mean, rate, self.last if due else None, metrics)
+        self.ledger.report(loss.mean if loss.tokens else None, rate, self.last if due else None, metrics)
         if due:
             self._consider_best()
         self._pause(evaluated=due, ends_epoch=ends_epoch, ends=self.ledger.done == self.total or self.best.enough())
         return due
 
     def _evaluate(self) -> None:
-        with _aside(self.decoder, self.touched):
+        with aside(self.decoder, self.touched):
             started = time.perf_counter()
             self.last = self.evaluator(self.decoder)
             seconds = time.perf_counter() - started
@@ -291,27 +300,87 @@ class _Training:
             observer.on_evaluation(self.last, seconds)
         loss, done = self.last.validation, self.ledger.done
         if loss is not None and not math.isfinite(loss):
-            raise self.best.diverged(f"step {done}: the validation loss is {loss}", done)
+            raise self._diverged(f"step {done}: the validation loss is {loss}", done, self.step)
+
+    def _compute(self) -> tuple[LossSum, int, dict[str, float]]:
+        """The step, in smaller pieces if it does not fit into memory: sums over the same rows, divided once (E1)."""
+        while True:
+            try:
+                return _step(self.decoder, self.step, self.optimizer, self.objective, self.options.precision)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_smaller()  # not before the error is forgotten, which holds what was computed
+
+    def _make_smaller(self) -> None:
+        """Have the step, and those that come, in micro-batches half as large.
+
+        Raises:
+            OutOfMemory: they are single rows already.
+            rewind.GoBack: some of the step's update is done already.
+        """
+        clean, done, loader = self.optimizer.abandon(), self.ledger.done, self.loader
+        release()
+        smaller = loader.halve() if isinstance(loader, rewind.Adjustable) else []
+        if smaller and isinstance(loader, rewind.Adjustable):
+            self.step = smaller
+            for observer in self.observers:
+                observer.on_out_of_memory(done + 1, loader.micro_batch)
+        state = None if clean or not smaller else self._earlier()
+        if state is not None:
+            raise rewind.GoBack(state)
+        if clean and smaller:
+            return
+        if clean and done:
+            self._save(Pause(done, evaluated=False, ends_epoch=False, stops=True), in_a_step=True)
+        at = "with one row at a time" if clean else "in the middle of its update, and there is no state to go back to"
+        raise OutOfMemory(
+            f"step {done + 1}: out of memory {at} (rows {rewind.rows_of(self.step)}). Set "
+            "train.gradient_checkpointing=true, or lower train.micro_batch or data.max_length"
+        )
+
+    def _rewinds(self) -> bool:
+        return self.options.on_divergence == "rewind"
+
+    def _diverged(self, what: str, number: int, step: Sequence[Batch]) -> Exception:
+        """What to raise where a loss is no number: go back, and leave out the rows of a step; or the end."""
+        rows = rewind.rows_of(step)
+        if (
+            self._rewinds()
+            and rows
+            and len(self.earlier.skipped()) < rewind.MOST
+            and isinstance(self.loader, rewind.Adjustable)
+        ):
+            state = self._earlier(before=number)
+            if state is not None:
+                self.optimizer.abandon()
+                self.earlier.skip(rewind.Skipped(number, rows, what, state.progress.done))
+                self.loader.leave_out(rows)
+                return rewind.GoBack(state)
+        return self.best.diverged(what, self.ledger.done)
 
     def _pause(self, *, evaluated: bool, ends_epoch: bool, ends: bool = False) -> None:
-        pause = Pause(self.ledger.done, evaluated, ends_epoch, ends)
+        pause = Pause(self.ledger.done, evaluated, ends_epoch, ends=ends)
         wanted = [observer for observer in self.observers if observer.wants_pause(pause)]
         if wanted:
-            with _aside(self.decoder, self.touched):
+            with aside(self.decoder, self.touched):
                 for observer in wanted:
                     observer.on_pause(pause, self.decoder)
         stops = any(observer.wants_stop() for observer in self.observers)
         pause = replace(pause, stops=stops)
-        keeping = [observer for observer in self.observers if observer.wants_state(pause)]
-        if keeping:
-            state = self._state(evaluated=evaluated)
-            for observer in keeping:
-                observer.on_state(state)
+        self._save(pause)
         if stops:
             raise TrainingStopped(f"stopped after step {self.ledger.done:,} of {self.total:,}")
 
+    def _save(self, pause: Pause, *, in_a_step: bool = False) -> None:
+        keeping = [observer for observer in self.observers if observer.wants_state(pause)]
+        if keeping:
+            state = self._state(evaluated=pause.evaluated, in_a_step=in_a_step)
+            for observer in keeping:
+                observer.on_state(state)
+
     def _consider_best(self) -> None:
-        with _aside(self.decoder, self.touched):
+        with aside(self.decoder, self.touched):
             self.best.saw(self.decoder, self.last, self.ledger.done)
 
     def close(self) -> None:
@@ -341,38 +410,3 @@ class _Training:
             planned=self.total,
             ended=self.best.ended(),
         )
-
-
-@contextmanager
-def _aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
-    """Something other than a training step: the model whole, and not in training mode."""
-    decoder.eval()
-    with touched.whole() if touched is not None else nullcontext():
-        yield
-    decoder.train()
-
-
-def _step(
-    decoder: Decoder, step: Sequence[Batch], optimizer: AdamWInBackward, objective: Objective, precision: str
-) -> tuple[LossSum, int, dict[str, float]]:
-    """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
-
-    A loss that is not finite ends it before anything is updated.
-    """
-    batches = [batch for batch in step if objective.count(batch)]
-    count = sum(objective.count(batch) for batch in batches)
-    measure = objective.measure(batches)
-    loss = LossSum(0.0, 0)
-    tokens = 0
-    for index, batch in enumerate(batches):
-        last = index == len(batches) - 1
-        grad_hook = optimizer.row_hook(decoder.head.weight) if last else None
-        with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total = measure(decoder, batch.to(decoder.device), grad_hook)
-        loss += LossSum(float(total.detach()), objective.count(batch))
-        if not math.isfinite(loss.total):
-            return loss, tokens, {}
-        optimizer.backward(total / count, last=last)
-        tokens += batch.real_tokens
-    optimizer.finish()
-    return loss, tokens, measure.metrics()

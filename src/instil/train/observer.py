@@ -36,7 +36,9 @@ class Observer:
         """Training is about to go on from a state (before `on_resume`); who doubts that it is the same raises."""
 
     def on_resume(self, state: TrainState) -> None:
-        """Training goes on from this state (after `on_train_begin`): of what its records say nothing is told again."""
+        """Training goes on from this state, after `on_train_begin`, or once more where it has gone back: what is told
+        from here on comes after what its records say.
+        """
 
     def on_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
         """The model was evaluated; before the first step, in between, or at the end."""
@@ -67,6 +69,9 @@ class Observer:
         The model itself is not to be read now: it need not be whole. (Made whole, an embedding's rows that are never
         read would be rounded once more, and the last bits would depend on when somebody asked for the state.)
         """
+
+    def on_out_of_memory(self, step: int, micro_batch: int) -> None:
+        """A step did not fit into memory; from it on so many rows are computed at once."""
 
     def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
         """Training has ended with a model that can be used."""

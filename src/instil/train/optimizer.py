@@ -45,6 +45,7 @@ class AdamWInBackward:
             for parameter in self.parameters
         }
         self._complete = False
+        self._begun = False  # whether parameters of this step are updated already
         self._forget()  # what an earlier backward left is no part of the first step
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._on_gradient)  # type: ignore[no-untyped-call]
@@ -67,6 +68,16 @@ class AdamWInBackward:
             torch.nn.utils.clip_grad_norm_(waiting, self.clip)
         if waiting:
             self._update(waiting)
+        self._begun = False
+
+    def abandon(self) -> bool:
+        """Forget the gradients of a step that cannot be ended; returns whether it may be taken once more from here.
+
+        It may not where parameters were updated on the way.
+        """
+        self._forget()
+        clean, self._begun = not self._begun, False
+        return clean
 
     def close(self) -> None:
         """Let go of the parameters."""
@@ -92,6 +103,7 @@ class AdamWInBackward:
         return functools.partial(self._update_rows, parameter)
 
     def _update(self, parameters: Sequence[Tensor]) -> None:
+        self._begun = True
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         states = [self.state[parameter] for parameter in parameters]
         self._step(
@@ -101,6 +113,7 @@ class AdamWInBackward:
             parameter.grad = None
 
     def _update_rows(self, parameter: Tensor, rows: slice, grad: Tensor) -> None:
+        self._begun = True
         first, second, step = self.state[parameter]
         if rows.stop < len(parameter):
             step = step.clone()  # a step is counted once, with its last rows

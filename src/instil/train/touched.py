@@ -42,6 +42,10 @@ class TouchedRows:
         """The whole table as it was when it was last brought up to date."""
         return self._whole.weight.detach()
 
+    def part_of(self, whole_VD: Tensor) -> Tensor:
+        """The rows that are trained, of another table like this one."""
+        return whole_VD[self._rows_R]
+
     def step(self, rate: float) -> None:
         """Count an optimizer step."""
         self.decayed *= 1 - rate * self._weight_decay

@@ -117,7 +117,8 @@ class Forecast(Observer):
                 prepared.settings.generate.batch_size,
             )
         self._steps: list[float] = []
-        self._done = 0  # steps taken before this process
+        self._done = 0  # steps taken before this process, or before training went back
+        self._told = False
         self._spent = 0.0
         self._evaluation = 0.0
         self._evaluated = 0
@@ -145,6 +146,7 @@ class Forecast(Observer):
     def on_resume(self, state: TrainState) -> None:
         """What is done already takes no more time; samples are taken to come with evaluations."""
         self._done, self._spent = state.progress.done, state.progress.seconds
+        self._steps.clear()
         self._evaluated = sum(record.val_loss is not None for record in state.records)
         self._samples = min(self._evaluated, self.work.samples)
 
@@ -153,7 +155,8 @@ class Forecast(Observer):
             return
         self._steps.append(record.seconds - self._spent)
         self._spent = record.seconds
-        if len(self._steps) == self._at:
+        if len(self._steps) == self._at and not self._told:
+            self._told = True
             self._ready(self.seconds_left())
 
     def seconds_left(self) -> float:

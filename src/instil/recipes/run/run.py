@@ -12,6 +12,7 @@ from instil.data.files.places import paths_of
 from instil.errors import RunFolderTaken, StoppedEarly
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.offline import means, of_other_scripts
+from instil.files import records_in
 from instil.generate.answer import unended
 from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
@@ -21,7 +22,7 @@ from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.held_out import HeldOutAnswers
 from instil.recipes.run.training import forget_checkpoints, train_and_save
 from instil.runs.baseline import base_answers_key
-from instil.runs.best import saved_bytes
+from instil.runs.best import checkpoint_bytes, saved_bytes
 from instil.runs.card import data_card
 from instil.runs.extending import extend as extend_run
 from instil.runs.facts import describe, keep_facts, unlike
@@ -37,6 +38,7 @@ from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.rejected import rejected_rows
 from instil.tasks.task import Data, Prepared, Task
 from instil.train.observer import TrainResult
+from instil.train.rewind import Skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def run(
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
     with clock.stage("load model"):
         decoder = load(prepared)
-    folder.check_room(saved_bytes(decoder, prepared.settings))
+    folder.check_room(saved_bytes(decoder, prepared.settings), checkpoint_bytes(decoder, prepared.settings))
     with at_work(folder.path, clock.screen) as work:
         facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite, resume=resume)
         forecast = Forecast(prepared, clock.foresee, answers=answers)
@@ -281,6 +283,8 @@ def _keep_facts(
         own_peak=own_peak,
         outlook=clock.line(),
         leaks=prepared.leaks.as_json()["held_out"],
+        micro_batches=folder.read_settings().get("micro_batches", []),
+        skipped=[asdict(one) for one in records_in(folder.skipped, Skipped)] if folder.skipped.exists() else [],
         unended={which: unended(completions, limit) for which, completions in answered.answers.items()},
     )
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from signal import SIGTERM
+from typing import Any
+
+from torch import Tensor
 
 from instil.assistant.folder import export_folder
-from instil.errors import InstilError, TrainingStopped
+from instil.errors import InstilError, OutOfMemory, TrainingStopped
+from instil.files import FULL
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
@@ -16,19 +22,22 @@ from instil.runs.facts import unlike, versions
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
 from instil.runs.kept import Kept, forget_kept
-from instil.runs.observers import MetricsFile, Samples, SavedAdapter
+from instil.runs.observers import MemoryNote, MetricsFile, Samples, SavedAdapter
 from instil.runs.proof import ProvesResume
 from instil.runs.report.curves import plot_losses
+from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import SavesCheckpoints, StopsBySignal
 from instil.runs.status import Work
 from instil.screen import Screen
 from instil.stopping import Stop, Stopped
-from instil.tasks.adapters import AdapterNote, MergeError
+from instil.tasks.adapters import AdapterNote, MergeError, adapt
+from instil.tasks.prepare import load
 from instil.tasks.progress import progress
 from instil.tasks.task import Prepared
 from instil.tasks.tune import tune
 from instil.train.loop import planned_steps
 from instil.train.observer import Observer, TrainResult
+from instil.train.state import TrainState
 
 CHECKED_ROWS = 5  # whose ids are looked at again in what was saved
 
@@ -53,57 +62,150 @@ def train_and_save(
     Raises:
         Stopped: a signal came; where steps were taken, they are saved.
     """
-    screen, settings, now = clock.screen, prepared.settings, versions(decoder.device)
-    facts = folder.read_settings()
+    prepared = _as_it_fits(prepared, folder)
+    facts, now = folder.read_settings(), {**versions(decoder.device), **_pieces(prepared)}
     checkpoints = Checkpoints(
         folder.checkpoints, Identity.of(prepared).short(), former=former(facts, prepared), versions=now
     )
+    screen, begin = clock.screen, _From(None)
     screen.head("Training")
-    with clock.stage("train"):
-        state, proof = None, ProvesResume(folder.metrics, screen, force=force)
-        if resume:
-            found = _found(checkpoints, screen)
-            if found.state is not None:
-                planned = planned_steps(len(prepared.training), settings.train)
-                longer = found.state.progress.planned != planned
-                state = extended(found.state, planned)
-                elsewhere = unlike(found.versions or facts.get("versions", {}), now)
-                proof = ProvesResume(folder.metrics, screen, elsewhere, force=force or longer)
-        prepared = prepared.task.ready(prepared, decoder, screen, journal=journal)
-        with (
-            MetricsFile(folder.metrics, resume=state is not None) as metrics,
-            Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=state is not None) as samples,
-            progress(prepared, screen) as shown,
-            BestOnDisk(folder.checkpoints / "best.safetensors") as best,
-            Stop(quiet=screen.quiet) as stop,
-        ):
-            watching = prepared.task.observers(screen)
-            observers: list[Observer] = [
-                work,
-                *([proof] if state else []),
-                metrics,
-                forecast,
-                shown,
-                *watching,
-                samples,
-            ]
-            first, keep = (metrics.sync, samples.sync), settings.train.keep_checkpoint
-            saving = SavesCheckpoints(checkpoints, settings.train.save_every, screen, first=first, at_the_end=keep)
-            observers += [saving, StopsBySignal(stop)]
-            if settings.train.method == "lora":
-                observers += [AdapterNote(settings, decoder.parameter_count, screen), SavedAdapter(folder, prepared)]
-            try:
-                result = tune(prepared, decoder, observers, best, state)
-            except TrainingStopped as error:
-                raise Stopped(stop.number or SIGTERM, _kept(saving, work)) from error
-            except MergeError as error:
-                raise InstilError(f"{error}; they lie in {folder.adapter}") from error
-        plot_losses(result.records, folder.path)
-    with clock.stage("save"):
-        rows = prepared.split.train[:CHECKED_ROWS]
-        for line in export_folder(decoder, prepared.tokenizer, prepared.template, folder.model, rows):
-            screen.say(f"  {line}", "yellow")
+    try:
+        with BestOnDisk(folder.checkpoints / "best.safetensors", screen.warn) as best:
+            with clock.stage("train"):
+                if resume:
+                    began = facts.get("versions", {})
+                    begin = _taken_up(prepared, folder, checkpoints, began, screen, force=force)
+                ready = prepared.task.ready(prepared, decoder, screen, journal=journal)
+                result = _train(ready, decoder, folder, checkpoints, best, clock, forecast, work, begin)
+            with clock.stage("save"):
+                for line in _save(prepared, decoder, folder, checkpoints, screen):
+                    screen.say(f"  {line}", "yellow")
+                plot_losses(result.records, folder.path)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise InstilError(f"{where}{error.strerror or error}. {_rescue(checkpoints, work)}") from error
+    except OutOfMemory as error:
+        raise OutOfMemory(f"{error}. {_rescue(checkpoints, work)}") from error
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class _From:
+    """Where a training begins: at its beginning, or in a state, which is to be proved."""
+
+    state: TrainState | None
+    proof: ProvesResume | None = None
+
+
+def _taken_up(
+    prepared: Prepared,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    began: Mapping[str, Any],
+    screen: Screen,
+    *,
+    force: bool,
+) -> _From:
+    """The newest checkpoint that is whole, and what tells whether training goes on from it as it was."""
+    found = _found(checkpoints, screen)
+    if found.state is None:
+        return _From(None)
+    planned = planned_steps(len(prepared.training), prepared.settings.train)
+    longer = found.state.progress.planned != planned
+    elsewhere = unlike(found.versions or began, checkpoints.versions)
+    return _From(extended(found.state, planned), ProvesResume(folder.metrics, screen, elsewhere, force=force or longer))
+
+
+def _pieces(prepared: Prepared) -> dict[str, Any]:
+    """Settings that change last bits and no more."""
+    train = prepared.settings.train
+    return {"train.micro_batch": train.micro_batch, "train.gradient_checkpointing": train.gradient_checkpointing}
+
+
+def _train(
+    prepared: Prepared,
+    decoder: Decoder,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    best: BestOnDisk,
+    clock: RunClock,
+    forecast: Forecast,
+    work: Work,
+    begin: _From,
+) -> TrainResult:
+    screen, train, resume = clock.screen, prepared.settings.train, begin.state is not None
+    with (
+        MetricsFile(folder.metrics, resume=resume, warn=screen.warn) as metrics,
+        Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=resume) as samples,
+        progress(prepared, screen) as shown,
+        Stop(quiet=screen.quiet) as stop,
+    ):
+        observers: list[Observer] = [work, *([begin.proof] if begin.proof else []), metrics, forecast, shown]
+        observers += [*prepared.task.observers(screen), samples]
+        first, keep = (metrics.sync, samples.sync), train.keep_checkpoint
+        saving = SavesCheckpoints(checkpoints, train.save_every, screen, first=first, at_the_end=keep)
+        observers += [saving, StopsBySignal(stop), MemoryNote(folder, screen)]
+        if train.method == "lora":
+            note = AdapterNote(prepared.settings, decoder.parameter_count, screen)
+            observers += [note, SavedAdapter(folder, prepared)]
+        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: _first(prepared))
+        try:
+            result = tune(prepared, decoder, observers, best, begin.state, earlier)
+        except TrainingStopped as error:
+            raise Stopped(stop.number or SIGTERM, _kept(saving, work)) from error
+        except MergeError as error:
+            raise InstilError(f"{error}; they lie in {folder.adapter}") from error
+    return result
+
+
+def _first(prepared: Prepared) -> dict[str, Tensor]:
+    """The weights that are trained as they are before training: those of the model, and fresh adapters."""
+    decoder = load(prepared)
+    if prepared.settings.train.method == "lora":
+        adapt(decoder, prepared.settings)
+    return {name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad}
+
+
+def _save(
+    prepared: Prepared, decoder: Decoder, folder: RunFolder, checkpoints: Checkpoints, screen: Screen
+) -> list[str]:
+    """Save the model; where the disk is full, in the place of all checkpoints but the newest.
+
+    Raises:
+        OSError: it cannot be saved.
+    """
+    rows = prepared.split.train[:CHECKED_ROWS]
+
+    def export() -> list[str]:
+        return export_folder(decoder, prepared.tokenizer, prepared.template, folder.model, rows)
+
+    try:
+        return export()
+    except OSError as error:
+        if error.errno not in FULL or not checkpoints.drop_older():
+            raise
+        screen.warn(f"  {folder.model}: {error.strerror}; older checkpoints are removed, and it is tried again")
+    return export()
+
+
+def _as_it_fits(prepared: Prepared, folder: RunFolder) -> Prepared:
+    """With the micro-batches that an earlier process has found to fit into memory."""
+    noted = folder.read_settings().get("micro_batches")
+    if not noted:
+        return prepared
+    settings, rows = prepared.settings, int(noted[-1]["rows"])
+    fits = min(rows, settings.train.micro_batch or rows)
+    train = settings.train.model_copy(update={"micro_batch": fits})
+    return replace(prepared, settings=settings.model_copy(update={"train": train}))
+
+
+def _rescue(checkpoints: Checkpoints, work: Work) -> str:
+    """What there is of a training whose result cannot be saved, or which cannot go on."""
+    found = checkpoints.newest().state
+    if found is None:
+        return "There is no checkpoint, so training begins anew with the same command"
+    done = found.progress.done
+    return f"The training is kept as it was after step {done:,} of {work.status.planned:,}: --resume goes on from there"
 
 
 def _kept(saving: SavesCheckpoints, work: Work) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from instil.errors import InstilError
-from instil.machine import settle
+from instil.machine import is_out_of_memory, settle
 from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.stopping import Stopped
@@ -72,7 +72,7 @@ def _end_with_parent() -> None:
 
 def reason_of(error: BaseException) -> str:
     """Why a run failed, in one line."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+    if is_out_of_memory(error):
         return "out of memory; lower train.micro_batch or generate.batch_size"
     if isinstance(error, InstilError):
         return str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import unicodedata
 
 import pytest
@@ -42,3 +43,25 @@ def test_the_screen_and_the_commands_show_signs(
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     show_stream([EVIL])
     assert capsys.readouterr().out == SHOWN + "\n"
+
+
+def test_bars_of_several_threads_stand_under_one_another() -> None:
+    """A terminal can show one thing that moves at a time, so they are one."""
+    out = io.StringIO()
+    screen = Screen(console=Console(file=out, highlight=False, width=100, force_terminal=True))
+    met = threading.Barrier(2, timeout=20)
+
+    def work(what: str) -> None:
+        with screen.bar(what, 2) as advance:
+            advance("half", 1)
+            met.wait()
+
+    other = threading.Thread(target=work, args=("encoding rows",))
+    other.start()
+    work("looking for leaks")
+    other.join(20)
+    assert not other.is_alive()
+    assert "looking for leaks" in out.getvalue()
+    assert "encoding rows" in out.getvalue()
+    with screen.bar("later", 1):
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ class Screen:
 
     quiet: bool = False
     console: Console = field(default_factory=lambda: Console(file=_Lasting(), highlight=False))  # type: ignore[arg-type]
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
+    _bars: Progress | None = field(default=None, init=False, repr=False, compare=False)
+    _shown: int = field(default=0, init=False, repr=False, compare=False)
 
     def say(self, text: str, style: str = "") -> None:
         """One line; text is shown as it is, never read as markup, and steers no terminal (`visible`)."""
@@ -57,16 +61,31 @@ class Screen:
 
     @contextmanager
     def bar(self, what: str, total: int) -> Iterator[Advance]:
-        """A bar with the time left; where stderr is no terminal, only what is said beside it shows."""
-        with self._progress(MofNCompleteColumn(), TimeElapsedColumn()) as progress:
-            task = progress.add_task(what, total=total, note="")
+        """A bar with the time left; where stderr is no terminal, only what is said beside it shows.
 
-            def advance(note: str = "", steps: int = 1) -> None:
-                progress.advance(task, steps)
-                if note:
-                    progress.update(task, note=note)
+        Those of several threads stand under one another.
+        """
+        with self._lock:
+            if self._bars is None:
+                self._bars = self._progress(MofNCompleteColumn(), TimeElapsedColumn())
+                self._bars.start()
+            self._shown, progress = self._shown + 1, self._bars
+        task = progress.add_task(what, total=total, note="")
 
+        def advance(note: str = "", steps: int = 1) -> None:
+            progress.advance(task, steps)
+            if note:
+                progress.update(task, note=note)
+
+        try:
             yield advance
+        finally:
+            progress.remove_task(task)
+            with self._lock:
+                self._shown -= 1
+                if not self._shown:
+                    progress.stop()
+                    self._bars = None
 
     @contextmanager
     def bytes_bar(self, what: str) -> Iterator[Bytes]:

@@ -112,20 +112,41 @@ def test_a_row_goes_on_where_its_prompt_ended_and_a_prompt_after_what_all_begin_
     assert encode_many(rows, TEMPLATES["alpaca"], HEADED) == wanted
     words = HEADED._view(frozenset())._words
     assert words is not None
-    find, found = words._find, list[tuple[bool, int]]()
+    find, found = words._find, list[tuple[int, int]]()
 
-    def counting(text: str, start: int = 0) -> list[str]:
-        found.append(("Red" in text, start))
-        return find(text, start)
+    def counting(text: str, start: int, end: int) -> list[str]:
+        found.append((start, len(text) - end))
+        return find(text, start, end)
 
     words._find = counting
     try:
         assert encode_many(rows, TEMPLATES["alpaca"], HEADED) == wanted
     finally:
         words._find = find
-    assert [whole for whole, _ in found] == [False, True] * 40
-    assert all(start > 150 for whole, start in found if whole)
-    assert all(start > 100 for whole, start in found if not whole)
+    assert len(found) == 2 * len(rows)
+    prompts, answers = found[::2], found[1::2]
+    assert all(start > 100 and left > 10 for start, left in prompts)
+    assert all(start > 150 and not left for start, left in answers)
+
+
+def test_a_prompt_that_has_other_words_by_itself_is_not_cut_with_its_answer() -> None:
+    """Two new lines are one word where nothing follows them; "'ll" is one where the answer ends it."""
+    words = HEADED._view(frozenset())._words
+    assert words is not None
+    for prompt, answer in [("Say it:\n\n", "No."), ("Say that I'l", "l go"), ("So ", "so")]:
+        assert words.cut([prompt, answer], [1]) is None
+    for prompt, answer in [
+        ("Say it:\n", "No."),
+        ("Say that I", "'ll go"),
+        ("So", " so"),
+        ("Add 1", "2 to it"),
+        ("So", ""),
+    ]:
+        ids, begins = words.cut([prompt, answer], [1]) or ([], [])
+        assert begins == [0, len(SMOLLM.encode(prompt))]
+        assert ids == SMOLLM.encode(prompt + answer)
+    assert words.cut(["Say that I'l", "l go"]) is None
+    assert words.cut(["Say", " it:", "\n", "No."], [3]) == (SMOLLM.encode("Say it:\nNo."), [0, 1, 3, 4])
 
 
 @settings(max_examples=25, deadline=None)

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.collate import collate
-from instil.data.encoding import check_vocabulary, encode, encode_many, encode_prompt, spelling
+from instil.data.encoding import check_vocabulary, encode, encode_many, encode_prompt
 from instil.data.loader import Loader
+from instil.data.spelling import spelling
 from instil.data.templates import TEMPLATES, template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import DataError, ModelError

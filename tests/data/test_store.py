@@ -19,9 +19,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from instil.data.encoding import encode, mask_notes, spelling
+from instil.data.encoding import encode, mask_notes
 from instil.data.lengths import lengths_of
 from instil.data.near_duplicates import Prompts, prompt_text
+from instil.data.spelling import spelling
 from instil.data.store import build, shards, sources, workers
 from instil.data.store.build import stored_examples, stored_tokens
 from instil.data.store.examples import ExampleStore
@@ -248,6 +249,63 @@ def test_an_error_of_another_process_is_that_of_this_one(monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(InstilError, match=r"ended by itself .* the same command goes on"):
         stored_tokens(store, ALPACA, GPT2, "response", QUIET)
+
+
+def test_rows_are_encoded_beside_other_work_and_given_up_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "FEWEST", 1)
+    monkeypatch.setattr(workers, "processors", lambda: 2)
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Watched(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **how: Any) -> None:
+            super().__init__(*given, **how)
+            begun.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Watched)
+    rows, how = some(1500), (ALPACA, GPT2, "response", QUIET)
+    store = put(rows)
+    with pytest.raises(ZeroDivisionError), build.tokens_ahead(store, *how):
+        while len(begun) < 2:
+            pass
+        raise ZeroDivisionError
+    assert [one.poll() for one in begun] == [-signal.SIGKILL] * 2
+    with build.tokens_ahead(store, *how) as tokens:
+        while len(begun) < 4:  # though nobody has asked yet
+            pass
+        assert list(tokens()) == [encode(row, ALPACA, GPT2) for row in rows]
+        assert tokens() is tokens()
+    with (
+        build.tokens_ahead(store, template_named("chatml"), GPT2, "response_with_header", QUIET) as tokens,
+        pytest.raises(DataError, match="has no response header to train on"),
+    ):
+        tokens()
+
+
+def test_where_one_process_is_enough_rows_are_encoded_when_they_are_asked_for() -> None:
+    store = put(some(40))
+    with build.tokens_ahead(store, ALPACA, GPT2, "response", QUIET):
+        pass
+    assert not list(store.folder.parent.glob("tokens-*"))
+    with build.tokens_ahead(store, ALPACA, GPT2, "response", QUIET) as tokens:
+        assert tokens() is tokens()
+        assert list(tokens()) == [encode(row, ALPACA, GPT2) for row in some(40)]
+
+
+def test_who_waits_for_another_builder_can_be_told_not_to(home: Path) -> None:
+    from filelock import FileLock
+
+    store = put(some(40))
+    key = build.tokens_key(store, ALPACA, GPT2, "response")
+    folder = home / "store" / f"tokens-{key}"
+    folder.mkdir()
+    stop = threading.Event()
+
+    class Stopping(Screen):
+        def say(self, text: str, style: str = "") -> None:
+            stop.set()
+
+    with FileLock(folder / "build.lock"), pytest.raises(workers.Stopped):
+        stored_tokens(store, ALPACA, GPT2, "response", Stopping(quiet=True), "all", stop)
 
 
 def test_of_two_builders_one_builds_and_the_other_waits(monkeypatch: pytest.MonkeyPatch) -> None:

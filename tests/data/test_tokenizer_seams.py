@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from instil.data.encoding import check_vocabulary, encode, encode_prompt, ends_line, spelling
+from instil.data.encoding import check_vocabulary, encode, encode_prompt, ends_line
+from instil.data.spelling import spelling
 from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import DataError, ModelError

@@ -10,9 +10,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from instil.data.panics import panics_as_errors
@@ -103,7 +102,7 @@ class Pipeline:
 
     def cut_many(self, rows: Sequence[tuple[Sequence[tuple[str, bool]], Sequence[int]]]) -> list[Cut]:
         """`cut` of many rows at once: word by word where that is the same, else side by side in several threads."""
-        cuts = [self._by_words(parts, control_ids) for parts, control_ids in rows]
+        cuts = [self.by_words(parts, control_ids) for parts, control_ids in rows]
         rest = [
             number
             for number, cut in enumerate(cuts)
@@ -127,27 +126,37 @@ class Pipeline:
     def _words(self) -> WordIds | None:
         return word_ids(self._state, self.fast, self._reserved)
 
-    def _by_words(self, parts: Sequence[tuple[str, bool]], control_ids: Sequence[int]) -> Cut | None:
-        """The same as `cut`, word by word; None where that cannot be done."""
-        flagged = any(control and any(self._flags.get(text, ())) for text, control in parts)
-        if not parts or flagged or self._words is None:
+    def by_words(
+        self, parts: Sequence[tuple[str, bool]], control_ids: Iterable[int], alone: Sequence[int] = ()
+    ) -> Cut | None:
+        """The same as `cut`, word by word; None where that cannot be done.
+
+        Nor is it where what comes before one of the parts that ``alone`` names by number has other ids by itself.
+        """
+        if self._words is None or not parts:
             return None
-        cut = Cut([], [], frozenset())
-        left = iter(control_ids)
-        for control, some in itertools.groupby(parts, key=itemgetter(1)):
+        ids, begins, left, at = list[int](), list[int](), iter(control_ids), 0
+        while at < len(parts):
+            text, control = parts[at]
             if control:
-                for _ in some:
-                    cut.begins.append(len(cut.ids))
-                    cut.ids.append(next(left))
+                if any(self._flags.get(text, ())):
+                    return None
+                begins.append(len(ids))
+                ids.append(next(left))
+                at += 1
                 continue
-            found = self._words.cut([text for text, _ in some])
+            first = at
+            while at < len(parts) and not parts[at][1]:
+                at += 1
+            found = self._words.cut(
+                [text for text, _ in parts[first:at]], [number - first for number in alone if first < number < at]
+            )
             if found is None:
                 return None
-            ids, begins = found
-            cut.begins.extend(len(cut.ids) + begin for begin in begins)
-            cut.ids.extend(ids)
-        cut.begins.append(len(cut.ids))
-        return cut
+            more, inside = found
+            begins += [len(ids) + begin for begin in inside] if ids else inside
+            ids = ids + more if ids else more
+        return Cut(ids, [*begins, len(ids)], frozenset())
 
     def _cut(self, pieces: Sequence[_Piece], *, exact: bool) -> tuple[Cut, list[tuple[int, int]]] | None:
         """All ids, and the pieces and places in them where text became a control token.

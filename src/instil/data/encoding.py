@@ -10,10 +10,8 @@ id that lies across the border of one is not trained on.
 from __future__ import annotations
 
 import itertools
-import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import Literal, TypeVar
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from instil.data.control_tokens import Cut
 from instil.data.templates import Piece, Template
@@ -72,16 +70,20 @@ def encode_many(
         DataError: as `encode_all`.
         ModelError: as `encode`.
     """
-    form = cache(tokenizer.marks_in)
     rendered = encode_all(examples, lambda example: _rendered(example, template, train_on, turns))
-    rows = [_merged(_marked(one.pieces, form)) for one in rendered]
-    prefixes = [_prefixes(pieces) for pieces in rows]
-    cuts = iter(tokenizer.cut_many([_parts(pieces) for some in prefixes for pieces in some]))
-    found = []
-    for example, one, pieces, some in zip(examples, rendered, rows, prefixes, strict=True):
-        cut = _as_asked(pieces, list(itertools.islice(cuts, len(some))), tokenizer)
-        found.append(_encoded(example, one, pieces, cut, template, tokenizer, train_on))
-    return found
+    outlines: dict[Hashable, list[_Part]] = {}
+    rows = [_filled(one.pieces, outlines, tokenizer.marks_in) for one in rendered]
+    cuts = [tokenizer.by_words(_parts(pieces), _answers(pieces)) for pieces in rows]
+    rest = [number for number, cut in enumerate(cuts) if cut is None]
+    prefixes = [_prefixes(rows[number]) for number in rest]
+    others = iter(tokenizer.cut_many([_parts(pieces) for some in prefixes for pieces in some]))
+    for number, some in zip(rest, prefixes, strict=True):
+        cuts[number] = _as_asked(rows[number], list(itertools.islice(others, len(some))), tokenizer)
+    return [
+        _encoded(example, one, pieces, cut, template, tokenizer, train_on)
+        for example, one, pieces, cut in zip(examples, rendered, rows, cuts, strict=True)
+        if cut is not None
+    ]
 
 
 def _rendered(example: Example, template: Template, train_on: TrainOn, turns: Turns) -> Rendered:
@@ -184,7 +186,7 @@ def _parts_of(at: int, number: int, pieces: Sequence[Piece], cut: Cut) -> Iterat
 
 def _weights(pieces: Sequence[Piece], cut: Cut, trained: Sequence[bool], begin: int) -> tuple[float, ...]:
     """How often each id counts, unless every target counts once."""
-    if all(piece.weight == 1 or not piece.trained for piece in pieces):
+    if not any(piece.trained and piece.weight != 1 for piece in pieces):
         return ()
     weights = [1.0] * begin
     for piece, (first, end) in zip(pieces, itertools.pairwise(cut.begins), strict=True):
@@ -192,16 +194,46 @@ def _weights(pieces: Sequence[Piece], cut: Cut, trained: Sequence[bool], begin: 
     return tuple(weight if counts else 0.0 for weight, counts in zip(weights, trained, strict=True))
 
 
-def _merged(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same with neighbours in one that are text, trained on alike, and no answers: borders that nobody asks for."""
-    found: list[Piece] = []
-    for piece in pieces:
-        last = found[-1] if found else piece
-        alone = not found or last.control or piece.control or last.answer or piece.answer
-        if alone or (last.trained, last.weight) != (piece.trained, piece.weight):
-            found.append(piece)
-        else:
-            found[-1] = Piece(last.text + piece.text, trained=piece.trained, weight=piece.weight)
+class _Part(NamedTuple):
+    """Neighbouring pieces as one: their texts, or their numbers where texts are rows' own, and what it is without."""
+
+    texts: list[str | int]
+    piece: Piece
+
+
+def _filled(
+    pieces: Sequence[Piece],
+    outlines: dict[Hashable, list[_Part]],
+    marks_in: Callable[[str], list[tuple[str, bool]]],
+) -> list[Piece]:
+    """The same as `_marked`, with neighbours in one that are alike: borders that nobody asks for.
+
+    Rows whose pieces differ in nothing but their own texts have the same outline.
+    """
+    key = tuple([piece if piece.form or piece.control else piece[1:] for piece in pieces])
+    outline = outlines.get(key)
+    if outline is None:
+        outline = outlines[key] = _outline(pieces, marks_in)
+    return [
+        Piece("".join([pieces[text].text if isinstance(text, int) else text for text in texts]), *piece[1:])
+        for texts, piece in outline
+    ]
+
+
+def _outline(pieces: Sequence[Piece], marks_in: Callable[[str], list[tuple[str, bool]]]) -> list[_Part]:
+    """Pieces with neighbours in one that are text, trained on alike, and no answers."""
+    found: list[_Part] = []
+    for number, piece in enumerate(pieces):
+        of_form = marks_in(piece.text) if piece.form else ()
+        of_row = () if piece.form else ((number, piece.control),)
+        for place, (text, control) in enumerate((*of_form, *of_row)):
+            kind = Piece("", control, piece.trained, piece.answer and place == 0, weight=piece.weight)
+            last = found[-1].piece if found else kind
+            alone = not found or last.control or control or last.answer or kind.answer
+            if alone or (last.trained, last.weight) != (kind.trained, kind.weight):
+                found.append(_Part([text], kind))
+            else:
+                found[-1].texts.append(text)
     return found
 
 
@@ -242,15 +274,13 @@ def _cut(pieces: Sequence[Piece], tokenizer: Tokenizer) -> Cut:
 
 def _prefixes(pieces: Sequence[Piece]) -> list[Sequence[Piece]]:
     """What comes before each answer, and the whole."""
-    answers = [number for number, piece in enumerate(pieces) if piece.answer]
-    return [*(pieces[:border] for border in answers), pieces]
+    return [*(pieces[:border] for border in _answers(pieces)), pieces]
 
 
 def _as_asked(pieces: Sequence[Piece], cuts: Sequence[Cut], tokenizer: Tokenizer) -> Cut:
     """Out of the ids of each of `_prefixes`, those of the whole in which what comes before an answer has its own."""
     asked, *longer = cuts
-    answers = [number for number, piece in enumerate(pieces) if piece.answer]
-    for whole, end in zip(longer, [*answers, len(pieces)][1:], strict=True):
+    for whole, end in zip(longer, [*_answers(pieces), len(pieces)][1:], strict=True):
         border = len(asked.begins) - 1
         if border not in whole.joined and whole.ids[: whole.begins[border]] == asked.ids:
             asked = whole
@@ -280,6 +310,11 @@ def _adds_space(text: str, tokenizer: Tokenizer) -> bool:
     return tokenizer.encode(f"{text}b")[len(tokenizer.encode(text)) :] != tokenizer.encode("b")
 
 
+def _answers(pieces: Sequence[Piece]) -> list[int]:
+    """Where answers begin, before which the text has the ids that it has without them."""
+    return [number for number, piece in enumerate(pieces) if piece.answer]
+
+
 def _parts(pieces: Sequence[Piece]) -> list[tuple[str, bool]]:
     return [(piece.text, piece.control) for piece in pieces]
 
@@ -291,38 +326,6 @@ def _begin(pieces: Sequence[Piece], template: Template, tokenizer: Tokenizer) ->
     first = [piece for piece in pieces[: len(tokenizer.begin_ids)] if piece.control]
     ids = tuple(tokenizer.control_id(piece.text) if piece.text else tokenizer.eos_id for piece in first)
     return () if ids == tokenizer.begin_ids else tokenizer.begin_ids
-
-
-def spelling(example: Example, tokenizer: Tokenizer) -> Literal["as written", "altered", "misspelt"]:
-    """What is left of a row's text once it has been put into ids.
-
-    ``altered``: letters of another case, accents or white space are lost, as a tokenizer that normalises text does.
-    ``misspelt``: some vocabularies lack the bytes of rare characters, which are dropped without a word. Another
-    normal form of the same characters (Unicode's NFC) is as written.
-    """
-    texts = [example.instruction, example.input, example.output, example.reasoning]
-    texts += [
-        text for turn in (*example.history, *example.steps) for text in (turn.content, turn.input, turn.reasoning)
-    ]
-    found = {_spelling(text, tokenizer) for text in texts if text}
-    return next((kind for kind in ("misspelt", "altered") if kind in found), "as written")
-
-
-def _spelling(text: str, tokenizer: Tokenizer) -> Literal["as written", "altered", "misspelt"]:
-    if tokenizer.exact and text.isascii() and text.replace("\n", "").isprintable():
-        return "as written"
-    if tokenizer.spells(text):
-        return "as written"
-    back = tokenizer.decode(tokenizer.encode(text))
-    if unicodedata.normalize("NFC", back).strip() == unicodedata.normalize("NFC", text).strip():
-        return "as written"  # a space at the beginning may be taken for that which texts begin with
-    return "altered" if _bare(back) == _bare(text) else "misspelt"
-
-
-def _bare(text: str) -> str:
-    """A text without what normalisers take away: case, accents (all marks), white space, and compatible forms."""
-    apart = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in apart if unicodedata.category(letter)[0] != "M" and not letter.isspace())
 
 
 def encode_prompt(

@@ -78,12 +78,17 @@ def lengths_of(rows: Sequence[Encoded]) -> Lengths:
             part = slice(numbers.start, numbers.stop)
             return known.some(rows, part)
         return known.some(rows, np.asarray(numbers, dtype=np.int64))
-    firsts = (row.trained.index(True, 1) if any(row.trained[1:]) else 0 for row in rows)
-    return Lengths(
-        rows,
-        np.fromiter((len(row.ids) for row in rows), np.int32, len(rows)),
-        np.fromiter((sum(row.trained[1:]) for row in rows), np.int32, len(rows)),
-        np.fromiter(firsts, np.int32, len(rows)),
-        np.fromiter((row.row for row in rows), np.int64, len(rows)),
-        np.fromiter((len(row.ids) > 1 and row.trained[-1] for row in rows), np.bool_, len(rows)),
-    )
+    ids_R = np.fromiter((len(row.ids) for row in rows), np.int32, len(rows))
+    row_R = np.fromiter((row.row for row in rows), np.int64, len(rows))
+    ends_R = np.cumsum(ids_R, dtype=np.int64)
+    starts_R = ends_R - ids_R
+    trained_N = np.frombuffer(bytearray().join([bytes(row.trained) for row in rows]), bool)
+    before_N = np.concatenate([[0], np.cumsum(trained_N)])  # of each id, how many are trained before it
+    first_R = before_N[np.minimum(starts_R + 1, ends_R)]  # and before the second one of each row
+    targets_R = before_N[ends_R] - first_R
+    first_target_R = np.zeros(len(rows), np.int32)
+    some_R = targets_R > 0
+    first_target_R[some_R] = np.flatnonzero(trained_N)[first_R[some_R]] - starts_R[some_R]
+    end_R = ids_R > 1
+    end_R[end_R] = trained_N[ends_R[end_R] - 1]
+    return Lengths(rows, ids_R, targets_R.astype(np.int32), first_target_R, row_R, end_R)

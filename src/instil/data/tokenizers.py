@@ -74,6 +74,15 @@ class Tokenizer(Protocol):
             ModelError: as `cut`.
         """
 
+    def by_words(self, parts: Sequence[tuple[str, bool]], alone: Sequence[int] = ()) -> Cut | None:
+        """`cut` where it can be had word by word, which is quickest, else None.
+
+        So it is where what comes before the parts ``alone``, by their numbers, has other ids by itself.
+
+        Raises:
+            ModelError: as `cut`.
+        """
+
     def marks_in(self, text: str) -> list[tuple[str, bool]]:
         """A template's text cut into plain text and the names of control tokens (True)."""
 
@@ -225,6 +234,10 @@ class FastTokenizer:
         for names_of_view, some in asked.items():
             cuts |= zip(some, self._view(names_of_view).cut_many(list(some.values())), strict=True)
         return [cuts[number] for number in range(len(rows))]
+
+    def by_words(self, parts: Sequence[tuple[str, bool]], alone: Sequence[int] = ()) -> Cut | None:
+        names, whole = self._named(parts)
+        return self._view(frozenset(names)).by_words(whole, map(self.control_id, names), alone)
 
     def _named(self, parts: Sequence[tuple[str, bool]]) -> tuple[list[str], list[tuple[str, bool]]]:
         """The control tokens of a row, and its parts with them by their names and text that has UTF-8."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from instil.data.byte_level import PRE_TOKENIZERS, WRITTEN_ELSEWHERE, plain_pattern
@@ -24,6 +24,7 @@ MOST_WORDS = 400_000  # kept with their ids, some 100 MB; then they are looked f
 PROBES = 300
 HEAD, EVERY = 32, 8  # characters that a common beginning has at least; it is looked for after so many texts without one
 _NOT_PLAIN = re.compile(r"[^\t\n\r\x20-\x7e]")
+_PLAIN = bytes([*b"\t\n\r", *range(0x20, 0x7F)])
 _SAME_IN_ASCII = {"NFC", "NFD", "NFKC", "NFKD"}  # normalizers that leave such text as it is
 # GPT-2's words, as `ByteLevel` cuts them; the alternatives exclude one another but for the apostrophe's.
 _LETTERS, _SIGNS = " ?[A-Za-z]+", r" ?[^\sA-Za-z0-9]+"
@@ -35,25 +36,22 @@ _ENDINGS = "'(?:[sdmt]|ll|ve|re)"
 _GPT2 = rf"{_LETTERS}| ?[0-9]+|{_ENDINGS}|{_SIGNS}|\s+(?!\S)|\s+"
 
 
-class _Last(NamedTuple):
-    """The text that was cut last, such as a prompt before its row: its words, their ids, and how many ids there are.
-
-    The first ``sure`` words, up to where ``begins`` points, stay the same if the text goes on.
-    """
+class _Head(NamedTuple):
+    """What texts begin with: up to ``begins`` its words are the same however it goes on, and these are their ids."""
 
     text: str
-    words: list[str]
-    ids: list[tuple[int, ...]]
-    total: int
-    sure: int
     begins: int
+    ids: list[int]
+
+
+NO_HEAD = _Head("", 0, [])
 
 
 class WordIds:
     """The ids of words, each found once.
 
     Args:
-        words: cuts a plain text into words, from a position on.
+        words: cuts a plain text into words, from one place on up to another.
         ids_of: the ids of one word, or None if it cannot stand by itself.
         alike: the plain character that a text is cut at as at this one, or None if there is none.
         as_it_is: whether a text that is not plain stays as it is before it is cut.
@@ -63,7 +61,7 @@ class WordIds:
 
     def __init__(
         self,
-        words: Callable[..., list[str]],
+        words: Callable[[str, int, int], list[str]],
         ids_of: Callable[[str], tuple[int, ...] | None],
         alike: Callable[[str], str | None],
         as_it_is: Callable[[str], bool],
@@ -77,106 +75,141 @@ class WordIds:
         self._plain: dict[int, str | None] = {}  # plain characters to be cut at, by others' code points
         texts = [re.escape(text) for text in ordinary if text]
         self._ordinary = re.compile("|".join(texts)) if texts else None
-        self._last = self._head = _Last("", [], [], 0, 0, 0)
-        self._without_head = 0
+        self._head = NO_HEAD
+        self._other, self._others = "", 0  # the last text that did not begin with it, and how many there were
 
-    def cut(self, texts: Sequence[str]) -> tuple[list[int], list[int]] | None:
+    def cut(self, texts: Sequence[str], alone: Container[int] = ()) -> tuple[list[int], list[int]] | None:
         """Ids of texts as one text, and how many come before each of them; None where the pipeline has to cut.
 
-        That is so where a text begins inside a word, and where a tokenizer's own expression takes too long.
+        That is so where a text begins inside a word, where what comes before one that ``alone`` names by its number
+        has other words if nothing follows it, and where a tokenizer's own expression takes too long.
         """
         try:
-            with panics_as_errors():
-                return self._cut(texts)
+            return self._cut(texts, alone)
         except (TimeoutError, ModelError):
             return None
 
-    def _cut(self, texts: Sequence[str]) -> tuple[list[int], list[int]] | None:
+    def _cut(self, texts: Sequence[str], alone: Container[int]) -> tuple[list[int], list[int]] | None:
         whole = "".join(texts) if len(texts) > 1 else texts[0]
         if self._ordinary and self._ordinary.search(whole):
             return None
-        last = self._last
-        again = len(texts) > 1 and texts[0] == last.text
-        known = last if again else self._head
-        begins_so = known.sure and (again or whole.startswith(known.text)) and not _NOT_PLAIN.search(whole)
-        head = known.words[: known.sure] if begins_so else []
-        rest = self._find(whole, known.begins) if head else self._words(whole)
-        if rest is None:
+        cut_at = whole if _is_plain(whole) else self._as_plain(whole)
+        if cut_at is None:
             return None
-        try:
-            new = list(map(self._known.__getitem__, rest))
-        except KeyError:
-            if not self._learn(rest):
-                return None
-            new = list(map(self._known.__getitem__, rest))
-        words, found = ([*head, *rest], [*known.ids[: known.sure], *new]) if head else (rest, new)
-        begins, number, count, at = [0], 0, 0, 0
-        for text in texts[:-1]:
-            border = at + len(text)
-            if not at and again and words[: len(last.words)] == last.words:
-                at, number, count = border, len(last.words), last.total
-            while at < border:
-                at += len(words[number])
-                count += len(found[number])
-                number += 1
-            if at > border:
-                return None
-            begins.append(count)
-        ids = list(itertools.chain.from_iterable(found))
-        if len(texts) == 1:
-            if not head:
-                self._find_head(whole, last.text)
-            self._last = self._as_last(whole, words, found, len(ids))
-        return ids, begins
+        head = self._head_of(texts[0])
+        words, end, border = list[str](), head.begins, 0
+        before = {0: 0}  # words after the head that come before a text, where that is known
+        for number, text in enumerate(texts):
+            if number and number in alone:
+                longer = self._longer(words, cut_at, end, border)
+                if longer is None:
+                    return None
+                words, end, before[number] = longer, border, len(longer)
+            border += len(text)
+        longer = self._longer(words, cut_at, end, border)
+        if longer is None:
+            return None
+        words = longer if cut_at is whole else _spelt(longer, whole, head.begins)
+        found = self._ids(words)
+        if found is None or (len(before) < len(texts) and not _placed(texts, words, head.begins, before)):
+            return None
+        begins = [0, *(len(head.ids) + sum(map(len, found[: before[at]])) for at in range(1, len(texts)))]
+        return [*head.ids, *itertools.chain.from_iterable(found)], begins
 
-    def _find_head(self, text: str, other: str) -> None:
-        """What two texts begin with, such as a form's first sentence, as what others may begin with."""
-        self._without_head += 1
-        if not self._local or self._without_head % EVERY or len(other) < HEAD or not text.startswith(other[:HEAD]):
-            return
+    def _longer(self, words: list[str], text: str, end: int, further: int) -> list[str] | None:
+        """The words of a text up to a place, given those up to another; None if these are not the same then."""
+        keep = _sure(words) if self._local else 0
+        last = words[keep:]
+        more = self._find(text, end - sum(map(len, last)) if self._local else 0, further)
+        if more[: len(last)] != last:
+            return None
+        return [*words[:keep], *more] if keep else more
+
+    def _head_of(self, text: str) -> _Head:
+        """What is known of the beginning of a text, such as a form's first sentence, from others that begin so."""
+        if not self._local:
+            return NO_HEAD
+        if self._head.begins and text.startswith(self._head.text):
+            return self._head
+        other, self._other = self._other, text
+        self._others += 1
+        if self._others % EVERY or len(other) < HEAD or not text.startswith(other[:HEAD]):
+            return NO_HEAD
         alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, other, strict=False))
         head = text[: sum(1 for _ in alike)]
-        words = self._words(head)
-        if words and self._learn(words):
-            ids = [self._known[word] for word in words]
-            self._head = self._as_last(head, words, ids, sum(map(len, ids)))
+        words = self._find(head, 0, len(head)) if _is_plain(head) else []
+        words = words[: _sure(words)]
+        found = self._ids(words)
+        if found is None:
+            return NO_HEAD
+        self._head = _Head(head, sum(map(len, words)), list(itertools.chain.from_iterable(found)))
+        return self._head
 
-    def _as_last(self, text: str, words: list[str], ids: list[tuple[int, ...]], total: int) -> _Last:
-        """What can be used again where this text goes on.
-
-        A word may become another only with what follows the letters and numbers that come after it.
-        """
-        sure, begins = len(words) - 1, len(text) - len(words[-1]) if words else 0
-        while sure > 0:
-            sure -= 1
-            begins -= len(words[sure])
-            if words[sure][-1].isalnum():
-                break
-        return _Last(text, words, ids, total, sure if self._local else 0, begins)
-
-    def _words(self, text: str) -> list[str] | None:
+    def _as_plain(self, text: str) -> str | None:
+        """The plain text that is cut at the same places as one that is not; None if there is none."""
         others = set(_NOT_PLAIN.findall(text))
-        if not others:
-            return self._find(text)
-        for other in others:
-            if ord(other) not in self._plain:
-                self._plain[ord(other)] = self._alike(other)
-        if None in map(self._plain.get, map(ord, others)) or not self._as_it_is(text):
-            return None
-        ends = [0, *itertools.accumulate(map(len, self._find(text.translate(self._plain))))]
-        return [text[first:end] for first, end in itertools.pairwise(ends)]
+        with panics_as_errors():
+            for other in others:
+                if ord(other) not in self._plain:
+                    self._plain[ord(other)] = self._alike(other)
+            if None in map(self._plain.get, map(ord, others)) or not self._as_it_is(text):
+                return None
+        return text.translate(self._plain)
 
-    def _learn(self, words: Sequence[str]) -> bool:
-        """Look up the ids of new words; whether all of them have some."""
-        if len(self._known) > MOST_WORDS:
-            self._known.clear()
-        for word in words:
-            if word not in self._known:
-                ids = self._ids_of(word)
-                if ids is None:
-                    return False
-                self._known[word] = ids
-        return True
+    def _ids(self, words: Sequence[str]) -> list[tuple[int, ...]] | None:
+        """The ids of words, which are looked up once; None if one of them has none by itself."""
+        try:
+            return list(map(self._known.__getitem__, words))
+        except KeyError:
+            if len(self._known) > MOST_WORDS:
+                self._known.clear()
+        with panics_as_errors():
+            for word in words:
+                if word not in self._known:
+                    ids = self._ids_of(word)
+                    if ids is None:
+                        return None
+                    self._known[word] = ids
+        return list(map(self._known.__getitem__, words))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and not text.encode("ascii").translate(None, _PLAIN)
+
+
+def _sure(words: Sequence[str]) -> int:
+    """How many words of a text stay the same if it goes on.
+
+    A word may become another only with what follows the letters and numbers that come after it.
+    """
+    keep = max(len(words) - 1, 0)
+    while keep:
+        keep -= 1
+        if words[keep][-1].isalnum():
+            break
+    return keep
+
+
+def _spelt(words: Sequence[str], text: str, at: int) -> list[str]:
+    """The parts of a text from a place on that are as long as these words."""
+    ends = itertools.accumulate(map(len, words), initial=at)
+    return [text[first:end] for first, end in itertools.pairwise(ends)]
+
+
+def _placed(texts: Sequence[str], words: Sequence[str], at: int, before: dict[int, int]) -> bool:
+    """Find out how many words come before each text, where that is not known; whether no text begins inside a word."""
+    border = number = 0
+    for place, text in enumerate(texts):
+        if place in before:
+            number, at = before[place], border if place else at
+        while at < border:
+            at += len(words[number])
+            number += 1
+        if place and at > border:
+            return False
+        before[place] = number
+        border += len(text)
+    return True
 
 
 def word_ids(state: Mapping[str, Any], fast: Any, reserved: Set[Any]) -> WordIds | None:
@@ -259,19 +292,19 @@ def _is_known(pattern: str) -> bool:
     return WRITTEN_ELSEWHERE.get(plain, plain) in {each for kind in PRE_TOKENIZERS.values() for each in kind.patterns}
 
 
-def _with_patience(pattern: Any) -> Callable[..., list[str]]:
+def _with_patience(pattern: Any) -> Callable[[str, int, int], list[str]]:
     """What finds words by a file's own expression, which may be such that it would take years; TimeoutError then."""
 
-    def find(text: str, begin: int = 0) -> list[str]:
-        found: list[str] = pattern.findall(text, begin, timeout=PATIENCE)
+    def find(text: str, begin: int, end: int) -> list[str]:
+        found: list[str] = pattern.findall(text, begin, end, timeout=PATIENCE)
         return found
 
     return find
 
 
-def _agrees(words: Callable[[str], list[str]], pre: Any, text: str) -> bool:
+def _agrees(words: Callable[[str, int, int], list[str]], pre: Any, text: str) -> bool:
     """Whether the words of a text end where the pipeline's do."""
-    ends = list(itertools.accumulate(map(len, words(text))))
+    ends = list(itertools.accumulate(map(len, words(text, 0, len(text)))))
     return ends == [end for _, (_, end) in pre.pre_tokenize_str(text)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from instil.data.encoding import encode_many
 from instil.data.files.rows import open_rows
 from instil.data.lengths import lengths_of
 from instil.data.sources import Source, SourceRows, open_source
-from instil.data.store.build import stored_tokens
+from instil.data.store.build import stored_tokens, tokens_ahead
 from instil.data.store.examples import ExampleStore
 from instil.data.store.sources import stored
 from instil.data.subset import Subset, chosen
@@ -47,6 +48,23 @@ class Answers(Task[Encoded]):
             tokens = stored_tokens(examples.rows, template, tokenizer, train_on, self.screen, turns)
             return tokens.subset(examples.numbers)
         return encode_many(examples, template, tokenizer, train_on, turns)
+
+    @contextmanager
+    def encoding(
+        self, source: Source, template: Template, tokenizer: Tokenizer
+    ) -> Iterator[Callable[[Sequence[Example]], Sequence[Encoded]]]:
+        """Of rows in a store other processes begin with all at once."""
+        rows, options = source.examples, self.settings.data
+        if not isinstance(rows, ExampleStore):
+            yield lambda examples: self.encode(source, examples, template, tokenizer)
+            return
+        with tokens_ahead(rows, template, tokenizer, options.train_on, self.screen, options.turns) as tokens:
+
+            def encoded(examples: Sequence[Example]) -> Sequence[Encoded]:
+                assert isinstance(examples, Subset) and examples.rows is rows, "the parts are of this store"
+                return tokens().subset(examples.numbers)
+
+            yield encoded
 
     def usable(self, rows: Sequence[Encoded], max_length: int) -> Sequence[Encoded]:
         usable_R = lengths_of(rows).has_target_R(max_length)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from instil.data.duplicates.search import STEPS
-from instil.data.encoding import check_vocabulary, ends_line, mask_notes, spelling
+from instil.data.encoding import check_vocabulary, ends_line, mask_notes
 from instil.data.leaks import Leaks
 from instil.data.loader import Loader
 from instil.data.preflight import check
+from instil.data.spelling import spelling
 from instil.data.splits import PARTS, Split
 from instil.data.store.kept import in_store
 from instil.data.store.results import Results
@@ -85,12 +86,14 @@ def prepare(
 
     # Rows as the model will see them, and all there is to say of them.
     results = Results(source.examples)
-    split, leaks = _split(results, settings.data, screen)
-    rows = {part: task.encode(source, split.part(part), template, tokenizer) for part in PARTS}
+    marks, others = sorted(tokenizer.control_tokens), task.answers(source)
+    with task.encoding(source, template, tokenizer) as encoded:
+        split, leaks = _split(results, settings.data, screen)
+        looked = None if others else results.look(split, settings.data, marks)
+        rows = {part: encoded(split.part(part)) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
     measured = {part: task.measured(rows[part]) for part in PARTS}
     kept = in_store(rows)
-    marks, others = sorted(tokenizer.control_tokens), task.answers(source)
     misspelt, altered = kept.spelt() if kept else _spelt(source.examples, tokenizer)
     preflight = check(
         split,
@@ -100,7 +103,7 @@ def prepare(
         context=spec.context,
         answers=others,
         control_tokens=marks,
-        looked=None if others else results.look(split, settings.data, marks),
+        looked=looked,
         ends=ends_line(template, tokenizer),
         misspelt=misspelt,
         altered=altered,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -93,6 +94,13 @@ class Task(ABC, Generic[Row]):
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
     ) -> Sequence[Row]:
         """Rows as ids: of these examples of the source, in their order."""
+
+    @contextmanager
+    def encoding(
+        self, source: Source, template: Template, tokenizer: Tokenizer
+    ) -> Iterator[Callable[[Sequence[Example]], Sequence[Row]]]:
+        """What gives `encode` of examples; it may begin before it is asked, beside what is done in between."""
+        yield lambda examples: self.encode(source, examples, template, tokenizer)
 
     def usable(self, rows: Sequence[Row], max_length: int) -> Sequence[Row]:
         """Those that have something to learn within ``max_length`` positions."""

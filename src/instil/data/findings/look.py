@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from instil.data.findings.answers import Answers
 from instil.data.findings.finding import Finding, ranked
 from instil.data.findings.order import Order
@@ -14,6 +16,7 @@ from instil.data.findings.scripts import Scripts
 from instil.data.findings.seen import Seen, seen
 from instil.data.findings.texts import Texts
 from instil.data.splits import PARTS, Part, Split
+from instil.data.subset import Numbers, some
 from instil.records import Example
 
 LOOKED_AT = 100_000  # rows at most
@@ -69,10 +72,9 @@ def _some(split: Split, total: int, at_most: int, answers: Callable[[Example], S
     """All rows or some of them, in their order; of each part its share."""
     for part in PARTS:
         examples = split.part(part)
-        wanted: Sequence[int] = range(len(examples))
+        wanted: Numbers = range(len(examples))
         if total > at_most:
             count = max(min(len(examples), 1), at_most * len(examples) // total)
-            wanted = sorted(random.Random(f"{SEED} {part}").sample(wanted, count))
-        for at in wanted:
-            example = examples[at]
+            wanted = np.array(sorted(random.Random(f"{SEED} {part}").sample(range(len(examples)), count)), np.int64)
+        for example in some(examples, wanted):
             yield seen(example, part, answers(example) if answers else ())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from instil.data.store.shards import (
     write_manifest,
 )
 from instil.data.store.tokens import TokenStore, write_columns
-from instil.data.store.workers import Job, encode_shards
+from instil.data.store.workers import TURN, Job, Stopped, encode_shards, several
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.downloads import cache_folder
@@ -83,15 +85,17 @@ def stored_tokens(
     train_on: TrainOn,
     screen: Screen,
     turns: Turns = "all",
+    stop: threading.Event | None = None,
 ) -> TokenStore:
     """The ids of a store's examples, encoded by several processes if they are not there.
 
     Raises:
         UserError: a row cannot be encoded, or the store not be written.
+        Stopped: ``stop`` was set before that was done.
     """
     folder = store_home() / f"tokens-{tokens_key(examples, template, tokenizer, train_on, turns)}"
     rows = len(examples)
-    with _building(folder, screen) as needed:
+    with _building(folder, screen, stop) as needed:
         if needed:
             count = shard_of(max(rows - 1, 0) // BATCH) + 1
             missing = [shard for shard in range(count) if not shard_path(folder, shard).is_file()]
@@ -99,11 +103,51 @@ def stored_tokens(
             with screen.bar("encoding rows", rows) as advance:
                 there = sum(len(batches_of(shard)) * BATCH for shard in range(count) if shard not in set(missing))
                 advance(steps=min(there, rows))
-                encode_shards(job, missing, rows, advance)
+                encode_shards(job, missing, rows, advance, stop)
             for left in folder.glob("*.unfinished"):
                 left.unlink(missing_ok=True)
             write_manifest(folder, rows, ids=write_columns(folder, rows))
     return TokenStore(folder)
+
+
+@contextmanager
+def tokens_ahead(
+    examples: ExampleStore,
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: TrainOn,
+    screen: Screen,
+    turns: Turns = "all",
+) -> Iterator[Callable[[], TokenStore]]:
+    """What gives `stored_tokens`, which other processes may begin with at once, beside whatever is done in between.
+
+    It waits for them, and raises what `stored_tokens` raises. What nobody asked for in the end is given up.
+    """
+    found: Future[TokenStore] = Future()
+    stop = threading.Event()
+
+    def encode() -> None:
+        try:
+            found.set_result(stored_tokens(examples, template, tokenizer, train_on, screen, turns, stop))
+        except BaseException as error:
+            found.set_exception(error)
+
+    if several(len(examples)) < 2:  # then it would be this process that encodes, which has other things to do
+
+        def now() -> TokenStore:
+            if not found.done():
+                encode()
+            return found.result()
+
+        yield now
+        return
+    thread = threading.Thread(target=encode, daemon=True)
+    thread.start()
+    try:
+        yield found.result
+    finally:
+        stop.set()
+        thread.join()
 
 
 def tokens_key(
@@ -128,10 +172,13 @@ def size_line(*folders: Path) -> str:
 
 
 @contextmanager
-def _building(folder: Path, screen: Screen) -> Iterator[bool]:
+def _building(folder: Path, screen: Screen, stop: threading.Event | None = None) -> Iterator[bool]:
     """Whether a store is still to be built; of several processes one builds, and the others wait for it.
 
     A folder of another version, or a damaged one, makes way.
+
+    Raises:
+        Stopped: ``stop`` was set while another process was waited for.
     """
     from filelock import FileLock, Timeout
 
@@ -150,7 +197,11 @@ def _building(folder: Path, screen: Screen) -> Iterator[bool]:
         lock.acquire(timeout=0)
     except Timeout:
         screen.say(f"  another process is putting the same rows into {folder}; waiting for it")
-        lock.acquire()
+        while not lock.is_locked:
+            if stop is not None and stop.is_set():
+                raise Stopped from None
+            with suppress(Timeout):
+                lock.acquire(timeout=TURN)
     try:
         yield not is_complete(folder)
     finally:

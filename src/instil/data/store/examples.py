@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from instil.data.store.shards import BATCH, Shards, batches_of, numbers_of, shard_path, write_shard
+from instil.data.store.shards import (
+    BATCH,
+    Shards,
+    batches_of,
+    column_of,
+    numbers_of,
+    shard_path,
+    texts_column,
+    write_shard,
+)
 from instil.data.subset import Lazy, Numbers
 from instil.records import Example, Turn
 from instil.screen import Advance
@@ -67,7 +76,7 @@ class ExampleStore(Lazy[Example]):
                 if len(own) < TOGETHER:
                     yield from (self[int(number)] for number in own)
                 else:
-                    yield from _examples(self.shards.batch(int(own[0]) // BATCH)[0].take(own % BATCH))
+                    yield from _examples(self.shards.batch(int(own[0]) // BATCH)[0].take(column_of(own % BATCH)))
 
     @property
     def row_numbers(self) -> NDArray[np.int64]:
@@ -121,10 +130,10 @@ def write_examples(folder: Path, examples: Iterable[Example], advance: Advance) 
 def _batch(examples: list[Example]) -> pyarrow.RecordBatch:
     import pyarrow as pa
 
-    columns = {name: pa.array([getattr(row, name) for row in examples], pa.large_string()) for name in TEXTS}
+    columns = {name: texts_column([getattr(row, name) for row in examples]) for name in TEXTS}
     more = [None if row.plain else json.dumps({name: asdict(row)[name] for name in MORE}) for row in examples]
-    columns["more"] = pa.array(more, pa.large_string())
-    columns["row"] = pa.array([row.row for row in examples], pa.int64())
+    columns["more"] = texts_column(more)
+    columns["row"] = column_of(np.fromiter((row.row for row in examples), np.int64, len(examples)))
     return pa.RecordBatch.from_pydict(columns)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,9 +144,36 @@ class Shards:
         return found.batch, {key.decode(): value for key, value in about.items()}
 
 
+# Arrow's own ways from and to columns import pandas where that is installed, which takes as long as thousands of rows.
+
+
 def numbers_of(column: pyarrow.Array, kind: type[np.generic]) -> NDArray[Any]:
-    """A column without gaps as it lies in its file; Arrow's own way to it imports pandas where that is installed."""
+    """A column without gaps as it lies in its file."""
+    if kind is np.bool_:
+        bits = np.frombuffer(column.buffers()[1] or b"", np.uint8)
+        return np.unpackbits(bits, bitorder="little").view(bool)[column.offset : column.offset + len(column)]
     return np.frombuffer(column.buffers()[1] or b"", kind)[column.offset : column.offset + len(column)]
+
+
+def column_of(values: NDArray[Any]) -> pyarrow.Array:
+    """Numbers, or yes and no, as a column."""
+    import pyarrow as pa
+
+    held = np.packbits(values, bitorder="little") if values.dtype == bool else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(held)])
+
+
+def texts_column(texts: Sequence[str | None]) -> pyarrow.Array:
+    """Texts as a column; None is a gap."""
+    import pyarrow as pa
+
+    written = [b"" if text is None else text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, written)], dtype=np.int64)
+    there = np.packbits([text is not None for text in texts], bitorder="little") if None in texts else None
+    gaps = None if there is None else pa.py_buffer(there)
+    return pa.Array.from_buffers(
+        pa.large_string(), len(texts), [gaps, pa.py_buffer(ends), pa.py_buffer(b"".join(written))]
+    )
 
 
 def is_complete(folder: Path) -> bool:

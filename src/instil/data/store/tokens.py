@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from instil.data.encoding import encode_many, spelling
+from instil.data.encoding import encode_many
 from instil.data.lengths import Lengths, lengths_of
+from instil.data.spelling import spelling
 from instil.data.store.examples import ExampleStore
-from instil.data.store.shards import BATCH, MAPPED, Shards, numbers_of
+from instil.data.store.shards import BATCH, MAPPED, Shards, column_of, numbers_of
 from instil.data.subset import Lazy
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
@@ -148,7 +149,7 @@ def write_columns(folder: Path, rows: int) -> list[int]:
                 np.lib.format.write_array_header_1_0(file, header)
             for batch, about in Shards(folder, rows):
                 for name, file in files.items():
-                    file.write(batch.column(name).to_numpy(zero_copy_only=False).tobytes())
+                    file.write(numbers_of(batch.column(name), COLUMNS[name]).tobytes())
                 bits = np.frombuffer(zlib.decompress(about["seen_ids"]), np.uint8)
                 longer, shorter = (bits, seen) if len(bits) > len(seen) else (seen, bits)
                 seen = longer.copy()
@@ -181,6 +182,11 @@ def _batch(
     import pyarrow as pa
 
     rows = encode_many(examples, template, tokenizer, train_on, turns)
+    flat = array("i")
+    for row in rows:
+        flat.extend(row.ids)
+    all_ids = np.frombuffer(flat, np.int32)
+    trained = np.frombuffer(b"".join([bytes(row.trained) for row in rows]), bool)
     lengths = lengths_of(rows)
     columns: dict[str, NDArray[Any]] = {
         "length": lengths.ids_R,
@@ -194,19 +200,15 @@ def _batch(
         "prompt": np.array([prompt_number(example) for example in examples], np.uint64),
         "prompt_length": np.array([row.prompt_length for row in rows], np.int32),
     }
-    flat = array("i")
-    for row in rows:
-        flat.extend(row.ids)
-    all_ids = np.frombuffer(flat, np.int32)
-    trained = np.frombuffer(b"".join(bytes(row.trained) for row in rows), bool)
     weights = [row.weights or None for row in rows]
-    ends = pa.array(np.concatenate([[0], np.cumsum(lengths.ids_R, dtype=np.int64)]), pa.int64())
+    of_weights = pa.large_list(pa.float64())
+    ends = column_of(np.concatenate([[0], np.cumsum(lengths.ids_R, dtype=np.int64)]))
     batch = pa.RecordBatch.from_pydict(
         {
-            "ids": pa.LargeListArray.from_arrays(ends, pa.array(all_ids)),
-            "trained": pa.LargeListArray.from_arrays(ends, pa.array(trained)),
-            "weights": pa.array(weights, pa.large_list(pa.float64())),
-            **{name: pa.array(values) for name, values in columns.items()},
+            "ids": pa.LargeListArray.from_arrays(ends, column_of(all_ids)),
+            "trained": pa.LargeListArray.from_arrays(ends, column_of(trained)),
+            "weights": pa.array(weights, of_weights) if any(weights) else pa.nulls(len(rows), of_weights),
+            **{name: column_of(values) for name, values in columns.items()},
         }
     )
     seen = np.zeros(int(all_ids.max()) + 1, bool)

@@ -33,6 +33,11 @@ from instil.screen import Advance
 from instil.settings.options import TrainOn, Turns
 
 FEWEST = 8192  # rows that are worth another process
+TURN = 0.2  # seconds, in which somebody who waits sees that he need not
+
+
+class Stopped(Exception):
+    """Nobody wants the work any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +63,29 @@ class Job:
         write_shard(shard_path(self.tokens, shard), batches())
 
 
-def encode_shards(job: Job, shards: Sequence[int], rows: int, advance: Advance) -> None:
+def encode_shards(
+    job: Job, shards: Sequence[int], rows: int, advance: Advance, stop: threading.Event | None = None
+) -> None:
     """Write these files of a store, in several processes where that is worth it.
 
     Raises:
         UserError: a row cannot be encoded, or a file not be written.
         InstilError: a process ended before its work was done.
+        Stopped: ``stop`` was set, and the processes are ended.
     """
-    count = min(processors(), len(shards), rows // FEWEST)
+    count = min(several(rows), len(shards))
     packed = _packed(job) if count > 1 else None
     if packed is None:
         examples = ExampleStore(job.examples)
         for shard in shards:
             job.encode(shard, examples, advance)
         return
-    _in_processes(packed, shards, count, advance)
+    _in_processes(packed, shards, count, advance, stop or threading.Event())
+
+
+def several(rows: int) -> int:
+    """How many processes are worth it for so many rows; fewer than two are none."""
+    return min(processors(), rows // FEWEST)
 
 
 def processors() -> int:
@@ -88,7 +101,7 @@ def _packed(job: Job) -> bytes | None:
         return None
 
 
-def _in_processes(job: bytes, shards: Sequence[int], count: int, advance: Advance) -> None:
+def _in_processes(job: bytes, shards: Sequence[int], count: int, advance: Advance, stop: threading.Event) -> None:
     home = str(Path(instil.__file__).parents[1])
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
@@ -106,7 +119,12 @@ def _in_processes(job: bytes, shards: Sequence[int], count: int, advance: Advanc
             thread.start()
         left = count
         while left:
-            message = said.get()
+            if stop.is_set():
+                raise Stopped
+            try:
+                message = said.get(timeout=TURN)
+            except Empty:
+                continue
             if "rows" in message:
                 advance(steps=message["rows"])
             elif "error" in message:

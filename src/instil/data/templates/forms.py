@@ -198,17 +198,24 @@ def _parts(form: str) -> tuple[tuple[_Kind, str], ...]:
     return tuple(part for part in found if part[0] != "form" or part[1])
 
 
+@functools.lru_cache(maxsize=1024)
+def _unfilled(form: str, trained: bool, weight: float) -> tuple[Piece | str, ...]:
+    """The same as pieces, with the names of slots between them."""
+    return tuple(
+        text
+        if kind == "slot"
+        else Piece(text, control=kind == "control", trained=trained, form=kind == "form", weight=weight)
+        for kind, text in _parts(form)
+    )
+
+
 def _filled(form: str, values: Mapping[str, str], *, trained: bool = False, weight: float = 1.0) -> list[Piece]:
     """A form with its slots filled, so that "{input}" inside a user's instruction stays as written."""
-    pieces: list[Piece] = []
-    for kind, text in _parts(form):
-        if kind == "slot":
-            if values[text]:
-                pieces.append(Piece(values[text], trained=trained, weight=weight))
-        else:
-            control = kind == "control"
-            pieces.append(Piece(text, control=control, trained=trained, form=not control, weight=weight))
-    return pieces
+    return [
+        Piece(values[part], trained=trained, weight=weight) if isinstance(part, str) else part
+        for part in _unfilled(form, trained, weight)
+        if not isinstance(part, str) or values[part]
+    ]
 
 
 def _named(form: str) -> str:

@@ -10,15 +10,13 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 from instil.records import Example
 from instil.settings.options import TrainOn, Turns
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A part of a row: plain text, or one control token, such as ``<|im_start|>``, never made from a user's text.
 
     ``trained`` says whether its ids are targets, ``weight`` how often each of them counts then, and ``answer`` that
@@ -135,4 +133,4 @@ class Template(ABC):
 
 def all_trained(pieces: list[Piece]) -> list[Piece]:
     """The same with every piece trained on but those that count nothing."""
-    return [replace(piece, trained=piece.weight > 0) for piece in pieces]
+    return [piece._replace(trained=piece.weight > 0) for piece in pieces]

@@ -9,15 +9,17 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from instil.cli import chat, judge, make, models, serve, settings, sweep, tune
+from instil.cli import chat, judge, make, models, runs, selftest, serve, settings, sweep, tune
 from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
-from instil.machine import settle
+from instil.machine import end_process, settle
 from instil.screen import visible
 from instil.version import __version__
 
@@ -33,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (tune, models, chat, serve, settings, judge, sweep, make):  # as --help lists them
+for verbs in (tune, runs, models, chat, serve, settings, selftest, judge, sweep, make):  # as --help lists them
     app.add_typer(verbs.commands)
 
 
@@ -63,6 +65,17 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise _Stopped(number)
 
 
+@contextmanager
+def _left_behind() -> Iterator[None]:
+    """Ends the process though a library's thread that was left behind does not end."""
+    try:
+        yield
+    except SystemExit as ended:
+        end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
+
+
+@_left_behind()
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -28,8 +28,8 @@ State = Literal["finished", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a run the run it is, as `run.toml` has it. How answers are judged, or how often it is saved,
-    is no part of it.
+    """What makes a run the run it is, as `run.toml` has it. How answers are judged, how often it is saved, or who
+    else is told of it, is no part of it.
     """
 
     settings: dict[str, Any]
@@ -140,7 +140,7 @@ def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         section: {name: value for name, value in values.items() if (section, name) != ("train", "save_every")}
         for section, values in settings.items()
-        if section != "score"
+        if section not in ("score", "log")
     }
 
 

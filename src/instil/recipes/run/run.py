@@ -24,6 +24,7 @@ from instil.runs.card import data_card
 from instil.runs.facts import describe, keep_facts
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity, check_same
+from instil.runs.loggers.libraries import need_loggers
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -101,6 +102,7 @@ def run(
     """
     folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
     task = task or task_of(settings)
+    need_loggers(settings.log.to)
     resume = resume and folder.begun
     if not resume:
         folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))

@@ -11,9 +11,11 @@ from instil.runs.best import BestOnDisk
 from instil.runs.checkpoints import Checkpoints
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
+from instil.runs.loggers.observer import Logs
 from instil.runs.observers import MetricsFile, Samples, SavedAdapter
 from instil.runs.report.curves import plot_losses
 from instil.runs.saving import SavesCheckpoints
+from instil.runs.space import BEST
 from instil.screen import Screen
 from instil.tasks.adapters import AdapterNote, MergeError
 from instil.tasks.progress import progress
@@ -48,12 +50,14 @@ def train_and_save(
             MetricsFile(folder.metrics, resume=state is not None) as metrics,
             Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=state is not None) as samples,
             progress(prepared, screen) as shown,
-            BestOnDisk(folder.checkpoints / "best.safetensors") as best,
+            BestOnDisk(folder.checkpoints / BEST) as best,
+            Logs(settings.log, folder, screen) as logs,
         ):
             observers: list[Observer] = [metrics, forecast, shown, *prepared.task.observers(screen), samples]
             observers.append(SavesCheckpoints(checkpoints, settings.train.save_every, screen))
             if settings.train.method == "lora":
                 observers += [AdapterNote(settings, decoder.parameter_count, screen), SavedAdapter(folder, prepared)]
+            observers.append(logs)  # the last, since it may wait for others when training ends
             try:
                 result = tune(prepared, decoder, observers, best, state)
             except MergeError as error:

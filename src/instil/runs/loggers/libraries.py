@@ -6,7 +6,8 @@ Without ``log.online`` each writes to this machine alone. None of them may ask a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,9 +44,11 @@ class WeightsAndBiases:
     _run: Any
 
     def begin(self, about: About) -> None:
+        if not about.online:
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        if about.online and not wandb.Api(timeout=5).api_key:  # it would ask for one on the terminal
+        if about.online and not wandb.login(prompt=False, verify=False):  # else it would ask on the terminal
             raise RuntimeError("no API key; set WANDB_API_KEY, or call wandb login")
         about.folder.mkdir(parents=True, exist_ok=True)
         self._run = wandb.init(
@@ -70,20 +73,23 @@ class WeightsAndBiases:
 class Trackio:
     """Runs of ``trackio``, in its own local store (``TRACKIO_DIR``), for ``trackio show``."""
 
+    ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_WEBHOOK_URL")  # where its environment sends runs
+
     _run: Any
 
     def begin(self, about: About) -> None:
         import trackio
 
-        space = os.environ.get("TRACKIO_SPACE_ID") if about.online else None
-        self._run = trackio.init(
-            project=about.project,
-            name=f"{about.name}-{about.key[:6]}",
-            config=dict(about.facts),
-            resume="allow",
-            space_id=space,
-            embed=False,
-        )
+        with nullcontext() if about.online else _without(self.ELSEWHERE):
+            self._run = trackio.init(
+                project=about.project,
+                name=f"{about.name}-{about.key[:6]}",
+                config=dict(about.facts),
+                resume="allow",
+                embed=False,
+                auto_log_cpu=False,
+                auto_log_gpu=False,
+            )
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
@@ -102,6 +108,8 @@ class MLflow:
     _run: str
 
     def begin(self, about: About) -> None:
+        if not about.online:
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
         about.folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +137,16 @@ class MLflow:
 
     def end(self, *, finished: bool) -> None:
         self._client.set_terminated(self._run, status="FINISHED" if finished else "FAILED")
+
+
+@contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """Inside, the environment lacks these."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 LOGGERS: dict[str, Callable[[], Logger]] = {

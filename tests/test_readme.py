@@ -65,6 +65,7 @@ GOES_ON = {
     "docs/house.md": "tests/test_downloads.py::test_a_later_call_goes_on_too",
     "docs/data.md": "tests/test_downloads.py::test_a_later_call_goes_on_too",
     "docs/resume.md": "tests/recipes/test_resume.py::test_a_killed_training_ends_as_one_that_was_not",
+    "docs/runs.md": "tests/recipes/test_resume.py::test_a_killed_training_ends_as_one_that_was_not",
 }
 PROMISE = r"goes on where|same command goes on|taken up|take up|resum|--resume|in the middle"
 NOT_YET = r"\b(sweep|probe)\b[^.|;]{0,60}--resume"

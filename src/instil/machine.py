@@ -11,6 +11,7 @@ Besides: what memory this machine has, and what this process takes of it, in byt
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -139,6 +140,26 @@ NO_MEMORY = re.compile(
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was no memory, of the machine or of a GPU (torch has several ways to say so)."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
+
+
+_left_behind: list[str] = []  # names of what is still at work, and is not waited for
+
+
+def leave_behind(name: str) -> None:
+    """A library's own thread goes on, and may have others that Python waits for: see `end_process`."""
+    _left_behind.append(name)
+
+
+def end_process(code: int) -> None:
+    """End the process at once if something was left behind; else do nothing, and let it end as others do.
+
+    Threads and clean-up of the library that hangs would be waited for, be it forever.
+    """
+    if _left_behind:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 STATUS = Path("/proc/self/status")

@@ -3,5 +3,5 @@
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"tests.settings.seen_in_{where}" for where in ("answers", "pairs", "requests", "training"))
+    *(f"tests.settings.seen_in_{where}" for where in ("answers", "loggers", "pairs", "requests", "training"))
 )

@@ -17,12 +17,13 @@ from instil.settings.options import SECTIONS, Settings
 from instil.settings.resolve import known_settings, resolve
 from tests.conftest import GPT2_VOCABULARY, tiny_reference
 from tests.settings.seen_in_answers import ANSWERS
+from tests.settings.seen_in_loggers import LOGGED
 from tests.settings.seen_in_pairs import PAIRS
 from tests.settings.seen_in_requests import REQUESTS
 from tests.settings.seen_in_training import TRAINING
 from tests.settings.world import PROMPTS, Table, World
 
-EVERY: Table = {**TRAINING, **PAIRS, **ANSWERS, **REQUESTS}
+EVERY: Table = {**TRAINING, **PAIRS, **ANSWERS, **REQUESTS, **LOGGED}
 
 
 @pytest.fixture(scope="module")

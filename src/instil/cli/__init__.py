@@ -10,17 +10,18 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
 
-from instil.cli import chat, judge, make, models, serve, settings, sweep, tune
+from instil.cli import chat, judge, make, models, runs, selftest, serve, settings, sweep, tune
 from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
 from instil.files import FULL
-from instil.machine import is_out_of_memory, settle
+from instil.machine import end_process, is_out_of_memory, settle
 from instil.screen import visible
 from instil.stopping import SIGNALS, Stopped, stop_at_once
 from instil.version import __version__
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (tune, models, chat, serve, settings, judge, sweep, make):  # as --help lists them
+for verbs in (tune, runs, models, chat, serve, settings, selftest, judge, sweep, make):  # as --help lists them
     app.add_typer(verbs.commands)
 
 
@@ -50,6 +51,17 @@ def _options(
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
+@contextmanager
+def _left_behind() -> Iterator[None]:
+    """Ends the process though a library's thread that was left behind does not end."""
+    try:
+        yield
+    except SystemExit as ended:
+        end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise
+
+
+@_left_behind()
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     for number in SIGNALS:

@@ -14,6 +14,7 @@
       loss.png  loss.pdf
       model/                   a folder that transformers opens
       adapter/                 with train.method=lora: a folder that peft opens
+      logs/                    with log.to: what loggers keep on this machine
       responses/base.json      the held-out rows answered before training, in the book's form
       responses/base-in-NAME.json   the same in a prompt form that scores less, where the model was asked in two
       responses/tuned.json     and after
@@ -66,7 +67,7 @@ OWN_FILES = (
     "report.html",
     FACTS,
 )
-OWN_FOLDERS = ("adapter", "checkpoints", "model", "responses", "scores")
+OWN_FOLDERS = ("adapter", "checkpoints", "logs", "model", "responses", "scores")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from pydantic_core import PydanticKnownError
 
 from instil.errors import SettingsError, did_you_mean
 from instil.settings.asking import MAX_SEED, MakeOptions, ScoreOptions
+from instil.settings.log import LogOptions
 from instil.settings.losses import LOSSES, listed, read_by
 
 Normalise = Literal["none", "nfc"]
@@ -351,6 +352,7 @@ class Settings(BaseModel):
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
     score: ScoreOptions = Field(default_factory=ScoreOptions)
     make: MakeOptions = Field(default_factory=MakeOptions)
+    log: LogOptions = Field(default_factory=LogOptions)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {name: type(options) for name, options in Settings()}

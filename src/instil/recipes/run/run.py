@@ -29,6 +29,7 @@ from instil.runs.facts import describe, keep_facts, unlike
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity, check_same, clear_leftovers
 from instil.runs.kept import Kept
+from instil.runs.loggers.libraries import need_loggers
 from instil.runs.report.report import refresh_report
 from instil.runs.status import at_work, check_idle
 from instil.screen import Screen
@@ -116,6 +117,7 @@ def run(
     """
     folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
     task = task or task_of(settings)
+    need_loggers(settings.log.to)
     check_idle(folder.path)
     resume = resume and folder.begun
     if not resume:

@@ -22,11 +22,13 @@ from instil.runs.facts import unlike, versions
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
 from instil.runs.kept import Kept, forget_kept
+from instil.runs.loggers.observer import Logs
 from instil.runs.observers import MemoryNote, MetricsFile, Samples, SavedAdapter
 from instil.runs.proof import ProvesResume
 from instil.runs.report.curves import plot_losses
 from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import SavesCheckpoints, StopsBySignal
+from instil.runs.space import BEST
 from instil.runs.status import Work
 from instil.screen import Screen
 from instil.stopping import Stop, Stopped
@@ -70,7 +72,7 @@ def train_and_save(
     screen, begin = clock.screen, _From(None)
     screen.head("Training")
     try:
-        with BestOnDisk(folder.checkpoints / "best.safetensors", screen.warn) as best:
+        with BestOnDisk(folder.checkpoints / BEST, screen.warn) as best:
             with clock.stage("train"):
                 if resume:
                     began = facts.get("versions", {})
@@ -138,6 +140,7 @@ def _train(
         MetricsFile(folder.metrics, resume=resume, warn=screen.warn) as metrics,
         Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=resume) as samples,
         progress(prepared, screen) as shown,
+        Logs(prepared.settings.log, folder, screen) as logs,
         Stop(quiet=screen.quiet) as stop,
     ):
         observers: list[Observer] = [work, *([begin.proof] if begin.proof else []), metrics, forecast, shown]
@@ -148,6 +151,7 @@ def _train(
         if train.method == "lora":
             note = AdapterNote(prepared.settings, decoder.parameter_count, screen)
             observers += [note, SavedAdapter(folder, prepared)]
+        observers.append(logs)  # the last, since it may wait for others when training ends
         earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: _first(prepared))
         try:
             result = tune(prepared, decoder, observers, best, begin.state, earlier)

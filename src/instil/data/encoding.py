@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from instil.data.control_tokens import Cut
 from instil.data.templates import Piece, Template
@@ -19,7 +19,9 @@ from instil.data.templates.template import Rendered
 from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError, counted, listed
 from instil.records import Encoded, Example
-from instil.settings.options import TrainOn, Turns
+
+if TYPE_CHECKING:
+    from instil.settings.options import TrainOn, Turns
 
 Row = TypeVar("Row")
 MANY_NEW = 512  # more new tokens than that are another vocabulary

@@ -23,6 +23,7 @@ from instil.records import Example, Pair, Turn
 from instil.settings.options import Normalise
 
 IN_MEMORY = "(rows in memory)"
+_as_text = json.JSONEncoder(sort_keys=True).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class SourceRows:
 
 def hashed_as(made: Example | Pair, row: int, place: int) -> bytes:
     """What goes into the hash of rows: a row, and its number where others before it were left out."""
-    return json.dumps(made.as_json(), sort_keys=True).encode() + (b"" if row == place else f" row {row}".encode())
+    return _as_text(made.as_json()).encode() + (b"" if row == place else f" row {row}".encode())
 
 
 def open_source(

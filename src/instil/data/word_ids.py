@@ -9,6 +9,7 @@ vocabularies, texts that a normalizer changes or that hold an added token) goes 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import re
@@ -234,8 +235,17 @@ def word_ids(state: Mapping[str, Any], fast: Any, reserved: Set[Any]) -> WordIds
         ids = tuple(int(token.id) for token in model.tokenize(text))
         return None if more or not ids or not reserved.isdisjoint(ids) else ids
 
+    def cut_around(char: str) -> list[list[tuple[int, int]]]:
+        """Where texts are cut at a character, whatever stands around."""
+        return [[ends for _, ends in pre.pre_tokenize_str(text.format(char))] for text in _AROUND]
+
+    @functools.cache
+    def kinds() -> dict[str, list[list[tuple[int, int]]]]:
+        return {plain: cut_around(plain) for plain in _KINDS}
+
     def alike(other: str) -> str | None:
-        return next((plain for plain in _KINDS if _cut_alike(pre, other, plain)), None)
+        found = cut_around(other)
+        return next((plain for plain, cuts in kinds().items() if cuts == found), None)
 
     def as_it_is(text: str) -> bool:
         return fast.normalizer is None or bool(fast.normalizer.normalize_str(text) == text)
@@ -306,15 +316,6 @@ def _agrees(words: Callable[[str, int, int], list[str]], pre: Any, text: str) ->
     """Whether the words of a text end where the pipeline's do."""
     ends = list(itertools.accumulate(map(len, words(text, 0, len(text)))))
     return ends == [end for _, (_, end) in pre.pre_tokenize_str(text)]
-
-
-def _cut_alike(pre: Any, other: str, plain: str) -> bool:
-    """Whether texts are cut at one character as at another, whatever stands around."""
-    return all(
-        [ends for _, ends in pre.pre_tokenize_str(text.format(other))]
-        == [ends for _, ends in pre.pre_tokenize_str(text.format(plain))]
-        for text in _AROUND
-    )
 
 
 def _probes() -> list[str]:

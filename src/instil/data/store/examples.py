@@ -20,14 +20,16 @@ from instil.data.store.shards import (
     numbers_of,
     shard_path,
     texts_column,
+    texts_of,
     write_shard,
 )
 from instil.data.subset import Lazy, Numbers
 from instil.records import Example, Turn
-from instil.screen import Advance
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from instil.screen import Advance
 
 TEXTS = ("instruction", "output", "input", "task")
 COLUMNS = (*TEXTS, "row", "more")
@@ -138,7 +140,9 @@ def _batch(examples: list[Example]) -> pyarrow.RecordBatch:
 
 
 def _examples(batch: pyarrow.RecordBatch) -> Iterator[Example]:
-    return map(_example, *(batch.column(name).to_pylist() for name in COLUMNS))
+    texts = [texts_of(batch.column(name)) for name in TEXTS]
+    rows = numbers_of(batch.column("row"), np.int64).tolist()
+    return map(_example, *texts, rows, texts_of(batch.column("more")))
 
 
 def _example(instruction: str, output: str, about: str, task: str, row: int, more: str | None) -> Example:

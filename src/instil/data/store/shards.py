@@ -9,6 +9,7 @@ Shape suffixes: R rows of a batch.
 from __future__ import annotations
 
 import bisect
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -153,6 +154,23 @@ def numbers_of(column: pyarrow.Array, kind: type[np.generic]) -> NDArray[Any]:
         bits = np.frombuffer(column.buffers()[1] or b"", np.uint8)
         return np.unpackbits(bits, bitorder="little").view(bool)[column.offset : column.offset + len(column)]
     return np.frombuffer(column.buffers()[1] or b"", kind)[column.offset : column.offset + len(column)]
+
+
+def texts_of(column: pyarrow.Array) -> list[str] | list[None] | list[str | None]:
+    """The texts of a column; None are gaps."""
+    if column.null_count == len(column):
+        return [None] * len(column)
+    if column.null_count:
+        found: list[str | None] = column.to_pylist()
+        return found
+    _, ends, held = column.buffers()
+    borders = np.frombuffer(ends, np.int64)[column.offset : column.offset + len(column) + 1]
+    written = memoryview(held)[borders[0] : borders[-1]].tobytes()
+    places = itertools.pairwise((borders - borders[0]).tolist())
+    if written.isascii():
+        whole = written.decode("ascii")
+        return [whole[first:end] for first, end in places]
+    return [written[first:end].decode() for first, end in places]
 
 
 def column_of(values: NDArray[Any]) -> pyarrow.Array:

@@ -27,10 +27,11 @@ from instil.data.tokenizers import Tokenizer
 from instil.data.words import prompt_of
 from instil.errors import DataError
 from instil.records import Encoded, Example
-from instil.settings.options import TrainOn, Turns
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from instil.settings.options import TrainOn, Turns
 
 SPELLINGS = ("as written", "altered", "misspelt")
 COLUMNS = {  # of all rows, each in a file of its own that is mapped

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import instil
 from instil import errors
@@ -29,8 +29,10 @@ from instil.data.store.shards import batches_of, shard_path, write_shard
 from instil.data.store.tokens import encoded_batches
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
-from instil.screen import Advance
-from instil.settings.options import TrainOn, Turns
+
+if TYPE_CHECKING:
+    from instil.screen import Advance
+    from instil.settings.options import TrainOn, Turns
 
 FEWEST = 8192  # rows that are worth another process
 TURN = 0.2  # seconds, in which somebody who waits sees that he need not
@@ -75,12 +77,19 @@ def encode_shards(
     """
     count = min(several(rows), len(shards))
     packed = _packed(job) if count > 1 else None
-    if packed is None:
-        examples = ExampleStore(job.examples)
-        for shard in shards:
-            job.encode(shard, examples, advance)
+    stop = stop or threading.Event()
+    if packed is not None:
+        _in_processes(packed, shards, count, advance, stop)
         return
-    _in_processes(packed, shards, count, advance, stop or threading.Event())
+
+    def advance_unless_stopped(note: str = "", steps: int = 1) -> None:
+        if stop.is_set():
+            raise Stopped
+        advance(note, steps)
+
+    examples = ExampleStore(job.examples)
+    for shard in shards:
+        job.encode(shard, examples, advance_unless_stopped)
 
 
 def several(rows: int) -> int:

@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from instil.data.templates.messages import message_of, texts_of, with_origin
 from instil.data.templates.program import dates_in, program
@@ -23,7 +23,9 @@ from instil.data.templates.template import Piece, Rendered, Template, all_traine
 from instil.data.templates.tracked import Origin, Runs, Tracked
 from instil.errors import DataError
 from instil.records import Example, Role, Turn, blank
-from instil.settings.options import TrainOn, Turns
+
+if TYPE_CHECKING:
+    from instil.settings.options import TrainOn, Turns
 
 DEFAULT, WITH_TOOLS = "default", "tool_use"  # names of templates, as transformers knows them
 TOOLS = -1  # in origins, where other numbers are those of messages

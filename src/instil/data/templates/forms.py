@@ -16,12 +16,14 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from instil.data.templates.template import Piece, Rendered, Template, all_trained
 from instil.errors import DataError, did_you_mean
 from instil.records import Example, Turn
-from instil.settings.options import TrainOn, Turns
+
+if TYPE_CHECKING:
+    from instil.settings.options import TrainOn, Turns
 
 _PART = re.compile(r"\{(instruction|input|system)\}|\{control:([^}]*)\}")
 _CONTROL = re.compile(r"\{control:([^}]*)\}")

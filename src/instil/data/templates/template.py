@@ -10,10 +10,12 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from instil.records import Example
-from instil.settings.options import TrainOn, Turns
+
+if TYPE_CHECKING:
+    from instil.settings.options import TrainOn, Turns
 
 
 class Piece(NamedTuple):

@@ -24,6 +24,7 @@ from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Task
 from tests.conftest import GPT2_VOCABULARY, rows
 from tests.settings.world import Table, Trained, World, seen_in
+from tests.train.test_rewind import poison
 
 TRAINING: Table = {}
 sees = partial(seen_in, TRAINING)
@@ -404,6 +405,23 @@ def keep_checkpoint(world: World) -> None:
     for more, kept in ((("train.keep_checkpoint=true",), ["step-000000002"]), ((), [])):
         run = world.run("train.save_every=0", "train.max_steps=2", *more, data=world.one)
         assert [one.name for one in (run.path / "checkpoints").glob("step-*")] == kept
+
+
+@sees("train.on_divergence=rewind")
+def on_divergence(world: World) -> None:
+    """There is no checkpoint yet, so it goes back to the beginning."""
+    row = world.run(*DEFAULT).seen.order[0]
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, row)
+        run = world.run("train.on_divergence=rewind", *DEFAULT)
+        with pytest.raises(AssertionError, match="step 1: the loss is nan"):
+            world.run("train.max_steps=2", "train.clip=2", *DEFAULT)
+    skipped = json.loads((run.path / "skipped.jsonl").read_text())
+    assert (skipped["step"], skipped["back_to"]) == (1, 0)
+    assert row in skipped["rows"]
+    assert run.read("report.json")["skipped"] == [skipped]
+    assert len(run.steps) == len(world.run(*DEFAULT).steps)
+    assert len(run.losses) == len(run.steps) - 1  # that step has no rows any more
 
 
 @sees("train.sample=epoch")

@@ -28,7 +28,7 @@ from instil.train.observer import Observer
 E1: Final = 1e-5  # equal in exact arithmetic, as float32 has it
 PROMPTS, NEW = 2, 8  # that are answered, and the tokens of each answer
 NATS: Final = 2e-4  # by which log-probabilities may be apart: 1e-5 of scores of about twenty
-TAKEN_UP = 2  # of the steps of a short training, after which another goes on
+STEPS, TAKEN_UP = 4, 2  # of a short training of more than an epoch, and after how many another goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ def merged(bench: Bench) -> Measured:
 
 
 def resumed(bench: Bench) -> Measured:
-    train = bench.settings.train.model_copy(update={"method": "lora", "learning_rate": 1e-3})
+    train = bench.settings.train.model_copy(update={"method": "lora", "learning_rate": 1e-3, "max_steps": STEPS})
     prepared = replace(bench.prepared, settings=bench.settings.model_copy(update={"train": train}))
     kept = Keeping(TAKEN_UP)
     wanted = _trained(bench, prepared, [kept])

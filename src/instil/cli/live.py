@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 EVERY = 1.0  # seconds between two looks
 LEAST, MOST = 6, 30  # lines of a curve
-AXES = (22, 4)  # columns and lines that the axes of a curve take
+COLOURS = {"train": "cyan", "validation": "yellow"}  # of the curves
+AXES = (24, 4)  # columns and lines that the axes of a curve take
 ALONE = (100, 24)  # columns and lines of a picture where stdout is no terminal
 
 
@@ -138,7 +139,10 @@ def drawn(picture: Picture, width: int, height: int, *, hint: bool = False) -> G
     stage = picture.stage if picture.stage != "training" else ""
     facts = [stage, about.model, about.data, about.method if about.method != "full" else ""]
     head.append(visible("".join(f"  {fact}" for fact in facts if fact)), "dim")
-    parts: list[RenderableType] = [head, Text(progress(picture), no_wrap=True, overflow="ellipsis")]
+    where = Text(progress(picture), no_wrap=True, overflow="ellipsis")
+    for name, colour in COLOURS.items():
+        where.highlight_words([f"{name} "], colour)
+    parts: list[RenderableType] = [head, where]
     bar = _bar(picture, width)
     parts += [bar] if bar is not None else []
     said = _samples(picture)
@@ -151,12 +155,14 @@ def drawn(picture: Picture, width: int, height: int, *, hint: bool = False) -> G
     return Group(*parts, *last)
 
 
-def _bar(picture: Picture, width: int) -> RenderableType | None:
-    from rich.progress_bar import ProgressBar
+def _bar(picture: Picture, width: int) -> Text | None:
+    """How many of the steps are done."""
+    from rich.text import Text
 
     if picture.last is None or not picture.about.steps:
         return None
-    return ProgressBar(total=picture.about.steps, completed=picture.last.step, width=width)
+    done = min(width, round(width * picture.last.step / picture.about.steps))
+    return Text.assemble(("━" * done, "green"), ("─" * (width - done), "dim"))
 
 
 def _samples(picture: Picture) -> list[Text]:
@@ -190,9 +196,8 @@ def _curve(picture: Picture, width: int, height: int) -> Text:
     figure.set_y_limits(low - room, high + room)
     figure.x_ticks_fkt = lambda least, _: f"{least:,.0f}"
     figure.y_ticks_fkt = lambda least, _: f"{least:.3f}"
-    for side, colour, marker in zip(
-        (picture.curve.train, picture.curve.val), ("cyan", "yellow"), (None, "o"), strict=True
-    ):
+    both = (picture.curve.train, picture.curve.val)
+    for side, colour, marker in zip(both, COLOURS.values(), (None, "o"), strict=True):
         if side:
             steps, values = zip(*side, strict=True)
             figure.plot(steps, values, lc=colour, marker=marker)

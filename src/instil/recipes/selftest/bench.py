@@ -67,6 +67,13 @@ class Bench:
         short = [one.as_json() for one in self.examples if len(one.instruction) + len(one.input) <= SHORT]
         self.prepared = prepare(short[:: len(short) // ROWS][:ROWS], model, self.settings)
         self.decoder = load(self.prepared)
+        self._usual: Step | None = None
+
+    def usual(self) -> Step:
+        """One step as a run takes it; computed once, for several checks."""
+        if self._usual is None:
+            self._usual = self.step()
+        return self._usual
 
     def tokens(self, rows: int) -> list[tuple[int, ...]]:
         """The ids of so many rows, as many as are kept of each."""
@@ -96,6 +103,7 @@ class Bench:
     def fresh(self) -> Decoder:
         """The model as its files have it, in place of the one that was changed."""
         self.decoder = None  # type: ignore[assignment]  # before there is another
+        self._usual = None
         release()
         self.decoder = load(self.prepared)
         return self.decoder

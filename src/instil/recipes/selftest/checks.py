@@ -15,7 +15,6 @@ from instil.assistant.folder import export_folder
 from instil.data.encoding import encode_many, encode_prompt
 from instil.generate.engine import Engine
 from instil.generate.request import Request, TokenLogprobs
-from instil.generate.sampling import CLOSE
 from instil.model.decoder import Decoder
 from instil.model.load import load_decoder
 from instil.model.lora import adapters, merge
@@ -27,8 +26,9 @@ from instil.tasks.tune import tune
 from instil.train.observer import Observer
 
 E1: Final = 1e-5  # equal in exact arithmetic, as float32 has it
-PROMPTS, NEW = 3, 12  # that are answered, and the tokens of each answer
-TAKEN_UP = 2  # of the steps of a short training, after which another goes on
+PROMPTS, NEW = 2, 8  # that are answered, and the tokens of each answer
+NATS: Final = 2e-4  # by which log-probabilities may be apart: 1e-5 of scores of about twenty
+STEPS, TAKEN_UP = 4, 2  # of a short training of more than an epoch, and after how many another goes on
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,16 @@ def _steps(found: Step, wanted: Step) -> Measured:
 
 
 def shared(bench: Bench) -> Measured:
-    return _steps(bench.step(layout="shared"), bench.step(layout="padded"))
+    return _steps(bench.usual(), bench.step(layout="padded"))
 
 
 def accumulated(bench: Bench) -> Measured:
     """The rows of a micro-batch have other numbers of targets than those of the next: a mean of means would differ."""
-    return _steps(bench.step(micro_batch=1), bench.step())
+    return _steps(bench.step(micro_batch=1), bench.usual())
 
 
 def recomputed(bench: Bench) -> Measured:
-    found, wanted = bench.step(gradient_checkpointing=True), bench.step(gradient_checkpointing=False)
+    found, wanted = bench.step(gradient_checkpointing=True), bench.usual()
     return Measured(differing(found.gradients, wanted.gradients) + (found.loss != wanted.loss), 0, "numbers")
 
 
@@ -92,7 +92,7 @@ def cached(bench: Bench) -> Measured:
             apart = max(apart, abs(float(logprobs_V[token]) - one.logprob) if token == one.token else math.inf)
             text.append(token)
         apart = apart if len(said) == NEW else math.inf
-    return Measured(apart, CLOSE, "nats")
+    return Measured(apart, NATS, "nats")
 
 
 def exported(bench: Bench) -> Measured:
@@ -150,7 +150,7 @@ def merged(bench: Bench) -> Measured:
 
 
 def resumed(bench: Bench) -> Measured:
-    train = bench.settings.train.model_copy(update={"method": "lora", "learning_rate": 1e-3})
+    train = bench.settings.train.model_copy(update={"method": "lora", "learning_rate": 1e-3, "max_steps": STEPS})
     prepared = replace(bench.prepared, settings=bench.settings.model_copy(update={"train": train}))
     kept = Keeping(TAKEN_UP)
     wanted = _trained(bench, prepared, [kept])

@@ -1,4 +1,4 @@
-"""``python -m tests.kills [--kills N] [--seed N]``: kill small runs, and print a table of it in Markdown.
+"""``python -m tests.kills [--kills N] [--seed N] [--minutes N]``: kill small runs, and print a table of it in Markdown.
 
 Ends with 1 if any of them ended otherwise than a run that was never killed; what it left stays and is named.
 """
@@ -25,18 +25,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kills", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no other run after so many")
     chosen = parser.parse_args()
     place, begun = Path(tempfile.mkdtemp(prefix="instil-kills-")), time.monotonic()
     make_tinier(place / "model")
-    killers = []
-    for number, kind in enumerate(KINDS):
-        share = chosen.kills * (number + 1) // len(KINDS) - chosen.kills * number // len(KINDS)
-        (place / kind).mkdir()
-        killer = Killer(kind, place / "model", place / kind, random.Random(f"{chosen.seed} {kind}"))
-        killer.go(share)
-        killers.append(killer)
-        done = f"{killer.killed.total()} kills of {killer.runs} runs, {len(killer.wrong)} wrong"
-        print(f"{kind}: {done}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    killers = [Killer(kind, place / "model", place / kind, random.Random(f"{chosen.seed} {kind}")) for kind in KINDS]
+    shares = {
+        kind: chosen.kills * (number + 1) // len(KINDS) - chosen.kills * number // len(KINDS)
+        for number, kind in enumerate(KINDS)
+    }
+    while left := [one for one in killers if one.killed.total() < shares[one.kind]]:
+        if time.monotonic() - begun > 60 * chosen.minutes:
+            break
+        for killer in left:  # in turn, so that something is known of each kind however early it ends
+            killer.go(shares[killer.kind], runs=1)
+        done = ", ".join(f"{one.kind} {one.killed.total()}" for one in killers)
+        wrong = sum(len(one.wrong) for one in killers)
+        print(f"{time.monotonic() - begun:.0f} s: {done}; {wrong} wrong", file=sys.stderr)
     print(f"| killed while | {' | '.join(KINDS)} | together |")
     print("| --- |" + " ---: |" * (len(KINDS) + 1))
     for phase in PHASES:

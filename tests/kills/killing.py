@@ -173,9 +173,10 @@ class Killer:
     usual: dict[str, tuple[float, float]] = field(default_factory=dict)
     wanted: dict[str, Any] = field(default_factory=dict)
 
-    def go(self, kills: int) -> None:
-        """At least so many kills, several a run."""
-        out = self.place / "whole"
+    def go(self, kills: int, runs: int = 0) -> None:
+        """So many kills in all, several a run; with ``runs`` at most so many runs more."""
+        out, last = self.place / "whole", self.runs + runs if runs else float("inf")
+        self.place.mkdir(parents=True, exist_ok=True)
         if not self.wanted:
             self.told.forget()
             with telling(self.told):
@@ -184,7 +185,7 @@ class Killer:
             assert self._wait(process) == 0, self._said(self.place / "second")
             self.usual = {phase: self.told.seconds(phase) for phase in KINDS[self.kind].phases}
             self.wanted = left_by(out)
-        while self.killed.total() < kills:
+        while self.killed.total() < kills and self.runs < last:
             self._one(self.place / f"run-{self.runs}", min(self.drawn.randint(1, 8), kills - self.killed.total()))
 
     def _one(self, out: Path, kills: int) -> None:

@@ -92,9 +92,9 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
     answered: list[int] = []
     answer = run_module.answer
 
-    def counted(decoder: Any, tokenizer: Any, template: Any, examples: Any, *more: Any) -> Any:
+    def counted(decoder: Any, tokenizer: Any, template: Any, examples: Any, *more: Any, **how: Any) -> Any:
         answered.append(len(examples))
-        return answer(decoder, tokenizer, template, examples, *more)
+        return answer(decoder, tokenizer, template, examples, *more, **how)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "answer", counted)

@@ -88,7 +88,11 @@ def test_nothing_is_left_behind_when_training_fails(tiny_folder: Path, tmp_path:
             rows(40), model=tiny_folder, out=tmp_path / "run", learning_rate=1e9, warmup=0.5, patience=9, eval_every=9,
             max_steps=12,
         )  # fmt: skip
-    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    left = {one.name for one in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left <= {
+        "kept.journal",
+        ".kept.journal.lock",
+    }  # answers before training: the same command makes them no more
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -59,7 +59,7 @@ class Texts(Task[Encoded]):
     def check(self, *args: object) -> list[str]:
         return ["these are texts"]
 
-    def ready(self, prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False) -> Prepared:
+    def ready(self, prepared: Prepared, decoder: Decoder, screen: Screen, **how: object) -> Prepared:
         self.asked_for.append("ready")
         return prepared
 

@@ -55,6 +55,7 @@ class Kept(Journal):
             self._screen.warn(f"  {error.__cause__ or error!s}: what is made from here on is not kept for --resume")
             self._file.close()
             self._file = None
+        self._entries.pop(self._key(key), None)  # nobody asks for what was made in this process
 
     def kept(self, key: str) -> Any:
         """What was written down; None where there is nothing, or it is damaged."""

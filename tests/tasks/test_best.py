@@ -92,7 +92,7 @@ def test_nothing_is_left_behind_when_training_fails(tiny_folder: Path, tmp_path:
     assert left <= {
         "kept.journal",
         ".kept.journal.lock",
-    }  # answers before training: the same command makes them no more
+    }  # for --resume
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

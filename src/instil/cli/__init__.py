@@ -48,6 +48,7 @@ def _options(
         raise typer.Exit
 
 
+KEEPING = ("sweep", "probe", "score", "compare", "generate", "prefer")  # verbs that write down what is made
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -92,7 +93,7 @@ def _stopped(stopped: Stopped, arguments: list[str]) -> str:
     """What is said of a process that a signal has stopped: what is kept, and how to go on."""
     verb = arguments[0] if arguments else ""
     if verb not in ("run", "train"):
-        return "stopped" if verb == "serve" else "stopped; what the run folder holds so far is kept"
+        return "stopped; what was made so far is kept" if verb in KEEPING else "stopped"
     if stopped.folder is None:
         return "stopped before anything was written; the same command begins again"
     again = [one for one in arguments if one not in ("--overwrite", "--resume")]

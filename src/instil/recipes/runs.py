@@ -9,11 +9,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from instil.errors import InstilError, UserError, counted
+from instil.errors import InstilError, RunFolderTaken, UserError, counted
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.following import FINISHED, RUNNING, state_word
 from instil.runs.listing import RunSummary, find_runs, state_of, summary_of
 from instil.runs.space import bytes_in, checkpoint_bytes, remove_checkpoints
+from instil.runs.status import check_idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ def prune(runs: Sequence[ListedRun]) -> Pruned:
             problems[one.about.name] = f"it was {one.state} and is {state} now, so it is left alone"
             continue
         try:
+            check_idle(run.path)
             freed[one.about.name] = remove_checkpoints(run)
+        except RunFolderTaken as error:
+            problems[one.about.name] = str(error)
         except OSError as error:
             problems[one.about.name] = f"its checkpoints cannot be removed: {error.strerror or error}"
     return Pruned(freed, problems)

@@ -60,7 +60,8 @@ def train_and_save(
                 longer = found.state.progress.planned != planned
                 state = extended(found.state, planned)
                 elsewhere = unlike(found.versions or facts.get("versions", {}), now)
-                proof = ProvesResume(folder.metrics, screen, elsewhere, force=force or longer)
+                left = None if longer else folder.metrics
+                proof = ProvesResume(left, screen, elsewhere, force=force)
         prepared = prepared.task.ready(prepared, decoder, screen, journal=journal)
         with (
             MetricsFile(folder.metrics, resume=state is not None) as metrics,

@@ -383,6 +383,8 @@ STEADY = {"schedule": "constant", "keep_checkpoint": True}
 def test_a_finished_run_is_extended(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
     """With a steady rate, to the very run that it would have been."""
     here.go(answers=True, **STEADY)
+    with pytest.raises(RunFolderTaken, match="is finished"):  # without saying once more that it is to be kept
+        here.go(resume=True, answers=True, schedule="constant")
     assert here.checkpoints == ["step-000000007"]
     with pytest.raises(
         RunFolderTaken, match=r"is finished.*; to extend it, set a larger train\.epochs or train\.max_st"
@@ -423,6 +425,7 @@ def test_a_finished_run_is_extended(here: Here, whole: Callable[..., dict[str, A
 def test_an_extension_that_is_killed_goes_on(here: Here) -> None:
     here.killed(loop, "_step", 6, **STEADY)
     here.killed(loop, "_step", 1, **STEADY, resume=True, extend=True, max_steps=10)
+    assert "(--force)" not in here.screen.text  # steps that had other rates are not compared
     here.killed(loop, "_step", 3, **STEADY, resume=True, max_steps=10)
     here.go(**STEADY, resume=True, extend=True, max_steps=12)  # and once more
     facts = tomllib.loads((here.out / "run.toml").read_text())

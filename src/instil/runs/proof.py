@@ -26,16 +26,16 @@ class ProvesResume(Observer):
     """Says where a training is taken up, and refuses one that is not the same.
 
     Args:
-        metrics: the run's ``metrics.jsonl`` as it was left; it is read at once.
+        metrics: the run's ``metrics.jsonl`` as it was left, read at once; None where its steps had other rates.
         screen: where it is said.
         elsewhere: in what this machine and its libraries differ from those of the checkpoint; then other bits are no
             fault, and only said.
         force: go on in any case.
     """
 
-    def __init__(self, metrics: Path, screen: Screen, elsewhere: str = "", *, force: bool = False) -> None:
+    def __init__(self, metrics: Path | None, screen: Screen, elsewhere: str = "", *, force: bool = False) -> None:
         self._screen, self._elsewhere, self._force = screen, elsewhere, force
-        self._left = _records(metrics)
+        self._left = _records(metrics) if metrics is not None else {}
 
     def on_proof(self, proof: Proof) -> None:
         """Compare the loss of the next step.

@@ -48,6 +48,7 @@ class SavesCheckpoints(Observer):
         self._at_the_end = at_the_end or bool(self._steps or self._seconds)
         self._wait, self._since = float(self._seconds), now()
         self.saved: int | None = None  # the last step that is on disk
+        self._asked = self._since
 
     def on_train_begin(self, decoder: Decoder, steps: int) -> None:
         self._since = self._now()
@@ -58,16 +59,16 @@ class SavesCheckpoints(Observer):
     def wants_state(self, pause: Pause) -> bool:
         if not pause.steps:
             return False
+        self._asked = self._now()  # making the state is a part of what a save takes
         if pause.stops:
             return self.saved != pause.steps
         if pause.ends:
             return self._at_the_end
         if self._steps:
             return pause.steps % self._steps == 0
-        return bool(self._seconds) and self._now() - self._since >= self._wait
+        return bool(self._seconds) and self._asked - self._since >= self._wait
 
     def on_state(self, state: TrainState) -> None:
-        started = self._now()
         try:
             for call in self._first:
                 call()
@@ -76,7 +77,7 @@ class SavesCheckpoints(Observer):
         except (CheckpointError, OSError) as error:
             self._screen.say(f"  {error}", "yellow")
         self._since = self._now()
-        self._wait = max(self._seconds, (self._since - started) / SHARE)
+        self._wait = max(self._seconds, (self._since - self._asked) / SHARE)
 
 
 class StopsBySignal(Observer):

@@ -227,7 +227,8 @@ def _check_resumed(folder: RunFolder, prepared: Prepared, screen: Screen, *, ans
         else:
             check_same(folder, Identity.of(prepared), answers=answers)
     except RunFolderTaken:  # it is finished; what it needs no more may still lie there
-        forget_checkpoints(folder, screen, keep=prepared.settings.train.keep_checkpoint)
+        kept = folder.read_settings()["settings"].get("train", {}).get("keep_checkpoint")
+        forget_checkpoints(folder, screen, keep=bool(kept) or prepared.settings.train.keep_checkpoint)
         raise
 
 

@@ -115,7 +115,8 @@ def _taken_up(
     planned = planned_steps(len(prepared.training), prepared.settings.train)
     longer = found.state.progress.planned != planned
     elsewhere = unlike(found.versions or began, checkpoints.versions)
-    return _From(extended(found.state, planned), ProvesResume(folder.metrics, screen, elsewhere, force=force or longer))
+    left = None if longer else folder.metrics
+    return _From(extended(found.state, planned), ProvesResume(left, screen, elsewhere, force=force))
 
 
 def _pieces(prepared: Prepared) -> dict[str, Any]:

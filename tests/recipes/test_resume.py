@@ -167,7 +167,7 @@ def test_another_run_is_refused_with_the_difference(
         run(rows(29), tiny_folder, out, resolve(values=USUAL), resume=True, answers=False, screen=Screen(quiet=True))
     with pytest.raises(SettingsError, match=r"data\.template is"):
         tuned(tiny_folder, out, resume=True, template="phi3")
-    with pytest.raises(RunFolderTaken, match="is not empty"):
+    with pytest.raises(RunFolderTaken, match="was not finished; add --resume to go on"):
         tuned(tiny_folder, out)
     assert left_by(out) == before
     monkeypatch.setattr(loop, "_step", lambda *_: (_ for _ in ()).throw(Killed))

@@ -154,6 +154,11 @@ class RunFolder:
         if not self.path.exists() or self.leftovers() is not None:
             return
         if not overwrite:
+            if self.begun and not self.finished:
+                raise RunFolderTaken(
+                    f"{self.path} holds a run that was not finished; add --resume to go on with it, choose another "
+                    "--out, or add --overwrite"
+                )
             raise RunFolderTaken(f"{self.path} is not empty; choose another --out, or add --overwrite")
         if not (self.path / RUN_FILE).is_file() and read_status(self.path) is None:
             raise UserError(f"{self.path} is not empty and holds no {RUN_FILE}; it is not a run, so it is left alone")

@@ -20,6 +20,7 @@ from instil.errors import DataError, InstilError, RunFolderTaken, UserError, par
 
 NO_JSON = "not valid JSON"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a disk, a quota, a limit of a file's size
+PROBE = ".instil-"  # what names begin with that are made to see whether something can be made
 Parsed = TypeVar("Parsed")
 Record = TypeVar("Record")
 
@@ -150,7 +151,7 @@ def check_folder(path: Path) -> None:
         for part in reversed(missing):
             part.mkdir()
             made.append(part)
-        with TemporaryDirectory(dir=path, prefix=".instil-"):
+        with TemporaryDirectory(dir=path, prefix=PROBE):
             pass
     except OSError as error:
         what = "cannot be written to" if there else "the folder cannot be made"

@@ -233,7 +233,7 @@ def test_a_token_is_shown_with_its_space() -> None:
 
 
 def test_white_space_at_the_edges_is_not_altered() -> None:
-    from instil.data.encoding import spelling
+    from instil.data.spelling import spelling
 
     fast = Tokenizer(models.BPE({"</s>": 0, "▁": 1, "a": 2, "B": 3, "é": 4}, []))
     fast.normalizer = normalizers.Sequence([])

@@ -52,7 +52,7 @@ def test_a_limit_of_what_may_be_written_ends_no_training(tiny_folder: Path, data
         list(map(str, command)), capture_output=True, text=True, timeout=300, check=False, preexec_fn=limit
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("the checkpoint cannot be written: File too large") == 4
+    assert done.stderr.count("the checkpoint cannot be written: File too large") == 5
     status = read_status(out)
     assert status is not None
     assert (status.state, status.done) == ("finished", 9)

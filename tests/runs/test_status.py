@@ -18,6 +18,7 @@ import pytest
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError
 from instil.runs import status as module
 from instil.runs.folder import RunFolder
+from instil.runs.identity import clear_leftovers
 from instil.runs.listing import summary_of
 from instil.runs.processes import Process
 from instil.runs.status import SILENT, STATUS, Status, Work, at_work, check_idle, read_status
@@ -262,8 +263,11 @@ def test_what_is_left_of_a_run_that_never_began_is_free(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(ZeroDivisionError), at_work(folder.path, QUIET):
         (folder.path / "scores").mkdir()
+        (folder.path / ".instil-abc").mkdir()  # it died while it looked whether the folder can be written to
         raise ZeroDivisionError
     folder.check_free(overwrite=False)
+    clear_leftovers(folder)
+    assert [one.name for one in folder.path.iterdir()] == ["status.json"]
     (folder.path / "metrics.jsonl").write_text("")  # it died while it was made
     folder.check_free(overwrite=True)
     with pytest.raises(RunFolderTaken, match="not empty"):

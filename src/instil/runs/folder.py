@@ -39,6 +39,7 @@ from instil.data.splits import PARTS, rows_in
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.files import (
+    PROBE,
     check_folder,
     make_folder,
     read_json,
@@ -109,7 +110,9 @@ class RunFolder:
         found = list(self.path.iterdir())
         own = (STATUS, unfinished_of(self.path / STATUS).name, unfinished_of(self.path / RUN_FILE).name)
         nothing = all(
-            one.name in own or (one.name in OWN_FOLDERS and one.is_dir() and not any(one.iterdir())) for one in found
+            one.name in own
+            or ((one.name in OWN_FOLDERS or one.name.startswith(PROBE)) and one.is_dir() and not any(one.iterdir()))
+            for one in found
         )
         return found if nothing else None
 

@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import Literal
 
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly
-from instil.files import make_folder, read_json, record_of, write_json
+from instil.files import PROBE, make_folder, read_json, record_of, write_json
 from instil.model.decoder import Decoder
 from instil.runs.processes import Process
 from instil.screen import Screen, clock
@@ -188,7 +188,7 @@ def _flock(handle: int) -> bool | None:
 def _now(folder: Path) -> float:
     """The time by the clock that dates files there: another machine's, on a network drive."""
     try:
-        with TemporaryFile(dir=folder, prefix=".instil-") as file:
+        with TemporaryFile(dir=folder, prefix=PROBE) as file:
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()

@@ -93,6 +93,7 @@ def test_a_frozen_weight_gets_no_gradient(chosen: str) -> None:
 def test_it_is_chosen_by_a_clear_gain(gain: float, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INSTIL_GEMM", raising=False)
     monkeypatch.setattr(gemm, "_gain", lambda: gain)
+    monkeypatch.setattr(gemm, "_before", "")
     gemm.backend.cache_clear()
     assert gemm.backend() == backend
     gemm.backend.cache_clear()

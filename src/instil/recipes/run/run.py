@@ -121,8 +121,8 @@ def run(
     check_idle(folder.path)
     resume = resume and folder.begun
     if not resume:
-        clear_leftovers(folder)
         folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
+        clear_leftovers(folder)
 
     # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
     prepared = _preflight(data, model, settings, task, clock, answers=answers)

@@ -102,6 +102,7 @@ def states() -> list[TrainState]:
     return watching.found
 
 
+@pytest.mark.slow  # some of it is in tests/runs/test_checkpoints.py, at once
 def test_a_save_that_dies_at_any_call_leaves_a_state_that_leads_to_the_same_end(
     tmp_path: Path, states: list[TrainState]
 ) -> None:
@@ -140,7 +141,7 @@ def test_a_save_that_dies_at_any_call_leaves_a_state_that_leads_to_the_same_end(
     assert at > 100  # so many calls there are
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, *(pytest.param(n / 29, marks=pytest.mark.slow) for n in range(29))])
+@pytest.mark.parametrize("share", [0.9, *(pytest.param(n / 29, marks=pytest.mark.slow) for n in range(29))])
 def test_a_run_that_dies_at_any_call_goes_on_to_the_same_end(share: float, tiny_folder: Path, tmp_path: Path) -> None:
     """The whole of it: its folder made, its checkpoints, its model, its report."""
     share = min(0.999, share + random.Random(share).random() / 29)

@@ -136,6 +136,7 @@ def tuned(model: Path, out: Path, *, resume: bool = False, **how: Any) -> Run:
     ],
     ids=["never saved", "patience"],
 )
+@pytest.mark.slow
 def test_it_goes_on_to_the_same_end_with_the_best_model_of_before(
     how: dict[str, Any], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,8 +124,9 @@ def at_work(folder: Path, screen: Screen) -> Iterator[Work]:
             if isinstance(error, Stopped):
                 error.folder = folder
             kept = isinstance(error, Stopped | KeyboardInterrupt | StoppedEarly | GeneratorExit)
-            with suppress(OSError):  # then it says for ever that a process is at work which is gone
-                work.end("stopped" if kept else "failed", _why(error))
+            if work.status.state == "running":  # what comes after its end does not undo it
+                with suppress(OSError):  # then it says for ever that a process is at work which is gone
+                    work.end("stopped" if kept else "failed", _why(error))
             raise
         if work.status.state == "running":
             work.end("stopped", "it was left before it was finished")

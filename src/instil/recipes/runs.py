@@ -11,7 +11,7 @@ from typing import Any
 
 from instil.errors import InstilError, RunFolderTaken, UserError, counted
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.runs.following import FINISHED, RUNNING, state_word
+from instil.runs.following import FINISHED, RUNNING
 from instil.runs.listing import RunSummary, find_runs, state_of, summary_of
 from instil.runs.space import bytes_in, checkpoint_bytes, remove_checkpoints
 from instil.runs.status import check_idle
@@ -30,7 +30,7 @@ class ListedRun:
     @property
     def state(self) -> str:
         """``running``, ``stopped``, ``finished`` or ``failed``."""
-        return state_word(self.about.state)
+        return self.about.state
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -122,7 +122,7 @@ def prune(runs: Sequence[ListedRun]) -> Pruned:
     problems: dict[str, str] = {}
     for one in runs:
         run = RunFolder(one.path)
-        if (state := state_word(state_of(run))) != one.state:
+        if (state := state_of(run)) != one.state:
             problems[one.about.name] = f"it was {one.state} and is {state} now, so it is left alone"
             continue
         try:

@@ -21,14 +21,8 @@ SHOWN = 2  # samples
 COMPARED = 512  # bytes by which a file of metrics is known again: more than a line, which has the time that a step took
 
 RUNNING, FINISHED = "running", "finished"
-WORDS = {"done": FINISHED, "training": RUNNING}  # for states that have other names in a list of runs
 
 Stamps = tuple[tuple[int, int], ...]
-
-
-def state_word(state: str) -> str:
-    """``running``, ``stopped``, ``finished`` or ``failed``."""
-    return WORDS.get(state, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +52,7 @@ class Picture:
     @property
     def state(self) -> str:
         """``running``, ``stopped``, ``finished`` or ``failed``."""
-        return state_word(self.about.state)
+        return self.about.state
 
     @property
     def running(self) -> bool:
@@ -112,7 +106,7 @@ class Following:
         last = self._records[-1] if self._records else None
         curve = curve_of(self._records)
         state = state_of(run)
-        steps = about.steps if state_word(state) == FINISHED else planned(self._records, options) or about.steps
+        steps = about.steps if state == FINISHED else planned(self._records, options) or about.steps
         about = replace(
             about,
             state=state,
@@ -121,7 +115,7 @@ class Following:
             train_loss=_latest(one.train_loss for one in reversed(self._records)),
             val_loss=_latest(one.val_loss for one in reversed(self._records)),
         )
-        trains = state_word(state) == RUNNING and last is not None and last.step != steps
+        trains = state == RUNNING and last is not None and last.step != steps
         tokens, seconds = _pace(self._records) if trains else (None, None)
         left = None if seconds is None or steps is None or last is None else seconds * max(steps - last.step, 0)
         return Picture(about, curve, last, tokens, left, _samples(run.samples))

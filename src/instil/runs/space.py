@@ -7,11 +7,9 @@ import stat
 from pathlib import Path
 
 from instil.files import unfinished_of
-from instil.runs.checkpoints import Checkpoints
+from instil.runs.checkpoints import BEST, Checkpoints
 from instil.runs.folder import RunFolder
 from instil.runs.kept import forget_kept
-
-BEST = "best.safetensors"  # beside checkpoints: the best model so far, of a training with patience
 
 
 def bytes_in(folder: Path) -> int:

@@ -16,7 +16,7 @@ from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.runs.best import BestOnDisk
-from instil.runs.checkpoints import Checkpoints, Found
+from instil.runs.checkpoints import BEST, Checkpoints, Found
 from instil.runs.extending import extended, former
 from instil.runs.facts import unlike, versions
 from instil.runs.folder import RunFolder
@@ -28,7 +28,6 @@ from instil.runs.proof import ProvesResume
 from instil.runs.report.curves import plot_losses
 from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import SavesCheckpoints, StopsBySignal
-from instil.runs.space import BEST
 from instil.runs.status import Work
 from instil.screen import Screen
 from instil.stopping import Stop, Stopped

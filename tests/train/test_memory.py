@@ -44,7 +44,7 @@ class Told(Observer):
 
     def wants_state(self, pause: Pause) -> bool:
         self._pause = pause
-        return pause.last
+        return pause.stops
 
     def on_state(self, state: TrainState) -> None:
         assert self._pause is not None
@@ -208,7 +208,7 @@ def test_where_a_row_alone_does_not_fit_training_stops_saved(
     assert f"step {after + 1}: out of memory with one row at a time" in str(no.value)
     assert "Set train.gradient_checkpointing=true" in str(no.value)
     ((pause, state),) = told.states
-    assert (pause.steps, pause.last, state.progress.done) == (after, True, after)
+    assert (pause.steps, pause.stops, state.progress.done) == (after, True, after)
     assert state.progress.in_an_epoch == in_epoch
     found = ended(case, state)
     del found["samples"], whole["samples"]

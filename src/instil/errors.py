@@ -81,6 +81,10 @@ class TrainingStopped(StoppedEarly):
     """Training has stopped between two steps, because somebody who watches it wanted it to."""
 
 
+class RankLost(StoppedEarly):
+    """A process of those that train together is gone."""
+
+
 class OutOfMemory(InstilError):
     """A step of a training does not fit into memory."""
 

@@ -19,8 +19,9 @@ from instil.data.subset import Lazy, Subset, chosen
 from instil.model.decoder import Decoder
 from instil.records import Encoded
 from instil.settings.options import TrainOptions
-from instil.train.loop import planned_steps, train
+from instil.train.loop import train
 from instil.train.losses import nll_sum
+from instil.train.schedule import planned_steps
 from tests.train.test_training import SPECS
 
 

@@ -102,7 +102,7 @@ def test_a_result_that_cannot_be_saved_can_be_rescued(
     assert (status.state, status.why) == ("failed", str(no.value))
     assert (out / "checkpoints" / "best.safetensors").exists() == bool(how)
     with monkeypatch.context() as patch:
-        patch.setattr("instil.train.loop._step", lambda *_: pytest.fail("a step is taken again"))
+        patch.setattr("instil.train.training._step", lambda *_: pytest.fail("a step is taken again"))
         tuned(tiny_folder, out, resume=True, **how)
     assert left_by(out) == left_by(tmp_path / "whole")
 

@@ -20,7 +20,7 @@ from instil.runs.status import read_status
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.stopping import SIGNALS, Stop, Stopped
-from instil.train import loop
+from instil.train import training
 from tests.conftest import rows
 from tests.recipes.test_resume import USUAL, left_by
 
@@ -41,7 +41,7 @@ setattr(module, name, sends)
 from instil.cli import main
 main()
 """
-IN_STEP_4 = "instil.train.loop _step 4"
+IN_STEP_4 = "instil.train.training _step 4"
 SECTIONS = {"max_new_tokens": "generate", "max_length": "data"}
 SETTINGS = [f"--set={SECTIONS.get(key, 'train')}.{key}={value}" for key, value in USUAL.items()]
 
@@ -111,7 +111,7 @@ def test_outside_of_training_it_leaves_at_once(
 
 
 def signal_in_step(patch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM) -> None:
-    step, taken = loop._step, 0
+    step, taken = training._step, 0
 
     def sends(*given: Any) -> Any:
         nonlocal taken
@@ -120,7 +120,7 @@ def signal_in_step(patch: pytest.MonkeyPatch, at: int, number: int = signal.SIGT
             os.kill(os.getpid(), number)
         return step(*given)
 
-    patch.setattr(loop, "_step", sends)
+    patch.setattr(training, "_step", sends)
 
 
 def tuned(model: Path, out: Path, *, resume: bool = False, **how: Any) -> Run:

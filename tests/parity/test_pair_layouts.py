@@ -113,7 +113,7 @@ def test_the_forked_layout_in_small() -> None:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_micro_batches_are_one_big_batch(loss: str) -> None:
     """E1: with a likelihood term, whose count is another, and with KTO's distance, which is of the whole step."""
-    from instil.train.loop import _step
+    from instil.train.step import take_step as _step
     from tests.train.test_training import Kept
 
     rows = [pair((1, 2, n), (3, 4 + n, 5)[: 2 + n % 2], (3, 7, n, 1)[: 1 + n], n) for n in range(1, 4)]

@@ -34,7 +34,7 @@ from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.pairs import reference
 from instil.tasks.prepare import prepare
-from instil.train import loop
+from instil.train import training
 from instil.train.optimizer import AdamWInBackward
 from instil.train.state import TrainState
 from tests.conftest import make_tinier, rows
@@ -143,10 +143,10 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
 
 DPO = {"objective": "dpo", "method": "lora", "lora": {"rank": 2}, "max_steps": 10}
 BORDERS: dict[str, tuple[Any, str, int, dict[str, Any]]] = {
-    "first step": (loop, "_step", 1, {}),
-    "last step": (loop, "_step", 7, {}),
-    "end of an epoch": (loop, "_step", 5, {"batch_size": 10, "micro_batch": 0, "save_every": "1"}),
-    "after it": (loop, "_step", 6, {"batch_size": 10, "micro_batch": 0, "save_every": "1"}),
+    "first step": (training, "_step", 1, {}),
+    "last step": (training, "_step", 7, {}),
+    "end of an epoch": (training, "_step", 5, {"batch_size": 10, "micro_batch": 0, "save_every": "1"}),
+    "after it": (training, "_step", 6, {"batch_size": 10, "micro_batch": 0, "save_every": "1"}),
     "middle of accumulation": (AdamWInBackward, "backward", 14, {}),
     "the best is being kept": (
         best_module, "write_safetensors", 3, {"patience": 9, "eval_every": 1, "learning_rate": 1e-3, "save_every": "1"},
@@ -187,7 +187,7 @@ def test_only_answers_that_are_missing_are_made(
 
     monkeypatch.setattr(held_out, "answer", seen)
     if form == "after":
-        monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a step was taken twice"))
+        monkeypatch.setattr(training, "_step", lambda *_: pytest.fail("a step was taken twice"))
     here.go(resume=True, **how)
     assert answered == ([3, 4] if form == "before" else [0, 3])
     assert "1 of 4 rows were answered before it was stopped" in here.screen.text
@@ -224,7 +224,7 @@ def test_the_reference_is_asked_about_the_rest_only(here: Here, whole: Callable[
 
 def test_what_is_damaged_in_the_journal_is_made_anew(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
     how = {"answers": True, "max_steps": 2}
-    here.killed(loop, "_step", 1, **how)
+    here.killed(training, "_step", 1, **how)
     journal = here.out / "checkpoints" / NAME
     lines = journal.read_bytes().split(b"\n")
     at = next(number for number, line in enumerate(lines) if b'"text": "' in line)
@@ -234,7 +234,7 @@ def test_what_is_damaged_in_the_journal_is_made_anew(here: Here, whole: Callable
     assert "3 of 4 rows were answered before it was stopped" in here.screen.text
     assert left_by(here.out) == whole(**how)
     other = Here(here.model, here.out.with_name("other"))
-    other.killed(loop, "_step", 1, **how)
+    other.killed(training, "_step", 1, **how)
     (other.out / "checkpoints" / NAME).write_bytes(bytes(4096))
     other.go(resume=True, **how)
     assert "kept.journal is damaged; what it held is made anew" in other.screen.text
@@ -305,7 +305,7 @@ def other_place(state: TrainState) -> TrainState:
 def test_a_training_that_would_not_be_the_same_is_refused(
     change: Callable[[TrainState], TrainState], said: str, here: Here
 ) -> None:
-    here.killed(loop, "_step", 7, save_every="4")
+    here.killed(training, "_step", 7, save_every="4")
     changed(here, change, save_every="4")
     with pytest.raises(InstilError, match=rf"{said}.*add --force to go on all the same") as refused:
         here.go(resume=True, save_every="4")
@@ -314,7 +314,7 @@ def test_a_training_that_would_not_be_the_same_is_refused(
 
 
 def test_on_another_machine_it_is_only_said(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    here.killed(loop, "_step", 5)
+    here.killed(training, "_step", 5)
     changed(here, other_weights)
     monkeypatch.setattr("instil.runs.facts.processor", lambda: "Another One")
     assert here.go(resume=True).steps == 7
@@ -324,7 +324,7 @@ def test_on_another_machine_it_is_only_said(here: Here, monkeypatch: pytest.Monk
 
 
 def test_a_run_says_that_it_is_where_it_was(here: Here) -> None:
-    here.killed(loop, "_step", 5)
+    here.killed(training, "_step", 5)
     here.go(resume=True)
     assert "  taken up at step 4 of 7: the loss of its next step is as it was" in here.screen.lines
     at_the_end = Here(here.model, here.out.with_name("end"))
@@ -335,7 +335,7 @@ def test_a_run_says_that_it_is_where_it_was(here: Here) -> None:
 
 def test_the_steps_after_its_checkpoint_are_compared(here: Here) -> None:
     """Those lines are there in the file; a line that says something else is noticed, so they are looked at."""
-    here.killed(loop, "_step", 5, save_every="3")
+    here.killed(training, "_step", 5, save_every="3")
     lines = (here.out / "metrics.jsonl").read_text().splitlines()
     record = json.loads(lines[4])
     assert record["step"] == 4
@@ -370,8 +370,8 @@ def test_killed_at_its_very_end(step: str, here: Here, whole: Callable[..., dict
 
 def test_killed_while_it_is_taken_up(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
     """What the files have of earlier steps is not lost with those of later ones."""
-    here.killed(loop, "_step", 6)
-    here.killed(loop, "set_random_states", 3, resume=True)
+    here.killed(training, "_step", 6)
+    here.killed(training, "set_random_states", 3, resume=True)
     here.killed(proof_module.ProvesResume, "on_resume", 1, resume=True)
     here.go(resume=True)
     assert left_by(here.out) == whole()
@@ -398,14 +398,14 @@ def test_a_finished_run_is_extended(here: Here, whole: Callable[..., dict[str, A
         here.go(resume=True, extend=True, answers=True, **STEADY, max_steps=10, learning_rate=0.5)
     taken = 0
     with pytest.MonkeyPatch.context() as patch:
-        step = loop._step
+        step = training._step
 
         def counted(*given: Any) -> Any:
             nonlocal taken
             taken += 1
             return step(*given)
 
-        patch.setattr(loop, "_step", counted)
+        patch.setattr(training, "_step", counted)
         found = here.go(resume=True, extend=True, answers=True, **STEADY, max_steps=10)
     assert (found.steps, taken) == (10, 3)
     assert "  extended from 7 to 10 steps" in here.screen.lines
@@ -423,10 +423,10 @@ def test_a_finished_run_is_extended(here: Here, whole: Callable[..., dict[str, A
 
 
 def test_an_extension_that_is_killed_goes_on(here: Here) -> None:
-    here.killed(loop, "_step", 6, **STEADY)
-    here.killed(loop, "_step", 1, **STEADY, resume=True, extend=True, max_steps=10)
+    here.killed(training, "_step", 6, **STEADY)
+    here.killed(training, "_step", 1, **STEADY, resume=True, extend=True, max_steps=10)
     assert "(--force)" not in here.screen.text  # steps that had other rates are not compared
-    here.killed(loop, "_step", 3, **STEADY, resume=True, max_steps=10)
+    here.killed(training, "_step", 3, **STEADY, resume=True, max_steps=10)
     here.go(**STEADY, resume=True, extend=True, max_steps=12)  # and once more
     facts = tomllib.loads((here.out / "run.toml").read_text())
     assert [(one["steps"], one["after"]) for one in facts["extended"]] == [(7, 4), (10, 6)]
@@ -507,11 +507,11 @@ def test_a_half_done_run_of_a_sweep_goes_on(model: Path, tmp_path: Path, monkeyp
 
     swept("whole")
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        dies(patch, loop, "_step", 6 + 4)
+        dies(patch, training, "_step", 6 + 4)
         swept("out")
     taken: list[int] = []
-    step = loop._step
-    monkeypatch.setattr(loop, "_step", lambda *given: taken.append(1) or step(*given))
+    step = training._step
+    monkeypatch.setattr(training, "_step", lambda *given: taken.append(1) or step(*given))
     screen = swept("out")
     assert len(taken) == 4  # of the second run, from step 2 on
     assert "first, not finished" not in screen.text

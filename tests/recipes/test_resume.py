@@ -22,7 +22,7 @@ from instil.recipes.run.run import Run, run
 from instil.runs.checkpoints import TENSORS, Disk
 from instil.screen import Screen
 from instil.settings.resolve import resolve
-from instil.train import loop
+from instil.train import training
 from tests.conftest import rows
 from tests.kills.left import left_by
 
@@ -47,7 +47,7 @@ class Killed(BaseException):
 
 def kill_in_step(patch: pytest.MonkeyPatch, number: int) -> None:
     """Die in the middle of a step, counted from 1."""
-    step, taken = loop._step, 0
+    step, taken = training._step, 0
 
     def dies(*given: Any) -> Any:
         nonlocal taken
@@ -56,7 +56,7 @@ def kill_in_step(patch: pytest.MonkeyPatch, number: int) -> None:
             raise Killed
         return step(*given)
 
-    patch.setattr(loop, "_step", dies)
+    patch.setattr(training, "_step", dies)
 
 
 def tuned(folder: Path, out: Path, **how: Any) -> Run:
@@ -170,7 +170,7 @@ def test_another_run_is_refused_with_the_difference(
     with pytest.raises(RunFolderTaken, match="was not finished; add --resume to go on"):
         tuned(tiny_folder, out)
     assert left_by(out) == before
-    monkeypatch.setattr(loop, "_step", lambda *_: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(training, "_step", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         tuned(tiny_folder, out, resume=True, save_every="0")  # how often it is saved may change
 

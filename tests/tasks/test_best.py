@@ -19,7 +19,7 @@ from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import load, prepare
 from instil.tasks.task import loader_for
-from instil.train import loop
+from instil.train import training
 from instil.train.evaluation import Evaluation, HeldOut
 from instil.train.losses import held_out_loss
 from instil.train.metrics import read_metrics
@@ -103,7 +103,7 @@ def test_the_best_model_remains_where_training_diverges(
     """At a step's loss, at a validation, or after the last update, which nothing but the end looks at."""
     how = {"method": method, "learning_rate": 1e-3, "eval_every": 2, "patience": 9, "max_steps": 5, "max_new_tokens": 2}
     spoiled = 4 if when == "validation" else 5
-    before, done = loop._step, 0
+    before, done = training._step, 0
 
     def spoils(decoder: Decoder, *rest: object) -> object:
         nonlocal done
@@ -121,7 +121,7 @@ def test_the_best_model_remains_where_training_diverges(
     def blind(self: HeldOut, decoder: Decoder) -> Evaluation:
         return look(self, decoder) if done < spoiled else Evaluation(99.0)
 
-    monkeypatch.setattr(loop, "_step", spoils)
+    monkeypatch.setattr(training, "_step", spoils)
     if when == "end":
         monkeypatch.setattr(HeldOut, "__call__", blind)
         monkeypatch.setattr(HeldOut, "due", lambda self, step, ends_epoch: step in (2, 4))

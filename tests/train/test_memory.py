@@ -14,7 +14,7 @@ from instil.errors import OutOfMemory
 from instil.machine import is_out_of_memory
 from instil.records import Batch
 from instil.tasks.pairs.losses import Preference
-from instil.train import loop, objective
+from instil.train import objective, training
 from instil.train.observer import Observer, Pause
 from instil.train.optimizer import AdamWInBackward
 from instil.train.state import TrainState
@@ -53,7 +53,7 @@ class Told(Observer):
 
 def fits(patch: pytest.MonkeyPatch, rows: int, error: BaseException, *, after: int = 0, backward: bool = False) -> None:
     """A machine that has no memory for more rows at once, once so many steps have fitted."""
-    measure, back, taken, step = objective._Likelihood.__call__, AdamWInBackward.backward, 0, loop._step
+    measure, back, taken, step = objective._Likelihood.__call__, AdamWInBackward.backward, 0, training._step
     many = False
 
     def counts(*given: Any) -> Any:
@@ -75,7 +75,7 @@ def fits(patch: pytest.MonkeyPatch, rows: int, error: BaseException, *, after: i
             raise error
         back(self, loss, last=last)
 
-    patch.setattr(loop, "_step", counts)
+    patch.setattr(training, "_step", counts)
     patch.setattr(objective._Likelihood, "__call__", measures)
     if backward:
         patch.setattr(AdamWInBackward, "backward", goes_back)
@@ -128,7 +128,7 @@ def test_what_a_backward_has_left_counts_for_nothing(name: str, monkeypatch: pyt
 
 def _pairs_fit(patch: pytest.MonkeyPatch, kind: Any, error: BaseException) -> None:
     """As `fits`, of pairs: one at a time after four steps."""
-    measure, step, taken = kind.measure, loop._step, 0
+    measure, step, taken = kind.measure, training._step, 0
 
     def counts(*given: Any) -> Any:
         nonlocal taken
@@ -141,7 +141,7 @@ def _pairs_fit(patch: pytest.MonkeyPatch, kind: Any, error: BaseException) -> No
             raise error
         return measure(self, batches)
 
-    patch.setattr(loop, "_step", counts)
+    patch.setattr(training, "_step", counts)
     patch.setattr(kind, "measure", measures)
 
 

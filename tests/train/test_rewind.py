@@ -14,7 +14,7 @@ from torch import Tensor
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
-from instil.train import loop, objective
+from instil.train import objective, training
 from instil.train.evaluation import Evaluation, HeldOut
 from instil.train.observer import Observer, Pause
 from instil.train.rewind import MOST, Skipped
@@ -63,7 +63,7 @@ def poison(patch: pytest.MonkeyPatch, row: int) -> None:
 
 def spoil(patch: pytest.MonkeyPatch, steps: set[int], value: float = math.nan) -> None:
     """Updates of steps, counted as they are taken, that leave weights that are no numbers."""
-    before, taken = loop._step, 0
+    before, taken = training._step, 0
 
     def spoils(decoder: Any, *rest: Any) -> Any:
         nonlocal taken
@@ -73,7 +73,7 @@ def spoil(patch: pytest.MonkeyPatch, steps: set[int], value: float = math.nan) -
             next(one for one in decoder.parameters() if one.requires_grad).data.fill_(value)
         return found
 
-    patch.setattr(loop, "_step", spoils)
+    patch.setattr(training, "_step", spoils)
 
 
 def rewinding(case: Case) -> Case:

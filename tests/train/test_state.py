@@ -25,10 +25,12 @@ from instil.settings.options import DpoOptions, TrainOptions
 from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.encoding import with_others
 from instil.tasks.pairs.losses import Preference
+from instil.train.best import SharedBest
 from instil.train.evaluation import AsInBook, HeldOut
 from instil.train.loop import train
 from instil.train.objective import Likelihood, Objective
 from instil.train.observer import Observer, Pause, TrainResult
+from instil.train.ranks import ALONE, Ranks
 from instil.train.rewind import Earlier
 from instil.train.state import TrainState
 from tests.train.test_training import decoder
@@ -130,24 +132,35 @@ class Case:
     loss: str = ""
 
     def run(
-        self, observers: Sequence[Observer], resume: TrainState | None = None, earlier: Earlier | None = None
+        self,
+        observers: Sequence[Observer],
+        resume: TrainState | None = None,
+        earlier: Earlier | None = None,
+        ranks: Ranks = ALONE,
+        *,
+        double: bool = False,
     ) -> tuple[Decoder, TrainResult]:
         options = TrainOptions(**{"epochs": 3, "batch_size": 4, "learning_rate": 1e-2, "eval_every": 2} | self.options)
         objective: Objective = Preference(DpoOptions(loss=self.loss, nll=0.1)) if self.loss else Likelihood()
         held: list[Any] = some_pairs(3) if self.loss else some_rows(4, first=100)
         rows: list[Any] = some_pairs(9) if self.loss else some_rows(11)
         more = self.loader | ({"collator": PairCollator} if self.loss else {})
-        model = self.model()
-        loader = Loader(rows, 4, pad_id=0, seed=9, **more)
+        model = self.model().double() if double else self.model()
+        by_the_book = options.evaluation == "book"
+        loader = Loader(rows, 4, pad_id=0, seed=9, share=ranks.share, **more)
         for_validation = more | {"micro_batch": 0, "batch_tokens": 0, "shuffle": False}
-        validation = Loader(held, 4, pad_id=0, **for_validation)
-        evaluator: Any = HeldOut([b for step in validation.steps() for b in step], options.eval_every, 0, objective)
-        if options.evaluation == "book":
+        share = ranks.share if by_the_book else (0, 1)
+        validation = Loader(held, 4, pad_id=0, share=share, **for_validation)
+        batches = [batch for step in validation.steps() for batch in step]
+        evaluator: Any = HeldOut(batches, options.eval_every, 0, objective, ranks)
+        if by_the_book:
             torch.manual_seed(options.seed)
-            evaluator = AsInBook(loader.draw, validation.draw, options.eval_every, 2, objective)
+            evaluator = AsInBook(loader.draw, validation.draw, options.eval_every, 2, objective, ranks)
+        kept = InMemory() if ranks.rank == 0 else None
+        best = (kept if ranks.alone else SharedBest(ranks, kept)) if options.patience else None
         result = train(
             model, loader, options, evaluator=evaluator, observers=observers, objective=objective, resume=resume,
-            seen_ids=loader.ids() if self.seen else (), best=InMemory() if options.patience else None, earlier=earlier,
+            seen_ids=loader.ids() if self.seen else (), best=best, earlier=earlier, ranks=ranks,
         )  # fmt: skip
         return model, result
 

@@ -115,7 +115,7 @@ def test_the_loss_is_the_sum_over_rows_alone(family: str, rows: list[Encoded]) -
 @pytest.mark.parametrize("family", SPECS)
 def test_accumulated_is_one_big_batch(family: str, rows: list[Encoded], micro: int) -> None:
     """E1: gradients of micro-batches of unequal lengths, against those of the whole batch."""
-    from instil.train.loop import _step
+    from instil.train.step import take_step as _step
 
     model = decoder(family)
     whole = next(Loader(rows, len(rows), pad_id=0, shuffle=False).steps())

@@ -58,6 +58,14 @@ ResumeOpt = Annotated[
 ExtendOpt = Annotated[
     bool, typer.Option("--extend", help="With --resume: more train.epochs or train.max_steps than it was begun for.")
 ]
+ProcessesOpt = Annotated[
+    int,
+    typer.Option(
+        "--processes",
+        min=1,
+        help="Train in so many processes on this machine; on several, torchrun starts them (docs/scale.md).",
+    ),
+]
 ForceOpt = Annotated[
     bool, typer.Option("--force", help="With --resume: go on even if the loss of the next step is not what it was.")
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ from instil.cli.options import (
     ModelOpt,
     OutOpt,
     OverwriteOpt,
+    ProcessesOpt,
     ResumeOpt,
     SetOpt,
     chosen_settings,
@@ -30,6 +32,7 @@ from instil.errors import UserError
 
 if TYPE_CHECKING:
     from instil.settings.options import Settings
+    from instil.train.ranks import Ranks
 
 commands = typer.Typer()
 
@@ -48,6 +51,7 @@ def run_command(
     resume: ResumeOpt = False,
     extend: ExtendOpt = False,
     force: ForceOpt = False,
+    processes: ProcessesOpt = 1,
     as_json: JsonOpt = False,
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
@@ -63,6 +67,7 @@ def run_command(
         resume=resume,
         extend=extend,
         force=force,
+        processes=processes,
         as_json=as_json,
         answers=True,
     )
@@ -82,6 +87,7 @@ def train_command(
     resume: ResumeOpt = False,
     extend: ExtendOpt = False,
     force: ForceOpt = False,
+    processes: ProcessesOpt = 1,
     as_json: JsonOpt = False,
 ) -> None:
     """Training alone: no answers before or after. With --method dpo the rows are preference pairs."""
@@ -97,6 +103,7 @@ def train_command(
         resume=resume,
         extend=extend,
         force=force,
+        processes=processes,
         as_json=as_json,
         answers=False,
     )
@@ -165,6 +172,51 @@ def _tune(
     resume: bool,
     extend: bool,
     force: bool,
+    processes: int,
+    as_json: bool,
+    answers: bool,
+) -> None:
+    from instil.train.parallel.launch import launch
+    from instil.train.parallel.processes import joined, restarted, started
+
+    if overwrite and resume:
+        raise UserError("--overwrite replaces the run that --resume goes on with; leave one of them out")
+    if (extend or force) and not resume:
+        raise UserError(f"{'--extend' if extend else '--force'} is for a run that goes on; add --resume")
+    if processes > 1 and started():
+        raise UserError("these processes are started already (by torchrun, say), so leave --processes out")
+    if processes > 1:
+        raise typer.Exit(launch(_without(sys.argv[1:], "--processes"), processes))
+    with joined() as ranks:
+        if ranks.rank:
+            raise typer.Exit(_follow(data, model, settings, ranks))
+        again = restarted()
+        _run(
+            data,
+            model,
+            out,
+            settings,
+            ranks,
+            overwrite=overwrite and not again,
+            resume=resume or again,
+            extend=extend,
+            force=force,
+            as_json=as_json,
+            answers=answers,
+        )
+
+
+def _run(
+    data: str,
+    model: str,
+    out: Path | None,
+    settings: Settings,
+    ranks: Ranks,
+    *,
+    overwrite: bool,
+    resume: bool,
+    extend: bool,
+    force: bool,
     as_json: bool,
     answers: bool,
 ) -> None:
@@ -172,15 +224,37 @@ def _tune(
     from instil.files import plain_name
     from instil.recipes.run.run import run
 
-    if overwrite and resume:
-        raise UserError("--overwrite replaces the run that --resume goes on with; leave one of them out")
-    if (extend or force) and not resume:
-        raise UserError(f"{'--extend' if extend else '--force'} is for a run that goes on; add --resume")
     folder = out or Path("runs") / f"{short_name(data)}-{plain_name(model)}"
     finished = run(
-        data, model, folder, settings, overwrite=overwrite, resume=resume, extend=extend, force=force, answers=answers
-    )
+        data, model, folder, settings,
+        overwrite=overwrite, resume=resume, extend=extend, force=force, answers=answers, ranks=ranks,
+    )  # fmt: skip
     if as_json:
         print_json(finished.as_json())
     else:
         show_run(finished)
+
+
+def _follow(data: str, model: str, settings: Settings, ranks: Ranks) -> int:
+    """What a process does that is not the first, which alone shows what happens; the exit code."""
+    from instil.errors import RankLost
+    from instil.recipes.run.crew import follow
+    from instil.stopping import Stopped
+
+    try:
+        return follow(data, model, settings, ranks)
+    except RankLost as error:
+        return error.exit_code
+    except Stopped as stopped:
+        return 128 + stopped.number
+
+
+def _without(arguments: list[str], option: str) -> list[str]:
+    """Arguments without an option that has a value."""
+    left, skip = [], False
+    for one in arguments:
+        if skip or one == option:
+            skip = not skip
+        elif not one.startswith(f"{option}="):
+            left.append(one)
+    return left

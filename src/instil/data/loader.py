@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from instil.data.budget import TokenBudget
 from instil.data.collate import RowCollator
+from instil.data.dealing import dealt
 from instil.data.lengths import Measured, lengths_of
 from instil.data.permutation import shuffled
 from instil.data.subset import Lazy, Subset
@@ -72,6 +73,8 @@ class Loader:
         collator: how rows become a batch; made with ``pad_id``, ``max_length`` and ``layout``.
         batch_tokens: tokens of one optimizer step, in place of ``batch_size`` rows; 0 for rows. ``micro_batch`` 0
             means the whole step, and no step is incomplete.
+        share: which process of how many this is: of each step's rows it gives those that are this one's, dealt by
+            their lengths; it may be none.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Loader:
         order: Literal["seeded", "book"] = "seeded",
         collator: Callable[[int, int | None, Layouts], Collator] = RowCollator,
         batch_tokens: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if not rows:
             raise DataError("there are no rows to make batches of")
@@ -108,6 +112,7 @@ class Loader:
         self._order: tuple[int, Sequence[int]] = (-1, ())
         self._given: Sequence[int] = ()  # the rows of the step that was given last
         self._left_out: set[int] = set()
+        self._share = share
         self.budget: TokenBudget | None = None
         if batch_tokens:
             if order == "book":
@@ -149,6 +154,10 @@ class Loader:
         if self.budget:
             return [int(row) for row in self.budget.rows(epoch, step)]
         return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def spare(self) -> Batch:
+        """A batch of a single row, for who has to compute something that does not count."""
+        return self.collate([self.rows[0]])
 
     def halve(self) -> list[Batch]:
         """The step that was given last, and all that come, in micro-batches half as large; nothing where each is one
@@ -249,6 +258,9 @@ class Loader:
         rows = [self.rows[index] for index in chosen]
         if self._left_out:
             rows = [row for row in rows if row.row not in self._left_out]
+        own, processes = self._share
+        if processes > 1:
+            rows = [rows[at] for at in dealt([self.collate.length(row) for row in rows], processes)[own]]
         for first in range(0, len(rows), self.micro_batch):
             yield rows[first : first + self.micro_batch]
 

@@ -50,9 +50,7 @@ def likelihoods(
     """
     found: dict[int, Verdict] = {}
     known = known or {}
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    for start in range(0, len(order), ROWS):
-        chosen = order[start : start + ROWS]
+    for chosen in looked_at_together(rows):
         if all(index in known for index in chosen):
             found.update((index, known[index]) for index in chosen)
             continue
@@ -65,6 +63,12 @@ def likelihoods(
             on_verdict(index, found[index])
             on_done()
     return [found[index] for index in range(len(rows))]
+
+
+def looked_at_together(rows: Sequence[Encoded]) -> list[list[int]]:
+    """The places of rows that are computed side by side: those of like length."""
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+    return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
 
 
 def _verdict(row: int, total: float, count: int) -> Verdict:

@@ -31,9 +31,10 @@ from instil.tasks.adapters import adapt
 from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.task import Data, Prepared, evaluator_for, loader_for
 from instil.train.evaluation import Evaluation, Evaluator
-from instil.train.loop import planned_steps, train
+from instil.train.loop import train
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
+from instil.train.schedule import planned_steps
 from instil.version import __version__
 
 RATES = {  # about the usual one of each method, each about three times the one before

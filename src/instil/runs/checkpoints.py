@@ -158,6 +158,10 @@ class Checkpoints:
             damaged.append(found)
         return Found(None, tuple(damaged))
 
+    def tensors(self, step: int) -> Mapping[str, Tensor]:
+        """Those of a checkpoint that was found to be whole."""
+        return _Tensors(self.folder / f"{PREFIX}{step:09}" / TENSORS)
+
     def states(self) -> Iterator[TrainState]:
         """All that are complete, the newest first."""
         return (found[0] for found in self._all() if not isinstance(found, str))

@@ -16,8 +16,7 @@ from instil.runs.folder import FACTS, RunFolder
 from instil.runs.identity import GROWING, Identity, check_same
 from instil.settings.options import TrainOptions
 from instil.tasks.task import Prepared
-from instil.train.loop import planned_steps
-from instil.train.schedule import learning_rate
+from instil.train.schedule import learning_rate, planned_steps
 from instil.train.state import TrainState
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from instil.data.duplicates.search import STEPS
 from instil.data.encoding import check_vocabulary, ends_line, mask_notes
 from instil.data.leaks import Leaks
@@ -34,7 +36,7 @@ from instil.tasks.answers import Answers
 from instil.tasks.form import form_before, form_of
 from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Data, Prepared, Task, loader_for
-from instil.train.loop import planned_steps
+from instil.train.schedule import planned_steps
 
 MANY_EVALUATED = 20_000  # validation rows
 
@@ -255,3 +257,11 @@ def load(prepared: Prepared) -> Decoder:
     if prepared.settings.train.untie_head:
         decoder.untie()
     return decoder
+
+
+def first_weights(prepared: Prepared) -> dict[str, Tensor]:
+    """The weights that are trained as they are before training: those of the model, and fresh adapters."""
+    decoder = load(prepared)
+    if prepared.settings.train.method == "lora":
+        adapt(decoder, prepared.settings)
+    return {name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad}

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from instil.model.decoder import Decoder
 from instil.screen import Advance, Screen, clock
 from instil.tasks.task import Prepared
-from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer, TrainResult
+from instil.train.schedule import planned_steps
 from instil.train.state import TrainState
 
 

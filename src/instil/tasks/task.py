@@ -32,6 +32,7 @@ from instil.train.evaluation import AsInBook, Evaluator, HeldOut
 from instil.train.metrics import StepRecord
 from instil.train.objective import Objective
 from instil.train.observer import Observer
+from instil.train.ranks import ALONE, Ranks
 
 Data = str | Path | Sequence[dict[str, Any]]
 Row = TypeVar("Row")
@@ -170,12 +171,14 @@ class Task(ABC, Generic[Row]):
         *,
         all_rows: bool = False,
         journal: Keeps | None = None,
+        ranks: Ranks = ALONE,
     ) -> Prepared:
         """With what must be known before the first step; ``all_rows`` even of rows that training would not reach.
 
-        ``journal`` keeps it as it is found, for this very run, model and rows.
+        ``journal`` keeps it as it is found, for this very run, model and rows. Of several processes each finds out its
+        share.
         """
-        del decoder, screen, all_rows, journal
+        del decoder, screen, all_rows, journal, ranks
         return prepared
 
     def observers(self, screen: Screen) -> list[Observer]:
@@ -267,8 +270,11 @@ def _asking(rows: Sequence[Example]) -> Sequence[Example]:
     return tuple(row for row in rows if not row.text_only)
 
 
-def loader_for(prepared: Prepared, part: Part) -> Loader | None:
-    """Batches of a part, without the rows that have nothing to train on; None if there are none."""
+def loader_for(prepared: Prepared, part: Part, ranks: Ranks = ALONE) -> Loader | None:
+    """Batches of a part, without the rows that have nothing to train on; None if there are none.
+
+    Of several processes each has its share of every step.
+    """
     rows = prepared.usable(part)
     if not rows:
         return None
@@ -293,25 +299,27 @@ def loader_for(prepared: Prepared, part: Part) -> Loader | None:
         order=options.order,
         collator=task.collator,
         batch_tokens=by_tokens,
+        share=ranks.share,
     )
 
 
-def evaluator_for(prepared: Prepared, loader: Loader) -> Evaluator:
+def evaluator_for(prepared: Prepared, loader: Loader, ranks: Ranks = ALONE) -> Evaluator:
     """What evaluates during training, as the settings have it."""
     options, objective = prepared.settings.train, prepared.task.objective()
-    held_back = loader_for(prepared, "validation")
-    if options.evaluation == "book":
+    by_the_book = options.evaluation == "book"  # a batch's rows are dealt; else batches are
+    held_back = loader_for(prepared, "validation", ranks if by_the_book else ALONE)
+    if by_the_book:
 
         def validation() -> Iterator[list[Batch]]:
             return held_back.draw() if held_back else iter(())
 
-        return AsInBook(loader.draw, validation, options.eval_every, options.eval_batches, objective)
+        return AsInBook(loader.draw, validation, options.eval_every, options.eval_batches, objective, ranks)
     alone = held_back is not None and held_back.micro_batch >= held_back.batch_size  # a step is one batch
     if held_back and alone and min(len(held_back), options.eval_batches or len(held_back)) > KEPT_BATCHES:
-        return HeldOut(_Batches(held_back), options.eval_every, options.eval_batches, objective)
+        return HeldOut(_Batches(held_back), options.eval_every, options.eval_batches, objective, ranks)
     steps = held_back.steps() if held_back else iter(())
     batches = [batch for step in islice(steps, options.eval_batches or None) for batch in step]
-    return HeldOut(batches, options.eval_every, objective=objective)
+    return HeldOut(batches, options.eval_every, objective=objective, ranks=ranks)
 
 
 class _Batches(Lazy[Batch]):

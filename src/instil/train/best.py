@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from instil.errors import SettingsError, TrainingDiverged, counted
@@ -14,6 +15,7 @@ from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.evaluation import Evaluation
 from instil.train.objective import Objective, look
+from instil.train.ranks import ALONE, Ranks
 from instil.train.rewind import is_finite
 from instil.train.state import TrainState
 
@@ -34,11 +36,41 @@ class BestCheckpoint(Protocol):
         """Keep these instead, which `kept` gave in an earlier training."""
 
 
+class SharedBest:
+    """The best model of processes that train together, kept by the first.
+
+    Args:
+        ranks: the processes.
+        kept: where the first one keeps it; others have None.
+    """
+
+    def __init__(self, ranks: Ranks, kept: BestCheckpoint | None) -> None:
+        self._ranks, self._kept = ranks, kept
+
+    def save(self, decoder: Decoder) -> bool:
+        return self._ranks.agree(self._kept is not None and self._kept.save(decoder))
+
+    @torch.no_grad()
+    def restore(self, decoder: Decoder) -> None:
+        if self._kept is not None:
+            self._kept.restore(decoder)
+        self._ranks.spread(one.detach() for one in decoder.parameters() if one.requires_grad)
+
+    def kept(self) -> Mapping[str, Tensor]:
+        return {} if self._kept is None else self._kept.kept()
+
+    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+        if self._kept is not None:
+            self._kept.keep(tensors)
+
+
 class Best:
     """The lowest validation loss so far, and for how many validations there was none lower."""
 
-    def __init__(self, checkpoint: BestCheckpoint | None, options: TrainOptions, objective: Objective) -> None:
-        self._checkpoint, self._options, self._objective = checkpoint, options, objective
+    def __init__(
+        self, checkpoint: BestCheckpoint | None, options: TrainOptions, objective: Objective, ranks: Ranks = ALONE
+    ) -> None:
+        self._checkpoint, self._options, self._objective, self._ranks = checkpoint, options, objective, ranks
         self.loss = math.inf
         self.before: float | None = None  # the loss before training
         self.step: int | None = None
@@ -100,9 +132,7 @@ class Best:
         Raises:
             TrainingDiverged: there is no model with a loss.
         """
-        if diverged is None and not usable(
-            decoder, step, self._objective
-        ):  # no later step shows what the last update did
+        if diverged is None and not self._usable(decoder, step):  # no later step shows what the last update did
             self.step = None if self.step == done else self.step  # this very model is no use
             diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
         if self._checkpoint is not None and self.step is not None and (diverged is not None or self.step != done):
@@ -112,11 +142,14 @@ class Best:
         if diverged is not None and self.before is not None and self.loss > self.before:
             worse = f"its validation loss was {self.loss:.3f}, above {self.before:.3f} before training"
             raise TrainingDiverged(f"{diverged}. But that model had learnt nothing: {worse}; it was not saved")
-        if diverged is not None and not usable(decoder, step, self._objective):
+        if diverged is not None and not self._usable(decoder, step):
             raise TrainingDiverged(f"{diverged}. But that model has no loss on these rows either, and was not saved")
         return str(diverged or "")
 
+    def _usable(self, decoder: Decoder, step: Sequence[Batch]) -> bool:
+        return usable(decoder, step, self._objective, self._ranks)
 
-def usable(decoder: Decoder, step: Sequence[Batch], objective: Objective) -> bool:
+
+def usable(decoder: Decoder, step: Sequence[Batch], objective: Objective, ranks: Ranks = ALONE) -> bool:
     """Whether a model has numbers and a loss; its weights can be finite but too large to compute with."""
-    return is_finite(decoder) and math.isfinite(look(objective, decoder, step[:1])[0].total)
+    return is_finite(decoder, ranks) and math.isfinite(look(objective, decoder, step[:1], ranks)[0].total)

@@ -17,6 +17,7 @@ import torch
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.objective import Likelihood, Objective, look
+from instil.train.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +50,26 @@ class HeldOut:
         every: steps between evaluations; the end of an epoch is always one; 0 means only those.
         limit: at most so many batches; 0 means all.
         objective: whose loss it is.
+        ranks: the processes among which the batches are dealt; each has all of them.
     """
 
     def __init__(
-        self, batches: Sequence[Batch], every: int = 0, limit: int = 0, objective: Objective | None = None
+        self,
+        batches: Sequence[Batch],
+        every: int = 0,
+        limit: int = 0,
+        objective: Objective | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._batches = batches[:limit] if limit else batches
-        self._every = every
+        self._every, self._ranks = every, ranks
         self._objective = objective or Likelihood()
 
     def __call__(self, decoder: Decoder) -> Evaluation:
         if not self._batches:
             return Evaluation(None)
-        loss, metrics = look(self._objective, decoder, self._batches)
+        own = self._batches if self._ranks.alone else self._batches[self._ranks.rank :: self._ranks.world]
+        loss, metrics = look(self._objective, decoder, own, self._ranks)
         return Evaluation(loss.mean, metrics=metrics)
 
     def due(self, done: int, ends_epoch: bool) -> bool:
@@ -80,6 +88,7 @@ class AsInBook:
         every: the chapter's ``eval_freq``.
         limit: the chapter's ``eval_iter``.
         objective: whose loss it is.
+        ranks: the processes among which the rows of each batch are dealt, by what both give.
     """
 
     def __init__(
@@ -89,8 +98,9 @@ class AsInBook:
         every: int,
         limit: int,
         objective: Objective | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._train, self._validation = train, validation
+        self._train, self._validation, self._ranks = train, validation, ranks
         self._every, self._limit = every, limit
         self._objective = objective or Likelihood()
 
@@ -108,7 +118,7 @@ class AsInBook:
         self, decoder: Decoder, steps: Iterable[Sequence[Batch]]
     ) -> tuple[float | None, dict[str, float]]:
         """Micro-batches are one batch here, too."""
-        found = [look(self._objective, decoder, step) for step in islice(steps, self._limit or None)]
+        found = [look(self._objective, decoder, step, self._ranks) for step in islice(steps, self._limit or None)]
         if not found:
             return None, {}
         names = found[0][1]

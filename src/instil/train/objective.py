@@ -16,16 +16,20 @@ from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch
 from instil.train.losses import LossSum, nll_sum
+from instil.train.ranks import ALONE, Ranks
 
 
 class Measure(Protocol):
     """The loss of the batches of one step, or of one evaluation, one batch after another."""
 
+    def begin(self, decoder: Decoder) -> None:
+        """Find out what the loss of each batch hangs on besides; once, before the first."""
+
     def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
         """The summed loss of a batch, a scalar that can be differentiated (``grad_hook``: see `nll_sum`)."""
 
     def metrics(self) -> dict[str, float]:
-        """What else is known of the batches measured so far."""
+        """What else is known of the batches measured so far, by all processes; all have to ask."""
 
 
 class Objective(Protocol):
@@ -34,8 +38,8 @@ class Objective(Protocol):
     def count(self, batch: Batch) -> float:
         """How many items the loss of a batch is a sum over, each as often as it counts."""
 
-    def measure(self, batches: Sequence[Batch]) -> Measure:
-        """What measures these batches, which belong together."""
+    def measure(self, batches: Sequence[Batch], ranks: Ranks = ALONE) -> Measure:
+        """What measures these batches, which belong together, and with those of other processes."""
 
 
 class Likelihood:
@@ -44,12 +48,15 @@ class Likelihood:
     def count(self, batch: Batch) -> float:
         return batch.trained_tokens
 
-    def measure(self, batches: Sequence[Batch]) -> Measure:
-        del batches
+    def measure(self, batches: Sequence[Batch], ranks: Ranks = ALONE) -> Measure:
+        del batches, ranks
         return _Likelihood()
 
 
 class _Likelihood:
+    def begin(self, decoder: Decoder) -> None:
+        del decoder
+
     def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
         return nll_sum(decoder, batch, grad_hook)
 
@@ -58,10 +65,25 @@ class _Likelihood:
 
 
 @torch.inference_mode()
-def look(objective: Objective, decoder: Decoder, batches: Sequence[Batch]) -> tuple[LossSum, dict[str, float]]:
-    """The loss over batches that are not trained on, weighted by their items, and what else is known of them."""
-    measure = objective.measure(batches)
+def look(
+    objective: Objective, decoder: Decoder, batches: Sequence[Batch], ranks: Ranks = ALONE
+) -> tuple[LossSum, dict[str, float]]:
+    """The loss over batches that are not trained on, weighted by their items, and what else is known of them.
+
+    Of several processes each brings batches of its own, and all are told the same of all of them.
+    """
+    measure = objective.measure(batches, ranks)
+    measure.begin(decoder)
     total = LossSum(0.0, 0)
-    for batch in batches:
-        total += LossSum(float(measure(decoder, batch.to(decoder.device))), objective.count(batch))
-    return total, measure.metrics()
+    for one in ranks.level(batches):
+        batch = one.batch.to(decoder.device)
+        if one.counts:
+            total += LossSum(float(measure(decoder, batch)), objective.count(batch))
+        else:
+            nll_sum(decoder, batch)
+    return summed(total, ranks), measure.metrics()
+
+
+def summed(own: LossSum, ranks: Ranks) -> LossSum:
+    """The sums of all processes; all have to ask."""
+    return own if ranks.alone else LossSum(*ranks.sum([own.total, own.tokens]))

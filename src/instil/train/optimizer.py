@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from instil.model.fast.tied import RowGradientHook
+from instil.train.ranks import local
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 SMALL = 1 << 17  # numbers of a parameter below which its update waits for the others
@@ -28,11 +29,14 @@ class AdamWInBackward:
         parameters: what is trained; those that need no gradient are left alone.
         weight_decay: decoupled, on every parameter.
         clip: largest norm of the whole gradient; 0 means no clipping.
+        waits: update everything in `finish`, as where gradients are added up over processes in between.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], *, weight_decay: float, clip: float = 0.0) -> None:
+    def __init__(
+        self, parameters: Iterable[Tensor], *, weight_decay: float, clip: float = 0.0, waits: bool = False
+    ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
-        self.weight_decay, self.clip = weight_decay, clip
+        self.weight_decay, self.clip, self._waits = weight_decay, clip, bool(waits or clip)
         self.learning_rate = 0.0
         # All at once, before the first activations: made one by one in the first backward, the moments would
         # come to lie between the activations and break up what these leave behind.
@@ -55,7 +59,7 @@ class AdamWInBackward:
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of a micro-batch; with the ``last`` of a step its parameters are updated on the way."""
-        self._complete = last and not self.clip
+        self._complete = last and not self._waits
         try:
             loss.backward()  # type: ignore[no-untyped-call]
         finally:
@@ -98,7 +102,7 @@ class AdamWInBackward:
 
         None where the whole gradient is needed: to clip it, or to add it to an earlier micro-batch's.
         """
-        if self.clip or parameter not in self.state or parameter.grad is not None:
+        if self._waits or parameter not in self.state or parameter.grad is not None:
             return None
         return functools.partial(self._update_rows, parameter)
 
@@ -107,7 +111,9 @@ class AdamWInBackward:
         grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
         states = [self.state[parameter] for parameter in parameters]
         self._step(
-            [parameter.detach() for parameter in parameters], grads, *(list(part) for part in zip(*states, strict=True))
+            [local(parameter.detach()) for parameter in parameters],
+            [local(grad) for grad in grads],
+            *([local(one) for one in part] for part in zip(*states, strict=True)),
         )
         for parameter in parameters:
             parameter.grad = None

@@ -15,6 +15,7 @@ from typing import Protocol
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.objective import Objective, look
+from instil.train.ranks import ALONE, Ranks
 from instil.train.state import random_states, set_random_states
 
 
@@ -46,7 +47,13 @@ class Proof:
 
 
 def loss_of_next(
-    decoder: Decoder, objective: Objective, loader: Steps, done: int, planned: int, epoch_random: Mapping[str, str]
+    decoder: Decoder,
+    objective: Objective,
+    loader: Steps,
+    done: int,
+    planned: int,
+    epoch_random: Mapping[str, str],
+    ranks: Ranks = ALONE,
 ) -> float:
     """The mean loss of the step that comes after ``done`` of ``planned``, or, at the end, of the last one.
 
@@ -60,6 +67,7 @@ def loss_of_next(
         done: steps done.
         planned: steps there will be.
         epoch_random: the generators as they were when the epoch of step ``done`` began.
+        ranks: the processes that train together; all have to ask.
     """
     now = random_states()
     epoch, at = divmod(min(done, planned - 1), len(loader))
@@ -71,6 +79,6 @@ def loss_of_next(
         set_random_states(now)
     training = decoder.training
     decoder.eval()
-    loss, _ = look(objective, decoder, step)
+    loss, _ = look(objective, decoder, step, ranks)
     decoder.train(training)
     return loss.mean if loss.tokens else 0.0

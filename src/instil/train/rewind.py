@@ -12,6 +12,7 @@ from torch import Tensor
 
 from instil.model.decoder import Decoder
 from instil.records import Batch
+from instil.train.ranks import ALONE, Ranks, local
 from instil.train.state import TABLE, TrainState
 from instil.train.touched import TouchedRows
 
@@ -117,11 +118,16 @@ def newest_good(earlier: Earlier, before: float = math.inf) -> TrainState | None
     return None
 
 
-def is_finite(decoder: Decoder) -> bool:
+def is_finite(decoder: Decoder, ranks: Ranks = ALONE) -> bool:
     """Whether all weights are numbers; found without a second table in memory."""
-    return all(bool(torch.isfinite(torch.stack(parameter.aminmax())).all()) for parameter in decoder.parameters())
+    return not ranks.any(not all(_finite(local(parameter)) for parameter in decoder.parameters()))
 
 
-def rows_of(step: Sequence[Batch]) -> list[int]:
-    """The numbers of a step's rows, each once."""
-    return list(dict.fromkeys(row for batch in step for row in batch.examples))
+def _finite(tensor: Tensor) -> bool:
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
+def rows_of(step: Sequence[Batch], ranks: Ranks = ALONE) -> list[int]:
+    """The numbers of a step's rows, each once, of all processes."""
+    own = [row for batch in step for row in batch.examples]
+    return list(dict.fromkeys(row for rows in ranks.gather(own) for row in rows))

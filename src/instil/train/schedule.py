@@ -27,3 +27,9 @@ def learning_rate(step: int, steps: int, options: TrainOptions) -> float:
     if options.schedule == "linear":
         return peak * (1 - done)
     return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def planned_steps(loader_length: int, options: TrainOptions) -> int:
+    """How many optimizer steps a run takes."""
+    steps = loader_length * options.epochs
+    return min(steps, options.max_steps) if options.max_steps else steps

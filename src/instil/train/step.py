@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import Tensor
 
 from instil.model.decoder import Decoder
+from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch
-from instil.train.losses import LossSum
+from instil.train.losses import LossSum, nll_sum
 from instil.train.objective import Objective
 from instil.train.optimizer import AdamWInBackward
+from instil.train.ranks import ALONE, Ranks
 from instil.train.touched import TouchedRows
 
 
@@ -26,28 +29,51 @@ def aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
 
 
 def take_step(
-    decoder: Decoder, step: Sequence[Batch], optimizer: AdamWInBackward, objective: Objective, precision: str
+    decoder: Decoder,
+    step: Sequence[Batch],
+    optimizer: AdamWInBackward,
+    objective: Objective,
+    precision: str,
+    ranks: Ranks = ALONE,
 ) -> tuple[LossSum, int, dict[str, float]]:
     """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
 
-    A loss that is not finite ends it before anything is updated. Without anything to learn nothing is.
+    A loss that is not finite ends it before anything is updated. Without anything to learn nothing is. Of several
+    processes each brings micro-batches of its own, and what is returned is that of all of them.
     """
     batches = [batch for batch in step if objective.count(batch)]
-    if not batches:
+    (count,) = ranks.sum([sum(objective.count(batch) for batch in batches)])
+    if not count:
         return LossSum(0.0, 0), 0, {}
-    count = sum(objective.count(batch) for batch in batches)
-    measure = objective.measure(batches)
-    loss = LossSum(0.0, 0)
-    tokens = 0
-    for index, batch in enumerate(batches):
-        last = index == len(batches) - 1
-        grad_hook = optimizer.row_hook(decoder.head.weight) if last else None
-        with torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            total = measure(decoder, batch.to(decoder.device), grad_hook)
-        loss += LossSum(float(total.detach()), objective.count(batch))
+    autocast = torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16")
+    measure = objective.measure(batches, ranks)
+    with autocast:
+        measure.begin(decoder)
+    loss, tokens = LossSum(0.0, 0), 0
+    for one in ranks.passes(batches):
+        batch = one.batch.to(decoder.device)
+        grad_hook = optimizer.row_hook(decoder.head.weight) if one.last else None
+        with autocast:
+            if one.counts:
+                total = ranks.forward(decoder, _loss(measure, batch, grad_hook))
+            else:
+                total = 0.0 * ranks.forward(decoder, _loss(nll_sum, batch, None))
+        if one.counts:
+            loss += LossSum(float(total.detach()), objective.count(batch))
+            tokens += batch.real_tokens
+        if ranks.alone and not math.isfinite(loss.total):
+            return loss, tokens - batch.real_tokens, {}
+        optimizer.backward(total / (count / ranks.divided), last=one.last)
+    if not ranks.alone:
+        *sums, tokens_of_all = ranks.sum([loss.total, loss.tokens, tokens])
+        loss, tokens = LossSum(*sums), int(tokens_of_all)
         if not math.isfinite(loss.total):
             return loss, tokens, {}
-        optimizer.backward(total / count, last=last)
-        tokens += batch.real_tokens
     optimizer.finish()
     return loss, tokens, measure.metrics()
+
+
+def _loss(
+    measure: Callable[..., Tensor], batch: Batch, grad_hook: RowGradientHook | None
+) -> Callable[[Decoder], Tensor]:
+    return lambda decoder: measure(decoder, batch, grad_hook)

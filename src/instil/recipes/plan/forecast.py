@@ -17,9 +17,9 @@ from instil.recipes.plan.work import WARM_UP, Work, answering, pace_of, work_of_
 from instil.records import Completion, Example
 from instil.tasks.task import SAMPLE_TOKENS, Prepared, evaluator_for, loader_for
 from instil.train.evaluation import Evaluation, Evaluator
-from instil.train.loop import planned_steps
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer
+from instil.train.schedule import planned_steps
 from instil.train.state import TrainState
 
 SAMPLED_ROWS = 5000  # held-out rows that stand for all

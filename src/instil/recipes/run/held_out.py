@@ -15,13 +15,13 @@ from instil.data.encoding import encode_many
 from instil.data.templates import OWN, Template
 from instil.errors import counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
-from instil.evaluate.likelihood import likelihoods
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline, trivial_baseline
-from instil.generate.answer import answer, unended
+from instil.generate.answer import unended
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
+from instil.recipes.run.crew import Crew
 from instil.records import Completion, Verdict
 from instil.runs.answers import AnsweredRows, other_form, read_verdicts, write_verdicts
 from instil.runs.baseline import copy_base_answers, reusable_run
@@ -37,8 +37,11 @@ from instil.version import __version__
 class HeldOutAnswers:
     """The held-out rows, answered and scored before and after training."""
 
-    def __init__(self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock, journal: Kept) -> None:
+    def __init__(
+        self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock, journal: Kept, crew: Crew
+    ) -> None:
         self._folder, self._prepared, self._decoder, self._journal = folder, prepared, decoder, journal
+        self._crew = crew
         self._asked = ""  # the hash of what shapes the answers, but for form and row
         self._screen, self._clock = clock.screen, clock
         self.part, self.examples = prepared.held_out
@@ -124,10 +127,7 @@ class HeldOutAnswers:
         with self._clock.stage(stage):
             with screen.bar("answering", len(self.examples)) as advance:
                 advance(steps=len(known))
-                answers = answer(
-                    self._decoder, prepared.tokenizer, template, self.examples, options, advance,
-                    known=known, on_answer=kept.keep_answer,
-                )  # fmt: skip
+                answers = self._crew.answer(prepared, self._decoder, template, known, advance, kept.keep_answer)
             for line in unended(answers, options.max_new_tokens):
                 screen.say(f"  {line}")
         return answers
@@ -157,10 +157,7 @@ class HeldOutAnswers:
             whole = [replace(example, weight=1.0) for example in self.examples]
             rows = encode_many(whole, template, prepared.tokenizer, turns="last")
             kept = self._kept(template)
-            likely = likelihoods(
-                self._decoder, rows, prepared.tokenizer.eos_id, prepared.max_length,
-                known=kept.likelihoods(), on_verdict=kept.keep_likelihood,
-            )  # fmt: skip
+            likely = self._crew.likelihoods(prepared, self._decoder, rows, kept.likelihoods(), kept.keep_likelihood)
             write_verdicts(self._answered(which).verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
 
     def _kept(self, template: Template) -> KeptAnswers:

@@ -19,6 +19,7 @@ from instil.model.decoder import Decoder
 from instil.model.fast.gemm import use_again
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
+from instil.recipes.run.crew import Crew
 from instil.recipes.run.held_out import HeldOutAnswers
 from instil.recipes.run.training import forget_checkpoints, train_and_save
 from instil.runs.baseline import base_answers_key
@@ -39,6 +40,7 @@ from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.rejected import rejected_rows
 from instil.tasks.task import Data, Prepared, Task
 from instil.train.observer import TrainResult
+from instil.train.ranks import ALONE, Ranks
 from instil.train.rewind import Skipped
 
 
@@ -90,6 +92,7 @@ def run(
     before: Sequence[Path] = (),
     task: Task[Any] | None = None,
     screen: Screen | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:
     """Tune a model on a file of rows and show what it learnt.
 
@@ -108,6 +111,7 @@ def run(
         before: finished runs; of one that was asked the same, the answers before training are reused.
         task: what is to be learnt; by default what ``train.objective`` says, by which a run's rows are read again.
         screen: where progress is shown; stderr by default.
+        ranks: the processes that work on it, of which this is the first; the others `instil.recipes.run.crew.follow`.
 
     Raises:
         UserError, RunFolderTaken: the input cannot be used, or ``out`` is not free; nothing was written.
@@ -115,36 +119,68 @@ def run(
         TrainingDiverged: the loss is no longer finite.
         Stopped: a signal came while it trained; see `instil.stopping`.
     """
-    folder, clock, own_peak = RunFolder(Path(out)), RunClock(screen or Screen()), forget_peak()
+    crew, clock, own_peak = Crew(ranks), RunClock(screen or Screen()), forget_peak()
     task = task or task_of(settings)
-    need_loggers(settings.log.to)
-    check_idle(folder.path)
-    resume = resume and folder.begun
-    if not resume:
-        folder.check_free(overwrite=overwrite, inputs=_inputs(data, model, *task.inputs()))
-        clear_leftovers(folder)
+    how = _How(overwrite=overwrite, resume=resume, extend=extend, force=force, answers=answers, before=before)
+    with crew.at_work():
+        return _run(data, model, RunFolder(Path(out)), settings, task, how, clock, crew, own_peak=own_peak)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """What `run` is asked for besides."""
+
+    overwrite: bool
+    resume: bool
+    extend: bool
+    force: bool
+    answers: bool
+    before: Sequence[Path]
+
+
+def _run(
+    data: Data,
+    model: str | Path,
+    folder: RunFolder,
+    settings: Settings,
+    task: Task[Any],
+    how: _How,
+    clock: RunClock,
+    crew: Crew,
+    *,
+    own_peak: bool,
+) -> Run:
+    def look() -> Prepared:
+        need_loggers(settings.log.to)
+        check_idle(folder.path)
+        if not resume:
+            folder.check_free(overwrite=how.overwrite, inputs=_inputs(data, model, *task.inputs()))
+            clear_leftovers(folder)
+        return _preflight(data, model, settings, task, clock, answers=how.answers)
 
     # Chapters 7.2 to 7.4: rows, prompts and batches, looked at before anything is spent.
-    prepared = _preflight(data, model, settings, task, clock, answers=answers)
-    answers = answers and bool(prepared.held_out[1])
+    resume = how.resume and folder.begun
+    prepared = crew.start(look)
+    answers = how.answers and bool(prepared.held_out[1])
     if resume:
-        _check_resumed(folder, prepared, clock.screen, answers=answers, extend=extend)
+        _check_resumed(folder, prepared, clock.screen, answers=answers, extend=how.extend)
 
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
     with clock.stage("load model"):
         decoder = load(prepared)
     folder.check_room(saved_bytes(decoder, prepared.settings), checkpoint_bytes(decoder, prepared.settings))
     with at_work(folder.path, clock.screen) as work:
-        facts = _begin(folder, prepared, decoder, clock.screen, overwrite=overwrite, resume=resume)
+        facts = _begin(folder, prepared, decoder, clock.screen, overwrite=how.overwrite, resume=resume)
+        crew.check_shared(folder)
         forecast = Forecast(prepared, clock.foresee, answers=answers)
         with Kept.of(folder, clock.screen) as journal:
-            answered = HeldOutAnswers(folder, prepared, decoder, clock, journal)
+            answered = HeldOutAnswers(folder, prepared, decoder, clock, journal, crew)
             if answers:
-                answered.before(forecast, facts["hashes"]["before"], before)
+                answered.before(forecast, facts["hashes"]["before"], how.before)
 
             # 7.6: fine-tuning.
-            how: dict[str, bool] = {"resume": resume, "force": force}
-            result = train_and_save(prepared, decoder, folder, clock, forecast, work, journal, **how)
+            again: dict[str, bool] = {"resume": resume, "force": how.force}
+            result = train_and_save(prepared, decoder, folder, clock, forecast, work, journal, crew, **again)
 
             # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
             if answers:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from signal import SIGTERM
 from typing import Any
 
-from torch import Tensor
-
 from instil.assistant.folder import export_folder
-from instil.errors import InstilError, OutOfMemory, TrainingStopped
+from instil.errors import InstilError, OutOfMemory, RankLost, TrainingStopped
 from instil.files import FULL
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
+from instil.recipes.run.crew import Crew
 from instil.runs.best import BestOnDisk
 from instil.runs.checkpoints import BEST, Checkpoints, Found
 from instil.runs.extending import extended, former
@@ -31,13 +30,15 @@ from instil.runs.saving import SavesCheckpoints, StopsBySignal
 from instil.runs.status import Work
 from instil.screen import Screen
 from instil.stopping import Stop, Stopped
-from instil.tasks.adapters import AdapterNote, MergeError, adapt
-from instil.tasks.prepare import load
+from instil.tasks.adapters import AdapterNote, MergeError
+from instil.tasks.prepare import first_weights
 from instil.tasks.progress import progress
 from instil.tasks.task import Prepared
 from instil.tasks.tune import tune
-from instil.train.loop import planned_steps
+from instil.train.best import SharedBest
 from instil.train.observer import Observer, TrainResult
+from instil.train.ranks import Ranks
+from instil.train.schedule import planned_steps
 from instil.train.state import TrainState
 
 CHECKED_ROWS = 5  # whose ids are looked at again in what was saved
@@ -51,6 +52,7 @@ def train_and_save(
     forecast: Forecast,
     work: Work,
     journal: Kept,
+    crew: Crew,
     *,
     resume: bool = False,
     force: bool = False,
@@ -76,8 +78,9 @@ def train_and_save(
                 if resume:
                     began = facts.get("versions", {})
                     begin = _taken_up(prepared, folder, checkpoints, began, screen, force=force)
-                ready = prepared.task.ready(prepared, decoder, screen, journal=journal)
-                result = _train(ready, decoder, folder, checkpoints, best, clock, forecast, work, begin)
+                with crew.training(prepared, folder, begin.state):
+                    ready = prepared.task.ready(prepared, decoder, screen, journal=journal, ranks=crew.ranks)
+                    result = _train(ready, decoder, folder, checkpoints, best, clock, forecast, work, begin, crew.ranks)
             with clock.stage("save"):
                 for line in _save(prepared, decoder, folder, checkpoints, screen):
                     screen.say(f"  {line}", "yellow")
@@ -85,8 +88,8 @@ def train_and_save(
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise InstilError(f"{where}{error.strerror or error}. {_rescue(checkpoints, work)}") from error
-    except OutOfMemory as error:
-        raise OutOfMemory(f"{error}. {_rescue(checkpoints, work)}") from error
+    except (OutOfMemory, RankLost) as error:
+        raise type(error)(f"{error}. {_rescue(checkpoints, work)}") from error
     return result
 
 
@@ -134,6 +137,7 @@ def _train(
     forecast: Forecast,
     work: Work,
     begin: _From,
+    ranks: Ranks,
 ) -> TrainResult:
     screen, train, resume = clock.screen, prepared.settings.train, begin.state is not None
     with (
@@ -152,22 +156,15 @@ def _train(
             note = AdapterNote(prepared.settings, decoder.parameter_count, screen)
             observers += [note, SavedAdapter(folder, prepared)]
         observers.append(logs)  # the last, since it may wait for others when training ends
-        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: _first(prepared))
+        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: first_weights(prepared))
         try:
-            result = tune(prepared, decoder, observers, best, begin.state, earlier)
+            kept = best if ranks.alone else SharedBest(ranks, best)
+            result = tune(prepared, decoder, observers, kept, begin.state, earlier, ranks)
         except TrainingStopped as error:
             raise Stopped(stop.number or SIGTERM, _kept(saving, work)) from error
         except MergeError as error:
             raise InstilError(f"{error}; they lie in {folder.adapter}") from error
     return result
-
-
-def _first(prepared: Prepared) -> dict[str, Tensor]:
-    """The weights that are trained as they are before training: those of the model, and fresh adapters."""
-    decoder = load(prepared)
-    if prepared.settings.train.method == "lora":
-        adapt(decoder, prepared.settings)
-    return {name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad}
 
 
 def _save(

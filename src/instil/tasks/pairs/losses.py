@@ -37,6 +37,7 @@ from instil.settings.losses import LOSSES
 from instil.settings.options import DpoOptions
 from instil.train.losses import log_probs
 from instil.train.objective import Measure
+from instil.train.ranks import ALONE, Ranks
 
 LARGEST = 20.0  # nats by which one id may have become less likely in the estimate of the divergence
 
@@ -129,8 +130,8 @@ class Preference:
     def count(self, batch: Batch) -> int:
         return batch.pairs if isinstance(batch, PairBatch) else 0
 
-    def measure(self, batches: Sequence[Batch]) -> Measure:
-        return _Measure(self, [batch for batch in batches if isinstance(batch, PairBatch)])
+    def measure(self, batches: Sequence[Batch], ranks: Ranks = ALONE) -> Measure:
+        return _Measure(self, [batch for batch in batches if isinstance(batch, PairBatch)], ranks)
 
     @property
     def needs_reference(self) -> bool:
@@ -154,18 +155,20 @@ class Preference:
 
 
 class _Measure:
-    def __init__(self, objective: Preference, batches: Sequence[PairBatch]) -> None:
-        self.objective, self.batches = objective, batches
-        self.pairs = sum(batch.pairs for batch in batches)
-        self.targets = sum(batch.trained_tokens for batch in batches)
+    def __init__(self, objective: Preference, batches: Sequence[PairBatch], ranks: Ranks) -> None:
+        self.objective, self.batches, self.ranks = objective, batches, ranks
+        own = sum(batch.pairs for batch in batches), sum(batch.trained_tokens for batch in batches)
+        self.pairs, self.targets = ranks.sum(own)
         self._z: Tensor | None = None
         self._sums: dict[str, float] = {}
         self._measured = 0
 
+    def begin(self, decoder: Decoder) -> None:
+        if self.objective.needs_distance:
+            self._z = self._distance(decoder)
+
     def __call__(self, decoder: Decoder, batch: Batch, grad_hook: RowGradientHook | None = None) -> Tensor:
         assert isinstance(batch, PairBatch), "preference tuning needs pairs"
-        if self.objective.needs_distance and self._z is None:
-            self._z = self._distance(decoder)
         found_S = log_probs(decoder, batch, grad_hook)
         answers = replace(answers_of(batch, found_S, mean=self.objective.means), distance=self._z)
         total = self.objective.loss_P(answers, self.objective.options).sum()
@@ -179,12 +182,19 @@ class _Measure:
     def _distance(self, decoder: Decoder) -> Tensor:
         """KTO's z: the mean log-ratio of answers that belong to other prompts, over the whole step, at least 0."""
         ratios = []
-        for batch in self.batches:
-            assert batch.others is not None, "the distance is measured on the answers of other rows"
-            others = batch.others.to(decoder.device)
-            answers = answers_of(others, log_probs(decoder, others), mean=self.objective.means)
-            ratios += [answers.chosen_ratio_P, answers.rejected_ratio_P]
-        return torch.cat(ratios).mean().clamp_min(0)
+        for one in self.ranks.level(self.batches):
+            assert isinstance(one.batch, PairBatch)
+            assert one.batch.others is not None, "the distance is measured on the answers of other rows"
+            others = one.batch.others.to(decoder.device)
+            found_S = log_probs(decoder, others)
+            if one.counts:
+                answers = answers_of(others, found_S, mean=self.objective.means)
+                ratios += [answers.chosen_ratio_P, answers.rejected_ratio_P]
+        if self.ranks.alone:
+            return torch.cat(ratios).mean().clamp_min(0)
+        own = torch.cat(ratios) if ratios else decoder.embed.weight.new_zeros(0)
+        total, count = self.ranks.sum([float(own.double().sum()), own.numel()])
+        return own.new_tensor(total / count).clamp_min(0)
 
     @torch.no_grad()
     def _note(self, batch: PairBatch, answers: Answers, found_S: Tensor) -> None:
@@ -211,7 +221,13 @@ class _Measure:
         self._measured += batch.pairs
 
     def metrics(self) -> dict[str, float]:
-        return {name: value / self._measured for name, value in self._sums.items()} if self._measured else {}
+        sums: dict[str, float] = {}
+        parts = self.ranks.gather((self._sums, self._measured))
+        for part, _ in parts:
+            for name, value in part.items():
+                sums[name] = sums.get(name, 0.0) + value
+        measured = sum(pairs for _, pairs in parts)
+        return {name: value / measured for name, value in sums.items()}
 
 
 def answers_of(batch: PairBatch, found_S: Tensor, *, mean: bool = False) -> Answers:

@@ -19,19 +19,27 @@ from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.losses import reference_log_probs
 from instil.tasks.task import Keeps, Prepared
-from instil.train.loop import planned_steps
+from instil.train.ranks import ALONE, Ranks
+from instil.train.schedule import planned_steps
 
 REFERENCE_PAIRS = 16  # in one batch: no gradient is held
 REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
 
 
 def with_reference(
-    prepared: Prepared, decoder: Decoder, screen: Screen, *, all_rows: bool = False, journal: Keeps | None = None
+    prepared: Prepared,
+    decoder: Decoder,
+    screen: Screen,
+    *,
+    all_rows: bool = False,
+    journal: Keeps | None = None,
+    ranks: Ranks = ALONE,
 ) -> Prepared:
     """The pairs with the reference model's log-probabilities, computed once.
 
     Where training ends within an epoch, only those are asked about that it sees, unless ``all_rows`` are wanted. What a
-    ``journal`` has of the same pairs in the same batches is taken from it, and it is given the others.
+    ``journal`` has of the same pairs in the same batches is taken from it, and it is given the others. Of several
+    processes each computes some batches, and all know all of them afterwards.
     """
     name = prepared.settings.dpo.reference
     reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
@@ -47,11 +55,12 @@ def with_reference(
     with screen.bar("reference", sum(map(len, asked.values()))) as advance:
         for part, rows in asked.items():
             done: list[EncodedPair] = []
-            for some in _at_once(rows, prepared.max_length):
-                done += _scored_by(reference, some, prepared, journal)
+            for number, some in enumerate(_at_once(rows, prepared.max_length)):
+                if number % ranks.world == ranks.rank:
+                    done += _scored_by(reference, some, prepared, journal)
                 for _ in some:
                     advance()
-            known = {pair.row: pair for pair in done}
+            known = {pair.row: pair for pairs_of_one in ranks.gather(done) for pair in pairs_of_one}
             pairs[part] = [known.get(pair.row, pair) for pair in prepared.rows[part]]
     return replace(prepared, rows=pairs, looked_at=True)
 

@@ -29,6 +29,7 @@ from instil.tasks.task import Data, Keeps, Prepared, Task, View
 from instil.train.metrics import StepRecord
 from instil.train.objective import Objective
 from instil.train.observer import Observer
+from instil.train.ranks import ALONE, Ranks
 
 Pairs = Mapping[Part, Sequence[EncodedPair]]
 LOOKED_AT = 20_000  # pairs that the doctor sees before a run
@@ -117,11 +118,12 @@ class Preferences(Task[EncodedPair]):
         *,
         all_rows: bool = False,
         journal: Keeps | None = None,
+        ranks: Ranks = ALONE,
     ) -> Prepared:
         """With the reference model's log-probabilities."""
         if not self.looks_before:
             return prepared
-        return with_reference(prepared, decoder, screen, all_rows=all_rows, journal=journal)
+        return with_reference(prepared, decoder, screen, all_rows=all_rows, journal=journal, ranks=ranks)
 
     def observers(self, screen: Screen) -> list[Observer]:
         return [FadingWatch(screen)]

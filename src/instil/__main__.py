@@ -1,0 +1,5 @@
+"""``python -m instil``."""
+
+from instil.cli import main
+
+main()

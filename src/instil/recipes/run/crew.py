@@ -1,0 +1,324 @@
+"""The processes that work on one run: the first goes through it as ever, and has the others do their share.
+
+The first reads, decides, writes and shows. The others prepare the same rows, load the same model, and then wait to be
+told what comes next: rows to answer, how likely references are, a training. So nothing that only one of them knows (a
+signal, a folder, a clock) can lead them apart.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from signal import SIGTERM
+from typing import Any
+
+from torch import __version__ as torch_version
+
+from instil.data.templates import Template
+from instil.errors import InstilError, RankLost, UserError
+from instil.evaluate.likelihood import likelihoods, looked_at_together
+from instil.generate.answer import answer
+from instil.model.decoder import Decoder
+from instil.records import Completion, Encoded, Example, Verdict
+from instil.runs.checkpoints import Checkpoints
+from instil.runs.folder import RUN_FILE, RunFolder
+from instil.runs.identity import Identity
+from instil.runs.rewinding import EarlierOnDisk
+from instil.runs.saving import StopsBySignal
+from instil.screen import Screen
+from instil.settings.options import Settings
+from instil.stopping import Stop, Stopped
+from instil.tasks.prepare import first_weights, load, prepare
+from instil.tasks.task import Data, Prepared
+from instil.tasks.tune import tune
+from instil.train.best import SharedBest
+from instil.train.ranks import ALONE, Ranks
+from instil.train.rewind import Skipped
+from instil.train.state import TrainState
+from instil.version import __version__
+
+NOBODY = Completion(text="", ids=(), finish="no_room", prompt_tokens=0, row=-1)  # in the place of another's answer
+UNSEEN = Verdict(-1, "", None, "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What the others are to do."""
+
+    what: str
+    given: tuple[Any, ...] = ()
+
+
+class Crew:
+    """This process, the first, and those that it directs; in a ``with`` block, after which they leave.
+
+    Args:
+        ranks: the processes; one alone directs nobody.
+    """
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.ranks = ranks
+        self._waiting = False  # whether the others wait to be told
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """What goes wrong inside is the others' end, too.
+
+        Raises:
+            RankLost: another process is gone.
+        """
+        code = 1
+        try:
+            yield
+            code = 0
+        except InstilError as error:
+            code = error.exit_code
+            raise
+        except RuntimeError as error:
+            if not self.ranks.is_loss(error):
+                raise
+            self._waiting = False
+            raise RankLost(
+                "another process of this run is gone; what was made is kept, and --resume goes on"
+            ) from error
+        finally:
+            if self._waiting and not self.ranks.alone:
+                self._waiting = False
+                self.ranks.agree(_Order("end", (code,)))
+
+    def start(self, make: Callable[[], Prepared]) -> Prepared:
+        """Prepare the run here, then everywhere, and make sure that it is the same one.
+
+        Raises:
+            UserError: some process has other rows, another model or other versions, or cannot prepare it.
+        """
+        if self.ranks.alone:
+            return make()
+        try:
+            prepared = make()
+        except BaseException:
+            self.ranks.agree(False)
+            raise
+        self.ranks.agree(True)
+        self._waiting = True
+        own, *others = self.ranks.gather(_about(prepared))
+        assert isinstance(own, dict)
+        for rank, other in enumerate(others, 1):
+            if isinstance(other, str):
+                raise UserError(f"process {rank} cannot prepare this run: {other}")
+            host = other.pop("host")
+            for name in (name for name in other if other[name] != own.get(name)):
+                raise UserError(
+                    f"process {rank} on {host} has another {name} than process 0: {other[name]} instead of "
+                    f"{own.get(name)}; all need the same rows, settings, model and versions"
+                )
+        smallest = prepared.settings.train.batch_size
+        if not prepared.settings.train.batch_tokens and smallest < self.ranks.world:
+            raise UserError(
+                f"{self.ranks.world} processes share the rows of a step, and train.batch_size={smallest} gives some of "
+                f"them none; set train.batch_size={self.ranks.world} or more, or start fewer processes"
+            )
+        return prepared
+
+    def check_shared(self, folder: RunFolder) -> None:
+        """Make sure that every process sees the run's folder as this one has written it.
+
+        Raises:
+            UserError: one does not.
+        """
+        if self.ranks.alone:
+            return
+        mark = (folder.path / RUN_FILE).read_bytes()
+        with self._told("look", str(folder.path), mark):
+            for rank, (host, sees) in enumerate(self.ranks.gather(("", True))):
+                if not sees:
+                    raise UserError(
+                        f"process {rank} on {host} does not see {folder.path} as process 0 does; all processes of a "
+                        "run need one folder that they share, such as a network drive"
+                    )
+
+    def answer(
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        template: Template,
+        known: Mapping[int, Completion],
+        advance: Callable[..., None],
+        on_answer: Callable[[int, Completion], None],
+    ) -> list[Completion]:
+        """The answers to the held-out rows (`instil.generate.answer.answer`), each process making some of them."""
+        with self._told("answer", template, tuple(known)):
+            shown = lambda: advance(steps=self.ranks.world)  # noqa: E731
+            return _answers(self.ranks, prepared, decoder, template, known, shown, on_answer)
+
+    def likelihoods(
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        rows: Sequence[Encoded],
+        known: Mapping[int, Verdict],
+        on_verdict: Callable[[int, Verdict], None],
+    ) -> list[Verdict]:
+        """How likely the references are (`instil.evaluate.likelihood`), each process looking at some of them."""
+        with self._told("likelihoods", tuple(rows), tuple(known)):
+            return _likelihoods(self.ranks, prepared, decoder, rows, known, on_verdict)
+
+    @contextmanager
+    def training(self, prepared: Prepared, folder: RunFolder, state: TrainState | None) -> Iterator[None]:
+        """Inside, all are ready for `instil.tasks.task.Task.ready` and for `tune`, in this order."""
+        without = None if state is None else replace(state, tensors={}, best={})
+        with self._told("train", str(folder.path), prepared.settings.train.micro_batch, without):
+            yield
+
+    @contextmanager
+    def _told(self, what: str, *given: Any) -> Iterator[None]:
+        """While they do something, the others cannot be told anything else."""
+        if not self.ranks.alone:
+            self.ranks.agree(_Order(what, given))
+        self._waiting = False
+        yield
+        self._waiting = True
+
+
+def follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> int:
+    """What a process does that is not the first; returns the exit code that it leaves with.
+
+    Raises:
+        RankLost: another process is gone.
+    """
+    try:
+        return _follow(data, model, settings, ranks)
+    except RuntimeError as error:
+        if not ranks.is_loss(error):
+            raise
+        raise RankLost("another process of this run is gone") from error
+
+
+def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> int:
+    if not ranks.agree(False):
+        return UserError.exit_code
+    try:
+        prepared = prepare(data, model, settings)
+    except InstilError as error:
+        ranks.gather(str(error))
+        ranks.agree(None)
+        return error.exit_code
+    ranks.gather(_about(prepared))
+    decoder: Decoder | None = None
+    while True:
+        order = ranks.agree(_Order("end"))
+        if order.what == "end":
+            return int(order.given[0])
+        if order.what == "look":
+            ranks.gather(_sees(*order.given))
+            continue
+        decoder = decoder or load(prepared)
+        if order.what == "answer":
+            template, known = order.given
+            _answers(ranks, prepared, decoder, template, dict.fromkeys(known, NOBODY))
+        elif order.what == "likelihoods":
+            rows, known = order.given
+            _likelihoods(ranks, prepared, decoder, rows, dict.fromkeys(known, UNSEEN))
+        else:
+            prepared = _train(ranks, prepared, decoder, *order.given)
+
+
+def _about(prepared: Prepared) -> dict[str, str] | str:
+    """What has to be the same everywhere."""
+    versions = {"version of instil": __version__, "version of torch": torch_version}
+    return {"host": socket.gethostname(), **versions, **Identity.of(prepared).short()}
+
+
+def _sees(folder: str, mark: bytes) -> tuple[str, bool]:
+    try:
+        sees = (Path(folder) / RUN_FILE).read_bytes() == mark
+    except OSError:
+        sees = False
+    return socket.gethostname(), sees
+
+
+def _answers(
+    ranks: Ranks,
+    prepared: Prepared,
+    decoder: Decoder,
+    template: Template,
+    known: Mapping[int, Completion],
+    advance: Callable[[], None] = lambda: None,
+    on_answer: Callable[[int, Completion], None] = lambda index, completion: None,
+) -> list[Completion]:
+    examples: Sequence[Example] = prepared.held_out[1]
+    asked = [index for index in range(len(examples)) if index not in known]
+    own = asked[ranks.rank :: ranks.world]
+    others = {**dict.fromkeys(set(asked).difference(own), NOBODY), **known}
+    made = answer(
+        decoder, prepared.tokenizer, template, examples, prepared.settings.generate, advance,
+        known=others, on_answer=on_answer,
+    )  # fmt: skip
+    if ranks.alone:
+        return made
+    for rank, found in enumerate(ranks.gather({index: made[index] for index in own})):
+        for index, completion in found.items():
+            made[index] = completion
+            if rank != ranks.rank and completion.finish != "no_room":
+                on_answer(index, completion)
+    return made
+
+
+def _likelihoods(
+    ranks: Ranks,
+    prepared: Prepared,
+    decoder: Decoder,
+    rows: Sequence[Encoded],
+    known: Mapping[int, Verdict],
+    on_verdict: Callable[[int, Verdict], None] = lambda index, verdict: None,
+) -> list[Verdict]:
+    groups = looked_at_together(rows)
+    own = {index for group in groups[ranks.rank :: ranks.world] for index in group}
+    others = {**{index: UNSEEN for index in range(len(rows)) if index not in own}, **known}
+    found = likelihoods(
+        decoder, rows, prepared.tokenizer.eos_id, prepared.max_length, known=others, on_verdict=on_verdict
+    )
+    if ranks.alone:
+        return found
+    new = own.difference(known)
+    for rank, verdicts in enumerate(ranks.gather({index: found[index] for index in new})):
+        for index, verdict in verdicts.items():
+            found[index] = verdict
+            if rank != ranks.rank:
+                on_verdict(index, verdict)
+    return found
+
+
+def _train(
+    ranks: Ranks, prepared: Prepared, decoder: Decoder, path: str, micro_batch: int, state: TrainState | None
+) -> Prepared:
+    """A training that the first process watches and keeps."""
+    folder = RunFolder(Path(path))
+    train = prepared.settings.train.model_copy(update={"micro_batch": micro_batch})
+    prepared = replace(prepared, settings=prepared.settings.model_copy(update={"train": train}))
+    checkpoints, quiet = Checkpoints(folder.checkpoints, Identity.of(prepared).short()), Screen(quiet=True)
+    if state is not None:
+        state = replace(state, tensors=checkpoints.tensors(state.progress.done))
+    ready = prepared.task.ready(prepared, decoder, quiet, ranks=ranks)
+    best = SharedBest(ranks, None)
+    with Stop(quiet=True) as stop:
+        earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared))
+        try:
+            tune(ready, decoder, [StopsBySignal(stop)], best, state, earlier, ranks)
+        except RankLost:
+            raise
+        except InstilError as error:
+            if stop.number is not None:
+                raise Stopped(stop.number or SIGTERM) from error
+            raise
+    return prepared
+
+
+class _Earlier(EarlierOnDisk):
+    """The first process writes down what is skipped."""
+
+    def skip(self, skipped: Skipped) -> None:
+        self._skipped.append(skipped)

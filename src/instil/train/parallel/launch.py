@@ -1,0 +1,95 @@
+"""Several processes of one command on this machine, as torchrun starts them, with the exit code of the first."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from instil.errors import RankLost
+from instil.stopping import SIGNALS
+
+GRACE = 5.0  # seconds that a process has to end after it was asked to
+SAVING = 300.0  # and the first, which may have to save
+LOOK = 0.1  # seconds between two looks at the processes
+LAUNCHED = "INSTIL_LAUNCHED"  # in the environment of a process that is to end with the one that started it
+
+
+def launch(arguments: Sequence[str], processes: int) -> int:
+    """Run ``instil ARGUMENTS`` in so many processes that find one another; returns the exit code of the first.
+
+    A signal is passed on to all of them. Where one dies, the others end: the first saves what it can.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // processes) if hasattr(os, "sched_getaffinity") else 1
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+    usual = {"OMP_NUM_THREADS": str(threads), LAUNCHED: str(os.getpid())}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        for process in started:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {one: signal.signal(one, pass_on) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
+    try:
+        for rank in range(processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "instil", *arguments],
+                    env={**usual, **os.environ, **where, **own},
+                    start_new_session=True,  # a terminal's Ctrl-C reaches each once: through `pass_on`
+                )
+            )
+        return _watch(started)
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _watch(started: Sequence[subprocess.Popen[bytes]]) -> int:
+    first = started[0]
+    while all(process.poll() is None for process in started) or _all_well(started):
+        if all(process.poll() is not None for process in started):
+            return 0
+        time.sleep(LOOK)
+    lost = first.poll() is None
+    if lost:  # it may be far from where it would notice
+        _ends(first, GRACE)
+        first.terminate()
+        _ends(first, SAVING)
+    for process in started[1:]:
+        if process.poll() is None:
+            _ends(process, GRACE)
+            process.terminate()
+    code = first.poll()
+    if code is None or (lost and code in (0, 128 + signal.SIGTERM)):
+        return RankLost.exit_code
+    return 128 - code if code < 0 else code
+
+
+def _all_well(started: Sequence[subprocess.Popen[bytes]]) -> bool:
+    return all(process.poll() in (None, 0) for process in started)
+
+
+def _ends(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for its end, but no longer."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

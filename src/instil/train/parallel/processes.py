@@ -1,0 +1,183 @@
+"""Processes that train one model together, as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from instil.errors import UserError
+from instil.model.decoder import Decoder
+from instil.records import Batch
+from instil.train.ranks import ALONE, Pass, Ranks, Spares
+
+Value = TypeVar("Value")
+# What gloo says where the other end is gone; NCCL and the store have types of their own.
+GONE = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Connection refused",
+    "Timed out waiting",
+)
+MEETING = timedelta(seconds=60)  # until all are there
+TIMEOUT = timedelta(minutes=30)  # for who waits while the first evaluates, samples or saves
+
+
+def started(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is one of several processes that torchrun, or another launcher, has started."""
+    return environment.get("WORLD_SIZE", "1") not in ("", "1") or "TORCHELASTIC_RUN_ID" in environment
+
+
+def restarted(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun has started these processes anew after some had failed (``--max-restarts``)."""
+    return environment.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+
+
+@contextmanager
+def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+    """Inside, the processes that torchrun has started; alone where it has started none.
+
+    Raises:
+        UserError: they cannot find one another, or what they need is not there.
+    """
+    if not started(environment):
+        yield ALONE
+        return
+    _check(environment)
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        at = int(environment["LOCAL_RANK"])
+        if at >= torch.cuda.device_count():
+            raise UserError(
+                f"process {at} of this machine has no GPU: there are {torch.cuda.device_count()}; start so many "
+                "processes (--nproc-per-node)"
+            )
+        torch.cuda.set_device(at)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if on_gpu and not dist.is_nccl_available():
+        raise UserError("this torch has no NCCL, which processes on GPUs talk by; install a build of torch with it")
+    try:
+        store, rank, world = next(iter(rendezvous("env://", timeout=MEETING)))
+        store.set_timeout(TIMEOUT)
+        whole = dist.PrefixStore("instil", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=whole, rank=rank, world_size=world, timeout=TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
+        raise UserError(
+            f"process {environment['RANK']} does not find the others at {where}: {_first_line(error)}; is the port "
+            f"free, can every machine reach it, and were all {environment['WORLD_SIZE']} started?"
+        ) from error
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _check(environment: Mapping[str, str]) -> None:
+    lacking = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if lacking:
+        raise UserError(
+            f"WORLD_SIZE says that there are several processes, and {' and '.join(lacking)} is missing; start them by "
+            "torchrun, or take WORLD_SIZE out of the environment"
+        )
+    if not dist.is_available():
+        raise UserError("this torch cannot train in several processes; install a build of it that can")
+
+
+class Processes(Ranks):
+    """This process and the others.
+
+    Args:
+        rank: the number of this one, from 0.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self.rank, self.world = rank, world
+        self.divided = world  # DDP takes means
+        # Sums and what is pickled go by gloo, also where gradients go by NCCL.
+        self._group = dist.new_group(backend="gloo") if torch.cuda.is_available() else None
+        self._spare: Batch | None = None
+        self._wrapped: DistributedDataParallel | None = None
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        sums = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        dist.all_reduce(sums, group=self._group)
+        found: list[float] = sums.tolist()
+        return found
+
+    def agree(self, value: Value) -> Value:
+        said: list[Any] = [value if self.rank == 0 else None]
+        dist.broadcast_object_list(said, src=0, group=self._group)
+        return said[0]  # type: ignore[no-any-return]
+
+    def gather(self, value: Value) -> list[Value]:
+        said: list[Any] = [None] * self.world
+        dist.all_gather_object(said, value, group=self._group)
+        return said
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+    @contextmanager
+    def together(self, decoder: Decoder, loader: object) -> Iterator[None]:
+        assert isinstance(loader, Spares), "a share of a step may be empty, so the loader has to have a spare batch"
+        self._spare = loader.spare()
+        with warnings.catch_warnings():
+            # Its successor, forward_sync_buffers, is not in every version that is supported.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            self._wrapped = DistributedDataParallel(
+                _Computed(decoder), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        try:
+            yield
+        finally:
+            self._wrapped = self._spare = None
+
+    def passes(self, batches: Sequence[Batch]) -> Iterator[Pass]:
+        """Gradients are added up over all processes with the last batch of a step, which each has to have."""
+        assert self._wrapped is not None, "outside of `together` nothing is trained"
+        assert self._spare is not None
+        shown = [(batch, True) for batch in batches] or [(self._spare, False)]
+        for index, (batch, counts) in enumerate(shown):
+            last = index == len(shown) - 1
+            with nullcontext() if last else self._wrapped.no_sync():
+                yield Pass(batch, last=last, counts=counts)
+
+    def level(self, batches: Sequence[Batch]) -> Iterator[Pass]:
+        return super().passes(batches)
+
+    def forward(self, decoder: Decoder, compute: Callable[[Decoder], Tensor]) -> Tensor:
+        assert self._wrapped is not None, "outside of `together` nothing is trained"
+        loss: Tensor = self._wrapped(compute)
+        return loss
+
+    def is_loss(self, error: BaseException) -> bool:
+        return isinstance(error, dist.DistError) or any(text in str(error) for text in GONE)
+
+
+class _Computed(nn.Module):
+    """A decoder as the part of a module that gives losses: what DDP wraps is what its backward begins at."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, compute: Callable[[Decoder], Tensor]) -> Tensor:
+        return compute(self.decoder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,55 @@
+"""Several processes compute what one does, whatever is trained: losses, evaluations and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from instil.train.ranks import ALONE, Ranks
+from tests.train.parallel.pool import Pool
+from tests.train.test_state import CASES
+
+# AdamW divides by the root of a gradient's square: where that is near nothing, its rounding decides; so losses are
+# compared, and weights less closely.
+SAME = 1e-12
+WORLDS = (2, 4)
+
+
+@pytest.fixture(scope="module")
+def pools() -> Iterator[dict[int, Pool]]:
+    made = {world: Pool(world) for world in WORLDS}
+    yield made
+    for pool in made.values():
+        pool.close()
+
+
+def trained(ranks: Ranks, name: str) -> dict[str, Any]:
+    """All that a training leaves but times, in float64."""
+    model, result = CASES[name].run([], ranks=ranks, double=True)
+    records = [asdict(one) | {"seconds": 0.0, "tokens_per_second": 0.0} for one in result.records]
+    weights = {key: one.detach() for key, one in model.named_parameters()}
+    return {"records": records, "weights": weights, "steps": result.steps, "best": result.best_step}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", CASES)
+def test_together_they_compute_what_one_does(name: str, world: int, pools: dict[int, Pool]) -> None:
+    wanted = trained(ALONE, name)
+    for found in pools[world].call(trained, name):
+        assert (found["steps"], found["best"]) == (wanted["steps"], wanted["best"])
+        for one, other in zip(found["records"], wanted["records"], strict=True):
+            assert_near(one, other, f"step {one['step']}")
+
+
+def assert_near(found: Any, wanted: Any, where: str) -> None:
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys(), where
+        for key, value in wanted.items():
+            assert_near(found[key], value, f"{where}, {key}")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=SAME, abs=SAME), where
+    else:
+        assert found == wanted, where

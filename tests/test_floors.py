@@ -23,6 +23,7 @@ APART = [
 ENTRY_POINT = re.compile(r"instil(\.\w+)+:\w+")
 NETWORK = {"socket", "urllib", "http", "httpx", "httpx2", "requests", "huggingface_hub", "aiohttp"}
 NETWORK_AT_HOME = {"downloads.py", "hub.py", "model/find.py", "ask/http.py", "serve/server.py", "serve/protocol.py"}
+NETWORK_ROOMS = ("serve/", "train/parallel/")
 
 
 def modules_imported(source: str, package: str) -> set[str]:
@@ -63,7 +64,7 @@ def room_of(file: Path) -> str:
     return file.relative_to(SRC).parts[0].removesuffix(".py")
 
 
-FILES = sorted(file for file in SRC.rglob("*.py") if file.relative_to(SRC).parts != ("__init__.py",))
+FILES = sorted(file for file in SRC.rglob("*.py") if str(file.relative_to(SRC)) not in ("__init__.py", "__main__.py"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
@@ -91,7 +92,13 @@ def test_the_network_is_used_in_its_rooms_only(file: Path) -> None:
     used = {
         name.split(".")[0] for name in found if not name.startswith("urllib.parse")
     } & NETWORK  # parsing asks nobody
-    assert not used or where in NETWORK_AT_HOME or where.startswith("serve/"), f"{where} uses {used}"
+    assert not used or where in NETWORK_AT_HOME or where.startswith(NETWORK_ROOMS), f"{where} uses {used}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SRC)))
+def test_one_room_talks_to_other_processes(file: Path) -> None:
+    where, found = str(file.relative_to(SRC)), modules_imported(file.read_text(encoding="utf-8"), "instil")
+    assert where.startswith("train/parallel/") or not any(name.startswith("torch.distributed") for name in found)
 
 
 @pytest.mark.parametrize("reference", ["transformers", "trl", "peft"])

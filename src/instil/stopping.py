@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -44,13 +46,18 @@ class Stop:
     Handlers are those of the process, so they are set from the main thread only, and those before are put back. What
     the process ignores (``nohup``) stays ignored.
 
+    Args:
+        quiet: say nothing when a signal comes.
+        echo: seconds in which another one is taken for the same: a launcher passes on what a terminal has sent already.
+
     Attributes:
         number: of the signal that came; None as long as there was none.
         patient: whether somebody will look at ``number`` soon.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, echo: float = 0.0) -> None:
         self.number: int | None = None
+        self._echo, self._since = echo, -math.inf
         self.patient = False
         self._quiet = quiet
         self._before: dict[signal.Signals, object] = {}
@@ -71,9 +78,12 @@ class Stop:
             signal.signal(number, before)  # type: ignore[arg-type]
 
     def _came(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number is not None and now - self._since < self._echo:
+            return
         if self.number is not None or not self.patient:
             raise Stopped(number)
-        self.number = number
+        self.number, self._since = number, now
         if not self._quiet:
             with suppress(OSError):  # not by the screen, which may be in the middle of a line
                 os.write(2, b"\nstops after this step, and saves it; once more: at once\n")

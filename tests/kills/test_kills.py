@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from instil.model.fast import gemm
 from tests.conftest import make_tinier
 from tests.kills.killing import KINDS, Killer
 
@@ -18,6 +19,7 @@ def test_runs_that_are_killed_end_as_runs_that_are_not(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("INSTIL_GEMM", "torch")
+    gemm.backend.cache_clear()  # or a run goes on with another library than it was begun with here
     killer = Killer(kind, make_tinier(tmp_path / "model"), tmp_path, random.Random(kind))
     killer.go(5)
     assert killer.wrong == []

@@ -19,6 +19,7 @@ from instil.train.losses import log_probs
 from instil.train.metrics import StepRecord
 from instil.train.objective import Measure, Objective
 from instil.train.observer import Observer
+from instil.train.ranks import ALONE, Ranks
 
 RARE = 1000  # ids from which a token counts twice
 
@@ -86,13 +87,16 @@ class RareCountTwice:
     def count(self, batch: Batch) -> int:
         return batch.trained_tokens
 
-    def measure(self, batches: Sequence[Batch]) -> Measure:
+    def measure(self, batches: Sequence[Batch], ranks: Ranks = ALONE) -> Measure:
         return _Measure()
 
 
 class _Measure:
     def __init__(self) -> None:
         self._rare, self._all = 0.0, 0.0
+
+    def begin(self, decoder: Decoder) -> None:
+        pass
 
     def __call__(self, decoder: Decoder, batch: Batch, grad_hook: object = None) -> Tensor:
         rare_S = (batch.targets_S >= RARE).float()

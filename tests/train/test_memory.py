@@ -136,10 +136,10 @@ def _pairs_fit(patch: pytest.MonkeyPatch, kind: Any, error: BaseException) -> No
         taken += 1
         return found
 
-    def measures(self: Any, batches: Sequence[Any]) -> Any:
+    def measures(self: Any, batches: Sequence[Any], ranks: Any) -> Any:
         if taken >= 4 and torch.is_grad_enabled() and any(batch.pairs > 1 for batch in batches):
             raise error
-        return measure(self, batches)
+        return measure(self, batches, ranks)
 
     patch.setattr(training, "_step", counts)
     patch.setattr(kind, "measure", measures)

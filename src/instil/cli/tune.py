@@ -176,7 +176,7 @@ def _tune(
     as_json: bool,
     answers: bool,
 ) -> None:
-    from instil.train.parallel.launch import launch
+    from instil.train.parallel.launch import end_with_launcher, launch
     from instil.train.parallel.processes import joined, restarted, started
 
     if overwrite and resume:
@@ -187,6 +187,7 @@ def _tune(
         raise UserError("these processes are started already (by torchrun, say), so leave --processes out")
     if processes > 1:
         raise typer.Exit(launch(_without(sys.argv[1:], "--processes"), processes))
+    end_with_launcher()
     with joined() as ranks:
         if ranks.rank:
             raise typer.Exit(_follow(data, model, settings, ranks))

@@ -12,9 +12,7 @@ from instil.train.ranks import ALONE, Ranks
 from tests.train.parallel.pool import Pool
 from tests.train.test_state import CASES
 
-# AdamW divides by the root of a gradient's square: where that is near nothing, its rounding decides; so losses are
-# compared, and weights less closely.
-SAME = 1e-12
+SAME = {"bfloat16": 0.05}  # rounds sums that are added up in another order otherwise; others by 1e-12
 WORLDS = (2, 4)
 
 
@@ -28,10 +26,10 @@ def pools() -> Iterator[dict[int, Pool]]:
 
 def trained(ranks: Ranks, name: str) -> dict[str, Any]:
     """All that a training leaves but times, in float64."""
-    model, result = CASES[name].run([], ranks=ranks, double=True)
+    model, result = CASES[name].run([], ranks=ranks, double=name not in SAME)
     records = [asdict(one) | {"seconds": 0.0, "tokens_per_second": 0.0} for one in result.records]
-    weights = {key: one.detach() for key, one in model.named_parameters()}
-    return {"records": records, "weights": weights, "steps": result.steps, "best": result.best_step}
+    del model
+    return {"records": records, "steps": result.steps, "best": result.best_step}
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -41,15 +39,15 @@ def test_together_they_compute_what_one_does(name: str, world: int, pools: dict[
     for found in pools[world].call(trained, name):
         assert (found["steps"], found["best"]) == (wanted["steps"], wanted["best"])
         for one, other in zip(found["records"], wanted["records"], strict=True):
-            assert_near(one, other, f"step {one['step']}")
+            assert_near(one, other, f"step {one['step']}", SAME.get(name, 1e-12))
 
 
-def assert_near(found: Any, wanted: Any, where: str) -> None:
+def assert_near(found: Any, wanted: Any, where: str, rel: float) -> None:
     if isinstance(wanted, dict):
         assert found.keys() == wanted.keys(), where
         for key, value in wanted.items():
-            assert_near(found[key], value, f"{where}, {key}")
+            assert_near(found[key], value, f"{where}, {key}", rel)
     elif isinstance(wanted, float):
-        assert found == pytest.approx(wanted, rel=SAME, abs=SAME), where
+        assert found == pytest.approx(wanted, rel=rel, abs=rel), where
     else:
         assert found == wanted, where

@@ -7,7 +7,7 @@ signal, a folder, a clock) can lead them apart.
 
 from __future__ import annotations
 
-import socket
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -40,6 +40,7 @@ from instil.train.rewind import Skipped
 from instil.train.state import TrainState
 from instil.version import __version__
 
+ECHO = 5.0  # seconds within which torchrun passes on a signal that a terminal has sent as well
 NOBODY = Completion(text="", ids=(), finish="no_room", prompt_tokens=0, row=-1)  # in the place of another's answer
 UNSEEN = Verdict(-1, "", None, "")
 
@@ -229,7 +230,7 @@ def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> 
 def _about(prepared: Prepared) -> dict[str, str] | str:
     """What has to be the same everywhere."""
     versions = {"version of instil": __version__, "version of torch": torch_version}
-    return {"host": socket.gethostname(), **versions, **Identity.of(prepared).short()}
+    return {"host": platform.node(), **versions, **Identity.of(prepared).short()}
 
 
 def _sees(folder: str, mark: bytes) -> tuple[str, bool]:
@@ -237,7 +238,7 @@ def _sees(folder: str, mark: bytes) -> tuple[str, bool]:
         sees = (Path(folder) / RUN_FILE).read_bytes() == mark
     except OSError:
         sees = False
-    return socket.gethostname(), sees
+    return platform.node(), sees
 
 
 def _answers(
@@ -304,7 +305,7 @@ def _train(
         state = replace(state, tensors=checkpoints.tensors(state.progress.done))
     ready = prepared.task.ready(prepared, decoder, quiet, ranks=ranks)
     best = SharedBest(ranks, None)
-    with Stop(quiet=True) as stop:
+    with Stop(quiet=True, echo=ECHO) as stop:
         earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared))
         try:
             tune(ready, decoder, [StopsBySignal(stop)], best, state, earlier, ranks)

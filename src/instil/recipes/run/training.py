@@ -13,7 +13,7 @@ from instil.files import FULL
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
-from instil.recipes.run.crew import Crew
+from instil.recipes.run.crew import ECHO, Crew
 from instil.runs.best import BestOnDisk
 from instil.runs.checkpoints import BEST, Checkpoints, Found
 from instil.runs.extending import extended, former
@@ -66,7 +66,7 @@ def train_and_save(
         Stopped: a signal came; where steps were taken, they are saved.
     """
     prepared = _as_it_fits(prepared, folder)
-    facts, now = folder.read_settings(), {**versions(decoder.device), **_pieces(prepared)}
+    facts, now = folder.read_settings(), {**versions(decoder.device), **_pieces(prepared, crew.ranks)}
     checkpoints = Checkpoints(
         folder.checkpoints, Identity.of(prepared).short(), former=former(facts, prepared), versions=now
     )
@@ -121,10 +121,14 @@ def _taken_up(
     return _From(extended(found.state, planned), ProvesResume(left, screen, elsewhere, force=force))
 
 
-def _pieces(prepared: Prepared) -> dict[str, Any]:
-    """Settings that change last bits and no more."""
+def _pieces(prepared: Prepared, ranks: Ranks) -> dict[str, Any]:
+    """Into what a step is divided, which changes last bits and no more."""
     train = prepared.settings.train
-    return {"train.micro_batch": train.micro_batch, "train.gradient_checkpointing": train.gradient_checkpointing}
+    return {
+        "train.micro_batch": train.micro_batch,
+        "train.gradient_checkpointing": train.gradient_checkpointing,
+        "number of processes": ranks.world,
+    }
 
 
 def _train(
@@ -145,7 +149,7 @@ def _train(
         Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=resume) as samples,
         progress(prepared, screen) as shown,
         Logs(prepared.settings.log, folder, screen) as logs,
-        Stop(quiet=screen.quiet) as stop,
+        Stop(quiet=screen.quiet, echo=0.0 if ranks.alone else ECHO) as stop,
     ):
         observers: list[Observer] = [work, *([begin.proof] if begin.proof else []), metrics, forecast, shown]
         observers += [*prepared.task.observers(screen), samples]

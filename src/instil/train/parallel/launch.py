@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from instil.stopping import SIGNALS
 GRACE = 5.0  # seconds that a process has to end after it was asked to
 SAVING = 300.0  # and the first, which may have to save
 LOOK = 0.1  # seconds between two looks at the processes
+PR_SET_PDEATHSIG = 1
 LAUNCHED = "INSTIL_LAUNCHED"  # in the environment of a process that is to end with the one that started it
 
 
@@ -54,6 +56,16 @@ def launch(arguments: Sequence[str], processes: int) -> int:
         for process in started:
             process.kill()
             process.wait()
+
+
+def end_with_launcher() -> None:
+    """Be asked to stop when the process that launched this one is gone, however it ended (on Linux)."""
+    parent = os.environ.pop(LAUNCHED, "")
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != int(parent):  # gone before it could be said
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _watch(started: Sequence[subprocess.Popen[bytes]]) -> int:

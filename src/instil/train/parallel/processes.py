@@ -69,7 +69,9 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
     try:
         store, rank, world = next(iter(rendezvous("env://", timeout=MEETING)))
         store.set_timeout(TIMEOUT)
-        whole = dist.PrefixStore("instil", store)  # type: ignore[attr-defined]
+        # Of processes that torchrun starts anew, those before may have left their addresses.
+        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+        whole = dist.PrefixStore(f"instil/{attempt}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=whole, rank=rank, world_size=world, timeout=TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
@@ -88,7 +90,7 @@ def _check(environment: Mapping[str, str]) -> None:
     lacking = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if lacking:
         raise UserError(
-            f"WORLD_SIZE says that there are several processes, and {' and '.join(lacking)} is missing; start them by "
+            f"WORLD_SIZE says that there are several processes, without {' and '.join(lacking)}; start them by "
             "torchrun, or take WORLD_SIZE out of the environment"
         )
     if not dist.is_available():

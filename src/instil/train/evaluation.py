@@ -12,8 +12,6 @@ from itertools import islice
 from statistics import mean
 from typing import Protocol
 
-import torch
-
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.objective import Likelihood, Objective, look
@@ -104,7 +102,6 @@ class AsInBook:
         self._every, self._limit = every, limit
         self._objective = objective or Likelihood()
 
-    @torch.inference_mode()
     def __call__(self, decoder: Decoder) -> Evaluation:
         train, _ = self._mean_of_means(decoder, self._train())
         validation, metrics = self._mean_of_means(decoder, self._validation())

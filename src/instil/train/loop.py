@@ -75,25 +75,38 @@ def train(
     check_weights(decoder)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective, ranks)
-    training = Training(
-        decoder, loader, options, evaluator, observers, seen_ids, best, objective, earlier or rewind.Nothing(), ranks
-    )
-    diverged: TrainingDiverged | None = None
-    try:
-        for observer in observers:
-            observer.on_train_begin(decoder, training.total)
-        with ranks.together(decoder, loader):
-            training.run(resume)
-    except TrainingDiverged as error:
-        diverged = error
-    except RuntimeError as error:
-        if not ranks.is_loss(error):
-            raise
-        raise training.lost() from error
-    finally:
-        training.close()
-    result = training.result(diverged)
-    del training, diverged  # the optimizer's moments and the last batches, which observers are not to find in memory
+    with ranks.sharding(decoder) as trained:
+        training = Training(
+            trained,
+            loader,
+            options,
+            evaluator,
+            observers,
+            seen_ids,
+            best,
+            objective,
+            earlier or rewind.Nothing(),
+            ranks,
+        )
+        diverged: TrainingDiverged | None = None
+        try:
+            for observer in observers:
+                observer.on_train_begin(trained, training.total)
+            with ranks.together(trained, loader):
+                training.run(resume)
+        except TrainingDiverged as error:
+            diverged = error
+        except RuntimeError as error:
+            if not ranks.is_loss(error):
+                raise
+            raise training.lost() from error
+        finally:
+            training.close()
+        result = training.result(diverged)
+        del (
+            training,
+            diverged,
+        )  # the optimizer's moments and the last batches, which observers are not to find in memory
     for observer in observers:
         observer.on_train_end(decoder, result)
     return result

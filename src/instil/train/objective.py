@@ -64,7 +64,6 @@ class _Likelihood:
         return {}
 
 
-@torch.inference_mode()
 def look(
     objective: Objective, decoder: Decoder, batches: Sequence[Batch], ranks: Ranks = ALONE
 ) -> tuple[LossSum, dict[str, float]]:
@@ -73,14 +72,16 @@ def look(
     Of several processes each brings batches of its own, and all are told the same of all of them.
     """
     measure = objective.measure(batches, ranks)
-    measure.begin(decoder)
     total = LossSum(0.0, 0)
-    for one in ranks.level(batches):
-        batch = one.batch.to(decoder.device)
-        if one.counts:
-            total += LossSum(float(measure(decoder, batch)), objective.count(batch))
-        else:
-            nll_sum(decoder, batch)
+    # What gathers parts of weights keeps what it makes for training, and that must not be made in inference mode.
+    with torch.no_grad() if ranks.sharded else torch.inference_mode():
+        measure.begin(decoder)
+        for one in ranks.level(batches):
+            batch = one.batch.to(decoder.device)
+            if one.counts:
+                total += LossSum(float(measure(decoder, batch)), objective.count(batch))
+            else:
+                nll_sum(decoder, batch)
     return summed(total, ranks), measure.metrics()
 
 

@@ -63,6 +63,9 @@ class Observer:
         del pause
         return False
 
+    shares_state = False
+    """Whether `on_state` is called here wherever the first of several processes wants it."""
+
     def on_state(self, state: TrainState) -> None:
         """Training stands still, and this is its state, from which it can be taken up again.
 

@@ -6,9 +6,10 @@ compute what one would (E1). `instil.train.parallel` has those that are more tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
@@ -75,6 +76,25 @@ class Ranks:
     def spread(self, tensors: Iterable[Tensor]) -> None:
         """Make these tensors what they are in the first process; all have to bring the same."""
         del tensors
+
+    @contextmanager
+    def sharding(self, decoder: Decoder) -> Iterator[Decoder]:
+        """Inside, what is trained in its place: where weights are sharded, a decoder with a part of each. Afterwards
+        the one given has the weights.
+        """
+        yield decoder
+
+    def put(self, into: Tensor, whole: Tensor) -> None:
+        """Copy a whole tensor into what this process holds of it."""
+        into.copy_(whole)
+
+    def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """Write the parts that each process has of tensors into a folder; all have to ask.
+
+        Raises:
+            OSError: some process cannot write.
+        """
+        raise NotImplementedError("one process alone has no parts of tensors")
 
     @contextmanager
     def together(self, decoder: Decoder, loader: object) -> Iterator[None]:

@@ -22,6 +22,7 @@ from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.train.metrics import StepRecord
 from instil.train.optimizer import AdamWInBackward
+from instil.train.ranks import ALONE, Ranks
 from instil.train.touched import TouchedRows
 
 TABLE = "table"  # the whole embedding, where only some of its rows are trained
@@ -105,7 +106,11 @@ def _named(decoder: Decoder, optimizer: AdamWInBackward, touched: TouchedRows | 
 
 @torch.no_grad()
 def put_back(
-    tensors: Mapping[str, Tensor], decoder: Decoder, optimizer: AdamWInBackward, touched: TouchedRows | None
+    tensors: Mapping[str, Tensor],
+    decoder: Decoder,
+    optimizer: AdamWInBackward,
+    touched: TouchedRows | None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Make weights and moments what a state says they were; one of its tensors is looked at after another.
 
@@ -124,7 +129,7 @@ def put_back(
                 f"the state is of a training of another model or of other weights: its {name} is "
                 f"{list(kept.shape)} of {kept.dtype}, the model's {list(tensor.shape)} of {tensor.dtype}"
             )
-        tensor.copy_(kept)
+        ranks.put(tensor, kept)
 
 
 def random_states() -> dict[str, str]:

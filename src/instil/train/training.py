@@ -52,7 +52,7 @@ class Training:
         self.decoder, self.loader, self.options, self.ranks = decoder, loader, options, ranks
         self.evaluator, self.observers, self.objective, self.earlier = evaluator, observers, objective, earlier
         self.touched: TouchedRows | None = None
-        if seen_ids and not decoder.spec.tied and decoder.embed.weight.requires_grad:
+        if seen_ids and not ranks.sharded and not decoder.spec.tied and decoder.embed.weight.requires_grad:
             self.touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
         self.trained = trained_parameters(decoder)
         decoder.gradient_checkpointing = options.gradient_checkpointing
@@ -126,7 +126,7 @@ class Training:
                 f"the state is of a training of {at.planned} steps, {at.in_an_epoch} an epoch, and this one has "
                 f"{self.total}, {in_an_epoch} an epoch; rows, batch size, epochs and train.max_steps must not change"
             )
-        put_back(state.tensors, self.decoder, self.optimizer, self.touched)
+        put_back(state.tensors, self.decoder, self.optimizer, self.touched, self.ranks)
         if self.touched is not None:
             self.touched.decayed = at.decayed
         self.ledger.take_up(state)
@@ -321,6 +321,7 @@ class Training:
         """Give the state to who wants it; making it takes all processes, but for one in a step."""
         keeping = [observer for observer in self.observers if observer.wants_state(pause)]
         if self.ranks.any(bool(keeping)) if asks else keeping:
+            keeping = keeping or [observer for observer in self.observers if observer.shares_state]
             state = self._state(evaluated=pause.evaluated, in_a_step=in_a_step)
             for observer in keeping:
                 observer.on_state(state)

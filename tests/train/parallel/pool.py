@@ -34,13 +34,10 @@ class Pool:
         """What it returns in each, which can be pickled."""
         for end in self._ends:
             end.send((function, given))
-        found = []
-        for rank, end in enumerate(self._ends):
-            assert end.poll(LONGEST), f"process {rank} says nothing"
-            good, said = end.recv()
-            assert good, f"process {rank}:\n{said}"
-            found.append(said)
-        return found
+        said = [end.recv() if end.poll(LONGEST) else (False, "it says nothing") for end in self._ends]
+        for rank, (good, what) in enumerate(said):
+            assert good, f"process {rank}:\n{what}"
+        return [what for _, what in said]
 
     def close(self) -> None:
         for process in self._processes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from instil.train.parallel.processes import Processes
 from instil.train.ranks import ALONE, Ranks
 from tests.train.parallel.pool import Pool
 from tests.train.test_state import CASES
@@ -24,8 +25,10 @@ def pools() -> Iterator[dict[int, Pool]]:
         pool.close()
 
 
-def trained(ranks: Ranks, name: str) -> dict[str, Any]:
+def trained(ranks: Ranks, name: str, sharded: bool = False) -> dict[str, Any]:
     """All that a training leaves but times, in float64."""
+    if sharded:
+        ranks = Processes(ranks.rank, ranks.world, sharded=True)
     model, result = CASES[name].run([], ranks=ranks, double=name not in SAME)
     records = [asdict(one) | {"seconds": 0.0, "tokens_per_second": 0.0} for one in result.records]
     del model
@@ -51,3 +54,15 @@ def assert_near(found: Any, wanted: Any, where: str, rel: float) -> None:
         assert found == pytest.approx(wanted, rel=rel, abs=rel), where
     else:
         assert found == wanted, where
+
+
+IN_PARTS = [name for name in CASES if "patience" not in name]  # which keeps whole models
+
+
+@pytest.mark.parametrize("name", IN_PARTS)
+def test_with_parts_of_weights_they_compute_it_too(name: str, pools: dict[int, Pool]) -> None:
+    wanted = trained(ALONE, name)
+    for found in pools[2].call(trained, name, True):
+        assert (found["steps"], found["best"]) == (wanted["steps"], wanted["best"])
+        for one, other in zip(found["records"], wanted["records"], strict=True):
+            assert_near(one, other, f"step {one['step']}", SAME.get(name, 1e-12))

@@ -31,9 +31,11 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
     usual = {"OMP_NUM_THREADS": str(threads), LAUNCHED: str(os.getpid())}
     started: list[subprocess.Popen[bytes]] = []
+    passed: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
+        passed.append(number)
         for process in started:
             if process.poll() is None:
                 process.send_signal(number)
@@ -49,7 +51,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
                     start_new_session=True,  # a terminal's Ctrl-C reaches each once: through `pass_on`
                 )
             )
-        return _watch(started)
+        return _watch(started, passed)
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
@@ -68,13 +70,16 @@ def end_with_launcher() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _watch(started: Sequence[subprocess.Popen[bytes]]) -> int:
+def _watch(started: Sequence[subprocess.Popen[bytes]], passed: Sequence[int]) -> int:
+    """Wait for their end; ``passed`` are the signals that they were sent."""
     first = started[0]
-    while all(process.poll() is None for process in started) or _all_well(started):
+    while all(process.poll() in (None, 0) for process in started):
         if all(process.poll() is not None for process in started):
             return 0
         time.sleep(LOOK)
-    lost = first.poll() is None
+    lost = first.poll() is None and not passed
+    if passed:
+        _ends(first, SAVING)
     if lost:  # it may be far from where it would notice
         _ends(first, GRACE)
         first.terminate()
@@ -87,10 +92,6 @@ def _watch(started: Sequence[subprocess.Popen[bytes]]) -> int:
     if code is None or (lost and code in (0, 128 + signal.SIGTERM)):
         return RankLost.exit_code
     return 128 - code if code < 0 else code
-
-
-def _all_well(started: Sequence[subprocess.Popen[bytes]]) -> bool:
-    return all(process.poll() in (None, 0) for process in started)
 
 
 def _ends(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from instil.errors import UserError
 from instil.model.decoder import Decoder
 from instil.records import Batch
+from instil.train.parallel import shards
 from instil.train.ranks import ALONE, Pass, Ranks, Spares
 
 Value = TypeVar("Value")
@@ -44,8 +46,10 @@ def restarted(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
+def joined(environment: Mapping[str, str] = os.environ, *, sharded: bool = False) -> Iterator[Ranks]:
     """Inside, the processes that torchrun has started; alone where it has started none.
+
+    ``sharded``: each is to hold a part of every weight.
 
     Raises:
         UserError: they cannot find one another, or what they need is not there.
@@ -80,7 +84,7 @@ def joined(environment: Mapping[str, str] = os.environ) -> Iterator[Ranks]:
             f"free, can every machine reach it, and were all {environment['WORLD_SIZE']} started?"
         ) from error
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
+        yield Processes(dist.get_rank(), dist.get_world_size(), sharded=sharded)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -103,11 +107,12 @@ class Processes(Ranks):
     Args:
         rank: the number of this one, from 0.
         world: how many there are.
+        sharded: whether each holds a part of every weight (FSDP2), or all of them (DDP).
     """
 
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
-        self.divided = world  # DDP takes means
+    def __init__(self, rank: int, world: int, *, sharded: bool = False) -> None:
+        self.rank, self.world, self.sharded = rank, world, sharded
+        self.divided = 1 if sharded else world  # DDP takes means
         # Sums and what is pickled go by gloo, also where gradients go by NCCL.
         self._group = dist.new_group(backend="gloo") if torch.cuda.is_available() else None
         self._spare: Batch | None = None
@@ -137,6 +142,9 @@ class Processes(Ranks):
     def together(self, decoder: Decoder, loader: object) -> Iterator[None]:
         assert isinstance(loader, Spares), "a share of a step may be empty, so the loader has to have a spare batch"
         self._spare = loader.spare()
+        if self.sharded:
+            yield
+            return
         with warnings.catch_warnings():
             # Its successor, forward_sync_buffers, is not in every version that is supported.
             warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
@@ -146,22 +154,52 @@ class Processes(Ranks):
         try:
             yield
         finally:
-            self._wrapped = self._spare = None
+            self._wrapped = None
 
     def passes(self, batches: Sequence[Batch]) -> Iterator[Pass]:
-        """Gradients are added up over all processes with the last batch of a step, which each has to have."""
+        """Gradients are added up over all processes with the last batch of a step, which each has to have; those of
+        parts of weights with each batch.
+        """
+        if self.sharded:
+            yield from self.level(batches)
+            return
         assert self._wrapped is not None, "outside of `together` nothing is trained"
-        assert self._spare is not None
-        shown = [(batch, True) for batch in batches] or [(self._spare, False)]
+        shown = [(batch, True) for batch in batches] or [(self._spare_batch(), False)]
         for index, (batch, counts) in enumerate(shown):
             last = index == len(shown) - 1
             with nullcontext() if last else self._wrapped.no_sync():
                 yield Pass(batch, last=last, counts=counts)
 
     def level(self, batches: Sequence[Batch]) -> Iterator[Pass]:
-        return super().passes(batches)
+        if not self.sharded:
+            yield from super().passes(batches)
+            return
+        most = max(self.gather(len(batches)))
+        for index in range(most):
+            counts = index < len(batches)
+            yield Pass(batches[index] if counts else self._spare_batch(), last=index == most - 1, counts=counts)
+
+    def _spare_batch(self) -> Batch:
+        assert self._spare is not None, "outside of `together` nothing is computed in parts"
+        return self._spare
+
+    @contextmanager
+    def sharding(self, decoder: Decoder) -> Iterator[Decoder]:
+        if not self.sharded:
+            yield decoder
+            return
+        with shards.sharded(decoder, self.world) as parts:
+            yield parts
+
+    def put(self, into: Tensor, whole: Tensor) -> None:
+        shards.put(into, whole)
+
+    def save(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        shards.save_shards(tensors, folder)
 
     def forward(self, decoder: Decoder, compute: Callable[[Decoder], Tensor]) -> Tensor:
+        if self.sharded:
+            return compute(decoder)
         assert self._wrapped is not None, "outside of `together` nothing is trained"
         loss: Tensor = self._wrapped(compute)
         return loss

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +27,7 @@ from instil.files import json_text, record_of, unfinished_of
 from instil.model.files.safetensors import SafetensorsFile, safetensors_pieces
 from instil.runs.identity import STEP
 from instil.train.metrics import StepRecord
+from instil.train.parallel.shards import PATTERN, Shards
 from instil.train.state import Progress, TrainState
 
 FORMAT = 1
@@ -160,7 +161,7 @@ class Checkpoints:
 
     def tensors(self, step: int) -> Mapping[str, Tensor]:
         """Those of a checkpoint that was found to be whole."""
-        return _Tensors(self.folder / f"{PREFIX}{step:09}" / TENSORS)
+        return _tensors(self.folder / f"{PREFIX}{step:09}")
 
     def states(self) -> Iterator[TrainState]:
         """All that are complete, the newest first."""
@@ -226,18 +227,23 @@ class Checkpoints:
 
     def _write(self, folder: Path, state: TrainState) -> None:
         progress = {"progress": asdict(state.progress), "records": [one.as_json() for one in state.records]}
-        files: dict[str, Iterable[bytes | memoryview]] = {
-            TENSORS: safetensors_pieces(state.tensors.items()),
-            PROGRESS: [json.dumps(progress).encode()],
-        }
+        files: dict[str, Iterable[bytes | memoryview]] = {PROGRESS: [json.dumps(progress).encode()]}
         if state.best:
             files[BEST] = safetensors_pieces(state.best.items())
         self.disk.make(folder)
-        written = {name: self._write_file(folder / name, pieces) for name, pieces in files.items()}
+        written = {path.name: _about(path) for path in self._write_parts(folder, state)}
+        if not written:
+            files = {TENSORS: safetensors_pieces(state.tensors.items()), **files}
+        written |= {name: self._write_file(folder / name, pieces) for name, pieces in files.items()}
         about = {"format": FORMAT, "step": state.progress.done, "identity": dict(self.identity)}
         body = {**about, "versions": dict(self.versions), "files": written}
         self._write_file(folder / MANIFEST, [json_text({**body, "sha256": _hash_of(body)}).encode()])
         self.disk.sync_folder(folder)
+
+    def _write_parts(self, folder: Path, state: TrainState) -> Iterable[Path]:
+        """The files of tensors that others have parts of."""
+        del folder, state
+        return ()
 
     def _write_file(self, path: Path, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
         hashed, size = hashlib.sha256(), 0
@@ -283,7 +289,12 @@ class Checkpoints:
         progress = record_of(Progress, told["progress"])
         records = tuple(record_of(StepRecord, one) for one in told["records"])
         best = _Tensors(folder / BEST) if BEST in body["files"] else {}
-        return TrainState(progress, records, _Tensors(folder / TENSORS), best), dict(body.get("versions", {}))
+        return TrainState(progress, records, _tensors(folder), best), dict(body.get("versions", {}))
+
+
+def _tensors(folder: Path) -> Mapping[str, Tensor]:
+    """Those in a checkpoint, in one file or in parts."""
+    return _Tensors(folder / TENSORS) if (folder / TENSORS).exists() else Shards(folder)
 
 
 class _Tensors(Mapping[str, Tensor]):
@@ -326,7 +337,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} is damaged: {parsing_problem(error)}") from error
     if not isinstance(body, dict) or body.pop("sha256", None) != _hash_of(body):
         raise ValueError(f"{MANIFEST} is damaged: it is not what its own hash says")
-    names = {TENSORS, PROGRESS}
+    parts = {name for name in body["files"] if PurePath(name).match(PATTERN)}
+    names = {PROGRESS, *(parts or {TENSORS})}
     if not names <= body["files"].keys() <= names | {BEST}:
         raise ValueError(f"{MANIFEST} names other files than those of a checkpoint")
     return body
@@ -337,12 +349,17 @@ def _check_file(path: Path, about: Mapping[str, Any]) -> None:
         raise ValueError(f"{path.name} is missing")
     if (size := path.stat().st_size) != about["bytes"]:
         raise ValueError(f"{path.name} is damaged: it has {size:,} bytes, and had {about['bytes']:,}")
+    if _about(path) != about:
+        raise ValueError(f"{path.name} is damaged: its bytes are not those that were written")
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file."""
     hashed = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(PIECE):
             hashed.update(piece)
-    if hashed.hexdigest() != about["sha256"]:
-        raise ValueError(f"{path.name} is damaged: its bytes are not those that were written")
+    return {"bytes": path.stat().st_size, "sha256": hashed.hexdigest()}
 
 
 def _reason(error: Exception) -> str:

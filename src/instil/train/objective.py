@@ -82,6 +82,7 @@ def look(
                 total += LossSum(float(measure(decoder, batch)), objective.count(batch))
             else:
                 nll_sum(decoder, batch)
+    ranks.let_go(decoder)
     return summed(total, ranks), measure.metrics()
 
 

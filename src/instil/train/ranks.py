@@ -84,6 +84,10 @@ class Ranks:
         """
         yield decoder
 
+    def let_go(self, decoder: Decoder) -> None:
+        """Hold no more of the weights than this process's parts, after a pass without backward."""
+        del decoder
+
     def put(self, into: Tensor, whole: Tensor) -> None:
         """Copy a whole tensor into what this process holds of it."""
         into.copy_(whole)

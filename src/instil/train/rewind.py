@@ -13,8 +13,8 @@ from torch import Tensor
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.ranks import ALONE, Ranks, local
-from instil.train.state import TABLE, TrainState
-from instil.train.touched import TouchedRows
+from instil.train.state import TrainState
+from instil.train.touched import TABLE, TouchedRows
 
 MOST = 3  # times that a training goes back because it diverged
 

@@ -23,9 +23,7 @@ from instil.model.decoder import Decoder
 from instil.train.metrics import StepRecord
 from instil.train.optimizer import AdamWInBackward
 from instil.train.ranks import ALONE, Ranks
-from instil.train.touched import TouchedRows
-
-TABLE = "table"  # the whole embedding, where only some of its rows are trained
+from instil.train.touched import TABLE, TouchedRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ Shape suffixes: N tokens · R rows ever read · V vocabulary · D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -66,6 +66,46 @@ class TouchedRows:
         self._whole.weight[self._rows_R] = self._part.weight.detach()
         self.decayed = 1.0
         self._decoder.embed = self._whole
+
+
+TABLE = "table"  # the name of the whole embedding in a state, where only some of its rows are trained
+_TRAINED = "weights/embed.weight", "first/embed.weight", "second/embed.weight"
+
+
+class Rows(Mapping[str, Tensor]):
+    """The tensors of a state with all rows of the embedding trained where only some were, or the other way round.
+
+    The others are what they would be: without moments, and decayed.
+
+    Args:
+        tensors: those of the state.
+        seen_ids: which rows are ever read.
+        decayed: what the others are still to be multiplied by.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], seen_ids: Iterable[int], decayed: float) -> None:
+        self._tensors, self._rows_R = tensors, torch.tensor(sorted(set(seen_ids)))
+        if TABLE in tensors:
+            changed = {name: self._whole(name, decayed) for name in _TRAINED}
+        else:
+            changed = {name: tensors[name][self._rows_R] for name in _TRAINED} | {TABLE: tensors[_TRAINED[0]]}
+        self._changed = changed
+        self._names = sorted({*tensors, *changed} - ({TABLE} if TABLE in tensors else set()))
+
+    def _whole(self, name: str, decayed: float) -> Tensor:
+        table_VD = self._tensors[TABLE]
+        whole_VD = table_VD * decayed if name == _TRAINED[0] else torch.zeros_like(table_VD)
+        whole_VD[self._rows_R] = self._tensors[name]
+        return whole_VD
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._changed[name] if name in self._changed else self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class _Part(nn.Embedding):

@@ -28,7 +28,7 @@ from instil.train.schedule import learning_rate, planned_steps
 from instil.train.state import Progress, TrainState, named_tensors, put_back, random_states, set_random_states
 from instil.train.step import aside
 from instil.train.step import take_step as _step
-from instil.train.touched import TouchedRows
+from instil.train.touched import TABLE, Rows, TouchedRows
 
 _Rest = tuple[int, Iterator[list[Batch]] | None, bool]  # an epoch, its steps, if begun; whether there was a look
 
@@ -51,6 +51,7 @@ class Training:
     ) -> None:
         self.decoder, self.loader, self.options, self.ranks = decoder, loader, options, ranks
         self.evaluator, self.observers, self.objective, self.earlier = evaluator, observers, objective, earlier
+        self.seen_ids = seen_ids
         self.touched: TouchedRows | None = None
         if seen_ids and not ranks.sharded and not decoder.spec.tied and decoder.embed.weight.requires_grad:
             self.touched = TouchedRows(decoder, seen_ids, weight_decay=options.weight_decay)
@@ -126,9 +127,12 @@ class Training:
                 f"the state is of a training of {at.planned} steps, {at.in_an_epoch} an epoch, and this one has "
                 f"{self.total}, {in_an_epoch} an epoch; rows, batch size, epochs and train.max_steps must not change"
             )
-        put_back(state.tensors, self.decoder, self.optimizer, self.touched, self.ranks)
+        tensors, rows_differ = state.tensors, (TABLE in state.tensors) != (self.touched is not None)
+        if rows_differ and self.seen_ids and not self.decoder.spec.tied:
+            tensors = Rows(tensors, self.seen_ids, at.decayed)  # it is of processes that shared weights, or this one
+        put_back(tensors, self.decoder, self.optimizer, self.touched, self.ranks)
         if self.touched is not None:
-            self.touched.decayed = at.decayed
+            self.touched.decayed = 1.0 if rows_differ else at.decayed
         self.ledger.take_up(state)
         self.best.take_up(state)
         self.last = Evaluation(at.validation, at.train, at.metrics)

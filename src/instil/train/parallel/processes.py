@@ -191,6 +191,9 @@ class Processes(Ranks):
         with shards.sharded(decoder, self.world) as parts:
             yield parts
 
+    def let_go(self, decoder: Decoder) -> None:
+        shards.let_go(decoder)
+
     def put(self, into: Tensor, whole: Tensor) -> None:
         shards.put(into, whole)
 

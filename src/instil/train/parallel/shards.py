@@ -47,9 +47,7 @@ def sharded(decoder: Decoder, world: int) -> Iterator[Decoder]:
 
 @torch.no_grad()
 def _give_back(parts: Decoder, decoder: Decoder) -> None:
-    for module in parts.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()
+    let_go(parts)
     given: dict[int, Tensor] = {}  # a tied table is one parameter under two names
     for (name, part), (_, own) in zip(_named(parts), _named(decoder), strict=True):
         del name
@@ -60,6 +58,13 @@ def _give_back(parts: Decoder, decoder: Decoder) -> None:
 
 def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return module.named_parameters(remove_duplicate=False)
+
+
+def let_go(decoder: Decoder) -> None:
+    """Hold this process's parts alone: the outermost stay whole after a pass that no backward follows."""
+    for module in decoder.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def put(into: Tensor, whole: Tensor) -> None:

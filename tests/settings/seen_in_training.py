@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import tomllib
 from functools import partial
 from math import sqrt
@@ -274,6 +276,28 @@ def gradient_checkpointing(world: World) -> None:
     plain, spare = world.run(*DEFAULT).seen, world.run(*HELD).seen
     assert plain.blocks == LAYERS * len(plain.passes)
     assert spare.blocks == LAYERS * (len(spare.passes) + len(spare.steps))  # those of a step twice
+
+
+@sees("train.shard=full")
+def shard(world: World) -> None:
+    """Each of two processes writes a part of the weights."""
+    for settings, parts in ((("train.shard=full",), 2), ((), 0)):
+        out = world.new()
+        world.used |= set(settings)
+        kept = ("train.keep_checkpoint=true", "train.max_steps=1", "train.batch_size=2", *settings)
+        command = [
+            "train",
+            world.one,
+            "-m",
+            world.model,
+            "-o",
+            out,
+            "--processes",
+            2,
+            *(f"--set={one}" for one in kept),
+        ]
+        subprocess.run([sys.executable, "-m", "instil", *map(str, command)], check=True, capture_output=True)
+        assert len(list(out.glob("checkpoints/*/shard-*.safetensors"))) == parts
 
 
 @sees("train.epochs=3")

@@ -97,6 +97,8 @@ def _stopped(stopped: Stopped, arguments: list[str]) -> str:
     if stopped.folder is None:
         return "stopped before anything was written; the same command begins again"
     again = [one for one in arguments if one not in ("--overwrite", "--resume")]
+    if number := os.environ.get("INSTIL_PROCESSES"):
+        again += ["--processes", number]
     kept = f" {stopped.kept}" if stopped.kept else "; what the run folder holds so far is kept"
     return f"stopped{kept}. To go on: {shlex.join(['instil', *again, '--resume'])}"
 

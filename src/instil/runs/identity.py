@@ -27,7 +27,7 @@ STEP = "step-"  # what names of checkpoints begin with
 
 GROWING = ("train.epochs", "train.max_steps")  # what may grow with --extend
 NO_MATTER = {  # settings that make no other run
-    ("train", name) for name in ("save_every", "keep_checkpoint", "micro_batch", "gradient_checkpointing")
+    ("train", name) for name in ("save_every", "keep_checkpoint", "micro_batch", "gradient_checkpointing", "shard")
 }
 
 # "begun": the very run that is wanted, which can go on; "unfinished": another one, or one that lacks files.

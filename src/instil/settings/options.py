@@ -236,6 +236,11 @@ class TrainOptions(BaseModel):
     gradient_checkpointing: bool = Field(
         False, description="keep only each block's input, and make the rest again in backward: less memory, slower"
     )
+    shard: Literal["no", "full"] = Field(
+        "no",
+        description="of several processes (torchrun, --processes): no: each holds the whole model (DDP); full: each "
+        "holds a part of every weight, gradient and moment (FSDP2), for what does not fit otherwise",
+    )
     epochs: int = Field(4, ge=1, le=100_000, description="passes over the training rows")
     batch_size: int = Field(8, ge=1, description="rows of one optimizer step")
     batch_tokens: int = Field(

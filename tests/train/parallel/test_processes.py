@@ -35,8 +35,14 @@ def trained(ranks: Ranks, name: str, sharded: bool = False) -> dict[str, Any]:
     return {"records": records, "steps": result.steps, "best": result.best_step}
 
 
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("name", CASES)
+SOME = ("full", "untied, rows read", "tokens", "lora", "kto")  # with four; others only where there is time
+slow = pytest.mark.slow
+ALL = [pytest.param(name, 2) for name in CASES] + [
+    pytest.param(name, 4, marks=() if name in SOME else slow) for name in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "world"), ALL)
 def test_together_they_compute_what_one_does(name: str, world: int, pools: dict[int, Pool]) -> None:
     wanted = trained(ALONE, name)
     for found in pools[world].call(trained, name):

@@ -18,7 +18,7 @@ from typing import Any
 from torch import __version__ as torch_version
 
 from instil.data.templates import Template
-from instil.errors import InstilError, RankLost, UserError
+from instil.errors import InstilError, RankLost, SettingsError, UserError
 from instil.evaluate.likelihood import likelihoods, looked_at_together
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
@@ -28,6 +28,7 @@ from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.identity import Identity
 from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import StopsBySignal
+from instil.runs.sharded import WritesItsPart
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.stopping import Stop, Stopped
@@ -35,6 +36,7 @@ from instil.tasks.prepare import first_weights, load, prepare
 from instil.tasks.task import Data, Prepared
 from instil.tasks.tune import tune
 from instil.train.best import SharedBest
+from instil.train.observer import Observer
 from instil.train.ranks import ALONE, Ranks
 from instil.train.rewind import Skipped
 from instil.train.state import TrainState
@@ -106,22 +108,8 @@ class Crew:
         self.ranks.agree(True)
         self._waiting = True
         own, *others = self.ranks.gather(_about(prepared))
-        assert isinstance(own, dict)
-        for rank, other in enumerate(others, 1):
-            if isinstance(other, str):
-                raise UserError(f"process {rank} cannot prepare this run: {other}")
-            host = other.pop("host")
-            for name in (name for name in other if other[name] != own.get(name)):
-                raise UserError(
-                    f"process {rank} on {host} has another {name} than process 0: {other[name]} instead of "
-                    f"{own.get(name)}; all need the same rows, settings, model and versions"
-                )
-        smallest = prepared.settings.train.batch_size
-        if not prepared.settings.train.batch_tokens and smallest < self.ranks.world:
-            raise UserError(
-                f"{self.ranks.world} processes share the rows of a step, and train.batch_size={smallest} gives some of "
-                f"them none; set train.batch_size={self.ranks.world} or more, or start fewer processes"
-            )
+        _check_alike(own, others)
+        _check_settings(prepared.settings, self.ranks)
         return prepared
 
     def check_shared(self, folder: RunFolder) -> None:
@@ -134,12 +122,13 @@ class Crew:
             return
         mark = (folder.path / RUN_FILE).read_bytes()
         with self._told("look", str(folder.path), mark):
-            for rank, (host, sees) in enumerate(self.ranks.gather(("", True))):
-                if not sees:
-                    raise UserError(
-                        f"process {rank} on {host} does not see {folder.path} as process 0 does; all processes of a "
-                        "run need one folder that they share, such as a network drive"
-                    )
+            looks = self.ranks.gather(("", True))
+        for rank, (host, sees) in enumerate(looks):
+            if not sees:
+                raise UserError(
+                    f"process {rank} on {host} does not see {folder.path} as process 0 does; all processes of a run "
+                    "need one folder that they share, such as a network drive"
+                )
 
     def answer(
         self,
@@ -182,6 +171,44 @@ class Crew:
         self._waiting = False
         yield
         self._waiting = True
+
+
+def _check_alike(own: dict[str, str] | str, others: Sequence[dict[str, str] | str]) -> None:
+    """Make sure that all processes prepare the same run.
+
+    Raises:
+        UserError: one does not.
+    """
+    assert isinstance(own, dict)
+    for rank, other in enumerate(others, 1):
+        if isinstance(other, str):
+            raise UserError(f"process {rank} cannot prepare this run: {other}")
+        for name in other:
+            if name != "host" and other[name] != own.get(name):
+                raise UserError(
+                    f"process {rank} on {other['host']} has another {name} than process 0: {other[name]} instead of "
+                    f"{own.get(name)}; all need the same rows, settings, model and versions"
+                )
+
+
+def _check_settings(settings: Settings, ranks: Ranks) -> None:
+    """Make sure that several processes can do what is asked for.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    train = settings.train
+    if not train.batch_tokens and train.batch_size < ranks.world:
+        raise SettingsError(
+            f"{ranks.world} processes share the rows of a step, and train.batch_size={train.batch_size} gives some of "
+            f"them none; set train.batch_size={ranks.world} or more, or start fewer processes"
+        )
+    if ranks.sharded and train.patience:
+        raise SettingsError(
+            "train.patience keeps whole models, which train.shard=full has none of; leave one of them out"
+        )
+    if ranks.sharded and train.on_divergence == "rewind":
+        raise SettingsError("train.on_divergence=rewind is not for train.shard=full; leave one of them out")
 
 
 def follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> int:
@@ -306,9 +333,10 @@ def _train(
     ready = prepared.task.ready(prepared, decoder, quiet, ranks=ranks)
     best = SharedBest(ranks, None)
     with Stop(quiet=True, echo=ECHO) as stop:
+        observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]
         earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared))
         try:
-            tune(ready, decoder, [StopsBySignal(stop)], best, state, earlier, ranks)
+            tune(ready, decoder, observers, best, state, earlier, ranks)
         except RankLost:
             raise
         except InstilError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from signal import SIGTERM
@@ -27,6 +28,7 @@ from instil.runs.proof import ProvesResume
 from instil.runs.report.curves import plot_losses
 from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import SavesCheckpoints, StopsBySignal
+from instil.runs.sharded import ShardedCheckpoints
 from instil.runs.status import Work
 from instil.screen import Screen
 from instil.stopping import Stop, Stopped
@@ -67,9 +69,9 @@ def train_and_save(
     """
     prepared = _as_it_fits(prepared, folder)
     facts, now = folder.read_settings(), {**versions(decoder.device), **_pieces(prepared, crew.ranks)}
-    checkpoints = Checkpoints(
-        folder.checkpoints, Identity.of(prepared).short(), former=former(facts, prepared), versions=now
-    )
+    about: dict[str, Any] = {"former": former(facts, prepared), "versions": now}
+    kind = functools.partial(ShardedCheckpoints, ranks=crew.ranks) if crew.ranks.sharded else Checkpoints
+    checkpoints = kind(folder.checkpoints, Identity.of(prepared).short(), **about)
     screen, begin = clock.screen, _From(None)
     screen.head("Training")
     try:
@@ -152,7 +154,11 @@ def _train(
         Stop(quiet=screen.quiet, echo=0.0 if ranks.alone else ECHO) as stop,
     ):
         observers: list[Observer] = [work, *([begin.proof] if begin.proof else []), metrics, forecast, shown]
-        observers += [*prepared.task.observers(screen), samples]
+        observers += prepared.task.observers(screen)
+        if ranks.sharded:
+            screen.say("  weights lie in parts, so no samples are written while it trains", "yellow")
+        else:
+            observers.append(samples)
         first, keep = (metrics.sync, samples.sync), train.keep_checkpoint
         saving = SavesCheckpoints(checkpoints, train.save_every, screen, first=first, at_the_end=keep)
         observers += [saving, StopsBySignal(stop), MemoryNote(folder, screen)]

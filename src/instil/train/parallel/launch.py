@@ -19,6 +19,7 @@ GRACE = 5.0  # seconds that a process has to end after it was asked to
 SAVING = 300.0  # and the first, which may have to save
 LOOK = 0.1  # seconds between two looks at the processes
 PR_SET_PDEATHSIG = 1
+NUMBER = "INSTIL_PROCESSES"  # how many there are, for who says how to go on
 LAUNCHED = "INSTIL_LAUNCHED"  # in the environment of a process that is to end with the one that started it
 
 
@@ -29,7 +30,7 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """
     threads = max(1, len(os.sched_getaffinity(0)) // processes) if hasattr(os, "sched_getaffinity") else 1
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-    usual = {"OMP_NUM_THREADS": str(threads), LAUNCHED: str(os.getpid())}
+    usual = {"OMP_NUM_THREADS": str(threads), LAUNCHED: str(os.getpid()), NUMBER: str(processes)}
     started: list[subprocess.Popen[bytes]] = []
     passed: list[int] = []
 

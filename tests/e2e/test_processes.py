@@ -1,0 +1,252 @@
+"""Several processes of one run as a user meets them: the same answers, one line of what went wrong, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from instil.errors import SettingsError
+from instil.recipes.run.crew import _check_settings
+from instil.settings.resolve import resolve
+from instil.train.ranks import Ranks
+from tests.conftest import make_tinier
+from tests.train.parallel.pool import free_port
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are looked up in /proc")
+QUICK = ("-s", "train.eval_every=0", "-s", "train.save_every=5", "-s", "generate.max_new_tokens=4")
+LONG = (*QUICK, "-s", "train.epochs=2000", "-s", "train.schedule=constant")
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "INSTIL_GEMM": "torch", "CUDA_VISIBLE_DEVICES": ""}
+LONGEST = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tinier(tmp_path_factory.mktemp("tinier"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}." + " Yes." * (n % 5)} for n in range(40)]
+    file = tmp_path_factory.mktemp("data") / "rows.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def started(*arguments: object, environment: dict[str, str] | None = None, **how: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "instil", *map(str, arguments)]
+    whole = ENVIRONMENT | (environment or {})
+    return subprocess.Popen(command, env=whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)
+
+
+def ended(*arguments: object, **how: Any) -> tuple[int, str]:
+    """Exit code and what was said on stderr."""
+    with started(*arguments, **how) as process:
+        said = process.communicate(timeout=LONGEST)[1]
+    return process.returncode, said
+
+
+def until(process: subprocess.Popen[str], text: str) -> str:
+    """What it says until it says this."""
+    said = ""
+    assert process.stderr is not None
+    for line in process.stderr:
+        said += line
+        if text in line:
+            return said
+    raise AssertionError(said)
+
+
+def rank_of(launcher: int, rank: int) -> int:
+    """The process with that number."""
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal():
+            try:
+                found = dict(one.split("=", 1) for one in (place / "environ").read_text().split("\0") if "=" in one)
+                parent = (place / "stat").read_text().rpartition(")")[2].split()[1]
+            except OSError:
+                continue
+            if found.get("RANK") == str(rank) and parent == str(launcher):
+                return int(place.name)
+    raise AssertionError(f"no process has the number {rank}")
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(run: Path, whole: Path) -> None:
+    found, wanted = records(run), records(whole)
+    assert [one["step"] for one in found] == [one["step"] for one in wanted]
+    for one, other in zip(found[1:], wanted[1:], strict=True):
+        assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("shard", ["no", pytest.param("full", marks=pytest.mark.slow)])
+def test_two_answer_and_score_as_one_does(shard: str, model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("run", data, "-m", model, *QUICK, "-s", "train.epochs=1")
+    for out, more in (("one", ()), ("two", ("--processes", 2, "-s", f"train.shard={shard}"))):
+        assert ended(*how, "-o", tmp_path / out, *more)[0] == 0
+    assert_alike(tmp_path / "two", tmp_path / "one")
+    for name in ("responses/base.json", "responses/tuned.json", "scores/tuned.offline.jsonl"):
+        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
+    likely = [
+        [json.loads(line) for line in (tmp_path / out / "scores" / "tuned.likelihood.jsonl").read_text().splitlines()]
+        for out in ("one", "two")
+    ]
+    assert [one["row"] for one in likely[1]] == [one["row"] for one in likely[0]]
+    assert [one["score"] for one in likely[1]] == pytest.approx([one["score"] for one in likely[0]], rel=1e-4)
+
+
+@pytest.mark.parametrize("shard", ["no", pytest.param("full", marks=pytest.mark.slow)])
+def test_one_that_dies_ends_all_and_the_run_goes_on(shard: str, model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("train", data, "-m", model, "-o", tmp_path / "run", "-s", f"train.shard={shard}", *LONG)
+    with started(*how, "--processes", 2) as launcher:
+        until(launcher, "epoch 3.00")
+        os.kill(rank_of(launcher.pid, 1), signal.SIGKILL)
+        since = time.monotonic()
+        said = launcher.communicate(timeout=LONGEST)[1]
+        assert time.monotonic() - since < 60  # 10 are promised of a machine that does nothing else
+    assert launcher.returncode == 4
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("instil: another process of this ")
+    assert "--resume goes on" in last
+    assert "Traceback" not in said
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "stopped"
+    with started(*how, "--resume") as process:  # one alone
+        said = until(process, "taken up at step")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=LONGEST)
+    assert process.returncode == 143
+    assert "number of processes is 1 and was 2" in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_signal_stops_all_after_a_step(number: signal.Signals, model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("train", data, "-m", model, "-o", tmp_path / "run", *QUICK, "-s", "train.epochs=300")
+    with started(*how, "--processes", 2) as launcher:
+        until(launcher, "epoch 3.00")
+        launcher.send_signal(number)
+        said = launcher.communicate(timeout=LONGEST)[1]
+    assert launcher.returncode == 128 + number
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("instil: stopped after step ")
+    assert last.endswith("--processes 2 --resume")
+    assert "Traceback" not in said
+    done = len(records(tmp_path / "run"))
+    code, said = ended(*how, "--resume", "--processes", 2, "-s", "train.max_steps=0")
+    assert code == 0
+    assert "the loss of its next step is as it was" in said
+    assert len(records(tmp_path / "run")) > done
+
+
+@pytest.mark.slow
+def test_torchrun_starts_it_anew(model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("train", data, "-m", model, *QUICK, "-s", "train.epochs=200")
+    assert ended(*how, "-o", tmp_path / "whole")[0] == 0
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    whole = [sys.executable, *command, "-m", "instil", *map(str, (*how, "-o", tmp_path / "run"))]
+    with subprocess.Popen(whole, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as torchrun:
+        until(torchrun, "epoch 3.00")
+        os.kill(rank_of(torchrun.pid, 1), signal.SIGKILL)
+        said = torchrun.communicate(timeout=LONGEST)[1]
+    assert torchrun.returncode == 0, said
+    assert "the loss of its next step is as it was" in said
+    assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
+def together(
+    first: tuple[object, ...], second: tuple[object, ...], places: tuple[Path | None, Path | None] = (None, None)
+) -> Iterator[tuple[int, str]]:
+    """Two processes with arguments of their own: code and stderr of each."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    both = [
+        started(*given, environment=where | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=place)
+        for rank, (given, place) in enumerate(zip((first, second), places, strict=True))
+    ]
+    for process in both:
+        with process:
+            said = process.communicate(timeout=LONGEST)[1]
+        yield process.returncode, said
+
+
+def test_other_rows_in_one_of_them(model: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "rows.json"
+    other.write_text(data.read_text().replace("It is 3.", "It is 4."))
+    how = ("-m", model, "-o", tmp_path / "run", *QUICK)
+    (code, said), (code_of_other, said_by_other) = together(("train", data, *how), ("train", other, *how))
+    assert (code, code_of_other) == (2, 2)
+    assert "instil: process 1 on " in said
+    assert "has another data than process 0" in said
+    assert said_by_other == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_one_of_them_lacks(model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("-m", model, "-o", tmp_path / "run", *QUICK)
+    (code, said), (code_of_other, said_by_other) = together(
+        ("train", data, *how), ("train", tmp_path / "no.json", *how)
+    )
+    assert (code, code_of_other) == (2, 2)
+    assert said.strip().splitlines()[-1].startswith("instil: process 1 cannot prepare this run: ")
+    assert said_by_other == ""
+
+
+def test_a_folder_that_is_not_shared(model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("train", data, "-m", model, "-o", "run", *QUICK)
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (code, said), (code_of_other, _) = together(how, how, (tmp_path / "here", tmp_path / "there"))
+    assert (code, code_of_other) == (2, 2)
+    assert "process 1 on " in said
+    assert "does not see run as process 0 does" in said
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_more_of_them_than_rows_of_a_step(model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("train", data, "-m", model, "-o", tmp_path / "run", *QUICK, "-s", "train.batch_size=1")
+    code, said = ended(*how, "--processes", 2)
+    assert code == 2
+    lines = [line for line in said.splitlines() if line.startswith("instil: ")]
+    assert len(lines) == 1
+    assert "2 processes share the rows of a step, and train.batch_size=1 gives some of them none" in lines[0]
+
+
+@pytest.mark.parametrize("setting", ["train.patience=2", "train.on_divergence=rewind"])
+def test_what_parts_of_weights_cannot(setting: str) -> None:
+    ranks = Ranks()
+    ranks.sharded = True
+    with pytest.raises(SettingsError, match=setting.partition("=")[0]):
+        _check_settings(resolve(assignments=[setting]), ranks)
+
+
+def test_a_world_without_a_place(model: Path, data: Path, tmp_path: Path) -> None:
+    how = ("train", data, "-m", model, "-o", tmp_path / "run")
+    code, said = ended(*how, environment={"WORLD_SIZE": "2", "RANK": "0"})
+    assert code == 2
+    assert said.startswith("instil: WORLD_SIZE says that there are several processes, without MASTER_ADDR")
+    code, said = ended(*how, "--processes", 2, environment={"WORLD_SIZE": "2", "RANK": "0"})
+    assert code == 2
+    assert said.startswith("instil: these processes are started already")
+
+
+def test_a_port_that_is_taken(model: Path, data: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+        code, said = ended("train", data, "-m", model, "-o", tmp_path / "run", environment=where)
+    assert code == 2
+    assert said.count("instil: ") == 1
+    assert f"process 0 does not find the others at 127.0.0.1:{port}: " in said
+    assert "Traceback" not in said

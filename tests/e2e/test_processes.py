@@ -132,7 +132,7 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(shard: str, model: Path, dat
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_all_after_a_step(number: signal.Signals, model: Path, data: Path, tmp_path: Path) -> None:
-    how = ("train", data, "-m", model, "-o", tmp_path / "run", *QUICK, "-s", "train.epochs=300")
+    how = ("train", data, "-m", model, "-o", tmp_path / "run", *QUICK, "-s", "train.epochs=60")
     with started(*how, "--processes", 2) as launcher:
         until(launcher, "epoch 3.00")
         launcher.send_signal(number)

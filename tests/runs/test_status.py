@@ -147,6 +147,27 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         check_idle(tmp_path / "run")
 
 
+def test_who_only_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that nobody works in, and that is held for a moment, is not refused."""
+    tries = 0
+
+    def held(handle: int) -> bool:
+        nonlocal tries
+        tries += 1
+        return tries > 3
+
+    written(tmp_path, state="finished", done=9)
+    monkeypatch.setattr(module, "AGAIN", 0.0)
+    monkeypatch.setattr(module, "PATIENCE", 600.0)
+    monkeypatch.setattr(module, "_flock", held)
+    check_idle(tmp_path)
+    assert tries == 4
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    tries = 0
+    with pytest.raises(RunFolderTaken, match=r": another process is at work there"):  # not the one that is long gone
+        check_idle(tmp_path)
+
+
 def test_one_process_does_not_work_there_twice(tmp_path: Path) -> None:
     with at_work(tmp_path, QUIET), pytest.raises(RunFolderTaken, match=f"process {os.getpid()} on"):
         check_idle(tmp_path)

@@ -33,6 +33,7 @@ from instil.train.state import TrainState
 STATUS = "status.json"
 BEAT = 20.0  # seconds between two signs of life
 SILENT = 300.0  # seconds without one after which a process that cannot be seen counts as gone
+PATIENCE, AGAIN = 2.0, 0.05  # seconds for which a folder is waited for that somebody only looks at, and between tries
 LONGEST = 500  # characters of a reason
 
 State = Literal["running", "stopped", "finished", "failed"]
@@ -102,6 +103,21 @@ def check_idle(folder: Path) -> None:
 
 
 @contextmanager
+def idle(folder: Path) -> Iterator[None]:
+    """Hold a folder in which nobody is at work, so that nobody comes to be at work there meanwhile.
+
+    Raises:
+        RunFolderTaken: somebody is.
+        OSError: there is no such folder, or it cannot be read.
+    """
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
 def at_work(folder: Path, screen: Screen) -> Iterator[Work]:
     """Be the one that works in a run's folder, which is made if it is not there; write down how that ends.
 
@@ -149,11 +165,16 @@ def _lock(folder: Path) -> int:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        held = _flock(handle)
+        held, until = _flock(handle), time.monotonic() + PATIENCE
         status, silent = _read(folder / STATUS, _now(folder))
-        if held is False:
-            who = status.process if status is not None else "another process"
-            raise RunFolderTaken(f"{folder}: {who} is at work there; wait for it, stop it, or choose another --out")
+        while held is False:
+            works = status is not None and status.as_seen(silent).state == "running"
+            if works or time.monotonic() >= until:
+                who = status.process if status is not None and works else "another process"
+                raise RunFolderTaken(f"{folder}: {who} is at work there; wait for it, stop it, or choose another --out")
+            time.sleep(AGAIN)  # one that looks, begins or ends has it for a moment
+            held = _flock(handle)
+            status, silent = _read(folder / STATUS, _now(folder))
         if status is None or status.state != "running" or status.process == Process.own():
             return handle
         if held and status.process.shares_kernel():  # alive, it would hold the lock

@@ -12,7 +12,7 @@ from typing import Any
 
 from instil.errors import DataError
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.runs.listing import Curve, RunSummary, curve_of, new_records, own_file, planned, state_of, summary_of
+from instil.runs.listing import Curve, RunSummary, curve_of, new_records, own_file, planned, state_and_why, summary_of
 from instil.train.metrics import StepRecord
 
 RECENT = 50  # steps whose mean pace is the pace
@@ -105,11 +105,12 @@ class Following:
         about, options = self._about(run)
         last = self._records[-1] if self._records else None
         curve = curve_of(self._records)
-        state = state_of(run)
+        state, why = state_and_why(run)  # of a process that was killed no file changes
         steps = about.steps if state == FINISHED else planned(self._records, options) or about.steps
         about = replace(
             about,
             state=state,
+            why=why,
             step=last.step if last else None,
             steps=steps,
             train_loss=_latest(one.train_loss for one in reversed(self._records)),

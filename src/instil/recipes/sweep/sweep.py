@@ -197,8 +197,8 @@ class _Sweep:
             try:
                 self._make(place)
             except Exception as error:  # whatever it is, the other runs are not lost by it
-                advice = f"; remove {place.folder.path} to have it made anew" if place.state == "begun" else ""
-                return replace(self._rows[number], status="failed", reason=f"{reason_of(error)}{advice}")
+                reason = reason_of(error, place.folder.path if place.state == "begun" else None)
+                return replace(self._rows[number], status="failed", reason=reason)
             finally:
                 release()
         try:

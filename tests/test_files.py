@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,19 @@ def test_what_cannot_be_written_is_told_in_the_words_of_the_caller(tmp_path: Pat
         write_whole(file, _breaks_off, error=DataError)
     assert type(told.value) is DataError
     assert str(told.value) == f"{file}: cannot be written: No space left on device"
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    """The system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        for content in ("x" * 100, b"x" * 100, lambda path: path.write_bytes(b"x" * 100)):
+            with pytest.raises(OSError, match="File too large") as no:
+                write_whole(tmp_path / "file", content)
+            assert no.value.filename == str(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_half_a_surrogate_pair_is_refused_or_replaced(tmp_path: Path) -> None:

@@ -85,6 +85,8 @@ def write_whole(
         unfinished.replace(path)
     except OSError as problem:
         if error is None:
+            if problem.filename is None:  # a write says none
+                problem.filename = str(path)
             raise
         raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
 

@@ -343,6 +343,18 @@ def test_the_steps_after_its_checkpoint_are_compared(here: Here) -> None:
         here.go(resume=True, save_every="3")
 
 
+def test_samples_that_are_damaged_are_told_of(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
+    """They are in no checkpoint, so they are lost; the last line may be torn, and is made again."""
+    how = {"sample": "evaluation"}
+    here.killed(loop, "_step", 6, **how)
+    file, wanted = here.out / "samples.jsonl", whole(**how)["samples.jsonl"].splitlines()
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([b"\xff" * 9, lines[1], b'{"step": 1e999}', *lines[3:], b'{"step": 5']))
+    here.go(resume=True, **how)
+    assert f"  {file}: 2 lines are damaged and left out; what they had of earlier samples is lost" in here.screen.lines
+    assert file.read_bytes().splitlines() == [wanted[1], *wanted[3:]]
+
+
 def test_killed_before_its_first_file(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
     here.killed(job.RunFolder, "write_settings", 1)
     unfinished_of(here.out / "run.toml").write_text("instil = ")

@@ -103,7 +103,7 @@ def test_only_what_is_new_is_read_and_a_run_that_goes_back_is_read_anew(
 def test_what_is_damaged_or_not_there_yet_is_passed_over(tmp_path: Path) -> None:
     run = training(tmp_path / "one")
     with run.samples.open("ab") as file:
-        file.write(b'{"step": 9}\n[1]\n\xff\n{"step"')
+        file.write(b'{"step": 9}\n{"step": 1e999, "model_response": ""}\n[1]\n\xff\n{"step"')
     with run.metrics.open("a") as file:
         file.write("{}\n" + line(5, train=float("nan")) + line(6)[:9])
     picture = follow(run.path).look()

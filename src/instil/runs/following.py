@@ -194,6 +194,6 @@ def _samples(file: Path) -> tuple[Sample, ...]:
             one = json.loads(line)
             asked = " ".join(str(one[key]) for key in ("instruction", "input") if one.get(key))
             found.append(Sample(int(one["step"]), asked, str(one["model_response"]), str(one.get("output", ""))))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             continue
     return tuple([one for one in found if one.step == found[-1].step][:SHOWN])

@@ -130,7 +130,12 @@ class Samples(_Lines):
 
     def on_resume(self, state: TrainState) -> None:
         with self._path.open(encoding="utf-8", errors="replace", newline="\n") as file:  # a torn letter may be the last
-            self._only([line for line in file if (step := _step_of(line)) is not None and step <= state.progress.done])
+            steps = [(line, _step_of(line)) for line in file]
+        damaged = sum(step is None and line.endswith("\n") for line, step in steps)
+        if damaged:  # the last one is torn where the process was killed as it wrote it
+            lines = counted(damaged, "line is", "lines are")
+            self._warn(f"{self._path}: {lines} damaged and left out; what they had of earlier samples is lost")
+        self._only([line for line, step in steps if step is not None and step <= state.progress.done])
 
     def wants_pause(self, pause: Pause) -> bool:
         by_evaluation = self._prepared.settings.train.sample == "evaluation"
@@ -188,7 +193,7 @@ def _step_of(line: str) -> int | None:
     """Which step a line is of; None where it is damaged."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

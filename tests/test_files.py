@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from instil import files
 from instil.errors import DataError, InstilError, ModelError, UserError
 from instil.files import (
     check_file,
+    check_folder,
     check_new,
+    free_at,
     json_object_or_empty,
     read_json,
     read_json_object,
@@ -61,6 +64,39 @@ def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
             assert no.value.filename == str(tmp_path / "file")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_that_another_uses_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes look whether they can make the same one."""
+
+    class Uses:
+        def __init__(self, dir: Path, prefix: str) -> None:
+            (dir / "status.json").touch()
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(files, "TemporaryDirectory", Uses)
+    check_folder(tmp_path / "one" / "two")
+    assert (tmp_path / "one" / "two" / "status.json").exists()
+
+
+def test_room_is_that_of_the_part_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another process removes the folder while one looks."""
+    wanted = files.shutil.disk_usage(tmp_path).free
+    (tmp_path / "one").mkdir()
+    look = files.shutil.disk_usage
+
+    def goes(path: Path) -> Any:
+        if path.name == "one":
+            path.rmdir()
+        return look(path)
+
+    monkeypatch.setattr(files.shutil, "disk_usage", goes)
+    part, free = free_at(tmp_path / "one")
+    assert part == tmp_path
+    assert abs(free - wanted) < 10**9
 
 
 def test_half_a_surrogate_pair_is_refused_or_replaced(tmp_path: Path) -> None:

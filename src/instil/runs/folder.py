@@ -41,6 +41,7 @@ from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.files import (
     PROBE,
     check_folder,
+    free_at,
     make_folder,
     read_json,
     read_parsed,
@@ -181,9 +182,9 @@ class RunFolder:
         Raises:
             UserError: there is too little room.
         """
-        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
+        existing, room = free_at(self.path)
         earlier = [*self.model.glob("*.safetensors"), *self.checkpoints.rglob("*.safetensors")]
-        free = shutil.disk_usage(existing).free + sum(map(_size_of, earlier))
+        free = room + sum(map(_size_of, earlier))
         if result + checkpoints > free:
             of_that = f", {checkpoints / 1e9:.2f} of them for checkpoints" if checkpoints else ""
             without = ", or do without checkpoints (train.save_every=0)" if result <= free and checkpoints else ""

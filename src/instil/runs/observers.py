@@ -83,7 +83,6 @@ class _Lines(Observer):
 
     def _only(self, lines: Iterable[str]) -> None:
         """Let the file have these lines and no others; whatever happens meanwhile, it has these or the old ones."""
-        self._file.close()
         self._waiting, text = b"", "".join(lines)
 
         def write(path: Path) -> None:
@@ -93,7 +92,8 @@ class _Lines(Observer):
                 os.fsync(file.fileno())
 
         write_whole(self._path, write)
-        self._file = self._path.open("ab+", buffering=0)
+        old, self._file = self._file, self._path.open("ab+", buffering=0)  # never a closed one: a signal may come
+        old.close()
 
 
 class MetricsFile(_Lines):

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import instil
+from instil.data import tokenizer_files
+from instil.data.tokenizers import load_tokenizer
 from instil.errors import StoppedEarly
 from instil.recipes.run.run import Run, run
 from instil.runs.status import read_status
@@ -97,6 +99,17 @@ def sends(text):
 cli.visible = sends
 cli.main()
 """
+
+
+def test_one_that_comes_while_a_tokenizer_is_read_is_no_damage_of_it(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def comes(*_: object) -> None:
+        raise Stopped(2)
+
+    monkeypatch.setattr(tokenizer_files, "check_ids", comes)
+    with pytest.raises(Stopped):
+        load_tokenizer(tiny_folder)
 
 
 def test_one_that_comes_while_it_says_why_it_ends_changes_nothing(tmp_path: Path) -> None:

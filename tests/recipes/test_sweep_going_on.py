@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from instil.model.fast import gemm
+from instil.recipes.run import run as job
 from instil.recipes.sweep.file import Overrides
 from instil.recipes.sweep.sweep import SweepResult, sweep
 from instil.train import loop
@@ -45,9 +46,9 @@ class Sweeping:
         )
         self.screen = Told()
 
-    def go(self, name: str, *, processes: bool = False) -> SweepResult:
+    def go(self, name: str, *settings: str, processes: bool = False) -> SweepResult:
         self.screen = Told()
-        over = Overrides(str(self.data), str(self.model), self.place / name)
+        over = Overrides(str(self.data), str(self.model), self.place / name, assignments=settings)
         return sweep(self.file, over, processes=processes, screen=self.screen)
 
     def killed(self, number: int, name: str) -> None:
@@ -98,3 +99,23 @@ def test_a_half_done_run_of_a_sweep_goes_on(model: Path, tmp_path: Path, monkeyp
         for one in (found, wanted):
             one["report.json"]["before_from"] = Path(one["report.json"]["before_from"]).name
         assert found == wanted, name
+
+
+@pytest.mark.parametrize("keep", ["false", "true"])
+def test_a_run_that_was_killed_at_its_very_end_leaves_no_checkpoints(keep: str, model: Path, tmp_path: Path) -> None:
+    """It is finished, so it is not gone on with, and is as it would be but for them."""
+    sweeping, first = Sweeping(model, tmp_path), tmp_path / "out" / "first"
+    how = f"train.keep_checkpoint={keep}"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        dies(patch, job, "forget_checkpoints", 1)
+        sweeping.go("out", how)
+    assert len(list((first / "checkpoints").glob("step-*"))) == 2
+    assert [row.status for row in sweeping.go("out", how).table.rows] == ["kept", "done"]
+    kept = [one.name for one in (first / "checkpoints").iterdir() if one.is_dir()]
+    assert kept == (["step-000000006"] if keep == "true" else [])
+    sweeping.go("whole", how)
+    found, wanted = (
+        {name: content for name, content in left_by(tmp_path / place / "first").items() if "/step-" not in name}
+        for place in ("out", "whole")
+    )
+    assert found == wanted  # a checkpoint has times in it

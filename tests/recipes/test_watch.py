@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import time
@@ -175,6 +176,27 @@ def test_why_a_run_ended_is_told(tmp_path: Path) -> None:
         f"{run.path}: stopped, process {process.pid} on {platform.node()} is gone and had not ended it; "
         "the same command with --resume goes on"
     )
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "emptied", "a file"])
+def test_a_run_that_is_gone_is_told_so(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not how it goes on."""
+    run = training(tmp_path / "one")
+
+    def goes(self: live.Stop, seconds: float) -> bool:
+        run.path.rename(tmp_path / "elsewhere")
+        if how == "removed":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if how == "emptied":
+            run.path.mkdir()
+        if how == "a file":
+            run.path.touch()
+        return False
+
+    monkeypatch.setattr(live.Stop, "wait", goes)
+    code, out, _ = said(run.path)
+    assert code == 0
+    assert out.splitlines()[-1] == f"{run.path}: it is gone; there is no run.toml any more"
 
 
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

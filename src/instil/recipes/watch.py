@@ -51,6 +51,8 @@ def progress(picture: Picture) -> str:
 def end(picture: Picture) -> str:
     """How a run stands that is not at work."""
     about = picture.about
+    if picture.gone:
+        return f"{about.name}: it is gone; there is no {RUN_FILE} any more"
     why = f", {about.why}" if about.why else ""
     scored = f"; {about.scores[0].sentence}" if about.scores else ""
     advice = "; the same command with --resume goes on" if picture.state not in (FINISHED, RUNNING) else ""

@@ -40,6 +40,7 @@ class Picture:
     """A run at one moment.
 
     ``tokens_per_second`` and ``seconds_left`` (of training) are by the last steps; None where it does not train.
+    ``gone``: it was there, and is not any more.
     """
 
     about: RunSummary
@@ -48,6 +49,7 @@ class Picture:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     samples: tuple[Sample, ...] = ()
+    gone: bool = False
 
     @property
     def state(self) -> str:
@@ -119,7 +121,7 @@ class Following:
         trains = state == RUNNING and last is not None and last.step != steps
         tokens, seconds = _pace(self._records) if trains else (None, None)
         left = None if seconds is None or steps is None or last is None else seconds * max(steps - last.step, 0)
-        return Picture(about, curve, last, tokens, left, _samples(run.samples))
+        return Picture(about, curve, last, tokens, left, _samples(run.samples), gone=not run.begun)
 
     def _take(self, run: RunFolder) -> None:
         """Read the new records; all of them again where the file is another one by now.

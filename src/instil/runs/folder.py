@@ -359,7 +359,8 @@ class RunFolder:
         return template
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the folder, readable by people."""
+        """Write a JSON file of the folder, readable by people; a folder in it that is gone is made again."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         write_json(self.path / name, value)
 
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:

@@ -105,6 +105,15 @@ class MetricsFile(_Lines):
     def on_step(self, record: StepRecord) -> None:
         self._append(json.dumps(record.as_json()))
 
+    def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
+        try:
+            there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            there = False
+        if not there:  # somebody has removed or replaced it meanwhile
+            self._warn(f"{self._path}: it was gone by the end of the training, and is written anew")
+            self._only(json.dumps(record.as_json()) + "\n" for record in result.records)
+
 
 class Samples(_Lines):
     """``samples.jsonl``: the same few held-out prompts, answered as training goes on; the first one on the screen, too.

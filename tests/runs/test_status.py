@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -161,19 +161,11 @@ def test_on_a_full_disk_it_is_written_in_its_own_place(tmp_path: Path, monkeypat
         os.utime(tmp_path / STATUS, (1.0, 1.0))
         monkeypatch.setattr(module, "BEAT", 0.01)
         threading.Thread(target=work._beat, daemon=True).start()
-        patience(lambda: (tmp_path / STATUS).stat().st_mtime > 1.0)
+        until(lambda: (tmp_path / STATUS).stat().st_mtime > 1.0)
         raise UserError("no room")
     found = read_status(tmp_path)
     assert found is not None
     assert (found.state, found.why, found.planned) == ("failed", "no room", 9)
-
-
-def patience(done: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Wait until something is done."""
-    until = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_what_is_no_small_file_is_no_status(tmp_path: Path) -> None:

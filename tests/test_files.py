@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instil import files
 from instil.errors import DataError, InstilError, ModelError, UserError
 from instil.files import (
     check_file,
+    check_folder,
     check_new,
+    free_at,
     json_object_or_empty,
     read_json,
     read_json_object,
@@ -47,6 +51,52 @@ def test_what_cannot_be_written_is_told_in_the_words_of_the_caller(tmp_path: Pat
         write_whole(file, _breaks_off, error=DataError)
     assert type(told.value) is DataError
     assert str(told.value) == f"{file}: cannot be written: No space left on device"
+
+
+def test_a_write_that_fails_names_its_file(tmp_path: Path) -> None:
+    """The system does not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+        for content in ("x" * 100, b"x" * 100, lambda path: path.write_bytes(b"x" * 100)):
+            with pytest.raises(OSError, match="File too large") as no:
+                write_whole(tmp_path / "file", content)
+            assert no.value.filename == str(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_folder_that_another_uses_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes look whether they can make the same one."""
+
+    class Uses:
+        def __init__(self, dir: Path, prefix: str) -> None:
+            (dir / "status.json").touch()
+
+        def __enter__(self) -> None: ...
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(files, "TemporaryDirectory", Uses)
+    check_folder(tmp_path / "one" / "two")
+    assert (tmp_path / "one" / "two" / "status.json").exists()
+
+
+def test_room_is_that_of_the_part_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where another process removes the folder while one looks."""
+    wanted = files.shutil.disk_usage(tmp_path).free
+    (tmp_path / "one").mkdir()
+    look = files.shutil.disk_usage
+
+    def goes(path: Path) -> Any:
+        if path.name == "one":
+            path.rmdir()
+        return look(path)
+
+    monkeypatch.setattr(files.shutil, "disk_usage", goes)
+    part, free = free_at(tmp_path / "one")
+    assert part == tmp_path
+    assert abs(free - wanted) < 10**9
 
 
 def test_half_a_surrogate_pair_is_refused_or_replaced(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, fields
 from itertools import takewhile
 from pathlib import Path
@@ -85,6 +88,8 @@ def write_whole(
         unfinished.replace(path)
     except OSError as problem:
         if error is None:
+            if problem.filename is None:  # a write says none
+                problem.filename = str(path)
             raise
         raise error(f"{path}: cannot be written: {problem.strerror or problem}") from problem
 
@@ -158,7 +163,17 @@ def check_folder(path: Path) -> None:
         raise UserError(f"{path}: {what}: {error.strerror or error}; choose another --out") from error
     finally:
         for part in reversed(made):
-            part.rmdir()
+            with suppress(OSError):  # another process has come to use it meanwhile
+                part.rmdir()
+
+
+def free_at(path: Path) -> tuple[Path, int]:
+    """The last part of a path that is there, and the bytes that are free in it."""
+    for part in (path, *path.absolute().parents):
+        with suppress(OSError):  # it may go while one looks
+            if part.exists():
+                return part, shutil.disk_usage(part).free
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
 def check_new(path: Path) -> None:

@@ -17,6 +17,7 @@ from instil.recipes.run import training
 from instil.recipes.run.run import Run, run
 from instil.runs.best import checkpoint_bytes, saved_bytes
 from instil.runs.folder import RunFolder
+from instil.runs.kept import Kept
 from instil.runs.observers import MetricsFile
 from instil.runs.status import read_status
 from instil.screen import Screen
@@ -25,6 +26,7 @@ from instil.tasks.prepare import load, prepare
 from instil.train.metrics import StepRecord
 from tests.conftest import rows
 from tests.faults.test_signals import SETTINGS
+from tests.recipes.test_going_on import Told
 from tests.recipes.test_resume import USUAL, left_by
 
 PATIENT = {"patience": 9, "eval_every": 1, "learning_rate": 1e-3}
@@ -149,6 +151,23 @@ def test_lines_that_cannot_be_written_are_written_later(tmp_path: Path, monkeypa
         file.on_step(records[3])
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 3]
     assert told == [f"{path}: cannot be written: File too large; training goes on and tries again"]
+
+
+def test_a_journal_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
+    """Not even the close of its file, which tries once more to write what it holds, ends the run."""
+    told = Told()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Kept(tmp_path / "kept.journal", told) as journal:
+        journal.keep("one", 1)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "kept.journal").stat().st_size + 20, hard))
+            journal.keep("two", "x" * 100)
+            journal.keep("three", 3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.lines == ["  [Errno 27] File too large: what is made from here on is not kept for --resume"]
+    with Kept(tmp_path / "kept.journal", told) as journal:
+        assert [journal.kept(key) for key in ("one", "two", "three")] == [1, None, None]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ PASSING = [
     "status 500 oops",
     "retry-after 0",
     "retry-after nonsense",
-    "hang 2",
+    "hang 4",
     "drip 5",
     "drip-head 5",
     "torn",
@@ -85,10 +85,10 @@ def test_what_may_pass_is_asked_again_and_nothing_is_lost(
 ) -> None:
     server.faults = {1: fault}
     started = time.monotonic()
-    verdicts = instil.score(answered(3), judge_of(server, kind, monkeypatch), concurrency=1, timeout=0.8)
+    verdicts = instil.score(answered(3), judge_of(server, kind, monkeypatch), concurrency=1, timeout=1.5)
     assert [verdict.score is not None for verdict in verdicts] == [True] * 3
     assert len(server.asked) == 4
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("kind", ["ollama", "openai"])

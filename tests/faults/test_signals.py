@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import instil
+from instil.data import tokenizer_files
+from instil.data.tokenizers import load_tokenizer
 from instil.errors import StoppedEarly
 from instil.recipes.run.run import Run, run
 from instil.runs.status import read_status
@@ -84,6 +86,52 @@ def test_a_second_one_stops_at_once_and_what_was_kept_is_whole(tiny_folder: Path
     )
     assert [one.name for one in (out / "checkpoints").glob("step-*")] == ["step-000000002"]
     assert (out / "metrics.jsonl").read_text().count("\n") == 4
+
+
+SENDS_AS_IT_FAILS = """
+import os, sys
+from instil import cli
+said = cli.visible
+def sends(text):
+    os.kill(os.getpid(), 2)
+    os.kill(os.getpid(), 15)
+    return said(text)
+cli.visible = sends
+cli.main()
+"""
+
+
+def test_one_that_comes_while_a_tokenizer_is_read_is_no_damage_of_it(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def comes(*_: object) -> None:
+        raise Stopped(2)
+
+    monkeypatch.setattr(tokenizer_files, "check_ids", comes)
+    with pytest.raises(Stopped):
+        load_tokenizer(tiny_folder)
+
+
+def test_one_that_comes_while_it_says_why_it_ends_changes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SENDS_AS_IT_FAILS, "watch", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert last_line(done) == f"instil: {tmp_path}: no run.toml in it, so it is not a run folder"
+
+
+def test_one_that_comes_while_files_are_taken_up_again_stops_at_once(
+    tiny_folder: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """Between two states of a file of lines, neither of which is a closed one."""
+    out = data_file.parent / "run"
+    where = data_file, "-m", tiny_folder, "-o", out, *SETTINGS
+    assert sent(f"{IN_STEP_4} 15", "train", *where).returncode == 143
+    done = sent("instil.runs.observers write_whole 1 2", "train", *where, "--resume")
+    assert done.returncode == 130
+    assert last_line(done).startswith(
+        "instil: stopped; what the run folder holds so far is kept. To go on: instil train "
+    )
+    assert sent(f"{IN_STEP_4} 0", "train", *where, "--resume").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,6 @@ from instil.recipes.probe import probe
 from instil.recipes.run import held_out
 from instil.recipes.run import run as job
 from instil.recipes.run.run import Run, run
-from instil.recipes.sweep.file import Overrides
-from instil.recipes.sweep.sweep import sweep
 from instil.runs import best as best_module
 from instil.runs import kept as kept_module
 from instil.runs import proof as proof_module
@@ -345,6 +343,18 @@ def test_the_steps_after_its_checkpoint_are_compared(here: Here) -> None:
         here.go(resume=True, save_every="3")
 
 
+def test_samples_that_are_damaged_are_told_of(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
+    """They are in no checkpoint, so they are lost; the last line may be torn, and is made again."""
+    how = {"sample": "evaluation"}
+    here.killed(training, "_step", 6, **how)
+    file, wanted = here.out / "samples.jsonl", whole(**how)["samples.jsonl"].splitlines()
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([b"\xff" * 9, lines[1], b'{"step": 1e999}', *lines[3:], b'{"step": 5']))
+    here.go(resume=True, **how)
+    assert f"  {file}: 2 lines are damaged and left out; what they had of earlier samples is lost" in here.screen.lines
+    assert file.read_bytes().splitlines() == [wanted[1], *wanted[3:]]
+
+
 def test_killed_before_its_first_file(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
     here.killed(job.RunFolder, "write_settings", 1)
     unfinished_of(here.out / "run.toml").write_text("instil = ")
@@ -483,41 +493,11 @@ def test_a_probe_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     )
     assert probed(tmp_path / "probe", resume=True) == wanted
     assert taken == [2, 4, 4]
+    monkeypatch.setattr(gemm, "_before", "")
     assert probed(tmp_path / "probe", resume=True) == wanted
+    assert gemm._before == ""  # how it multiplied is that run's alone
     assert taken == [2, 4, 4]
     assert probed(tmp_path / "probe") == wanted  # anew
     assert len(taken) == 3 + 5
     with pytest.raises(SettingsError, match="--resume goes on with what lies in the folder of --out"):
         probed(None, resume=True)
-
-
-def test_a_half_done_run_of_a_sweep_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, data = tmp_path / "some.toml", tmp_path / "rows.json"
-    data.write_text(json.dumps(rows(40)))
-    file.write_text(
-        "[settings]\ntrain.max_steps = 6\ntrain.save_every = '2'\ngenerate.max_new_tokens = 3\n"
-        "data.template = 'plain'\ndata.max_length = 128\n"
-        "[[run]]\nname = 'first'\n[[run]]\nname = 'second'\nsettings.train.learning_rate = 1e-3\n"
-    )
-
-    def swept(name: str) -> Told:
-        screen = Told()
-        sweep(file, Overrides(str(data), str(model), tmp_path / name), screen=screen)
-        return screen
-
-    swept("whole")
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        dies(patch, training, "_step", 6 + 4)
-        swept("out")
-    taken: list[int] = []
-    step = training._step
-    monkeypatch.setattr(training, "_step", lambda *given: taken.append(1) or step(*given))
-    screen = swept("out")
-    assert len(taken) == 4  # of the second run, from step 2 on
-    assert "first, not finished" not in screen.text
-    assert f"{tmp_path / 'out' / 'second'} holds this run, not finished; it goes on" in screen.text
-    for name in ("first", "second"):
-        found, wanted = (left_by(tmp_path / place / name) for place in ("out", "whole"))
-        for one in (found, wanted):
-            one["report.json"]["before_from"] = Path(one["report.json"]["before_from"]).name
-        assert found == wanted, name

@@ -11,13 +11,16 @@ import pytest
 from typer.testing import CliRunner
 
 from instil.cli import app
-from instil.errors import InstilError, UserError
+from instil.errors import InstilError, RunFolderTaken, UserError
 from instil.recipes import runs as recipe
 from instil.recipes.runs import list_runs, prune
+from instil.runs import status
 from instil.runs.folder import RunFolder
-from instil.runs.listing import QUIET
+from instil.runs.listing import QUIET as LONG_QUIET
 from instil.runs.space import bytes_in, checkpoint_bytes, remove_checkpoints
+from instil.runs.status import at_work
 from tests.runs.test_listing import begun
+from tests.runs.test_status import QUIET, held_by_another
 
 FINISHED, RUNNING, STOPPED = "finished", "running", "stopped"
 
@@ -35,7 +38,7 @@ def with_checkpoints(path: Path, state: str, created: str = "") -> RunFolder:
         run.write_json("report.json", {})
     if state == STOPPED:
         for file in (run.path, *run.path.rglob("*")):
-            os.utime(file, (time.time() - QUIET - 5,) * 2)
+            os.utime(file, (time.time() - LONG_QUIET - 5,) * 2)
     return run
 
 
@@ -163,6 +166,36 @@ def test_a_run_that_has_come_to_train_since_is_left_alone(root: Path) -> None:
     assert "halted" in left(root)
     with pytest.raises(InstilError, match="the checkpoints of 1 run were not removed"):
         done.check()
+
+
+def test_a_run_that_is_at_work_keeps_its_checkpoints(root: Path) -> None:
+    """Whatever the list said of it: its lock is what counts."""
+    listed = list_runs(root).with_checkpoints(finished=True)
+    with held_by_another(root / "old"):
+        done = prune(listed)
+    wanted = "it was finished, and a process is at work there now, so it is left alone"
+    assert (done.problems, done.freed) == ({"old": wanted}, {"new": 3500})
+    assert checkpoint_bytes(RunFolder(root / "old")) == 3500
+
+
+def test_no_run_begins_where_checkpoints_are_being_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "PATIENCE", 0.0)
+    tried: list[str] = []
+
+    def removes(run: RunFolder) -> int:
+        with (
+            pytest.raises(RunFolderTaken, match="another process is at work there; wait for it"),
+            at_work(run.path, QUIET),
+        ):
+            pytest.fail("it began")
+        tried.append(run.path.name)
+        return remove_checkpoints(run)
+
+    monkeypatch.setattr(recipe, "remove_checkpoints", removes)
+    assert prune(list_runs(root).with_checkpoints(finished=False)).freed == {"halted": 3500}
+    assert tried == ["halted"]
+    with at_work(root / "halted", QUIET):
+        pass
 
 
 def test_other_files_and_what_links_lead_to_stay(root: Path, tmp_path: Path) -> None:

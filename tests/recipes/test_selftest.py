@@ -26,7 +26,7 @@ from instil.recipes.selftest.checks import CHECKS, Measured
 from instil.recipes.selftest.selftest import Checked, selftest
 from instil.runs.checkpoints import Checkpoints
 from instil.screen import Screen
-from instil.train import loop
+from instil.train import training
 from instil.train.objective import Likelihood
 
 Patch = pytest.MonkeyPatch
@@ -125,14 +125,14 @@ def merged_differs(patch: Patch) -> None:
 
 def resumed_differs(patch: Patch) -> None:
     """What a checkpoint holds of the optimizer is not put back."""
-    real = loop.put_back
+    real = training.put_back
 
-    def forgets(tensors: Any, decoder: Any, optimizer: Any, touched: Any) -> None:
-        real(tensors, decoder, optimizer, touched)
+    def forgets(tensors: Any, decoder: Any, optimizer: Any, touched: Any, *ranks: Any) -> None:
+        real(tensors, decoder, optimizer, touched, *ranks)
         for first, _, _ in optimizer.state.values():
             first.zero_()
 
-    patch.setattr(loop, "put_back", forgets)
+    patch.setattr(training, "put_back", forgets)
 
 
 def nothing_is_saved(patch: Patch) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,12 +16,14 @@ from typer.testing import CliRunner
 
 from instil.cli import app, live
 from instil.errors import InstilError, UserError
-from instil.recipes.watch import follow, lines, progress
+from instil.recipes.watch import end, follow, lines, progress
 from instil.runs import following
 from instil.runs.folder import RunFolder
 from instil.runs.following import Following, Picture
 from instil.runs.listing import QUIET
+from instil.runs.processes import _began
 from tests.runs.test_listing import begun, line
+from tests.runs.test_status import written
 
 SAMPLES = [
     {
@@ -99,7 +104,7 @@ def test_only_what_is_new_is_read_and_a_run_that_goes_back_is_read_anew(
 def test_what_is_damaged_or_not_there_yet_is_passed_over(tmp_path: Path) -> None:
     run = training(tmp_path / "one")
     with run.samples.open("ab") as file:
-        file.write(b'{"step": 9}\n[1]\n\xff\n{"step"')
+        file.write(b'{"step": 9}\n{"step": 1e999, "model_response": ""}\n[1]\n\xff\n{"step"')
     with run.metrics.open("a") as file:
         file.write("{}\n" + line(5, train=float("nan")) + line(6)[:9])
     picture = follow(run.path).look()
@@ -151,6 +156,47 @@ def test_a_stopped_run_is_told_at_once_and_how_it_goes_on(tmp_path: Path) -> Non
     code, out, _ = said(run.path)
     assert code == 0
     assert out.splitlines()[-1] == f"{run.path}: stopped; the same command with --resume goes on"
+
+
+def test_why_a_run_ended_is_told(tmp_path: Path) -> None:
+    """Also of a process that was killed while somebody watched, which no file says."""
+    run = training(tmp_path / "one")
+    written(run.path, state="failed", why="step 5: the loss is nan")
+    assert said(run.path)[1].splitlines()[-1] == (
+        f"{run.path}: failed, step 5: the loss is nan; the same command with --resume goes on"
+    )
+    written(run.path, state="finished", why="the loss was not lower")
+    assert said(run.path, "--once")[1].splitlines()[-1].startswith(f"{run.path}: finished, the loss was not lower")
+    with subprocess.Popen(["sleep", "600"]) as process:
+        written(run.path, pid=process.pid, began=_began(process.pid))
+        watch = follow(run.path)
+        assert (watch.look().state, watch.look().about.why) == ("running", "")
+        process.kill()
+    assert end(watch.look()) == (
+        f"{run.path}: stopped, process {process.pid} on {platform.node()} is gone and had not ended it; "
+        "the same command with --resume goes on"
+    )
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "emptied", "a file"])
+def test_a_run_that_is_gone_is_told_so(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not how it goes on."""
+    run = training(tmp_path / "one")
+
+    def goes(self: live.Stop, seconds: float) -> bool:
+        run.path.rename(tmp_path / "elsewhere")
+        if how == "removed":
+            shutil.rmtree(tmp_path / "elsewhere")
+        if how == "emptied":
+            run.path.mkdir()
+        if how == "a file":
+            run.path.touch()
+        return False
+
+    monkeypatch.setattr(live.Stop, "wait", goes)
+    code, out, _ = said(run.path)
+    assert code == 0
+    assert out.splitlines()[-1] == f"{run.path}: it is gone; there is no run.toml any more"
 
 
 def test_ctrl_c_leaves_the_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -203,6 +203,14 @@ def test_a_disk_without_room_is_told_before_any_work(
         assert not out.exists()
 
 
+def test_what_is_gone_by_now_takes_no_room(tmp_path: Path) -> None:
+    """A checkpoint that another process has just removed, or a link that leads nowhere."""
+    folder = RunFolder(tmp_path / "run")
+    (folder.checkpoints / "step-000000002").mkdir(parents=True)
+    (folder.checkpoints / "step-000000002" / "state.safetensors").symlink_to(tmp_path / "nowhere")
+    folder.check_room(1, 1)
+
+
 BELOW = {
     "a file in the way": ("file/deep/run", RunFolderTaken, "file is a file; choose another --out"),
     "the file itself": ("file", RunFolderTaken, "file is a file; choose another --out"),

@@ -114,6 +114,7 @@ def test_a_run_is_finished_only_if_all_steps_are_done(tmp_path: Path) -> None:
         (StoppedEarly("no judge"), "stopped", "no judge"),
         (UserError("no room"), "failed", "no room"),
         (ZeroDivisionError("division by zero"), "failed", "ZeroDivisionError: division by zero"),
+        (OSError(28, "No space left on device", "run/split.json"), "failed", "run/split.json: No space left on device"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -145,6 +146,61 @@ def test_two_runs_in_one_folder(tmp_path: Path) -> None:
         assert (found.state, found.pid) == ("stopped", process.pid)
         assert found.why == f"process {process.pid} on {Process.own().host} is gone and had not ended it"
         check_idle(tmp_path / "run")
+
+
+def test_on_a_full_disk_it_is_written_in_its_own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a run ended for want of room, and signs of life of one that goes on."""
+
+    def full(path: Path, value: object) -> None:
+        del value
+        raise OSError(28, "No space left on device", str(path))
+
+    with pytest.raises(UserError, match="no room"), at_work(tmp_path, QUIET) as work:
+        monkeypatch.setattr(module, "write_json", full)
+        work.on_train_begin(None, 9)  # type: ignore[arg-type]
+        os.utime(tmp_path / STATUS, (1.0, 1.0))
+        monkeypatch.setattr(module, "BEAT", 0.01)
+        threading.Thread(target=work._beat, daemon=True).start()
+        until(lambda: (tmp_path / STATUS).stat().st_mtime > 1.0)
+        raise UserError("no room")
+    found = read_status(tmp_path)
+    assert found is not None
+    assert (found.state, found.why, found.planned) == ("failed", "no room", 9)
+
+
+def test_what_is_no_small_file_is_no_status(tmp_path: Path) -> None:
+    """A pipe would be waited for, and a device read for ever."""
+    os.mkfifo(tmp_path / STATUS)
+    assert read_status(tmp_path) is None
+    (tmp_path / STATUS).unlink()
+    (tmp_path / STATUS).symlink_to("/dev/zero")
+    assert read_status(tmp_path) is None
+    (tmp_path / STATUS).unlink()
+    written(tmp_path)
+    with (tmp_path / STATUS).open("a") as file:
+        file.write(" " * module.LARGEST)
+    assert read_status(tmp_path) is None
+
+
+def test_who_only_looks_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that nobody works in, and that is held for a moment, is not refused."""
+    tries = 0
+
+    def held(handle: int) -> bool:
+        nonlocal tries
+        tries += 1
+        return tries > 3
+
+    written(tmp_path, state="finished", done=9)
+    monkeypatch.setattr(module, "AGAIN", 0.0)
+    monkeypatch.setattr(module, "PATIENCE", 600.0)
+    monkeypatch.setattr(module, "_flock", held)
+    check_idle(tmp_path)
+    assert tries == 4
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    tries = 0
+    with pytest.raises(RunFolderTaken, match=r": another process is at work there"):  # not the one that is long gone
+        check_idle(tmp_path)
 
 
 def test_one_process_does_not_work_there_twice(tmp_path: Path) -> None:

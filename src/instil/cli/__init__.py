@@ -104,6 +104,8 @@ def _stopped(stopped: Stopped, arguments: list[str]) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    for number in SIGNALS:  # it ends already; who presses Ctrl-C once more is to see why, and no traceback
+        signal.signal(number, lambda number, frame: None)
     with suppress(OSError, ValueError):  # nobody may be there to read it
         print(f"instil: {visible(message)}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -28,7 +28,7 @@ from instil.data.end_tokens import (
     object_of,
     special_tokens,
 )
-from instil.data.panics import panics_as_errors
+from instil.data.panics import PANIC, panics_as_errors
 from instil.data.templates.marks import marks_of
 from instil.data.templates.stored import stored_template
 from instil.errors import ModelError
@@ -202,9 +202,9 @@ def _parsed(path: Path) -> Any:
         fast = Fast.from_buffer(raw)
         check_ids(fast.get_vocab(with_added_tokens=True))
         fast.encode("a", add_special_tokens=True)  # some damage is only met with in use
-    except (KeyboardInterrupt, SystemExit):
-        raise
     except BaseException as error:  # the library raises bare Exception for damaged files, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise  # a signal, such as Ctrl-C
         said = "" if fast is None or isinstance(error, ModelError) else str(error).lower()
         if "unk" in said and "token" in said:
             return fast  # it cannot spell an "a"

@@ -21,7 +21,7 @@ from instil.errors import DataError, SettingsError, TrainingDiverged, counted
 from instil.files import check_folder, make_folder, write_json
 from instil.machine import available_memory
 from instil.model.decoder import Decoder
-from instil.model.fast.gemm import backend, use_again
+from instil.model.fast.gemm import backend, own_products, use_again
 from instil.runs.facts import input_hashes
 from instil.runs.kept import Kept
 from instil.runs.report.curves import plot_rates
@@ -179,7 +179,11 @@ def probe(
     others = settings.model_dump(mode="json", include={"model", "data", "lora", "dpo"})
     training = held_out.model_dump(mode="json", exclude=NO_MATTER)
     about = key_of(__version__, input_hashes(prepared), training, others)
-    with Kept(out and out / JOURNAL, screen, about) as journal, screen.bar("probing", total) as advance:
+    with (
+        own_products(),
+        Kept(out and out / JOURNAL, screen, about) as journal,
+        screen.bar("probing", total) as advance,
+    ):
         bench = _Bench(prepared, screen, total, journal)
         bench.advance = advance
         left = list(wanted)

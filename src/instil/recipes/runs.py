@@ -14,7 +14,7 @@ from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.following import FINISHED, RUNNING
 from instil.runs.listing import RunSummary, find_runs, state_of, summary_of
 from instil.runs.space import bytes_in, checkpoint_bytes, remove_checkpoints
-from instil.runs.status import check_idle
+from instil.runs.status import idle
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,14 @@ def prune(runs: Sequence[ListedRun]) -> Pruned:
     problems: dict[str, str] = {}
     for one in runs:
         run = RunFolder(one.path)
-        if (state := state_of(run)) != one.state:
-            problems[one.about.name] = f"it was {one.state} and is {state} now, so it is left alone"
-            continue
         try:
-            check_idle(run.path)
-            freed[one.about.name] = remove_checkpoints(run)
-        except RunFolderTaken as error:
-            problems[one.about.name] = str(error)
+            with idle(run.path):  # so that no run goes on from a checkpoint that is being removed
+                if (state := state_of(run)) == one.state:
+                    freed[one.about.name] = remove_checkpoints(run)
+                else:
+                    problems[one.about.name] = f"it was {one.state} and is {state} now, so it is left alone"
+        except RunFolderTaken:
+            problems[one.about.name] = f"it was {one.state}, and a process is at work there now, so it is left alone"
         except OSError as error:
             problems[one.about.name] = f"its checkpoints cannot be removed: {error.strerror or error}"
     return Pruned(freed, problems)

@@ -51,9 +51,12 @@ def progress(picture: Picture) -> str:
 def end(picture: Picture) -> str:
     """How a run stands that is not at work."""
     about = picture.about
+    if picture.gone:
+        return f"{about.name}: it is gone; there is no {RUN_FILE} any more"
+    why = f", {about.why}" if about.why else ""
     scored = f"; {about.scores[0].sentence}" if about.scores else ""
     advice = "; the same command with --resume goes on" if picture.state not in (FINISHED, RUNNING) else ""
-    return f"{about.name}: {picture.state}{scored}{advice}{f' ({about.problem})' if about.problem else ''}"
+    return f"{about.name}: {picture.state}{why}{scored}{advice}{f' ({about.problem})' if about.problem else ''}"
 
 
 def lines(pictures: Iterator[Picture]) -> Iterator[str]:

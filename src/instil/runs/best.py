@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,10 +80,20 @@ class BestOnDisk:
                 parameter.copy_(file.get(name))
 
     def kept(self) -> Mapping[str, Tensor]:
-        """What was written, in a map of the file: read as it is looked at, and not a second model in memory."""
+        """What was written, in a map of the file: read as it is looked at, and not a second model in memory.
+
+        Raises:
+            OSError: somebody has removed or damaged it.
+        """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        found: dict[str, Tensor] = load_file(self.path)
+        try:
+            found: dict[str, Tensor] = load_file(self.path)
+        except SafetensorError as error:
+            raise OSError(errno.EIO, f"the best model so far is damaged: {error}", str(self.path)) from error
+        except OSError as error:
+            raise OSError(error.errno or errno.EIO, "the best model so far cannot be read", str(self.path)) from error
         return found
 
 

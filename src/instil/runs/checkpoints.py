@@ -196,6 +196,17 @@ class Checkpoints:
             self.disk.remove(path)
         return bool(others)
 
+    def drop_after(self, done: int) -> None:
+        """Remove those of more steps: training has gone back to where it was before them.
+
+        Raises:
+            OSError: they cannot be removed.
+        """
+        for path in self.complete():
+            if int(path.name.removeprefix(PREFIX)) > done:
+                self.disk.rename(path, _removed(path))
+        self._sweep()
+
     def _place(self, state: TrainState) -> Path:
         return self.folder / f"{PREFIX}{state.progress.done:09}"
 

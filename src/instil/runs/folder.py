@@ -41,6 +41,7 @@ from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.files import (
     PROBE,
     check_folder,
+    free_at,
     make_folder,
     read_json,
     read_parsed,
@@ -181,9 +182,9 @@ class RunFolder:
         Raises:
             UserError: there is too little room.
         """
-        existing = next(part for part in (self.path, *self.path.absolute().parents) if part.exists())
+        existing, room = free_at(self.path)
         earlier = [*self.model.glob("*.safetensors"), *self.checkpoints.rglob("*.safetensors")]
-        free = shutil.disk_usage(existing).free + sum(file.stat().st_size for file in earlier)
+        free = room + sum(map(_size_of, earlier))
         if result + checkpoints > free:
             of_that = f", {checkpoints / 1e9:.2f} of them for checkpoints" if checkpoints else ""
             without = ", or do without checkpoints (train.save_every=0)" if result <= free and checkpoints else ""
@@ -222,10 +223,18 @@ class RunFolder:
                     os.fsync(file.fileno())
 
     def write_settings(self, settings: dict[str, Any]) -> None:
-        """Write ``run.toml``."""
+        """Write ``run.toml``, to disk as well: without it no checkpoint is of any use."""
         import tomli_w
 
-        write_whole(self.path / RUN_FILE, tomli_w.dumps(settings))
+        text = tomli_w.dumps(settings).encode()
+
+        def write(path: Path) -> None:
+            with path.open("wb") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+
+        write_whole(self.path / RUN_FILE, write)
 
     def read_settings(self) -> dict[str, Any]:
         """Read ``run.toml``.
@@ -350,7 +359,8 @@ class RunFolder:
         return template
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the folder, readable by people."""
+        """Write a JSON file of the folder, readable by people; a folder in it that is gone is made again."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         write_json(self.path / name, value)
 
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
@@ -361,6 +371,14 @@ class RunFolder:
         """Remove answers and their offline verdicts, which go on under another name."""
         for file in (self.path / "responses" / f"{which}.json", self.path / "scores" / f"{which}.offline.jsonl"):
             file.unlink(missing_ok=True)
+
+
+def _size_of(file: Path) -> int:
+    """Bytes of a file; none of one that is gone by now, or a link that leads nowhere."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def response_rows(examples: Sequence[Example], answers: Sequence[Completion]) -> list[dict[str, Any]]:

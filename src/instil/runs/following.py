@@ -12,7 +12,7 @@ from typing import Any
 
 from instil.errors import DataError
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.runs.listing import Curve, RunSummary, curve_of, new_records, own_file, planned, state_of, summary_of
+from instil.runs.listing import Curve, RunSummary, curve_of, new_records, own_file, planned, state_and_why, summary_of
 from instil.train.metrics import StepRecord
 
 RECENT = 50  # steps whose mean pace is the pace
@@ -40,6 +40,7 @@ class Picture:
     """A run at one moment.
 
     ``tokens_per_second`` and ``seconds_left`` (of training) are by the last steps; None where it does not train.
+    ``gone``: it was there, and is not any more.
     """
 
     about: RunSummary
@@ -48,6 +49,7 @@ class Picture:
     tokens_per_second: float | None = None
     seconds_left: float | None = None
     samples: tuple[Sample, ...] = ()
+    gone: bool = False
 
     @property
     def state(self) -> str:
@@ -105,11 +107,12 @@ class Following:
         about, options = self._about(run)
         last = self._records[-1] if self._records else None
         curve = curve_of(self._records)
-        state = state_of(run)
+        state, why = state_and_why(run)  # of a process that was killed no file changes
         steps = about.steps if state == FINISHED else planned(self._records, options) or about.steps
         about = replace(
             about,
             state=state,
+            why=why,
             step=last.step if last else None,
             steps=steps,
             train_loss=_latest(one.train_loss for one in reversed(self._records)),
@@ -118,7 +121,7 @@ class Following:
         trains = state == RUNNING and last is not None and last.step != steps
         tokens, seconds = _pace(self._records) if trains else (None, None)
         left = None if seconds is None or steps is None or last is None else seconds * max(steps - last.step, 0)
-        return Picture(about, curve, last, tokens, left, _samples(run.samples))
+        return Picture(about, curve, last, tokens, left, _samples(run.samples), gone=not run.begun)
 
     def _take(self, run: RunFolder) -> None:
         """Read the new records; all of them again where the file is another one by now.
@@ -193,6 +196,6 @@ def _samples(file: Path) -> tuple[Sample, ...]:
             one = json.loads(line)
             asked = " ".join(str(one[key]) for key in ("instruction", "input") if one.get(key))
             found.append(Sample(int(one["step"]), asked, str(one["model_response"]), str(one.get("output", ""))))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError):
             continue
     return tuple([one for one in found if one.step == found[-1].step][:SHOWN])

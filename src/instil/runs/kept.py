@@ -12,6 +12,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,9 @@ class Kept(Journal):
             self.add(self._key(key), {"of": entry, "crc": _crc(entry)}, counts=True)
         except StoppedEarly as error:
             self._screen.warn(f"  {error.__cause__ or error!s}: what is made from here on is not kept for --resume")
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with suppress(OSError):  # which tries once more to write what it holds
+                file.close()
         self._entries.pop(self._key(key), None)  # nobody asks for what was made in this process
 
     def kept(self, key: str) -> Any:

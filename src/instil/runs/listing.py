@@ -130,8 +130,13 @@ def _changed(path: Path) -> float:
 
 def state_of(run: RunFolder) -> State:
     """Whether a run is running, stopped, finished or failed, as its status says."""
+    return state_and_why(run)[0]
+
+
+def state_and_why(run: RunFolder) -> tuple[State, str]:
+    """The same, and why it was stopped or failed, or is finished before its last step; empty where nothing says it."""
     status = read_status(run.path)
-    return status.state if status is not None else _without_status(run)
+    return (status.state, status.why) if status is not None else (_without_status(run), "")
 
 
 def _without_status(run: RunFolder) -> State:

@@ -83,7 +83,6 @@ class _Lines(Observer):
 
     def _only(self, lines: Iterable[str]) -> None:
         """Let the file have these lines and no others; whatever happens meanwhile, it has these or the old ones."""
-        self._file.close()
         self._waiting, text = b"", "".join(lines)
 
         def write(path: Path) -> None:
@@ -93,7 +92,8 @@ class _Lines(Observer):
                 os.fsync(file.fileno())
 
         write_whole(self._path, write)
-        self._file = self._path.open("ab+", buffering=0)
+        old, self._file = self._file, self._path.open("ab+", buffering=0)  # never a closed one: a signal may come
+        old.close()
 
 
 class MetricsFile(_Lines):
@@ -104,6 +104,15 @@ class MetricsFile(_Lines):
 
     def on_step(self, record: StepRecord) -> None:
         self._append(json.dumps(record.as_json()))
+
+    def on_train_end(self, decoder: Decoder, result: TrainResult) -> None:
+        try:
+            there = os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except OSError:
+            there = False
+        if not there:  # somebody has removed or replaced it meanwhile
+            self._warn(f"{self._path}: it was gone by the end of the training, and is written anew")
+            self._only(json.dumps(record.as_json()) + "\n" for record in result.records)
 
 
 class Samples(_Lines):
@@ -130,7 +139,12 @@ class Samples(_Lines):
 
     def on_resume(self, state: TrainState) -> None:
         with self._path.open(encoding="utf-8", errors="replace", newline="\n") as file:  # a torn letter may be the last
-            self._only([line for line in file if (step := _step_of(line)) is not None and step <= state.progress.done])
+            steps = [(line, _step_of(line)) for line in file]
+        damaged = sum(step is None and line.endswith("\n") for line, step in steps)
+        if damaged:  # the last one is torn where the process was killed as it wrote it
+            lines = counted(damaged, "line is", "lines are")
+            self._warn(f"{self._path}: {lines} damaged and left out; what they had of earlier samples is lost")
+        self._only([line for line, step in steps if step is not None and step <= state.progress.done])
 
     def wants_pause(self, pause: Pause) -> bool:
         by_evaluation = self._prepared.settings.train.sample == "evaluation"
@@ -188,7 +202,7 @@ def _step_of(line: str) -> int | None:
     """Which step a line is of; None where it is damaged."""
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -22,6 +22,18 @@ from instil.train.state import TrainState
 FORCE = "add --force to go on all the same, or --overwrite in place of --resume to begin anew"
 
 
+class NotTheSame(InstilError):
+    """A training would not go on as it was.
+
+    Attributes:
+        said: the message without what to do, which not every command has the options for.
+    """
+
+    def __init__(self, said: str) -> None:
+        super().__init__(f"{said}; {FORCE}")
+        self.said = said
+
+
 class ProvesResume(Observer):
     """Says where a training is taken up, and refuses one that is not the same.
 
@@ -41,12 +53,13 @@ class ProvesResume(Observer):
         """Compare the loss of the next step.
 
         Raises:
-            InstilError: it is another, and nothing explains it.
+            NotTheSame: it is another, and nothing explains it.
         """
         last = proof.done == proof.planned
         which = "last" if last else "next"
         at = "at its end" if last else f"at step {proof.done:,} of {proof.planned:,}"
         if proof.was is None:
+            self._left.clear()  # of steps that may have had rows that training goes on without by now
             self._screen.say(f"  taken up {at}")
         elif proof.same:
             self._screen.say(f"  taken up {at}: the loss of its {which} step is as it was")
@@ -61,7 +74,7 @@ class ProvesResume(Observer):
         """Compare with what was written of this step before.
 
         Raises:
-            InstilError: it is another, and nothing explains it.
+            NotTheSame: it is another, and nothing explains it.
         """
         before = self._left.pop(record.step, None)
         others = _differences(before, record) if before is not None else []
@@ -75,9 +88,9 @@ class ProvesResume(Observer):
         elif self._force:
             self._screen.warn(f"  {said}; it goes on all the same (--force)")
         else:
-            raise InstilError(
+            raise NotTheSame(
                 f"{said}, on the same processor with the same libraries and threads, so something else has changed, "
-                f"and the run would not end as it would have; {FORCE}"
+                "and the run would not end as it would have"
             )
 
 

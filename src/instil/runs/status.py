@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 from typing import Literal
 
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly
-from instil.files import PROBE, make_folder, read_json, record_of, write_json
+from instil.files import FULL, PROBE, json_text, make_folder, read_json, record_of, write_json
 from instil.model.decoder import Decoder
 from instil.runs.processes import Process
 from instil.screen import Screen, clock
@@ -33,7 +33,9 @@ from instil.train.state import TrainState
 STATUS = "status.json"
 BEAT = 20.0  # seconds between two signs of life
 SILENT = 300.0  # seconds without one after which a process that cannot be seen counts as gone
+PATIENCE, AGAIN = 2.0, 0.05  # seconds for which a folder is waited for that somebody only looks at, and between tries
 LONGEST = 500  # characters of a reason
+LARGEST = 1 << 16  # bytes of the file
 
 State = Literal["running", "stopped", "finished", "failed"]
 
@@ -86,6 +88,8 @@ def read_status(folder: Path) -> Status | None:
 def _read(file: Path, now: float) -> tuple[Status | None, float]:
     """What was written there, if it can be read, and how many seconds ago."""
     try:
+        if not file.is_file() or file.stat().st_size > LARGEST:  # a pipe would be waited for
+            return None, 0.0
         return record_of(Status, read_json(file), strict=False), now - file.stat().st_mtime
     except (InstilError, ValueError, OSError):
         return None, 0.0
@@ -99,6 +103,21 @@ def check_idle(folder: Path) -> None:
     """
     with suppress(OSError):  # what else is wrong with it is told by who makes it
         os.close(_lock(folder))
+
+
+@contextmanager
+def idle(folder: Path) -> Iterator[None]:
+    """Hold a folder in which nobody is at work, so that nobody comes to be at work there meanwhile.
+
+    Raises:
+        RunFolderTaken: somebody is.
+        OSError: there is no such folder, or it cannot be read.
+    """
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -137,6 +156,8 @@ def at_work(folder: Path, screen: Screen) -> Iterator[Work]:
 def _why(error: BaseException) -> str:
     if isinstance(error, Stopped):
         return f"{error.name}{f'; {error.kept}' if error.kept else ''}"
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror or error}"[:LONGEST]
     said = str(error) if isinstance(error, InstilError) else f"{type(error).__name__}: {error}".removesuffix(": ")
     return said[:LONGEST]
 
@@ -149,11 +170,16 @@ def _lock(folder: Path) -> int:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        held = _flock(handle)
+        held, until = _flock(handle), time.monotonic() + PATIENCE
         status, silent = _read(folder / STATUS, _now(folder))
-        if held is False:
-            who = status.process if status is not None else "another process"
-            raise RunFolderTaken(f"{folder}: {who} is at work there; wait for it, stop it, or choose another --out")
+        while held is False:
+            works = status is not None and status.as_seen(silent).state == "running"
+            if works or time.monotonic() >= until:
+                who = status.process if status is not None and works else "another process"
+                raise RunFolderTaken(f"{folder}: {who} is at work there; wait for it, stop it, or choose another --out")
+            time.sleep(AGAIN)  # one that looks, begins or ends has it for a moment
+            held = _flock(handle)
+            status, silent = _read(folder / STATUS, _now(folder))
         if status is None or status.state != "running" or status.process == Process.own():
             return handle
         if held and status.process.shares_kernel():  # alive, it would hold the lock
@@ -204,7 +230,7 @@ class Work(Observer):
         self.status = Status("running", "", own.pid, own.host, started, 0, None, own.began, own.system)
         self._writing, self._ended = threading.Lock(), threading.Event()
         self._taken_by: Process | None = None
-        write_json(self._file, asdict(self.status))
+        self._write()
         self._beats = threading.Thread(target=self._beat, name="instil-status", daemon=True)
         self._beats.start()
 
@@ -258,7 +284,25 @@ class Work(Observer):
     def _now(self, **changed: object) -> None:
         self.status = replace(self.status, **changed)  # type: ignore[arg-type]
         with self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        """Write it whole; on a disk that is full in its own place, where there is room for so few bytes.
+
+        Else a run that ended for want of room would not say so, and one that goes on would give no sign of life.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
             write_json(self._file, asdict(self.status))
+        except OSError as error:
+            if error.errno not in FULL or not self._file.is_file():
+                raise
+            text = json_text(asdict(self.status)).encode()
+            with self._file.open("r+b", buffering=0) as file:
+                file.write(text)
+                file.truncate()
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT):
@@ -266,5 +310,5 @@ class Work(Observer):
             if found is not None and found.process != self.status.process:
                 self._taken_by = found.process
                 return
-            with suppress(OSError), self._writing:  # a disk that is full: next time
-                write_json(self._file, asdict(self.status))
+            with suppress(OSError), self._writing:  # next time
+                self._write()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -108,6 +109,33 @@ def test_what_another_process_used_is_used_again(monkeypatch: pytest.MonkeyPatch
     assert gemm.use_again("torch") == "onednn"
     monkeypatch.undo()
     gemm.backend.cache_clear()
+
+
+def test_what_another_process_used_is_used_again_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was measured before is what holds afterwards: it is not measured once more."""
+    monkeypatch.delenv("INSTIL_GEMM", raising=False)
+    monkeypatch.setattr(gemm, "_before", "")
+    gemm.backend.cache_clear()
+    gains = iter((9.0, 0.1))
+    monkeypatch.setattr(gemm, "_gain", functools.cache(lambda: next(gains)))
+    assert gemm.backend() == "onednn"
+    with gemm.own_products():
+        assert gemm.use_again("torch") == gemm.backend() == "torch"
+        with pytest.raises(ZeroDivisionError), gemm.own_products():
+            assert gemm.use_again("onednn") == "onednn"
+            raise ZeroDivisionError
+        assert gemm.backend() == "torch"
+    assert gemm.backend() == "onednn"
+    monkeypatch.undo()
+    gemm.backend.cache_clear()
+
+
+def test_it_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter(((9.0, 1.0), (1.0, 9.0)))
+    monkeypatch.setattr(gemm, "least_seconds", lambda *works: next(measured))
+    gemm._gain.cache_clear()
+    assert gemm._gain() == gemm._gain() == 9.0
+    gemm._gain.cache_clear()
 
 
 def test_both_are_measured() -> None:

@@ -102,12 +102,14 @@ class Said(Screen):
 
 @pytest.fixture
 def put(monkeypatch: pytest.MonkeyPatch) -> Callable[[Logger], None]:
-    """Puts a logger in TensorBoard's place, and shortens the waiting for it."""
+    """Puts a logger in TensorBoard's place, and shortens the waiting for one that hangs; others may take their time."""
 
     def place(logger: Logger) -> None:
         monkeypatch.setitem(LOGGERS, "tensorboard", lambda: logger)
         monkeypatch.setattr(libraries, "find_spec", lambda name: object())
-        monkeypatch.setattr(observer, "WAIT", 0.2)
+        wait = 0.2 if isinstance(logger, Hangs) else 60.0
+        monkeypatch.setattr(observer, "WAIT", wait)
+        monkeypatch.setattr(observer, "BROKEN_OFF", wait)
         monkeypatch.setattr(machine, "_left_behind", [])
 
     return place

@@ -13,7 +13,8 @@ import functools
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -156,15 +157,30 @@ _before = ""  # what another process computed with, whose last bits are wanted a
 def use_again(name: str) -> str:
     """Compute products as an earlier process did, unless ``INSTIL_GEMM`` says otherwise; what is used from now on.
 
-    Which of the two is faster is close on some machines, and they round differently.
+    Which of the two is faster is close on some machines, and they round differently. Within `own_products` it holds
+    until that ends, else for the rest of the process.
 
     Raises:
         SettingsError: there is no such backend.
     """
+    _set_before(name)
+    return backend()
+
+
+@contextmanager
+def own_products() -> Iterator[None]:
+    """What `use_again` says within this block does not hold after it: products are computed as before."""
+    before = _before
+    try:
+        yield
+    finally:
+        _set_before(before)
+
+
+def _set_before(name: str) -> None:
     global _before  # noqa: PLW0603 - the choice is one of the process, as the measurement is
     _before = name
     backend.cache_clear()
-    return backend()
 
 
 @functools.cache
@@ -179,9 +195,13 @@ def backend() -> str:
     return "onednn" if able and _gain() >= WORTH_IT else "torch"
 
 
+@functools.cache
 @torch.no_grad()
 def _gain() -> float:
-    """How many times as fast oneDNN runs the products of a small model's layers."""
+    """How many times as fast oneDNN runs the products of a small model's layers; measured once in a process.
+
+    A second measurement could come out otherwise, and what is computed twice in a process would differ.
+    """
     draw = functools.partial(  # numbers of its own, so that nobody's change
         torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
     )

@@ -13,6 +13,7 @@ from typing import Any
 from instil.errors import InstilError
 from instil.machine import is_out_of_memory, settle
 from instil.recipes.run.run import run
+from instil.runs.proof import NotTheSame
 from instil.screen import Screen
 from instil.stopping import Stopped
 
@@ -58,7 +59,7 @@ def _work(tell: Connection, data: str, model: str, out: Path, quiet: bool, optio
     except Stopped as stopped:
         os._exit(128 + stopped.number)  # the other process says what there is to say
     except Exception as error:
-        message = reason_of(error)
+        message = reason_of(error, out if options.get("resume") else None)
     tell.send(message)
     tell.close()
 
@@ -70,10 +71,19 @@ def _end_with_parent() -> None:
         os._exit(1)  # at once: what lies on disk is an unfinished run
 
 
-def reason_of(error: BaseException) -> str:
-    """Why a run failed, in one line."""
+def reason_of(error: BaseException, going_on: Path | None = None) -> str:
+    """Why a run failed, in one line.
+
+    Args:
+        error: what ended it.
+        going_on: the folder of one that was to go on from where it was; where that cannot be, it is said how it is
+            made anew (a sweep has no --force).
+    """
+    anew = f"; remove {going_on} to have it made anew" if going_on is not None else ""
     if is_out_of_memory(error):
         return "out of memory; lower train.micro_batch or generate.batch_size"
+    if isinstance(error, NotTheSame):
+        return f"{error.said}{anew}"
     if isinstance(error, InstilError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}{anew}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from instil.files import check_folder, json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
 from instil.model.load import blank_decoder
 from instil.recipes.run.run import run
+from instil.recipes.run.training import forget_checkpoints
 from instil.recipes.sweep.file import Overrides, PlannedRun, SweepFile, read_sweep
 from instil.recipes.sweep.page import write_page
 from instil.recipes.sweep.process import reason_of, run_apart
@@ -28,6 +29,7 @@ from instil.recipes.sweep.table import Status, SweepRow, SweepTable
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity, State, clear_leftovers, state_of
 from instil.runs.report.curves import plot_runs
+from instil.runs.status import idle
 from instil.screen import Screen, clock
 from instil.tasks.prepare import prepare
 from instil.tasks.task import Prepared
@@ -188,6 +190,7 @@ class _Sweep:
         status: Status = "kept"
         if place.state == "finished":
             self._screen.say(f"  is finished already, in {place.folder.path}; kept as it is")
+            self._tidy(place)
         else:
             if place.state == "begun":
                 self._screen.say(f"  {place.folder.path} holds this run, not finished; it goes on")
@@ -197,8 +200,8 @@ class _Sweep:
             try:
                 self._make(place)
             except Exception as error:  # whatever it is, the other runs are not lost by it
-                advice = f"; remove {place.folder.path} to have it made anew" if place.state == "begun" else ""
-                return replace(self._rows[number], status="failed", reason=f"{reason_of(error)}{advice}")
+                reason = reason_of(error, place.folder.path if place.state == "begun" else None)
+                return replace(self._rows[number], status="failed", reason=reason)
             finally:
                 release()
         try:
@@ -206,6 +209,12 @@ class _Sweep:
         except InstilError as error:  # a file of it is damaged
             advice = f"remove {place.folder.path} to have the run made anew"
             return replace(self._rows[number], status="failed", reason=f"{reason_of(error)}; {advice}")
+
+    def _tidy(self, place: Place) -> None:
+        """Remove the checkpoints of a finished run that was killed before it did so itself."""
+        if any(place.folder.checkpoints.glob("*")):
+            with suppress(RunFolderTaken), idle(place.folder.path):
+                forget_checkpoints(place.folder, self._screen, keep=place.planned.settings.train.keep_checkpoint)
 
     def _make(self, place: Place) -> None:
         """The ordinary run, here or in a process of its own."""

@@ -19,6 +19,7 @@ BENCH_ANSWER ?=
 BENCH_PREFER ?=
 BENCH_DATA ?=
 BENCH_SERVE ?=
+BENCH_PROCESSES ?=
 FIGURES ?=
 KILLS ?=
 
@@ -30,7 +31,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve
+.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -116,6 +117,10 @@ bench-prefer: $(BENCH)/.peers
 
 bench-gemm: $(BENCH)/.peers
 	$(BENCH)/bin/python -m benchmarks.gemm
+
+# Two processes of one thread beside one.
+bench-processes: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.processes $(BENCH_PROCESSES)
 
 # Rows to ids and to the first step; takes no peers. Such as BENCH_DATA="--sizes 10000 100000 1000000 5000000 --file 52000".
 bench-data: $(VENV)/.dev

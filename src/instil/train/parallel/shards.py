@@ -28,9 +28,10 @@ PATTERN = "shard-*.safetensors"  # as torch names the files
 @contextmanager
 def sharded(decoder: Decoder, world: int) -> Iterator[Decoder]:
     """A decoder with these weights, a part of each in every process; afterwards they are whole in the one given."""
-    parts: Decoder = copy.deepcopy(decoder)
+    held = [*decoder.parameters(), *decoder.buffers()]
+    parts: Decoder = copy.deepcopy(decoder, {id(one): _same(one) for one in held})
     for parameter in decoder.parameters():
-        parameter.data = parameter.data.new_empty(0)  # no process is to hold the model twice
+        parameter.data = parameter.data.new_empty(0)  # what is sharded is let go of block by block
     mesh = init_device_mesh(parts.device.type, (world,))
     for block in parts.blocks:
         fully_shard(block, mesh=mesh)
@@ -43,6 +44,13 @@ def sharded(decoder: Decoder, world: int) -> Iterator[Decoder]:
         yield parts
     finally:
         _give_back(parts, decoder)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    """Another tensor of the same memory."""
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(tensor.data, requires_grad=tensor.requires_grad)
+    return tensor
 
 
 @torch.no_grad()

@@ -138,8 +138,8 @@ def test_one_that_comes_while_files_are_taken_up_again_stops_at_once(
     ("where", "said", "kept"),
     [
         ("instil.recipes.run.run prepare 1", "stopped before anything was written; the same command begins again", []),
-        ("instil.recipes.run.held_out answer 1", "is kept. To go on: instil run ", ["run.toml"]),
-        ("instil.recipes.run.held_out answer 2", "is kept. To go on: instil run ", ["responses/base.json", "model"]),
+        ("instil.recipes.run.crew answer 1", "is kept. To go on: instil run ", ["run.toml"]),
+        ("instil.recipes.run.crew answer 2", "is kept. To go on: instil run ", ["responses/base.json", "model"]),
     ],
     ids=["preparing", "before", "after"],
 )

@@ -19,7 +19,7 @@ from instil.files import unfinished_of
 from instil.model.fast import gemm
 from instil.recipes import probe as probe_module
 from instil.recipes.probe import probe
-from instil.recipes.run import held_out
+from instil.recipes.run import crew
 from instil.recipes.run import run as job
 from instil.recipes.run.run import Run, run
 from instil.runs import best as best_module
@@ -177,13 +177,13 @@ def test_only_answers_that_are_missing_are_made(
     del how["batch_size"]
     here.killed(kept_module.KeptAnswers, "keep_answer", 2 if form == "before" else 6, **how)
     answered: list[int] = []
-    answer = held_out.answer
+    answer = crew.answer
 
     def seen(*given: Any, known: Any, **more: Any) -> Any:
         answered.append(len(given[3]) - len(known))
         return answer(*given, known=known, **more)
 
-    monkeypatch.setattr(held_out, "answer", seen)
+    monkeypatch.setattr(crew, "answer", seen)
     if form == "after":
         monkeypatch.setattr(training, "_step", lambda *_: pytest.fail("a step was taken twice"))
     here.go(resume=True, **how)

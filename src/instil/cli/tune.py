@@ -238,14 +238,11 @@ def _run(
 
 def _follow(data: str, model: str, settings: Settings, ranks: Ranks) -> int:
     """What a process does that is not the first, which alone shows what happens; the exit code."""
-    from instil.errors import RankLost
     from instil.recipes.run.crew import follow
     from instil.stopping import Stopped
 
     try:
         return follow(data, model, settings, ranks)
-    except RankLost as error:
-        return error.exit_code
     except Stopped as stopped:
         return 128 + stopped.number
 

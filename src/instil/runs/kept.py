@@ -44,9 +44,9 @@ class Kept(Journal):
         self._screen, self._about = screen, about
 
     @staticmethod
-    def of(folder: RunFolder, screen: Screen) -> Kept:
-        """That of a run."""
-        return Kept(folder.checkpoints / NAME, screen)
+    def of(folder: RunFolder, screen: Screen, rank: int = 0) -> Kept:
+        """That of a run; of several processes that work on it each has one."""
+        return Kept(folder.checkpoints / (NAME if not rank else f"{rank}.{NAME}"), screen)
 
     def keep(self, key: str, entry: Any) -> None:
         """Write something down that JSON can hold."""
@@ -85,7 +85,7 @@ class KeptAnswers:
     """
 
     def __init__(self, journal: Kept, about: str, examples: Sequence[Example]) -> None:
-        self._journal = journal
+        self._journal, self.about = journal, about
         self._keys = [key_of("answer", about, example.row, example.as_json()) for example in examples]
         self._likely = [key_of("likelihood", about, example.row, example.as_json()) for example in examples]
 
@@ -114,8 +114,9 @@ def forget_kept(folder: RunFolder) -> None:
     Raises:
         OSError: it cannot be removed.
     """
-    for name in (NAME, f".{NAME}.lock"):
-        (folder.checkpoints / name).unlink(missing_ok=True)
+    for pattern in (NAME, f".{NAME}.lock", f"*.{NAME}", f".*.{NAME}.lock"):
+        for file in folder.checkpoints.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def weights_hash(decoder: Decoder) -> str:

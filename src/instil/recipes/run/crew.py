@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import __version__ as torch_version
 
 from instil.data.templates import Template
-from instil.errors import InstilError, RankLost, SettingsError, UserError
+from instil.errors import InstilError, RankLost, SettingsError, StoppedEarly, TrainingDiverged, UserError
 from instil.evaluate.likelihood import likelihoods, looked_at_together
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
@@ -26,12 +26,14 @@ from instil.records import Completion, Encoded, Example, Verdict
 from instil.runs.checkpoints import Checkpoints
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.identity import Identity
+from instil.runs.kept import Kept, KeptAnswers
 from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import StopsBySignal
 from instil.runs.sharded import WritesItsPart
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.stopping import Stop, Stopped
+from instil.tasks.adapters import MergeError
 from instil.tasks.prepare import first_weights, load, prepare
 from instil.tasks.task import Data, Prepared
 from instil.tasks.tune import tune
@@ -42,6 +44,7 @@ from instil.train.rewind import Skipped
 from instil.train.state import TrainState
 from instil.version import __version__
 
+Value = TypeVar("Value")
 ECHO = 5.0  # seconds within which torchrun passes on a signal that a terminal has sent as well
 NOBODY = Completion(text="", ids=(), finish="no_room", prompt_tokens=0, row=-1)  # in the place of another's answer
 UNSEEN = Verdict(-1, "", None, "")
@@ -131,30 +134,21 @@ class Crew:
                 )
 
     def answer(
-        self,
-        prepared: Prepared,
-        decoder: Decoder,
-        template: Template,
-        known: Mapping[int, Completion],
-        advance: Callable[..., None],
-        on_answer: Callable[[int, Completion], None],
+        self, prepared: Prepared, decoder: Decoder, template: Template, kept: KeptAnswers, advance: Callable[..., None]
     ) -> list[Completion]:
-        """The answers to the held-out rows (`instil.generate.answer.answer`), each process making some of them."""
-        with self._told("answer", template, tuple(known)):
-            shown = lambda: advance(steps=self.ranks.world)  # noqa: E731
-            return _answers(self.ranks, prepared, decoder, template, known, shown, on_answer)
+        """The answers to the held-out rows (`instil.generate.answer.answer`), each process making some of them.
+
+        What is ``kept`` of them is taken from it, and it is given the others as they are made.
+        """
+        with self._told("answer", template, kept.about):
+            return _answers(self.ranks, prepared, decoder, template, kept, lambda: advance(steps=self.ranks.world))
 
     def likelihoods(
-        self,
-        prepared: Prepared,
-        decoder: Decoder,
-        rows: Sequence[Encoded],
-        known: Mapping[int, Verdict],
-        on_verdict: Callable[[int, Verdict], None],
+        self, prepared: Prepared, decoder: Decoder, rows: Sequence[Encoded], kept: KeptAnswers
     ) -> list[Verdict]:
         """How likely the references are (`instil.evaluate.likelihood`), each process looking at some of them."""
-        with self._told("likelihoods", tuple(rows), tuple(known)):
-            return _likelihoods(self.ranks, prepared, decoder, rows, known, on_verdict)
+        with self._told("likelihoods", tuple(rows), kept.about):
+            return _likelihoods(self.ranks, prepared, decoder, rows, kept)
 
     @contextmanager
     def training(self, prepared: Prepared, folder: RunFolder, state: TrainState | None) -> Iterator[None]:
@@ -215,14 +209,17 @@ def follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> i
     """What a process does that is not the first; returns the exit code that it leaves with.
 
     Raises:
-        RankLost: another process is gone.
+        InstilError: something is wrong here that the first process does not know of.
+        Stopped: a signal came while it trained.
     """
     try:
         return _follow(data, model, settings, ranks)
+    except (StoppedEarly, TrainingDiverged, MergeError) as error:  # the first process says so
+        return error.exit_code
     except RuntimeError as error:
         if not ranks.is_loss(error):
             raise
-        raise RankLost("another process of this run is gone") from error
+        return RankLost.exit_code
 
 
 def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> int:
@@ -236,22 +233,29 @@ def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> 
         return error.exit_code
     ranks.gather(_about(prepared))
     decoder: Decoder | None = None
-    while True:
-        order = ranks.agree(_Order("end"))
-        if order.what == "end":
-            return int(order.given[0])
-        if order.what == "look":
-            ranks.gather(_sees(*order.given))
-            continue
-        decoder = decoder or load(prepared)
-        if order.what == "answer":
-            template, known = order.given
-            _answers(ranks, prepared, decoder, template, dict.fromkeys(known, NOBODY))
-        elif order.what == "likelihoods":
-            rows, known = order.given
-            _likelihoods(ranks, prepared, decoder, rows, dict.fromkeys(known, UNSEEN))
-        else:
-            prepared = _train(ranks, prepared, decoder, *order.given)
+    with ExitStack() as stack:
+        journal = Kept(None, Screen(quiet=True))
+        while True:
+            order = ranks.agree(_Order("end"))
+            if order.what == "end":
+                return int(order.given[0])
+            if order.what == "look":
+                folder, mark = order.given
+                host, sees = _sees(folder, mark)
+                ranks.gather((host, sees))
+                if sees:
+                    journal = stack.enter_context(Kept.of(RunFolder(Path(folder)), Screen(quiet=True), ranks.rank))
+                continue
+            decoder = decoder or load(prepared)
+            if order.what == "train":
+                prepared = _train(ranks, prepared, decoder, journal, *order.given)
+                continue
+            what, about = order.given
+            kept = KeptAnswers(journal, about, prepared.held_out[1])
+            if order.what == "answer":
+                _answers(ranks, prepared, decoder, what, kept)
+            else:
+                _likelihoods(ranks, prepared, decoder, what, kept)
 
 
 def _about(prepared: Prepared) -> dict[str, str] | str:
@@ -273,55 +277,49 @@ def _answers(
     prepared: Prepared,
     decoder: Decoder,
     template: Template,
-    known: Mapping[int, Completion],
+    kept: KeptAnswers,
     advance: Callable[[], None] = lambda: None,
-    on_answer: Callable[[int, Completion], None] = lambda index, completion: None,
 ) -> list[Completion]:
     examples: Sequence[Example] = prepared.held_out[1]
+    known = _united(ranks.gather(kept.answers()))
     asked = [index for index in range(len(examples)) if index not in known]
     own = asked[ranks.rank :: ranks.world]
     others = {**dict.fromkeys(set(asked).difference(own), NOBODY), **known}
     made = answer(
         decoder, prepared.tokenizer, template, examples, prepared.settings.generate, advance,
-        known=others, on_answer=on_answer,
+        known=others, on_answer=kept.keep_answer,
     )  # fmt: skip
-    if ranks.alone:
-        return made
-    for rank, found in enumerate(ranks.gather({index: made[index] for index in own})):
-        for index, completion in found.items():
-            made[index] = completion
-            if rank != ranks.rank and completion.finish != "no_room":
-                on_answer(index, completion)
-    return made
+    found = _united(ranks.gather({index: made[index] for index in own}))
+    return [found[index] if index in found else known[index] for index in range(len(examples))]
 
 
 def _likelihoods(
-    ranks: Ranks,
-    prepared: Prepared,
-    decoder: Decoder,
-    rows: Sequence[Encoded],
-    known: Mapping[int, Verdict],
-    on_verdict: Callable[[int, Verdict], None] = lambda index, verdict: None,
+    ranks: Ranks, prepared: Prepared, decoder: Decoder, rows: Sequence[Encoded], kept: KeptAnswers
 ) -> list[Verdict]:
     groups = looked_at_together(rows)
     own = {index for group in groups[ranks.rank :: ranks.world] for index in group}
+    known = _united(ranks.gather(kept.likelihoods()))
     others = {**{index: UNSEEN for index in range(len(rows)) if index not in own}, **known}
-    found = likelihoods(
-        decoder, rows, prepared.tokenizer.eos_id, prepared.max_length, known=others, on_verdict=on_verdict
+    made = likelihoods(
+        decoder, rows, prepared.tokenizer.eos_id, prepared.max_length, known=others, on_verdict=kept.keep_likelihood
     )
-    if ranks.alone:
-        return found
-    new = own.difference(known)
-    for rank, verdicts in enumerate(ranks.gather({index: found[index] for index in new})):
-        for index, verdict in verdicts.items():
-            found[index] = verdict
-            if rank != ranks.rank:
-                on_verdict(index, verdict)
-    return found
+    found = _united(ranks.gather({index: made[index] for index in own}))
+    return [found[index] for index in range(len(rows))]
+
+
+def _united(parts: Sequence[Mapping[int, Value]]) -> dict[int, Value]:
+    """What each process has, together."""
+    return {index: value for part in parts for index, value in part.items()}
 
 
 def _train(
-    ranks: Ranks, prepared: Prepared, decoder: Decoder, path: str, micro_batch: int, state: TrainState | None
+    ranks: Ranks,
+    prepared: Prepared,
+    decoder: Decoder,
+    journal: Kept,
+    path: str,
+    micro_batch: int,
+    state: TrainState | None,
 ) -> Prepared:
     """A training that the first process watches and keeps."""
     folder = RunFolder(Path(path))
@@ -330,7 +328,7 @@ def _train(
     checkpoints, quiet = Checkpoints(folder.checkpoints, Identity.of(prepared).short()), Screen(quiet=True)
     if state is not None:
         state = replace(state, tensors=checkpoints.tensors(state.progress.done))
-    ready = prepared.task.ready(prepared, decoder, quiet, ranks=ranks)
+    ready = prepared.task.ready(prepared, decoder, quiet, journal=journal, ranks=ranks)
     best = SharedBest(ranks, None)
     with Stop(quiet=True, echo=ECHO) as stop:
         observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]

@@ -127,7 +127,7 @@ class HeldOutAnswers:
         with self._clock.stage(stage):
             with screen.bar("answering", len(self.examples)) as advance:
                 advance(steps=len(known))
-                answers = self._crew.answer(prepared, self._decoder, template, known, advance, kept.keep_answer)
+                answers = self._crew.answer(prepared, self._decoder, template, kept, advance)
             for line in unended(answers, options.max_new_tokens):
                 screen.say(f"  {line}")
         return answers
@@ -157,7 +157,7 @@ class HeldOutAnswers:
             whole = [replace(example, weight=1.0) for example in self.examples]
             rows = encode_many(whole, template, prepared.tokenizer, turns="last")
             kept = self._kept(template)
-            likely = self._crew.likelihoods(prepared, self._decoder, rows, kept.likelihoods(), kept.keep_likelihood)
+            likely = self._crew.likelihoods(prepared, self._decoder, rows, kept)
             write_verdicts(self._answered(which).verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
 
     def _kept(self, template: Template) -> KeptAnswers:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import random
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from matplotlib.figure import Figure
 from tokenizers import pre_tokenizers
 
 import instil
-from instil.data.byte_level import END_OF_TEXT, byte_level
+from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
+from instil.data.tokenizer_files import pair_of
 from instil.data.tokenizers import FastTokenizer
+from instil.model.find import find_model
 from tests.model.family_cases import CASES
 
 # The same examples in every run, so that a change's tests fail by the change alone. New ones are looked for with
@@ -34,6 +38,15 @@ def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str)
     Processes that collect tests by other names refuse to run them (pytest-xdist).
     """
     return argname if isinstance(val, bytes | bytearray) else None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep all that was read and collected out of later searches for garbage.
+
+    Runs search before they take memory anew, and going through a million objects took a quarter of a short run's time.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class _TorchNumbers:
@@ -81,6 +94,8 @@ def stands_for_a_picture(figure: Figure, path: Path, **how: Any) -> None:
 
 
 GPT2_VOCABULARY = 50257
+TINY_VOCABULARY = 5000  # a tokenizer of so many tokens is read within a tenth of the time of GPT-2's
+TINY_END = TINY_VOCABULARY - 1  # <|endoftext|>
 BOOK_DATA = Path(__file__).parents[2] / "shared" / "data" / "book"
 
 
@@ -96,25 +111,35 @@ def tiny_reference(family: str, *, vocab_size: int = 97, tied: bool = True, seed
     # A copy, because transformers writes into the dictionaries it is given.
     values = copy.deepcopy({**common, **CASES[family].config, **changes})
     kind = getattr(transformers, CASES[family].model)
+    _keep_modules()
     model = kind(kind.config_class(**values))
     for parameter in model.parameters():  # biases and norms are constants at first, which would hide mistakes
         torch.nn.init.normal_(parameter, mean=0.1 if parameter.dim() == 1 else 0.0, std=0.2)
     return model.eval()
 
 
+@cache
+def _keep_modules() -> None:
+    """What transformers consists of, likewise, as soon as it is read."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of four layers' worth of nothing, with GPT-2's real vocabulary: enough for whole runs."""
+    """A random Llama of nearly no size, with the beginning of GPT-2's vocabulary: enough for whole runs."""
     return make_tiny(tmp_path_factory.mktemp("tiny-llama"))
 
 
-def make_tiny(folder: Path) -> Path:
-    """Make that model in a folder."""
-    tiny_reference("llama", vocab_size=GPT2_VOCABULARY, seed=1).save_pretrained(folder)
-    FastTokenizer.gpt2().save(folder)
+def make_tiny(folder: Path, tokenizer: FastTokenizer | None = None, seed: int = 1) -> Path:
+    """Make that model in a folder; or one for another tokenizer, or with other weights."""
+    tokenizer = tokenizer or short_gpt2()
+    tiny_reference("llama", vocab_size=tokenizer.vocab_size, seed=seed).save_pretrained(folder)
+    tokenizer.save(folder)
+    end = tokenizer.eos_id
     for name in ("config.json", "generation_config.json"):
         stored = json.loads((folder / name).read_text())
-        stored.update(eos_token_id=50256, bos_token_id=50256, max_position_embeddings=512)
+        stored.update(eos_token_id=end, bos_token_id=end, max_position_embeddings=512)
         if name == "generation_config.json":
             del stored["max_position_embeddings"]
         (folder / name).write_text(json.dumps(stored))
@@ -133,6 +158,46 @@ def single_bytes() -> FastTokenizer:
     """A byte-level vocabulary without merges: 256 bytes, and the end token as 256."""
     ids = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     return FastTokenizer(byte_level({**ids, END_OF_TEXT: 256}, [], "gpt-2", {END_OF_TEXT: 256}), END_OF_TEXT)
+
+
+@cache
+def gpt2() -> FastTokenizer:
+    """GPT-2's tokenizer, read once for all that do not change it."""
+    return FastTokenizer.gpt2()
+
+
+@cache
+def smollm2() -> FastTokenizer:
+    """SmolLM2's, likewise."""
+    return FastTokenizer.from_gguf(find_model("smollm2-135m"))
+
+
+# Words that GPT-2 learnt late and the rows and templates of many tests have ("Ġ" is a space, as in its files).
+LATE = (
+    *(f"Ġ{number}" for number in range(100)),
+    *"Ġtask Ġdescribes Ġinstruction ĠInstruction ĠInput ĠResponse ĠWrite Ġappropriately Ġcompletes".split(),
+    *"### Below Double user start istant .<".split(),
+)
+
+
+def short_gpt2() -> FastTokenizer:
+    """GPT-2's tokenizer with some of its merges: the first ones, and those of `LATE`, so that rows stay as long."""
+    lines = (gpt2_files() / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
+    pairs = [pair_of(line) for line in lines]
+    made_by = {first + second: rank for rank, (first, second) in enumerate(pairs)}
+    kept, open_ = set(), [word for word in LATE if word in made_by]
+    while open_:
+        rank = made_by[open_.pop()]
+        kept.add(rank)
+        open_ += [part for part in pairs[rank] if part in made_by]
+    rank = 0
+    while len(kept) < TINY_END - 256:
+        kept.add(rank)
+        rank += 1
+    merges = [pairs[rank] for rank in sorted(kept)]
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in merges), END_OF_TEXT]
+    ids = {token: index for index, token in enumerate(tokens)}
+    return FastTokenizer(byte_level(ids, merges, "gpt-2", {END_OF_TEXT: TINY_END}), END_OF_TEXT)
 
 
 def rows(count: int) -> list[dict[str, str]]:
@@ -168,6 +233,7 @@ def plain_run(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         out=folder / "run",
         template="plain",
         max_steps=2,
+        learning_rate=1e-2,  # so that it says something else than before
         max_new_tokens=3,
     ).path
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -26,10 +28,23 @@ NETWORK_AT_HOME = {"downloads.py", "hub.py", "model/find.py", "ask/http.py", "se
 NETWORK_ROOMS = ("serve/", "train/parallel/")
 
 
-def modules_imported(source: str, package: str) -> set[str]:
+def run_parts(source: str) -> Iterator[ast.AST]:
+    """All that a source consists of, without what is for annotations only."""
+    rest: list[ast.AST] = [ast.parse(source)]
+    while rest:
+        node = rest.pop()
+        yield node
+        annotating = isinstance(node, ast.If) and (
+            getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING"
+        )
+        rest += node.orelse if annotating else ast.iter_child_nodes(node)
+
+
+@cache  # several tests ask about each file
+def modules_imported(source: str, package: str, *, annotating: bool = True) -> frozenset[str]:
     """Full names of all modules a source imports: plain, from, relative, and inside functions."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source)) if annotating else run_parts(source):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -44,7 +59,7 @@ def modules_imported(source: str, package: str) -> set[str]:
             "__import__",
         ):
             found.update(a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str))
-    return found
+    return frozenset(found)
 
 
 def entry_points(source: str) -> set[str]:
@@ -129,11 +144,7 @@ def test_no_way_of_importing_is_overlooked(source: str) -> None:
 
 def files_imported(source: str, package: str, modules: set[str]) -> set[str]:
     """Those of the modules that running a source imports, at once or inside of a function."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and getattr(node.test, "id", getattr(node.test, "attr", "")) == "TYPE_CHECKING":
-            node.body = [ast.Pass()]
-    return modules_imported(ast.unparse(tree), package) & modules
+    return set(modules_imported(source, package, annotating=False) & modules)
 
 
 def circle_in(imports: dict[str, set[str]]) -> list[str]:

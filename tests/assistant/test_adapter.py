@@ -16,8 +16,8 @@ from instil.model.load import load_decoder
 from instil.recipes.export.export import export
 from instil.recipes.plan.plan import plan
 from instil.settings.resolve import resolve
-from tests.conftest import rows, tiny_reference
-from tests.e2e.test_cli import instil as command
+from tests.conftest import TINY_VOCABULARY, rows, tiny_reference
+from tests.processes import instil as command
 from tests.recipes.test_export_gguf import folder_of
 
 
@@ -115,7 +115,7 @@ def test_what_does_not_fit_or_is_none_is_refused(run: Path, tiny_folder: Path, t
         instil.load(tiny_folder, adapter=tmp_path / "nowhere")
     other = tmp_path / "other"
     shutil.copytree(tiny_folder, other)
-    tiny_reference("llama", vocab_size=50257, hidden_size=30).save_pretrained(other)
+    tiny_reference("llama", vocab_size=TINY_VOCABULARY, hidden_size=30).save_pretrained(other)
     with pytest.raises(ModelError, match="has shapes"):
         instil.load(other, adapter=run)
     damaged = Path(shutil.copytree(run / "adapter", tmp_path / "damaged"))

@@ -18,7 +18,7 @@ from instil.data.encoding import encode, encode_prompt, mask_notes
 from instil.data.loader import Loader
 from instil.data.templates import Piece, Template, find_template
 from instil.data.templates.template import Rendered
-from instil.data.tokenizers import FastTokenizer, load_tokenizer
+from instil.data.tokenizers import FastTokenizer
 from instil.model.find import find_model
 from instil.records import Encoded, Example, Pair, Turn
 from instil.settings.options import TrainOptions
@@ -26,11 +26,12 @@ from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.encoding import encode_pair
 from instil.train.loop import train
 from instil.train.losses import nll_sum
+from tests.conftest import smollm2
 from tests.parity.test_layouts import with_gradients
 from tests.train.test_training import decoder
 
 SMOLLM_FILE = find_model("smollm2-135m")
-SMOLLM = load_tokenizer(SMOLLM_FILE)
+SMOLLM = smollm2()
 NAMES = ("alpaca", "alpaca-stanford", "phi3", "chatml", "plain", "model")
 SPELLABLE = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co"])
 TEXT = st.text(SPELLABLE, min_size=1, max_size=12).map(lambda text: text + " <|im_end|><|endoftext|>")

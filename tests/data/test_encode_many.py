@@ -19,14 +19,14 @@ from instil.data.templates import TEMPLATES, template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.data.word_ids import word_ids
 from instil.errors import DataError, ModelError
-from instil.model.find import find_model
 from instil.records import Example, Turn
 from instil.settings.options import TrainOn
+from tests.conftest import gpt2, smollm2
 from tests.data.made_tokenizers import make, text
 
-SMOLLM = load_tokenizer(find_model("smollm2-135m"))
+SMOLLM = smollm2()
 HEADED = FastTokenizer(SMOLLM.saved(), "<|endoftext|>")  # type: ignore[attr-defined]
-BYTE_PAIR = FastTokenizer.gpt2()
+BYTE_PAIR = gpt2()
 # Characters that words are cut at: of all kinds.
 ASCII = st.sampled_from([*"aZ09 '.,\n\t\r #_<|>", "'s", "'", "  ", "\n\n", " 1", "\n "])
 OTHERS = st.sampled_from(["é", "\u0301", "\u00a0", "½", "漢", "٣", "🙂"])

@@ -12,13 +12,13 @@ from instil.data.encoding import check_vocabulary, encode, encode_many, encode_p
 from instil.data.loader import Loader
 from instil.data.spelling import spelling
 from instil.data.templates import TEMPLATES, template_named
-from instil.data.tokenizers import FastTokenizer, load_tokenizer
+from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError
-from instil.model.find import find_model
 from instil.records import IGNORED, Encoded, Example
+from tests.conftest import gpt2, smollm2
 
-BYTE_PAIR = FastTokenizer.gpt2()
-SMOLLM = load_tokenizer(find_model("smollm2-135m"))
+BYTE_PAIR = gpt2()
+SMOLLM = smollm2()
 # SmolLM2's vocabulary lacks some bytes of control characters and unassigned planes.
 SPELLABLE = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Co"])
 TEXT = st.text(SPELLABLE, min_size=1, max_size=30).map(lambda text: text + "### Response:\n<|endoftext|>")

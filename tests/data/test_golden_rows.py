@@ -11,9 +11,9 @@ import pytest
 from instil.data.encoding import encode, encode_prompt
 from instil.data.sources import read_source
 from instil.data.templates import TEMPLATES
-from instil.data.tokenizers import FastTokenizer, Tokenizer, load_tokenizer
-from instil.model.find import find_model
+from instil.data.tokenizers import Tokenizer
 from instil.records import Example
+from tests.conftest import gpt2, smollm2
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_rows.json").read_text(encoding="utf-8"))
 ODD = [
@@ -40,8 +40,7 @@ def digest(name: str, train_on: str, tokenizer: Tokenizer) -> str:
 @pytest.mark.parametrize("case", GOLDEN["rows"])
 def test_ids_and_masks_are_what_they_were(case: str) -> None:
     which, name, train_on = case.split()
-    tokenizer = FastTokenizer.gpt2() if which == "gpt2" else load_tokenizer(find_model("smollm2-135m"))
-    assert digest(name, train_on, tokenizer) == GOLDEN["rows"][case]
+    assert digest(name, train_on, gpt2() if which == "gpt2" else smollm2()) == GOLDEN["rows"][case]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

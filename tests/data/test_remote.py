@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from instil.data.sources import read_source
 from instil.errors import DataError
 from tests.conftest import rows
 from tests.file_server import FileServer, serving
+from tests.processes import instil
 
 BOOK, ALPACA = FETCHED["book"], FETCHED["alpaca"]
 
@@ -138,10 +138,7 @@ def test_no_network(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_command(server: FileServer, tmp_path: Path) -> None:
     def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "instil.cli", *arguments],
-            capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment},
-        )  # fmt: skip
+        return instil(*arguments, env={**os.environ, **environment})
 
     wanted = tmp_path / "home" / "data" / "book.json"
     done = command("fetch", "book")

@@ -34,8 +34,9 @@ from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, InstilError
 from instil.records import Encoded, Example, Turn
 from instil.screen import Screen
+from tests.conftest import gpt2
 
-GPT2 = FastTokenizer.gpt2()
+GPT2 = gpt2()
 ALPACA = template_named("alpaca")
 QUIET = Screen(quiet=True)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -133,7 +134,7 @@ def test_other_ids_have_another_store(monkeypatch: pytest.MonkeyPatch) -> None:
             (ALPACA, GPT2, "all"),
             (template_named("plain"), GPT2, "response"),
             (ALPACA, FastTokenizer(GPT2.saved(), "<|endoftext|>", [11]), "response"),
-            (ALPACA, FastTokenizer.gpt2(), "response"),
+            (ALPACA, GPT2, "response"),
         ]
     }
     assert len(named) == 4

@@ -16,6 +16,7 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import ModelError, UserError
 from instil.records import Example
+from tests.conftest import TINY_END as END
 from tests.data.test_tokenizer_seams import CHAT, Save, gpt2, gpt2_files, mark, save, sentencepiece
 
 ALPACA = template_named("alpaca")
@@ -55,11 +56,11 @@ def test_the_map_of_special_tokens_is_above_the_configuration(save: Save) -> Non
     import transformers
 
     folder = save(tokens=[mark("<|im_end|>")], special_tokens_map={"eos_token": "<|im_end|>"})
-    assert load_tokenizer(folder).eos_id == transformers.AutoTokenizer.from_pretrained(folder).eos_token_id == 50257
-    decoder = {"added_tokens_decoder": {"50257": {"content": "<|im_end|>", "special": True}}}
+    assert load_tokenizer(folder).eos_id == transformers.AutoTokenizer.from_pretrained(folder).eos_token_id == END + 1
+    decoder = {"added_tokens_decoder": {str(END + 1): {"content": "<|im_end|>", "special": True}}}
     listed = save(tokens=[mark("<|im_end|>"), mark("<a>")], named={**decoder, "eos_token": None},
                   special_tokens_map={"eos_token": "<|im_end|>"})  # fmt: skip
-    assert load_tokenizer(listed).eos_id == 50257
+    assert load_tokenizer(listed).eos_id == END + 1
 
 
 def test_an_id_that_a_token_cannot_have(tmp_path: Path) -> None:
@@ -123,31 +124,31 @@ def test_a_class_that_cuts_text_in_its_own_way(form: str, more: dict[str, Any], 
 @pytest.mark.parametrize(
     ("template", "stops"),
     [
-        ("{% for m in messages %}{{ m.content }}END{% endfor %}", {50256}),
-        ("{% for m in messages %}{{ m.content }}##{% endfor %}", {50256}),
-        ("{% if tools is not none %}{{ tools[0].name }}{% endif %}" + CHAT, {50256, 50258}),
-        ("{{ raise_exception('a system message first') if messages[0].role != 'system' }}" + CHAT, {50256, 50258}),
-        (CHAT.replace("message['content']", "message['content'] | upper"), {50256, 50258}),
-        (CHAT.replace("'assistant'", "'model'"), {50256, 50258}),
-        ("{{ now() }}" + CHAT, {50256}),
+        ("{% for m in messages %}{{ m.content }}and{% endfor %}", {END}),
+        ("{% for m in messages %}{{ m.content }}##{% endfor %}", {END}),
+        ("{% if tools is not none %}{{ tools[0].name }}{% endif %}" + CHAT, {END, END + 2}),
+        ("{{ raise_exception('a system message first') if messages[0].role != 'system' }}" + CHAT, {END, END + 2}),
+        (CHAT.replace("message['content']", "message['content'] | upper"), {END, END + 2}),
+        (CHAT.replace("'assistant'", "'model'"), {END, END + 2}),
+        ("{{ now() }}" + CHAT, {END}),
     ],
 )
 def test_what_a_chat_template_says_of_ends(save: Save, template: str, stops: set[int]) -> None:
     """A word is no end; marks are found where a template wants other values, and else by their names in it."""
-    tokens = [mark("<|im_start|>", special=False), mark("<|im_end|>", special=False), mark("END", special=False)]
+    tokens = [mark("<|im_start|>", special=False), mark("<|im_end|>", special=False), mark("and", special=False)]
     tokenizer = load_tokenizer(save(tokens=tokens, named={"chat_template": template}))
-    assert tokenizer.eos_id == 50256
+    assert tokenizer.eos_id == END
     assert tokenizer.stop_ids == stops
-    assert not {50257, 50258} & set(tokenizer.encode("a<|im_end|><|im_start|>"))
-    assert tokenizer.decode(tokenizer.encode("at the END of END##")) == "at the END of END##"
+    assert not {END + 1, END + 2} & set(tokenizer.encode("a<|im_end|><|im_start|>"))
+    assert tokenizer.decode(tokenizer.encode("at and of and##")) == "at and of and##"
 
 
 def test_each_end_is_told_of_for_what_it_is(save: Save) -> None:
-    ends = {"eos_token_id": [50257, 2]}
+    ends = {"eos_token_id": [END + 1, 2]}
     tokenizer = load_tokenizer(save(tokens=[mark("<a>")], config=ends, generation_config=ends))
     (said,) = tokenizer.notes
     assert said.startswith(
-        "generation_config.json and config.json end texts with '<a>' (50257), which ends an answer, too"
+        f"generation_config.json and config.json end texts with '<a>' ({END + 1}), which ends an answer, too"
     )
     assert "'#' (2), an ordinary token, which ends nothing" in said
 
@@ -208,7 +209,7 @@ def test_damage_is_one_sentence(save: Save, damage: Callable[[Path], None]) -> N
 @pytest.mark.parametrize("key", ["²", "9" * 5000, "-1", "x", ""])
 def test_added_tokens_without_an_id_are_passed_over(save: Save, key: str) -> None:
     folder = save(named={"added_tokens_decoder": {key: {"content": "<z>"}}})
-    assert load_tokenizer(folder).vocab_size == 50257
+    assert load_tokenizer(folder).vocab_size == END + 1
 
 
 def test_a_text_of_marks_alone(tmp_path: Path) -> None:

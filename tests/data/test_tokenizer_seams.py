@@ -17,6 +17,8 @@ from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import DataError, ModelError
 from instil.records import Example
+from tests.conftest import TINY_END as END
+from tests.conftest import short_gpt2
 
 ALPACA, CHATML, PHI3 = (template_named(name) for name in ("alpaca", "chatml", "phi3"))
 ROW = Example("Write it in C#, please.", "Write it in C#.")
@@ -30,15 +32,15 @@ Save = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """GPT-2's ``tokenizer.json``."""
+    """A ``tokenizer.json`` of GPT-2's kind, which is read in a moment."""
     folder = tmp_path_factory.mktemp("gpt2")
-    FastTokenizer.gpt2().save(folder)
+    short_gpt2().save(folder)
     return (folder / "tokenizer.json").read_bytes()
 
 
 @pytest.fixture
 def save(tmp_path: Path, gpt2: bytes) -> Save:
-    """Write GPT-2's tokenizer with changes, as a folder of the hub has it."""
+    """Write that tokenizer with changes, as a folder of the hub has it."""
 
     def write(
         *, tokens: list[AddedToken] | None = None, named: dict[str, Any] | None = None, post: Any = None,
@@ -78,13 +80,13 @@ class TestEnds:
     @pytest.mark.parametrize("file", ["config", "generation_config"])
     @pytest.mark.parametrize("ids", [2, [2], [2, 0]])
     def test_an_ordinary_token_of_a_configuration_ends_nothing(self, save: Save, file: str, ids: Any) -> None:
-        """A Llama with transformers' default configuration (2) and GPT-2's vocabulary, where 2 is "#"."""
+        """A Llama with transformers' default configuration (2) and GPT-2's beginning, where 2 is "#"."""
         tokenizer = load_tokenizer(save(**{file: {"model_type": "llama", "eos_token_id": ids}}))
-        assert encode(ROW, ALPACA, tokenizer).ids[-1] == 50256
-        assert tokenizer.stop_ids == {50256}
+        assert encode(ROW, ALPACA, tokenizer).ids[-1] == END
+        assert tokenizer.stop_ids == {END}
         assert len(tokenizer.notes) == 1
         assert "'#' (2)" in tokenizer.notes[0] or "'\"' (1)" in tokenizer.notes[0]
-        assert "<|endoftext|>' (50256), the tokenizer's own" in tokenizer.notes[0]
+        assert f"<|endoftext|>' ({END}), the tokenizer's own" in tokenizer.notes[0]
 
     @pytest.mark.parametrize("eos", ["#", "Ġthe", "e", "."])
     @pytest.mark.parametrize("form", [str, lambda text: {"content": text, "__type": "AddedToken"}])
@@ -94,14 +96,14 @@ class TestEnds:
 
     def test_what_is_special_ends_answers_too(self, save: Save) -> None:
         folder = save(tokens=[mark("<|eot|>"), mark("<|eom|>"), mark("word", special=False)])
-        ends = {"eos_token_id": [50257, 50258, 50259, 2, 99999]}
+        ends = {"eos_token_id": [END + 1, END + 2, END + 3, 2, 99999]}
         (folder / "generation_config.json").write_text(json.dumps(ends))
         tokenizer = load_tokenizer(folder)
-        assert tokenizer.eos_id == 50256
-        assert tokenizer.stop_ids == {50256, 50257, 50258}
+        assert tokenizer.eos_id == END
+        assert tokenizer.stop_ids == {END, END + 1, END + 2}
 
     def test_files_that_agree_say_nothing(self, save: Save) -> None:
-        assert load_tokenizer(save(named={}, generation_config={"eos_token_id": 50256})).notes == ()
+        assert load_tokenizer(save(named={}, generation_config={"eos_token_id": END})).notes == ()
 
     def test_the_end_of_a_turn_where_the_tokenizer_names_none(self, save: Save) -> None:
         tokens = [mark("<|im_start|>"), mark("<|im_end|>", special=False)]
@@ -109,11 +111,11 @@ class TestEnds:
         assert load_tokenizer(folder).eos == "<|im_end|>"
         folder = save(tokens=tokens, named={"chat_template": CHAT})
         tokenizer = load_tokenizer(folder)
-        assert (tokenizer.eos_id, tokenizer.stop_ids) == (50256, {50256, 50258})  # the end of a turn stops, too
+        assert (tokenizer.eos_id, tokenizer.stop_ids) == (END, {END, END + 2})  # the end of a turn stops, too
 
     def test_a_folder_that_names_no_end(self, save: Save) -> None:
         only = load_tokenizer(save(named={"eos_token": None}))
-        assert only.eos_id == 50256
+        assert only.eos_id == END
         assert "no end token" in only.notes[0]
         two = save(named={"eos_token": None}, tokens=[mark("<a>")])
         with pytest.raises(ModelError, match="no end token"):
@@ -121,12 +123,12 @@ class TestEnds:
         (two / "config.json").write_text('{"eos_token_id": 2}')
         with pytest.raises(ModelError, match=r"id 2, which is the ordinary token '#'.*name it there"):
             load_tokenizer(two)
-        (two / "config.json").write_text('{"eos_token_id": [50257, 2]}')
+        (two / "config.json").write_text(json.dumps({"eos_token_id": [END + 1, 2]}))
         assert load_tokenizer(two).eos == "<a>"
 
     def test_special_tokens_map_is_read(self, save: Save) -> None:
         folder = save(tokens=[mark("<end>")], named={"eos_token": None}, special_tokens_map={"eos_token": "<end>"})
-        assert load_tokenizer(folder).eos_id == 50257
+        assert load_tokenizer(folder).eos_id == END + 1
 
     def test_a_damaged_configuration_is_not_passed_over(self, save: Save) -> None:
         folder = save()
@@ -141,13 +143,13 @@ class TestEnds:
 class TestBegins:
     """Exactly one beginning, in training and in answers, and in what is saved."""
 
-    POST = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 50257)])
-    BOTH = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 50257), ("</s>", 50258)])
+    POST = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", END + 1)])
+    BOTH = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", END + 1), ("</s>", END + 2)])
     TWO = processors.TemplateProcessing(
-        single="<s> <|endoftext|> $A", special_tokens=[("<s>", 50257), ("<|endoftext|>", 50256)]
+        single="<s> <|endoftext|> $A", special_tokens=[("<s>", END + 1), ("<|endoftext|>", END)]
     )
 
-    @pytest.mark.parametrize(("post", "begin"), [(POST, [50257]), (BOTH, [50257]), (TWO, [50257, 50256])])
+    @pytest.mark.parametrize(("post", "begin"), [(POST, [END + 1]), (BOTH, [END + 1]), (TWO, [END + 1, END])])
     @pytest.mark.parametrize("template", [ALPACA, PHI3])
     def test_what_the_post_processor_puts_in_front(
         self, save: Save, post: Any, begin: list[int], template: Any, tmp_path: Path
@@ -158,7 +160,7 @@ class TestBegins:
         tokenizer, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
         row, prompt = encode(ROW, template, tokenizer), encode_prompt(ROW, template, tokenizer)
         whole = theirs(template.full_text(ROW))["input_ids"]
-        assert list(row.ids) == [*whole[: -1 if post is self.BOTH else None], 50256]
+        assert list(row.ids) == [*whole[: -1 if post is self.BOTH else None], END]
         assert prompt[: len(begin)] == begin
         assert not set(begin) & set(prompt[len(begin) :])
         assert list(row.ids[: row.prompt_length]) == prompt
@@ -169,7 +171,7 @@ class TestBegins:
         tokenizer.save(saved)
         again = transformers.AutoTokenizer.from_pretrained(saved)
         assert again(template.prompt(ROW))["input_ids"] == prompt
-        assert again.bos_token_id == 50257
+        assert again.bos_token_id == END + 1
         assert load_tokenizer(saved).begin_ids == tuple(begin)
 
     def test_a_template_that_begins_by_itself(self, save: Save) -> None:
@@ -196,7 +198,7 @@ class TestBegins:
 
 
 def begin_ids(ids: Any) -> int:
-    return list(ids).count(50257)
+    return list(ids).count(END + 1)
 
 
 def gpt2_files(folder: Path, **files: Any) -> Path:
@@ -284,7 +286,9 @@ class TestText:
         answer = row.ids[row.prompt_length : -1]
         assert end not in answer
         assert tokenizer.decode(answer) == self.WRITTEN.output
-        assert list(row.ids).count(50258) == (template is CHATML) * 2 + (template is not CHATML and eos == "<|im_end|>")
+        assert list(row.ids).count(END + 2) == (template is CHATML) * 2 + (
+            template is not CHATML and eos == "<|im_end|>"
+        )
         assert self.WRITTEN.instruction in tokenizer.decode(row.ids)
 
     def test_marks_of_the_models_own_template(self, save: Save) -> None:
@@ -293,10 +297,10 @@ class TestText:
         tokens = [mark(name, special=False) for name in ("<turn>", "<over>", "<think>", "</think>", "<tool_call>")]
         folder = save(tokens=tokens, named={"chat_template": [{"name": "default", "template": chat}]})
         tokenizer = load_tokenizer(folder)
-        assert not {50257, 50258} & set(tokenizer.encode("a<turn>b<over>"))
+        assert not {END + 1, END + 2} & set(tokenizer.encode("a<turn>b<over>"))
         assert tokenizer.decode(tokenizer.encode("a<turn>b<over>")) == "a<turn>b<over>"
-        assert tokenizer.encode("<think>x</think><tool_call>") == [50259, 87, 50260, 50261]
-        assert 50258 in tokenizer.stop_ids
+        assert tokenizer.encode("<think>x</think><tool_call>") == [END + 3, 87, END + 4, END + 5]
+        assert END + 2 in tokenizer.stop_ids
 
     def test_a_broken_template_says_nothing(self, save: Save) -> None:
         for template in ("{% for %}", "{{ messages[7].content }}", "{{ raise_exception('no') }}"):
@@ -306,7 +310,7 @@ class TestText:
         """Figure 7.4's marks are text to GPT-2, and tokens to Phi-3."""
         tokenizer = load_tokenizer(save(tokens=[mark("<|user|>"), mark("<|assistant|>")]))
         ids = encode(Example("Say <|user|>!", "Yes."), PHI3, tokenizer).ids
-        assert (list(ids).count(50257), list(ids).count(50258)) == (1, 1)
+        assert (list(ids).count(END + 1), list(ids).count(END + 2)) == (1, 1)
 
     def test_a_vocabulary_that_spells_its_marks(self, tmp_path: Path) -> None:
         """WordPiece and Unigram find `</s>` among their pieces."""
@@ -397,8 +401,8 @@ class TestWhole:
         folder = save(named=config)
         tokenizer, theirs = load_tokenizer(folder), transformers.GPT2Tokenizer.from_pretrained(folder)
         row = encode(Example("Name it.", "Red"), ALPACA, tokenizer)
-        assert list(row.ids) == [*theirs(ALPACA.full_text(Example("Name it.", "Red")))["input_ids"], 50256]
-        assert tokenizer.encode("Red") == ([2297] if prefix else [7738])
+        assert list(row.ids) == [*theirs(ALPACA.full_text(Example("Name it.", "Red")))["input_ids"], END]
+        assert "".join(map(tokenizer.token, tokenizer.encode("Red"))) == ("ĠRed" if prefix else "Red")
 
     def test_an_answer_that_would_change_its_prompt_is_cut_apart(self) -> None:
         """What the model sees when it answers is the prompt alone."""
@@ -414,18 +418,18 @@ class TestTables:
     def test_ids_that_no_row_can_have_do_not_matter(self, save: Save) -> None:
         """Gemma 3's mark of an image."""
         tokenizer = load_tokenizer(save(tokens=[mark("<image_soft_token>")]))
-        check_vocabulary(ALPACA, tokenizer, 50257)
+        check_vocabulary(ALPACA, tokenizer, END + 1)
 
     @pytest.mark.parametrize("what", ["word", "end", "template", "begin"])
     def test_ids_that_a_row_can_have_do(self, save: Save, what: str) -> None:
         token = mark("<|im_end|>" if what == "template" else "<new>", special=what != "word")
         more = [mark("<|im_start|>")] if what == "template" else []
         config = {"eos_token": "<new>"} if what == "end" else {}
-        post = processors.TemplateProcessing(single="<new> $A", special_tokens=[("<new>", 50257)])
+        post = processors.TemplateProcessing(single="<new> $A", special_tokens=[("<new>", END + 1)])
         folder = save(tokens=[token, *more], named=config, post=post if what == "begin" else None)
         template = CHATML if what == "template" else ALPACA
-        with pytest.raises(DataError, match=r"no rows for .*50,257; set model\.resize=true"):
-            check_vocabulary(template, load_tokenizer(folder), 50257)
+        with pytest.raises(DataError, match=rf"no rows for .*{END + 1:,}; set model\.resize=true"):
+            check_vocabulary(template, load_tokenizer(folder), END + 1)
 
 
 class TestTold:
@@ -454,7 +458,7 @@ class TestTold:
 
         tokenizer = load_tokenizer(save(change=drop))
         assert "dropout of 0.5 is switched off" in tokenizer.notes[0]
-        wanted = FastTokenizer.gpt2().encode("An instruction that describes a task")
+        wanted = short_gpt2().encode("An instruction that describes a task")
         assert all(tokenizer.encode("An instruction that describes a task") == wanted for _ in range(20))
         saved = tmp_path / "saved"
         saved.mkdir()
@@ -462,9 +466,9 @@ class TestTold:
         assert json.loads((saved / "tokenizer.json").read_text())["model"]["dropout"] is None
 
     def test_one_line_for_every_preflight(self, save: Save) -> None:
-        post = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 50257)])
+        post = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", END + 1)])
         tokenizer = load_tokenizer(save(tokens=[mark("<s>")], post=post))
         assert ends_line(ALPACA, tokenizer) == (
-            "answers end with '<|endoftext|>' (50256), prompts begin with '<s>' (50257); template alpaca"
+            f"answers end with '<|endoftext|>' ({END}), prompts begin with '<s>' ({END + 1}); template alpaca"
         )
         assert "prompts begin with their text" in ends_line(ALPACA, FastTokenizer.gpt2())

@@ -10,14 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import rows
-
-
-def instil(*arguments: object, cwd: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "instil.cli", *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, input=stdin, check=False, timeout=300,
-    )  # fmt: skip
-
+from tests.processes import instil
 
 QUICK = ("--set", "train.max_steps=2", "--set", "generate.max_new_tokens=3")
 
@@ -44,6 +37,9 @@ def test_help_and_version() -> None:
     assert instil().returncode in (0, 2)
     assert "Traceback" not in instil("nonsense").stderr
     assert instil("nonsense").returncode == 2
+    by_itself = subprocess.run([sys.executable, "-m", "instil.cli", "nonsense"], capture_output=True, check=False)
+    assert by_itself.returncode == 2
+    assert b"nonsense" in by_itself.stderr
 
 
 @pytest.mark.slow

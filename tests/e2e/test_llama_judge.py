@@ -55,7 +55,7 @@ def answered(count: int) -> list[dict[str, Any]]:
 
 
 def test_a_server_is_asked_in_json_and_every_row_has_a_score(llama: str) -> None:
-    verdicts = instil.score(answered(6), f"{llama}/v1", concurrency=1)
+    verdicts = instil.score(answered(2), f"{llama}/v1", concurrency=1)
     assert all(verdict.score in (0, 25, 50, 75, 100) for verdict in verdicts)
     assert all(set(json.loads(verdict.said)) == {"score"} for verdict in verdicts)
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from instil.cli import app
 from instil.errors import InstilError
 from tests.conftest import rows
-from tests.e2e.test_cli import instil
 from tests.faults.judge_server import judging
+from tests.processes import instil
 from tests.recipes.test_prefer import answers, choose
 from tests.synthesis.test_rewriting import say
 

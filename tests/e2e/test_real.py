@@ -12,12 +12,14 @@ import instil
 
 @pytest.mark.real
 def test_a_few_real_steps_teach_the_form_of_the_answers(tmp_path: Path) -> None:
+    short = [row for row in starter_rows() if row["task"] in ("antonym", "past_tense", "unit_conversion", "plural")]
     run = instil.finetune(
-        [row for row in starter_rows() if row["task"] in ("antonym", "past_tense", "unit_conversion", "plural")],
+        short[:90:3],
         model="smollm2-135m",
         out=tmp_path / "run",
-        max_steps=10,
-        learning_rate=2e-4,
+        max_steps=4,
+        batch_size=4,
+        learning_rate=5e-4,
         max_new_tokens=24,
         eval_every=0,
     )

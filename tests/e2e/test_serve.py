@@ -19,6 +19,7 @@ import pytest
 import instil
 from instil.errors import UserError
 from instil.recipes.serve import Serving, serve
+from tests.conftest import TINY_END
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -99,7 +100,7 @@ def _base(run: Path) -> str:
 def test_an_answer_under_way_is_finished_when_the_server_is_stopped(tiny_folder: Path) -> None:
     with serving(f"tiny={tiny_folder}") as (process, url):
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Go."}], "stream": True, "max_tokens": 200}
-        body["logit_bias"] = {"50256": -100}
+        body["logit_bias"] = {str(TINY_END): -100}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as reply:
             lines = reply.iter_lines()
             next(lines)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import instil
+from tests.processes import Command, instil
 
 
 def test_a_signal_stops_a_run_with_one_line(tiny_folder: Path, data_file: Path) -> None:
@@ -27,13 +25,7 @@ def test_a_signal_stops_a_run_with_one_line(tiny_folder: Path, data_file: Path) 
         "-s",
         "train.eval_every=0",
     ]
-    with subprocess.Popen(
-        [sys.executable, "-m", "instil.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stderr is not None
+    with Command(*arguments) as process:
         before = []
         for line in process.stderr:
             before.append(line)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_cli import instil
+from tests.processes import instil
 
 HEAD = "[settings]\ntrain.eval_every = 0\ngenerate.max_new_tokens = 2\n"
 SHORT = '[[run]]\nname = "short"\nsettings.train.max_steps = 2\n'

@@ -25,7 +25,7 @@ from instil.recipes.run.run import run
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.train.metrics import read_metrics
-from tests.conftest import BOOK_DATA, rows
+from tests.conftest import BOOK_DATA, make_tiny, rows
 from tests.faults.judge_server import judging
 
 PROGRAM = Path(__file__).parents[2] / "examples" / "chapter7.py"
@@ -47,11 +47,17 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def printed(tiny_folder: Path, many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with GPT-2's whole vocabulary, which the chapter prints ids of."""
+    return make_tiny(tmp_path_factory.mktemp("gpt2"), FastTokenizer.gpt2())
+
+
+@pytest.fixture(scope="module")
+def printed(gpt2_folder: Path, many: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """What the program prints as in the book, shortened, and where its files lie."""
     out = tmp_path_factory.mktemp("chapter") / "out"
     done = chapter(
-        "--model", tiny_folder, "--data", many, "--out", out, "--as-in-book", "--judge", NOBODY,
+        "--model", gpt2_folder, "--data", many, "--out", out, "--as-in-book", "--judge", NOBODY,
         "--steps", 7, "--answers", 4, "--set", "generate.max_new_tokens=5",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -102,24 +108,24 @@ def test_answers_before_and_after(printed: tuple[str, Path]) -> None:
     assert "Loaded back into a new model: it gives the same answers." in printed[0]
 
 
-def test_the_files(printed: tuple[str, Path], tiny_folder: Path) -> None:
+def test_the_files(printed: tuple[str, Path], gpt2_folder: Path) -> None:
     text, out = printed
     answered = json.loads((out / "instruction-data-with-response.json").read_text())
     assert [row["instruction"] for row in answered] == [f"Double the number {n}." for n in range(858, 862)]
     assert all("model_response" in row for row in answered)
     assert (out / "loss.png").stat().st_size > 1000
     assert (out / "loss.pdf").read_bytes().startswith(b"%PDF")
-    assert f"Model saved as {out / f'{tiny_folder.stem}-sft.pth'}" in text
-    assert (out / f"{tiny_folder.stem}-sft.pth").stat().st_size > 1_000_000
+    assert f"Model saved as {out / f'{gpt2_folder.stem}-sft.pth'}" in text
+    assert (out / f"{gpt2_folder.stem}-sft.pth").stat().st_size > 1_000_000
     assert "Offline, over 4 rows" in text
     assert f"nothing answers at {NOBODY}" in text
 
 
 def test_it_trains_as_the_command_does(
-    printed: tuple[str, Path], tiny_folder: Path, many: Path, tmp_path: Path
+    printed: tuple[str, Path], gpt2_folder: Path, many: Path, tmp_path: Path
 ) -> None:
     settings = resolve(as_in_book=True, values={"max_steps": 7})
-    made = run(many, tiny_folder, tmp_path / "run", settings, answers=False, screen=Screen(quiet=True))
+    made = run(many, gpt2_folder, tmp_path / "run", settings, answers=False, screen=Screen(quiet=True))
     wanted, found = (read_metrics(folder / "metrics.jsonl") for folder in (made.path, printed[1]))
     assert len(found) == len(wanted) == 8
     for name in ("train_loss", "val_loss", "eval_train_loss"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from instil.train.losses import LossSum, held_out_loss, nll_sum
 from instil.train.metrics import read_metrics
-from tests.conftest import rows
+from tests.conftest import TINY_END, rows
 
 MARKS = "A <|endoftext|> B\n\n### Response:\nC <|im_end|> D</s> E"
 
@@ -63,7 +64,7 @@ def test_the_templates_own_marks_in_a_text_are_warned_of(name: str, tiny_folder:
 # 12: masks without a target
 
 
-@pytest.mark.parametrize("make", [collate, collate_shared])
+@pytest.mark.parametrize("make", [partial(collate, pad_id=TINY_END), collate_shared], ids=["padded", "shared"])
 def test_a_batch_without_a_target_counts_for_nothing(make: object, tiny_folder: Path) -> None:
     decoder = load_decoder(tiny_folder)
     masked = [Encoded((5, 6, 7, 8), (False,) * 4, 2, 0), Encoded((5, 6, 9), (False,) * 3, 2, 1)]

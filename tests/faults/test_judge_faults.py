@@ -24,6 +24,7 @@ from instil.errors import DataError, JudgeError, RunFolderTaken, StoppedEarly
 from instil.recipes.score import score_path
 from instil.settings.asking import ScoreOptions
 from tests.faults.judge_server import JudgeServer, judging
+from tests.processes import Command
 
 DATE = format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)
 
@@ -238,12 +239,9 @@ def test_a_judge_that_dies_at_row_57_and_comes_back(tmp_path: Path, monkeypatch:
     assert whole.count(b"\n") == 110
 
 
-def client(file: Path, *more: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def client(file: Path, *more: str, env: dict[str, str] | None = None) -> Command:
     """The command line, as a process of its own."""
-    command = [sys.executable, "-m", "instil.cli", "score", str(file), *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
-    )
+    return Command("score", file, *more, env={**os.environ, **(env or {})})
 
 
 @pytest.mark.slow

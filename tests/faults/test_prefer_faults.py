@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from instil.recipes.prefer import prefer_between, prefer_rewrite
 from instil.settings.resolve import resolve
 from tests.conftest import rows
 from tests.faults.judge_server import judging
+from tests.processes import Command
 from tests.synthesis.test_rewriting import say
 
 ONE = resolve(assignments=["make.concurrency=1", "score.concurrency=1", "make.tries=2", "score.tries=2"])
@@ -38,12 +36,9 @@ def data(folder: Path) -> Path:
     return path
 
 
-def client(*words: object) -> subprocess.Popen[str]:
+def client(*words: object) -> Command:
     """The command line, as a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "instil.cli", "prefer", *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
-    )  # fmt: skip
+    return Command("prefer", *words)
 
 
 @pytest.mark.slow

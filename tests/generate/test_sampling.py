@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.templates import template_named
-from instil.data.tokenizers import FastTokenizer
 from instil.errors import SettingsError
 from instil.generate.answer import answer
 from instil.generate.prompts import generate
@@ -20,6 +19,7 @@ from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec
 from instil.records import Example
 from instil.settings.options import GenerateOptions
+from tests.conftest import gpt2
 from tests.train.test_training import decoder
 
 WARM = GenerateOptions(temperature=1.5, seed=3)
@@ -47,7 +47,7 @@ def test_an_answer_does_not_depend_on_the_prompts_beside_it() -> None:
 
 
 def test_a_prompt_without_room_does_not_change_the_answers_after_it() -> None:
-    tokenizer, template = FastTokenizer.gpt2(), template_named("alpaca")
+    tokenizer, template = gpt2(), template_named("alpaca")
     torch.manual_seed(0)
     model = Decoder(
         DecoderSpec(

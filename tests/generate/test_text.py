@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instil.data.templates import template_named
-from instil.data.tokenizers import FastTokenizer
 from instil.generate.answer import answer, stream, without_header
 from instil.generate.engine import Engine
 from instil.generate.text import BROKEN, TextStream
 from instil.records import Example
 from instil.settings.options import GenerateOptions
+from tests.conftest import gpt2
 from tests.generate.test_engine import Parrot
 
-TOKENIZER = FastTokenizer.gpt2()
+TOKENIZER = gpt2()
 
 
 @settings(max_examples=100, deadline=None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tests.conftest import tiny_reference
 from tests.file_server import FileServer, serving
 from tests.model.files.tensorflow_files import write_model
 from tests.model.test_parity import assert_same_logits
+from tests.processes import instil
 
 
 @pytest.fixture
@@ -160,10 +160,7 @@ def test_no_mirror_no_network(openai: FileServer, monkeypatch: pytest.MonkeyPatc
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "instil.cli", *arguments],
-        capture_output=True, text=True, check=False, timeout=120, env={**os.environ, **environment},
-    )  # fmt: skip
+    return instil(*arguments, env={**os.environ, **environment})
 
 
 def test_the_command_fetches_verifies_and_prints_the_path(openai: FileServer, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from instil.model.load import load_decoder
 from instil.records import EncodedPair
 from instil.settings.options import DpoOptions
 from instil.tasks.pairs.batches import collate_pairs
-from instil.tasks.pairs.encoding import encode_pair, with_others
+from instil.tasks.pairs.encoding import _after, encode_pair, with_others
 from instil.tasks.pairs.losses import Preference, reference_log_probs
 from instil.tasks.pairs.source import pairs_from
 from instil.train.objective import look
-from tests.conftest import GPT2_VOCABULARY, tiny_reference
+from tests.conftest import TINY_END, TINY_VOCABULARY, tiny_reference
 
 ROWS = [
     {"instruction": "Say hi.", "chosen": "Hi there.", "rejected": "What?"},
@@ -40,7 +41,7 @@ def references(tiny_folder: Path) -> tuple[Any, Any]:
     import transformers
 
     policy = transformers.AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
-    reference = tiny_reference("llama", vocab_size=GPT2_VOCABULARY, seed=2)
+    reference = tiny_reference("llama", vocab_size=TINY_VOCABULARY, seed=2)
     return policy, reference
 
 
@@ -56,8 +57,6 @@ def ours(tiny_folder: Path, references: Any, tmp_path_factory: Any) -> tuple[Dec
 
 
 def scored(reference: Decoder, pairs: list[EncodedPair]) -> list[EncodedPair]:
-    from dataclasses import replace
-
     found = reference_log_probs(reference, collate_pairs(pairs))
     others = [pair.other for pair in pairs if pair.other]
     with_their_own = scored(reference, others) if others else [None] * len(pairs)
@@ -70,7 +69,7 @@ def measured(ours: tuple[Decoder, list[EncodedPair]], options: DpoOptions, layou
     """Mean loss, gradients under the hub's names, metrics."""
     decoder, pairs = ours
     objective = Preference(options)
-    batch = collate_pairs(pairs, 50256, layout=layout)
+    batch = collate_pairs(pairs, TINY_END, layout=layout)
     measure = objective.measure([batch])
     decoder.zero_grad()
     loss = measure(decoder, batch) / objective.count(batch)
@@ -157,6 +156,18 @@ def test_dpo_trainer(
             assert found[2][name] == pytest.approx(told[theirs_name], rel=1e-4), name
 
 
+def mixed_as_in_trl(pairs: list[EncodedPair]) -> list[EncodedPair]:
+    """The pairs with the answers that TRL puts under each prompt: those of the row before, all rejected ones last."""
+    rows = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+    others = [_after(row, before) for row, before in zip(rows, [rows[-1], *rows[:-1]], strict=True)]
+    scored_ids = [range(row.prompt_length, len(row.ids)) for row in others]
+    half = len(pairs)
+    return [
+        replace(pair, other=EncodedPair(others[at], others[half + at], scored_ids[at], scored_ids[half + at]))
+        for at, pair in enumerate(pairs)
+    ]
+
+
 @pytest.mark.parametrize("layout", ["shared", "padded"])
 def test_kto_trainer(trl: Any, references: Any, ours: Any, tiny_folder: Path, tmp_path: Path, layout: str) -> None:
     rows = [
@@ -170,7 +181,11 @@ def test_kto_trainer(trl: Any, references: Any, ours: Any, tiny_folder: Path, tm
     trainer = trl.KTOTrainer(model=references[0], ref_model=references[1], args=args, **kept)
     batch = next(iter(trainer.get_train_dataloader()))
     options = DpoOptions(loss="kto", beta=0.2, desirable=1.5, undesirable=0.5)
-    same(measured(ours, options, layout), trainer.compute_loss(trainer.model, batch), references[0])
+    references[1].save_pretrained(tmp_path / "reference")
+    pairs = scored(load_decoder(tmp_path / "reference"), mixed_as_in_trl(ours[1]))
+    same(measured((ours[0], pairs), options, layout), trainer.compute_loss(trainer.model, batch), references[0])
+    told = [value["kl"][-1] for value in trainer._metrics.values() if value.get("kl")]
+    assert told and told[0] > 0.01, told  # else it would not matter which answers are mixed
 
 
 def test_simpo_trainer(trl: Any, references: Any, ours: Any, tiny_folder: Path, tmp_path: Path) -> None:

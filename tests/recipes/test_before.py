@@ -20,7 +20,7 @@ from instil.runs.baseline import reusable_run
 from instil.settings.resolve import resolve
 from instil.tasks.form import asked_before
 from instil.tasks.prepare import prepare
-from tests.conftest import rows
+from tests.conftest import make_tiny, rows
 
 CHAT = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
@@ -30,9 +30,9 @@ QUICK: dict[str, Any] = {"max_steps": 1, "max_new_tokens": 6}
 
 
 @pytest.fixture(scope="module")
-def talker(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a chat template."""
-    folder = Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("talker") / "model"))
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a chat template, in which it says something else than in another form."""
+    folder = make_tiny(tmp_path_factory.mktemp("talker"), seed=5)
     (folder / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
     return folder
 

@@ -25,8 +25,8 @@ from instil.runs.report.report import refresh_report
 from instil.settings.asking import ScoreOptions
 from instil.settings.resolve import resolve
 from tests.conftest import rows
-from tests.e2e.test_cli import instil as command
 from tests.faults.judge_server import judging
+from tests.processes import instil as command
 
 
 def file_of(folder: Path, name: str, answers: dict[int, str], order: list[int] | None = None) -> Path:

@@ -16,7 +16,7 @@ from instil.model.load import load_decoder
 from instil.recipes.export.export import export
 from instil.recipes.run.run import Run
 from tests.conftest import GPT2_VOCABULARY, rows
-from tests.e2e.test_cli import instil as command
+from tests.processes import instil as command
 from tests.recipes.test_export_gguf import folder_of
 
 

@@ -15,7 +15,6 @@ from instil.assistant.assistant import load
 from instil.assistant.folder import differences
 from instil.data.encoding import begin_text, encode_prompt
 from instil.data.templates import TEMPLATES, FormTemplate, carries_its_own, kept_template, read_template
-from instil.data.tokenizers import load_tokenizer
 from instil.errors import DataError, SettingsError, TemplateMismatch
 from instil.model.find import find_model
 from instil.recipes.export.export import export
@@ -24,7 +23,7 @@ from instil.records import Example, Turn
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
-from tests.conftest import rows
+from tests.conftest import rows, smollm2
 from tests.recipes.test_export import gpt2_folder
 from tests.recipes.test_export_gguf import folder_of
 
@@ -92,7 +91,7 @@ def test_transformers_renders_the_exported_prompt_with_the_ids_of_training(tuned
 
 @pytest.mark.parametrize("name", ["alpaca", "plain", "chatml"])
 def test_a_saved_folder_reads_earlier_answers_as_in_training(name: str, tmp_path: Path) -> None:
-    template, tokenizer = TEMPLATES[name], load_tokenizer(find_model("smollm2-135m"))
+    template, tokenizer = TEMPLATES[name], smollm2()
     tokenizer.save(tmp_path)
     chat = template.chat_template(begin_text(template, tokenizer))
     (tmp_path / "chat_template.jinja").write_text(chat, encoding="utf-8")

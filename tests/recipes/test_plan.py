@@ -19,7 +19,7 @@ from instil.settings.resolve import resolve
 from instil.tasks.prepare import prepare
 from instil.tasks.task import loader_for
 from tests.conftest import rows
-from tests.e2e.test_cli import instil as command
+from tests.processes import instil as command
 
 GB = 10**9
 

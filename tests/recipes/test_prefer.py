@@ -129,7 +129,7 @@ def test_samples_of_one_model_are_ranked(tiny_folder: Path, tmp_path: Path, data
 
 def test_samples_are_scored_by_a_judge_once_each(tiny_folder: Path, tmp_path: Path) -> None:
     data = tmp_path / "rows.json"
-    data.write_text(json.dumps(rows(6)))
+    data.write_text(json.dumps(rows(12)))
     grades = [json.dumps({"score": grade}) for grade in (1, 2)]
     with judging(say=lambda message, number: grades[crc32(message.encode()) % 2]) as server:
         made = prefer_samples(tiny_folder, data, 3, f"{server.url}/v1", tmp_path / "p.json", settings=SHORT)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from matplotlib.figure import Figure
 
 import instil
 from instil.errors import DataError, InstilError, RunFolderTaken, SettingsError, StoppedEarly, UserError
@@ -31,7 +32,7 @@ from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
 from instil.train.metrics import read_metrics
-from tests.conftest import rows
+from tests.conftest import rows, stands_for_a_picture
 from tests.faults.judge_server import judging
 
 RUNS = """
@@ -102,8 +103,14 @@ def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[H
 
 
 @pytest.fixture
-def copied(made: tuple[Here, SweepResult, list[int]], tmp_path: Path, tiny_folder: Path) -> Here:
-    """That sweep to be damaged; where the base answers came from is in another folder, which does not matter."""
+def copied(
+    made: tuple[Here, SweepResult, list[int]], tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Here:
+    """That sweep to be damaged; where the base answers came from is in another folder, which does not matter.
+
+    Its pictures are looked at where it is made, and are not drawn again.
+    """
+    monkeypatch.setattr(Figure, "savefig", stands_for_a_picture)
     shutil.copytree(made[0].out, tmp_path / "out")
     return Here(tmp_path, tiny_folder)
 

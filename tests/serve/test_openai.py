@@ -16,6 +16,7 @@ import pytest
 from instil.generate.request import Request
 from instil.records import Example
 from instil.serve import grammar
+from tests.conftest import TINY_END
 from tests.serve.conftest import Running
 
 SCHEMA = {
@@ -366,7 +367,7 @@ def left(server: Running) -> float:
 def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.OpenAI) -> None:
     gone = left(server)
     engine = server.worker.models["tiny"].assistant.engine
-    flow = say(client, "Go.", stream=True, max_tokens=450, logit_bias={"50256": -100})
+    flow = say(client, "Go.", stream=True, max_tokens=450, logit_bias={str(TINY_END): -100})
     next(iter(flow))
     flow.close()
     until = time.monotonic() + 5
@@ -380,7 +381,7 @@ def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.Open
 def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running) -> None:
     gone = left(server)
     engine = server.worker.models["tiny"].assistant.engine
-    body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {"50256": -100}}
+    body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {str(TINY_END): -100}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.2)
     until = time.monotonic() + 5

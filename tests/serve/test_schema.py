@@ -17,6 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.conftest import TINY_END
 from tests.serve.conftest import Running
 
 CHECKS = [
@@ -78,7 +79,7 @@ CHATS = st.fixed_dictionaries(
         "repetition_penalty": st.floats(0.01, 100),
         "frequency_penalty": st.floats(-2, 2),
         "presence_penalty": st.floats(-2, 2),
-        "logit_bias": st.dictionaries(st.integers(0, 50256).map(str), st.floats(-100, 100), max_size=3),
+        "logit_bias": st.dictionaries(st.integers(0, TINY_END).map(str), st.floats(-100, 100), max_size=3),
         "seed": st.integers(-(2**63), 2**64 - 1),
         "stop": st.one_of(TEXT, st.lists(TEXT, max_size=3)),
         "logprobs": st.booleans(),

@@ -20,6 +20,7 @@ from instil.generate.sampling import Sampling
 from instil.serve import worker as module
 from instil.serve.models import Models, Served
 from instil.serve.worker import Busy, Piece, Stopping, Worker
+from tests.conftest import TINY_END
 from tests.serve.conftest import running
 
 
@@ -92,7 +93,7 @@ def test_what_was_made_of_the_weights_is_let_go_when_nothing_is_asked(
 def test_busy_is_503_with_a_time_to_come_back(models: Models) -> None:
     with running(models, under_way=1) as (url, _):
         body = {"model": "tiny", "messages": [{"role": "user", "content": "Go."}], "stream": True, "max_tokens": 400}
-        body |= {"logit_bias": {"50256": -100}}
+        body |= {"logit_bias": {str(TINY_END): -100}}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body):
             refused = httpx.post(f"{url}/v1/chat/completions", json=body)
             ollama = httpx.post(f"{url}/api/chat", json={"model": "tiny", "messages": body["messages"]})

@@ -65,12 +65,12 @@ def repetition_penalty(world: World) -> None:
         assert not prompt & set(ids)
 
 
-@sees("generate.stop=Support")
+@sees("generate.stop=over")
 def stop(world: World) -> None:
-    whole, stopped = (world.answers(FRESH, *more) for more in ((), ("generate.stop=Support",)))
+    whole, stopped = (world.answers(FRESH, *more) for more in ((), ("generate.stop=over",)))
     for free, one in zip(whole, stopped, strict=True):
-        assert "Support" in free.text
-        assert one.text == free.text.partition("Support")[0].strip()
+        assert "over" in free.text
+        assert one.text == free.text.partition("over")[0].strip()
         assert (free.finish, one.finish) == ("length", "stop")
 
 

@@ -24,7 +24,7 @@ from instil.tasks.answers import Answers
 from instil.tasks.pairs.source import PairSource
 from instil.tasks.pairs.task import Preferences
 from instil.tasks.task import Task
-from tests.conftest import GPT2_VOCABULARY, rows
+from tests.conftest import TINY_END, TINY_VOCABULARY, rows
 from tests.settings.world import Table, Trained, World, seen_in
 from tests.train.test_rewind import poison
 
@@ -187,7 +187,7 @@ def resize(world: World) -> None:
         shutil.copytree(world.model, grown)
         state = json.loads((grown / "tokenizer.json").read_text(encoding="utf-8"))
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-        state["added_tokens"].append({"id": GPT2_VOCABULARY, "content": "colourwheel", **flags})
+        state["added_tokens"].append({"id": TINY_VOCABULARY, "content": "colourwheel", **flags})
         (grown / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     refused = world.looked_at(world.one, model=grown)
     assert refused.code == 2
@@ -197,13 +197,13 @@ def resize(world: World) -> None:
     before, after = (
         load_file(folder / "model.safetensors")["model.embed_tokens.weight"] for folder in (grown, run.path / "model")
     )
-    assert after.shape[0] == GPT2_VOCABULARY + 1
+    assert after.shape[0] == TINY_VOCABULARY + 1
     assert torch.allclose(after[-1], before.mean(0), atol=1e-2)
     assert tomllib.loads((run.path / "run.toml").read_text())["model_facts"]["new_rows"] == 1
     for reference in (grown, run.path / "model"):  # a reference grows, too, or has grown
         how = ("train.objective=dpo", f"dpo.reference={reference}", "model.resize=true")
         told = world.run(*how, *STEPS, data=world.pairs(1), model=grown)
-        assert told.read("model/config.json")["vocab_size"] == GPT2_VOCABULARY + 1
+        assert told.read("model/config.json")["vocab_size"] == TINY_VOCABULARY + 1
 
 
 # Training: a few runs, in each of which several settings are changed and seen apart from one another
@@ -549,17 +549,19 @@ def dora(world: World) -> None:
     assert lengths == [7 * LAYERS, 0]
 
 
-@sees("lora.trainable_token_indices=50256,11")
+@sees(f"lora.trainable_token_indices={TINY_END},11")
 def trainable_token_indices(world: World) -> None:
     """The end of every answer, and a comma: their rows are trained, and no others."""
-    run, plain = (world.run(*some, *LORA, data=world.one) for some in (("lora.trainable_token_indices=50256,11",), ()))
+    run, plain = (
+        world.run(*some, *LORA, data=world.one) for some in ((f"lora.trainable_token_indices={TINY_END},11",), ())
+    )
     before, table = load_file(world.model / "model.safetensors"), "model.embed_tokens.weight"
     changed = (run.weights[table] != before[table]).any(1).nonzero().flatten().tolist()
-    assert changed == [11, 50256]
+    assert changed == [11, TINY_END]
     assert torch.equal(plain.weights[table], before[table])
-    assert config(run)["trainable_token_indices"] == [50256, 11]
+    assert config(run)["trainable_token_indices"] == [TINY_END, 11]
     rows = run.adapter["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
-    assert torch.equal(rows, run.weights[table][[50256, 11]])
+    assert torch.equal(rows, run.weights[table][[TINY_END, 11]])
 
 
 @sees("lora.base=int8")

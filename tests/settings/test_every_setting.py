@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import instil
 from instil.settings.options import SECTIONS, Settings
 from instil.settings.resolve import known_settings, resolve
-from tests.conftest import GPT2_VOCABULARY, tiny_reference
+from tests.conftest import TINY_VOCABULARY, tiny_reference
 from tests.settings.seen_in_answers import ANSWERS
 from tests.settings.seen_in_loggers import LOGGED
 from tests.settings.seen_in_pairs import PAIRS
@@ -30,7 +30,7 @@ EVERY: Table = {**TRAINING, **PAIRS, **ANSWERS, **REQUESTS, **LOGGED}
 def world(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Pictures are not drawn, which takes longer than training does here."""
     other = tmp_path_factory.mktemp("other")
-    tiny_reference("llama", vocab_size=GPT2_VOCABULARY, seed=2).save_pretrained(other)
+    tiny_reference("llama", vocab_size=TINY_VOCABULARY, seed=2).save_pretrained(other)
     for file in tiny_folder.iterdir():
         if file.suffix != ".safetensors":
             (other / file.name).write_bytes(file.read_bytes())

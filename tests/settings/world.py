@@ -30,7 +30,7 @@ from instil.train.metrics import StepRecord, read_metrics
 from tests.conftest import rows
 from tests.faults.judge_server import JudgeServer, judging
 
-SAID = "LESS"  # what the tiny model says all the time
+SAID = "based"  # what the tiny model says all the time
 PROMPTS = [{"instruction": "Name a colour."}, {"instruction": SAID, "input": "n = 7"}]
 
 

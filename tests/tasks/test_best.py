@@ -28,7 +28,8 @@ from tests.conftest import rows
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_best_model_remains(tiny_folder: Path, tmp_path: Path, method: str) -> None:
-    how = {"method": method, "learning_rate": 0.08, "epochs": 30, "eval_every": 2, "patience": 2}
+    rate = {"full": 0.08, "lora": 0.05}[method]  # beyond that adapters are merged with rounding that is told of
+    how = {"method": method, "learning_rate": rate, "epochs": 30, "eval_every": 2, "patience": 2}
     more = {"schedule": "constant", "max_new_tokens": 2}
     run = instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", **how, **more)
     records = [one for one in read_metrics(run.path / "metrics.jsonl") if one.val_loss is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -18,7 +19,7 @@ from instil.model.load import load_decoder
 from instil.recipes.export.export import export
 from instil.recipes.plan.plan import plan
 from instil.settings.resolve import resolve
-from tests.conftest import rows
+from tests.conftest import TINY_END, TINY_VOCABULARY, rows
 from tests.recipes.test_export_gguf import folder_of
 
 
@@ -28,8 +29,8 @@ from tests.recipes.test_export_gguf import folder_of
         {},
         {"targets": ("q", "v", "head"), "scaling": "alpha", "alpha": 4.0},
         pytest.param({"dora": True}, marks=pytest.mark.slow),
-        pytest.param({"trainable_token_indices": (50256, 7, 29)}, marks=pytest.mark.slow),
-        {"trainable_token_indices": (50256, 7), "base": "nf4"},
+        pytest.param({"trainable_token_indices": (TINY_END, 7, 29)}, marks=pytest.mark.slow),
+        {"trainable_token_indices": (TINY_END, 7), "base": "nf4"},
     ],
 )
 def test_a_run_with_adapters(tiny_folder: Path, tmp_path: Path, more: dict[str, object]) -> None:
@@ -56,7 +57,7 @@ def test_a_rate_that_silences_the_model_is_not_blamed_on_merging(tiny_folder: Pa
     """Norms of what is too large are infinite, so that all scores are zero: before merging and after it."""
     settings = {"method": "lora", "learning_rate": 1e5, "max_steps": 2, "eval_every": 1, "patience": 1}
     done = instil.finetune(rows(40), model=tiny_folder, out=tmp_path / "run", max_new_tokens=2, **settings)
-    assert done.validation_loss == pytest.approx(math.log(50257), rel=1e-6)
+    assert done.validation_loss == pytest.approx(math.log(TINY_VOCABULARY), rel=1e-6)
 
 
 def test_as_in_book_has_the_exercises_adapters() -> None:
@@ -104,9 +105,16 @@ def test_a_plan_counts_what_is_trained(tiny_folder: Path) -> None:
     assert rows_too.moments - lora.moments == 2 * 4 * 3 * width
 
 
-@pytest.mark.parametrize("untie", [False, True])
-@pytest.mark.parametrize("targets", ["all", "all,head", "q,lm_head"])
-@pytest.mark.parametrize("tied", [True, False])
+QUICK = {(True, "all", False), (True, "all,head", False), (True, "q,lm_head", True), (False, "all,head", False)}
+
+
+@pytest.mark.parametrize(
+    ("tied", "targets", "untie"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.slow])  # much like one of the quick ones
+        for case in itertools.product([True, False], ["all", "all,head", "q,lm_head"], [False, True])
+    ],
+)
 def test_an_adapter_on_a_tied_head_is_warned_of(tied: bool, targets: str, untie: bool, tmp_path: Path) -> None:
     """Before training and in the folder; which forms PEFT opens with equal scores, and which it does not."""
     from peft import PeftModel

@@ -24,7 +24,7 @@ from instil.tasks.prepare import prepare
 from instil.tasks.task import loader_for
 from instil.train.losses import held_out_loss
 from instil.train.metrics import read_metrics
-from tests.conftest import rows
+from tests.conftest import TINY_END, rows
 
 
 def test_batches_are_cut_at_the_longest_length(tiny_folder: Path, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_model_of_several_ends_stops_at_each_before_and_after_it_was_tuned(tin
     state["added_tokens"].append({"id": repeated[0], "content": "<|eot|>", **flags, "special": True})
     (several / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
     settings = json.loads((several / "generation_config.json").read_text())
-    (several / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [50256, repeated[0]]}))
+    (several / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [TINY_END, repeated[0]]}))
     assert instil.load(several).respond_all([{"instruction": "Go."}], max_new_tokens=3)[0].finish == "stop"
 
     values = {"max_steps": 1, "learning_rate": 1e-6, "max_new_tokens": 3}
@@ -143,9 +143,9 @@ def test_a_model_of_several_ends_stops_at_each_before_and_after_it_was_tuned(tin
         assert [row["model_response"] for row in answered] == ["", ""]
     again = instil.load(made.path)
     assert [(said.text, said.finish) for said in again.respond_all(rows(20)[17:19])] == [("", "stop")] * 2
-    assert (again.tokenizer.eos_id, again.tokenizer.stop_ids) == (50256, {50256, repeated[0]})
+    assert (again.tokenizer.eos_id, again.tokenizer.stop_ids) == (TINY_END, {TINY_END, repeated[0]})
     theirs = transformers.GenerationConfig.from_pretrained(made.path / "model")
-    assert theirs.eos_token_id == [50256, repeated[0]]
+    assert theirs.eos_token_id == [TINY_END, repeated[0]]
 
 
 def test_the_python_api_refuses_unknown_settings_of_generation(plain_run: Path) -> None:

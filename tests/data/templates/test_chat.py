@@ -25,9 +25,10 @@ from instil.data.tokenizers import load_tokenizer
 from instil.errors import DataError
 from instil.model.find import find_model
 from instil.records import Example, Turn
+from tests.conftest import smollm2
 
 SMOLLM_FILE = find_model("smollm2-135m")
-SMOLLM = load_tokenizer(SMOLLM_FILE)
+SMOLLM = smollm2()
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 LOOK = '[{"type": "function", "function": {"name": "look", "description": "d", "parameters": {"type": "object"}}}]'
 CALLS = '[{"type": "function", "id": "c12345678", "function": {"name": "look", "arguments": {"at": "x<|im_end|>"}}}]'

@@ -17,7 +17,7 @@ from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.files.shards import write_shards
 from instil.model.load import file_hash, load_decoder, open_model
 from tests.conftest import rows, tiny_reference
-from tests.e2e.test_cli import instil as command
+from tests.processes import instil as command
 
 IDS = torch.tensor([[5, 9, 2, 40, 33, 7, 61, 3]])
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

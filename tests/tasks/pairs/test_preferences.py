@@ -32,7 +32,7 @@ from instil.tasks.pairs.reference import _at_once
 from instil.tasks.prepare import load, prepare
 from instil.tasks.task import loader_for
 from instil.train.metrics import StepRecord, read_metrics
-from tests.conftest import single_bytes, tiny_reference
+from tests.conftest import TINY_VOCABULARY, single_bytes, tiny_reference
 
 BYTES = single_bytes()
 
@@ -151,7 +151,7 @@ def test_products_in_bfloat16(tiny_folder: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    tiny_reference("llama", vocab_size=50257, seed=5).save_pretrained(other)
+    tiny_reference("llama", vocab_size=TINY_VOCABULARY, seed=5).save_pretrained(other)
     for file in tiny_folder.iterdir():
         if not (other / file.name).exists():
             (other / file.name).write_bytes(file.read_bytes())
@@ -204,7 +204,7 @@ def test_a_reference_of_another_vocabulary(tiny_folder: Path, tmp_path: Path) ->
     with pytest.raises(ModelError, match="vocabulary of 257 ids"):
         prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": str(small)}))
     same_size = tmp_path / "same-size"
-    tiny_reference("llama", vocab_size=50257).save_pretrained(same_size)
+    tiny_reference("llama", vocab_size=TINY_VOCABULARY).save_pretrained(same_size)
     BYTES.save(same_size)
     with pytest.raises(ModelError, match="other ids for the same text"):
         prepare(pairs(20), tiny_folder, resolve(values={"objective": "dpo", "reference": str(same_size)}))

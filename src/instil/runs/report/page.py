@@ -10,6 +10,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,7 @@ def write_report(data: ReportData, path: Path) -> None:
     path.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
 
 
+@cache  # a run writes its page several times, and reading the templates takes longer than filling them
 def environment(package: str = "instil.runs.report") -> Environment:
     """What pages are made with: the templates of a package, and what they share, which lies beside this file."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined

@@ -113,10 +113,12 @@ def test_one_that_comes_while_a_tokenizer_is_read_is_no_damage_of_it(
 
 
 def test_one_that_comes_while_it_says_why_it_ends_changes_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SENDS_AS_IT_FAILS, "watch", str(tmp_path)]
+    empty = tmp_path / "runs" / "one"  # with nothing beside it that may have been meant
+    empty.mkdir(parents=True)
+    command = [sys.executable, "-c", SENDS_AS_IT_FAILS, "watch", str(empty)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
-    assert last_line(done) == f"instil: {tmp_path}: no run.toml in it, so it is not a run folder"
+    assert last_line(done) == f"instil: {empty}: no run.toml in it, so it is not a run folder"
 
 
 def test_one_that_comes_while_files_are_taken_up_again_stops_at_once(

@@ -163,3 +163,18 @@ def test_a_summary_is_made_once_for_what_its_files_are(tmp_path: Path) -> None:
     with run.metrics.open("a") as metrics:
         metrics.write(line(5, train=2.5))
     assert summaries.of("one", run.path).step == 5
+
+
+def test_a_folder_that_is_another_users_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path / "mine")
+    (tmp_path / "theirs").mkdir()
+    stat = Path.stat
+
+    def refuses(self: Path, **how: bool) -> os.stat_result:
+        if self.parent.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **how)
+
+    monkeypatch.setattr(Path, "stat", refuses)
+    assert list(find_runs(tmp_path)) == ["mine"]
+    assert find_runs(tmp_path / "theirs") == {}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from instil.errors import TrainingDiverged
+from instil.errors import ModelError, TrainingDiverged
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train import objective, training
@@ -128,6 +128,32 @@ def test_an_update_that_broke_the_weights_is_undone(
     assert skipped.why.startswith("step 5: the validation loss is" if validates else "step 6: the loss is nan; rows")
     assert found["steps"] == 9
     assert all(bool(torch.isfinite(one).all()) for one in found.values() if isinstance(one, Tensor))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory"), ModelError("damaged")])
+def test_a_state_that_is_gone_is_passed_over(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process of the same training may be removing it."""
+
+    class Gone(dict[str, Tensor]):
+        def __getitem__(self, name: str) -> Tensor:
+            raise error
+
+    kept = Kept()
+    poison(monkeypatch, 3)
+    step = loop._step
+
+    def goes(decoder: Decoder, *rest: Any) -> Any:
+        kept.kept[-1] = replace(kept.kept[-1], tensors=Gone(kept.kept[-1].tensors))
+        return step(decoder, *rest)
+
+    monkeypatch.setattr(loop, "_step", goes)
+    with pytest.raises(TrainingDiverged):
+        rewinding(CASES["full"]).run([kept], earlier=kept)
+    assert kept.noted == []
+    monkeypatch.setattr(loop, "_step", step)
+    found = ended(rewinding(CASES["full"]), more=[kept], earlier=kept)
+    assert [one.back_to for one in kept.noted] == [one.step - 1 for one in kept.noted]
+    assert found["steps"] == 9
 
 
 def test_also_where_only_the_end_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:

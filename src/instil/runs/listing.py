@@ -18,7 +18,7 @@ from instil.errors import DataError
 from instil.evaluate.comparison import Outcome, compare_verdicts
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval, interval
-from instil.files import record_of
+from instil.files import is_file, record_of
 from instil.runs.answers import read_verdicts
 from instil.runs.facts import read_facts
 from instil.runs.folder import FACTS, RUN_FILE, RunFolder
@@ -93,7 +93,7 @@ def find_runs(root: Path) -> dict[str, Path]:
 
     Links are not followed, and nothing is looked for inside of a run.
     """
-    if (root / RUN_FILE).is_file():
+    if is_file(root / RUN_FILE):
         return {root.resolve().name or "run": root}
     found = {path.relative_to(root).as_posix(): path for path in _runs_in(root, DEEPEST, [MOST_FOLDERS])}
     return dict(sorted(found.items(), key=lambda one: -_changed(one[1] / RUN_FILE)))
@@ -111,7 +111,7 @@ def _runs_in(folder: Path, depth: int, left: list[int]) -> Iterator[Path]:
             return
         if name.startswith(".") or not _has_utf8(name):
             continue
-        if (folder / name / RUN_FILE).is_file():
+        if is_file(folder / name / RUN_FILE):  # not in a folder that is another user's
             yield folder / name
         elif depth > 1:
             yield from _runs_in(folder / name, depth - 1, left)

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.records import Batch
 from instil.train.ranks import ALONE, Ranks, local
@@ -113,9 +114,17 @@ def first_state(
 def newest_good(earlier: Earlier, before: float = math.inf) -> TrainState | None:
     """The newest state with less than so many steps done, all of whose numbers are finite."""
     for state in earlier.states():
-        if state.progress.done < before and all(torch.isfinite(state.tensors[name]).all() for name in state.tensors):
+        if state.progress.done < before and _usable(state):
             return state
     return None
+
+
+def _usable(state: TrainState) -> bool:
+    """Whether all of its numbers are finite; not of one that somebody removes or damages meanwhile."""
+    try:
+        return all(bool(torch.isfinite(state.tensors[name]).all()) for name in state.tensors)
+    except (OSError, ModelError):
+        return False
 
 
 def is_finite(decoder: Decoder, ranks: Ranks = ALONE) -> bool:

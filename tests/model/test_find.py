@@ -15,13 +15,20 @@ from pathlib import Path
 import pytest
 
 from instil.data.tokenizers import FastTokenizer
+from instil.model.load import read_spec
 from tests.conftest import tiny_reference
 
 COMMIT = "a" * 40
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[str]:
+def asked() -> list[str]:
+    """The files that were asked for."""
+    return []
+
+
+@pytest.fixture
+def hub(tmp_path: Path, asked: list[str]) -> Iterator[str]:
     """A hub with one model, me/tiny."""
     folder = tmp_path / "served"
     tiny_reference("llama", vocab_size=50257).save_pretrained(folder)
@@ -49,6 +56,7 @@ def hub(tmp_path: Path) -> Iterator[str]:
                 info = {"id": "me/tiny", "modelId": "me/tiny", "sha": COMMIT, "siblings": siblings}
                 self.answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
             elif path.startswith("/me/tiny/resolve/") and (name := path.rpartition("/")[2]) in files:
+                asked.append(name)
                 tag = hashlib.sha256(files[name]).hexdigest()
                 self.answer(200, files[name], {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
             else:
@@ -68,17 +76,26 @@ def hub(tmp_path: Path) -> Iterator[str]:
     thread.join()
 
 
-def ask(hub: str, tmp_path: Path, model: str) -> subprocess.CompletedProcess[str]:
-    code = (
-        "import sys; from instil.model.load import load_decoder; from instil.model.find import find_model\n"
-        "from instil.errors import InstilError\n"
-        f"try:\n    path = find_model({model!r})\nexcept InstilError as e:\n    sys.exit(f'instil: {{e}}')\n"
-        "print(load_decoder(path).spec.family, sorted(f.name for f in path.iterdir()))"
-    )
+WHOLE = (
+    "import sys; from instil.model.load import load_decoder; from instil.model.find import find_model\n"
+    "from instil.errors import InstilError\n"
+    "try:\n    path = find_model(sys.argv[1])\nexcept InstilError as e:\n    sys.exit(f'instil: {e}')\n"
+    "print(load_decoder(path).spec.family, sorted(f.name for f in path.iterdir()))"
+)
+SPEC = (
+    "import sys; from instil.model.load import read_spec; from instil.model.find import find_here\n"
+    "from instil.errors import InstilError\n"
+    "try:\n    spec = read_spec(sys.argv[1])\nexcept InstilError as e:\n    sys.exit(f'instil: {e}')\n"
+    "print(spec.family, spec.layers, find_here(sys.argv[1]))"
+)
+
+
+def ask(hub: str, tmp_path: Path, model: str, code: str = WHOLE, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"INSTIL_HOME": str(tmp_path / "home"), **more}
     environment.pop("HF_HUB_OFFLINE", None)
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", code, model], env=environment, capture_output=True, text=True, check=False, timeout=120
     )
 
 
@@ -97,3 +114,42 @@ def test_a_model_that_is_not_there_is_one_clear_line(hub: str, tmp_path: Path) -
     assert done.returncode == 1
     assert "could not be fetched" in done.stderr.replace("nor could it be fetched", "could not be fetched")
     assert "Traceback" not in done.stderr
+
+
+def test_of_a_configuration_nothing_else_is_fetched(hub: str, asked: list[str], tmp_path: Path) -> None:
+    done = ask(hub, tmp_path, "me/tiny", SPEC)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["llama", "2", "None"]  # and the model does not count as being here
+    assert set(asked) == {"config.json"}
+    folder = tmp_path / "home" / "configs" / "me--tiny"
+    assert [entry.name for entry in folder.iterdir() if entry.is_file()] == ["config.json"]
+    again = ask("http://127.0.0.1:9", tmp_path, "me/tiny", SPEC)
+    assert again.stdout == done.stdout, again.stderr
+
+
+def test_where_the_model_is_here_nobody_is_asked(hub: str, asked: list[str], tmp_path: Path) -> None:
+    assert ask(hub, tmp_path, "me/tiny").returncode == 0
+    asked.clear()
+    done = ask(hub, tmp_path, "me/tiny", SPEC)
+    assert done.stdout.startswith("llama 2 /"), done.stderr
+    assert not asked
+
+
+@pytest.mark.parametrize("model", ["me/nothing", "no-such-model", "gpt2-small"])
+def test_a_configuration_that_is_not_there_is_one_clear_line(hub: str, tmp_path: Path, model: str) -> None:
+    mirror = {"INSTIL_GPT2_URL": f"{hub}/mirror", "NO_PROXY": "*"} if model == "gpt2-small" else {}
+    done = ask(hub, tmp_path, model, SPEC, **mirror)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert model in done.stderr or "124M" in done.stderr
+    assert not (tmp_path / "home" / "models").exists()
+
+
+def test_a_folder_with_nothing_but_a_configuration(tmp_path: Path) -> None:
+    reference = tiny_reference("llama")
+    reference.config.save_pretrained(tmp_path)
+    spec = read_spec(tmp_path)
+    assert (spec.layers, spec.width, spec.tied) == (2, 24, True)
+    reference.save_pretrained(tmp_path, max_shard_size="4KB")
+    next(tmp_path.glob("model-*.safetensors")).unlink()  # of a copy that is not complete
+    assert read_spec(tmp_path) == spec

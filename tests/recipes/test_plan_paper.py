@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from instil.cli import tune
-from instil.cli.paper import show_paper
+from instil.cli.tables import show_paper
 from instil.errors import SettingsError, UserError
 from instil.model import load as load_module
 from instil.recipes.plan.cluster import Cluster, cluster_of

@@ -33,9 +33,9 @@ from instil.cli.paper import (
     NodesOpt,
     TflopsOpt,
     planned_on_paper,
-    show_paper,
 )
 from instil.cli.show import show_plan, show_run
+from instil.cli.tables import show_paper
 from instil.errors import UserError
 
 if TYPE_CHECKING:

@@ -204,6 +204,7 @@ def test_the_most_rows_at_once_that_fit() -> None:
     assert (found.fits, found.micro_batch, found.accumulation) == (True, 8, 2)
     assert total(8) <= 76 * GB < total(16)
     assert tried(160 * GB).micro_batch == 16
+    assert tried(total(8)).micro_batch == 4  # some of it stays free
     assert tried(10 * GB) == replace(found, fits=False, micro_batch=1, accumulation=16, parts=tried(10 * GB).parts,
                                      pass_tokens=1000)  # fmt: skip
     assert tried(10 * GB).parts.total == total(1)
@@ -225,6 +226,9 @@ def test_a_step_takes_as_long_as_computing_or_sending() -> None:
     assert ddp.compute_seconds == fsdp.compute_seconds == pytest.approx(computing)
     assert ddp.link_seconds == pytest.approx(0.75 * 2 * 4 * 1352 / 100e9)
     assert fsdp.link_seconds == pytest.approx(0.75 * 3 * 4 * 1352 / 100e9)
+    way = Way("full", "fp32", "full", False)
+    twice = fit(way, gpus(4), SMALL, counted, rows, narrow=2, micro_batch=1)  # and in two bytes what is gathered
+    assert twice.link_seconds == pytest.approx(2 * 0.75 * (2 * 2 + 4) * 1352 / 100e9)
     assert ddp.seconds == max(ddp.compute_seconds, ddp.link_seconds)
     assert ddp.tokens_per_second == pytest.approx(32 / ddp.seconds)
     assert ddp.bound == "the network"

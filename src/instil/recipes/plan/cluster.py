@@ -4,8 +4,8 @@ Nothing is loaded or timed. What a rank holds is counted as `instil.train` holds
 moments in float32, which is 16 bytes for each number that is trained; with ``train.precision=bf16`` besides a copy in
 bfloat16 of every weight that a product reads. With DDP each rank holds all of it, and the buckets by which gradients go
 are the gradients (``gradient_as_bucket_view``). With FSDP2 each rank holds its share of weights, gradients and moments,
-and gathers a block while it computes it, in bfloat16 where products are, so that nothing has to be copied; gradients
-are added up in float32 (Rajbhandari et al., 2020, arXiv 1910.02054; Zhao et al., 2023, arXiv 2304.11277).
+and gathers a block while it computes it; gradients are added up in float32 (Rajbhandari et al., 2020, arXiv 1910.02054;
+Zhao et al., 2023, arXiv 2304.11277).
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ LINK = {"node": 300.0, "nodes": 25.0}
 OTHERS = 1_500_000_000  # bytes of CUDA's context, the libraries' workspaces and NCCL's buffers: a round figure
 USABLE = 0.95  # of the memory; the rest goes to gaps between blocks of the allocator
 BLOCKS_GATHERED = 2  # the one that is computed, and the next
+GATHERS_NARROW = False
+"""Whether FSDP2 gathers weights as products read them (``MixedPrecisionPolicy(param_dtype=torch.bfloat16)``).
+
+Without a policy it gathers float32, and autocast's copies stay whole on each rank until backward has read them.
+"""
 UNITS = {"MB": 10**6, "MIB": 2**20, "GB": 10**9, "GIB": 2**30, "TB": 10**12, "TIB": 2**40}
 LARGEST = {"gpus": 1024, "nodes": 100_000}
 
@@ -261,7 +266,8 @@ def held(
     products = sizes.blocks.products
     if sizes.adapters and way.checkpointing:
         products = sizes.block.products  # frozen weights are cast anew, block by block
-    copies = narrow * products if narrow < FLOAT and way.shard != "full" else 0
+    copied = way.shard != "full" or not GATHERS_NARROW
+    copies = narrow * products if narrow < FLOAT and copied else 0
     if sizes.few_bits:
         copies = 2 * FLOAT * sizes.blocks.largest  # whole while it is multiplied by, and on the way there
     whole = waits or way.shard != ""
@@ -273,17 +279,22 @@ def held(
         activations=kept_bytes(spec, sizes, tokens, narrow, checkpointing=way.checkpointing)
         + working_bytes(spec, tokens, narrow),
         head=head_bytes(spec, sizes, tokens, narrow),
-        communication=_gathered(sizes, narrow) if way.shard == "full" else 0,
+        communication=_gathered(sizes, gathered_bytes(narrow)) if way.shard == "full" else 0,
     )
 
 
-def _gathered(sizes: Sizes, narrow: int) -> int:
+def gathered_bytes(narrow: int) -> int:
+    """Bytes of each number that FSDP2 gathers."""
+    return narrow if GATHERS_NARROW else FLOAT
+
+
+def _gathered(sizes: Sizes, each: int) -> int:
     """What FSDP2 holds beside its shares: blocks and the rest whole, a block on its way, and their gradients.
 
     What stands outside of the blocks (embedding and head) stays whole from forward to the end of backward.
     """
     block, outside = sizes.block, sizes.outside
-    weights = narrow * ((BLOCKS_GATHERED + 1) * block.all + outside.all)
+    weights = each * ((BLOCKS_GATHERED + 1) * block.all + outside.all)
     return weights + FLOAT * (BLOCKS_GATHERED * block.trained + outside.trained)
 
 
@@ -300,5 +311,5 @@ def sent_bytes(way: Way, cluster: Cluster, sizes: Sizes, steps: int, narrow: int
     """
     share = (cluster.ranks - 1) / cluster.ranks
     if way.shard == "full":
-        return share * steps * (2 * narrow * sizes.all + FLOAT * sizes.trained)
+        return share * steps * (2 * gathered_bytes(narrow) * sizes.all + FLOAT * sizes.trained)
     return share * FLOAT * 2 * sizes.trained if way.shard else 0.0

@@ -258,7 +258,7 @@ def command_for(
     wanted = {
         "train.method": (way.method, train.method),
         "lora.base": (way.base, settings.lora.base if way.method == "lora" else way.base),
-        "train.shard": (way.shard, getattr(train, "shard", "")),
+        "train.shard": ("full" if way.shard == "full" else "no", getattr(train, "shard", "no")),
         "train.precision": (precision, train.precision),
         "train.batch_size": (train.batch_size if by_tokens else batch, train.batch_size),
         "train.micro_batch": (one.micro_batch if one.accumulation > 1 else train.micro_batch, train.micro_batch),

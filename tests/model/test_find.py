@@ -29,12 +29,13 @@ def asked() -> list[str]:
 
 @pytest.fixture
 def hub(tmp_path: Path, asked: list[str]) -> Iterator[str]:
-    """A hub with one model, me/tiny."""
+    """A hub with a model, me/tiny, and a repository without one, me/bare."""
     folder = tmp_path / "served"
     tiny_reference("llama", vocab_size=50257).save_pretrained(folder)
     FastTokenizer.gpt2().save(folder)
     (folder / "pytorch_model.bin").write_bytes(b"not to be fetched")
-    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    tiny = {file.name: file.read_bytes() for file in folder.iterdir()}
+    served = {"me/tiny": tiny, "me/bare": {"README.md": b"nothing"}}
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, code: int, body: bytes, headers: dict[str, str]) -> None:
@@ -47,15 +48,17 @@ def hub(tmp_path: Path, asked: list[str]) -> Iterator[str]:
 
         def do_GET(self) -> None:
             path = self.path.split("?")[0]
-            if path.startswith("/api/models/me/tiny"):
+            model = next((name for name in served if f"/{name}/" in f"{path}/"), "")
+            files = served.get(model, {})
+            if model and path.startswith("/api/models/"):
                 siblings = [{"rfilename": name, "size": len(body)} for name, body in files.items()]
                 if "/tree/" in path:
                     listing = [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in files.items()]
                     self.answer(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
                     return
-                info = {"id": "me/tiny", "modelId": "me/tiny", "sha": COMMIT, "siblings": siblings}
+                info = {"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings}
                 self.answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-            elif path.startswith("/me/tiny/resolve/") and (name := path.rpartition("/")[2]) in files:
+            elif "/resolve/" in path and (name := path.rpartition("/")[2]) in files:
                 asked.append(name)
                 tag = hashlib.sha256(files[name]).hexdigest()
                 self.answer(200, files[name], {"ETag": f'"{tag}"', "X-Repo-Commit": COMMIT})
@@ -125,6 +128,21 @@ def test_of_a_configuration_nothing_else_is_fetched(hub: str, asked: list[str], 
     assert [entry.name for entry in folder.iterdir() if entry.is_file()] == ["config.json"]
     again = ask("http://127.0.0.1:9", tmp_path, "me/tiny", SPEC)
     assert again.stdout == done.stdout, again.stderr
+
+
+def test_a_repository_without_a_configuration_is_one_clear_line(hub: str, tmp_path: Path) -> None:
+    done = ask(hub, tmp_path, "me/bare", SPEC)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines() == [
+        "instil: me/bare: me/bare has no config.json on the hub, so that it is no model folder of transformers"
+    ]
+
+
+def test_where_nobody_answers_there_is_one_line(tmp_path: Path) -> None:
+    """The client would try a single file six times, and say so each time."""
+    done = ask("http://127.0.0.1:9", tmp_path, "me/tiny", SPEC)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_where_the_model_is_here_nobody_is_asked(hub: str, asked: list[str], tmp_path: Path) -> None:

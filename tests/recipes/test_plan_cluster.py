@@ -95,7 +95,14 @@ def test_what_a_layer_keeps_of_a_token_is_counted_as_by_hand() -> None:
     assert kept_bytes(SMALL, found, 100, 4, checkpointing=False) == 100 * (2 * of_layer(SMALL, 0, 4) + 32)
     assert kept_bytes(SMALL, found, 100, 4, checkpointing=True) == 100 * (2 * 32 + of_layer(SMALL, 0, 4) + 32)
     assert head_bytes(SMALL, found, 100, 4) == 4 * 100 * 10 + 2 * 4 * 100 * 8
-    assert head_bytes(EIGHT, sizes(EIGHT), 10**5, 4) == 2**29 + 2 * 4 * 10**5 * 4096  # pieces of half a gigabyte
+    # pieces of half a gigabyte, of which the head's gradient is added up
+    whole, states, table = sizes(EIGHT), 2 * 4 * 10**5 * 4096, 128_256 * 4096
+    assert head_bytes(EIGHT, whole, 10**5, 4) == 2**29 + states + 2 * 4 * table
+    assert head_bytes(EIGHT, whole, 10**5, 2) == 1.5 * 2**29 + states + 2 * table + (4 + 2) * table
+    assert head_bytes(EIGHT, whole, 1000, 2) == 1.5 * 4 * 1000 * 128_256 + 2 * 4 * 1000 * 4096 + 2 * table
+    frozen = sizes(EIGHT, "train.method=lora")
+    assert head_bytes(EIGHT, frozen, 10**5, 4) == 2**25 + states  # smaller ones where it has no gradient
+    assert head_bytes(replace(SMALL, logits_softcap=3.0), found, 100, 4) == 2 * 4 * 100 * 10 + 2 * 4 * 100 * 8
 
 
 FAMILIES_TRIED = ("llama", "gpt2", "gemma2", "gemma3", "qwen3", "gpt_neox", "lfm2", "phi3")

@@ -197,10 +197,19 @@ def _from_hub(hub_id: str, name: str) -> Path:
 
 def _config_from_hub(hub_id: str, name: str, folder: Path) -> Path:
     """A folder with a model's configuration alone; what was fetched before will do where nobody answers."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download
 
     with _hub_errors(hub_id, name):
-        return Path(hf_hub_download(hub_id, CONFIG, local_dir=folder)).parent
+        try:  # first, because where nobody answers the client asks for a file six times, and says so
+            found = HfApi().model_info(hub_id)
+        except Exception:  # whatever its HTTP library raises
+            if (folder / CONFIG).is_file():
+                return folder
+            raise
+        known = {sibling.rfilename for sibling in found.siblings or ()}
+        if CONFIG in known:
+            return Path(hf_hub_download(hub_id, CONFIG, revision=found.sha, local_dir=folder)).parent
+    raise ModelError(f"{name}: {hub_id} has no {CONFIG} on the hub, so that it is no model folder of transformers")
 
 
 @contextmanager

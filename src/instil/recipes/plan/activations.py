@@ -81,8 +81,11 @@ def working_bytes(spec: DecoderSpec, tokens: int, narrow: int) -> int:
 def head_bytes(spec: DecoderSpec, sizes: Sizes, tokens: int, narrow: int) -> int:
     """Bytes of the scores of so many supervised tokens, of the states they are made of, and of their gradients."""
     most = LARGEST_SCORES if sizes.head_trained else CHEAP_SCORES
-    whole = WIDE * tokens * spec.vocab_size
-    scores = min(whole, most) if spec.logits_softcap is None else min(2 * whole, most)
-    copies = narrow * spec.vocab_size * spec.width if narrow < WIDE else 0  # of the head's weights
-    cast = scores * narrow // WIDE if narrow < WIDE else 0
-    return scores + cast + copies + 2 * WIDE * tokens * spec.width
+    whole = WIDE * tokens * spec.vocab_size * (1 if spec.logits_softcap is None else 2)  # and the slopes of the cap
+    scores, table = min(whole, most), spec.vocab_size * spec.width
+    if narrow < WIDE:
+        scores += scores * narrow // WIDE
+    copies = narrow * table if narrow < WIDE else 0  # of the head's weights
+    if sizes.head_trained and whole > most:
+        copies += (WIDE + narrow) * table  # the gradient is added up piece by piece, before backward comes
+    return scores + copies + 2 * WIDE * tokens * spec.width

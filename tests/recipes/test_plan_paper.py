@@ -14,7 +14,7 @@ from instil.errors import SettingsError, UserError
 from instil.model import load as load_module
 from instil.recipes.plan.cluster import Cluster, cluster_of
 from instil.recipes.plan.paper import PaperPlan, plan_on_paper, precision_of
-from instil.settings.resolve import resolve
+from instil.settings.resolve import known_settings, resolve
 from tests.conftest import rows
 from tests.e2e.test_cli import instil as command
 from tests.recipes.shapes import llama_3_8b
@@ -63,6 +63,7 @@ def test_llama_3_8b_on_two_nodes(data: str, model: str) -> None:
     )
     assert made.advice.startswith("full, FSDP2: ")
     assert "waits for the network" in made.advice
+    assert set(settings_of(made)) - {"train.shard"} <= known_settings().keys()
     json.dumps(made.as_json(), allow_nan=False)
 
 

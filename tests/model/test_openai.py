@@ -15,6 +15,7 @@ from instil.data.tokenizers import FastTokenizer, load_tokenizer
 from instil.errors import ModelError
 from instil.model import find as hub
 from instil.model.find import MANIFEST, OPENAI_FILES, WEIGHTS, find_model
+from instil.model.load import read_spec
 from tests.conftest import tiny_reference
 from tests.file_server import FileServer, serving
 from tests.model.files.tensorflow_files import write_model
@@ -188,3 +189,15 @@ def test_an_unknown_name_is_one_line(name: str, says: str) -> None:
     assert done.returncode == 2
     assert says in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_sizes_alone_are_fetched_for_who_wants_no_more(openai: FileServer, tmp_path: Path) -> None:
+    spec = read_spec("gpt2-small")
+    assert (spec.family, spec.layers, spec.mlp_width) == ("gpt2", 2, 36)
+    assert [path for path, _ in openai.requests] == ["124M/hparams.json", "124M/model.ckpt.index"]
+    assert not (tmp_path / "home" / "models").exists()  # nobody is to think that the model has come in part
+    assert read_spec("gpt2-small") == spec
+    assert len(openai.requests) == 2
+    find_model("gpt2-small")
+    assert len(openai.requests) == 9
+    assert read_spec("gpt2-small") == spec

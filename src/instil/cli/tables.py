@@ -1,4 +1,4 @@
-"""Tables that are fitted to the width of the terminal: of runs, and of what was checked."""
+"""Tables that are fitted to the width of the terminal: of runs, of what was checked, and of plans on paper."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from instil.recipes.plan.paper import PaperPlan
     from instil.recipes.runs import ListedRun, Pruned, RunList
     from instil.recipes.selftest.selftest import SelfTest
 
 WIDE = 200  # columns where stdout is no terminal
 BETWEEN = 2  # blanks between two columns
+PARTS = ("weights", "moments", "activations", "gradients", "communication", "copies", "head")  # the first stay longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,3 +176,45 @@ def show_selftest(done: SelfTest) -> None:
         if one.problem:
             typer.echo(visible(f"{one.check.what}: {one.problem}"))
     typer.echo(visible(done.on()))
+
+
+def show_paper(plan: PaperPlan) -> None:
+    """The ways of training, what a GPU holds in each, and what is advised."""
+    out, cluster, rows, fits = console(), plan.cluster, plan.rows, plan.fits
+    gpus = f"{counted(cluster.gpus, 'GPU')} of {cluster.memory / 1e9:g} GB"
+    where = gpus if cluster.nodes == 1 else f"{cluster.nodes} nodes of {gpus}"
+    typer.echo(
+        visible(
+            f"{plan.model} ({plan.parameters:,} parameters; {plan.adapters:,} in adapters) on {where}, "
+            f"{plan.precision}\n"
+            f"steps of {counted(rows.batch, 'row')} of at most {rows.longest:,} tokens (data.max_length); "
+            f"{counted(plan.steps, 'step')} on {counted(plan.counted.rows, 'training row')} of {plan.data} with about "
+            f"{rows.mean:.0f} tokens each\n"
+        )
+    )
+    columns = [
+        Column("", tuple("fits" if one.fits else "no" for one in fits)),
+        Column("way", tuple(one.way.name for one in fits)),
+        Column("GB", tuple(_gigabytes(one.parts.total) for one in fits), right=True),
+        *(
+            Column(name, tuple(_gigabytes(getattr(one.parts, name)) for one in fits), rank, right=True)
+            for rank, name in enumerate(PARTS, 3)
+        ),
+        Column("rows at once", tuple(str(one.micro_batch) for one in fits), 2, right=True),
+        Column("times", tuple(str(one.accumulation) for one in fits), 2, right=True),
+        Column("tokens/s", tuple(f"{one.tokens_per_second:,.0f}" if one.fits else "" for one in fits), right=True),
+        Column("hours", tuple(f"{plan.hours(one):,.2f}" if one.fits else "" for one in fits), 1, right=True),
+    ]
+    out.print(table_of(columns, out.width, ["" if one.fits else "dim" for one in fits]))
+    typer.echo(
+        f"\nGB on each GPU, {fits[0].parts.others / 1e9:.1f} of them for CUDA and NCCL. Counted, not timed: "
+        f"{cluster.efficiency:.0%} of {cluster.tflops:g} TFLOP/s (--efficiency, --gpu-tflops), {cluster.link:g} GB/s "
+        "between GPUs (--gpu-link)\n"
+    )
+    typer.echo(visible(plan.advice))
+    if plan.command:
+        typer.echo(visible(plan.command))
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f}"

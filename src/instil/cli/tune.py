@@ -27,7 +27,17 @@ from instil.cli.options import (
     chosen_settings,
     print_json,
 )
+from instil.cli.paper import (
+    EfficiencyOpt,
+    GpuMemoryOpt,
+    GpusOpt,
+    LinkOpt,
+    NodesOpt,
+    TflopsOpt,
+    planned_on_paper,
+)
 from instil.cli.show import show_plan, show_run
+from instil.cli.tables import show_paper
 from instil.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,21 +129,64 @@ def plan_command(
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_in_book: BookOpt = False,
+    gpus: GpusOpt = None,
+    gpu_memory: GpuMemoryOpt = None,
+    nodes: NodesOpt = None,
+    gpu_tflops: TflopsOpt = None,
+    efficiency: EfficiencyOpt = None,
+    gpu_link: LinkOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Time and memory of a run on this machine, from a few timed steps; leaves nothing behind."""
+    """Time and memory of a run: on this machine from a few timed steps, or, with --gpus, on others by arithmetic.
+
+    Leaves nothing behind. With --gpus no weights are loaded, and of a model on the hub only config.json is fetched.
+    """
     if data is not None and data_option is not None:
         raise UserError("the rows are given twice; leave out --data")
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
+    rows = data or data_option or "starter"
+    of_gpus = {
+        "--gpu-memory": gpu_memory,
+        "--nodes": nodes,
+        "--gpu-tflops": gpu_tflops,
+        "--efficiency": efficiency,
+        "--gpu-link": gpu_link,
+    }
+    if gpus is not None:
+        given = _as_given(method, mapping, settings, config, as_in_book=as_in_book)
+        on_paper = planned_on_paper(
+            rows, model, chosen, given, gpus, gpu_memory, nodes, gpu_tflops, efficiency, gpu_link
+        )
+        if as_json:
+            print_json(on_paper.as_json())
+        else:
+            show_paper(on_paper)
+        return
+    if idle := [name for name, value in of_gpus.items() if value is not None]:
+        raise UserError(f"{idle[0]} is for GPUs that are not here; say how many there are: --gpus 8")
     from instil.recipes.plan.plan import plan
 
-    made = plan(data or data_option or "starter", model, chosen)
+    made = plan(rows, model, chosen)
     if as_json:
         print_json(made.as_json())
     else:
         show_plan(made)
+
+
+def _as_given(
+    method: list[str] | None,
+    mapping: list[str] | None,
+    settings: list[str] | None,
+    config: Path | None,
+    *,
+    as_in_book: bool,
+) -> list[str]:
+    """Options that another verb takes, too, as they were given."""
+    named = {"--method": method, "--map": mapping, "--set": settings, "--config": [str(config)] if config else None}
+    given = [part for name, values in named.items() for value in values or [] for part in (name, value)]
+    return [*given, *(["--as-in-book"] if as_in_book else [])]
 
 
 @commands.command("inspect")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from instil.files import sha256_of
 
 FETCHED = ("*.json", "*.safetensors", "merges.txt", "tokenizer.model", "*.jinja")
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/models"
+CONFIG = "config.json"
 MANIFEST = "fetched.json"
 RUN_FILE = "run.toml"  # by which a run folder is known
 WEIGHTS = "model.ckpt.data-00000-of-00001"
@@ -33,6 +35,7 @@ OPENAI_FILES = {  # the small ones first: they say what the large one must be. H
     "model.ckpt.meta": "",
     WEIGHTS: "",
 }
+OPENAI_SIZES = ("hparams.json", "model.ckpt.index")  # what says how large a model is
 LARGEST_SMALL_FILE = 64 * 1024**2
 
 
@@ -93,8 +96,7 @@ def find_model(model: str | Path) -> Path:
     name = str(model)
     if name in NAMED:
         return _named(name, NAMED[name])
-    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".gguf", ".safetensors")
-    if name.count("/") == 1 and not looks_like_path:
+    if _is_id(name):
         return _from_hub(name, name)
     raise ModelError(
         f"{name}: no such file or folder, and no model of that name; known names: {', '.join(NAMED)}"
@@ -120,9 +122,51 @@ def find_here(model: str | Path) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(named.hub_id if named else str(model), local_files_only=True))
+        # asked for as `_from_hub` does: the client calls it incomplete where files are missing that nobody wanted
+        hub_id = named.hub_id if named else str(model)
+        return Path(snapshot_download(hub_id, allow_patterns=list(FETCHED), local_files_only=True))
     except Exception:  # the client raises whatever it likes, also for what is no id
         return None
+
+
+def find_config(model: str | Path) -> Path:
+    """Where it is written how large a model is: its file or folder where it is here, else a folder of its own.
+
+    Of a model that is elsewhere only ``config.json`` is fetched, and never a weight. It goes to
+    ``$INSTIL_HOME/configs``, apart from models, which would else seem to be here.
+
+    Raises:
+        ModelError: as `find_model`.
+    """
+    name = str(model)
+    if Path(model).exists() or (name not in NAMED and not _is_id(name)):
+        return find_model(model)
+    if here := find_here(name):
+        return here
+    named = NAMED.get(name)
+    hub_id = named.hub_id if named else name
+    folder = cache_folder() / "configs" / hub_id.replace("/", "--")
+    reasons = []
+    if not (named and named.openai and os.environ.get("INSTIL_GPT2_URL")):
+        try:
+            return _config_from_hub(hub_id, name, folder)
+        except ModelError as error:
+            reasons.append(str(error))
+    if named and named.openai:
+        source = f"{(os.environ.get('INSTIL_GPT2_URL') or GPT2_URL).rstrip('/')}/{named.openai}"
+        missing = [file for file in OPENAI_SIZES if not _is_there(folder, file)]
+        try:
+            return _from_openai(folder, source, missing)
+        except ModelError as error:
+            reasons.append(str(error))
+    raise ModelError(" ".join(reasons))
+
+
+def _is_id(name: str) -> bool:
+    """Whether a name may be the hub's id of a model, owner/name, and not a path."""
+    path = Path(name)
+    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix in (".gguf", ".safetensors")
+    return name.count("/") == 1 and not looks_like_path
 
 
 def _packed(named: Named) -> Path | None:
@@ -146,10 +190,35 @@ def _named(name: str, named: Named) -> Path:
 
 def _from_hub(hub_id: str, name: str) -> Path:
     from huggingface_hub import snapshot_download
+
+    with _hub_errors(hub_id, name):
+        return Path(snapshot_download(hub_id, allow_patterns=list(FETCHED)))
+
+
+def _config_from_hub(hub_id: str, name: str, folder: Path) -> Path:
+    """A folder with a model's configuration alone; what was fetched before will do where nobody answers."""
+    from huggingface_hub import HfApi, hf_hub_download
+
+    with _hub_errors(hub_id, name):
+        try:  # first, because where nobody answers the client asks for a file six times, and says so
+            found = HfApi().model_info(hub_id)
+        except Exception:  # whatever its HTTP library raises
+            if (folder / CONFIG).is_file():
+                return folder
+            raise
+        known = {sibling.rfilename for sibling in found.siblings or ()}
+        if CONFIG in known:
+            return Path(hf_hub_download(hub_id, CONFIG, revision=found.sha, local_dir=folder)).parent
+    raise ModelError(f"{name}: {hub_id} has no {CONFIG} on the hub, so that it is no model folder of transformers")
+
+
+@contextmanager
+def _hub_errors(hub_id: str, name: str) -> Iterator[None]:
+    """What the hub's client raises, as a `ModelError`."""
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(FETCHED)))
+        yield
     except HFValidationError as error:
         raise ModelError(f"{name}: no such file, and not the id of a model on the hub (owner/name)") from error
     except Exception as error:  # the client raises whatever its HTTP library raises

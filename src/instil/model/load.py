@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from instil.errors import ModelError
 from instil.model.decoder import Decoder
-from instil.model.files.folder import SafetensorsFolder
+from instil.model.files.folder import SafetensorsFolder, spec_of_config
 from instil.model.files.reader import Reader, check_layers, fill
-from instil.model.find import find_model
+from instil.model.find import find_config, find_model
 from instil.model.spec import DecoderSpec
 
 
@@ -72,6 +73,28 @@ def open_model(path: Path) -> Reader:
     from instil.model.files.gguf import GgufFile
 
     return GgufFile(path)
+
+
+def read_spec(model: str | Path) -> DecoderSpec:
+    """The shape of a model, of which no weight is read; of one on the hub only the configuration is fetched.
+
+    A folder with nothing but its ``config.json`` will do. Of one whose weights are there, too, they have the last word
+    on whether the head is the embedding.
+
+    Raises:
+        ModelError: there is no such model, or it is damaged, or of a kind that is not read here.
+    """
+    path = find_config(model)
+    if not path.is_dir():
+        return open_model(path).spec
+    if (path / "hparams.json").is_file() and not (path / "config.json").is_file():
+        from instil.model.files.tensorflow import spec_of_sizes
+
+        return spec_of_sizes(path)
+    try:
+        return open_model(path).spec
+    except ModelError:  # weights that are missing, or of a form that is not read
+        return spec_of_config(path)
 
 
 def is_quantised(model: str | Path) -> bool:

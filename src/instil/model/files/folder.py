@@ -16,12 +16,13 @@ from instil.files import json_text, read_json_object
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.closed import what_is_missing
-from instil.model.families.family import NONSENSE, Stored
+from instil.model.families.family import NONSENSE, Family, Stored
 from instil.model.families.keys import dropped
 from instil.model.files.names import plain_names
 from instil.model.files.reader import hub_tensors
 from instil.model.files.safetensors import same
 from instil.model.files.shards import NO_JSON, open_shards, weight_files, write_shards
+from instil.model.spec import DecoderSpec
 
 
 class SafetensorsFolder:
@@ -30,22 +31,8 @@ class SafetensorsFolder:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         config = _read_config(folder)
-        kind = config.get("model_type")
-        families = {family.model_type: family for family in FAMILIES.values()}
-        if not isinstance(kind, str) or kind not in families:
-            more = " (the config describes a vision tower, too, and only text models are read)"
-            raise ModelError(
-                f"{folder}: config.json says model_type {kind!r}{more if 'vision_config' in config else ''}; "
-                f"read here: {', '.join(families)}{what_is_missing(str(kind))}"
-            )
-        self.family = families[kind]
+        self.family, self.spec = _described(folder, config)
         self.table = self.family.hub
-        try:
-            self.spec = self.family.spec_from_config(config)
-        except KeyError as error:
-            raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
-        except NONSENSE as error:
-            raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
         files = weight_files(folder)
         self.files = tuple(folder / name for name in files.names)
         self._files, inexact = open_shards(folder, files)
@@ -95,6 +82,15 @@ class SafetensorsFolder:
         return same(self._files[a], a, self._files[b], b)
 
 
+def spec_of_config(folder: Path) -> DecoderSpec:
+    """The spec that a folder's ``config.json`` describes, whether or not weights lie beside it.
+
+    Raises:
+        ModelError: there is none, it is damaged, or it is of a kind that is not read here.
+    """
+    return _described(folder, _read_config(folder))[1]
+
+
 def save_decoder(
     decoder: Decoder, folder: Path, *, eos_id: int, stop_ids: Collection[int] = (), begin_ids: Sequence[int] = ()
 ) -> None:
@@ -133,6 +129,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
         more = ": these are adapters of PEFT; give their base model, and them as its adapter" if adapter else ""
         raise ModelError(f"{folder}: no config.json in it, so it is not a model folder of transformers{more}")
     return read_json_object(path, error=ModelError, problem=NO_JSON)
+
+
+def _described(folder: Path, config: dict[str, Any]) -> tuple[Family, DecoderSpec]:
+    """Family and spec of a configuration."""
+    kind = config.get("model_type")
+    families = {family.model_type: family for family in FAMILIES.values()}
+    if not isinstance(kind, str) or kind not in families:
+        more = " (the config describes a vision tower, too, and only text models are read)"
+        raise ModelError(
+            f"{folder}: config.json says model_type {kind!r}{more if 'vision_config' in config else ''}; "
+            f"read here: {', '.join(families)}{what_is_missing(str(kind))}"
+        )
+    try:
+        return families[kind], families[kind].spec_from_config(config)
+    except KeyError as error:
+        raise ModelError(f"{folder}: config.json lacks {error.args[0]!r}") from error
+    except NONSENSE as error:
+        raise ModelError(f"{folder}: config.json makes no sense: {error}") from error
 
 
 def _dropout(folder: Path, config: dict[str, Any]) -> Iterator[str]:

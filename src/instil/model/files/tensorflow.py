@@ -25,7 +25,7 @@ from torch import Tensor
 from instil.errors import ModelError
 from instil.files import read_json_object
 from instil.model.families import FAMILIES
-from instil.model.families.family import NONSENSE, Family, Stored
+from instil.model.families.family import NONSENSE, Checkpoint, Family, Stored
 from instil.model.spec import DecoderSpec
 
 HPARAMS = "hparams.json"
@@ -65,7 +65,7 @@ class TensorflowCheckpoint:
     def __init__(self, folder: Path) -> None:
         self.path = folder
         self.files = tuple(folder / name for name in (HPARAMS, INDEX, DATA))
-        self.family, form = next((family, family.checkpoint) for family in FAMILIES.values() if family.checkpoint)
+        self.family, form = _family()
         self.table = form.names
         missing = [name for name in (HPARAMS, INDEX, DATA) if not (folder / name).is_file()]
         if missing:
@@ -76,13 +76,7 @@ class TensorflowCheckpoint:
             raise ModelError(
                 f"{folder / DATA}: {size:,} bytes, but its index speaks of {end:,}; it is cut off. Fetch it again."
             )
-        shapes = {name: entry.shape for name, entry in self._entries.items()}
-        try:
-            self.spec = form.spec(read_hparams(folder / HPARAMS), shapes)
-        except KeyError as error:
-            raise ModelError(f"{folder}: neither {HPARAMS} nor {INDEX} knows {error.args[0]!r}") from error
-        except NONSENSE as error:
-            raise ModelError(f"{folder / HPARAMS}: makes no sense: {error}") from error
+        self.spec = spec_of_sizes(folder, self._entries)
 
     def names(self) -> set[str]:
         return set(self._entries)
@@ -106,6 +100,27 @@ class TensorflowCheckpoint:
         """
         for name in self._entries:
             self.get(name)
+
+
+def spec_of_sizes(folder: Path, entries: Mapping[str, Entry] | None = None) -> DecoderSpec:
+    """The spec that ``hparams.json`` and the index of the tensors describe, whether or not the data lie beside them.
+
+    Raises:
+        ModelError: one of both cannot be read, or makes no sense.
+    """
+    entries = read_index(folder / INDEX) if entries is None else entries
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    try:
+        return _family()[1].spec(read_hparams(folder / HPARAMS), shapes)
+    except KeyError as error:
+        raise ModelError(f"{folder}: neither {HPARAMS} nor {INDEX} knows {error.args[0]!r}") from error
+    except NONSENSE as error:
+        raise ModelError(f"{folder / HPARAMS}: makes no sense: {error}") from error
+
+
+def _family() -> tuple[Family, Checkpoint]:
+    """The family that has checkpoints of TensorFlow, and their form."""
+    return next((family, family.checkpoint) for family in FAMILIES.values() if family.checkpoint)
 
 
 def read_index(path: Path) -> dict[str, Entry]:

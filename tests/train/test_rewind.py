@@ -140,17 +140,17 @@ def test_a_state_that_is_gone_is_passed_over(error: Exception, monkeypatch: pyte
 
     kept = Kept()
     poison(monkeypatch, 3)
-    step = loop._step
+    step = training._step
 
     def goes(decoder: Decoder, *rest: Any) -> Any:
         kept.kept[-1] = replace(kept.kept[-1], tensors=Gone(kept.kept[-1].tensors))
         return step(decoder, *rest)
 
-    monkeypatch.setattr(loop, "_step", goes)
+    monkeypatch.setattr(training, "_step", goes)
     with pytest.raises(TrainingDiverged):
         rewinding(CASES["full"]).run([kept], earlier=kept)
     assert kept.noted == []
-    monkeypatch.setattr(loop, "_step", step)
+    monkeypatch.setattr(training, "_step", step)
     found = ended(rewinding(CASES["full"]), more=[kept], earlier=kept)
     assert [one.back_to for one in kept.noted] == [one.step - 1 for one in kept.noted]
     assert found["steps"] == 9

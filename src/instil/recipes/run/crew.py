@@ -332,7 +332,8 @@ def _train(
     best = SharedBest(ranks, None)
     with Stop(quiet=True, echo=ECHO) as stop:
         observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]
-        earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared))
+        since = state.progress.done if state else 0
+        earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared), begins=since)
         try:
             tune(ready, decoder, observers, best, state, earlier, ranks)
         except RankLost:
@@ -349,3 +350,6 @@ class _Earlier(EarlierOnDisk):
 
     def skip(self, skipped: Skipped) -> None:
         self._skipped.append(skipped)
+
+    def _note(self) -> None:
+        pass

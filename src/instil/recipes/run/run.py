@@ -16,7 +16,7 @@ from instil.files import records_in
 from instil.generate.answer import unended
 from instil.machine import forget_peak, peak_memory_gb
 from instil.model.decoder import Decoder
-from instil.model.fast.gemm import use_again
+from instil.model.fast.gemm import own_products, use_again
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.crew import Crew
@@ -169,7 +169,7 @@ def _run(
     with clock.stage("load model"):
         decoder = load(prepared)
     folder.check_room(saved_bytes(decoder, prepared.settings), checkpoint_bytes(decoder, prepared.settings))
-    with at_work(folder.path, clock.screen) as work:
+    with at_work(folder.path, clock.screen) as work, own_products():
         facts = _begin(folder, prepared, decoder, clock.screen, overwrite=how.overwrite, resume=resume)
         crew.check_shared(folder)
         forecast = Forecast(prepared, clock.foresee, answers=answers)

@@ -88,7 +88,7 @@ def train_and_save(
                     screen.say(f"  {line}", "yellow")
                 plot_losses(result.records, folder.path)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{error.filename or folder.path}: "
         raise InstilError(f"{where}{error.strerror or error}. {_rescue(checkpoints, work)}") from error
     except (OutOfMemory, RankLost) as error:
         raise type(error)(f"{error}. {_rescue(checkpoints, work)}") from error
@@ -166,7 +166,8 @@ def _train(
             note = AdapterNote(prepared.settings, decoder.parameter_count, screen)
             observers += [note, SavedAdapter(folder, prepared)]
         observers.append(logs)  # the last, since it may wait for others when training ends
-        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: first_weights(prepared))
+        since = begin.state.progress.done if begin.state else 0
+        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: first_weights(prepared), begins=since)
         try:
             kept = best if ranks.alone else SharedBest(ranks, best)
             result = tune(prepared, decoder, observers, kept, begin.state, earlier, ranks)
@@ -216,7 +217,8 @@ def _rescue(checkpoints: Checkpoints, work: Work) -> str:
     if found is None:
         return "There is no checkpoint, so training begins anew with the same command"
     done = found.progress.done
-    return f"The training is kept as it was after step {done:,} of {work.status.planned:,}: --resume goes on from there"
+    planned = work.status.planned or found.progress.planned
+    return f"The training is kept as it was after step {done:,} of {planned:,}: --resume goes on from there"
 
 
 def _kept(saving: SavesCheckpoints, work: Work) -> str:

@@ -147,8 +147,10 @@ def saved_and_opened(folder: Path, to: Path) -> Any:
     return again
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_smollm2_has_the_logits_of_transformers() -> None:
+    """Slow, because transformers takes long over a GGUF file; small ones of every family are compared beside it."""
     import transformers
 
     path = find_model("smollm2-135m")

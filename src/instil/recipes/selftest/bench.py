@@ -28,7 +28,8 @@ from instil.train.state import TrainState
 ROWS = 10  # of the starter rows
 SHORT = 100  # characters of their questions, at most
 LENGTH = 80  # tokens that are kept of each
-STILL = 1e-30  # a learning rate that moves no weight, so that one training leaves the model as the next is to find it
+# A learning rate that moves no weight, not even a zero: one training leaves the model as the next is to find it.
+STILL = 0.0
 MOMENT = "first/"  # of AdamW, in a state: after one step it is the gradient times 1 - beta
 SETTINGS: Mapping[str, Any] = {
     "data.max_length": LENGTH,

@@ -83,6 +83,9 @@ class Crew:
         except InstilError as error:
             code = error.exit_code
             raise
+        except Stopped as stopped:
+            code = 128 + stopped.number
+            raise
         except RuntimeError as error:
             if not self.ranks.is_loss(error):
                 raise

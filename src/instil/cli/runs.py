@@ -9,10 +9,31 @@ import typer
 
 from instil.cli.live import show_live, show_once
 from instil.cli.options import JsonOpt, print_json
+from instil.cli.show import show_lines
 from instil.cli.tables import confirmed, show_pruned, show_runs
 from instil.errors import UserError
 
 commands = typer.Typer()
+
+
+@commands.command("verify")
+def verify_command(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    rows: Annotated[int, typer.Option("--rows", min=0, help="Rows that are answered once more; 0: none.")] = 10,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Which ones are drawn.")] = 0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Is it so? Files, scores and figures of a run are computed again, and some answers made once more."""
+    from instil.recipes.verify import verify
+    from instil.screen import Screen
+
+    found = verify(run, rows=rows, seed=seed, screen=Screen())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_lines(found.lines())
+    if not found.good:
+        raise typer.Exit(1)
 
 
 @commands.command("runs")

@@ -33,6 +33,7 @@ from instil.runs.kept import Kept
 from instil.runs.loggers.libraries import need_loggers
 from instil.runs.report.report import refresh_report
 from instil.runs.status import at_work, check_idle
+from instil.runs.verdict import write_verdict
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.stopping import Stopped
@@ -188,6 +189,8 @@ def _run(
         clock.end()
         _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
         refresh_report(folder)
+        if answered.verdicts:
+            write_verdict(folder, answered.verdicts)
         work.finish()
         # Not before: an end that was not written down is gone on to again.
         forget_checkpoints(folder, clock.screen, keep=settings.train.keep_checkpoint)

@@ -1,0 +1,112 @@
+"""The verdict of a run as others can check it: its figures, and hashes of all that they hang on (``verdict.json``)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from instil.errors import DataError
+from instil.evaluate.comparison import Comparison, compare_verdicts
+from instil.evaluate.offline import JUDGE, means
+from instil.files import read_json_object, record_of
+from instil.records import Verdict
+from instil.runs.folder import RUN_FILE, RunFolder
+
+NAME = "verdict.json"
+FORMAT = 1
+PIECE = 1 << 22  # bytes that are read at once
+
+
+@dataclass(frozen=True, slots=True)
+class RunVerdict:
+    """What a run says of itself.
+
+    Attributes:
+        format: of this file.
+        judge: whose scores they are.
+        verdict: the sentence.
+        figures: mean metrics by name, of the answers before and after, and of the trivial baseline.
+        outcome: of the paired comparison of after with before, which the file has whole, too.
+        files: SHA-256 of every file of the run that it hangs on, by their paths in the run's folder.
+        data: SHA-256 of the rows that the run was made of, as ``run.toml`` has it.
+        base: SHA-256 of the model that was tuned, as ``run.toml`` has it.
+    """
+
+    format: int
+    judge: str
+    verdict: str
+    figures: dict[str, dict[str, float]]
+    outcome: str
+    files: dict[str, str]
+    data: str
+    base: str
+
+
+def figures_of(verdicts: Mapping[str, Sequence[Verdict]]) -> tuple[dict[str, dict[str, float]], Comparison, str]:
+    """Means, comparison and sentence of the verdicts before and after (``base``, ``tuned``)."""
+    compared = compare_verdicts(verdicts["base"], verdicts["tuned"])
+    means_of = {which: means(found) for which, found in sorted(verdicts.items())}
+    return means_of, compared, compared.sentence("before", "after")
+
+
+def write_verdict(folder: RunFolder, verdicts: Mapping[str, Sequence[Verdict]]) -> None:
+    """Write down the verdict of a run whose other files are all there.
+
+    Raises:
+        OSError, DataError: a file cannot be read or written.
+    """
+    figures, comparison, sentence = figures_of({which: verdicts[which] for which in ("base", "tuned", "echo")})
+    hashes = folder.read_settings()["hashes"]
+    folder.write_json(
+        NAME,
+        {
+            "format": FORMAT,
+            "judge": JUDGE,
+            "verdict": sentence,
+            "figures": figures,
+            "outcome": comparison.outcome,
+            "comparison": comparison.as_json(),
+            "files": {str(path): hash_of(folder.path / path) for path in files_of(folder)},
+            "data": hashes["data"],
+            "base": hashes["model"],
+        },
+    )
+
+
+def read_verdict(folder: RunFolder) -> RunVerdict:
+    """What a run has said of itself.
+
+    Raises:
+        DataError: it has said nothing, or the file is damaged or of another version.
+    """
+    file = folder.path / NAME
+    if not file.is_file():
+        raise DataError(
+            f"{file}: not there; runs that answer held-out rows write it at their end, and earlier versions did not"
+        )
+    try:
+        found = record_of(RunVerdict, read_json_object(file, error=DataError), strict=False)
+    except ValueError as error:
+        raise DataError(f"{file}: damaged: {error}") from error
+    if found.format != FORMAT:
+        raise DataError(f"{file}: has format {found.format}, and {FORMAT} is read here; another version wrote it")
+    return found
+
+
+def files_of(folder: RunFolder) -> list[Path]:
+    """Those that a verdict hangs on: settings, split, the model, answers and scores, by their paths in the folder."""
+    found = [folder.path / RUN_FILE, folder.path / "split.json"]
+    found += [one for one in folder.model.glob("*") if one.is_file()]
+    found += [*(folder.path / "responses").glob("*.json"), *(folder.path / "scores").glob(f"*.{JUDGE}.jsonl")]
+    return sorted(one.relative_to(folder.path) for one in found if not one.name.startswith("."))
+
+
+def hash_of(file: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -64,6 +64,7 @@ GOES_ON = {
     "docs/book.md": "tests/recipes/test_synthesize.py::test_a_model_that_dies_and_comes_back_ends_in_the_same_bytes",
     "docs/house.md": "tests/test_downloads.py::test_a_later_call_goes_on_too",
     "docs/data.md": "tests/test_downloads.py::test_a_later_call_goes_on_too",
+    "docs/scale.md": "tests/e2e/test_processes.py::test_one_that_dies_ends_all_and_the_run_goes_on",
     "docs/resume.md": "tests/recipes/test_resume.py::test_a_killed_training_ends_as_one_that_was_not",
     "docs/runs.md": "tests/recipes/test_resume.py::test_a_killed_training_ends_as_one_that_was_not",
 }

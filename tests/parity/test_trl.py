@@ -71,6 +71,7 @@ def measured(ours: tuple[Decoder, list[EncodedPair]], options: DpoOptions, layou
     objective = Preference(options)
     batch = collate_pairs(pairs, TINY_END, layout=layout)
     measure = objective.measure([batch])
+    measure.begin(decoder)
     decoder.zero_grad()
     loss = measure(decoder, batch) / objective.count(batch)
     loss.backward()

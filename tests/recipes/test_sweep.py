@@ -21,7 +21,7 @@ from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.statistics import interval
 from instil.machine import release
 from instil.model.decoder import Decoder
-from instil.recipes.run import held_out as run_module
+from instil.recipes.run import crew as run_module
 from instil.recipes.sweep import rows as sweep_rows
 from instil.recipes.sweep import sweep as sweep_module
 from instil.recipes.sweep.file import Overrides

@@ -71,10 +71,10 @@ def look(
 
     Of several processes each brings batches of its own, and all are told the same of all of them.
     """
-    measure = objective.measure(batches, ranks)
     total = LossSum(0.0, 0)
     # What gathers parts of weights keeps what it makes for training, and that must not be made in inference mode.
     with torch.no_grad() if ranks.sharded else torch.inference_mode():
+        measure = objective.measure(batches, ranks)
         measure.begin(decoder)
         for one in ranks.level(batches):
             batch = one.batch.to(decoder.device)

@@ -4,6 +4,7 @@
 
     RUN/
       status.json              what it is doing, by which process, and how far it is (`instil.runs.status`)
+      verdict.json             its figures, and hashes of all that they hang on (`instil.runs.verdict`)
       run.toml                 every setting as resolved, versions, hashes of data, model and template
       split.json               which row went where; held-out rows that are nearly the same as a training row
       rejected.jsonl           rows left out or cut, each with its reason; empty if there is none

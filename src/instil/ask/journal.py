@@ -132,6 +132,18 @@ class Journal:
         if not path.exists():
             return
         raw = path.read_bytes()
+        whole = self._take(path, raw)
+        if whole < len(raw):  # torn
+            self.damaged += 1
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+    def _take(self, path: Path, raw: bytes) -> int:
+        """Know the whole lines of a file; returns how many bytes they are.
+
+        Raises:
+            DataError: it is no journal.
+        """
         whole = raw.rfind(b"\n") + 1
         lines = [line for line in raw[:whole].split(b"\n") if line]
         for line in lines:
@@ -145,10 +157,7 @@ class Journal:
                 self._know(key, entry, counts is True)
         if raw and not raw.startswith(START) and (not lines or self.damaged == len(lines)):
             raise DataError(f"{path} is no journal, so it is left alone; move it elsewhere")
-        if whole < len(raw):  # torn
-            self.damaged += 1
-            with path.open("r+b") as file:
-                file.truncate(whole)
+        return whole
 
 
 def _check_folder(path: Path) -> None:

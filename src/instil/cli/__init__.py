@@ -77,6 +77,8 @@ def main() -> None:
     except InstilError as error:
         _fail(str(error), error.exit_code)
     except Stopped as stopped:
+        if _is_another(sys.argv[1:]):
+            sys.exit(128 + stopped.number)  # the first says it
         _fail(_stopped(stopped, sys.argv[1:]), 128 + stopped.number)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
@@ -96,11 +98,19 @@ def _stopped(stopped: Stopped, arguments: list[str]) -> str:
         return "stopped; what was made so far is kept" if verb in KEEPING else "stopped"
     if stopped.folder is None:
         return "stopped before anything was written; the same command begins again"
+    kept = f" {stopped.kept}" if stopped.kept else "; what the run folder holds so far is kept"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return f"stopped{kept}. To go on: the same torchrun command with --resume"
     again = [one for one in arguments if one not in ("--overwrite", "--resume")]
     if number := os.environ.get("INSTIL_PROCESSES"):
         again += ["--processes", number]
-    kept = f" {stopped.kept}" if stopped.kept else "; what the run folder holds so far is kept"
     return f"stopped{kept}. To go on: {shlex.join(['instil', *again, '--resume'])}"
+
+
+def _is_another(arguments: list[str]) -> bool:
+    """Whether this is one of several processes of a run, and not the first."""
+    several = os.environ.get("WORLD_SIZE", "1") not in ("", "1") and os.environ.get("RANK", "0") not in ("", "0")
+    return several and arguments[:1] in (["run"], ["train"])
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -241,7 +241,7 @@ def _tune(
     if processes > 1:
         raise typer.Exit(launch(_without(sys.argv[1:], "--processes"), processes))
     end_with_launcher()
-    with joined(sharded=settings.train.shard == "full") as ranks:
+    with joined(sharded=settings.train.shard == "full", device=settings.train.device) as ranks:
         if ranks.rank:
             raise typer.Exit(_follow(data, model, settings, ranks))
         again = restarted()

@@ -156,8 +156,8 @@ class Loader:
         return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
 
     def spare(self) -> Batch:
-        """A batch of a single row, for who has to compute something that does not count."""
-        return self.collate([self.rows[0]])
+        """A batch of a single row, for who has to compute something that does not count: one that is not left out."""
+        return self.collate([next((row for row in self.rows if row.row not in self._left_out), self.rows[0])])
 
     def halve(self) -> list[Batch]:
         """The step that was given last, and all that come, in micro-batches half as large; nothing where each is one

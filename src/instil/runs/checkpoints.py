@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from io import FileIO
@@ -119,14 +119,20 @@ class Checkpoints:
         if self.keep < 1:
             raise ValueError(f"keep is {self.keep}; wanted at least 1")
 
-    def save(self, state: TrainState) -> Path:
+    def save(self, state: TrainState, first: Sequence[Callable[[], None]] = ()) -> Path:
         """Write a state down; returns its folder, which lies there whole when this returns.
+
+        Args:
+            state: what is saved.
+            first: called before: what else must not be lost once there is a checkpoint.
 
         Raises:
             CheckpointError: there is no room, or it cannot be written; what was there before is as it was.
         """
         target = self._place(state)
         try:
+            for call in first:
+                call()
             self.disk.make(self.folder)
             self._sweep()
             self._check_room(state)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from instil.ask.journal import Journal, key_of
 from instil.errors import DataError, StoppedEarly
@@ -37,16 +37,25 @@ class Kept(Journal):
         path: the file; None keeps everything in memory only.
         screen: where it is told.
         about: what every key hangs on besides.
+        others: files of processes that were more than there are now, whose lines are known as well.
     """
 
-    def __init__(self, path: Path | None, screen: Screen, about: str = "") -> None:
+    def __init__(self, path: Path | None, screen: Screen, about: str = "", others: Sequence[Path] = ()) -> None:
         super().__init__(path, sync_every=SYNCED)
-        self._screen, self._about = screen, about
+        self._screen, self._about, self._others = screen, about, others
 
     @staticmethod
-    def of(folder: RunFolder, screen: Screen, rank: int = 0) -> Kept:
-        """That of a run; of several processes that work on it each has one."""
-        return Kept(folder.checkpoints / (NAME if not rank else f"{rank}.{NAME}"), screen)
+    def of(folder: RunFolder, screen: Screen, rank: int = 0, world: int = 1) -> Kept:
+        """That of a run. Of several processes that work on it each has one; what more of them have left is dealt."""
+        more = [path for path in sorted(folder.checkpoints.glob(f"*.{NAME}")) if _taken_by(path, world) == rank]
+        return Kept(folder.checkpoints / (NAME if not rank else f"{rank}.{NAME}"), screen, others=more)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        for path in self._others:
+            with suppress(OSError, DataError):  # then it is made anew
+                self._take(path, path.read_bytes())
+        return self
 
     def keep(self, key: str, entry: Any) -> None:
         """Write something down that JSON can hold."""
@@ -117,6 +126,13 @@ def forget_kept(folder: RunFolder) -> None:
     for pattern in (NAME, f".{NAME}.lock", f"*.{NAME}", f".*.{NAME}.lock"):
         for file in folder.checkpoints.glob(pattern):
             file.unlink(missing_ok=True)
+
+
+def _taken_by(path: Path, world: int) -> int | None:
+    """Which of so many processes reads what one of more has left; None where it is that of one of these."""
+    number = path.name.removesuffix(f".{NAME}")
+    known = number.isascii() and number.isdecimal()
+    return int(number) % world if known and int(number) >= world else None
 
 
 def weights_hash(decoder: Decoder) -> str:

@@ -70,11 +70,9 @@ class SavesCheckpoints(Observer):
 
     def on_state(self, state: TrainState) -> None:
         try:
-            for call in self._first:
-                call()
-            self._checkpoints.save(state)
+            self._checkpoints.save(state, self._first)
             self.saved = state.progress.done
-        except (CheckpointError, OSError) as error:
+        except CheckpointError as error:
             self._screen.say(f"  {error}", "yellow")
         self._since = self._now()
         self._wait = max(self._seconds, (self._since - self._asked) / SHARE)

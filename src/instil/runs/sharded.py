@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +25,11 @@ class ShardedCheckpoints(Checkpoints):
     ranks: Ranks = ALONE
     _told: list[str] = field(default_factory=list)  # where the others write
 
-    def save(self, state: TrainState) -> Path:
+    def save(self, state: TrainState, first: Sequence[Callable[[], None]] = ()) -> Path:
         self._told.clear()
         try:
             # Without the others' names: `super()` knows no class that was made again for its slots.
-            return Checkpoints.save(self, state)
+            return Checkpoints.save(self, state, first)
         finally:
             if not self._told:
                 self.ranks.agree("")

@@ -119,6 +119,18 @@ def newest_good(earlier: Earlier, before: float = math.inf) -> TrainState | None
     return None
 
 
+def state_after(earlier: Earlier, done: int) -> TrainState:
+    """The state after so many steps.
+
+    Raises:
+        ModelError: there is none.
+    """
+    for state in earlier.states():
+        if state.progress.done == done:
+            return state
+    raise ModelError(f"the state after step {done:,} cannot be read, and other processes go back to it")
+
+
 def _usable(state: TrainState) -> bool:
     """Whether all of its numbers are finite; not of one that somebody removes or damages meanwhile."""
     try:

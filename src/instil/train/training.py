@@ -190,8 +190,14 @@ class Training:
         return TrainState(progress, tuple(self.ledger.records), tensors, self.best.kept())
 
     def _earlier(self, before: float = math.inf) -> TrainState | None:
-        """The newest state with less than so many steps to go back to; that before the first is made again."""
-        state = rewind.newest_good(self.earlier, before)
+        """The newest state with less than so many steps to go back to; that before the first is made again.
+
+        Which one it is the first of several processes says, who may see others in the folder that they share.
+        """
+        state = rewind.newest_good(self.earlier, before) if self.ranks.rank == 0 else None
+        done = self.ranks.agree(None if state is None else state.progress.done)
+        if self.ranks.rank and done is not None:
+            state = rewind.state_after(self.earlier, done)
         if state is None and self.begun is not None and (weights := self.earlier.first()) is not None:
             own = named_tensors(self.decoder, self.optimizer, self.touched)
             return rewind.first_state(weights, own, self.touched, self.begun)
@@ -244,9 +250,11 @@ class Training:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if not self.ranks.alone:  # the others wait for what this one cannot compute
-                    raise OutOfMemory(self._too_large("with the rows of this process at a time")) from error
-            self._make_smaller()  # not before the error is forgotten, which holds what was computed
+            # Not before the error is forgotten, which holds what was computed.
+            if not self.ranks.alone:  # the others wait for what this one cannot compute
+                self._keep_before_step()
+                raise OutOfMemory(self._too_large("with the rows of this process at a time"))
+            self._make_smaller()
 
     def _make_smaller(self) -> None:
         """Have the step, and those that come, in micro-batches half as large.
@@ -280,10 +288,16 @@ class Training:
 
     def lost(self) -> RankLost:
         """What to raise where another process is gone; where this one can, it gives its state to observers before."""
-        done, whole = self.ledger.done, self.stepping and not self.ranks.sharded
-        if whole and done and self.optimizer.abandon():
+        if self.stepping:
+            self._keep_before_step()
+        at = f"in step {self.ledger.done + 1:,} of {self.total:,}"
+        return RankLost(f"another process of this training is gone, {at}")
+
+    def _keep_before_step(self) -> None:
+        """Give the state before a step that cannot be ended to observers, where this process can without others."""
+        done = self.ledger.done
+        if done and not self.ranks.sharded and self.optimizer.abandon():
             self._save(Pause(done, evaluated=False, ends_epoch=False, stops=True), in_a_step=True, asks=False)
-        return RankLost(f"another process of this training is gone, in step {done + 1:,} of {self.total:,}")
 
     def _rows(self, step: Sequence[Batch]) -> list[int]:
         return rewind.rows_of(step, self.ranks)

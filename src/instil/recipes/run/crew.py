@@ -7,6 +7,7 @@ signal, a folder, a clock) can lead them apart.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,7 @@ from instil.errors import InstilError, RankLost, SettingsError, StoppedEarly, Tr
 from instil.evaluate.likelihood import likelihoods, looked_at_together
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import backend, use_again
 from instil.records import Completion, Encoded, Example, Verdict
 from instil.runs.checkpoints import Checkpoints
 from instil.runs.folder import RUN_FILE, RunFolder
@@ -39,13 +41,14 @@ from instil.tasks.task import Data, Prepared
 from instil.tasks.tune import tune
 from instil.train.best import SharedBest
 from instil.train.observer import Observer
+from instil.train.parallel.launch import NUMBER
 from instil.train.ranks import ALONE, Ranks
 from instil.train.rewind import Skipped
 from instil.train.state import TrainState
 from instil.version import __version__
 
 Value = TypeVar("Value")
-ECHO = 5.0  # seconds within which torchrun passes on a signal that a terminal has sent as well
+ECHO = 5.0  # seconds within which torchrun passes on a signal that others have sent to each process as well
 NOBODY = Completion(text="", ids=(), finish="no_room", prompt_tokens=0, row=-1)  # in the place of another's answer
 UNSEEN = Verdict(-1, "", None, "")
 
@@ -96,7 +99,15 @@ class Crew:
         finally:
             if self._waiting and not self.ranks.alone:
                 self._waiting = False
-                self.ranks.agree(_Order("end", (code,)))
+                self._say_last(_Order("end", (code,)))
+
+    def _say_last(self, what: object) -> None:
+        """Tell the others what is no order to work; they may be gone, and why it is said comes first."""
+        try:
+            self.ranks.agree(what)
+        except RuntimeError as error:
+            if not self.ranks.is_loss(error):
+                raise
 
     def start(self, make: Callable[[], Prepared]) -> Prepared:
         """Prepare the run here, then everywhere, and make sure that it is the same one.
@@ -109,7 +120,7 @@ class Crew:
         try:
             prepared = make()
         except BaseException:
-            self.ranks.agree(False)
+            self._say_last(False)
             raise
         self.ranks.agree(True)
         self._waiting = True
@@ -119,7 +130,7 @@ class Crew:
         return prepared
 
     def check_shared(self, folder: RunFolder) -> None:
-        """Make sure that every process sees the run's folder as this one has written it.
+        """Make sure that every process sees the run's folder as this one has written it, and rounds as it does.
 
         Raises:
             UserError: one does not.
@@ -127,7 +138,7 @@ class Crew:
         if self.ranks.alone:
             return
         mark = (folder.path / RUN_FILE).read_bytes()
-        with self._told("look", str(folder.path), mark):
+        with self._told("look", str(folder.path), mark, backend()):
             looks = self.ranks.gather(("", True))
         for rank, (host, sees) in enumerate(looks):
             if not sees:
@@ -137,14 +148,23 @@ class Crew:
                 )
 
     def answer(
-        self, prepared: Prepared, decoder: Decoder, template: Template, kept: KeptAnswers, advance: Callable[..., None]
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        template: Template,
+        kept: KeptAnswers,
+        begin: Callable[[int], None],
+        advance: Callable[..., None],
     ) -> list[Completion]:
         """The answers to the held-out rows (`instil.generate.answer.answer`), each process making some of them.
 
-        What is ``kept`` of them is taken from it, and it is given the others as they are made.
+        What is ``kept`` of them is taken from it (``begin`` is told how many all processes have together), and it is
+        given the others as they are made.
         """
         with self._told("answer", template, kept.about):
-            return _answers(self.ranks, prepared, decoder, template, kept, lambda: advance(steps=self.ranks.world))
+            return _answers(
+                self.ranks, prepared, decoder, template, kept, begin, lambda: advance(steps=self.ranks.world)
+            )
 
     def likelihoods(
         self, prepared: Prepared, decoder: Decoder, rows: Sequence[Encoded], kept: KeptAnswers
@@ -154,10 +174,15 @@ class Crew:
             return _likelihoods(self.ranks, prepared, decoder, rows, kept)
 
     @contextmanager
-    def training(self, prepared: Prepared, folder: RunFolder, state: TrainState | None) -> Iterator[None]:
-        """Inside, all are ready for `instil.tasks.task.Task.ready` and for `tune`, in this order."""
+    def training(
+        self, prepared: Prepared, folder: RunFolder, former: Sequence[Mapping[str, str]], state: TrainState | None
+    ) -> Iterator[None]:
+        """Inside, all are ready for `instil.tasks.task.Task.ready` and for `tune`, in this order.
+
+        ``former`` and ``state``: whose checkpoints it may go back to, and from which it begins (`Checkpoints`).
+        """
         without = None if state is None else replace(state, tensors={}, best={})
-        with self._told("train", str(folder.path), prepared.settings.train.micro_batch, without):
+        with self._told("train", str(folder.path), prepared.settings.train.micro_batch, tuple(former), without):
             yield
 
     @contextmanager
@@ -168,6 +193,11 @@ class Crew:
         self._waiting = False
         yield
         self._waiting = True
+
+
+def echo(ranks: Ranks) -> float:
+    """Seconds in which a second signal is taken for the first; `launch` passes on each once."""
+    return 0.0 if ranks.alone or NUMBER in os.environ else ECHO
 
 
 def _check_alike(own: dict[str, str] | str, others: Sequence[dict[str, str] | str]) -> None:
@@ -243,11 +273,12 @@ def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> 
             if order.what == "end":
                 return int(order.given[0])
             if order.what == "look":
-                folder, mark = order.given
+                folder, mark, products = order.given
+                use_again(products)
                 host, sees = _sees(folder, mark)
                 ranks.gather((host, sees))
                 if sees:
-                    journal = stack.enter_context(Kept.of(RunFolder(Path(folder)), Screen(quiet=True), ranks.rank))
+                    journal = stack.enter_context(Kept.of(RunFolder(Path(folder)), Screen(quiet=True), *ranks.share))
                 continue
             decoder = decoder or load(prepared)
             if order.what == "train":
@@ -281,10 +312,12 @@ def _answers(
     decoder: Decoder,
     template: Template,
     kept: KeptAnswers,
+    begin: Callable[[int], None] = lambda known: None,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Completion]:
     examples: Sequence[Example] = prepared.held_out[1]
     known = _united(ranks.gather(kept.answers()))
+    begin(len(known))
     asked = [index for index in range(len(examples)) if index not in known]
     own = asked[ranks.rank :: ranks.world]
     others = {**dict.fromkeys(set(asked).difference(own), NOBODY), **known}
@@ -322,18 +355,19 @@ def _train(
     journal: Kept,
     path: str,
     micro_batch: int,
+    former: Sequence[Mapping[str, str]],
     state: TrainState | None,
 ) -> Prepared:
     """A training that the first process watches and keeps."""
     folder = RunFolder(Path(path))
     train = prepared.settings.train.model_copy(update={"micro_batch": micro_batch})
     prepared = replace(prepared, settings=prepared.settings.model_copy(update={"train": train}))
-    checkpoints, quiet = Checkpoints(folder.checkpoints, Identity.of(prepared).short()), Screen(quiet=True)
+    checkpoints, quiet = Checkpoints(folder.checkpoints, Identity.of(prepared).short(), former), Screen(quiet=True)
     if state is not None:
         state = replace(state, tensors=checkpoints.tensors(state.progress.done))
     ready = prepared.task.ready(prepared, decoder, quiet, journal=journal, ranks=ranks)
     best = SharedBest(ranks, None)
-    with Stop(quiet=True, echo=ECHO) as stop:
+    with Stop(quiet=True, echo=echo(ranks)) as stop:
         observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]
         since = state.progress.done if state else 0
         earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared), begins=since)

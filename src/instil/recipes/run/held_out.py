@@ -119,15 +119,17 @@ class HeldOutAnswers:
         if stage != "answer before in its own form":
             when = stage.removeprefix("answer ").capitalize()
             screen.head(f"{when}: answering {counted(len(self.examples), f'{self.part} row')}")
-        kept = self._kept(template)
-        known = kept.answers()
-        self._made = len(self.examples) - len(known)
-        if known:
-            screen.say(f"  {len(known):,} of {counted(len(self.examples), 'row')} were answered before it was stopped")
         with self._clock.stage(stage):
             with screen.bar("answering", len(self.examples)) as advance:
-                advance(steps=len(known))
-                answers = self._crew.answer(prepared, self._decoder, template, kept, advance)
+
+                def begin(known: int) -> None:
+                    self._made = len(self.examples) - known
+                    advance(steps=known)
+                    if known:
+                        of = counted(len(self.examples), "row")
+                        screen.say(f"  {known:,} of {of} were answered before it was stopped")
+
+                answers = self._crew.answer(prepared, self._decoder, template, self._kept(template), begin, advance)
             for line in unended(answers, options.max_new_tokens):
                 screen.say(f"  {line}")
         return answers

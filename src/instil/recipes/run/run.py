@@ -174,7 +174,7 @@ def _run(
         facts = _begin(folder, prepared, decoder, clock.screen, overwrite=how.overwrite, resume=resume)
         crew.check_shared(folder)
         forecast = Forecast(prepared, clock.foresee, answers=answers)
-        with Kept.of(folder, clock.screen) as journal:
+        with Kept.of(folder, clock.screen, *crew.ranks.share) as journal:
             answered = HeldOutAnswers(folder, prepared, decoder, clock, journal, crew)
             if answers:
                 answered.before(forecast, facts["hashes"]["before"], how.before)

@@ -14,7 +14,7 @@ from instil.files import FULL
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
-from instil.recipes.run.crew import ECHO, Crew
+from instil.recipes.run.crew import Crew, echo
 from instil.runs.best import BestOnDisk
 from instil.runs.checkpoints import BEST, Checkpoints, Found
 from instil.runs.extending import extended, former
@@ -80,7 +80,7 @@ def train_and_save(
                 if resume:
                     began = facts.get("versions", {})
                     begin = _taken_up(prepared, folder, checkpoints, began, screen, force=force)
-                with crew.training(prepared, folder, begin.state):
+                with crew.training(prepared, folder, checkpoints.former, begin.state):
                     ready = prepared.task.ready(prepared, decoder, screen, journal=journal, ranks=crew.ranks)
                     result = _train(ready, decoder, folder, checkpoints, best, clock, forecast, work, begin, crew.ranks)
             with clock.stage("save"):
@@ -151,7 +151,7 @@ def _train(
         Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=resume) as samples,
         progress(prepared, screen) as shown,
         Logs(prepared.settings.log, folder, screen) as logs,
-        Stop(quiet=screen.quiet, echo=0.0 if ranks.alone else ECHO) as stop,
+        Stop(quiet=screen.quiet, echo=echo(ranks)) as stop,
     ):
         observers: list[Observer] = [work, *([begin.proof] if begin.proof else []), metrics, forecast, shown]
         observers += prepared.task.observers(screen)

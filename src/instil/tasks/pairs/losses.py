@@ -190,11 +190,11 @@ class _Measure:
             if one.counts:
                 answers = answers_of(others, found_S, mean=self.objective.means)
                 ratios += [answers.chosen_ratio_P, answers.rejected_ratio_P]
-        if self.ranks.alone:
-            return torch.cat(ratios).mean().clamp_min(0)
         own = torch.cat(ratios) if ratios else decoder.embed.weight.new_zeros(0)
+        if self.ranks.alone and ratios:
+            return own.mean().clamp_min(0)
         total, count = self.ranks.sum([float(own.double().sum()), own.numel()])
-        return own.new_tensor(total / count).clamp_min(0)
+        return own.new_tensor(total / max(count, 1)).clamp_min(0)  # a step may be left without any row
 
     @torch.no_grad()
     def _note(self, batch: PairBatch, answers: Answers, found_S: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
@@ -55,8 +56,9 @@ def with_reference(
     with screen.bar("reference", sum(map(len, asked.values()))) as advance:
         for part, rows in asked.items():
             done: list[EncodedPair] = []
-            for number, some in enumerate(_at_once(rows, prepared.max_length)):
-                if number % ranks.world == ranks.rank:
+            batches = list(_at_once(rows, prepared.max_length))
+            for some, by in zip(batches, _dealt(batches, prepared, journal, ranks), strict=True):
+                if by == ranks.rank:
                     done += _scored_by(reference, some, prepared, journal)
                 for _ in some:
                     advance()
@@ -90,15 +92,30 @@ def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[list[Enc
         yield some
 
 
+def _dealt(batches: Sequence[list[EncodedPair]], prepared: Prepared, journal: Keeps | None, ranks: Ranks) -> list[int]:
+    """Which process scores each batch: one whose ``journal`` has it, or else each in turn."""
+    if ranks.alone:
+        return [0] * len(batches)
+    own = []
+    if journal is not None:
+        own = [at for at, some in enumerate(batches) if journal.kept(_key(some, prepared)) is not None]
+    has = {at: rank for rank, kept in enumerate(ranks.gather(own)) for at in kept}
+    turns = itertools.cycle(range(ranks.world))
+    return [has[at] if at in has else next(turns) for at in range(len(batches))]
+
+
+def _key(pairs: list[EncodedPair], prepared: Prepared) -> str:
+    layout = prepared.settings.train.layout
+    return key_of("reference", layout, prepared.max_length, [_identity(pair) for pair in pairs])
+
+
 def _scored_by(
     reference: Decoder, pairs: list[EncodedPair], prepared: Prepared, journal: Keeps | None
 ) -> list[EncodedPair]:
-    layout, key = prepared.settings.train.layout, ""
-    if journal is not None:
-        key = key_of("reference", layout, prepared.max_length, [_identity(pair) for pair in pairs])
+    key = _key(pairs, prepared) if journal is not None else ""
     found = _unpacked(journal.kept(key)) if journal is not None else None
     if found is None:
-        batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, layout)
+        batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, prepared.settings.train.layout)
         found = reference_log_probs(reference, batch)
         if journal is not None:
             journal.keep(key, [[_packed(side) for side in pair] for pair in found])

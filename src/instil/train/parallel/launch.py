@@ -27,6 +27,9 @@ def launch(arguments: Sequence[str], processes: int) -> int:
     """Run ``instil ARGUMENTS`` in so many processes that find one another; returns the exit code of the first.
 
     A signal is passed on to all of them. Where one dies, the others end: the first saves what it can.
+
+    Raises:
+        RankLost: the first died, or did not end, so that nobody else says anything.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // processes) if hasattr(os, "sched_getaffinity") else 1
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
@@ -72,7 +75,11 @@ def end_with_launcher() -> None:
 
 
 def _watch(started: Sequence[subprocess.Popen[bytes]], passed: Sequence[int]) -> int:
-    """Wait for their end; ``passed`` are the signals that they were sent."""
+    """Wait for their end; ``passed`` are the signals that they were sent.
+
+    Raises:
+        RankLost: the first died of something else, or did not end.
+    """
     first = started[0]
     while all(process.poll() in (None, 0) for process in started):
         if all(process.poll() is not None for process in started):
@@ -85,14 +92,25 @@ def _watch(started: Sequence[subprocess.Popen[bytes]], passed: Sequence[int]) ->
         _ends(first, GRACE)
         first.terminate()
         _ends(first, SAVING)
+    until = time.monotonic() + GRACE
     for process in started[1:]:
-        if process.poll() is None:
-            _ends(process, GRACE)
-            process.terminate()
+        _ends(process, max(0.0, until - time.monotonic()))
+        process.terminate()
     code = first.poll()
-    if code is None or (lost and code in (0, 128 + signal.SIGTERM)):
+    kept = "what was saved is kept, and --resume goes on"
+    if code is None:
+        raise RankLost(f"the first process of this run did not end by itself; {kept}")
+    if code < 0 and -code not in passed:
+        raise RankLost(f"the first process of this run is gone ({_name(-code)}); {kept}")
+    if lost and code in (0, 128 + signal.SIGTERM):
         return RankLost.exit_code
     return 128 - code if code < 0 else code
+
+
+def _name(number: int) -> str:
+    """A signal's, with its most frequent reason."""
+    name = signal.Signals(number).name
+    return f"{name}, as of a system without memory" if number == signal.SIGKILL else name
 
 
 def _ends(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -46,19 +46,24 @@ def restarted(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 @contextmanager
-def joined(environment: Mapping[str, str] = os.environ, *, sharded: bool = False) -> Iterator[Ranks]:
-    """Inside, the processes that torchrun has started; alone where it has started none.
+def joined(
+    environment: Mapping[str, str] = os.environ, *, sharded: bool = False, device: str = "auto"
+) -> Iterator[Ranks]:
+    """Inside, the processes that torchrun has started; alone where it has started none, or a single one.
 
-    ``sharded``: each is to hold a part of every weight.
+    Args:
+        environment: where a launcher has said how many there are, and where the first one listens.
+        sharded: each is to hold a part of every weight.
+        device: what they compute on, as ``train.device`` has it.
 
     Raises:
         UserError: they cannot find one another, or what they need is not there.
     """
-    if not started(environment):
+    if environment.get("WORLD_SIZE", "1") in ("", "1"):
         yield ALONE
         return
     _check(environment)
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     if on_gpu:
         at = int(environment["LOCAL_RANK"])
         if at >= torch.cuda.device_count():
@@ -115,7 +120,7 @@ class Processes(Ranks):
         self.divided = 1 if sharded else world  # DDP takes means
         # Sums and what is pickled go by gloo, also where gradients go by NCCL.
         self._group = dist.new_group(backend="gloo") if torch.cuda.is_available() else None
-        self._spare: Batch | None = None
+        self._spares: Spares | None = None
         self._wrapped: DistributedDataParallel | None = None
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -141,7 +146,7 @@ class Processes(Ranks):
     @contextmanager
     def together(self, decoder: Decoder, loader: object) -> Iterator[None]:
         assert isinstance(loader, Spares), "a share of a step may be empty, so the loader has to have a spare batch"
-        self._spare = loader.spare()
+        self._spares = loader
         if self.sharded:
             yield
             return
@@ -180,8 +185,8 @@ class Processes(Ranks):
             yield Pass(batches[index] if counts else self._spare_batch(), last=index == most - 1, counts=counts)
 
     def _spare_batch(self) -> Batch:
-        assert self._spare is not None, "outside of `together` nothing is computed in parts"
-        return self._spare
+        assert self._spares is not None, "outside of `together` nothing is computed in parts"
+        return self._spares.spare()  # made anew: what was a good row may be left out by now
 
     @contextmanager
     def sharding(self, decoder: Decoder) -> Iterator[Decoder]:

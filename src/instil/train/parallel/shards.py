@@ -27,7 +27,10 @@ PATTERN = "shard-*.safetensors"  # as torch names the files
 
 @contextmanager
 def sharded(decoder: Decoder, world: int) -> Iterator[Decoder]:
-    """A decoder with these weights, a part of each in every process; afterwards they are whole in the one given."""
+    """A decoder with these weights, a part of each in every process; afterwards they are whole in the one given.
+
+    But not where it is left by an error: making them whole takes all processes, and it may be that of this one alone.
+    """
     held = [*decoder.parameters(), *decoder.buffers()]
     parts: Decoder = copy.deepcopy(decoder, {id(one): _same(one) for one in held})
     for parameter in decoder.parameters():
@@ -40,10 +43,8 @@ def sharded(decoder: Decoder, world: int) -> Iterator[Decoder]:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by what all processes have
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other one
-    try:
-        yield parts
-    finally:
-        _give_back(parts, decoder)
+    yield parts
+    _give_back(parts, decoder)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -122,7 +122,11 @@ def test_a_base_that_is_not_there_or_another_is_told_of(run: Path, made: Path) -
     assert found.answered == {"tuned": 4}
     assert len(found.untold) == 1
     assert found.untold[0].startswith("no row is answered by the base again: ")
-    assert found.differs == ["run.toml is not the file that the verdict is of"]
+    assert found.differs == []
+    settings.write_text(text.replace("max_steps = 6", "max_steps = 600"))
+    assert verify(run, rows=0).differs == ["run.toml has other settings than those that the verdict is of"]
+    settings.write_text(text.replace(json.loads((run / "verdict.json").read_text())["base"], "0" * 64))
+    assert verify(run, rows=0).differs == ["run.toml has another hash of the model than the verdict"]
 
 
 def test_no_rows_are_answered_where_none_are_wanted(run: Path) -> None:

@@ -18,7 +18,7 @@ from instil.records import Completion, Verdict
 from instil.runs.answers import AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.runs.verdict import NAME, RunVerdict, figures_of, files_of, hash_of, read_verdict
+from instil.runs.verdict import NAME, RunVerdict, figures_of, files_of, hash_of, read_verdict, settings_hash
 from instil.screen import Screen
 from instil.settings.asking import ScoreOptions
 
@@ -120,6 +120,15 @@ def _files(folder: RunFolder, said: RunVerdict) -> list[str]:
             found.append(f"{name} is missing")
         elif hash_of(file) != sha256:
             found.append(f"{name} is not the file that the verdict is of")
+    facts = folder.read_settings()
+    if settings_hash(facts) != said.settings:
+        found.append(f"{RUN_FILE} has other settings than those that the verdict is of")
+    hashes = facts.get("hashes", {})
+    found += [
+        f"{RUN_FILE} has another hash of the {what} than the verdict"
+        for what, kept in (("data", said.data), ("model", said.base))
+        if hashes.get(what) != kept
+    ]
     added = sorted(str(name) for name in files_of(folder) if str(name) not in said.files)
     return found + [f"{name} was added since" for name in added if name.startswith("model/")]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from instil.errors import DataError
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.offline import JUDGE, means
 from instil.files import read_json_object, record_of
 from instil.records import Verdict
-from instil.runs.folder import RUN_FILE, RunFolder
+from instil.runs.folder import RunFolder
 
 NAME = "verdict.json"
 FORMAT = 1
@@ -30,6 +32,7 @@ class RunVerdict:
         figures: mean metrics by name, of the answers before and after, and of the trivial baseline.
         outcome: of the paired comparison of after with before, which the file has whole, too.
         files: SHA-256 of every file of the run that it hangs on, by their paths in the run's folder.
+        settings: SHA-256 of all settings of the run, as ``run.toml`` has them.
         data: SHA-256 of the rows that the run was made of, as ``run.toml`` has it.
         base: SHA-256 of the model that was tuned, as ``run.toml`` has it.
     """
@@ -40,6 +43,7 @@ class RunVerdict:
     figures: dict[str, dict[str, float]]
     outcome: str
     files: dict[str, str]
+    settings: str
     data: str
     base: str
 
@@ -58,7 +62,7 @@ def write_verdict(folder: RunFolder, verdicts: Mapping[str, Sequence[Verdict]]) 
         OSError, DataError: a file cannot be read or written.
     """
     figures, comparison, sentence = figures_of({which: verdicts[which] for which in ("base", "tuned", "echo")})
-    hashes = folder.read_settings()["hashes"]
+    facts = folder.read_settings()
     folder.write_json(
         NAME,
         {
@@ -69,8 +73,9 @@ def write_verdict(folder: RunFolder, verdicts: Mapping[str, Sequence[Verdict]]) 
             "outcome": comparison.outcome,
             "comparison": comparison.as_json(),
             "files": {str(path): hash_of(folder.path / path) for path in files_of(folder)},
-            "data": hashes["data"],
-            "base": hashes["model"],
+            "settings": settings_hash(facts),
+            "data": facts["hashes"]["data"],
+            "base": facts["hashes"]["model"],
         },
     )
 
@@ -96,11 +101,19 @@ def read_verdict(folder: RunFolder) -> RunVerdict:
 
 
 def files_of(folder: RunFolder) -> list[Path]:
-    """Those that a verdict hangs on: settings, split, the model, answers and scores, by their paths in the folder."""
-    found = [folder.path / RUN_FILE, folder.path / "split.json"]
+    """Those that a verdict hangs on: split, the model, answers and scores, by their paths in the folder.
+
+    ``run.toml`` says when the run was made, too, and has no hash of its own (`settings_hash`).
+    """
+    found = [folder.path / "split.json"]
     found += [one for one in folder.model.glob("*") if one.is_file()]
     found += [*(folder.path / "responses").glob("*.json"), *(folder.path / "scores").glob(f"*.{JUDGE}.jsonl")]
     return sorted(one.relative_to(folder.path) for one in found if not one.name.startswith("."))
+
+
+def settings_hash(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of a run's settings in what ``run.toml`` says."""
+    return hashlib.sha256(json.dumps(facts["settings"], sort_keys=True).encode()).hexdigest()
 
 
 def hash_of(file: Path) -> str:

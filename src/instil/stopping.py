@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
@@ -38,6 +39,38 @@ def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
     """A handler: leave from wherever the process is."""
     del frame
     raise Stopped(number)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Inside, signals wait; also for a process that is started here, until it calls `let_through`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        let_through()
+
+
+def let_through() -> None:
+    """Have what comes, and what has waited."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextmanager
+def nothing_to_lose() -> Iterator[None]:
+    """Inside, a signal ends the process as the system does it, also where it waits in a library for others."""
+    before: dict[signal.Signals, object] = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {one: signal.getsignal(one) for one in SIGNALS}
+    ours = {one: handler for one, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for one in ours:
+        signal.signal(one, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for one, handler in ours.items():
+            signal.signal(one, handler)  # type: ignore[arg-type]
 
 
 class Stop:

@@ -39,6 +39,7 @@ from instil.cli.paper import (
 from instil.cli.show import show_plan, show_run
 from instil.cli.tables import show_paper
 from instil.errors import UserError
+from instil.stopping import let_through
 
 if TYPE_CHECKING:
     from instil.settings.options import Settings
@@ -240,6 +241,9 @@ def _tune(
         raise UserError("these processes are started already (by torchrun, say), so leave --processes out")
     if processes > 1:
         raise typer.Exit(launch(_without(sys.argv[1:], "--processes"), processes))
+    import instil.recipes.run.run  # noqa: F401 - now, since libraries swallow a signal that comes as they are imported
+
+    let_through()
     end_with_launcher()
     with joined(sharded=settings.train.shard == "full", device=settings.train.device) as ranks:
         if ranks.rank:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from instil.errors import RankLost, UserError
+from instil.stopping import SIGNALS, stop_at_once
 from instil.train.parallel import launch, processes
 from instil.train.ranks import ALONE
 
@@ -48,6 +49,49 @@ def test_the_first_does_not_end(three: list[subprocess.Popen[bytes]], monkeypatc
     three[1].kill()
     with pytest.raises(RankLost, match="did not end by itself"):
         launch._watch(three, [])
+
+
+def test_a_signal_waits_until_all_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And for each until it has come so far; before, it would end one with a traceback, or be lost."""
+    masks = []
+
+    class Ended:
+        def __init__(self, *given: object, **how: object) -> None:
+            masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
+
+        def poll(self) -> int:
+            return 0
+
+        def kill(self) -> None:
+            pass
+
+        wait = kill
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Ended)
+    before = signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert launch.launch(["run"], 2) == 0
+    assert [set(SIGNALS) <= mask for mask in masks] == [True, True]
+    assert (signal.getsignal(signal.SIGTERM), signal.pthread_sigmask(signal.SIG_BLOCK, ())) == before
+
+
+def test_who_waits_for_others_to_come_can_be_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the system, since a library that waits lets no handler run."""
+    seen = []
+
+    def waits(*given: object, **how: object) -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+        raise RuntimeError("nobody is there")
+
+    monkeypatch.setattr(processes, "rendezvous", waits)
+    before = signal.signal(signal.SIGTERM, stop_at_once)
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    try:
+        with pytest.raises(UserError, match="does not find the others"), processes.joined(where, device="cpu"):
+            pass
+        assert signal.getsignal(signal.SIGTERM) is stop_at_once
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIG_DFL]
 
 
 @pytest.mark.parametrize("world", ["", "1"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from instil.errors import RankLost
-from instil.stopping import SIGNALS
+from instil.stopping import SIGNALS, held_back
 
 GRACE = 5.0  # seconds that a process has to end after it was asked to
 SAVING = 300.0  # and the first, which may have to save
@@ -44,21 +44,23 @@ def launch(arguments: Sequence[str], processes: int) -> int:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {one: signal.signal(one, pass_on) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
+    before: dict[signal.Signals, object] = {}
     try:
-        for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", "instil", *arguments],
-                    env={**usual, **os.environ, **where, **own},
-                    start_new_session=True,  # a terminal's Ctrl-C reaches each once: through `pass_on`
+        with held_back():  # each has a signal that comes now when it can do something about it
+            before = {one: signal.signal(one, pass_on) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
+            for rank in range(processes):
+                own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "instil", *arguments],
+                        env={**usual, **os.environ, **where, **own},
+                        start_new_session=True,  # a terminal's Ctrl-C reaches each once: through `pass_on`
+                    )
                 )
-            )
         return _watch(started, passed)
     finally:
         for one, handler in before.items():
-            signal.signal(one, handler)
+            signal.signal(one, handler)  # type: ignore[arg-type]
         for process in started:
             process.kill()
             process.wait()

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from instil.errors import UserError
 from instil.model.decoder import Decoder
 from instil.records import Batch
+from instil.stopping import nothing_to_lose
 from instil.train.parallel import shards
 from instil.train.ranks import ALONE, Pass, Ranks, Spares
 
@@ -76,12 +77,13 @@ def joined(
     if on_gpu and not dist.is_nccl_available():
         raise UserError("this torch has no NCCL, which processes on GPUs talk by; install a build of torch with it")
     try:
-        store, rank, world = next(iter(rendezvous("env://", timeout=MEETING)))
-        store.set_timeout(TIMEOUT)
-        # Of processes that torchrun starts anew, those before may have left their addresses.
-        attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-        whole = dist.PrefixStore(f"instil/{attempt}", store)  # type: ignore[attr-defined]
-        dist.init_process_group(backend, store=whole, rank=rank, world_size=world, timeout=TIMEOUT)
+        with nothing_to_lose():
+            store, rank, world = next(iter(rendezvous("env://", timeout=MEETING)))
+            store.set_timeout(TIMEOUT)
+            # Of processes that torchrun starts anew, those before may have left their addresses.
+            attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
+            whole = dist.PrefixStore(f"instil/{attempt}", store)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=whole, rank=rank, world_size=world, timeout=TIMEOUT)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{environment['MASTER_ADDR']}:{environment['MASTER_PORT']}"
         raise UserError(

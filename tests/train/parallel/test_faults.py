@@ -187,3 +187,11 @@ def test_a_step_without_rows_has_no_distance(ranks: Ranks) -> None:
     """As one has of which all rows are left out, when the loss of the next step is looked at."""
     loss, metrics = objective.look(Preference(DpoOptions(loss="kto")), decoder(), [], ranks)
     assert (loss.total, loss.tokens, metrics) == (0.0, 0, {})
+
+
+def test_a_part_is_read_without_a_word(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Though torch says at each that it reads in one process, which is what is wanted."""
+    shards.save_shards({"one": torch.arange(4.0)}, tmp_path)
+    recwarn.clear()
+    assert shards.Shards(tmp_path)["one"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert not recwarn.list

@@ -96,7 +96,7 @@ def test_who_waits_for_others_to_come_can_be_stopped(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("world", ["", "1"])
 def test_one_that_torchrun_starts_is_alone(world: str) -> None:
-    """DDP would wait for gradients that are used up in backward."""
+    """Updates inside backward and DDP do not go together: losses after the first step were others."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "WORLD_SIZE": world, "RANK": "0", "LOCAL_RANK": "0"}
     with processes.joined(where | {"TORCHELASTIC_RUN_ID": "one"}) as ranks:
         assert ranks is ALONE

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,7 +109,9 @@ class Shards(Mapping[str, Tensor]):
         about: Any = self._known[name]
         whole = torch.empty(about.size, dtype=about.properties.dtype)
         reader = HuggingFaceStorageReader(str(self._folder))
-        load({name: whole}, storage_reader=reader, no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)  # each reads for itself
+            load({name: whole}, storage_reader=reader, no_dist=True)
         return whole
 
     def __iter__(self) -> Iterator[str]:

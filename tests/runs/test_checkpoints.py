@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -313,7 +313,7 @@ def saved_at(
     now, found = 0.0, []
 
     class Slow(Checkpoints):
-        def save(self, state: TrainState) -> Path:
+        def save(self, state: TrainState, first: Sequence[Callable[[], None]] = ()) -> Path:
             nonlocal now
             now += a_save
             return self.folder

@@ -415,7 +415,7 @@ def evaluation(world: World) -> None:
 def save_every(world: World) -> None:
     saved: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "save", lambda self, state: saved.append(state.progress.done))
+        patch.setattr(Checkpoints, "save", lambda self, state, first=(): saved.append(state.progress.done))
         world.run("train.save_every=1", "train.max_steps=2", data=world.one)
         assert saved == [1, 2]
         world.run("train.save_every=10m", "train.max_steps=2", data=world.one)

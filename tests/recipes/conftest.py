@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import instil
-from tests.conftest import rows
+from instil.model.fast import gemm
+from tests.conftest import make_tinier, rows
 from tests.recipes.test_export_gguf import folder_of
 
 
@@ -30,3 +32,18 @@ def lora_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lora_run(lora_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """It."""
     return tuned(lora_base, tmp_path_factory.mktemp("adapted"))
+
+
+@pytest.fixture(scope="module")
+def one_backend() -> Iterator[None]:
+    """All runs of a file multiply alike, and those of others as they like."""
+    gemm.use_again(gemm.backend())
+    yield
+    gemm._before = ""
+    gemm.backend.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def tinier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that is loaded and saved in a moment; nobody changes it."""
+    return make_tinier(tmp_path_factory.mktemp("tinier"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,10 @@ from instil.tasks.prepare import prepare
 from instil.train import training
 from instil.train.optimizer import AdamWInBackward
 from instil.train.state import TrainState
-from tests.conftest import make_tinier, rows
+from tests.conftest import rows
 from tests.kills.left import left_by
+
+pytestmark = pytest.mark.usefixtures("one_backend")
 
 USUAL: dict[str, Any] = {
     "max_steps": 7, "eval_every": 3, "max_new_tokens": 3, "save_every": "2", "max_length": 128, "template": "plain",
@@ -62,19 +64,6 @@ class Told(Screen):
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tinier(tmp_path_factory.mktemp("tinier"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_backend() -> Iterator[None]:
-    gemm.use_again(gemm.backend())
-    yield
-    gemm._before = ""
-    gemm.backend.cache_clear()
 
 
 class Here:
@@ -119,12 +108,12 @@ def dies(patch: pytest.MonkeyPatch, where: Any, name: str, number: int) -> None:
 
 
 @pytest.fixture
-def here(model: Path, tmp_path: Path) -> Here:
-    return Here(model, tmp_path / "run")
+def here(tinier: Path, tmp_path: Path) -> Here:
+    return Here(tinier, tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
-def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def whole(tinier: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
     """What runs leave that were never killed."""
     made: dict[str, dict[str, Any]] = {}
 
@@ -132,7 +121,7 @@ def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
         key = json.dumps(how, sort_keys=True)
         if key not in made:
             out = tmp_path_factory.mktemp("whole") / "run"
-            Here(model, out).go(**how)
+            Here(tinier, out).go(**how)
             made[key] = left_by(out)
         return made[key]
 
@@ -475,11 +464,11 @@ def test_weights_have_a_hash_of_their_own() -> None:
     assert kept_module.weights_hash(one) != kept_module.weights_hash(other)
 
 
-def test_a_probe_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_goes_on(tinier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = resolve(values={"template": "plain", "max_length": 128})
 
     def probed(out: Path | None, **how: Any) -> Any:
-        found = probe(rows(40), model, settings, rates=[1e-5, 1e-4, 1e-3], steps=2, out=out, screen=Told(), **how)
+        found = probe(rows(40), tinier, settings, rates=[1e-5, 1e-4, 1e-3], steps=2, out=out, screen=Told(), **how)
         return replace(found, seconds=0.0)
 
     wanted = probed(tmp_path / "whole")

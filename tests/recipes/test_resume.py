@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from instil.settings.resolve import resolve
 from instil.train import training
 from tests.conftest import rows
 from tests.kills.left import left_by
+
+pytestmark = pytest.mark.usefixtures("one_backend")
 
 USUAL = {"max_steps": 9, "eval_every": 3, "max_new_tokens": 3, "save_every": "2", "max_length": 64}
 PAIRS = [{**row, "chosen": row["output"], "rejected": "I do not know."} for row in rows(30)]
@@ -64,15 +66,6 @@ def tuned(folder: Path, out: Path, **how: Any) -> Run:
     data = PAIRS if how.get("objective") == "dpo" else rows(30)
     settings = resolve(values=USUAL | how)
     return run(data, folder, out, settings, **{"answers": False, "screen": Screen(quiet=True)} | options)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_backend() -> Iterator[None]:
-    """All of these runs multiply alike, and those of other tests as they like."""
-    gemm.use_again(gemm.backend())
-    yield
-    gemm._before = ""
-    gemm.backend.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,25 @@ import pytest
 import torch
 
 from instil.errors import DataError
-from instil.model.fast import gemm
 from instil.runs import rewinding
 from instil.runs.checkpoints import Checkpoints
 from instil.runs.observers import MetricsFile
 from instil.runs.rewinding import EarlierOnDisk
 from instil.train import training
 from instil.train.rewind import Skipped
-from tests.conftest import make_tinier
 from tests.kills.left import left_by
 from tests.recipes.test_going_on import Here, Told
 from tests.train.test_rewind import poison
+
+pytestmark = pytest.mark.usefixtures("one_backend")
 
 REWINDS: dict[str, Any] = {"on_divergence": "rewind", "max_steps": 9, "eval_every": 0}
 ROW = 22  # diverges, in step 4
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tinier(tmp_path_factory.mktemp("tinier"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_backend() -> Iterator[None]:
-    gemm.use_again(gemm.backend())
-    yield
-    gemm._before = ""
-    gemm.backend.cache_clear()
-
-
 @pytest.fixture
-def here(model: Path, tmp_path: Path) -> Here:
-    return Here(model, tmp_path / "run")
+def here(tinier: Path, tmp_path: Path) -> Here:
+    return Here(tinier, tmp_path / "run")
 
 
 def spoil(patch: pytest.MonkeyPatch, row: int) -> None:

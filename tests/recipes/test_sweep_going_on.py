@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from instil.model.fast import gemm
 from instil.recipes.run import run as job
 from instil.recipes.sweep.file import Overrides
 from instil.recipes.sweep.sweep import SweepResult, sweep
 from instil.train import training
-from tests.conftest import make_tinier, rows
+from tests.conftest import rows
 from tests.kills.left import left_by
 from tests.recipes.test_going_on import Killed, Told, dies
 from tests.runs.test_status import held_by_another
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tinier(tmp_path_factory.mktemp("tinier"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_backend() -> Iterator[None]:
-    gemm.use_again(gemm.backend())
-    yield
-    gemm._before = ""
-    gemm.backend.cache_clear()
+pytestmark = pytest.mark.usefixtures("one_backend")
 
 
 class Sweeping:
@@ -59,9 +46,9 @@ class Sweeping:
 
 
 @pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_run_of_a_sweep_that_would_not_be_the_same_is_named(processes: bool, model: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_sweep_that_would_not_be_the_same_is_named(processes: bool, tinier: Path, tmp_path: Path) -> None:
     """With advice that a sweep knows: it has no --force."""
-    sweeping, second = Sweeping(model, tmp_path), tmp_path / "out" / "second"
+    sweeping, second = Sweeping(tinier, tmp_path), tmp_path / "out" / "second"
     sweeping.killed(6 + 4, "out")
     lines = (second / "metrics.jsonl").read_text().splitlines()
     record = json.loads(lines[3]) | {"train_loss": 9.5}
@@ -73,8 +60,8 @@ def test_a_run_of_a_sweep_that_would_not_be_the_same_is_named(processes: bool, m
     assert failed.reason.endswith(f"would not end as it would have; remove {second} to have it made anew")
 
 
-def test_a_run_of_a_sweep_that_another_works_on_is_not_to_be_removed(model: Path, tmp_path: Path) -> None:
-    sweeping = Sweeping(model, tmp_path)
+def test_a_run_of_a_sweep_that_another_works_on_is_not_to_be_removed(tinier: Path, tmp_path: Path) -> None:
+    sweeping = Sweeping(tinier, tmp_path)
     sweeping.killed(6 + 4, "out")
     with held_by_another(tmp_path / "out" / "second") as process:
         failed = sweeping.go("out").table.rows[1]
@@ -83,8 +70,8 @@ def test_a_run_of_a_sweep_that_another_works_on_is_not_to_be_removed(model: Path
     assert "remove" not in failed.reason
 
 
-def test_a_half_done_run_of_a_sweep_goes_on(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweeping = Sweeping(model, tmp_path)
+def test_a_half_done_run_of_a_sweep_goes_on(tinier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweeping = Sweeping(tinier, tmp_path)
     sweeping.go("whole")
     sweeping.killed(6 + 4, "out")
     taken: list[int] = []
@@ -102,9 +89,9 @@ def test_a_half_done_run_of_a_sweep_goes_on(model: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("keep", ["false", "true"])
-def test_a_run_that_was_killed_at_its_very_end_leaves_no_checkpoints(keep: str, model: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_at_its_very_end_leaves_no_checkpoints(keep: str, tinier: Path, tmp_path: Path) -> None:
     """It is finished, so it is not gone on with, and is as it would be but for them."""
-    sweeping, first = Sweeping(model, tmp_path), tmp_path / "out" / "first"
+    sweeping, first = Sweeping(tinier, tmp_path), tmp_path / "out" / "first"
     how = f"train.keep_checkpoint={keep}"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         dies(patch, job, "forget_checkpoints", 1)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from instil.errors import DataError, UserError
+from instil.files import sha256_of
 from instil.recipes.run.run import finetune
 from instil.recipes.verify import verify
 from tests.conftest import rows
@@ -69,15 +70,13 @@ def changed_sentence(run: Path) -> None:
 
 def another_model(run: Path) -> None:
     """Of which the verdict says that it is the right one."""
-    from instil.runs.verdict import hash_of
-
     weights = run / "model" / "model.safetensors"
     damaged = bytearray(weights.read_bytes())
     for at in range(len(damaged) - 40_000, len(damaged) - 1, 4):
         damaged[at + 3 if at + 3 < len(damaged) else at] ^= 0x80  # signs of weights
     weights.write_bytes(bytes(damaged))
     said = json.loads((run / "verdict.json").read_text())
-    said["files"]["model/model.safetensors"] = hash_of(weights)
+    said["files"]["model/model.safetensors"] = sha256_of(weights)
     (run / "verdict.json").write_text(json.dumps(said))
 
 

@@ -12,13 +12,14 @@ from instil.assistant.assistant import Assistant, load
 from instil.data.templates import OWN
 from instil.errors import InstilError, UserError, counted
 from instil.evaluate.offline import JUDGE, score_offline, trivial_baseline
+from instil.files import sha256_of
 from instil.generate.answer import answer
 from instil.model.load import file_hash
 from instil.records import Completion, Verdict
 from instil.runs.answers import AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.runs.verdict import NAME, RunVerdict, figures_of, files_of, hash_of, read_verdict, settings_hash
+from instil.runs.verdict import NAME, RunVerdict, figures_of, files_of, read_verdict, settings_hash
 from instil.screen import Screen
 from instil.settings.asking import ScoreOptions
 
@@ -118,7 +119,7 @@ def _files(folder: RunFolder, said: RunVerdict) -> list[str]:
         file = folder.path / name
         if not file.is_file():
             found.append(f"{name} is missing")
-        elif hash_of(file) != sha256:
+        elif sha256_of(file) != sha256:
             found.append(f"{name} is not the file that the verdict is of")
     facts = folder.read_settings()
     if settings_hash(facts) != said.settings:

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from instil.errors import InstilError, ModelError, parsing_problem
-from instil.files import json_text, record_of, unfinished_of
+from instil.files import json_text, record_of, sha256_of, unfinished_of
 from instil.model.files.safetensors import SafetensorsFile, safetensors_pieces
 from instil.runs.identity import STEP
 from instil.train.metrics import StepRecord
@@ -33,7 +33,6 @@ from instil.train.state import Progress, TrainState
 FORMAT = 1
 TENSORS, BEST, PROGRESS, MANIFEST = "state.safetensors", "best.safetensors", "state.json", "manifest.json"
 PREFIX, REMOVED, UNFINISHED = STEP, ".removed", unfinished_of(Path("step")).suffix
-PIECE = 1 << 22  # bytes that are read at once
 LARGEST_MANIFEST = 1 << 20
 SPARE = 64 << 20  # bytes that a save leaves free
 
@@ -372,11 +371,7 @@ def _check_file(path: Path, about: Mapping[str, Any]) -> None:
 
 def _about(path: Path) -> dict[str, Any]:
     """What a manifest says of a file."""
-    hashed = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(PIECE):
-            hashed.update(piece)
-    return {"bytes": path.stat().st_size, "sha256": hashed.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _reason(error: Exception) -> str:

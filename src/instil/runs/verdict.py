@@ -12,13 +12,12 @@ from typing import Any
 from instil.errors import DataError
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.offline import JUDGE, means
-from instil.files import read_json_object, record_of
+from instil.files import read_json_object, record_of, sha256_of
 from instil.records import Verdict
 from instil.runs.folder import RunFolder
 
 NAME = "verdict.json"
 FORMAT = 1
-PIECE = 1 << 22  # bytes that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def write_verdict(folder: RunFolder, verdicts: Mapping[str, Sequence[Verdict]]) 
             "figures": figures,
             "outcome": comparison.outcome,
             "comparison": comparison.as_json(),
-            "files": {str(path): hash_of(folder.path / path) for path in files_of(folder)},
+            "files": {str(path): sha256_of(folder.path / path) for path in files_of(folder)},
             "settings": settings_hash(facts),
             "data": facts["hashes"]["data"],
             "base": facts["hashes"]["model"],
@@ -114,12 +113,3 @@ def files_of(folder: RunFolder) -> list[Path]:
 def settings_hash(facts: Mapping[str, Any]) -> str:
     """SHA-256 of a run's settings in what ``run.toml`` says."""
     return hashlib.sha256(json.dumps(facts["settings"], sort_keys=True).encode()).hexdigest()
-
-
-def hash_of(file: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while piece := stream.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ import pytest
 from instil.ask.attention import Attention
 from instil.ask.client import ModelRequest, Reply
 from instil.ask.journal import Journal
-from instil.cli.show import show_comparison, show_scores
+from instil.cli.show_verdicts import show_comparison, show_scores
 from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.judging import judge_answers
 from instil.evaluate.offline import of_other_scripts, score_offline

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
-from instil.cli.show import show_comparison, show_health, show_pairwise, show_scores
+from instil.cli.show_verdicts import show_comparison, show_health, show_pairwise, show_scores
 from instil.errors import InstilError, UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from instil.errors import counted, verb, without_numbers
+from instil.errors import counted
 from instil.screen import visible
 
 if TYPE_CHECKING:
@@ -18,13 +18,9 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from instil.evaluate.comparison import Comparison
-    from instil.evaluate.health import Health
-    from instil.recipes.compare import Compared, ComparedPairwise
     from instil.recipes.plan.plan import Plan
     from instil.recipes.probe import Probed
     from instil.recipes.run.run import Run
-    from instil.recipes.score import Scored
     from instil.recipes.sweep.sweep import SweepResult
     from instil.recipes.sweep.table import SweepTable
     from instil.recipes.synthesize import Synthesized
@@ -33,24 +29,25 @@ WIDE = 200  # columns of a sweep's table where stdout is no terminal
 REASONS = 5  # why rows were left out, the most frequent first
 
 
-def _echo(text: str = "", *, err: bool = False) -> None:
+def echo(text: str = "", *, err: bool = False) -> None:
+    """A line, with signs for what would steer a terminal."""
     typer.echo(visible(text), err=err)
 
 
 def show_lines(lines: Iterable[str]) -> None:
     """One under the other."""
     for line in lines:
-        _echo(line)
+        echo(line)
 
 
 def show_note(text: str) -> None:
     """On stderr, beside what stdout is for."""
-    _echo(text, err=True)
+    echo(text, err=True)
 
 
 def show_path(path: Path) -> None:
     """Where something lies, and nothing else."""
-    _echo(str(path))
+    echo(str(path))
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -68,154 +65,7 @@ def show_stream(pieces: Iterable[str]) -> None:
 def show_settings(meanings: Mapping[str, str]) -> None:
     """Settings by name, each with its default and its meaning."""
     for name, meaning in meanings.items():
-        _echo(f"{name:24} {meaning}")
-
-
-def show_scores(found: dict[str, Scored], *, offline: bool) -> None:
-    """Means and metrics of the offline scores, or what a judge said of each set of answers."""
-    if offline:
-        _show_offline(found)
-    else:
-        _show_judged(found)
-
-
-def _show_offline(found: dict[str, Scored]) -> None:
-    from instil.evaluate.offline import means
-
-    head = f"{'':12} {'scored':>9}   exact match   chrF   ROUGE-L   token F1   novel F1   agreement [95 %]"
-    _echo(head)
-    for which, one in found.items():
-        mean, metrics = one.mean(), means(one.verdicts)
-        counts = f"{len(one.scores)}/{len(one.verdicts)}"
-        if mean is None:
-            _echo(f"{which:12} {counts:>9}   {next(iter(one.unscored.values()), 'there are no rows')}")
-            continue
-        exact, chrf, rouge = metrics["exact_match"], metrics["chrf"], metrics["rouge_l"]
-        words, novel = metrics["token_f1"], metrics["novel_f1"]
-        more = f"   embedding {metrics['embedding']:.3f}" if "embedding" in metrics else ""
-        figures = f"{exact:>11.1%}  {chrf:>5.1f}   {rouge:>7.3f}   {words:>8.3f}   {novel:>8.3f}"
-        _echo(f"{which:12} {counts:>9}   {figures}   {mean.text()}{more}")
-    _echo("agreement with the reference, 0 to 100; it compares words, not meaning")
-    for which, one in found.items():
-        for reason, rows in _by_reason(one.unscored):
-            _echo(f"{which}: no score: {counted(len(rows), 'row')} ({', '.join(map(str, rows[:10]))}): {reason}")
-    show_lines(dict.fromkeys(one.note for one in found.values() if one.note))
-
-
-def _show_judged(found: dict[str, Scored]) -> None:
-    for which, one in found.items():
-        mean = one.mean()
-        low, high = one.bounds()
-        _echo(f"{which}: {mean.text() if mean else 'no score'} of 100 by {one.judge}")
-        _echo(
-            f"  {len(one.scores)} of {counted(len(one.verdicts), 'row')} "
-            f"{verb(len(one.scores), 'has', 'have')} a score ({counted(one.asked, 'question')} now, "
-            f"{one.found} before)"
-        )
-        if one.unscored:
-            _echo(f"  if all others had 0: {low:.1f}; if they had 100: {high:.1f}")
-            for reason, rows in _by_reason(one.unscored):
-                _echo(f"  no score: {counted(len(rows), 'row')} ({', '.join(map(str, rows[:10]))}): {reason}")
-        if one.flagged:
-            flagged = ", ".join(map(str, one.flagged[:10]))
-            hold = counted(len(one.flagged), "answer holds", "answers hold")
-            _echo(f"  {hold} words that are aimed at a judge: rows {flagged}")
-        if one.noise is not None:
-            _echo(f"  asked again, the judge differs from itself by {one.noise:.1f} points (standard deviation)")
-
-
-def _by_reason(unscored: dict[int, str]) -> list[tuple[str, list[int]]]:
-    """Rows by their reason, the first ten; reasons that differ in numbers only are one, told by its first."""
-    reasons: dict[str, tuple[str, list[int]]] = {}
-    for row, reason in unscored.items():
-        reasons.setdefault(without_numbers(reason), (reason, []))[1].append(row)
-    return sorted(reasons.values(), key=lambda item: -len(item[1]))[:10]
-
-
-def show_comparison(found: Compared) -> None:
-    """The verdict in one sentence, its figures, and what must be known of them."""
-    one = found.comparison
-    _echo(one.sentence(found.a, found.b))
-    if one.a is None or one.b is None:
-        return
-    _echo(f"\n{'judge ' + found.judge:22} {found.a[-24:]:>24} {found.b[-24:]:>24}   difference [95 %]")
-    for name, metric in found.metrics.items():
-        _line({"exact_match": "exact match, %", "chrf": "chrF"}[name], metric)
-    _line("score, 0 to 100", one)
-    show_lines(dict.fromkeys(scored.note for scored in found.scored if scored.note))
-    _echo(
-        f"\n{counted(one.wins, 'row')} better, {one.ties} equal, {one.losses} worse (of {one.scored} with two scores)"
-    )
-    _echo(f"to right (80 points and more): {_rows(one.gained)}; no longer: {_rows(one.lost)}")
-    if one.smallest is not None:
-        _echo(f"the smallest true difference that these rows would show in four of five cases: {one.smallest:.1f}")
-    if one.scored < one.rows:
-        low, high = one.bounds
-        _echo(
-            f"{counted(one.rows - one.scored, 'row lacks', 'rows lack')} a score; at the worst the difference is "
-            f"{low:+.1f}, at best {high:+.1f}"
-        )
-    if found.clean is not None:
-        _echo(
-            f"{counted(len(found.leaks), 'row is', 'rows are')} nearly the same as training rows. Without them: "
-            f"{found.clean.sentence(found.a, found.b)}"
-        )
-    elif not found.looked:
-        _echo("training rows are not known here, so nobody looked for rows that leaked")
-    if found.only_a or found.only_b:
-        _echo(f"left out: {counted(found.only_a, 'row')} only in {found.a}, {found.only_b} only in {found.b}")
-
-
-def _line(name: str, one: Comparison) -> None:
-    a, b, difference = one.a, one.b, one.difference
-    if a is not None and b is not None and difference is not None:
-        _echo(f"{name:22} {a.text():>24} {b.text():>24}   {difference.text()}")
-
-
-def _rows(rows: tuple[int, ...]) -> str:
-    if not rows:
-        return "none"
-    more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
-    return f"{len(rows)} (rows {', '.join(map(str, rows[:10]))}{more})"
-
-
-def show_pairwise(found: ComparedPairwise) -> None:
-    """The verdict of a judge that chose between answers, and how it came to its choices."""
-    verdicts = found.verdicts
-    _echo(verdicts.sentence(found.a, found.b))
-    if verdicts.same:
-        same = len(verdicts.same)
-        ties = verb(same, "counts as a tie", "count as ties")
-        _echo(f"{counted(same, 'row has', 'rows have')} equal answers and {ties}")
-    if verdicts.consistency is not None:
-        _echo(
-            f"the judge's choice did not depend on the order in {verdicts.consistency:.0%} of the rows; "
-            "where it did, the row is a tie"
-        )
-    if verdicts.longer is not None:
-        _echo(f"the longer answer won in {verdicts.longer:.0%} of the decided rows")
-    if found.no_room:
-        _echo(f"left out: {counted(found.no_room, 'row')} without room for an answer on one side")
-    for reason, rows in _by_reason({one.row: one.reason for one in verdicts.rows if one.outcome is None}):
-        _echo(f"no choice: {counted(len(rows), 'row')} ({', '.join(map(str, rows[:10]))}): {reason}")
-
-
-def show_health(health: Health) -> None:
-    """What a judge gave to answers that are known to be right, wrong or none at all."""
-    for group in (health.right, health.wrong, health.shuffled):
-        _show_group(group.name, group.mean, group.unscored)
-    _echo(f"a right answer gets more than a wrong one in {health.order:.0%} of the pairs")
-    _echo("\nanswers that are none:")
-    for group in health.canaries:
-        _show_group(group.name, group.mean, group.unscored, paid=group.name in health.paid)
-    if not health.problems:
-        _echo(f"\n{health.judge} tells right from wrong and pays for no canary")
-
-
-def _show_group(name: str, mean: float | None, unscored: int, *, paid: bool = False) -> None:
-    figure = "no score" if mean is None else f"{mean:.0f} of 100"
-    missing = f", {unscored} without a score" if unscored else ""
-    _echo(f"  {name:24} {figure}{missing}{'   <- it pays for this' if paid else ''}")
+        echo(f"{name:24} {meaning}")
 
 
 def show_plan(plan: Plan) -> None:
@@ -296,7 +146,7 @@ def _gb(size: int) -> str:
 
 def show_run(finished: Run) -> None:
     """What the user is told at the end of a run, below its progress."""
-    _echo()
+    echo()
     show_lines(summary(finished))
 
 
@@ -344,11 +194,11 @@ def show_sweep(done: SweepResult) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=WIDE)
-    _echo()
+    echo()
     console.print(_sweep_table(done.table))
     for note in done.table.notes():
         console.print(note, markup=False, style="dim")
-    _echo(f"\ntable: {done.path / 'sweep.html'} (also sweep.md, sweep.csv, sweep.json)")
+    echo(f"\ntable: {done.path / 'sweep.html'} (also sweep.md, sweep.csv, sweep.json)")
 
 
 def _sweep_table(found: SweepTable) -> Table:
@@ -366,16 +216,16 @@ def _sweep_table(found: SweepTable) -> Table:
 def show_rates(found: Probed, out: Path | None) -> None:
     """The validation loss of each learning rate, round after round, and what follows from it."""
     rounds = sorted({one.steps for one in found.tried})
-    _echo(f"\n{'learning rate':>14}" + "".join(f"{counted(steps, 'step'):>14}" for steps in rounds))
+    echo(f"\n{'learning rate':>14}" + "".join(f"{counted(steps, 'step'):>14}" for steps in rounds))
     for rate in found.rates:
         losses = found.losses(rate)
         shown = ["" if steps not in losses else _loss(losses[steps]) for steps in rounds]
         best = "  <- best" if found.best is not None and rate == found.best.rate else ""
-        _echo(f"{rate:>14g}" + "".join(f"{text:>14}" for text in shown) + best)
-    _echo(f"validation loss; before training {found.untrained:.3f}; took {found.seconds:.0f} s")
+        echo(f"{rate:>14g}" + "".join(f"{text:>14}" for text in shown) + best)
+    echo(f"validation loss; before training {found.untrained:.3f}; took {found.seconds:.0f} s")
     show_lines(found.advice())
     if out is not None:
-        _echo(f"picture: {out / 'probe.png'}")
+        echo(f"picture: {out / 'probe.png'}")
 
 
 def _loss(loss: float | None) -> str:
@@ -386,9 +236,9 @@ def show_synthesis(made: Synthesized) -> None:
     """How many rows a model made, and why there are not more."""
     kept = len(made.rows) - made.made
     beside = f" beside {kept} that stayed as they were" if kept else ""
-    _echo(f"{made.out}: {counted(made.made, 'row')} by {made.made_by}{beside}")
-    _echo(f"  {counted(made.asked, 'request')} now, {made.found} answered before")
+    echo(f"{made.out}: {counted(made.made, 'row')} by {made.made_by}{beside}")
+    echo(f"  {counted(made.asked, 'request')} now, {made.found} answered before")
     for reason, times in list(made.reasons.items())[:REASONS]:
-        _echo(f"  left out: {times} times: {reason}")
+        echo(f"  left out: {times} times: {reason}")
     if made.rejected:
-        _echo(f"  all of them: {made.report}")
+        echo(f"  all of them: {made.report}")

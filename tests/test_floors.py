@@ -198,7 +198,8 @@ def test_a_circle_is_found_wherever_its_imports_stand() -> None:
 
 
 def test_the_command_line_prints_in_one_place() -> None:
-    """Commands hand what recipes give them to a function of ``cli/show.py`` or ``cli/show_verdicts.py``; ``options.py`` writes JSON.
+    """Commands hand what recipes give them to functions of ``cli/show.py`` and ``cli/show_verdicts.py``; ``options.py``
+    writes the JSON.
 
     ``microscope.py`` shows tokens, which takes colours, ``tables.py`` what is fitted to the terminal's width, and
     ``live.py`` what is drawn again and again.

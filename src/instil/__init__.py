@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from instil.model.spec import DecoderSpec as DecoderSpec
     from instil.recipes.compare import Compared as Compared
     from instil.recipes.compare import compare as compare
+    from instil.recipes.compare_many import compare_many as compare_many
     from instil.recipes.run.run import Run as Run
     from instil.recipes.run.run import finetune as finetune
     from instil.recipes.score import score as score
@@ -54,6 +55,7 @@ _HOMES = {
     "load": "assistant.assistant",
     "Compared": "recipes.compare",
     "compare": "recipes.compare",
+    "compare_many": "recipes.compare_many",
     "Run": "recipes.run.run",
     "finetune": "recipes.run.run",
     "score": "recipes.score",

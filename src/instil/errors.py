@@ -23,7 +23,7 @@ as one line (or one short list) and never a traceback.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 SHOWN = 20  # rows named in a message before "and N more"
@@ -167,6 +167,15 @@ def folded(lines: Iterable[str]) -> list[str]:
         named = f"row{'s' if len(numbers) > 1 else ''} {', '.join(numbers[:SHOWN])}{more}: " if numbers else ""
         said.append(named + complaint)
     return said
+
+
+def listed_names(names: Sequence[str]) -> str:
+    """Names as people list them.
+
+    >>> listed_names(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def listed(lines: list[str]) -> str:

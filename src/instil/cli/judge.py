@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
-from instil.cli.show_verdicts import show_comparison, show_health, show_pairwise, show_scores
+from instil.cli.show_verdicts import show_comparison, show_health, show_many, show_pairwise, show_scores
 from instil.errors import InstilError, UserError
 
 if TYPE_CHECKING:
@@ -70,8 +70,10 @@ def score_command(
 
 @commands.command("compare")
 def compare_command(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run, one of its responses/*.json, or a file of answers.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")],
+    answered: Annotated[
+        list[str],
+        typer.Argument(metavar="A B...", help="Runs, files in their responses/, or files of answers; two or more."),
+    ],
     judge: JudgeOpt = "offline",
     prompt: PromptOpt = None,
     repeats: RepeatsOpt = None,
@@ -82,8 +84,16 @@ def compare_command(
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Whether B is better than A, on the rows that both answered: the paired verdict."""
+    """Whether B is better than A, on the rows that both answered: the paired verdict. Of more than two a table."""
     chosen = _chosen(settings, config, prompt, repeats)
+    if len(answered) < 2:
+        raise UserError("one alone cannot be compared; name two runs or files, or more")
+    if len(answered) > 2:
+        if pairwise:
+            raise UserError("--pairwise lets a judge choose between two answers; name two runs or files")
+        _compare_many(answered, judge, chosen, as_json=as_json)
+        return
+    a, b = answered
     from instil.recipes.compare import compare, compare_pairwise
     from instil.recipes.score import check_failed
     from instil.screen import Screen
@@ -107,6 +117,22 @@ def compare_command(
     for one in found.scored:
         check_failed(one.which, one.failed)
     if found.comparison.difference is None:
+        raise InstilError("nothing could be compared")
+
+
+def _compare_many(answered: list[str], judge: str, chosen: Settings, *, as_json: bool) -> None:
+    from instil.recipes.compare_many import compare_many
+    from instil.recipes.score import check_failed
+    from instil.screen import Screen
+
+    found = compare_many(answered, judge, options=chosen.score, screen=Screen())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_many(found)
+    for one in found.scored:
+        check_failed(one.which, one.failed)
+    if all(pair.difference is None for pair in found.pairs.values()):
         raise InstilError("nothing could be compared")
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from instil.evaluate.comparison import Comparison
     from instil.evaluate.health import Health
     from instil.recipes.compare import Compared, ComparedPairwise
+    from instil.recipes.compare_many import ComparedMany
     from instil.recipes.score import Scored
 
 
@@ -118,6 +119,51 @@ def _rows(rows: tuple[int, ...]) -> str:
         return "none"
     more = f" and {len(rows) - 10} more" if len(rows) > 10 else ""
     return f"{len(rows)} (rows {', '.join(map(str, rows[:10]))}{more})"
+
+
+def show_many(found: ComparedMany) -> None:
+    """Several sets of answers, the best first; those that share a letter are not distinguishable."""
+    from instil.cli.tables import Column, console, table_of
+    from instil.evaluate.comparison import shown_p
+
+    echo(found.sentence())
+    ordered = found.standings
+    shown = {"exact_match": "exact %", "chrf": "chrF"}
+    best = ordered[0].name
+
+    def against(name: str) -> str:
+        pair = found.pairs.get((name, best))
+        return "" if pair is None or pair.difference is None else shown_p(pair.p).removeprefix("= ")
+
+    columns = [
+        Column("", tuple(one.name for one in ordered)),
+        Column("score [95 %]", tuple(one.mean.text() if one.mean else "none" for one in ordered), right=True),
+        Column("like", tuple(one.letters for one in ordered)),
+        Column("p, to the first", tuple(against(one.name) for one in ordered), rank=1, right=True),
+    ]
+    for name in ordered[0].metrics:
+        cells = tuple(f"{metric.mean:.1f}" if (metric := one.metrics[name]) else "" for one in ordered)
+        columns.insert(-2, Column(shown[name], cells, rank=2, right=True))
+    echo()
+    out = console()
+    out.print(table_of(columns, out.width))
+    echo(
+        f"\n{counted(found.rows, 'row')} that all have, judge {found.judge}; those that share a letter are not "
+        f"distinguishable (Holm, {counted(len(found.pairs), 'comparison')})"
+    )
+    for (a, b), pair in reversed(found.pairs.items()):
+        if pair.outcome != "not distinguishable":
+            echo(pair.sentence(a, b))
+    if found.leaks:
+        are = counted(found.leaks, "row is", "rows are")
+        other = "; ".join(f"{b} and {a}" for a, b in found.changed)
+        same = f"without them the outcome is another for {other}" if other else "without them no outcome is another"
+        echo(f"{are} nearly the same as training rows; {same}")
+    elif found.leaks is None:
+        echo("training rows are not known here, so nobody looked for rows that leaked")
+    if left := [f"{one.left_out} of {one.name}" for one in ordered if one.left_out]:
+        echo(f"left out, since not all have them: rows {', '.join(left)}")
+    show_lines(dict.fromkeys(scored.note for scored in found.scored if scored.note))
 
 
 def show_pairwise(found: ComparedPairwise) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +11,16 @@ from instil.ask.client import Client
 from instil.ask.journal import Journal
 from instil.ask.named import opened
 from instil.data.near_duplicates import Near
-from instil.data.words import normal, same
-from instil.errors import DataError, UserError
+from instil.data.words import same
+from instil.errors import UserError
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.pairwise import PairwiseVerdicts, judge_pairwise
-from instil.recipes.score import Scored, score_answers
+from instil.recipes.common_rows import answers_at, common, leaks_of, names_of, scores_of
+from instil.recipes.score import Scored
 from instil.records import Example, Verdict
-from instil.runs.answers import AnsweredRows, find_answers, no_answers_after
+from instil.runs.answers import AnsweredRows
 from instil.screen import Screen
 from instil.settings.asking import ScoreOptions
 
@@ -90,10 +90,11 @@ def compare(
         JudgeError, StoppedEarly: see `instil.score`.
     """
     options = (options or ScoreOptions()).changed(**settings)
-    first, second = _answers_at(Path(a), "a"), _answers_at(Path(b), "b")
-    names = _names(Path(a), Path(b))
-    _pairs(first, second)  # nothing is asked where no row is in both
-    both = _both(first, second, judge, options, screen or Screen(quiet=True))
+    first, second = answers_at(Path(a), "a"), answers_at(Path(b), "b")
+    names = _names(a, b)
+    common([first, second])  # nothing is asked where no row is in both
+    screen = screen or Screen(quiet=True)
+    both = scores_of(first, judge, options, screen), scores_of(second, judge, options, screen)
     return compare_scored((first, second), both, names, judge)
 
 
@@ -106,11 +107,11 @@ def compare_scored(
         DataError: no row is in both.
     """
     first, second = answered
-    pairs = _pairs(first, second)
+    pairs = common([first, second])
     one = [_numbered(both[0].verdicts[i], n) for n, (i, _) in enumerate(pairs)]
     other = [_numbered(both[1].verdicts[j], n) for n, (_, j) in enumerate(pairs)]
     rows = [second.examples[j].row for _, j in pairs]
-    leaks, looked = _leaks(first, second, pairs)
+    leaks, looked = leaks_of([first, second], pairs)
     clean = {n for n in range(len(pairs)) if n not in leaks}
     comparison = _with_rows(compare_verdicts(one, other), rows)
     return Compared(
@@ -183,22 +184,22 @@ def common_rows(a: str | Path, b: str | Path, judge: str) -> CommonRows:
     """
     if judge in (OFFLINE, LIKELIHOOD):
         raise UserError(f"{judge} gives scores and does not choose, which needs a model: --judge ollama:llama3")
-    first, second = _answers_at(Path(a), "a"), _answers_at(Path(b), "b")
-    common = _pairs(first, second)
+    first, second = answers_at(Path(a), "a"), answers_at(Path(b), "b")
+    shared = common([first, second])
     pairs = [
         (i, j)
-        for i, j in common
+        for i, j in shared
         if first.examples[i].row not in first.no_room and second.examples[j].row not in second.no_room
     ]
     return CommonRows(
-        names=_names(Path(a), Path(b)),
+        names=_names(a, b),
         examples=tuple(second.examples[j] for _, j in pairs),
         a=tuple(first.answers[i] for i, _ in pairs),
         b=tuple(second.answers[j] for _, j in pairs),
         journal=second.journal,
-        only_a=len(first.examples) - len(common),
-        only_b=len(second.examples) - len(common),
-        no_room=len(common) - len(pairs),
+        only_a=len(first.examples) - len(shared),
+        only_b=len(second.examples) - len(shared),
+        no_room=len(shared) - len(pairs),
     )
 
 
@@ -218,82 +219,9 @@ def compare_pairwise(
     return ComparedPairwise(*rows.names, judge, verdicts, rows.no_room)
 
 
-def _answers_at(path: Path, side: str) -> AnsweredRows:
-    """The answers meant by a path: of a run the tuned model's, and no others unless their file is named."""
-    found = find_answers(path, only=("tuned",))
-    if not path.is_dir():
-        return found[0]
-    tuned = next((one for one in found if one.which == "tuned"), None)
-    if tuned is None:
-        raise DataError(f"{side}: {no_answers_after(path, found)}")
-    return tuned
-
-
-def _names(a: Path, b: Path) -> tuple[str, str]:
-    """Names by which people tell the two apart: the last parts of their paths, as many as it takes."""
-    first, second = a.absolute().parts, b.absolute().parts
-    for count in range(1, max(len(first), len(second)) + 1):
-        names = "/".join(first[-count:]), "/".join(second[-count:])
-        if names[0] != names[1]:
-            return names
-    return "A", "B"
-
-
-def _asked(row: Example) -> tuple[str, ...]:
-    """By what rows are told to be the same: their whole conversation, in one normal form; a blank input is none."""
-    said = (
-        text for turn in row.turns for text in (turn.role, turn.content, turn.about, turn.reasoning, turn.tool_calls)
-    )
-    return tuple(map(normal, (*said, row.tools)))
-
-
-def _pairs(first: AnsweredRows, second: AnsweredRows) -> list[tuple[int, int]]:
-    """Indexes of the rows that both have, in B's order; equal rows are taken one after the other."""
-    places: dict[tuple[tuple[str, ...], int], int] = {}
-    seen: Counter[tuple[str, ...]] = Counter()
-    for index, row in enumerate(first.examples):
-        asked = _asked(row)
-        places[asked, seen[asked]] = index
-        seen[asked] += 1
-    seen.clear()
-    pairs = []
-    for index, row in enumerate(second.examples):
-        asked = _asked(row)
-        if (at := places.get((asked, seen[asked]))) is not None:
-            pairs.append((at, index))
-        seen[asked] += 1
-    if not pairs:
-        raise DataError(
-            f"{first.file} and {second.file} have no row in common (instruction, input and output must be equal); "
-            "answer the same rows with both: instil respond RUN --data ROWS.json --out FILE.json"
-        )
-    return pairs
-
-
-def _both(
-    first: AnsweredRows, second: AnsweredRows, judge: str, options: ScoreOptions, screen: Screen
-) -> tuple[Scored, Scored]:
-    """Verdicts on both; a run's own and another's may bear the same name."""
-    one = score_answers([first], judge, options, screen, keep=False)
-    other = score_answers([second], judge, options, screen, keep=False)
-    return next(iter(one.values())), next(iter(other.values()))
-
-
-def _leaks(first: AnsweredRows, second: AnsweredRows, pairs: Sequence[tuple[int, int]]) -> tuple[dict[int, Near], bool]:
-    """Pairs that are nearly the same as a row that either model was trained on, and whether anybody looked."""
-    found: dict[int, Near] = {}
-    looked = False
-    for side, answered in enumerate((first, second)):
-        leaks = answered.run.read_leaks() if answered.run else None
-        if leaks is None:
-            continue
-        looked = True
-        by_row = {near.row: near for near in leaks}
-        for n, pair in enumerate(pairs):
-            near = by_row.get(answered.examples[pair[side]].row)
-            if near is not None:
-                found.setdefault(n, near)
-    return found, looked
+def _names(a: str | Path, b: str | Path) -> tuple[str, str]:
+    one, other = names_of([Path(a), Path(b)])
+    return one, other
 
 
 def _metrics(one: Sequence[Verdict], other: Sequence[Verdict], rows: Sequence[int]) -> dict[str, Comparison]:

@@ -6,12 +6,12 @@ import base64
 from pathlib import Path
 from urllib.parse import quote
 
-from instil.errors import counted
+from instil.errors import counted, listed_names
 from instil.evaluate.comparison import shown_p
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval
 from instil.files import write_whole
-from instil.recipes.sweep.table import SweepRow, SweepTable, listed_names
+from instil.recipes.sweep.table import SweepRow, SweepTable
 from instil.runs.report.charts import Bar, bar
 from instil.runs.report.page import clean, environment
 

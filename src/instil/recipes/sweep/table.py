@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from instil.errors import counted
+from instil.errors import counted, listed_names
 from instil.evaluate.comparison import SIGNIFICANT, Comparison, shown_p
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.statistics import Interval, holm
@@ -252,15 +252,6 @@ def _about_losses(done: Sequence[SweepRow]) -> list[str]:
         f"The validation losses of {listed_names([*names, done[0].name])} are not comparable: different {different}."
         for different, names in groups.items()
     ]
-
-
-def listed_names(names: Sequence[str]) -> str:
-    """Names as people list them.
-
-    >>> listed_names(["a", "b", "c"])
-    'a, b and c'
-    """
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _escaped(text: str) -> str:

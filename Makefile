@@ -31,7 +31,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes
+.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes bench-verdicts
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -129,6 +129,10 @@ bench-data: $(VENV)/.dev
 # The server beside llama.cpp's, which the tests bring. Such as BENCH_SERVE="--clients 16 --rounds 3".
 bench-serve: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.serve $(BENCH_SERVE)
+
+# Is the verdict to be trusted? BENCH_VERDICTS="runs/mine --comparisons 1000"
+bench-verdicts: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.verdicts $(BENCH_VERDICTS)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache

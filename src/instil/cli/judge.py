@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instil.cli.options import ConfigOpt, JsonOpt, SetOpt, chosen_settings, print_json
-from instil.cli.show_verdicts import show_comparison, show_health, show_many, show_pairwise, show_scores
+from instil.cli.show_verdicts import (
+    show_comparison,
+    show_health,
+    show_like_people,
+    show_many,
+    show_pairwise,
+    show_scores,
+)
 from instil.errors import InstilError, UserError
 
 if TYPE_CHECKING:
@@ -43,6 +50,14 @@ def score_command(
     check: Annotated[
         str | None, typer.Option("--check", metavar="JUDGE", help="Instead: can this judge be trusted?")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            metavar="FILE",
+            help="With --check: rows with model_response and people's label, or preference pairs; does it follow them?",
+        ),
+    ] = None,
     settings: SetOpt = None,
     config: ConfigOpt = None,
     as_json: JsonOpt = False,
@@ -53,8 +68,13 @@ def score_command(
     if check is not None:
         if path is not None:
             raise UserError("--check asks the judge about answers of its own; leave out the file")
-        _check(check, chosen, as_json=as_json)
+        if labels is not None:
+            _check_labels(check, labels, chosen, as_json=as_json)
+        else:
+            _check(check, chosen, as_json=as_json)
         return
+    if labels is not None:
+        raise UserError("--labels is what people say of answers; name the judge to be checked: --check JUDGE")
     if path is None:
         raise UserError("wanted a run folder or a file of answered rows, or --check JUDGE")
     from instil.recipes.score import check_outcome, score_path
@@ -153,3 +173,16 @@ def _check(judge: str, chosen: Settings, *, as_json: bool) -> None:
         show_health(health)
     if health.problems:
         raise InstilError(f"{judge} is not to be trusted: {'; '.join(health.problems)}")
+
+
+def _check_labels(judge: str, file: Path, chosen: Settings, *, as_json: bool) -> None:
+    from instil.recipes.labels import check_labels
+    from instil.screen import Screen
+
+    found = check_labels(judge, file, chosen.score, Screen())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_like_people(found)
+    if found.problems:
+        raise InstilError(f"{judge} is not to be trusted: {'; '.join(found.problems)}")

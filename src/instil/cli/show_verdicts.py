@@ -10,6 +10,7 @@ from instil.errors import counted, verb, without_numbers
 if TYPE_CHECKING:
     from instil.evaluate.comparison import Comparison
     from instil.evaluate.health import Health
+    from instil.evaluate.people import ChoosesLikePeople, LikePeople
     from instil.recipes.compare import Compared, ComparedPairwise
     from instil.recipes.compare_many import ComparedMany
     from instil.recipes.score import Scored
@@ -203,3 +204,9 @@ def _show_group(name: str, mean: float | None, unscored: int, *, paid: bool = Fa
     figure = "no score" if mean is None else f"{mean:.0f} of 100"
     missing = f", {unscored} without a score" if unscored else ""
     echo(f"  {name:24} {figure}{missing}{'   <- it pays for this' if paid else ''}")
+
+
+def show_like_people(found: LikePeople | ChoosesLikePeople) -> None:
+    """How far a judge agrees with people, and what it is led by."""
+    echo(found.sentence())
+    show_lines(found.lines())

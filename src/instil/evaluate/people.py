@@ -87,9 +87,9 @@ class LikePeople:
         if self.bias:
             lines.append(f"more points than people give: {self.bias.text()}")
         if self.length:
-            sure = self.length.low is not None and self.length.high is not None
-            paid = sure and (self.length.low or 0) > 0
-            led = "it pays for length" if paid else "no sign that it pays for length"
+            low, high = self.length.low or 0.0, self.length.high or 0.0
+            led = "it pays for length" if low > 0 else "no sign that it pays for length"
+            led = "it pays for brevity" if high < 0 else led
             lines.append(
                 f"an answer twice as long that people value alike gets {self.length.text()} points more: {led}"
             )

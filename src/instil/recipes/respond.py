@@ -8,17 +8,14 @@ from typing import Any
 
 from instil.assistant.assistant import Assistant, load
 from instil.data.shapes.reading import Offer
-from instil.data.sources import IN_MEMORY, read_source
-from instil.data.splits import PARTS
-from instil.errors import DataError, UserError
+from instil.data.sources import read_source
+from instil.errors import UserError
 from instil.generate.answer import unended
+from instil.recipes.rows_of_run import rows_of_run
 from instil.records import Example
-from instil.runs.folder import RUN_FILE, RunFolder, response_rows
+from instil.runs.folder import response_rows
 from instil.screen import Screen
 from instil.settings.options import Settings
-from instil.settings.resolve import resolve
-from instil.tasks.prepare import TASKS
-from instil.tasks.task import Task
 
 OFFERS: tuple[Offer, ...] = ("map",)  # what can be said of the rows of a file
 
@@ -74,7 +71,7 @@ def respond_rows(
     Raises:
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
-    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, settings, screen)
+    examples = rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, settings, screen)
     assistant = _load(model, template, settings, screen, int8=int8, adapter=adapter)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
@@ -100,37 +97,3 @@ def _rows_of_file(data: str, split: str | None, settings: Settings, screen: Scre
     for note in source.notes:
         screen.say(note, "dim")
     return tuple(source.examples)
-
-
-def _rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
-    if not (path / RUN_FILE).is_file():
-        raise UserError(f"{path} is not a run folder, so say what to answer: --instruction TEXT or --data FILE")
-    part = split or "test"
-    if part not in PARTS:
-        raise UserError(f"no split named {part!r}; known: {', '.join(PARTS)}")
-    folder = RunFolder(path)
-    facts = folder.read_settings()
-    where = facts.get("data_path") or facts["data"]
-    if where == IN_MEMORY:
-        raise UserError(f"{path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE")
-    source = _task_of(facts["settings"]).read(where)
-    if source.sha256 != facts["hashes"].get("data"):
-        raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
-    wanted = set(folder.read_split()[part])
-    rows = tuple(example for example in source.examples if example.row in wanted)
-    if not rows:
-        raise DataError(f"{path}: the run has no {part} rows")
-    if all(row.text_only for row in rows):
-        raise DataError(f"{path}: its {part} rows are texts without a question, so there is nothing to answer")
-    return rows
-
-
-def _task_of(stored: dict[str, dict[str, Any]]) -> Task[Any]:
-    """What a run learnt, as far as reading its rows needs it: its other settings may be those of another version."""
-    kind = TASKS.get(str(stored.get("train", {}).get("objective")), TASKS["sft"])
-    skip_bad = bool(stored.get("data", {}).get("skip_bad"))
-    keep_equal = bool(stored.get("dpo", {}).get("keep_equal"))
-    form = "nfc" if stored.get("data", {}).get("normalise") == "nfc" else "none"
-    mapping = stored.get("data", {}).get("map", [])
-    data = {"skip_bad": skip_bad, "normalise": form, "map": mapping}
-    return kind(resolve(values={"data": data, "dpo": {"keep_equal": keep_equal}}))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from instil.evaluate.people import ChoosesLikePeople, LikePeople
     from instil.recipes.compare import Compared, ComparedPairwise
     from instil.recipes.compare_many import ComparedMany
+    from instil.recipes.rivals.rivals import Rivals
     from instil.recipes.score import Scored
 
 
@@ -165,6 +166,44 @@ def show_many(found: ComparedMany) -> None:
     if left := [f"{one.left_out} of {one.name}" for one in ordered if one.left_out]:
         echo(f"left out, since not all have them: rows {', '.join(left)}")
     show_lines(dict.fromkeys(scored.note for scored in found.scored if scored.note))
+
+
+def show_rivals(found: Rivals) -> None:
+    """The tuned model and its rivals: scores, what the tuned model is ahead by, and what an answer costs."""
+    from instil.cli.tables import Column, console, table_of
+    from instil.evaluate.comparison import shown_p
+
+    echo(found.sentence())
+    rivals = found.rivals
+
+    def column(head: str, cells: list[str], rank: int = 0) -> Column:
+        return Column(head, tuple(cells), rank, right=True)
+
+    pairs = [one.against for one in rivals]
+    ahead = ["" if pair is None or pair.difference is None else pair.difference.text() for pair in pairs]
+    ps = ["" if pair is None or pair.difference is None else shown_p(pair.p).removeprefix("= ") for pair in pairs]
+    out = console()
+    columns = [
+        Column("", tuple(one.name for one in rivals)),
+        column("exact %", [f"{100 * one.metrics['exact_match']:.1f}" if one.metrics else "" for one in rivals], 4),
+        column("chrF", [f"{one.metrics['chrf']:.1f}" if one.metrics else "" for one in rivals], 5),
+        column("score", [f"{one.metrics['score']:.1f}" if one.metrics else "none" for one in rivals]),
+        column("tuned is ahead by [95 %]", ahead),
+        column("p", ps, 1),
+        column("s an answer", [f"{one.asked.seconds:.2f}" for one in rivals], 2),
+        column("tokens asked", [f"{one.asked.prompt_tokens:.0f}" for one in rivals], 6),
+        column("memory, GB", [f"{one.asked.memory / 1e9:.2f}" for one in rivals], 3),
+    ]
+    echo()
+    out.print(table_of(columns, out.width))
+    echo()
+    show_lines(f"{one.name}: {one.asked.how}" for one in rivals)
+    if found.tried:
+        tried = ", ".join(f"{count}: {score:.1f}" for count, score in found.tried.items())
+        echo(f"score on validation rows by the number of examples: {tried}")
+    show_lines(found.notes)
+    adjusted = "p-values are adjusted for the number of rivals (Holm)"
+    echo(f"{counted(found.rows, 'row')}; {adjusted}; the answers lie in rivals/")
 
 
 def show_pairwise(found: ComparedPairwise) -> None:

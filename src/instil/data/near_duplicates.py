@@ -14,6 +14,7 @@ from itertools import accumulate, chain
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from instil.data.duplicates.grams import Grams, Numbers, Rarity, in_chunks, unit_weights
 from instil.data.duplicates.search import NEAR, relatives
@@ -141,18 +142,31 @@ class Seen:
         """The same for many texts at once."""
         if not len(self):
             return [(0.0, -1)] * len(texts)
-        found, ends = [], np.cumsum(self._counts)
+        nearest = ((cosines, int(cosines.argmax())) for cosines in self._cosines(texts))
+        return [(min(float(cosines[at]), 1.0), at) for cosines, at in nearest]
+
+    def nearest_few(self, texts: Sequence[str], count: int) -> list[list[int]]:
+        """The numbers of so many nearest texts for each, the nearest first; of equally near ones the earlier.
+
+        >>> seen = Seen(["Name a colour.", "Add 2 and 3.", "Name a color, please."])
+        >>> seen.nearest_few(["Name a color!"], 2)
+        [[0, 2]]
+        """
+        if not len(self):
+            return [[] for _ in texts]
+        return [np.argsort(-cosines, kind="stable")[:count].tolist() for cosines in self._cosines(texts)]
+
+    def _cosines(self, texts: Sequence[str]) -> Iterator[NDArray[np.float64]]:
+        """Of each text with all that were seen."""
+        ends = np.cumsum(self._counts)
         for chunk in in_chunks(texts):
             columns, weights = self._vectors(chunk)
             dense = np.zeros(len(self._rarity.codes) + len(self._new))
             for start, end in zip(chunk.starts[:-1], chunk.starts[1:], strict=True):
                 dense[columns[start:end]] = weights[start:end]
                 sums = np.append(0.0, np.cumsum(dense[self._columns] * self._weights))
-                cosines = sums[ends] - sums[ends - self._counts]
-                at = int(cosines.argmax())
-                found.append((min(float(cosines[at]), 1.0), at))
+                yield sums[ends] - sums[ends - self._counts]
                 dense[columns[start:end]] = 0.0
-        return found
 
     def add(self, text: str) -> None:
         """One more text."""

@@ -1,0 +1,1 @@
+"""``instil rivals``: was tuning needed, or would a prompt have done?"""

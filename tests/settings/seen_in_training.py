@@ -23,6 +23,7 @@ from instil.settings.resolve import resolve
 from instil.tasks.answers import Answers
 from instil.tasks.pairs.source import PairSource
 from instil.tasks.pairs.task import Preferences
+from instil.tasks.prepare import prepare
 from instil.tasks.task import Task
 from tests.conftest import TINY_END, TINY_VOCABULARY, rows
 from tests.settings.world import Table, Trained, World, seen_in
@@ -111,6 +112,26 @@ def split_seed(world: World) -> None:
     assert default != another
     wanted = split_grouped(examples_from([*rows(39), rows(1)[0]]).examples, seed=7)
     assert {row for row, part in another.items() if part == "test"} == {example.row for example in wanted.test}
+
+
+def drawn(world: World, *settings: str) -> list[int]:
+    """Numbers of the rows that are trained on."""
+    world.used.update(settings)
+    return [row.row for row in prepare(rows(40), world.model, resolve(assignments=settings)).split.train]
+
+
+@sees("data.max_train_samples=9")
+def max_train_samples(world: World) -> None:
+    assert drawn(world) == list(range(34))
+    few = drawn(world, "data.max_train_samples=9")
+    assert len(few) == 9
+    assert few == sorted(set(few) & set(range(34)))
+
+
+@sees("data.sample_seed=7")
+def sample_seed(world: World) -> None:
+    default, another = (drawn(world, "data.max_train_samples=9", *some) for some in ((), ("data.sample_seed=7",)))
+    assert default != another
 
 
 def leaks_of(world: World, *settings: str) -> Any:

@@ -48,7 +48,8 @@ def _options(
         raise typer.Exit
 
 
-KEEPING = ("sweep", "probe", "score", "compare", "rivals", "generate", "prefer")  # verbs that write down what is made
+# Verbs that write down what is made.
+KEEPING = ("sweep", "probe", "score", "compare", "rivals", "more", "generate", "prefer")
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 

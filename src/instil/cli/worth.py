@@ -1,4 +1,4 @@
-"""The verbs that ask whether tuning was worth it: rivals."""
+"""The verbs that ask whether tuning was worth it: rivals and more."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from instil.cli.options import JsonOpt, print_json
+from instil.cli.show import show_lines
 from instil.cli.show_verdicts import show_rivals
 from instil.errors import UserError
 
@@ -44,3 +45,19 @@ def rivals_command(
         print_json(found.as_json())
     else:
         show_rivals(found)
+
+
+@commands.command("more")
+def more_command(
+    run: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    as_json: JsonOpt = False,
+) -> None:
+    """What would more rows bring? Runs on a quarter and half of them, and a law. Goes on where it was stopped."""
+    from instil.recipes.more.more import more
+    from instil.screen import Screen
+
+    found = more(run, screen=Screen())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_lines(found.lines())

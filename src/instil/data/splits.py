@@ -132,6 +132,24 @@ def sizes(count: int) -> tuple[int, int, int]:
     return train, test, count - train - test
 
 
+def fewer(split: Split, most: int, seed: int) -> Split:
+    """A split of which at most so many training rows are trained on, drawn by a seed; 0 means all.
+
+    Of one seed fewer rows are among more; rows stay in their order, and what is held out stays.
+
+    >>> rows = tuple(Example(f"Say {n}.", f"{n}", row=n) for n in range(20))
+    >>> few, more = (fewer(split_in_order(rows), most, seed=1).train for most in (4, 8))
+    >>> len(few), len(more), {row.row for row in few} < {row.row for row in more}
+    (4, 8, True)
+    """
+    count = len(split.train)
+    if not most or most >= count:
+        return split
+    drawn = np.sort(np.random.default_rng(seed).permutation(count)[:most])
+    note = f"{most:,} of {counted(count, 'training row')} are trained on (data.max_train_samples)"
+    return replace(split, train=chosen(split.train, drawn), notes=(*split.notes, note), near=None)
+
+
 def split_examples(examples: Sequence[Example], options: DataOptions, tick: Tick | None = None) -> Split:
     """Split as ``data.split`` says; ``tick`` is told of steps, as `instil.data.duplicates.search.relatives` tells."""
     if options.split == "book":

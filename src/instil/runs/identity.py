@@ -21,6 +21,8 @@ LATER: dict[str, Any] = {  # settings that earlier versions lack, with what they
     "train.gradient_checkpointing": False,
     "train.on_divergence": "stop",
     "lora.trainable_token_indices": [],
+    "data.max_train_samples": 0,
+    "data.sample_seed": 123,
 }
 SHOWN = 5  # settings named in a message
 STEP = "step-"  # what names of checkpoints begin with

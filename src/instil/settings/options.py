@@ -88,6 +88,12 @@ class DataOptions(BaseModel):
         description="book: 85/10/5 % in file order; grouped: shuffled by split_seed, nearly equal prompts together",
     )
     split_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed of the grouped split")
+    max_train_samples: int = Field(
+        0,
+        ge=0,
+        description="training rows that are trained on, at most, drawn by sample_seed; 0: all",
+    )
+    sample_seed: int = Field(123, ge=0, le=MAX_SEED, description="seed by which max_train_samples rows are drawn")
     leaks: Literal["report", "drop", "refuse"] = Field(
         "report",
         description="training rows that are nearly held-out rows: report; drop: train without them; refuse the data",

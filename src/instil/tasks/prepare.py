@@ -15,7 +15,7 @@ from instil.data.leaks import Leaks
 from instil.data.loader import Loader
 from instil.data.preflight import check
 from instil.data.spelling import spelling
-from instil.data.splits import PARTS, Split
+from instil.data.splits import PARTS, Split, fewer
 from instil.data.store.kept import in_store
 from instil.data.store.results import Results
 from instil.data.templates import Template
@@ -92,6 +92,7 @@ def prepare(
     with task.encoding(source, template, tokenizer) as encoded:
         split, leaks = _split(results, settings.data, screen)
         looked = None if others else results.look(split, settings.data, marks)
+        split = fewer(split, settings.data.max_train_samples, settings.data.sample_seed)
         rows = {part: encoded(split.part(part)) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
     measured = {part: task.measured(rows[part]) for part in PARTS}

@@ -1,0 +1,1 @@
+"""``instil more``: what would more rows bring?"""

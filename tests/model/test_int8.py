@@ -90,6 +90,16 @@ def test_nothing_but_weights_is_rounded_by_more_than_half_of_a_step_of_sixteen_b
 
 @needs_bytes
 @torch.no_grad()
+def test_activations_are_rounded_to_the_nearest() -> None:
+    """Cut off instead, each would be half a step too small, which adds up where nothing is negative."""
+    layer, x = Linear(576, 200, bias=False), torch.rand(6, 576)
+    layer.weight.fill_(0.5)
+    too_much = (Int8Linear(layer)(x).double() - 0.5 * x.double().sum(1, keepdim=True)).mean()
+    assert abs(float(too_much)) < 0.1 * (0.5 * 576 / MOST)
+
+
+@needs_bytes
+@torch.no_grad()
 def test_a_token_does_not_depend_on_those_beside_it() -> None:
     small, x = Int8Linear(Linear(576, 200)), torch.randn(70, 576)
     together = small(x)

@@ -155,7 +155,6 @@ async def one_round(url: str, questions: Sequence[str], clients: int) -> dict[st
         waiting.put_nowait(question)
     firsts: list[float] = []
     tokens = 0
-    listed: list[float] = []
     limits = httpx.Limits(max_connections=clients + 2, max_keepalive_connections=0)  # llama.cpp closes idle ones
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
 
@@ -166,18 +165,10 @@ async def one_round(url: str, questions: Sequence[str], clients: int) -> dict[st
                 firsts.append(first)
                 tokens += count
 
-        async def look() -> None:
-            while True:
-                begin = time.monotonic()
-                (await client.get(f"{url}/v1/models")).raise_for_status()
-                listed.append(time.monotonic() - begin)
-                await asyncio.sleep(0.25)
-
-        begin = time.monotonic()
-        looking = asyncio.ensure_future(look())
-        await asyncio.gather(*(ask() for _ in range(clients)))
-        seconds = time.monotonic() - begin
-        looking.cancel()
+        with looking(url) as listed:
+            begin = time.monotonic()
+            await asyncio.gather(*(ask() for _ in range(clients)))
+            seconds = time.monotonic() - begin
     firsts.sort()
     listed.sort()
     return {
@@ -186,6 +177,23 @@ async def one_round(url: str, questions: Sequence[str], clients: int) -> dict[st
         "models_p50_ms": 1e3 * statistics.median(listed),
         "models_max_ms": 1e3 * listed[-1],
     }
+
+
+@contextlib.contextmanager
+def looking(url: str) -> Iterator[list[float]]:
+    """Ask for the list of models four times a second until the block ends; the seconds that each took come then.
+
+    In a process of its own: here they would wait for the 16 others to be asked and read.
+    """
+    seconds: list[float] = []
+    words = [sys.executable, "-m", "benchmarks.looking", url]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()  # it has begun
+        yield seconds
+        process.stdin.close()  # which ends it
+        seconds += json.loads(process.stdout.read())
 
 
 async def streamed(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import http.server
 import json
 import math
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import answer, data, gemm, prefer, train
+from benchmarks import answer, data, gemm, prefer, serve, train
 from benchmarks.answerers import ANSWERERS
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.contenders.track import Job
@@ -303,3 +305,23 @@ def test_made_rows_are_the_same_each_time_and_as_many_as_wanted(kind: str) -> No
     assert 280 < len({row.instruction for row in made}) <= 300
     if kind == "preambles":
         assert len({row.instruction.split("\n\n")[0] for row in made}) == 20
+
+
+class _Models(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *told: object) -> None:
+        pass
+
+
+def test_the_list_of_models_is_asked_for_from_another_process() -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with serve.looking(f"http://127.0.0.1:{server.server_address[1]}") as seconds:
+            assert not seconds
+        server.shutdown()
+    assert seconds
+    assert all(0 < one < 10 for one in seconds)

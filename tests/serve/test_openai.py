@@ -7,15 +7,20 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from instil.assistant.assistant import load
 from instil.generate.request import Request
 from instil.records import Example
 from instil.serve import grammar
+from instil.serve.app import make_app
+from instil.serve.models import Models, Served
+from instil.serve.worker import Worker
 from tests.conftest import TINY_END
 from tests.serve.conftest import Running
 
@@ -411,6 +416,13 @@ def test_health_metrics_and_paths_that_are_none(server: Running) -> None:
         reply = httpx.get(f"{server.url}{path}")
         assert reply.status_code == 404
         assert "error" in reply.json()
+
+
+def test_no_request_waits_for_a_vocabulary_to_be_read(tiny_folder: Path) -> None:
+    """What fingerprints are made of is there before the first request, which would hold up all others meanwhile."""
+    served = Served("tiny", load(tiny_folder), 0)
+    make_app(Worker(Models([served])))
+    assert "hash" in vars(served.assistant.tokenizer)
 
 
 def test_models_are_listed_while_one_answers(server: Running, client: openai.OpenAI) -> None:

@@ -137,8 +137,8 @@ def load(
         template: the prompt form, only for models that were not tuned here: a name, ``model`` for the model's own chat
             template, or a file; by default its own where it carries one, else ``alpaca``. What was tuned here keeps its
             own, in folders and files alike.
-        int8: hold the weights of linear layers in eight bits. Single answers come several times as fast and are not
-            exactly those of the model.
+        int8: hold the weights of linear layers in eight bits. Answers come faster and are not exactly those of the
+            model.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
         merged: add the adapter to the model's weights; else it stays beside them (`instil.model.lora`).
         **generate: settings of generation, such as ``max_new_tokens``.

@@ -47,7 +47,7 @@ def chat_command(
     ] = False,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     adapter: AdapterOpt = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: fast for one row, not exact.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: faster, not exact.")] = False,
     folder: Annotated[
         Path, typer.Option("--folder", help="Where /keep and /better write their rows.", show_default="here")
     ] = Path(),

@@ -33,7 +33,7 @@ def respond_command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answered rows here.")] = None,
     mapping: MapOpt = None,
     adapter: AdapterOpt = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: fast for one row, not exact.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: faster, not exact.")] = False,
     settings: SetOpt = None,
     as_json: JsonOpt = False,
 ) -> None:

@@ -135,6 +135,8 @@ Completion.model_rebuild()
 
 def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRouter:
     """Endpoints below ``/v1``."""
+    for served in models.values():
+        fingerprint(served)  # reads the whole vocabulary the first time, and nobody else is answered meanwhile
     routes = APIRouter(prefix="/v1", tags=["OpenAI"], responses=described(OpenAIError))
 
     @routes.get("/models", summary="What is served")

@@ -321,6 +321,14 @@ def shard(world: World) -> None:
         assert len(list(out.glob("checkpoints/*/shard-*.safetensors"))) == parts
 
 
+@sees("train.rehearse=0.5")
+def rehearse(world: World) -> None:
+    """Texts of the model's own beside the row, one for every two."""
+    plain, mixed = (sorted(world.run(*some, *DEFAULT).seen.order) for some in ((), ("train.rehearse=0.5",)))
+    assert plain == list(range(TRAINED_ROWS))
+    assert mixed == [*plain, *range(40, 40 + TRAINED_ROWS // 2)]
+
+
 @sees("train.epochs=3")
 def epochs(world: World) -> None:
     assert [world.run(*some).records[-1].epoch for some in (DEFAULT, SHAPED)] == [1.0, 3.0]

@@ -88,3 +88,28 @@ def chosen(rows: Sequence[Row_co], numbers: Numbers) -> Sequence[Row_co]:
     if isinstance(rows, Lazy):
         return rows.subset(numbers)
     return tuple(rows[int(number)] for number in numbers)
+
+
+class Joined(Lazy[Row_co]):
+    """Rows of one sequence after those of another; neither is copied.
+
+    >>> both = Joined("abc", "de")
+    >>> len(both), both[3], list(both[1:4])
+    (5, 'd', ['b', 'c', 'd'])
+    """
+
+    def __init__(self, first: Sequence[Row_co], second: Sequence[Row_co]) -> None:
+        self.first, self.second = first, second
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @overload
+    def __getitem__(self, at: int) -> Row_co: ...
+    @overload
+    def __getitem__(self, at: slice) -> Subset[Row_co]: ...
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return self.subset(range(len(self))[at])
+        number = range(len(self))[at]
+        return self.first[number] if number < len(self.first) else self.second[number - len(self.first)]

@@ -21,6 +21,7 @@ LATER: dict[str, Any] = {  # settings that earlier versions lack, with what they
     "train.gradient_checkpointing": False,
     "train.on_divergence": "stop",
     "lora.trainable_token_indices": [],
+    "train.rehearse": 0.0,
     "data.max_train_samples": 0,
     "data.sample_seed": 123,
 }

@@ -274,6 +274,13 @@ class TrainOptions(BaseModel):
     evaluation: Literal["held_out", "book"] = Field(
         "held_out", description="held_out: all validation tokens count alike; book: means of batch means, of both parts"
     )
+    rehearse: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="texts mixed in for each training row, which the model writes before the first step, so that it "
+        "forgets less of what the rows are not about (docs/keep.md)",
+    )
     save_every: Annotated[str, BeforeValidator(_rhythm)] = Field(
         "10m", description="when a checkpoint is written: after so many steps (100), or a time (10m); 0: never"
     )

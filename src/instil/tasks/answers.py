@@ -19,9 +19,13 @@ from instil.data.store.sources import stored
 from instil.data.subset import Subset, chosen
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
+from instil.model.decoder import Decoder
 from instil.records import Encoded, Example
-from instil.tasks.task import Data, Task
+from instil.screen import Screen
+from instil.tasks.rehearsal import rehearsed
+from instil.tasks.task import Data, Keeps, Prepared, Task
 from instil.train.objective import Likelihood, Objective
+from instil.train.ranks import ALONE, Ranks
 
 
 class Answers(Task[Encoded]):
@@ -81,3 +85,23 @@ class Answers(Task[Encoded]):
 
     def objective(self) -> Objective:
         return Likelihood()
+
+    @property
+    def looks_before(self) -> bool:
+        return self.settings.train.rehearse > 0
+
+    def ready(
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        screen: Screen,
+        *,
+        all_rows: bool = False,
+        journal: Keeps | None = None,
+        ranks: Ranks = ALONE,
+    ) -> Prepared:
+        """With the texts that are mixed in, which the model writes now."""
+        del all_rows
+        if not self.looks_before:
+            return prepared
+        return rehearsed(prepared, decoder, screen, journal=journal, ranks=ranks)

@@ -35,6 +35,7 @@ from instil.tasks.adapters import adapt, not_exact, tied_head
 from instil.tasks.answers import Answers
 from instil.tasks.form import form_before, form_of
 from instil.tasks.pairs.task import Preferences
+from instil.tasks.rehearsal import unwritten
 from instil.tasks.task import Data, Prepared, Task, loader_for
 from instil.train.schedule import planned_steps
 
@@ -152,6 +153,7 @@ def prepare(
     # What would end the run later is refused now, before anything is written.
     if refuse:
         preflight.refuse()
+    prepared = replace(prepared, rehearsal=unwritten(prepared))
     device_for(settings.train.device)
     if settings.train.batch_tokens and settings.train.order == "book":
         raise SettingsError("train.batch_tokens is for train.order=seeded; the book's order has steps of so many rows")

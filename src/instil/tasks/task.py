@@ -20,7 +20,7 @@ from instil.data.loader import Collator, Layouts, Loader
 from instil.data.preflight import Preflight, has_target
 from instil.data.sources import Source
 from instil.data.splits import Part, Split
-from instil.data.subset import Lazy, spread
+from instil.data.subset import Joined, Lazy, spread
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
@@ -236,6 +236,7 @@ class Prepared:
     new_rows: int
     max_length: int
     preflight: Preflight
+    rehearsal: Sequence[Encoded] = ()  # texts mixed into training (`instil.tasks.rehearsal`)
     looked_at: bool = False  # whether `Task.ready` has added what must be known before the first step
 
     @property
@@ -280,6 +281,8 @@ def loader_for(prepared: Prepared, part: Part, ranks: Ranks = ALONE) -> Loader |
         return None
     options, task = prepared.settings.train, prepared.task
     training = part == "train"
+    if training and prepared.rehearsal:
+        rows = Joined(rows, prepared.rehearsal) if isinstance(rows, Lazy) else (*rows, *prepared.rehearsal)
     by_tokens = options.batch_tokens if training else 0
     micro_batch = options.micro_batch if by_tokens else options.micro_batch or options.batch_size
     whole = not training and not options.eval_batches and options.evaluation == "held_out"

@@ -1,0 +1,107 @@
+"""Texts that a model writes before it is tuned and that are trained on beside the rows, so that it forgets less.
+
+What a model is not shown while it is tuned, it loses. Showing it general texts helps (Robins 1995, "Catastrophic
+forgetting, rehearsal and pseudorehearsal"), and the model itself can write them (Huang et al. 2024, arXiv 2403.01244).
+They are drawn from its own distribution, at a temperature of 1 and with nothing cut off: so their gradient is zero on
+average where the model begins, and pulls it back as it moves away. No data of anybody's are needed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+from instil.ask.journal import key_of
+from instil.data.tokenizers import Tokenizer
+from instil.errors import SettingsError
+from instil.generate.prompts import generate
+from instil.generate.sampling import Sampling
+from instil.model.decoder import Decoder
+from instil.records import Encoded
+from instil.screen import Screen
+from instil.tasks.task import Keeps, Prepared
+from instil.train.ranks import ALONE, Ranks
+
+TOKENS = 64  # of a text, at most
+AT_ONCE = 64  # texts written side by side
+
+
+def count_of(prepared: Prepared) -> int:
+    """How many texts are mixed in."""
+    return math.ceil(prepared.settings.train.rehearse * len(prepared.usable("train")))
+
+
+def unwritten(prepared: Prepared) -> tuple[Encoded, ...]:
+    """As many texts as there will be, as long as they may become, before the model is there to write them.
+
+    Raises:
+        SettingsError: there is no place for them.
+    """
+    train = prepared.settings.train
+    if not train.rehearse:
+        return ()
+    if train.objective != "sft":
+        raise SettingsError("train.rehearse is for train.objective=sft: preferences hold the model to its reference")
+    if train.order == "book":
+        raise SettingsError("train.rehearse is for train.order=seeded; the book's order is of the rows alone")
+    ids = [prepared.tokenizer.eos_id] * _tokens(prepared)
+    return tuple(_text(ids, at, prepared) for at in range(count_of(prepared)))
+
+
+def rehearsed(
+    prepared: Prepared, decoder: Decoder, screen: Screen, *, journal: Keeps | None = None, ranks: Ranks = ALONE
+) -> Prepared:
+    """With the texts, which the model writes, or which the ``journal`` of this run has.
+
+    Raises:
+        SettingsError: the model lies in parts in several processes, none of which can write.
+    """
+    if ranks.sharded:
+        raise SettingsError("train.rehearse needs the whole model in each process; set train.shard=no")
+    count, seed = count_of(prepared), prepared.settings.train.seed
+    key = key_of("rehearsal", count, seed, _tokens(prepared))
+    texts = journal.kept(key) if journal is not None else None
+    if texts is None:
+        training = decoder.training
+        decoder.eval()
+        texts = written(decoder, prepared.tokenizer, count, _tokens(prepared), seed, screen)
+        decoder.train(training)
+        if journal is not None:
+            journal.keep(key, texts)
+    first = ranks.gather(texts)[0]  # where processes have rounded otherwise, all take the same
+    rows = [_text(ids, at, prepared) for at, ids in enumerate(first)]
+    return replace(prepared, rehearsal=tuple(rows), looked_at=True)
+
+
+def written(
+    decoder: Decoder, tokenizer: Tokenizer, count: int, tokens: int, seed: int, screen: Screen
+) -> list[list[int]]:
+    """Texts from their beginning, as ids with the one that begins them and the one that ends them, if it comes."""
+    begin = tokenizer.bos_id if tokenizer.begin and tokenizer.bos_id is not None else tokenizer.eos_id
+    with screen.bar("writes texts to rehearse", count) as advance:
+        made = generate(
+            decoder,
+            [[begin]] * count,
+            max_new_tokens=tokens - 1,
+            stop_ids=frozenset({tokenizer.eos_id}),
+            sampling=lambda row: Sampling(temperature=1.0, seed=seed * 1_000_003 + row),
+            batch_size=AT_ONCE,
+            on_done=lambda row, generated: advance(),
+        )
+    return [[begin, *one.ids, *([tokenizer.eos_id] if one.finish == "stop" else [])] for one in made]
+
+
+def _tokens(prepared: Prepared) -> int:
+    return min(TOKENS, prepared.max_length)
+
+
+def _text(ids: Sequence[int], at: int, prepared: Prepared) -> Encoded:
+    """A text all of which is trained on; its number is none that a row has."""
+    return Encoded(tuple(ids), (False, *[True] * (len(ids) - 1)), row=_after(prepared) + at)
+
+
+def _after(prepared: Prepared) -> int:
+    """The first number that no row has."""
+    rows = prepared.source.examples
+    return max(len(rows), rows[-1].row + 1) if rows else 0

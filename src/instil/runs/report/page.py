@@ -91,6 +91,7 @@ def write_report(data: ReportData, path: Path) -> None:
         picture=base64.b64encode(data.loss_picture.read_bytes()).decode("ascii") if data.loss_picture.exists() else "",
         preflight=data.preflight,
         beside=data.beside,
+        general=data.general,
         settings=_flat(data.facts),
         seconds=data.seconds,
         total_seconds=sum(data.seconds.values()),

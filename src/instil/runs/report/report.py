@@ -16,6 +16,7 @@ from instil.records import Completion, Example, Verdict
 from instil.runs.answers import OWN, find_answers, read_verdicts
 from instil.runs.facts import Before, Facts, read_facts
 from instil.runs.folder import FACTS, RunFolder
+from instil.runs.report.general import general_of
 from instil.runs.report.leaks import beside
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.page import write_report
@@ -83,6 +84,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         card=folder.read_card(),
         rejected=list(records_in(folder.rejected, RejectedRow)) if folder.rejected.is_file() else (),
         beside=beside(facts.leaks),
+        general=general_of(folder),
     )
 
 

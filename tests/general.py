@@ -13,9 +13,12 @@ from unittest.mock import patch
 from instil.evaluate.general import material as module
 
 
+FULL = module.HOME  # before anything is in its place
+
+
 def little(texts: int = 3, probes: int = 4, requests: int = 2) -> dict[str, Any]:
     """So many texts, probes of each of two skills, and requests of each kind, as the files have them."""
-    full = {name: json.loads((module.HOME / f"{name}.json").read_text()) for name in ("texts", "skills", "refusals")}
+    full = {name: json.loads((FULL / f"{name}.json").read_text()) for name in ("texts", "skills", "refusals")}
     return {
         "texts": full["texts"][:texts],
         "skills": [{**skill, "probes": skill["probes"][:probes]} for skill in full["skills"][:2]],
@@ -23,7 +26,7 @@ def little(texts: int = 3, probes: int = 4, requests: int = 2) -> dict[str, Any]
             **full["refusals"],
             **{kind: full["refusals"][kind][:requests] for kind in ("harmful", "harmless")},
         },
-        "chats": json.loads((module.HOME / "chats.json").read_text())[:3],
+        "chats": json.loads((FULL / "chats.json").read_text())[:3],
     }
 
 

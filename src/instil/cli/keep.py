@@ -30,3 +30,25 @@ def keep_command(
         print_json(found.as_json())
     else:
         show_lines(found.lines())
+
+
+@commands.command("blend")
+def blend_command(
+    run: RunArg,
+    save: Annotated[
+        Path | None, typer.Option("--save", metavar="FOLDER", help="Save the chosen mixture as a model here.")
+    ] = None,
+    test: Annotated[
+        bool, typer.Option("--test", help="Answer the test rows with it, too, and compare; they choose nothing.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Give it back: mixtures of base and tuned weights, and which keeps 98 % of the gain with the least loss."""
+    from instil.recipes.keep.blend import blend
+    from instil.screen import Screen
+
+    found = blend(run, save=save, test=test, screen=Screen())
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_lines(found.lines())

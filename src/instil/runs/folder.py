@@ -62,7 +62,7 @@ from instil.runs.status import STATUS, read_status
 RUN_FILE = find.RUN_FILE  # a run stands for the model in it
 FACTS = "report.json"  # written when all else is
 KEEP, KEEP_ROWS = "keep.json", "keep"
-BLEND = "blend.json"
+BLEND, BLEND_PICTURE = "blend.json", "blend.png"
 OWN_FILES = (
     RUN_FILE,
     "split.json",
@@ -77,7 +77,7 @@ OWN_FILES = (
     "verdict.json",
     KEEP,
     BLEND,
-    "blend.png",
+    BLEND_PICTURE,
     FACTS,
 )
 OWN_FOLDERS = ("adapter", "checkpoints", KEEP_ROWS, "logs", "model", "responses", "scores")

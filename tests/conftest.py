@@ -23,6 +23,7 @@ from instil.data.byte_level import END_OF_TEXT, byte_level, gpt2_files
 from instil.data.tokenizer_files import pair_of
 from instil.data.tokenizers import FastTokenizer
 from instil.model.find import find_model
+from tests.general import little_material
 from tests.model.family_cases import CASES
 
 # The same examples in every run, so that a change's tests fail by the change alone. New ones are looked for with
@@ -85,6 +86,13 @@ def _few_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", stands_for_a_picture)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _little_material() -> Iterator[None]:
+    """What runs measure besides their rows is little, where a run has two seconds."""
+    with little_material():
         yield
 
 

@@ -33,10 +33,12 @@ from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.pairs import task as pairs_task
 from tests.conftest import rows, stands_for_a_picture
+from tests.general import little_material
 from tests.kills.left import differences, left_by
 
 PHASES = (
-    "preparing", "answering before", "reference", "training", "saving", "answering after", "scoring", "reporting",
+    "preparing", "answering before", "measuring", "reference", "training", "saving", "answering after",
+    "scoring", "reporting",
 )  # fmt: skip
 STAGES = {"train": "training", "save": "saving", "answer after": "answering after"}
 USUAL: dict[str, Any] = {
@@ -57,7 +59,7 @@ class Kind:
     @property
     def phases(self) -> list[str]:
         """What it goes through."""
-        answering = {"answering before", "answering after", "scoring"}
+        answering = {"answering before", "answering after", "scoring", "measuring"}
         return [one for one in PHASES if (self.answers or one not in answering) and (self.pairs or one != "reference")]
 
 
@@ -122,7 +124,7 @@ def telling(told: Told) -> Iterator[None]:
 
     @contextmanager
     def told_stage(self: RunClock, name: str) -> Iterator[None]:
-        likely = "scoring" if name.startswith("likelihood") else "preparing"
+        likely = {"likelihood": "scoring", "measure": "measuring"}.get(name.split(maxsplit=1)[0], "preparing")
         told.enter("answering before" if name.startswith("answer before") else STAGES.get(name, likely))
         with stage(self, name):
             yield
@@ -147,6 +149,7 @@ def telling(told: Told) -> Iterator[None]:
         patch.object(HeldOutAnswers, "_score", within("scoring", HeldOutAnswers._score)),
         patch.object(pairs_task, "with_reference", within("reference", pairs_task.with_reference)),
         patch.object(Figure, "savefig", stands_for_a_picture),
+        little_material(),
     ):
         yield
 

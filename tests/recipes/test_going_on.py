@@ -15,11 +15,12 @@ import torch
 from instil.assistant import folder as model_folder
 from instil.errors import InstilError, RunFolderTaken, SettingsError
 from instil.evaluate import likelihood
+from instil.evaluate.general import measure
 from instil.files import unfinished_of
 from instil.model.fast import gemm
 from instil.recipes import probe as probe_module
 from instil.recipes.probe import probe
-from instil.recipes.run import crew
+from instil.recipes.run import crew, outside
 from instil.recipes.run import run as job
 from instil.recipes.run.run import Run, run
 from instil.runs import best as best_module
@@ -141,6 +142,9 @@ BORDERS: dict[str, tuple[Any, str, int, dict[str, Any]]] = {
     "a checkpoint is being written": (Disk, "write", 90, {}),
     "its folder takes its name": (Disk, "rename", 2, {}),
     "the last checkpoint is being written": (Disk, "rename", 4, {}),
+    "the base is being measured": (measure, "measure_skill", 2, {"answers": True, "max_steps": 2}),
+    "the tuned model is being measured": (measure, "measure_skill", 4, {"answers": True, "max_steps": 2}),
+    "what was lost is being written": (outside, "write_general", 1, {"answers": True, "max_steps": 2}),
     "the model is being saved": (model_folder, "_write_chat_template", 1, {}),
 }  # fmt: skip
 
@@ -186,7 +190,7 @@ def test_likelihoods_are_looked_at_in_the_same_batches(
     here: Here, whole: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("instil.evaluate.likelihood.ROWS", 3)
-    how = {"answers": True, "max_steps": 1}
+    how = {"answers": True, "max_steps": 1, "measure": False}
     whole_run = Here(here.model, here.out.with_name("whole"))
     whole_run.go(**how)
     here.killed(kept_module.KeptAnswers, "keep_likelihood", 4, **how)
@@ -196,6 +200,22 @@ def test_likelihoods_are_looked_at_in_the_same_batches(
     here.go(resume=True, **how)
     assert len(looked) == 1 + 2  # the second batch before, and both after
     assert left_by(here.out) == left_by(whole_run.out)
+
+
+@pytest.mark.parametrize(("killed", "measured"), [(2, [1, 4]), (4, [0, 2])], ids=["before", "after"])
+def test_only_parts_that_are_missing_are_measured(
+    killed: int, measured: list[int], here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = {"answers": True, "max_steps": 2}
+    here.killed(measure, "measure_skill", killed, **how)
+    texts: list[int] = []
+    skills: list[int] = []
+    for name, called in (("measure_texts", texts), ("measure_skill", skills)):
+        call = getattr(measure, name)
+        monkeypatch.setattr(measure, name, lambda *given, call=call, called=called: called.append(1) or call(*given))
+    here.go(resume=True, **how)
+    assert [len(texts), len(skills)] == measured
+    assert not (here.out / "checkpoints" / NAME).exists()
 
 
 def test_the_reference_is_asked_about_the_rest_only(here: Here, whole: Callable[..., dict[str, Any]]) -> None:

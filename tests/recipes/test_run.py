@@ -40,7 +40,8 @@ def test_the_run_folder_is_complete(finished: Run) -> None:
     assert names == {
         "run.toml", "split.json", "rejected.jsonl", "data.json", "metrics.jsonl", "samples.jsonl", "loss.png",
         "loss.pdf", "report.html",
-        "report.json", "status.json", "verdict.json", "scores/base.likelihood.jsonl", "scores/tuned.likelihood.jsonl",
+        "report.json", "status.json", "verdict.json", "keep.json", "keep/base.jsonl", "keep/tuned.jsonl",
+        "scores/base.likelihood.jsonl", "scores/tuned.likelihood.jsonl",
         "responses/base.json", "responses/tuned.json", "scores/base.offline.jsonl", "scores/tuned.offline.jsonl",
         "model/config.json", "model/generation_config.json", "model/model.safetensors", "model/tokenizer.json",
         "model/tokenizer_config.json", "model/chat_template.jinja", "model/template.json",

@@ -112,6 +112,15 @@ def before(world: World) -> None:
     assert asked("data.template=alpaca", "generate.before=same") == {"base.json", "tuned.json"}
 
 
+@sees("keep.measure=false")
+def measure(world: World) -> None:
+    there = [
+        (world.run("generate.max_new_tokens=3", *more, verb="run").path / "keep.json").exists()
+        for more in ((), ("keep.measure=false",))
+    ]
+    assert there == [True, False]
+
+
 @sees("generate.max_rows=2")
 def max_rows(world: World) -> None:
     every, some = (world.run("generate.max_new_tokens=3", *more, verb="run") for more in ((), ("generate.max_rows=2",)))

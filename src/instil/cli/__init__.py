@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from instil.cli import chat, judge, make, models, runs, selftest, serve, settings, sweep, tune, worth
+from instil.cli import chat, judge, keep, make, models, runs, selftest, serve, settings, sweep, tune, worth
 from instil.cli.show import show_lines
 from instil.errors import InstilError, UserError
 from instil.files import FULL
@@ -35,7 +35,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for verbs in (tune, runs, models, chat, serve, settings, selftest, judge, worth, sweep, make):  # as --help lists them
+# As --help lists them.
+for verbs in (tune, runs, models, chat, serve, settings, selftest, judge, keep, worth, sweep, make):
     app.add_typer(verbs.commands)
 
 

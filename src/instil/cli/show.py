@@ -176,6 +176,8 @@ def summary(finished: Run) -> list[str]:
         lines.append(finished.verdict)
         lines.append("agreement with the reference answers; it compares words, not meaning (instil score --judge ...)")
         lines += [finished.note] if finished.note else []
+    if finished.general is not None:
+        lines += finished.general.lines()
     if finished.validation_loss is not None:
         lines.append(f"validation loss {finished.validation_loss:.3f} after {counted(finished.steps, 'step')}")
     lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")

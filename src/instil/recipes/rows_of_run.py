@@ -16,7 +16,7 @@ from instil.tasks.task import Task
 
 
 def rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
-    """The rows of a part of a run, test by default, out of the run's data.
+    """The rows of a part of a run that can be asked, test by default, out of the run's data.
 
     Raises:
         UserError: it is no run, or its data are not at hand or have changed.
@@ -27,21 +27,31 @@ def rows_of_run(path: Path, split: str | None) -> tuple[Example, ...]:
     part = split or "test"
     if part not in PARTS:
         raise UserError(f"no split named {part!r}; known: {', '.join(PARTS)}")
-    folder = RunFolder(path)
-    facts = folder.read_settings()
-    where = facts.get("data_path") or facts["data"]
-    if where == IN_MEMORY:
-        raise UserError(f"{path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE")
-    source = _task_of(facts["settings"]).read(where)
-    if source.sha256 != facts["hashes"].get("data"):
-        raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
-    wanted = set(folder.read_split()[part])
-    rows = tuple(example for example in source.examples if example.row in wanted)
+    rows = part_of_run(RunFolder(path), part)
     if not rows:
         raise DataError(f"{path}: the run has no {part} rows")
     if all(row.text_only for row in rows):
         raise DataError(f"{path}: its {part} rows are texts without a question, so there is nothing to answer")
     return rows
+
+
+def part_of_run(folder: RunFolder, part: str) -> tuple[Example, ...]:
+    """The rows of a part of a run, whatever they are; there may be none.
+
+    Raises:
+        UserError: they are not there any more, or are others by now.
+    """
+    facts = folder.read_settings()
+    where = facts.get("data_path") or facts["data"]
+    if where == IN_MEMORY:
+        raise UserError(
+            f"{folder.path} was made from rows in memory, so its {part} rows are not at hand; give --data FILE"
+        )
+    source = _task_of(facts["settings"]).read(where)
+    if source.sha256 != facts["hashes"].get("data"):
+        raise UserError(f"{where} has changed since the run; answer its rows with --data {where}")
+    wanted = set(folder.read_split()[part])
+    return tuple(example for example in source.examples if example.row in wanted)
 
 
 def _task_of(stored: dict[str, dict[str, Any]]) -> Task[Any]:

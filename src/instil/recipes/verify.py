@@ -12,13 +12,14 @@ from instil.assistant.assistant import Assistant, load
 from instil.data.templates import OWN
 from instil.errors import InstilError, UserError, counted
 from instil.evaluate.offline import JUDGE, score_offline, trivial_baseline
-from instil.files import sha256_of
+from instil.files import read_json, sha256_of
 from instil.generate.answer import answer
 from instil.model.load import file_hash
 from instil.records import Completion, Verdict
 from instil.runs.answers import AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
-from instil.runs.folder import RUN_FILE, RunFolder
+from instil.runs.folder import KEEP, RUN_FILE, RunFolder
+from instil.runs.general import SIDES, differing_rows, figures, read_general, read_measured
 from instil.runs.verdict import NAME, RunVerdict, figures_of, files_of, read_verdict, settings_hash
 from instil.screen import Screen
 from instil.settings.asking import ScoreOptions
@@ -71,7 +72,8 @@ def verify(run: str | Path, *, rows: int = 10, seed: int = 0, screen: Screen | N
     """Look at a run as somebody would who does not believe it.
 
     Every file that the verdict hangs on is compared with its hash, every score and figure is computed from the answers
-    again, and some rows are answered once more, by the tuned model and, where it is still there, by its base.
+    again (and what was lost outside of the rows from its measurements), and some rows are answered once more, by the
+    tuned model and, where it is still there, by its base.
 
     Args:
         run: a run folder.
@@ -87,7 +89,7 @@ def verify(run: str | Path, *, rows: int = 10, seed: int = 0, screen: Screen | N
     if not (folder.path / RUN_FILE).is_file():
         raise UserError(f"{run}: no {RUN_FILE} in it, so it is not a run folder")
     said = read_verdict(folder)
-    differs = _files(folder, said)
+    differs = [*_files(folder, said), *_general(folder)]
     answered = {one.which: one for one in find_answers(folder.path, only=("base", "tuned"))}
     lacking = [which for which in ("base", "tuned") if which not in answered]
     if lacking:
@@ -160,6 +162,38 @@ def _figures(said: RunVerdict, answered: dict[str, AnsweredRows]) -> list[str]:
     elif comparison.outcome != said.outcome:
         found.append(f"the outcome is {comparison.outcome}, and {NAME} has {said.outcome}")
     return found
+
+
+def _general(folder: RunFolder) -> list[str]:
+    """What ``keep.json`` says that does not come of the measurements beside it."""
+    kept = read_general(folder)
+    if kept is None:
+        return []
+    if found := differing_rows(folder, kept):
+        return found
+    told = read_json(folder.path / KEEP)
+    own = figures(*(read_measured(folder, side) for side in SIDES))
+    for change, sentence in zip(own["changes"], own["sentences"], strict=True):
+        title = change["title"]
+        there = next((one for one in told.get("changes", ()) if one.get("part") == change["part"]), None)
+        if there is None or not _alike(there, change):
+            found.append(f"{KEEP} has other figures of {title} than its measurements give")
+        elif sentence not in kept.sentences:
+            found.append(f"{KEEP} has another sentence on {title} than its measurements give")
+    if len(kept.sentences) != len(own["sentences"]) or kept.warnings != own["warnings"]:
+        found.append(f"{KEEP} says other things than its measurements give")
+    return found
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two parts of what JSON holds are the same but for rounding."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if type(one) is float and type(other) is float:
+        return _near(one, other)
+    return bool(one == other)
 
 
 def _near(one: float | None, other: float | None) -> bool:

@@ -21,6 +21,10 @@
       responses/tuned.json     and after
       scores/*.jsonl           one verdict a line, keyed by row
       scores/verdicts.journal  every verdict of a judge as it came
+      keep.json                what was lost and gained outside of its rows (`instil.runs.general`)
+      keep/base.jsonl          what that hangs on: one text, probe or request a line
+      keep/tuned.jsonl         and after
+      blend.json  blend.png    with instil blend: mixtures of base and tuned model
       report.html report.json  opens offline; what it is made of besides the other files
 """
 
@@ -57,6 +61,8 @@ from instil.runs.status import STATUS, read_status
 
 RUN_FILE = find.RUN_FILE  # a run stands for the model in it
 FACTS = "report.json"  # written when all else is
+KEEP, KEEP_ROWS = "keep.json", "keep"
+BLEND, BLEND_PICTURE = "blend.json", "blend.png"
 OWN_FILES = (
     RUN_FILE,
     "split.json",
@@ -68,9 +74,13 @@ OWN_FILES = (
     "loss.png",
     "loss.pdf",
     "report.html",
+    "verdict.json",
+    KEEP,
+    BLEND,
+    BLEND_PICTURE,
     FACTS,
 )
-OWN_FOLDERS = ("adapter", "checkpoints", "logs", "model", "responses", "scores")
+OWN_FOLDERS = ("adapter", "checkpoints", KEEP_ROWS, "logs", "model", "responses", "scores")
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,8 +39,8 @@ State = Literal["finished", "begun", "unfinished", "absent"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a run the run it is, as `run.toml` has it. How answers are judged, how often it is saved, in what
-    pieces the same sums are computed, or who else is told of it, is no part of it.
+    """What makes a run the run it is, as `run.toml` has it. How answers are judged, what else is measured, how often
+    it is saved, in what pieces the same sums are computed, or who else is told of it, is no part of it.
     """
 
     settings: dict[str, Any]
@@ -152,7 +152,7 @@ def _shaping(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         section: {name: value for name, value in values.items() if (section, name) not in NO_MATTER}
         for section, values in settings.items()
-        if section not in ("score", "log")
+        if section not in ("score", "keep", "log")
     }
 
 

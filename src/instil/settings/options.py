@@ -11,6 +11,7 @@ from pydantic_core import PydanticKnownError
 
 from instil.errors import SettingsError, did_you_mean
 from instil.settings.asking import MAX_SEED, MakeOptions, ScoreOptions
+from instil.settings.keep import KeepOptions
 from instil.settings.log import LogOptions
 from instil.settings.losses import LOSSES, listed, read_by
 
@@ -369,6 +370,7 @@ class Settings(BaseModel):
     dpo: DpoOptions = Field(default_factory=DpoOptions)
     generate: GenerateOptions = Field(default_factory=GenerateOptions)
     score: ScoreOptions = Field(default_factory=ScoreOptions)
+    keep: KeepOptions = Field(default_factory=KeepOptions)
     make: MakeOptions = Field(default_factory=MakeOptions)
     log: LogOptions = Field(default_factory=LogOptions)
 

@@ -30,7 +30,7 @@ class RunClock:
     def foresee(self, left: float) -> None:
         """So much of training and answers is left from now on; say how long that makes the run."""
         left += self.seconds["load model"]  # what is saved is about what was loaded
-        left += self.seconds.get("likelihood before", 0.0)
+        left += self.seconds.get("likelihood before", 0.0) + self.seconds.get("measure before", 0.0)
         self.estimated = time.perf_counter() - self.started + left
         self.screen.say(f"  about {clock(left)} to go until the last answer, {clock(self.estimated)} in all")
 

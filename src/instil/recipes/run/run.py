@@ -21,6 +21,7 @@ from instil.recipes.plan.clock import RunClock
 from instil.recipes.plan.forecast import Forecast
 from instil.recipes.run.crew import Crew
 from instil.recipes.run.held_out import HeldOutAnswers
+from instil.recipes.run.outside import OutsideOfRows
 from instil.recipes.run.training import forget_checkpoints, train_and_save
 from instil.runs.baseline import base_answers_key
 from instil.runs.best import checkpoint_bytes, saved_bytes
@@ -28,6 +29,7 @@ from instil.runs.card import data_card
 from instil.runs.extending import extend as extend_run
 from instil.runs.facts import describe, keep_facts, unlike
 from instil.runs.folder import RunFolder
+from instil.runs.general import GeneralVerdict
 from instil.runs.identity import Identity, check_same, clear_leftovers
 from instil.runs.kept import Kept
 from instil.runs.loggers.libraries import need_loggers
@@ -52,7 +54,8 @@ class Run:
     ``scores`` holds the mean metrics over the held-out rows under ``base``, ``tuned`` and ``echo`` (the
     trivial baseline), and under ``base-in-NAME`` those of the form that scored less where the model was asked in two
     before training; it is empty for training alone or when there were no held-out rows. ``verdict`` says in one
-    sentence whether the model got better, and ``note`` what must be known of the scores.
+    sentence whether the model got better, and ``note`` what must be known of the scores. ``general`` is what was lost
+    and gained outside of its rows (`instil.runs.general`), where that was measured.
     """
 
     path: Path
@@ -64,6 +67,7 @@ class Run:
     outlook: str = ""
     verdict: str = ""
     note: str = ""
+    general: GeneralVerdict | None = None
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -72,6 +76,7 @@ class Run:
             "scores": self.scores,
             "verdict": self.verdict,
             **({"note": self.note} if self.note else {}),
+            **({"general": self.general.as_json()} if self.general else {}),
             "steps": self.steps,
             "validation_loss": self.validation_loss,
             "seconds": self.seconds,
@@ -178,6 +183,10 @@ def _run(
             answered = HeldOutAnswers(folder, prepared, decoder, clock, journal, crew)
             if answers:
                 answered.before(forecast, facts["hashes"]["before"], how.before)
+            outside = None
+            if how.answers and settings.keep.measure:
+                outside = OutsideOfRows(folder, prepared, decoder, clock, journal)
+                outside.before(facts["hashes"]["model"], answered.form.form if answered.form else "", how.before)
 
             # 7.6: fine-tuning.
             again: dict[str, bool] = {"resume": resume, "force": how.force}
@@ -186,6 +195,7 @@ def _run(
             # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
             if answers:
                 answered.after()
+            general = outside.after() if outside is not None else None
         clock.end()
         _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
         refresh_report(folder)
@@ -194,7 +204,7 @@ def _run(
         work.finish()
         # Not before: an end that was not written down is gone on to again.
         forget_checkpoints(folder, clock.screen, keep=settings.train.keep_checkpoint)
-    return _finished(folder, prepared, result, answered, facts, clock)
+    return _finished(folder, prepared, result, answered, facts, clock, general)
 
 
 def finetune(
@@ -338,6 +348,7 @@ def _finished(
     answered: HeldOutAnswers,
     facts: dict[str, Any],
     clock: RunClock,
+    general: GeneralVerdict | None,
 ) -> Run:
     verdicts, form = answered.verdicts, answered.form
     order = [*filter(verdicts.__contains__, ("base", "echo", "tuned")), *([form.answers] if form else [])]
@@ -357,4 +368,5 @@ def _finished(
         outlook=clock.line(),
         verdict=compare_verdicts(verdicts["base"], verdicts["tuned"]).sentence("before", "after") if verdicts else "",
         note=of_other_scripts(answered.examples) if verdicts else "",
+        general=general,
     )

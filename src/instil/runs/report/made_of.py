@@ -10,6 +10,7 @@ from typing import Any
 from instil.data.near_duplicates import Near
 from instil.records import Completion, Example, Verdict
 from instil.runs.facts import Before
+from instil.runs.report.general import GeneralShown
 from instil.runs.report.leaks import LeakBeside
 from instil.tasks.rejected import RejectedRow
 
@@ -22,7 +23,8 @@ class ReportData:
     offline judge ``echo`` as well, and ``other`` where the model was asked in two forms before, which ``before`` is
     about). All are in the order of ``examples``, the held-out rows of ``part``. ``card`` is
     the data card, and ``rejected`` the rows left out or cut; earlier versions wrote neither. ``beside`` holds
-    held-out rows that are nearly training rows.
+    held-out rows that are nearly training rows, and ``general`` what was lost outside of the rows,
+    ``blend`` what mixtures with the base give back of it.
     """
 
     title: str
@@ -47,3 +49,6 @@ class ReportData:
     rejected: Sequence[RejectedRow] = ()
     beside: Sequence[LeakBeside] = ()
     before: Before | None = None
+    general: GeneralShown | None = None
+    blend: str = ""
+    blend_picture: Path | None = None

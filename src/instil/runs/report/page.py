@@ -88,9 +88,12 @@ def write_report(data: ReportData, path: Path) -> None:
         kinds_named=kind_groups(data.examples)[1],
         answer_lengths=_answer_lengths(data),
         watched=_watched(data.samples),
-        picture=base64.b64encode(data.loss_picture.read_bytes()).decode("ascii") if data.loss_picture.exists() else "",
+        picture=_picture(data.loss_picture),
         preflight=data.preflight,
         beside=data.beside,
+        general=data.general,
+        blend=data.blend,
+        blend_picture=_picture(data.blend_picture),
         settings=_flat(data.facts),
         seconds=data.seconds,
         total_seconds=sum(data.seconds.values()),
@@ -106,6 +109,11 @@ def write_report(data: ReportData, path: Path) -> None:
         more_rejected=max(0, len(data.rejected) - REJECTED_SHOWN),
     )
     path.write_text(clean(html), encoding="utf-8", errors="replace")  # half a surrogate pair has no UTF-8
+
+
+def _picture(file: Path | None) -> str:
+    """A picture as a page holds it; nothing where there is none."""
+    return base64.b64encode(file.read_bytes()).decode("ascii") if file is not None and file.exists() else ""
 
 
 @cache  # a run writes its page several times, and reading the templates takes longer than filling them

@@ -14,8 +14,10 @@ from instil.evaluate.offline import trivial_baseline
 from instil.files import records_in
 from instil.records import Completion, Example, Verdict
 from instil.runs.answers import OWN, find_answers, read_verdicts
+from instil.runs.blend import read_blend
 from instil.runs.facts import Before, Facts, read_facts
-from instil.runs.folder import FACTS, RunFolder
+from instil.runs.folder import BLEND_PICTURE, FACTS, RunFolder
+from instil.runs.report.general import general_of
 from instil.runs.report.leaks import beside
 from instil.runs.report.made_of import ReportData
 from instil.runs.report.page import write_report
@@ -60,6 +62,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
             Completion(text, finish=ending, row=row.row)
             for text, ending, row in zip(one.answers, endings, one.examples, strict=True)
         ]
+    blend = read_blend(folder)
     return ReportData(
         title=f"{settings['model']} on {Path(settings['data']).name}",
         facts=settings,
@@ -83,6 +86,9 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         card=folder.read_card(),
         rejected=list(records_in(folder.rejected, RejectedRow)) if folder.rejected.is_file() else (),
         beside=beside(facts.leaks),
+        general=general_of(folder),
+        blend=blend.sentence if blend else "",
+        blend_picture=folder.path / BLEND_PICTURE if blend else None,
     )
 
 

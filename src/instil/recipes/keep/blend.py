@@ -31,7 +31,8 @@ from instil.files import check_folder
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import own_products, use_again
-from instil.recipes.keep.keep import base_of, finished_run
+from instil.recipes.base_of_run import base_of
+from instil.recipes.keep.keep import finished_run
 from instil.recipes.rows_of_run import part_of_run
 from instil.records import Encoded, Example, blank
 from instil.runs.answers import find_answers

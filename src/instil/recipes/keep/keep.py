@@ -12,9 +12,8 @@ from instil.errors import InstilError, UserError
 from instil.evaluate.general.material import material, taught
 from instil.evaluate.general.measure import Measured, Subject
 from instil.model.fast.gemm import own_products, use_again
-from instil.model.find import find_model
 from instil.model.load import file_hash
-from instil.model.resize import grow_vocabulary
+from instil.recipes.base_of_run import base_of
 from instil.recipes.keep.measuring import measured, own_chat
 from instil.recipes.rows_of_run import part_of_run
 from instil.runs.facts import read_facts
@@ -148,22 +147,6 @@ def finished_run(run: str | Path) -> RunFolder:
     if not folder.finished:
         raise UserError(f"{run}: the run is not finished; go on with it (--resume), and ask then")
     return folder
-
-
-def base_of(facts: dict[str, Any]) -> tuple[Path, Assistant]:
-    """Where the model lies that was tuned, and the model, with the rows that it was given for new tokens.
-
-    Raises:
-        InstilError: it is not there any more, or another one by now.
-    """
-    name = str(facts.get("model", ""))
-    path = find_model(name)
-    if file_hash(path) != facts["hashes"].get("model"):
-        raise UserError(f"{name} is another model by now than the one that was tuned")
-    base = load(path)
-    wanted = int(facts.get("model_facts", {}).get("vocabulary", base.decoder.spec.vocab_size))
-    grow_vocabulary(base.decoder, max(wanted, base.decoder.spec.vocab_size))
-    return path, base
 
 
 def kinds_taught(folder: RunFolder) -> tuple[dict[str, str], list[str]]:

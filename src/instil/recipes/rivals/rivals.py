@@ -10,14 +10,14 @@ from typing import Any
 
 from instil.assistant.assistant import Assistant, load
 from instil.data.subset import spread
-from instil.data.templates import OWN, carries_its_own
 from instil.errors import DataError, InstilError, UserError, counted, listed_names
 from instil.evaluate.comparison import Comparison, compare_verdicts
 from instil.evaluate.offline import means, score_offline
 from instil.evaluate.statistics import holm
 from instil.files import make_folder
 from instil.model.find import find_model
-from instil.model.load import file_hash
+from instil.recipes.base_of_run import base_of
+from instil.recipes.keep.measuring import own_chat
 from instil.recipes.rivals.asking import FOLDER, Asked, Asking, Candidate
 from instil.recipes.rivals.shots import Nearest, in_the_question, instructed
 from instil.recipes.rows_of_run import rows_of_run
@@ -199,12 +199,8 @@ class _Base:
 
     def asked(self) -> Iterator[Asked]:
         """One way after the other, as far as they go."""
-        facts = self._folder.read_settings()
-        name = facts.get("model_path") or facts["model"]
         try:
-            if file_hash(name) != facts["hashes"].get("model"):
-                raise UserError(f"{name} is another model by now than the one that was tuned")
-            base = Candidate(BASE, name, lambda: base_of(self._folder))
+            base = Candidate(BASE, self._folder.read_settings()["model"], lambda: asked_as_itself(self._folder))
             form = "in its own chat form" if base.own else "in the run's form"
             yield self._asking.ask(base, BASE, f"asked {form}")
             yield self._asking.ask(base, TOLD, f"told: {self._instruction}", self._told(base, self._asking.rows))
@@ -259,17 +255,15 @@ class _Base:
         return shown
 
 
-def base_of(folder: RunFolder) -> Assistant:
+def asked_as_itself(folder: RunFolder) -> Assistant:
     """The model that was tuned, asked in its own chat form where it carries one, else in the run's.
 
     Raises:
-        InstilError: it is not there any more.
+        InstilError: it is not there any more, or another one by now.
     """
-    facts = folder.read_settings()
-    name = facts.get("model_path") or facts["model"]
-    own = carries_its_own(find_model(name))
-    loaded = load(name, template=OWN if own else None)
-    return loaded if own else replace(loaded, template=folder.template())
+    path, base = base_of(folder.read_settings())
+    own, _ = own_chat(path, base.tokenizer, base.decoder.spec.vocab_size)
+    return replace(base, template=own or folder.template())
 
 
 def _compared(asked: Sequence[Asked], rows: Sequence[Example]) -> tuple[Rival, ...]:

@@ -11,7 +11,6 @@ from instil.data.shapes.reading import Offer
 from instil.data.sources import read_source
 from instil.errors import UserError
 from instil.generate.answer import unended
-from instil.recipes.rows_of_run import rows_of_run
 from instil.records import Example
 from instil.runs.folder import response_rows
 from instil.screen import Screen
@@ -71,7 +70,7 @@ def respond_rows(
     Raises:
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
-    examples = rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, settings, screen)
+    examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, settings, screen)
     assistant = _load(model, template, settings, screen, int8=int8, adapter=adapter)
     with screen.bar("answering", len(examples)) as advance:
         answers = assistant.respond_to(examples, on_done=advance)
@@ -88,6 +87,12 @@ def _load(
     for note in assistant.decoder.notes:
         screen.say(note, "yellow")
     return assistant
+
+
+def _rows_of_run(run: Path, split: str | None) -> tuple[Example, ...]:
+    from instil.recipes.rows_of_run import rows_of_run  # all that training takes, for which one answer need not wait
+
+    return rows_of_run(run, split)
 
 
 def _rows_of_file(data: str, split: str | None, settings: Settings, screen: Screen) -> tuple[Example, ...]:

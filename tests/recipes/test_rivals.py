@@ -151,12 +151,14 @@ TRAIN = [
     Example("Add 2 and 3.", "5", row=1),
     Example("Name the capital of Spain.", "Madrid", row=2),
     Example("Talk.", "Hi.", row=3, history=(Turn("user", "a"), Turn("assistant", "b"))),
+    Example("Say hello.", "Hello.", row=4, history=(Turn("system", "You are polite."),)),
 ]
 
 
 def test_the_nearest_example_stands_last() -> None:
     nearest = Nearest(TRAIN)
-    assert [row.row for row in nearest.rows] == [0, 1, 2]  # a longer conversation is no example
+    assert [row.row for row in nearest.rows] == [0, 1, 2, 4]  # a longer conversation is no example
+    assert all(not row.history for row in nearest.rows)  # what the system says is said once, by the question's own row
     asked = Example("Name the capital of Spain, please.", "Madrid", row=9, history=(Turn("system", "Be brief."),))
     ((made,), fewer) = nearest.before([asked], 2, lambda row: 0, 100)
     assert fewer == 0
@@ -169,7 +171,7 @@ def test_the_nearest_example_stands_last() -> None:
     ]
     assert (made.instruction, made.output, made.row) == (asked.instruction, asked.output, 9)
     ((every,), fewer) = nearest.before([asked], 50, lambda row: 0, 100)
-    assert len(every.history) == 7 and fewer == 0
+    assert len(every.history) == 9 and fewer == 0
 
 
 def test_examples_that_find_no_room_are_left_out_the_farthest_first() -> None:

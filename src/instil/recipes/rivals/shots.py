@@ -39,7 +39,7 @@ class Nearest:
     """
 
     def __init__(self, train: Sequence[Example]) -> None:
-        self.rows = [row for row in train if row.plain and row.instruction and row.output]
+        self.rows = [_as_example(row) for row in train if _is_example(row)]
         self._seen = Seen([prompt_text(row) for row in self.rows])
 
     def before(
@@ -71,3 +71,13 @@ class Nearest:
         others = [turn for turn in row.history if turn.role != "system"]
         shown = [turn for at in reversed(places) for turn in self.rows[at].turns]
         return replace(row, history=(*system, *shown, *others))
+
+
+def _is_example(row: Example) -> bool:
+    """Whether it is one question with an answer, whatever the system says before."""
+    bare = not row.steps and not row.tools and not row.reasoning and not row.tool_calls
+    return bool(bare and row.instruction and row.output and all(turn.role == "system" for turn in row.history))
+
+
+def _as_example(row: Example) -> Example:
+    return replace(row, history=(), weight=1.0)

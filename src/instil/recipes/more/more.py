@@ -47,7 +47,7 @@ class More:
         return [
             self.law.sentence(),
             f"scores of {counted(self.law.rows, 'held-out row')} by training rows: {told}",
-            f"the error falls with the power {self.law.exponent + 0.0:.2f} of the number of rows; {FOLDER}/more.png shows it",
+            f"the error falls with the power {self.law.exponent:.2f} of the number of rows; {FOLDER}/more.png shows it",
         ]
 
 

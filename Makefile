@@ -31,7 +31,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes bench-verdicts
+.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes bench-verdicts bench-scaling
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -133,6 +133,10 @@ bench-serve: $(VENV)/.dev
 # Is the verdict to be trusted? BENCH_VERDICTS="runs/mine --comparisons 1000"
 bench-verdicts: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.verdicts $(BENCH_VERDICTS)
+
+# Time and memory against length, batch, rows and model, with random weights. Such as BENCH_SCALING="--axes length".
+bench-scaling: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.scaling $(BENCH_SCALING)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,34 @@
+"""The benchmark of how cost grows, on points that are known and on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import scaling
+
+
+def test_a_table_has_its_slopes() -> None:
+    found = [{"at": n, "x": n, "seconds": 0.5 * n, "bytes": 1e6 * n * n, "parameters": 1.0} for n in (1, 2, 4, 8)]
+    lines = scaling.table("length", "train", found).splitlines()
+    assert lines[2] == "| 1 | 0.500 | 1 |"
+    assert lines[-2:] == ["| slope | 1.00 | 2.00 |", "| slope of the upper half | 1.00 | 2.00 |"]
+
+
+def test_nothing_is_no_reason_for_a_slope() -> None:
+    found = [{"at": n, "x": n, "seconds": 1.0, "bytes": 0.0, "parameters": 1.0} for n in (1, 2)]
+    assert scaling.table("batch", "answer", found).splitlines()[-1] == "| slope of the upper half | 0.00 | 0.00 |" or (
+        scaling.table("batch", "answer", found).splitlines()[-1] == "| slope | 0.00 | 0.00 |"
+    )
+
+
+@pytest.mark.parametrize("work", ["train", "answer"])
+def test_a_point_is_measured(work: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(scaling.MODELS, "tiny", (2, 32, 4, 2, 64, 300))
+    at = {"length": 16, "batch": 2, "rows": 1_000_000, "model": "tiny"}
+    monkeypatch.setattr(sys, "argv", ["scaling", "--one", work, json.dumps(at)])
+    scaling.main()
+    told = json.loads(capsys.readouterr().out)
+    assert told["seconds"] > 0 and told["parameters"] > 10_000

@@ -20,10 +20,10 @@ from instil.model.files.folder import save_decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import quantise_base
 from instil.model.load import load_decoder
-from instil.model.lora import add_lora, merge
+from instil.model.lora import LoraLinear, add_lora, merge
 from instil.model.resize import grow_vocabulary
 from instil.settings.options import TrainOptions
-from instil.tasks.adapters import merged_later
+from instil.tasks.adapters import MergeError, merged_later
 from instil.train.loop import train
 from instil.train.observer import TrainResult
 from instil.train.parallel.processes import Processes
@@ -136,6 +136,22 @@ def assert_same_folders(found: Path, wanted: Path) -> None:
     assert list(one._entries.items()) == list(other._entries.items())  # the same header, in the same order
     for name in one.names():  # Adam's first steps go by signs, so those of numbers that are nearly zero may differ
         torch.testing.assert_close(one.get(name), other.get(name), rtol=1e-6, atol=1e-6)
+
+
+def test_a_layer_that_is_merged_otherwise_than_it_computes_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_reference("llama").save_pretrained(tmp_path)
+    decoder = prepared(load_elsewhere(tmp_path), HOW["lora"])
+    for module in decoder.modules():
+        if isinstance(module, LoraLinear):
+            torch.nn.init.ones_(module.lora_b)
+    monkeypatch.setattr(LoraLinear, "change", lambda self: torch.zeros_like(self.weight))
+    elsewhere = merged_later(decoder).elsewhere
+    assert elsewhere is not None
+    elsewhere.parameter("norm.weight")
+    with pytest.raises(MergeError, match=r"changed the outputs of blocks\.0\.mlp\.down\.weight by "):
+        elsewhere.parameter("blocks.0.mlp.down.weight")
 
 
 def damaged(ranks: Ranks, model: Path) -> str:

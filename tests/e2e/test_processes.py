@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from instil.errors import SettingsError
+from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.recipes.run.crew import _check_settings
 from instil.settings.resolve import resolve
 from instil.train.ranks import Ranks
@@ -105,6 +108,92 @@ def test_two_answer_and_score_as_one_does(shard: str, model: Path, data: Path, t
     ]
     assert [one["row"] for one in likely[1]] == [one["row"] for one in likely[0]]
     assert [one["score"] for one in likely[1]] == pytest.approx([one["score"] for one in likely[0]], rel=1e-4)
+
+
+PARTS = ("--processes", 2, "-s", "train.shard=full")
+EVER_WHOLE = "each process holds the whole model when it begins and ends, for "
+slow = pytest.mark.slow
+
+
+def assert_same_model(found: Path, wanted: Path) -> None:
+    assert sorted(file.name for file in found.iterdir()) == sorted(file.name for file in wanted.iterdir())
+    for file in wanted.iterdir():
+        if file.suffix != ".safetensors":
+            assert (found / file.name).read_bytes() == file.read_bytes(), file.name
+    one, other = (SafetensorsFile(folder / "model.safetensors") for folder in (found, wanted))
+    assert one._entries == other._entries
+    for name in other.names():
+        torch.testing.assert_close(one.get(name), other.get(name), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        (),
+        ("--method", "lora"),
+        pytest.param(("--method", "lora", "-s", "lora.base=nf4", "-s", 'lora.targets=["q","head"]'), marks=slow),
+        pytest.param(("--method", "lora", "-s", "train.untie_head=true"), marks=slow),
+    ],
+    ids=["full", "lora", "few bits, head", "untied"],
+)
+def test_a_model_in_parts_is_saved_as_one_saves_it(
+    how: tuple[str, ...], model: Path, data: Path, tmp_path: Path
+) -> None:
+    told = ("train", data, "-m", model, *QUICK, "-s", "train.epochs=1", *how)
+    assert ended(*told, "-o", tmp_path / "one")[0] == 0
+    code, said = ended(*told, "-o", tmp_path / "two", *PARTS)
+    assert code == 0, said
+    assert EVER_WHOLE not in said
+    assert_alike(tmp_path / "two", tmp_path / "one")
+    assert_same_model(tmp_path / "two" / "model", tmp_path / "one" / "model")
+    if how:
+        names = [sorted(file.name for file in (tmp_path / out / "adapter").iterdir()) for out in ("one", "two")]
+        assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(
+    "loss", ["dpo", *(pytest.param(name, marks=slow) for name in ("kto", "dpo, lora", "dpo, another reference"))]
+)
+def test_a_reference_is_asked_in_parts(loss: str, model: Path, tmp_path: Path) -> None:
+    pairs = [
+        {"instruction": f"Say {n}.", "chosen": f"It is {n}." + " Yes." * (n % 5), "rejected": "No."} for n in range(23)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    told = ["train", tmp_path / "pairs.json", "-m", model, *QUICK, "-s", "train.epochs=1", "-s", "train.batch_size=4"]
+    told += ["-s", "train.objective=dpo", "-s", f"dpo.loss={loss[:3]}"]
+    told += ["--method", "lora"] if "lora" in loss else []
+    told += ["-s", f"dpo.reference={make_tinier(tmp_path / 'other')}"] if "another" in loss else []
+    assert ended(*told, "-o", tmp_path / "one")[0] == 0
+    code, said = ended(*told, "-o", tmp_path / "two", *PARTS)
+    assert code == 0, said
+    assert_alike(tmp_path / "two", tmp_path / "one")
+    assert_same_model(tmp_path / "two" / "model", tmp_path / "one" / "model")
+
+
+def test_who_needs_whole_models_says_so(model: Path, data: Path, tmp_path: Path) -> None:
+    dora = ("--method", "lora", "-s", "lora.dora=true", "-s", "train.max_steps=1")
+    code, said = ended("train", data, "-m", model, "-o", tmp_path / "dora", *QUICK, *PARTS, *dora)
+    assert code == 0
+    assert f"{EVER_WHOLE}lora.dora" in said
+    more = ("-s", "train.max_steps=1", "-s", "generate.max_rows=2")
+    code, said = ended("run", data, "-m", model, "-o", tmp_path / "run", *QUICK, *PARTS, *more)
+    assert code == 0
+    assert f"{EVER_WHOLE}answering (instil train does not answer)" in said
+
+
+def test_weights_that_are_no_numbers_are_told_in_one_line(model: Path, data: Path, tmp_path: Path) -> None:
+    """Of which only the process that has these rows knows at first."""
+    shutil.copytree(model, tmp_path / "model")
+    file = SafetensorsFile(model / "model.safetensors")
+    own = {name: file.get(name) for name in file.names()}
+    own["model.norm.weight"][-1] = torch.nan
+    write_safetensors(tmp_path / "model" / "model.safetensors", own.items())
+    code, said = ended("train", data, "-m", tmp_path / "model", "-o", tmp_path / "run", *QUICK, *PARTS)
+    assert code == 2
+    lines = [line for line in said.splitlines() if line.startswith("instil: ")]
+    assert len(lines) == 1
+    assert "norm.weight hold values that are not finite numbers" in lines[0]
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("shard", ["no", pytest.param("full", marks=pytest.mark.slow)])

@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 
 from instil.errors import RankLost
+from instil.model.decoder import Decoder
+from instil.model.elsewhere import load_elsewhere
 from instil.model.fast import gemm
-from instil.recipes.run import crew
-from instil.recipes.run.crew import Crew, echo
+from instil.recipes.run import crew, follow
+from instil.recipes.run.crew import Crew, Order, echo
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.stopping import Stopped
 from instil.train.parallel.launch import NUMBER
 from instil.train.ranks import ALONE, Ranks
+from tests.conftest import make_tinier
 
 
 class Gone(Ranks):
@@ -75,16 +78,44 @@ class Told(Ranks):
 def test_all_compute_products_as_the_first_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would measure for itself which is faster, and last bits would hang on it."""
     monkeypatch.delenv("INSTIL_GEMM", raising=False)
-    monkeypatch.setattr(crew, "prepare", lambda *given: None)
-    monkeypatch.setattr(crew, "_about", lambda prepared: {})
+    monkeypatch.setattr(follow, "prepare", lambda *given: None)
+    monkeypatch.setattr(follow, "what_is_alike", lambda prepared: {})
     (tmp_path / RUN_FILE).write_bytes(b"mark")
     for name in ("onednn", "torch"):
-        look = crew._Order("look", (str(tmp_path), b"mark", name))
-        ranks = Told(True, look, crew._Order("end", (0,)))
+        look = Order("look", (str(tmp_path), b"mark", name))
+        ranks = Told(True, look, Order("end", (0,)))
         with gemm.own_products():
-            assert crew.follow("rows.json", "model", None, ranks) == 0  # type: ignore[arg-type]
+            assert follow.follow("rows.json", "model", None, ranks) == 0  # type: ignore[arg-type]
             assert gemm._before == name
         assert ranks.said[-1][1] is True
+
+
+class Notes(Ranks):
+    """The first of two, each with a part of every weight, which notes what it tells."""
+
+    world, sharded = 2, True
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def agree(self, value: Any) -> Any:
+        self.told.append(value)
+        return value
+
+    def collected(self, decoder: Decoder) -> Decoder:
+        return decoder
+
+
+def test_others_are_told_that_no_more_is_asked_for_where_saving_fails(tmp_path: Path) -> None:
+    """They would wait to hand something over, and could not be told how it ends."""
+    make_tinier(tmp_path)
+    ranks = Notes()
+    of = Crew(ranks)
+    with pytest.raises(OSError, match="no room"), of.at_work():
+        of._waiting = True
+        with of.saving(load_elsewhere(tmp_path)):
+            raise OSError("no room")
+    assert ranks.told == [Order("hand over"), "", Order("end", (1,))]
 
 
 def test_a_second_signal_is_one_where_each_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:

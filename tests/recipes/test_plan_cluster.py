@@ -171,10 +171,21 @@ def test_fsdp2_holds_its_share_and_what_it_gathers(narrow: bool, monkeypatch: py
     fsdp = held(Way("full", "fp32", "full", True), gpus(16), EIGHT, counted, 1024, 2, waits=False)
     whole = 4 * 8_030_261_248
     assert (fsdp.weights, fsdp.gradients, fsdp.moments) == (whole // 16, whole // 16, whole // 8)
-    outside, each = 2 * 128_256 * 4096 + 4096, 2 if narrow else 4
-    assert fsdp.communication == each * (3 * 218_112_000 + outside) + 4 * (2 * 218_112_000 + outside)
+    outside, norms, each = 2 * 128_256 * 4096 + 4096, 2 * 4096, 2 if narrow else 4
+    gathered = 3 * (each * (218_112_000 - norms) + 4 * norms) + 4 * outside
+    assert fsdp.communication == gathered + 4 * (2 * 218_112_000 + outside)
     ddp = held(Way("full", "fp32", "no", True), gpus(16), EIGHT, counted, 1024, 2, waits=False)
     assert (fsdp.activations, fsdp.head, fsdp.copies) == (ddp.activations, ddp.head, 0 if narrow else ddp.copies)
+
+
+def test_weights_in_few_bits_are_whole_on_each_rank() -> None:
+    """They are no parameters, and FSDP2 shares out nothing else."""
+    counted = sizes(EIGHT, "train.method=lora", "lora.base=nf4")
+    one, many = (held(Way("lora", "nf4", "full", True), gpus(n), EIGHT, counted, 1024, 2, waits=False) for n in (1, 16))
+    assert one.weights == counted.bytes
+    assert one.weights - many.weights == 4 * (counted.all - counted.blocks.products) * 15 // 16
+    block, adapters = counted.block, counted.block.all - counted.block.products
+    assert many.communication == 4 * (3 * adapters + counted.outside.all) + 4 * 2 * block.trained
 
 
 def test_frozen_weights_are_cast_block_by_block_where_blocks_are_made_again() -> None:
@@ -242,10 +253,12 @@ def test_a_step_takes_as_long_as_computing_or_sending(monkeypatch: pytest.Monkey
     assert fsdp.link_seconds == pytest.approx(0.75 * 3 * 4 * 1352 / 100e9)
     way = Way("full", "fp32", "full", False)
     twice = fit(way, gpus(4), SMALL, counted, rows, narrow=2, micro_batch=1)
-    assert twice.link_seconds == pytest.approx(2 * fsdp.link_seconds)
-    monkeypatch.setattr(cluster_module, "GATHERS_NARROW", True)
-    fewer = fit(way, gpus(4), SMALL, counted, rows, narrow=2)
-    assert fewer.link_seconds == pytest.approx(0.75 * (2 * 2 + 4) * 1352 / 100e9)
+    once = fit(way, gpus(4), SMALL, counted, rows, narrow=2)
+    assert twice.link_seconds == 2 * once.link_seconds
+    products = counted.blocks.products  # which go in bfloat16
+    assert once.link_seconds == pytest.approx(0.75 * (2 * (2 * products + 4 * (1352 - products)) + 4 * 1352) / 100e9)
+    monkeypatch.setattr(cluster_module, "GATHERS_NARROW", False)
+    assert fit(way, gpus(4), SMALL, counted, rows, narrow=2).link_seconds == fsdp.link_seconds
     assert ddp.seconds == max(ddp.compute_seconds, ddp.link_seconds)
     assert ddp.tokens_per_second == pytest.approx(32 / ddp.seconds)
     assert ddp.bound == "the network"

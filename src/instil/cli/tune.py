@@ -295,7 +295,7 @@ def _run(
 
 def _follow(data: str, model: str, settings: Settings, ranks: Ranks) -> int:
     """What a process does that is not the first, which alone shows what happens; the exit code."""
-    from instil.recipes.run.crew import follow
+    from instil.recipes.run.follow import follow
     from instil.stopping import Stopped
 
     try:

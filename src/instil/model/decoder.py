@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,19 @@ from instil.records import Batch
 
 Rope = tuple[Tensor, Tensor]
 gelu = functools.partial(F.gelu, approximate="tanh")
+
+
+class Elsewhere(Protocol):
+    """Where the parameters lie of a decoder that has their shapes alone (on torch's ``meta`` device)."""
+
+    device: torch.device  # that of what is computed with them
+
+    def parameter(self, name: str, rows: slice | None = None) -> Tensor:
+        """One of them, or some of its rows (none, where they end before they begin), in memory of its own.
+
+        Raises:
+            ModelError: it is damaged, or not there.
+        """
 
 
 class Attention(nn.Module):
@@ -198,6 +212,8 @@ class Decoder(nn.Module):
     torch.Size([3, 11])
     """
 
+    elsewhere: Elsewhere | None = None  # what gives its parameters where they are not here, or not as a whole
+    narrow = False  # weights of linear layers are given in bfloat16, for products under autocast
     notes: tuple[str, ...] = ()  # what users are to be told of the files that it comes from
     gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.fast.recompute`)
 
@@ -278,8 +294,8 @@ class Decoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embed.weight.device
+        """Where the weights are, or will be."""
+        return self.embed.weight.device if self.elsewhere is None else self.elsewhere.device
 
 
 def batch_of_ids(ids_BT: Tensor) -> Batch:

@@ -45,12 +45,18 @@ class FrozenLinear(ReadsRecomputed):
         super().__init__()
         self.in_features, self.out_features, self.held = layer.in_features, layer.out_features, held
         self.dtype = layer.weight.dtype
-        codes_P, scales_G = _rounded(layer.weight, held)
-        # malloc would put them into the gaps that the next layer's larger intermediates need
-        self.register_buffer("codes_P", own_memory(codes_P.shape, codes_P.dtype, codes_P.device).copy_(codes_P))
-        self.register_buffer("scales_G", scales_G)
+        self.register_buffer("codes_P", None)
+        self.register_buffer("scales_G", None)
+        self.hold(layer.weight)
         bias_O = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
         self.register_parameter("bias", bias_O)
+
+    def hold(self, weight_OI: Tensor) -> None:
+        """Hold this weight from now on, rounded."""
+        codes_P, scales_G = _rounded(weight_OI, self.held)
+        # malloc would put them into the gaps that the next layer's larger intermediates need
+        self.codes_P = own_memory(codes_P.shape, codes_P.dtype, codes_P.device).copy_(codes_P)
+        self.scales_G = scales_G
 
     @property
     def weight(self) -> Tensor:

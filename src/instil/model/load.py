@@ -41,10 +41,10 @@ def load_decoder(
     return decoder.eval()
 
 
-def blank_decoder(spec: DecoderSpec) -> Decoder:
+def blank_decoder(spec: DecoderSpec, dtype: torch.dtype = torch.float32) -> Decoder:
     """A decoder whose parameters have shapes and no memory (torch's ``meta`` device)."""
     with torch.device("meta"), _NoValues():
-        return Decoder(spec)
+        return Decoder(spec).to(dtype)
 
 
 class _NoValues(TorchFunctionMode):

@@ -12,6 +12,7 @@ Shape suffixes: N tokens · I input width · O output width · T ranks of all pr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ class LoraLinear(Linear):
     """A frozen linear layer with adapters on some of its projections; its weight may be held in few bits (``held``).
 
     ``lora_a`` [T, I] holds the A of all projections under one another, ``lora_b`` [O, T] their B as blocks; what lies
-    outside of the blocks is zero, has no gradient, and so stays zero.
+    outside of the blocks is zero, has no gradient, and so stays zero. They lie on ``device``, by default the weight's.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class LoraLinear(Linear):
         scales: Sequence[float],
         *,
         dora: bool = False,
+        device: torch.device | None = None,
     ) -> None:
         with torch.device("meta"):
             super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None)
@@ -95,13 +97,17 @@ class LoraLinear(Linear):
         self.rows, self.scales = tuple(rows), tuple(scales)
         ends = [sum(ranks[:n]) for n in range(len(ranks) + 1)]
         self.columns = tuple(slice(a, b) for a, b in pairwise(ends))
-        new = whole_OI.new_zeros
+        new = functools.partial(whole_OI.new_zeros, device=device or whole_OI.device)
         self.lora_a = nn.Parameter(new(ends[-1], layer.in_features))
         self.lora_b = nn.Parameter(new(layer.out_features, ends[-1]))
         # one number where all scales are the same; else, as what is multiplied by them, one for each column
         self.scale = scales[0] if len(set(scales)) == 1 else 1.0
         per_column = [scale for scale, rank in zip(scales, ranks, strict=True) for _ in range(rank)]
-        own_scales = None if len(set(scales)) == 1 else whole_OI.new_tensor(per_column)
+        own_scales = (
+            None
+            if len(set(scales)) == 1
+            else torch.tensor(per_column, dtype=whole_OI.dtype, device=device or whole_OI.device)
+        )
         inside = new(layer.out_features, ends[-1])
         for part, column in zip(self.rows, self.columns, strict=True):
             inside[part, column] = 1
@@ -128,7 +134,8 @@ class LoraLinear(Linear):
     @property
     def trained(self) -> int:
         """How many numbers are trained here."""
-        blocks = sum(self.block(n).numel() for n in range(len(self.rows)))
+        spans = zip(self.rows, self.columns, strict=True)  # of parts of a tensor a view would be made by all processes
+        blocks: int = sum((rows.stop - rows.start) * (columns.stop - columns.start) for rows, columns in spans)
         lengths: int = sum(length.numel() for length in self.lora_magnitude)
         return self.lora_a.numel() + blocks + lengths
 
@@ -320,8 +327,9 @@ def add_lora(
         if chosen:
             count = len(chosen)
             adapted = LoraLinear(
-                getattr(owner, leaf), [part.rows for part in chosen], [rank] * count, [scale] * count, dora=dora
-            )
+                getattr(owner, leaf), [part.rows for part in chosen], [rank] * count, [scale] * count, dora=dora,
+                device=decoder.device,
+            )  # fmt: skip
             adapted.draw(generator)
             setattr(owner, leaf, adapted)
     return trained_parameters(decoder)

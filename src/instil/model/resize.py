@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from instil.model.decoder import Decoder
 
@@ -26,14 +26,19 @@ def grow_vocabulary(decoder: Decoder, vocab_size: int) -> None:
         raise ValueError(f"a vocabulary of {spec.vocab_size} cannot grow to {vocab_size}")
     if not new:
         return
-    decoder.embed.weight = _grown(decoder.embed.weight, new)
-    decoder.head.weight = decoder.embed.weight if spec.tied else _grown(decoder.head.weight, new)
+    decoder.embed.weight = _parameter(decoder.embed.weight, new)
+    decoder.head.weight = decoder.embed.weight if spec.tied else _parameter(decoder.head.weight, new)
     decoder.embed.num_embeddings = decoder.head.out_features = vocab_size
     if decoder.head.bias is not None:
-        decoder.head.bias = _grown(decoder.head.bias, new)
+        decoder.head.bias = _parameter(decoder.head.bias, new)
     decoder.spec = replace(spec, vocab_size=vocab_size)
 
 
-def _grown(rows: torch.Tensor, new: int) -> nn.Parameter:
+def grown(rows: Tensor, new: int) -> Tensor:
+    """With so many more rows, each the mean of those that are there."""
     mean = rows.detach().double().mean(0, keepdim=True).to(rows.dtype)
-    return nn.Parameter(torch.cat([rows.detach(), mean.expand(new, *rows.shape[1:])]))
+    return torch.cat([rows.detach(), mean.expand(new, *rows.shape[1:])])
+
+
+def _parameter(rows: Tensor, new: int) -> nn.Parameter:
+    return nn.Parameter(grown(rows, new))

@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from instil.errors import InstilError
 from instil.machine import release
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.peft import TIED_HEAD
 from instil.model.frozen import BITS, FrozenLinear, quantise_base
-from instil.model.lora import add_lora, merge, trained_parameters
+from instil.model.load import blank_decoder
+from instil.model.lora import LoraLinear, add_lora, merge, trained_parameters
 from instil.model.spec import DecoderSpec
 from instil.screen import Screen
 from instil.settings.options import Settings
@@ -21,6 +22,7 @@ from instil.train.observer import Observer
 
 SAME = 1e-4  # of the largest score: what merging may change by rounding
 TRIED_TOKENS = 64
+MERGED_TRIES = 4  # rows of numbers that a merged layer is tried with
 
 
 def adapt(decoder: Decoder, settings: Settings) -> int:
@@ -73,7 +75,8 @@ def adapted(decoder: Decoder, settings: Settings, tried: tuple[int, ...]) -> Ite
 
     Args:
         decoder: changed in place.
-        settings: with ``train.method=full`` nothing is done.
+        settings: with ``train.method=full`` nothing is done. Where the decoder's weights are elsewhere, merging is left
+            to who saves it (`merged_later`).
         tried: ids of a text, by whose scores it is made sure that merging changed nothing.
 
     Raises:
@@ -85,6 +88,8 @@ def adapted(decoder: Decoder, settings: Settings, tried: tuple[int, ...]) -> Ite
         return
     adapt(decoder, settings)
     yield
+    if decoder.elsewhere is not None:
+        return
     release()  # what training took; whole weights may have to be made again
     before = _scores(decoder, tried)
     merge(decoder)
@@ -92,6 +97,63 @@ def adapted(decoder: Decoder, settings: Settings, tried: tuple[int, ...]) -> Ite
     difference = float((_scores(decoder, tried) - before).abs().max() / largest)
     if not difference <= SAME:
         raise MergeError(f"merging the adapters changed the model's scores by {difference:.1e}")
+
+
+def merged_later(decoder: Decoder) -> Decoder:
+    """A plain decoder whose weights are elsewhere: those of a decoder that are, with the adapters that it has here.
+
+    Each layer is merged when it is asked for, and made sure of; the decoder that is given can do nothing else then.
+    """
+    plain = blank_decoder(decoder.spec, decoder.embed.weight.dtype)
+    if isinstance(decoder.head, LoraLinear):
+        plain.untie()
+    plain.elsewhere = _Merged(decoder)
+    return plain
+
+
+class _Merged:
+    """Weights with adapters in them (`instil.model.decoder.Elsewhere`)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        assert decoder.elsewhere is not None, "its weights are here"
+        self._decoder, self._elsewhere, self.device = decoder, decoder.elsewhere, decoder.device
+
+    def parameter(self, name: str, rows: slice | None = None) -> Tensor:
+        owner, _, leaf = name.rpartition(".")
+        layer = self._decoder.get_submodule(owner)
+        if leaf == "weight" and isinstance(layer, LoraLinear):
+            whole = self._merged(layer, name)
+        elif leaf == "weight" and isinstance(layer, FrozenLinear):
+            whole = layer.weight
+        else:
+            return self._elsewhere.parameter(name, rows)
+        return whole if rows is None else whole[rows]
+
+    @torch.no_grad()
+    def _merged(self, layer: LoraLinear, name: str) -> Tensor:
+        layer.register_parameter("bias", None)  # which is no part of what is merged
+        if layer.held is not None:
+            layer.held.register_parameter("bias", None)
+        else:
+            layer.weight = nn.Parameter(self._elsewhere.parameter(name), requires_grad=False)
+        tried = torch.randn(MERGED_TRIES, layer.in_features, generator=torch.Generator().manual_seed(0))
+        tried_NI = tried.to(layer.lora_a)
+        wanted_NO = LoraLinear.forward(layer, tried_NI)  # and not by a call, which would gather parts
+        plain = layer.merged()
+        layer.register_parameter("weight", None)
+        largest = wanted_NO.abs().max().clamp_min(torch.finfo(wanted_NO.dtype).tiny)
+        difference = float((plain.forward(tried_NI) - wanted_NO).abs().max() / largest)
+        if not difference <= SAME:
+            raise MergeError(f"merging the adapters changed the outputs of {name} by {difference:.1e}")
+        return plain.weight.detach()
+
+
+def needs_whole(settings: Settings) -> str:
+    """The setting for which adapters are made of whole weights, so that each process has to have them once."""
+    if settings.train.method == "full":
+        return ""
+    named = {"lora.dora": settings.lora.dora, "lora.trainable_token_indices": settings.lora.trainable_token_indices}
+    return next((name for name, wanted in named.items() if wanted), "")
 
 
 class AdapterNote(Observer):

@@ -23,6 +23,7 @@ from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, counted, verb
 from instil.machine import device_for
 from instil.model.decoder import Decoder
+from instil.model.elsewhere import load_elsewhere
 from instil.model.find import find_model, template_of
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
@@ -253,10 +254,15 @@ def _header_notes(template: Template, settings: Settings) -> list[str]:
     ]
 
 
-def load(prepared: Prepared) -> Decoder:
-    """The decoder with its weights."""
-    decoder = load_decoder(prepared.model_path, device=device_for(prepared.settings.train.device))
-    grow_vocabulary(decoder, prepared.spec.vocab_size)
+def load(prepared: Prepared, *, elsewhere: bool = False) -> Decoder:
+    """The decoder with its weights, or with what gives them (`instil.model.elsewhere`)."""
+    path, vocab_size = prepared.model_path, prepared.spec.vocab_size
+    device = device_for(prepared.settings.train.device)
+    if elsewhere:
+        decoder = load_elsewhere(path, vocab_size=vocab_size, device=device)
+    else:
+        decoder = load_decoder(path, device=device)
+        grow_vocabulary(decoder, vocab_size)
     if prepared.settings.train.untie_head:
         decoder.untie()
     return decoder

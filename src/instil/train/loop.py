@@ -70,12 +70,13 @@ def train(
         TrainingDiverged: a loss, that after the last update included, is not finite, and no best model was kept.
         TrainingStopped: an observer wanted it to stop.
         OutOfMemory: a step does not fit, not even row by row, or was cut off in its update, and no state is kept.
+        UnreadWeights: the weights are elsewhere, and some process cannot read its part.
         RankLost: another process is gone; the state after the last whole step was given to observers.
     """
     check_weights(decoder)
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective, ranks)
-    with ranks.sharding(decoder) as trained:
+    with ranks.sharding(decoder, narrow=options.precision == "bf16") as trained:
         training = Training(
             trained,
             loader,

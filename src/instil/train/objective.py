@@ -73,7 +73,8 @@ def look(
     """
     total = LossSum(0.0, 0)
     # What gathers parts of weights keeps what it makes for training, and that must not be made in inference mode.
-    with torch.no_grad() if ranks.sharded else torch.inference_mode():
+    no_graph = torch.no_grad() if ranks.sharded else torch.inference_mode()
+    with no_graph, torch.autocast(decoder.device.type, torch.bfloat16, enabled=decoder.narrow):
         measure = objective.measure(batches, ranks)
         measure.begin(decoder)
         for one in ranks.level(batches):

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.records import Batch
 
@@ -30,6 +31,10 @@ class Pass:
     batch: Batch
     last: bool
     counts: bool = True
+
+
+class UnreadWeights(ModelError):
+    """Weights cannot be read by one of several processes; all of them are told."""
 
 
 class Ranks:
@@ -78,11 +83,29 @@ class Ranks:
         del tensors
 
     @contextmanager
-    def sharding(self, decoder: Decoder) -> Iterator[Decoder]:
+    def sharding(self, decoder: Decoder, *, narrow: bool = False) -> Iterator[Decoder]:
         """Inside, what is trained in its place: where weights are sharded, a decoder with a part of each. Afterwards
-        the one given has the weights.
+        the one given has the weights; one whose weights are elsewhere has this process's part of them from now on, and
+        its adapters.
+
+        ``narrow``: products are in bfloat16.
+
+        Raises:
+            UnreadWeights: some process cannot read its part.
         """
+        del narrow
         yield decoder
+
+    def collected(self, decoder: Decoder) -> Decoder:
+        """In the first process, one whose weights are elsewhere: in the parts that all processes have of a decoder.
+
+        The others have to `hand_over` what is asked for, until they `agree` with the first on an empty text.
+        """
+        raise NotImplementedError("one process alone has no parts of tensors")
+
+    def hand_over(self, decoder: Decoder) -> None:
+        """See `collected`."""
+        raise NotImplementedError("one process alone has no parts of tensors")
 
     def let_go(self, decoder: Decoder) -> None:
         """Hold no more of the weights than this process's parts, after a pass without backward."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from instil.model.decoder import RMSNorm
+from instil.model.fast.gemm import Linear
 from instil.train.parallel.processes import Processes
 from instil.train.ranks import ALONE, Ranks
 from tests.train.parallel.pool import Pool
@@ -72,3 +76,34 @@ def test_with_parts_of_weights_they_compute_it_too(name: str, pools: dict[int, P
         assert (found["steps"], found["best"]) == (wanted["steps"], wanted["best"])
         for one, other in zip(found["records"], wanted["records"], strict=True):
             assert_near(one, other, f"step {one['step']}", SAME.get(name, 1e-12))
+
+
+def in_bfloat16(ranks: Ranks, name: str) -> tuple[list[float], set[tuple[str, torch.dtype]]]:
+    """The losses of a training in parts with products in bfloat16, and in which types weights were read."""
+    read: set[tuple[str, torch.dtype]] = set()
+    ranks, case = Processes(ranks.rank, ranks.world, sharded=True), CASES[name]
+    with pytest.MonkeyPatch.context() as patch:
+        for what, kind in (("linear", Linear), ("norm", RMSNorm), ("norm", torch.nn.LayerNorm)):
+
+            def noted(self: Any, x: Tensor, what: str = what, whole: Callable[..., Any] = kind.forward) -> Any:
+                read.add((what, self.weight.dtype))
+                return whole(self, x)
+
+            patch.setattr(kind, "forward", noted)
+        _, result = replace(case, options=case.options | {"precision": "bf16"}).run([], ranks=ranks)
+    return [one.train_loss for one in result.records if one.train_loss is not None], read
+
+
+@pytest.mark.parametrize("name", ["llama, clipped, warmed", "recomputed", "lora", "accumulated", "lora, dora"])
+def test_linear_layers_are_gathered_as_products_read_them(name: str, pools: dict[int, Pool]) -> None:
+    """And norms as they are held, so that the stream is no coarser than autocast leaves it."""
+    case = CASES[name]
+    _, alone = replace(case, options=case.options | {"precision": "bf16"}).run([])
+    wanted = [one.train_loss for one in alone.records if one.train_loss is not None]
+    for losses, read in pools[2].call(in_bfloat16, name):
+        assert losses == pytest.approx(wanted, rel=0.01)
+        assert ("norm", torch.float32) in read
+        assert ("norm", torch.bfloat16) not in read
+        if "lora" not in name:  # which do not call their base's
+            assert ("linear", torch.bfloat16) in read
+            assert ("linear", torch.float32) not in read

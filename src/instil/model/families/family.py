@@ -34,6 +34,11 @@ class Stored:
     by_head: bool = False
     by_channel: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether the rows of the file are those of the parameter, one after the other."""
+        return not (self.transposed or any(self.paired_heads) or self.one_added or self.by_head or self.by_channel)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateDict:

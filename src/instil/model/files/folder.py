@@ -19,7 +19,7 @@ from instil.model.families.closed import what_is_missing
 from instil.model.families.family import NONSENSE, Family, Stored
 from instil.model.families.keys import dropped
 from instil.model.files.names import plain_names
-from instil.model.files.reader import hub_tensors
+from instil.model.files.reader import hub_tensors, hub_tensors_later
 from instil.model.files.safetensors import same
 from instil.model.files.shards import NO_JSON, open_shards, weight_files, write_shards
 from instil.model.spec import DecoderSpec
@@ -58,6 +58,14 @@ class SafetensorsFolder:
     def get(self, name: str) -> Tensor:
         full_name = self._where[name]
         return self._files[full_name].get(full_name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        full_name = self._where[name]
+        return self._files[full_name].entry(full_name).shape
+
+    def rows(self, name: str, rows: slice) -> Tensor:
+        full_name = self._where[name]
+        return self._files[full_name].rows(full_name, rows)
 
     def _head(self) -> Iterator[str]:
         """Where the configuration ties head and embedding, look at what the files have, as transformers does.
@@ -119,7 +127,7 @@ def save_decoder(
         generation["bos_token_id"] = begin_ids[0]
     for name, value in (("config.json", config), ("generation_config.json", generation)):
         (folder / name).write_text(json_text(value, ascii_only=True), encoding="utf-8")
-    write_shards(folder, hub_tensors(decoder))
+    write_shards(folder, hub_tensors(decoder) if decoder.elsewhere is None else hub_tensors_later(decoder))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
+from instil.model.files.safetensors import Later
 from instil.model.frozen import FrozenLinear
 from instil.model.int8 import refuse_int8
 from instil.model.lora import LoraLinear
@@ -39,46 +41,114 @@ class Reader(Protocol):
         """One tensor as the file has it, floating point, in memory that the caller may keep. Asked for once."""
 
 
+@runtime_checkable
+class ReadsRows(Protocol):
+    """A reader that can read a part of a tensor."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of a tensor."""
+
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a tensor, in memory that the caller may keep."""
+
+
 def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.device) -> None:
     """Give every parameter of a decoder its value from the file, one at a time.
 
     Raises:
         ModelError: a tensor is missing, left over, of another shape, or not finite.
     """
-    known = reader.names()
-    used: set[str] = set()
+    check_names(decoder, reader)
     seen: dict[int, torch.nn.Parameter] = {}
     for name, meta in list(decoder.named_parameters(remove_duplicate=False)):
-        if id(meta) in seen:  # a tied head is the embedding
-            _assign(decoder, name, seen[id(meta)])
-            continue
-        stored, names = _lookup(reader.table, name)
+        if id(meta) not in seen:  # a tied head is the embedding
+            value = parameter(reader, name, meta.shape, dtype, device)
+            seen[id(meta)] = torch.nn.Parameter(value)
+            if name == "embed.weight" and decoder.spec.tied:  # now, while little else is in memory
+                check_head(reader, value)
+        _assign(decoder, name, seen[id(meta)])
+
+
+def check_names(decoder: Decoder, reader: Reader) -> None:
+    """Make sure that a file has what a decoder consists of, and nothing else; no tensor of it is read.
+
+    Raises:
+        ModelError: a tensor is missing or left over.
+    """
+    known = reader.names()
+    used = _heads(reader) if decoder.spec.tied else set()
+    for name, _ in decoder.named_parameters():
+        names = _lookup(reader.table, name)[1]
         missing = [source for source in names if source not in known]
         if missing:
             raise ModelError(f"{reader.path}: no tensor {missing[0]!r} for {name}; the file is incomplete")
         used.update(names)
-        parts = [_as_ours(reader, stored, index, source) for index, source in enumerate(names)]
-        rows = sum(part.shape[0] for part in parts if part.dim())
-        if rows != meta.shape[0] or any(part.shape[1:] != meta.shape[1:] for part in parts):
-            found = ", ".join(f"{source} {list(part.shape)}" for source, part in zip(names, parts, strict=True))
-            raise ModelError(
-                f"{reader.path}: {name} wants shape {list(meta.shape)}, the file has {found}; "
-                "file and configuration do not belong together"
-            )
-        value = _joined(parts, dtype, device)
-        del parts
-        if not torch.stack(torch.aminmax(value)).isfinite().all():  # isfinite of all would need two copies more
-            raise ModelError(f"{reader.path}: {', '.join(names)} hold values that are not finite numbers")
-        seen[id(meta)] = torch.nn.Parameter(value)
-        _assign(decoder, name, seen[id(meta)])
-        if name == "embed.weight" and decoder.spec.tied:  # now, while little else is in memory
-            used.update(_same_head(reader, known, value))
     left = {name for name in known - used if not name.endswith(reader.family.no_weights or ("\0",))}
     if left:
         raise ModelError(
             f"{reader.path}: tensors {', '.join(sorted(left)[:5])} are not part of a {reader.family.name} model "
             "as built here; loading without them would give wrong answers"
         )
+
+
+def parameter(
+    reader: Reader,
+    name: str,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: torch.device,
+    rows: slice | None = None,
+) -> Tensor:
+    """The value of one of our parameters of [*shape], or some of its rows, read no further than needed where it can be.
+
+    Raises:
+        ModelError: it is of another shape in the file, or not finite.
+    """
+    stored, names = _lookup(reader.table, name)
+    if rows is not None and stored.plain and isinstance(reader, ReadsRows):
+        _check_shape(reader, name, shape, names, [reader.shape(source) for source in names])
+        value = _some_rows(reader, names, rows, shape, dtype, device)
+    else:
+        parts = [_as_ours(reader, stored, index, source) for index, source in enumerate(names)]
+        _check_shape(reader, name, shape, names, [tuple(part.shape) for part in parts])
+        value = _joined(parts, dtype, device)
+        del parts
+        if rows is not None:
+            some = own_memory((len(range(*rows.indices(shape[0]))), *shape[1:]), dtype, device)
+            value = some.copy_(value[rows])
+    # isfinite of all would need two copies more
+    if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
+        raise ModelError(f"{reader.path}: {', '.join(names)} hold values that are not finite numbers")
+    return value
+
+
+def _check_shape(
+    reader: Reader, name: str, wanted: torch.Size, names: Sequence[str], shapes: Sequence[tuple[int, ...]]
+) -> None:
+    """ModelError for tensors that do not make up a parameter of such a shape."""
+    rows = sum(shape[0] for shape in shapes if shape)
+    if rows != wanted[0] or any(shape[1:] != tuple(wanted[1:]) for shape in shapes):
+        found = ", ".join(f"{source} {list(shape)}" for source, shape in zip(names, shapes, strict=True))
+        raise ModelError(
+            f"{reader.path}: {name} wants shape {list(wanted)}, the file has {found}; "
+            "file and configuration do not belong together"
+        )
+
+
+def _some_rows(
+    reader: ReadsRows, names: Sequence[str], rows: slice, shape: torch.Size, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Rows of tensors that lie under one another."""
+    start, stop, _ = rows.indices(shape[0])
+    value = own_memory((max(0, stop - start), *shape[1:]), dtype, device)
+    at = 0  # where the tensor begins
+    for source in names:
+        end = at + reader.shape(source)[0]
+        first, last = max(at, start), min(end, stop)
+        if first < last:
+            value[first - start : last - start].copy_(reader.rows(source, slice(first - at, last - at)))
+        at = end
+    return value
 
 
 def check_layers(reader: Reader) -> None:
@@ -109,15 +179,22 @@ def _joined(parts: list[Tensor], dtype: torch.dtype, device: torch.device) -> Te
     return value
 
 
-def _same_head(reader: Reader, known: set[str], embedding: Tensor) -> set[str]:
-    """The tensors of a head that the file carries although it is said to be the embedding; they must be it."""
-    heads = known & set(_lookup(reader.table, "head.weight")[1])
-    for head in heads:
-        if not torch.equal(reader.get(head).to(embedding), embedding):
+def _heads(reader: Reader) -> set[str]:
+    """The tensors of a head that the file carries."""
+    return reader.names() & set(_lookup(reader.table, "head.weight")[1])
+
+
+def check_head(reader: Reader, embedding: Tensor, rows: slice = slice(None)) -> None:
+    """Make sure that a head which the file carries although it is said to be the embedding is it, in these rows.
+
+    Raises:
+        ModelError: it is another matrix.
+    """
+    for head in _heads(reader):
+        if not torch.equal(reader.get(head)[rows].to(embedding), embedding):
             raise ModelError(
                 f"{reader.path}: the head is said to be tied to the embedding, but {head} is another matrix"
             )
-    return heads
 
 
 def _as_ours(reader: Reader, stored: Stored, index: int, source: str) -> Tensor:
@@ -213,19 +290,41 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     Tensors joined in one parameter are cut apart: query, key and value by the widths of their heads,
     others evenly.
     """
-    spec = decoder.spec
     refuse_int8(decoder)
     if any(isinstance(module, LoraLinear | FrozenLinear | TokenRows) for module in decoder.modules()):
         raise ModelError(
             "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"
         )
     for name, value in decoder.named_parameters():
-        stored, names = _lookup(table, name)
-        widths = [value.shape[0] // len(names)] * len(names)
-        if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
-            widths = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
-        for source, part in zip(names, torch.split(value.detach(), widths), strict=True):
-            yield source, _as_theirs(part, stored, names.index(source), spec.head_width)
+        yield from _stored(decoder.spec, table, name, value.detach())
+
+
+def hub_tensors_later(decoder: Decoder) -> Iterator[tuple[str, Later]]:
+    """The same of a plain decoder whose weights are elsewhere: each is asked for when it is written."""
+    family, elsewhere = FAMILIES[decoder.spec.family], decoder.elsewhere
+    assert elsewhere is not None, "its weights are here"
+    latest: dict[str, list[Tensor]] = {}  # several tensors of a file may be one parameter
+
+    def made(name: str, index: int) -> Tensor:
+        if name not in latest:
+            latest.clear()
+            latest[name] = [part for _, part in _stored(decoder.spec, family.hub, name, elsewhere.parameter(name))]
+        return latest[name][index]
+
+    for name, value in decoder.named_parameters():
+        for index, (source, part) in enumerate(_stored(decoder.spec, family.hub, name, value.detach())):
+            full_name = source if source.startswith("lm_head") else family.prefix + source
+            yield full_name, Later(part, functools.partial(made, name, index))
+
+
+def _stored(spec: DecoderSpec, table: Mapping[str, Stored], name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """A parameter as the tensors that a table makes of it."""
+    stored, names = _lookup(table, name)
+    widths = [value.shape[0] // len(names)] * len(names)
+    if name.rpartition(".")[0].endswith("attention.qkv") and len(names) == 3:
+        widths = [spec.heads * spec.head_width, *(spec.kv_heads * spec.head_width,) * 2]
+    for index, (source, part) in enumerate(zip(names, torch.split(value, widths), strict=True)):
+        yield source, _as_theirs(part, stored, index, spec.head_width)
 
 
 def _as_theirs(part: Tensor, stored: Stored, index: int, head_width: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,14 @@ class Entry:
     shape: tuple[int, ...]
     offset: int
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A tensor that is made when it is written; ``like`` has its type and shape, and no memory (``meta`` device)."""
+
+    like: Tensor
+    make: Callable[[], Tensor]
 
 
 class SafetensorsFile:
@@ -89,6 +97,13 @@ class SafetensorsFile:
         entry = self.entry(name)
         return self._read(name, entry.shape, entry.offset)
 
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a tensor; nothing else of it is read. Errors as those of `get`."""
+        entry = self.entry(name)
+        start, stop, _ = rows.indices(entry.shape[0])
+        each = math.prod(entry.shape[1:]) * TYPES[entry.kind].itemsize
+        return self._read(name, (stop - start, *entry.shape[1:]), entry.offset + start * each)
+
     def entry(self, name: str) -> Entry:
         """Type, shape and place of a tensor.
 
@@ -129,8 +144,10 @@ def same(one: SafetensorsFile, first: str, other: SafetensorsFile, second: str) 
     return all(torch.equal(a.double(), b.double()) for a, b in pairs)
 
 
-def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor | Later]]) -> None:
     """Write tensors, which may be views of any strides on any device; beside them one at a time is in memory.
+
+    Those that are to be made are made in the order in which they are given, where all are of one type.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "one.safetensors"
@@ -154,19 +171,27 @@ def write_safetensors(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None
         raise
 
 
-def safetensors_pieces(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes | memoryview]:
+def described(tensor: Tensor | Later) -> Tensor:
+    """What has the type and shape of a tensor."""
+    return tensor.like if isinstance(tensor, Later) else tensor
+
+
+def safetensors_pieces(tensors: Iterable[tuple[str, Tensor | Later]]) -> Iterator[bytes | memoryview]:
     """What `write_safetensors` writes, piece by piece: what describes the tensors, then each of them.
 
     Raises:
         ValueError: a name comes twice.
     """
     names = {kind: name for name, kind in TYPES.items()}
-    ordered = sorted(tensors, key=lambda one: -one[1].dtype.itemsize)  # so that each begins at a multiple of its type
+    ordered = sorted(
+        tensors, key=lambda one: -described(one[1]).dtype.itemsize
+    )  # so that each begins at a multiple of its type
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
-    for name, tensor in ordered:
+    for name, given in ordered:
         if name in header:
             raise ValueError(f"two tensors are named {name!r}")
+        tensor = described(given)
         size = tensor.numel() * tensor.dtype.itemsize
         header[name] = {
             "dtype": names[tensor.dtype],
@@ -177,6 +202,7 @@ def safetensors_pieces(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes 
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
-    for _, tensor in ordered:
-        flat = tensor.detach().contiguous().cpu().reshape(-1)
+    for _, given in ordered:
+        made = given.make() if isinstance(given, Later) else given
+        flat = made.detach().contiguous().cpu().reshape(-1)
         yield flat.view(torch.uint8).numpy().data

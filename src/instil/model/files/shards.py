@@ -14,7 +14,7 @@ from torch import Tensor
 
 from instil.errors import ModelError, counted
 from instil.files import is_file, json_object_or_empty, json_text, read_json_object
-from instil.model.files.safetensors import SafetensorsFile, same, write_safetensors
+from instil.model.files.safetensors import Later, SafetensorsFile, described, same, write_safetensors
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -53,7 +53,7 @@ def weight_files(folder: Path) -> WeightFiles:
     return WeightFiles(names, listed)
 
 
-def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], largest: int = LARGEST) -> None:
+def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor | Later]], largest: int = LARGEST) -> None:
     """Write weights as ``model.safetensors``, or where they are larger as shards with an index, as transformers does.
 
     A tensor lies in one shard as a whole, so that one larger than ``largest`` bytes makes a shard of its own.
@@ -61,10 +61,10 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], largest: i
     Raises:
         OSError: they cannot be written.
     """
-    shards: list[list[tuple[str, Tensor]]] = [[]]
+    shards: list[list[tuple[str, Tensor | Later]]] = [[]]
     filled = total = 0
     for name, tensor in tensors:
-        size = tensor.numel() * tensor.dtype.itemsize
+        size = described(tensor).nbytes
         if shards[-1] and filled + size > largest:
             shards.append([])
             filled = 0

@@ -18,7 +18,7 @@ from instil.errors import SettingsError
 from instil.model.spec import DecoderSpec
 from instil.recipes.plan.activations import head_bytes, kept_bytes, working_bytes
 from instil.recipes.plan.operations import Operations, of_token
-from instil.recipes.plan.sizes import FLOAT, Sizes
+from instil.recipes.plan.sizes import FLOAT, Part, Sizes
 
 EFFICIENCY = 0.35
 """The share of a GPU's peak that a step's counted operations reach (model FLOPs utilisation), unless another is given.
@@ -34,8 +34,8 @@ LINK = {"node": 300.0, "nodes": 25.0}
 OTHERS = 1_500_000_000  # bytes of CUDA's context, the libraries' workspaces and NCCL's buffers: a round figure
 USABLE = 0.95  # of the memory; the rest goes to gaps between blocks of the allocator
 BLOCKS_GATHERED = 2  # the one that is computed, and the next
-GATHERS_NARROW = False
-"""Whether FSDP2 gathers weights as products read them (``MixedPrecisionPolicy(param_dtype=torch.bfloat16)``).
+GATHERS_NARROW = True
+"""Whether FSDP2 gathers the linear layers of blocks as products read them (`MixedPrecisionPolicy` in bfloat16).
 
 Without a policy it gathers float32, and autocast's copies stay whole on each rank until backward has read them.
 """
@@ -271,30 +271,32 @@ def held(
     if sizes.few_bits:
         copies = 2 * FLOAT * sizes.blocks.largest  # whole while it is multiplied by, and on the way there
     whole = waits or way.shard != ""
+    parameters = sizes.all - (sizes.blocks.products if sizes.few_bits else 0)  # which alone lie in parts
     return Parts(
-        weights=sizes.bytes // ranks,
+        weights=sizes.bytes - FLOAT * parameters + FLOAT * parameters // ranks,
         copies=copies,
         gradients=FLOAT * (sizes.trained if whole else sizes.largest_gradient) // ranks,
         moments=2 * FLOAT * sizes.trained // ranks,
         activations=kept_bytes(spec, sizes, tokens, narrow, checkpointing=way.checkpointing)
         + working_bytes(spec, tokens, narrow),
         head=head_bytes(spec, sizes, tokens, narrow),
-        communication=_gathered(sizes, gathered_bytes(narrow)) if way.shard == "full" else 0,
+        communication=_gathered(sizes, narrow) if way.shard == "full" else 0,
     )
 
 
-def gathered_bytes(narrow: int) -> int:
-    """Bytes of each number that FSDP2 gathers."""
-    return narrow if GATHERS_NARROW else FLOAT
+def gathered_bytes(part: Part, narrow: int, *, few_bits: bool = False) -> int:
+    """Bytes of what FSDP2 gathers of blocks; weights in few bits are there already."""
+    products = 0 if few_bits else part.products
+    return (narrow if GATHERS_NARROW else FLOAT) * products + FLOAT * (part.all - part.products)
 
 
-def _gathered(sizes: Sizes, each: int) -> int:
+def _gathered(sizes: Sizes, narrow: int) -> int:
     """What FSDP2 holds beside its shares: blocks and the rest whole, a block on its way, and their gradients.
 
     What stands outside of the blocks (embedding and head) stays whole from forward to the end of backward.
     """
     block, outside = sizes.block, sizes.outside
-    weights = each * ((BLOCKS_GATHERED + 1) * block.all + outside.all)
+    weights = (BLOCKS_GATHERED + 1) * gathered_bytes(block, narrow, few_bits=sizes.few_bits) + FLOAT * outside.all
     return weights + FLOAT * (BLOCKS_GATHERED * block.trained + outside.trained)
 
 
@@ -311,5 +313,6 @@ def sent_bytes(way: Way, cluster: Cluster, sizes: Sizes, steps: int, narrow: int
     """
     share = (cluster.ranks - 1) / cluster.ranks
     if way.shard == "full":
-        return share * steps * (2 * gathered_bytes(narrow) * sizes.all + FLOAT * sizes.trained)
+        gathered = gathered_bytes(sizes.blocks, narrow, few_bits=sizes.few_bits) + FLOAT * sizes.outside.all
+        return share * steps * (2 * gathered + FLOAT * sizes.trained)
     return share * FLOAT * 2 * sizes.trained if way.shard else 0.0

@@ -10,40 +10,29 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from signal import SIGTERM
 from typing import Any, TypeVar
 
 from torch import __version__ as torch_version
 
 from instil.data.templates import Template
-from instil.errors import InstilError, RankLost, SettingsError, StoppedEarly, TrainingDiverged, UserError
+from instil.errors import InstilError, RankLost, SettingsError, UserError
 from instil.evaluate.likelihood import likelihoods, looked_at_together
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
-from instil.model.fast.gemm import backend, use_again
+from instil.model.fast.gemm import backend
+from instil.model.lora import LoraLinear
 from instil.records import Completion, Encoded, Example, Verdict
-from instil.runs.checkpoints import Checkpoints
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.identity import Identity
-from instil.runs.kept import Kept, KeptAnswers
-from instil.runs.rewinding import EarlierOnDisk
-from instil.runs.saving import StopsBySignal
-from instil.runs.sharded import WritesItsPart
-from instil.screen import Screen
+from instil.runs.kept import KeptAnswers
 from instil.settings.options import Settings
-from instil.stopping import Stop, Stopped
-from instil.tasks.adapters import MergeError
-from instil.tasks.prepare import first_weights, load, prepare
-from instil.tasks.task import Data, Prepared
-from instil.tasks.tune import tune
-from instil.train.best import SharedBest
-from instil.train.observer import Observer
+from instil.stopping import Stopped
+from instil.tasks.adapters import merged_later
+from instil.tasks.task import Prepared
 from instil.train.parallel.launch import NUMBER
 from instil.train.ranks import ALONE, Ranks
-from instil.train.rewind import Skipped
 from instil.train.state import TrainState
 from instil.version import __version__
 
@@ -54,7 +43,7 @@ UNSEEN = Verdict(-1, "", None, "")
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class Order:
     """What the others are to do."""
 
     what: str
@@ -99,7 +88,7 @@ class Crew:
         finally:
             if self._waiting and not self.ranks.alone:
                 self._waiting = False
-                self._say_last(_Order("end", (code,)))
+                self._say_last(Order("end", (code,)))
 
     def _say_last(self, what: object) -> None:
         """Tell the others what is no order to work; they may be gone, and why it is said comes first."""
@@ -124,7 +113,7 @@ class Crew:
             raise
         self.ranks.agree(True)
         self._waiting = True
-        own, *others = self.ranks.gather(_about(prepared))
+        own, *others = self.ranks.gather(what_is_alike(prepared))
         _check_alike(own, others)
         _check_settings(prepared.settings, self.ranks)
         return prepared
@@ -162,7 +151,7 @@ class Crew:
         given the others as they are made.
         """
         with self._told("answer", template, kept.about):
-            return _answers(
+            return shared_answers(
                 self.ranks, prepared, decoder, template, kept, begin, lambda: advance(steps=self.ranks.world)
             )
 
@@ -171,25 +160,47 @@ class Crew:
     ) -> list[Verdict]:
         """How likely the references are (`instil.evaluate.likelihood`), each process looking at some of them."""
         with self._told("likelihoods", tuple(rows), kept.about):
-            return _likelihoods(self.ranks, prepared, decoder, rows, kept)
+            return shared_likelihoods(self.ranks, prepared, decoder, rows, kept)
 
     @contextmanager
     def training(
-        self, prepared: Prepared, folder: RunFolder, former: Sequence[Mapping[str, str]], state: TrainState | None
+        self,
+        prepared: Prepared,
+        decoder: Decoder,
+        folder: RunFolder,
+        former: Sequence[Mapping[str, str]],
+        state: TrainState | None,
     ) -> Iterator[None]:
         """Inside, all are ready for `instil.tasks.task.Task.ready` and for `tune`, in this order.
 
         ``former`` and ``state``: whose checkpoints it may go back to, and from which it begins (`Checkpoints`).
         """
         without = None if state is None else replace(state, tensors={}, best={})
-        with self._told("train", str(folder.path), prepared.settings.train.micro_batch, tuple(former), without):
+        how = decoder.elsewhere is not None, prepared.settings.train.micro_batch, tuple(former), without
+        with self._told("train", str(folder.path), *how):
             yield
+
+    @contextmanager
+    def saving(self, decoder: Decoder) -> Iterator[Decoder]:
+        """Inside, what is saved of a decoder that was trained; of one in parts tensors are gathered one by one."""
+        if decoder.elsewhere is None:
+            yield decoder
+        elif any(isinstance(module, LoraLinear) for module in decoder.modules()):
+            yield merged_later(decoder)
+        else:
+            self.ranks.agree(Order("hand over"))
+            self._waiting = False
+            try:
+                yield self.ranks.collected(decoder)
+            finally:
+                self._say_last("")
+                self._waiting = True
 
     @contextmanager
     def _told(self, what: str, *given: Any) -> Iterator[None]:
         """While they do something, the others cannot be told anything else."""
         if not self.ranks.alone:
-            self.ranks.agree(_Order(what, given))
+            self.ranks.agree(Order(what, given))
         self._waiting = False
         yield
         self._waiting = True
@@ -238,75 +249,13 @@ def _check_settings(settings: Settings, ranks: Ranks) -> None:
         raise SettingsError("train.on_divergence=rewind is not for train.shard=full; leave one of them out")
 
 
-def follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> int:
-    """What a process does that is not the first; returns the exit code that it leaves with.
-
-    Raises:
-        InstilError: something is wrong here that the first process does not know of.
-        Stopped: a signal came while it trained.
-    """
-    try:
-        return _follow(data, model, settings, ranks)
-    except (StoppedEarly, TrainingDiverged, MergeError) as error:  # the first process says so
-        return error.exit_code
-    except RuntimeError as error:
-        if not ranks.is_loss(error):
-            raise
-        return RankLost.exit_code
-
-
-def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> int:
-    if not ranks.agree(False):
-        return UserError.exit_code
-    try:
-        prepared = prepare(data, model, settings)
-    except InstilError as error:
-        ranks.gather(str(error))
-        ranks.agree(None)
-        return error.exit_code
-    ranks.gather(_about(prepared))
-    decoder: Decoder | None = None
-    with ExitStack() as stack:
-        journal = Kept(None, Screen(quiet=True))
-        while True:
-            order = ranks.agree(_Order("end"))
-            if order.what == "end":
-                return int(order.given[0])
-            if order.what == "look":
-                folder, mark, products = order.given
-                use_again(products)
-                host, sees = _sees(folder, mark)
-                ranks.gather((host, sees))
-                if sees:
-                    journal = stack.enter_context(Kept.of(RunFolder(Path(folder)), Screen(quiet=True), *ranks.share))
-                continue
-            decoder = decoder or load(prepared)
-            if order.what == "train":
-                prepared = _train(ranks, prepared, decoder, journal, *order.given)
-                continue
-            what, about = order.given
-            kept = KeptAnswers(journal, about, prepared.held_out[1])
-            if order.what == "answer":
-                _answers(ranks, prepared, decoder, what, kept)
-            else:
-                _likelihoods(ranks, prepared, decoder, what, kept)
-
-
-def _about(prepared: Prepared) -> dict[str, str] | str:
+def what_is_alike(prepared: Prepared) -> dict[str, str] | str:
     """What has to be the same everywhere."""
     versions = {"version of instil": __version__, "version of torch": torch_version}
     return {"host": platform.node(), **versions, **Identity.of(prepared).short()}
 
 
-def _sees(folder: str, mark: bytes) -> tuple[str, bool]:
-    try:
-        sees = (Path(folder) / RUN_FILE).read_bytes() == mark
-    except OSError:
-        sees = False
-    return platform.node(), sees
-
-
-def _answers(
+def shared_answers(
     ranks: Ranks,
     prepared: Prepared,
     decoder: Decoder,
@@ -329,7 +278,7 @@ def _answers(
     return [found[index] if index in found else known[index] for index in range(len(examples))]
 
 
-def _likelihoods(
+def shared_likelihoods(
     ranks: Ranks, prepared: Prepared, decoder: Decoder, rows: Sequence[Encoded], kept: KeptAnswers
 ) -> list[Verdict]:
     groups = looked_at_together(rows)
@@ -346,47 +295,3 @@ def _likelihoods(
 def _united(parts: Sequence[Mapping[int, Value]]) -> dict[int, Value]:
     """What each process has, together."""
     return {index: value for part in parts for index, value in part.items()}
-
-
-def _train(
-    ranks: Ranks,
-    prepared: Prepared,
-    decoder: Decoder,
-    journal: Kept,
-    path: str,
-    micro_batch: int,
-    former: Sequence[Mapping[str, str]],
-    state: TrainState | None,
-) -> Prepared:
-    """A training that the first process watches and keeps."""
-    folder = RunFolder(Path(path))
-    train = prepared.settings.train.model_copy(update={"micro_batch": micro_batch})
-    prepared = replace(prepared, settings=prepared.settings.model_copy(update={"train": train}))
-    checkpoints, quiet = Checkpoints(folder.checkpoints, Identity.of(prepared).short(), former), Screen(quiet=True)
-    if state is not None:
-        state = replace(state, tensors=checkpoints.tensors(state.progress.done))
-    ready = prepared.task.ready(prepared, decoder, quiet, journal=journal, ranks=ranks)
-    best = SharedBest(ranks, None)
-    with Stop(quiet=True, echo=echo(ranks)) as stop:
-        observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]
-        since = state.progress.done if state else 0
-        earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared), begins=since)
-        try:
-            tune(ready, decoder, observers, best, state, earlier, ranks)
-        except RankLost:
-            raise
-        except InstilError as error:
-            if stop.number is not None:
-                raise Stopped(stop.number or SIGTERM) from error
-            raise
-    return prepared
-
-
-class _Earlier(EarlierOnDisk):
-    """The first process writes down what is skipped."""
-
-    def skip(self, skipped: Skipped) -> None:
-        self._skipped.append(skipped)
-
-    def _note(self) -> None:
-        pass

@@ -39,6 +39,7 @@ from instil.runs.verdict import write_verdict
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.stopping import Stopped
+from instil.tasks.adapters import needs_whole
 from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.rejected import rejected_rows
 from instil.tasks.task import Data, Prepared, Task
@@ -117,7 +118,7 @@ def run(
         before: finished runs; of one that was asked the same, the answers before training are reused.
         task: what is to be learnt; by default what ``train.objective`` says, by which a run's rows are read again.
         screen: where progress is shown; stderr by default.
-        ranks: the processes that work on it, of which this is the first; the others `instil.recipes.run.crew.follow`.
+        ranks: the processes that work on it, of which this is the first; the others `instil.recipes.run.follow.follow`.
 
     Raises:
         UserError, RunFolderTaken: the input cannot be used, or ``out`` is not free; nothing was written.
@@ -172,8 +173,9 @@ def _run(
         _check_resumed(folder, prepared, clock.screen, answers=answers, extend=how.extend)
 
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
+    elsewhere = _in_parts(prepared, crew.ranks, clock.screen, answers=answers)
     with clock.stage("load model"):
-        decoder = load(prepared)
+        decoder = load(prepared, elsewhere=elsewhere)
     folder.check_room(saved_bytes(decoder, prepared.settings), checkpoint_bytes(decoder, prepared.settings))
     with at_work(folder.path, clock.screen) as work, own_products():
         facts = _begin(folder, prepared, decoder, clock.screen, overwrite=how.overwrite, resume=resume)
@@ -265,6 +267,16 @@ def _preflight(
                 f"  {len(rows):,} of {of:,} {part} rows will be answered and scored (generate.max_rows; 0 means all)"
             )
     return prepared
+
+
+def _in_parts(prepared: Prepared, ranks: Ranks, screen: Screen, *, answers: bool) -> bool:
+    """Whether no process ever holds the whole model; why not is said."""
+    if not ranks.sharded:
+        return False
+    why = needs_whole(prepared.settings) or ("answering (instil train does not answer)" if answers else "")
+    if why:
+        screen.say(f"  each process holds the whole model when it begins and ends, for {why}", "yellow")
+    return not why
 
 
 def _check_resumed(folder: RunFolder, prepared: Prepared, screen: Screen, *, answers: bool, extend: bool) -> None:

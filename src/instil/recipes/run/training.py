@@ -80,13 +80,15 @@ def train_and_save(
                 if resume:
                     began = facts.get("versions", {})
                     begin = _taken_up(prepared, folder, checkpoints, began, screen, force=force)
-                with crew.training(prepared, folder, checkpoints.former, begin.state):
+                with crew.training(prepared, decoder, folder, checkpoints.former, begin.state):
                     ready = prepared.task.ready(prepared, decoder, screen, journal=journal, ranks=crew.ranks)
                     result = _train(ready, decoder, folder, checkpoints, best, clock, forecast, work, begin, crew.ranks)
-            with clock.stage("save"):
-                for line in _save(prepared, decoder, folder, checkpoints, screen):
+            with clock.stage("save"), crew.saving(decoder) as saved:
+                for line in _save(prepared, saved, folder, checkpoints, screen):
                     screen.say(f"  {line}", "yellow")
                 plot_losses(result.records, folder.path)
+    except MergeError as error:
+        raise InstilError(f"{error}; they lie in {folder.adapter}") from error
     except OSError as error:
         where = f"{error.filename or folder.path}: "
         raise InstilError(f"{where}{error.strerror or error}. {_rescue(checkpoints, work)}") from error
@@ -130,6 +132,7 @@ def _pieces(prepared: Prepared, ranks: Ranks) -> dict[str, Any]:
         "train.micro_batch": train.micro_batch,
         "train.gradient_checkpointing": train.gradient_checkpointing,
         "number of processes": ranks.world,
+        "train.shard": train.shard if not ranks.alone else "no",
     }
 
 
@@ -173,8 +176,6 @@ def _train(
             result = tune(prepared, decoder, observers, kept, begin.state, earlier, ranks)
         except TrainingStopped as error:
             raise Stopped(stop.number or SIGTERM, _kept(saving, work)) from error
-        except MergeError as error:
-            raise InstilError(f"{error}; they lie in {folder.adapter}") from error
     return result
 
 

@@ -6,20 +6,25 @@ import itertools
 from array import array
 from base64 import b64decode, b64encode
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from instil.ask.journal import key_of
 from instil.data.splits import Part
 from instil.model.decoder import Decoder
+from instil.model.elsewhere import load_elsewhere
 from instil.model.find import find_model
 from instil.model.load import load_decoder
 from instil.model.resize import grow_vocabulary
-from instil.records import EncodedPair
+from instil.records import EncodedPair, PairBatch
 from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.losses import reference_log_probs
-from instil.tasks.task import Keeps, Prepared
+from instil.tasks.task import Keeps, Prepared, loader_for
+from instil.train.losses import nll_sum
 from instil.train.ranks import ALONE, Ranks
 from instil.train.schedule import planned_steps
 
@@ -42,10 +47,7 @@ def with_reference(
     ``journal`` has of the same pairs in the same batches is taken from it, and it is given the others. Of several
     processes each computes some batches, and all know all of them afterwards.
     """
-    name = prepared.settings.dpo.reference
-    reference = load_decoder(find_model(name), device=decoder.device) if name else decoder
-    if name:
-        grow_vocabulary(reference, max(reference.spec.vocab_size, prepared.spec.vocab_size))
+    reference = _reference(prepared, decoder)
     reference.eval()
     seen = [] if all_rows else _seen(prepared)
     asked: dict[Part, Sequence[EncodedPair]] = {
@@ -53,18 +55,39 @@ def with_reference(
         "validation": prepared.usable("validation"),
     }
     pairs = dict(prepared.rows)
-    with screen.bar("reference", sum(map(len, asked.values()))) as advance:
+    with ExitStack() as stack:
+        if reference.elsewhere is not None:  # each process has a part of it, and all compute at once
+            reference = stack.enter_context(ranks.sharding(reference))
+            stack.enter_context(ranks.together(reference, loader_for(prepared, "train", ranks)))
+        advance = stack.enter_context(screen.bar("reference", sum(map(len, asked.values()))))
         for part, rows in asked.items():
             done: list[EncodedPair] = []
             batches = list(_at_once(rows, prepared.max_length))
-            for some, by in zip(batches, _dealt(batches, prepared, journal, ranks), strict=True):
+            dealt = list(zip(batches, _dealt(batches, prepared, journal, ranks), strict=True))
+            own = [some for some, by in dealt if by == ranks.rank]
+            scores = _Scores(reference, own, prepared, journal, ranks)
+            for some, by in dealt:
                 if by == ranks.rank:
-                    done += _scored_by(reference, some, prepared, journal)
+                    done += scores.of(some)
                 for _ in some:
                     advance()
+            scores.end()
             known = {pair.row: pair for pairs_of_one in ranks.gather(done) for pair in pairs_of_one}
             pairs[part] = [known.get(pair.row, pair) for pair in prepared.rows[part]]
     return replace(prepared, rows=pairs, looked_at=True)
+
+
+def _reference(prepared: Prepared, decoder: Decoder) -> Decoder:
+    """The model that is asked; where the weights that are trained are elsewhere, one whose weights are, too."""
+    name, vocab_size = prepared.settings.dpo.reference, prepared.spec.vocab_size
+    path = find_model(name) if name else prepared.model_path
+    if decoder.elsewhere is not None:
+        return load_elsewhere(path, vocab_size=vocab_size, device=decoder.device)
+    if not name:
+        return decoder
+    reference = load_decoder(path, device=decoder.device)
+    grow_vocabulary(reference, max(reference.spec.vocab_size, vocab_size))
+    return reference
 
 
 def _seen(prepared: Prepared) -> list[EncodedPair]:
@@ -109,24 +132,59 @@ def _key(pairs: list[EncodedPair], prepared: Prepared) -> str:
     return key_of("reference", layout, prepared.max_length, [_identity(pair) for pair in pairs])
 
 
-def _scored_by(
-    reference: Decoder, pairs: list[EncodedPair], prepared: Prepared, journal: Keeps | None
-) -> list[EncodedPair]:
-    key = _key(pairs, prepared) if journal is not None else ""
-    found = _unpacked(journal.kept(key)) if journal is not None else None
-    if found is None:
-        batch = collate_pairs(pairs, prepared.tokenizer.eos_id, prepared.max_length, prepared.settings.train.layout)
-        found = reference_log_probs(reference, batch)
-        if journal is not None:
-            journal.keep(key, [[_packed(side) for side in pair] for pair in found])
-    scored = [replace(pair, reference=known) for pair, known in zip(pairs, found, strict=True)]
-    others = [pair.other for pair in scored if pair.other is not None]
-    if not others:
-        return scored
-    return [
-        replace(pair, other=other)
-        for pair, other in zip(scored, _scored_by(reference, others, prepared, journal), strict=True)
-    ]
+class _Scores:
+    """Pairs with the reference's log-probabilities, in the order in which they were announced.
+
+    Args:
+        reference: the model.
+        announced: what this process will ask about, so that all can compute at once where each has a part of the model.
+        prepared: see `with_reference`.
+        journal: see above.
+        ranks: see above.
+    """
+
+    def __init__(
+        self,
+        reference: Decoder,
+        announced: Sequence[list[EncodedPair]],
+        prepared: Prepared,
+        journal: Keeps | None,
+        ranks: Ranks,
+    ) -> None:
+        self._reference, self._prepared, self._journal = reference, prepared, journal
+        new = [one for some in announced for one in (some, _others(some)) if one and self._kept(one) is None]
+        layout = prepared.settings.train.layout
+        batches = [collate_pairs(one, prepared.tokenizer.eos_id, prepared.max_length, layout) for one in new]
+        self._passes = ranks.level(batches)
+
+    def of(self, pairs: list[EncodedPair]) -> list[EncodedPair]:
+        """The next ones."""
+        found = self._kept(pairs)
+        if found is None:
+            batch = next(self._passes).batch
+            assert isinstance(batch, PairBatch), "pairs were announced"
+            found = reference_log_probs(self._reference, batch)
+            if self._journal is not None:
+                key = _key(pairs, self._prepared)
+                self._journal.keep(key, [[_packed(side) for side in pair] for pair in found])
+        scored = [replace(pair, reference=known) for pair, known in zip(pairs, found, strict=True)]
+        others = _others(pairs)
+        if not others:
+            return scored
+        return [replace(pair, other=other) for pair, other in zip(scored, self.of(others), strict=True)]
+
+    def end(self) -> None:
+        """Compute with those who have more to ask about."""
+        with torch.no_grad():
+            for one in self._passes:
+                nll_sum(self._reference, one.batch.to(self._reference.device))
+
+    def _kept(self, pairs: list[EncodedPair]) -> list[tuple[tuple[float, ...], tuple[float, ...]]] | None:
+        return None if self._journal is None else _unpacked(self._journal.kept(_key(pairs, self._prepared)))
+
+
+def _others(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
+    return [pair.other for pair in pairs if pair.other is not None]
 
 
 def _identity(pair: EncodedPair) -> list[Any]:

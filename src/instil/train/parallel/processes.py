@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from instil.errors import UserError
+from instil.errors import InstilError, UserError
+from instil.machine import keep_little
 from instil.model.decoder import Decoder
+from instil.model.load import blank_decoder
 from instil.records import Batch
 from instil.stopping import nothing_to_lose
 from instil.train.parallel import shards
-from instil.train.ranks import ALONE, Pass, Ranks, Spares
+from instil.train.ranks import ALONE, Pass, Ranks, Spares, UnreadWeights
 
 Value = TypeVar("Value")
 # What gloo says where the other end is gone; NCCL and the store have types of their own.
@@ -120,6 +122,8 @@ class Processes(Ranks):
     def __init__(self, rank: int, world: int, *, sharded: bool = False) -> None:
         self.rank, self.world, self.sharded = rank, world, sharded
         self.divided = 1 if sharded else world  # DDP takes means
+        if sharded:
+            keep_little()
         # Sums and what is pickled go by gloo, also where gradients go by NCCL.
         self._group = dist.new_group(backend="gloo") if torch.cuda.is_available() else None
         self._spares: Spares | None = None
@@ -191,12 +195,34 @@ class Processes(Ranks):
         return self._spares.spare()  # made anew: what was a good row may be left out by now
 
     @contextmanager
-    def sharding(self, decoder: Decoder) -> Iterator[Decoder]:
+    def sharding(self, decoder: Decoder, *, narrow: bool = False) -> Iterator[Decoder]:
         if not self.sharded:
             yield decoder
             return
-        with shards.sharded(decoder, self.world) as parts:
-            yield parts
+        if decoder.elsewhere is None:
+            with shards.sharded(decoder, self.world, narrow=narrow) as whole:
+                yield whole
+            return
+        parts: dict[str, Tensor] = {}
+        problem = ""
+        try:
+            parts = shards.own_parts(decoder, *self.share)
+        except (InstilError, OSError) as error:
+            problem = str(error)
+        if problems := [said for said in self.gather(problem) if said]:  # each has read other rows
+            raise UnreadWeights(problems[0])
+        with shards.filled(decoder, parts, self.world, narrow=narrow):
+            yield decoder
+
+    def collected(self, decoder: Decoder) -> Decoder:
+        whole = blank_decoder(decoder.spec, decoder.embed.weight.dtype)
+        whole.elsewhere = _Collected(self, decoder)
+        return whole
+
+    def hand_over(self, decoder: Decoder) -> None:
+        parts = dict(decoder.named_parameters())
+        while name := self.agree(""):
+            shards.collect(parts[name], *self.share)
 
     def let_go(self, decoder: Decoder) -> None:
         shards.let_go(decoder)
@@ -216,6 +242,19 @@ class Processes(Ranks):
 
     def is_loss(self, error: BaseException) -> bool:
         return isinstance(error, dist.DistError) or any(text in str(error) for text in GONE)
+
+
+class _Collected:
+    """The parameters of a decoder that lies in parts, each made whole when the first process asks for it."""
+
+    def __init__(self, ranks: Processes, decoder: Decoder) -> None:
+        self._ranks, self._parts, self.device = ranks, dict(decoder.named_parameters()), decoder.device
+
+    def parameter(self, name: str, rows: slice | None = None) -> Tensor:
+        self._ranks.agree(name)
+        whole = shards.collect(self._parts[name], *self._ranks.share)
+        assert whole is not None, "the first process alone asks"
+        return whole if rows is None else whole[rows]
 
 
 class _Computed(nn.Module):

@@ -12,40 +12,143 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import Linear
+from instil.model.frozen import FrozenLinear
+from instil.model.lora import LoraLinear
+from instil.model.memory import own_memory
 
 PATTERN = "shard-*.safetensors"  # as torch names the files
 
 
 @contextmanager
-def sharded(decoder: Decoder, world: int) -> Iterator[Decoder]:
+def sharded(decoder: Decoder, world: int, *, narrow: bool = False) -> Iterator[Decoder]:
     """A decoder with these weights, a part of each in every process; afterwards they are whole in the one given.
 
     But not where it is left by an error: making them whole takes all processes, and it may be that of this one alone.
+    ``narrow``: see `_share_out`.
     """
     held = [*decoder.parameters(), *decoder.buffers()]
     parts: Decoder = copy.deepcopy(decoder, {id(one): _same(one) for one in held})
     for parameter in decoder.parameters():
         parameter.data = parameter.data.new_empty(0)  # what is sharded is let go of block by block
+    _share_out(parts, world, narrow=narrow)
+    yield parts
+    _give_back(parts, decoder)
+
+
+@torch.no_grad()
+def own_parts(decoder: Decoder, rank: int, world: int) -> dict[str, Tensor]:
+    """This process's rows of each parameter of a decoder whose weights are elsewhere; one after another is read.
+
+    Weights in few bits are no parameters, and each process holds them as a whole.
+
+    Raises:
+        ModelError: they cannot be read, or are no numbers.
+    """
+    elsewhere = decoder.elsewhere
+    assert elsewhere is not None, "its weights are here"
+    for name, module in decoder.named_modules():
+        if isinstance(module, FrozenLinear):
+            module.hold(elsewhere.parameter(f"{name.removesuffix('.held')}.weight"))
+    return {
+        name: elsewhere.parameter(name, rows_of(len(one), rank, world))
+        for name, one in decoder.named_parameters()
+        if one.is_meta
+    }
+
+
+def rows_of(length: int, rank: int, world: int) -> slice:
+    """Which rows of a tensor a process has.
+
+    >>> [rows_of(5, rank, 4) for rank in range(4)]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None), slice(5, 5, None)]
+    """
+    each = -(-length // world)  # as `torch.chunk` deals them
+    return slice(min(length, rank * each), min(length, (rank + 1) * each))
+
+
+@contextmanager
+def filled(decoder: Decoder, parts: dict[str, Tensor], world: int, *, narrow: bool = False) -> Iterator[None]:
+    """Let a decoder whose weights are elsewhere be these ``parts`` of it, which are given up, for good.
+
+    Afterwards its adapters, if it has some, are whole.
+    """
+    adapters = [name for name, one in decoder.named_parameters() if not one.is_meta]
+    _share_out(decoder, world, narrow=narrow)
+    held: dict[int, nn.Parameter] = {}  # a tied table is one parameter under two names
+    known: dict[str, Tensor] = {}
+    for name, one in _named(decoder):
+        if id(one) not in held and name in parts:
+            assert isinstance(one, DTensor), "all parameters are shared out"
+            where = one.device_mesh, one.placements
+            own = DTensor.from_local(parts.pop(name), *where, shape=one.shape, stride=one.stride(), run_check=False)
+            held[id(one)] = nn.Parameter(own, requires_grad=one.requires_grad)
+        if id(one) in held:
+            known[name] = held[id(one)]
+    decoder.load_state_dict(known, strict=False, assign=True)
+    del known, held
+    yield
+    let_go(decoder)
+    for name in adapters:
+        owner, _, leaf = name.rpartition(".")
+        part = decoder.get_parameter(name)
+        value = part.full_tensor() if isinstance(part, DTensor) else part.detach()
+        setattr(decoder.get_submodule(owner), leaf, nn.Parameter(value))
+
+
+def collect(part: Tensor, rank: int, world: int) -> Tensor | None:
+    """The whole of a tensor in the first process, None in others; all have to call it."""
+    if not isinstance(part, DTensor):
+        return None if rank else part.detach()
+    own = part.to_local().detach().contiguous()
+    if rank:
+        if own.numel():
+            dist.send(own, 0)
+        return None
+    whole = own_memory(tuple(part.shape), part.dtype, own.device)
+    whole[rows_of(len(whole), 0, world)] = own
+    for other in range(1, world):
+        into = whole[rows_of(len(whole), other, world)]
+        if into.numel():
+            dist.recv(into, other)
+    return whole
+
+
+def _share_out(parts: Decoder, world: int, *, narrow: bool) -> None:
+    """Leave this process a part of each parameter.
+
+    ``narrow``: weights of linear layers are gathered in bfloat16, as autocast's products read them, and not in float32;
+    their gradients are added up in float32. The rest, which is computed with in float32 all the same, is gathered so.
+    """
     mesh = init_device_mesh(parts.device.type, (world,))
+    policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in parts.blocks:
+        read: list[nn.Module] = [one for one in block.modules() if isinstance(one, Linear) and not _is_dora(one)]
+        if narrow and read:
+            fully_shard(read, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh)
     fully_shard(parts, mesh=mesh)
+    parts.narrow = narrow
     for module in parts.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by what all processes have
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other one
-    yield parts
-    _give_back(parts, decoder)
+
+
+def _is_dora(layer: Linear) -> bool:
+    """Whether its outputs hang on the lengths of its rows, which bfloat16 would blur."""
+    return isinstance(layer, LoraLinear) and len(layer.lora_magnitude) > 0
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -247,6 +247,9 @@ def _check_settings(settings: Settings, ranks: Ranks) -> None:
         )
     if ranks.sharded and train.on_divergence == "rewind":
         raise SettingsError("train.on_divergence=rewind is not for train.shard=full; leave one of them out")
+    if ranks.sharded and train.rehearse:
+        raise SettingsError("train.rehearse has the whole model write texts, and train.shard=full has none of it; "
+                            "leave one of them out")  # fmt: skip
 
 
 def what_is_alike(prepared: Prepared) -> dict[str, str] | str:

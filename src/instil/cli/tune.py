@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,7 @@ from instil.cli.paper import (
     TflopsOpt,
     planned_on_paper,
 )
-from instil.cli.show import show_plan, show_run
+from instil.cli.show import show_lines, show_plan, show_run
 from instil.cli.tables import show_paper
 from instil.errors import UserError
 from instil.stopping import let_through
@@ -63,19 +64,33 @@ def run_command(
     extend: ExtendOpt = False,
     force: ForceOpt = False,
     processes: ProcessesOpt = 1,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="A first verdict within this time (60s, 5m), on a part of rows and steps; again for the whole run.",
+        ),
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
     """The whole job: check the data, answer the held-out rows, train, answer again, score, report."""
+    since = time.perf_counter()
     chosen = chosen_settings(
         settings, config, as_in_book=as_in_book, methods=method, mapping=mapping
     )  # refused before anything heavy loads
+    if budget is not None:
+        if resume or extend or processes > 1:
+            raise UserError("--budget is for a first look by one process; leave --resume, --extend and --processes out")
+        if _first(data, model, out, chosen, budget, since, overwrite=overwrite, as_json=as_json):
+            return
     _tune(
         data,
         model,
         out,
         chosen,
         overwrite=overwrite,
-        resume=resume,
+        resume=resume or (budget is not None and not overwrite),
         extend=extend,
         force=force,
         processes=processes,
@@ -278,19 +293,49 @@ def _run(
     as_json: bool,
     answers: bool,
 ) -> None:
-    from instil.data.files.places import short_name
-    from instil.files import plain_name
     from instil.recipes.run.run import run
 
-    folder = out or Path("runs") / f"{short_name(data)}-{plain_name(model)}"
     finished = run(
-        data, model, folder, settings,
+        data, model, out or _usual_place(data, model), settings,
         overwrite=overwrite, resume=resume, extend=extend, force=force, answers=answers, ranks=ranks,
     )  # fmt: skip
     if as_json:
         print_json(finished.as_json())
     else:
         show_run(finished)
+
+
+def _usual_place(data: str, model: str) -> Path:
+    """Where a run goes that nobody has named a place for."""
+    from instil.data.files.places import short_name
+    from instil.files import plain_name
+
+    return Path("runs") / f"{short_name(data)}-{plain_name(model)}"
+
+
+def _first(
+    data: str,
+    model: str,
+    out: Path | None,
+    settings: Settings,
+    budget: str,
+    since: float,
+    *,
+    overwrite: bool,
+    as_json: bool,
+) -> bool:
+    """Make and show the first verdict; whether there is one now, so that the whole run is for another time."""
+    from instil.recipes.run.first import first_verdict, seconds_of
+
+    place = out or _usual_place(data, model)
+    found = first_verdict(data, model, place, settings, seconds_of(budget), since=since, again=overwrite)
+    if found is None:
+        return False
+    if as_json:
+        print_json(found.as_json())
+    else:
+        show_lines(found.lines())
+    return True
 
 
 def _follow(data: str, model: str, settings: Settings, ranks: Ranks) -> int:

@@ -37,6 +37,7 @@ def slow(patch: pytest.MonkeyPatch, step: float, token: float) -> None:
     timed = TimedSteps([(work, step)] * 3, 0, measured=True)
     patch.setattr(module, "time_steps", lambda *args, **how: timed)
     patch.setattr(module, "time_answers", lambda *args: TimedAnswers(Pace(0.0, token), 0, 100))
+    patch.setattr(module, "time_evaluation", lambda *args: Pace(0.0, 0.0))
 
 
 def test_so_much_is_done_as_fits_and_the_rest_is_named(

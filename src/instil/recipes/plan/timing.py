@@ -80,10 +80,13 @@ class _Steps(Observer):
         room: bytes of the machine's memory.
         advance: called after each step.
         rounded: whether frozen weights are in few bits, so that the model took more while it was loaded.
+        brief: one round, and not the longest rows.
     """
 
-    def __init__(self, loader: Loader, held: int, room: int, advance: Advance, *, rounded: bool) -> None:
-        self._rounded = rounded
+    def __init__(
+        self, loader: Loader, held: int, room: int, advance: Advance, *, rounded: bool, brief: bool = False
+    ) -> None:
+        self._rounded, self._brief = rounded, brief
         self._typical = typical_steps(loader)
         self._longest = loader.longest()
         self._without_activations, self._before = memory_now() + held, peak_memory()
@@ -95,7 +98,11 @@ class _Steps(Observer):
         self.measured = False
 
     def __len__(self) -> int:
-        return ROUNDS * len(QUANTILES) + 2
+        return self._rounds * len(QUANTILES) + 2
+
+    @property
+    def _rounds(self) -> int:
+        return 1 if self._brief else ROUNDS
 
     def steps(self, epoch: int = 0, start: int = 0) -> Iterator[list[Batch]]:
         """A first one to warm up, typical ones, and at last the longest rows if they fit."""
@@ -106,10 +113,12 @@ class _Steps(Observer):
 
     def _chosen(self) -> Iterator[list[Batch]]:
         yield self._typical[0]
-        for _ in range(ROUNDS):
+        for _ in range(self._rounds):
             yield from self._typical
             if self.seconds[-1] > ENOUGH:
                 break
+        if self._brief:
+            return
         longest = work_of(self._longest).positions
         self.activations = round(self.activations * max(longest / self.done[-1].positions, 1.0))
         if self._without_activations + self.activations <= self._room:
@@ -135,7 +144,7 @@ def holds_gradients(options: TrainOptions) -> bool:
 
 
 def time_steps(
-    prepared: Prepared, decoder: Decoder, loader: Loader, *, held: int, room: int, screen: Screen
+    prepared: Prepared, decoder: Decoder, loader: Loader, *, held: int, room: int, screen: Screen, brief: bool = False
 ) -> TimedSteps:
     """Real optimizer steps through the loop itself, so small that the model hardly changes.
 
@@ -146,11 +155,12 @@ def time_steps(
         held: bytes of gradients that are held at once, and of AdamW's two moments.
         room: bytes of the machine's memory; the longest rows are left out if they would not fit.
         screen: where progress is shown.
+        brief: whether a round of them is enough, and what the longest rows need is not asked.
     """
     options = prepared.settings.train.model_copy(update={"epochs": 1, "max_steps": 0, "learning_rate": 1e-9})
     with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
         rounded = any(isinstance(module, FrozenLinear) for module in decoder.modules())
-        chosen = _Steps(loader, held, room, advance, rounded=rounded)
+        chosen = _Steps(loader, held, room, advance, rounded=rounded, brief=brief)
         objective = prepared.task.objective()
         train(decoder, chosen, options, evaluator=_Nothing(), observers=[chosen], objective=objective)
     seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]

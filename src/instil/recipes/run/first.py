@@ -19,8 +19,8 @@ from instil.files import json_object_or_empty, write_json
 from instil.machine import machine_memory
 from instil.model.decoder import Decoder
 from instil.recipes.plan.forecast import prompt_lengths, reference_lengths
-from instil.recipes.plan.timing import time_answers, time_steps
-from instil.recipes.plan.work import answering, guessed_lengths, pace_of
+from instil.recipes.plan.timing import time_answers, time_evaluation, time_steps
+from instil.recipes.plan.work import Work, answering, guessed_lengths, pace_of, work_of_sizes
 from instil.recipes.run.run import Run, run
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
@@ -28,12 +28,14 @@ from instil.screen import Screen, clock
 from instil.settings.options import UNITS, Settings
 from instil.tasks.adapters import adapt
 from instil.tasks.prepare import load, prepare
-from instil.tasks.task import Data, Prepared
+from instil.tasks.task import Data, Prepared, loader_for
 from instil.train.schedule import planned_steps
 
 SUFFIX, NAME = "-first", "first.json"
 SPARED = 0.8  # of the time that is left, which is planned for: the rest is for what cannot be foreseen
 END = 3.0  # seconds for scores, pictures and the report
+TIMED = 16  # rows whose answers are begun to see how long they take
+EVALUATED = 4  # validation batches before the first step and after the last
 FEWEST = 8  # rows that are answered, at least
 LEAST = 32  # tokens of an answer, at least
 
@@ -145,10 +147,11 @@ def _what_fits(prepared: Prepared, decoder: Decoder, seconds: float, screen: Scr
     loader, options = prepared.training, prepared.settings
     if options.train.method == "lora":
         adapt(decoder, options)
-    steps = time_steps(prepared, decoder, loader, held=0, room=machine_memory(), screen=screen)
+    steps = time_steps(prepared, decoder, loader, held=0, room=machine_memory(), screen=screen, brief=True)
     examples = prepared.held_out[1]
-    answers = time_answers(prepared, decoder, examples)
-    seconds = (seconds - (time.perf_counter() - started) - END) * SPARED
+    answers = time_answers(prepared, decoder, examples[:TIMED])
+    looking = 2 * time_evaluation(prepared, decoder, loader).seconds(_validation(prepared))
+    seconds = (seconds - (time.perf_counter() - started) - END) * SPARED - looking
 
     planned = planned_steps(len(loader), options.train)
     sizes = [work for work, _ in steps.steps]
@@ -178,6 +181,15 @@ def _what_fits(prepared: Prepared, decoder: Decoder, seconds: float, screen: Scr
     return Fraction(min(left, planned), rows, tokens)
 
 
+def _validation(prepared: Prepared) -> Work:
+    """The work of a look at the validation rows."""
+    held_back = loader_for(prepared, "validation")
+    if held_back is None:
+        return Work()
+    steps = range(min(EVALUATED, len(held_back)))
+    return work_of_sizes(size for step in held_back.sizes(steps=steps) for size in step)
+
+
 def _counts(fewest: int, most: int) -> Sequence[int]:
     """Numbers of rows to try, each a tenth more than the one before.
 
@@ -199,6 +211,8 @@ def _smaller(prepared: Prepared, fraction: Fraction) -> tuple[Settings, str]:
     seen = min(of_rows, round(fraction.steps * of_rows / len(loader)))
     data = settings.data.model_copy(update={"max_train_samples": max(1, seen)})
     changed = {"max_steps": fraction.steps, "eval_every": 0, "sample": "epoch", "save_every": "0"}
+    if train.evaluation == "held_out":
+        changed["eval_batches"] = EVALUATED
     generate = {"max_rows": fraction.rows, "max_new_tokens": fraction.tokens, "before": "same"}
     smaller = settings.model_copy(
         update={

@@ -223,31 +223,35 @@ def from_file(count: int, model: str) -> dict[str, Any]:
 
 
 def from_pairs(count: int, model: str) -> dict[str, Any]:
-    """From a JSONL file of preference pairs to the first batch, leaks and doctor included, as the folder has it."""
+    """From a JSONL file of preference pairs to the first batch, leaks and doctor included, and once more.
+
+    The seconds of processors are this process's and those of the processes that it started.
+    """
     from instil.screen import Screen
     from instil.settings.resolve import resolve
     from instil.tasks.prepare import prepare
 
+    settings = resolve(values={"objective": "dpo", "eval_batches": 10})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "pairs.jsonl"
         with file.open("w", encoding="utf-8") as lines:
             for row in joined(count):
-                sides = {"chosen": row.output, "rejected": f"{row.output[::-1]} or so"}
+                other = " ".join(reversed(row.output.split()))
+                sides = {"chosen": row.output, "rejected": f"{other} or so"}
                 lines.write(json.dumps({**row.as_json(), **sides}) + "\n")
         found: dict[str, Any] = {"rows": count, "base_mb": _resident()}
         for when in ("first", "again"):
-            started = time.perf_counter()
+            started, cpu = time.perf_counter(), sum(os.times()[:4])
             with _Watched() as workers:
-                prepared = prepare(
-                    file, model, resolve(values={"objective": "dpo", "eval_batches": 10}), screen=Screen()
-                )
+                prepared = prepare(file, model, settings, screen=Screen())
             found[f"{when}_prepared_s"] = time.perf_counter() - started
+            found[f"{when}_cpu_s"] = sum(os.times()[:4]) - cpu
             next(prepared.training.steps())
             found[f"{when}_batch_s"] = time.perf_counter() - started
-            found[f"{when}_mb"] = _resident()
+            found[f"{when}_mb"], found[f"{when}_peak_mb"] = _resident(), _peak()
             found["workers_mb"] = max(workers.most, found.get("workers_mb", 0.0))
             del prepared
-    return {**found, "own_mb": _peak()}
+    return found
 
 
 class _First:

@@ -10,6 +10,7 @@ torch and this package, no model). ``--file`` measures the way from a JSON file 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -185,8 +186,10 @@ class _Watched(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(0.2):
-            held = 0.0
-            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            held, begun = 0.0, list[list[str]]()
+            with suppress(OSError):  # a thread that has ended meanwhile
+                begun = [one.read_text().split() for one in Path("/proc/self/task").glob("*/children")]
+            for child in itertools.chain.from_iterable(begun):
                 with suppress(OSError, IndexError):
                     pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
                     held += pages * resource.getpagesize() / 1024**2

@@ -62,6 +62,7 @@ def rows(count: int = COUNT) -> list[dict[str, Any]]:
     made[6] |= {"rejected": "long " * 90}
     made[9] |= {"instruction": "Read this. " * 40}
     made[11] |= {"chosen": "The same.", "rejected": "The same. "}
+    made[13] |= {"chosen": "At the cafe\u0301.", "rejected": "At the caf\u00e9."}  # equal in a normal form
     made[57] = {**made[2]}  # the prompt of a training row
     made[58] |= {"chosen": "n/a"}
     return made
@@ -132,6 +133,9 @@ def test_a_store_changes_nothing_but_where_pairs_lie(
     left_out = list(rejected_rows(known))
     assert list(rejected_rows(found)) == left_out
     assert bool(left_out) == ("max_length" in values)
+    in_nfc = "normalise" in values
+    assert theirs.pairs[0].example.input == ("It is caf\u00e9 no 0." if in_nfc else "It is cafe\u0301 no 0.")
+    assert sorted(one.row for one in left_out if "equal within" in one.reason) == ([4, 13] if in_nfc else [])
     assert inspected_rows(found, 4) == inspected_rows(known, 4) != []
     assert same_batches(batches(found), batches(known))
     assert set(found.training.ids()) >= set(known.training.ids())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,9 +99,13 @@ class Preferences(Task[EncodedPair]):
         how = template, tokenizer, options.train_on, self.screen, options.turns, scored
         with tokens_ahead(rows, *how) as tokens:
 
+            @cache
+            def stored_pairs() -> EncodedPairs:
+                return EncodedPairs(tokens().folder, scored)
+
             def encoded(examples: Sequence[Example]) -> Sequence[EncodedPair]:
                 assert isinstance(examples, Subset) and examples.rows is rows, "the parts are of this store"
-                pairs = EncodedPairs(tokens().folder, scored).subset(examples.numbers)
+                pairs = stored_pairs().subset(examples.numbers)
                 return WithOthers(pairs)[:] if self._preference.needs_distance else pairs
 
             yield encoded

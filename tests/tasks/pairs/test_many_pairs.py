@@ -114,6 +114,9 @@ def test_a_store_changes_nothing_but_where_pairs_lie(
     assert isinstance(ours.pairs, PairStore)
     assert tuple(ours.examples) == theirs.examples
     assert tuple(ours.pairs) == tuple(ours.pairs[:]) == theirs.pairs
+    answers_of = found.task.answers(ours)
+    assert answers_of is not None
+    assert [answers_of(one) for one in ours.examples] == [(pair.chosen, pair.rejected) for pair in theirs.pairs]
     for name in ("sha256", "rejected", "notes", "equal"):
         assert getattr(ours, name) == getattr(theirs, name)
     for part in PARTS:

@@ -3,12 +3,14 @@
 ``python -m benchmarks.data`` makes synthetic rows of these sizes and kinds (`benchmarks.rows`), puts them into a store
 in an empty folder, encodes them, looks for leaks, and prepares a training; then it opens what is there for another one.
 Each of these is a process of its own, whose resident memory is told beside what it held before (``base_mb``: Python,
-torch and this package, no model). ``--file`` measures the way from a JSON file to the first step as well.
+torch and this package, no model). ``--file`` measures the way from a JSON file to the first step as well, and
+``--pairs`` that of preference pairs to the first batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -184,8 +186,10 @@ class _Watched(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(0.2):
-            held = 0.0
-            for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+            held, begun = 0.0, list[list[str]]()
+            with suppress(OSError):  # a thread that has ended meanwhile
+                begun = [one.read_text().split() for one in Path("/proc/self/task").glob("*/children")]
+            for child in itertools.chain.from_iterable(begun):
                 with suppress(OSError, IndexError):
                     pages = int(Path(f"/proc/{child}/statm").read_text().split()[1])
                     held += pages * resource.getpagesize() / 1024**2
@@ -221,6 +225,38 @@ def from_file(count: int, model: str) -> dict[str, Any]:
     return found
 
 
+def from_pairs(count: int, model: str) -> dict[str, Any]:
+    """From a JSONL file of preference pairs to the first batch, leaks and doctor included, and once more.
+
+    The seconds of processors are this process's and those of the processes that it started.
+    """
+    from instil.screen import Screen
+    from instil.settings.resolve import resolve
+    from instil.tasks.prepare import prepare
+
+    settings = resolve(values={"objective": "dpo", "eval_batches": 10})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pairs.jsonl"
+        with file.open("w", encoding="utf-8") as lines:
+            for row in joined(count):
+                other = " ".join(reversed(row.output.split()))
+                sides = {"chosen": row.output, "rejected": f"{other} or so"}
+                lines.write(json.dumps({**row.as_json(), **sides}) + "\n")
+        found: dict[str, Any] = {"rows": count, "base_mb": _resident()}
+        for when in ("first", "again"):
+            started, cpu = time.perf_counter(), sum(os.times()[:4])
+            with _Watched() as workers:
+                prepared = prepare(file, model, settings, screen=Screen())
+            found[f"{when}_prepared_s"] = time.perf_counter() - started
+            found[f"{when}_cpu_s"] = sum(os.times()[:4]) - cpu
+            next(prepared.training.steps())
+            found[f"{when}_batch_s"] = time.perf_counter() - started
+            found[f"{when}_mb"], found[f"{when}_peak_mb"] = _resident(), _peak()
+            found["workers_mb"] = max(workers.most, found.get("workers_mb", 0.0))
+            del prepared
+    return found
+
+
 class _First:
     """The first step of a loader, and no other."""
 
@@ -234,6 +270,13 @@ class _First:
         """That step."""
         del epoch, start
         yield self._loader.step(0)
+
+
+ALONE: dict[str, Callable[[int, str], dict[str, Any]]] = {
+    "encoding": lambda _, model: encoding(model),
+    "file": from_file,
+    "pairs": from_pairs,
+}
 
 
 def measured(*arguments: str, home: str = "") -> dict[str, Any]:
@@ -272,18 +315,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="rows of the stores")
     parser.add_argument("--file", type=int, nargs="*", default=(), help="rows of the JSON files")
+    parser.add_argument("--pairs", type=int, nargs="*", default=(), help="pairs of the JSONL files")
     parser.add_argument("--model", default="smollm2-135m", help="whose tokenizer is taken")
     parser.add_argument(
         "--rows", nargs="*", default=("varied",), choices=list(KINDS), help="kinds of rows in the stores"
     )
-    parser.add_argument("--one", choices=["encoding", "file", *STAGES], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=[*ALONE, *STAGES], help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.one:
         (count,) = asked.sizes
         if asked.one in STAGES:
             print(json.dumps(STAGES[asked.one](count, asked.rows[0], asked.model)))
         else:
-            print(json.dumps(encoding(asked.model) if asked.one == "encoding" else from_file(count, asked.model)))
+            print(json.dumps(ALONE[asked.one](count, asked.model)))
         return
     told = hardware()
     print(f"{told['cpu']}, {told['cores']} cores, {told['memory_gb']} GB, Python {told['python']}, {asked.model}\n")
@@ -294,6 +338,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = [measured("--one", "file", "--sizes", str(count), "--model", asked.model) for count in asked.file]
     if files:
         print(f"\nfrom a file:\n{markdown(files)}")
+    pairs = [measured("--one", "pairs", "--sizes", str(count), "--model", asked.model) for count in asked.pairs]
+    if pairs:
+        print(f"\npairs from a file:\n{markdown(pairs)}")
 
 
 if __name__ == "__main__":

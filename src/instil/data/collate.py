@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from instil.data.lengths import lengths_of
 from instil.layouts import Grid, Shared
 from instil.records import Batch, Encoded
 
@@ -181,6 +184,10 @@ class RowCollator:
 
     def length(self, row: Encoded) -> int:
         return computed(row, self.max_length)
+
+    def lengths(self, rows: Sequence[Encoded]) -> NDArray[np.int32]:
+        lengths_R = lengths_of(rows).ids_R - 1
+        return lengths_R if self.max_length is None else np.minimum(lengths_R, self.max_length)
 
     def ids(self, row: Encoded) -> set[int]:
         return set(row.ids)

@@ -344,6 +344,17 @@ def encode_prompt(
     return [*_begin(pieces, template, tokenizer), *_cut(pieces, tokenizer).ids]
 
 
+def header_begins(example: Example, template: Template, tokenizer: Tokenizer) -> int:
+    """Which of a prompt's ids is the first of the header's words; how many ids it has where it has no header."""
+    prompt = encode_prompt(example, template, tokenizer)
+    if not template.header:
+        return len(prompt)
+    first = len(encode_prompt(example, template, tokenizer, header=False))
+    while first < len(prompt) and not tokenizer.decode(prompt[first : first + 1]).strip():
+        first += 1  # the empty line before the header's words
+    return first
+
+
 def stop_id(template: Template, tokenizer: Tokenizer) -> int:
     """The id that ends a response under this template."""
     if not template.stop:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from instil.data.budget import TokenBudget
 from instil.data.collate import RowCollator
 from instil.data.dealing import dealt
-from instil.data.lengths import Measured, lengths_of
 from instil.data.permutation import shuffled
 from instil.data.subset import Lazy, Subset
 from instil.errors import DataError
@@ -40,6 +39,9 @@ class Collator(Protocol):
 
     def length(self, row: Any) -> int:
         """How many positions a row has of its own."""
+
+    def lengths(self, rows: Sequence[Any]) -> NDArray[np.int32]:
+        """`length` of each row."""
 
     def ids(self, row: Any) -> Iterable[int]:
         """Every token id that the row may bring into a batch."""
@@ -108,7 +110,6 @@ class Loader:
         self.resumable = order == "seeded"
         self.collate = collator(pad_id, max_length, layout)
         self._pad_id = pad_id
-        self._max_length = max_length
         self._order: tuple[int, Sequence[int]] = (-1, ())
         self._given: Sequence[int] = ()  # the rows of the step that was given last
         self._left_out: set[int] = set()
@@ -118,7 +119,9 @@ class Loader:
             if order == "book":
                 raise ValueError("in the book's order a step has so many rows, not tokens")
             padded = layout == "padded"
-            self.budget = TokenBudget(self._lengths(), batch_tokens, seed, padded=padded, shuffle=shuffle)
+            self.budget = TokenBudget(
+                self.collate.lengths(self.rows), batch_tokens, seed, padded=padded, shuffle=shuffle
+            )
         if len(self) == 0:
             raise DataError(
                 f"a batch of {batch_size} rows is larger than the {len(rows)} rows there are, and incomplete "
@@ -243,16 +246,8 @@ class Loader:
         """A step of the longest rows: what needs the most memory."""
         if self.budget:
             return self._micro_batches([int(row) for row in self.budget.heaviest_rows()])
-        by_length = np.argsort(-self._lengths(), kind="stable")
+        by_length = np.argsort(-self.collate.lengths(self.rows), kind="stable")
         return self._micro_batches([int(row) for row in by_length[: self.batch_size]])
-
-    def _lengths(self) -> NDArray[np.int32]:
-        """How many positions of each row are computed."""
-        known = self.rows.rows if isinstance(self.rows, Subset) else self.rows
-        if isinstance(known, Measured):
-            lengths = lengths_of(self.rows).ids_R - 1
-            return lengths if self._max_length is None else np.minimum(lengths, self._max_length)
-        return np.fromiter((self.collate.length(row) for row in self.rows), np.int32, len(self.rows))
 
     def _micro_rows(self, chosen: Sequence[int]) -> Iterator[list[Any]]:
         rows = [self.rows[index] for index in chosen]

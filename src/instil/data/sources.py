@@ -50,10 +50,6 @@ class Source:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def normalised(self, form: Normalise) -> Source:
-        """The same with texts in a normal form (``data.normalise``); the hash stays that of the rows as read."""
-        return self if form == "none" else replace(self, examples=tuple(map(in_nfc, self.examples)))
-
 
 def in_nfc(example: Example) -> Example:
     """A row with all its texts in Unicode's NFC."""

@@ -18,6 +18,7 @@ from instil.settings.losses import LOSSES, listed, read_by
 Normalise = Literal["none", "nfc"]
 TrainOn = Literal["all", "response", "response_with_header"]
 Turns = Literal["all", "last"]
+Scored = Literal["response", "book"]
 AUTO = "auto"
 TEMPLATE_NAMES = ("alpaca", "alpaca-stanford", "phi3", "chatml", "llama3", "gemma", "plain", "model")
 
@@ -182,7 +183,7 @@ class DpoOptions(BaseModel):
         description=f"{_for('reduction')}: an answer's log-probability is the sum over its tokens, or, as in the book, "
         "the mean",
     )
-    scored: Literal["response", "book"] = Field(
+    scored: Scored = Field(
         "response",
         description="response: the answer and its end; book: the header's words, too, and not the end",
     )

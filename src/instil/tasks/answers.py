@@ -74,6 +74,10 @@ class Answers(Task[Encoded]):
         usable_R = lengths_of(rows).has_target_R(max_length)
         return rows if usable_R.all() else chosen(rows, np.flatnonzero(usable_R))
 
+    def doubtful(self, rows: Sequence[Encoded], max_length: int) -> Sequence[Encoded]:
+        lengths = lengths_of(rows)
+        return chosen(rows, np.flatnonzero(lengths.cut_R(max_length) | ~lengths.has_target_R(max_length)))
+
     def answer(self, row: Encoded) -> Encoded:
         return row
 

@@ -98,11 +98,12 @@ def prepare(
         rows = {part: encoded(split.part(part)) for part in PARTS}
     max_length = min(settings.data.max_length, spec.context)
     measured = {part: task.measured(rows[part]) for part in PARTS}
-    kept = in_store(rows)
+    answered = {part: task.answered(rows[part]) for part in PARTS}
+    kept = in_store(answered)
     misspelt, altered = kept.spelt() if kept else _spelt(source.examples, tokenizer)
     preflight = check(
         split,
-        {part: task.answered(rows[part]) for part in PARTS},
+        answered,
         max_length,
         longest=measured,
         context=spec.context,
@@ -113,7 +114,7 @@ def prepare(
         misspelt=misspelt,
         altered=altered,
         unusable=source.skipped,
-        repeated=kept.repeated(rows) if kept else None,
+        repeated=kept.repeated(answered) if kept else None,
         notes=[
             *source.notes,
             *split.notes,
@@ -125,7 +126,7 @@ def prepare(
             *_header_notes(template, settings),
             *form_notes,
             *own_notes,
-            *(kept.mask_notes(rows) if kept else mask_notes([x for part in PARTS for x in task.answered(rows[part])])),
+            *(kept.mask_notes(answered) if kept else mask_notes([x for part in PARTS for x in answered[part]])),
             *idle(settings),
             *filter(None, [not_exact(settings), tied_head(settings, spec)]),
             *task.check(source, rows, max_length, template, tokenizer, path),

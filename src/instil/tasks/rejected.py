@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import numpy as np
-
-from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS
-from instil.data.subset import Lazy
 from instil.errors import counted
 from instil.tasks.task import Prepared
 
@@ -45,7 +41,7 @@ def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
         yield RejectedRow(number, "left out", reason, keep, "train", where(number))
     task, max_length, context = prepared.task, prepared.max_length, prepared.spec.context
     for part in PARTS:
-        for row in _doubtful(prepared.rows[part], max_length):
+        for row in task.doubtful(prepared.rows[part], max_length):
             length = len(task.longest(row).ids)
             reason = task.left_out(row, max_length)
             if reason:
@@ -54,15 +50,6 @@ def rejected_rows(prepared: Prepared) -> Iterator[RejectedRow]:
                 lost = length - 1 - max_length
                 what = f"the last {counted(lost, 'token')} of its {length:,} lie beyond data.max_length={max_length}"
                 yield RejectedRow(row.row, "cut", what, _room(length, max_length, context), part, where(row.row))
-
-
-def _doubtful(rows: Sequence[Any], max_length: int) -> Iterator[Any]:
-    """Those that may be left out or cut: of rows in a store the columns tell."""
-    if not isinstance(rows, Lazy):
-        return iter(rows)
-    lengths = lengths_of(rows)
-    at_R = np.flatnonzero(lengths.cut_R(max_length) | ~lengths.has_target_R(max_length))
-    return iter(rows.subset(at_R))
 
 
 def _room(length: int, max_length: int, context: int) -> str:

@@ -7,7 +7,7 @@ this room asks which of them it is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -115,6 +115,11 @@ class Task(ABC, Generic[Row]):
         if not any(answer.trained[1:]):
             return "nothing of it is trained on"
         return f"its prompt alone has {answer.prompt_length:,} tokens, and {max_length:,} are kept of a row"
+
+    def doubtful(self, rows: Sequence[Row], max_length: int) -> Iterable[Row]:
+        """Those that may be left out or cut, where that is known without looking at each; else all."""
+        del max_length
+        return rows
 
     @abstractmethod
     def answer(self, row: Row) -> Encoded:

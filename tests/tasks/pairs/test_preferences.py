@@ -237,7 +237,7 @@ def test_long_pairs_go_through_the_reference_a_few_at_a_time(tiny_folder: Path) 
     rows = pairs(40)
     rows[3]["chosen"] *= 60
     found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo"}))
-    batches = list(_at_once(found.rows["train"], 512))
+    batches = [[found.rows["train"][at] for at in batch] for batch in _at_once(found.rows["train"], 512)]
     assert [pair for batch in batches for pair in batch] == found.rows["train"]
     assert max(map(len, batches)) == 16
     assert all(2 * len(batch) * max(min(512, len(pair.ids)) for pair in batch) <= 8192 for batch in batches)

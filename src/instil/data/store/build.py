@@ -29,9 +29,9 @@ from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.downloads import cache_folder
 from instil.errors import DataError
-from instil.records import Example
+from instil.records import Example, Pair
 from instil.screen import Screen
-from instil.settings.options import TrainOn, Turns
+from instil.settings.options import Scored, TrainOn, Turns
 
 GIB = 1024**3
 
@@ -52,7 +52,7 @@ def key_of(**what: object) -> str:
 
 def stored_examples(
     key: str,
-    examples: Callable[[], Iterator[Example]],
+    examples: Callable[[], Iterator[Example] | Iterator[Pair]],
     about: Callable[[], Mapping[str, object]],
     screen: Screen,
     expected: int = 0,
@@ -61,7 +61,7 @@ def stored_examples(
 
     Args:
         key: a hash of where they come from and of how they are read.
-        examples: opens them; only asked for if they are not in a complete store.
+        examples: opens them, or the pairs; only asked for if they are not in a complete store.
         about: what else is to be known of them, asked for after the last one: kept in the manifest.
         screen: where progress is shown.
         expected: how many there are, if that is known.
@@ -86,20 +86,24 @@ def stored_tokens(
     screen: Screen,
     turns: Turns = "all",
     stop: threading.Event | None = None,
+    scored: Scored = "response",
 ) -> TokenStore:
     """The ids of a store's examples, encoded by several processes if they are not there.
+
+    Of pairs those with the chosen answers; the others lie in the same folder (`instil.data.store.pairs.EncodedPairs`),
+    and ``scored`` says what of both is scored.
 
     Raises:
         UserError: a row cannot be encoded, or the store not be written.
         Stopped: ``stop`` was set before that was done.
     """
-    folder = store_home() / f"tokens-{tokens_key(examples, template, tokenizer, train_on, turns)}"
+    folder = store_home() / f"tokens-{tokens_key(examples, template, tokenizer, train_on, turns, scored)}"
     rows = len(examples)
     with _building(folder, screen, stop) as needed:
         if needed:
             count = shard_of(max(rows - 1, 0) // BATCH) + 1
             missing = [shard for shard in range(count) if not shard_path(folder, shard).is_file()]
-            job = Job(examples.folder, folder, template, tokenizer, train_on, turns)
+            job = Job(examples.folder, folder, template, tokenizer, train_on, turns, scored)
             with screen.bar("encoding rows", rows) as advance:
                 there = sum(len(batches_of(shard)) * BATCH for shard in range(count) if shard not in set(missing))
                 advance(steps=min(there, rows))
@@ -118,6 +122,7 @@ def tokens_ahead(
     train_on: TrainOn,
     screen: Screen,
     turns: Turns = "all",
+    scored: Scored = "response",
 ) -> Iterator[Callable[[], TokenStore]]:
     """What gives `stored_tokens`, which other processes may begin with at once, beside whatever is done in between.
 
@@ -128,7 +133,7 @@ def tokens_ahead(
 
     def encode() -> None:
         try:
-            found.set_result(stored_tokens(examples, template, tokenizer, train_on, screen, turns, stop))
+            found.set_result(stored_tokens(examples, template, tokenizer, train_on, screen, turns, stop, scored))
         except BaseException as error:
             found.set_exception(error)
 
@@ -151,15 +156,22 @@ def tokens_ahead(
 
 
 def tokens_key(
-    examples: ExampleStore, template: Template, tokenizer: Tokenizer, train_on: TrainOn, turns: Turns = "all"
+    examples: ExampleStore,
+    template: Template,
+    tokenizer: Tokenizer,
+    train_on: TrainOn,
+    turns: Turns = "all",
+    scored: Scored = "response",
 ) -> str:
     """The name of what the ids of these examples are shaped by."""
+    of_pairs = {"scored": scored} if examples.paired else {}
     return key_of(
         rows=examples.folder.name,
         template=template.hash,
         tokenizer=tokenizer.hash,
         train_on=train_on,
         turns=turns,
+        **of_pairs,
     )
 
 

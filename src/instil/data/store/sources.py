@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from instil.data.shapes.origins import Origins
 from instil.data.shapes.reading import Rejected
@@ -16,7 +16,7 @@ from instil.data.store.examples import ExampleStore
 from instil.data.store.shards import INSTALL, has_arrow, is_complete
 from instil.errors import DataError, counted
 from instil.files import json_object_or_empty, sha256_of, write_json
-from instil.records import Example
+from instil.records import Example, Pair
 from instil.screen import Screen
 
 MANY = 50_000  # rows from which on they are kept in a store
@@ -40,11 +40,11 @@ class Reading(Protocol):
     def __len__(self) -> int:
         """How many there are, or could be."""
 
-    def __iter__(self) -> Iterator[Example]:
-        """The examples, from the first."""
+    def __iter__(self) -> Iterator[Example] | Iterator[Pair]:
+        """The examples, or the pairs, from the first."""
 
-    def source(self, examples: Sequence[Example]) -> Source:
-        """After the last example: a source of these, with all that is to be known of them."""
+    def source(self, rows: Sequence[Any], /) -> Source:
+        """After the last of them: a source of these, with all that is to be known of them."""
 
     def key(self) -> str:
         """A hash of the rows, for those that are in no file."""
@@ -52,6 +52,8 @@ class Reading(Protocol):
 
 def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path] = (), **how: object) -> Source:
     """A source whose examples lie in a store, if they are many; one that was stored before is not read again.
+
+    Of pairs in a store the source has what they are as examples (`instil.data.store.pairs.PairStore` has all of it).
 
     Args:
         read: opens the rows.
@@ -84,7 +86,7 @@ def stored(read: Callable[[], Reading], screen: Screen, *, files: Sequence[Path]
     content = [f"{file.name} {sha256_of(file)}" if named else sha256_of(file) for file in files] or rows.key()
     key = key_of(content=content, how=how)
 
-    def as_hashed() -> Iterator[Example]:
+    def as_hashed() -> Iterator[Any]:
         yield from rows
         if known and _known(files, how) != known:  # what was stored is not what the key is a hash of
             for file in (store_home() / f"rows-{key}").glob("*.arrow"):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from instil.data.encoding import encode_many
 from instil.data.lengths import Lengths, lengths_of
 from instil.data.spelling import spelling
-from instil.data.store.examples import ExampleStore
+from instil.data.store.examples import REJECTED, ExampleStore
 from instil.data.store.shards import BATCH, MAPPED, Shards, column_of, numbers_of
 from instil.data.subset import Lazy
 from instil.data.templates import Template
@@ -47,6 +47,10 @@ COLUMNS = {  # of all rows, each in a file of its own that is mapped
 }
 
 
+SIDE = ("length", "targets", "first_target", "row", "end", "straddling", "left_out")  # of the rejected answers, too
+PAIRED = {"prompt_length": np.int32, "scored_from": np.int32, "alike": np.int32}  # of pairs: see `pairs`
+
+
 class _Mapped(NamedTuple):
     """A batch as arrays that lie in the file."""
 
@@ -58,7 +62,13 @@ class _Mapped(NamedTuple):
     weights: pyarrow.Array
 
 
-def _column(path: Path) -> NDArray[Any]:
+def mapped_column(folder: Path, name: str) -> NDArray[Any]:
+    """A column of all rows, mapped.
+
+    Raises:
+        DataError: it is gone or damaged.
+    """
+    path = column_path(folder, name)
     try:
         found: NDArray[Any] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -67,17 +77,21 @@ def _column(path: Path) -> NDArray[Any]:
 
 
 class TokenStore(Lazy[Encoded]):
-    """The encoded rows of a complete store.
+    """The encoded rows of a complete store; of pairs those with the chosen answers.
+
+    Args:
+        folder: where it lies.
+        side: before the names of its columns: of pairs ``rejected.`` for the rows with these answers.
 
     Raises:
         DataError: a file of it is gone or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, side: str = "") -> None:
         self.folder = folder
-        self._shards = Shards(folder)
+        self._shards, self._side = Shards(folder), side
         self._batches: dict[int, _Mapped] = {}
-        self.columns = {name: _column(column_path(folder, name)) for name in COLUMNS}
+        self.columns = {name: mapped_column(folder, f"{side}{name}") for name in (SIDE if side else COLUMNS)}
 
     def __len__(self) -> int:
         return self._shards.count
@@ -117,15 +131,16 @@ class TokenStore(Lazy[Encoded]):
             if len(self._batches) >= MAPPED:
                 self._batches.clear()
             batch, _ = self._shards.batch(number)
-            ids, trained = batch.column("ids"), batch.column("trained")
+            names = ("ids", "trained", "prompt_length", "row", "weights")
+            ids, trained, prompt_length, row, weights = (batch.column(f"{self._side}{name}") for name in names)
             bits = trained.values.buffers()[1]
             self._batches[number] = _Mapped(
                 numbers_of(ids.values, np.int32),
                 numbers_of(ids.offsets, np.int64),
                 np.frombuffer(bits, np.uint8) if bits is not None else np.zeros(0, np.uint8),
-                numbers_of(batch.column("prompt_length"), np.int32),
-                numbers_of(batch.column("row"), np.int64),
-                batch.column("weights"),
+                numbers_of(prompt_length, np.int32),
+                numbers_of(row, np.int64),
+                weights,
             )
         return self._batches[number]
 
@@ -144,13 +159,15 @@ def write_columns(folder: Path, rows: int) -> list[int]:
     seen: NDArray[np.uint8] = np.zeros(0, np.uint8)
     with ExitStack() as open_files:
         try:
-            files = {name: open_files.enter_context(column_path(folder, name).open("wb")) for name in COLUMNS}
+            shards = Shards(folder, rows)
+            kinds = _kinds_of(shards.batch(0)[0].schema.names) if rows else COLUMNS
+            files = {name: open_files.enter_context(column_path(folder, name).open("wb")) for name in kinds}
             for name, file in files.items():
-                header = {"descr": np.dtype(COLUMNS[name]).str, "fortran_order": False, "shape": (rows,)}
+                header = {"descr": np.dtype(kinds[name]).str, "fortran_order": False, "shape": (rows,)}
                 np.lib.format.write_array_header_1_0(file, header)
-            for batch, about in Shards(folder, rows):
+            for batch, about in shards:
                 for name, file in files.items():
-                    file.write(numbers_of(batch.column(name), COLUMNS[name]).tobytes())
+                    file.write(numbers_of(batch.column(name), kinds[name]).tobytes())
                 bits = np.frombuffer(zlib.decompress(about["seen_ids"]), np.uint8)
                 longer, shorter = (bits, seen) if len(bits) > len(seen) else (seen, bits)
                 seen = longer.copy()
@@ -183,10 +200,17 @@ def _batch(
     import pyarrow as pa
 
     rows = encode_many(examples, template, tokenizer, train_on, turns)
+    columns = columns_of(rows) | columns_of_texts(examples, tokenizer)
+    return pa.RecordBatch.from_pydict(columns), {"seen_ids": seen_in(columns["ids"])}
+
+
+def columns_of(rows: Sequence[Encoded]) -> dict[str, pyarrow.Array]:
+    """Rows as columns of a batch."""
+    import pyarrow as pa
+
     flat = array("i")
     for row in rows:
         flat.extend(row.ids)
-    all_ids = np.frombuffer(flat, np.int32)
     trained = np.frombuffer(b"".join([bytes(row.trained) for row in rows]), bool)
     lengths = lengths_of(rows)
     columns: dict[str, NDArray[Any]] = {
@@ -197,24 +221,40 @@ def _batch(
         "end": lengths.end_R,
         "straddling": np.array([row.straddling for row in rows], np.int32),
         "left_out": np.array([row.left_out for row in rows], np.int32),
-        "spelling": np.array([SPELLINGS.index(spelling(example, tokenizer)) for example in examples], np.int8),
-        "prompt": np.array([prompt_number(example) for example in examples], np.uint64),
         "prompt_length": np.array([row.prompt_length for row in rows], np.int32),
     }
     weights = [row.weights or None for row in rows]
     of_weights = pa.large_list(pa.float64())
     ends = column_of(np.concatenate([[0], np.cumsum(lengths.ids_R, dtype=np.int64)]))
-    batch = pa.RecordBatch.from_pydict(
-        {
-            "ids": pa.LargeListArray.from_arrays(ends, column_of(all_ids)),
-            "trained": pa.LargeListArray.from_arrays(ends, column_of(trained)),
-            "weights": pa.array(weights, of_weights) if any(weights) else pa.nulls(len(rows), of_weights),
-            **{name: column_of(values) for name, values in columns.items()},
-        }
-    )
-    seen = np.zeros(int(all_ids.max()) + 1, bool)
-    seen[all_ids] = True
-    return batch, {"seen_ids": zlib.compress(np.packbits(seen, bitorder="little").tobytes())}
+    return {
+        "ids": pa.LargeListArray.from_arrays(ends, column_of(np.frombuffer(flat, np.int32))),
+        "trained": pa.LargeListArray.from_arrays(ends, column_of(trained)),
+        "weights": pa.array(weights, of_weights) if any(weights) else pa.nulls(len(rows), of_weights),
+        **{name: column_of(values) for name, values in columns.items()},
+    }
+
+
+def columns_of_texts(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, pyarrow.Array]:
+    """What is kept of the rows' texts."""
+    kinds = [SPELLINGS.index(spelling(example, tokenizer)) for example in examples]
+    prompts = [prompt_number(example) for example in examples]
+    return {"spelling": column_of(np.array(kinds, np.int8)), "prompt": column_of(np.array(prompts, np.uint64))}
+
+
+def seen_in(*ids: pyarrow.Array) -> bytes:
+    """The ids that some row of these columns has, as bits."""
+    every = [numbers_of(one.values, np.int32) for one in ids]
+    seen = np.zeros(max(int(one.max()) for one in every) + 1, bool)
+    for one in every:
+        seen[one] = True
+    return zlib.compress(np.packbits(seen, bitorder="little").tobytes())
+
+
+def _kinds_of(names: Sequence[str]) -> dict[str, type[np.generic]]:
+    """The columns of all rows that a batch with these columns has a part of."""
+    every = {**COLUMNS, **PAIRED, **{f"{REJECTED}.{name}": COLUMNS[name] for name in SIDE}}
+    paired = f"{REJECTED}.ids" in names
+    return every if paired else COLUMNS
 
 
 def prompt_number(example: Example) -> int:

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any
 import instil
 from instil import errors
 from instil.data.store.examples import ExampleStore
+from instil.data.store.pairs import encoded_pairs
 from instil.data.store.shards import batches_of, shard_path, write_shard
 from instil.data.store.tokens import encoded_batches
 from instil.data.templates import Template
@@ -32,7 +33,7 @@ from instil.data.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from instil.screen import Advance
-    from instil.settings.options import TrainOn, Turns
+    from instil.settings.options import Scored, TrainOn, Turns
 
 FEWEST = 8192  # rows that are worth another process
 TURN = 0.2  # seconds, in which somebody who waits sees that he need not
@@ -44,7 +45,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be encoded, and how."""
+    """What is to be encoded, and how; ``scored`` is for pairs."""
 
     examples: Path
     tokens: Path
@@ -52,13 +53,16 @@ class Job:
     tokenizer: Tokenizer
     train_on: TrainOn
     turns: Turns
+    scored: Scored = "response"
 
     def encode(self, shard: int, examples: ExampleStore, advance: Advance) -> None:
         """Write one file."""
 
         def batches() -> Any:
             how = self.template, self.tokenizer, self.train_on, self.turns
-            for batch, about in encoded_batches(examples, batches_of(shard), *how):
+            some = examples, batches_of(shard), *how
+            made = encoded_pairs(*some, self.scored) if examples.paired else encoded_batches(*some)
+            for batch, about in made:
                 yield batch, about
                 advance(steps=batch.num_rows)
 

@@ -15,12 +15,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from instil.data.collate import common_prefix, computed
 from instil.layouts import Forked, Grid, Layout, Shared
 from instil.records import Encoded, EncodedPair, PairBatch
 from instil.tasks.pairs.encoding import scored_within
+from instil.tasks.pairs.lengths import pair_lengths
 
 
 def collate_pairs(
@@ -169,6 +172,9 @@ class PairCollator:
 
     def length(self, row: EncodedPair) -> int:
         return computed(row.chosen, self.max_length) + computed(row.rejected, self.max_length)
+
+    def lengths(self, rows: Sequence[EncodedPair]) -> NDArray[np.int32]:
+        return pair_lengths(rows).computed_R(self.max_length).astype(np.int32)
 
     def ids(self, row: EncodedPair) -> set[int]:
         pairs = (row, row.other) if row.other else (row,)

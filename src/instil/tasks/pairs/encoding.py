@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
-from instil.data.encoding import encode, encode_prompt
+from instil.data.encoding import encode, header_begins
+from instil.data.store.pairs import unscored
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.records import Encoded, EncodedPair, Pair
-from instil.settings.options import TrainOn, Turns
-
-Scored = Literal["response", "book"]
+from instil.settings.options import Scored, TrainOn, Turns
 
 
 def encode_pair(
@@ -41,13 +39,8 @@ def encode_pair(
         encode(replace(pair.example, output=text), template, tokenizer, train_on, turns)
         for text in (pair.chosen, pair.rejected)
     )
-    first = chosen.prompt_length
-    if scored == "book" and template.header:
-        whole = encode_prompt(pair.example, template, tokenizer)
-        first = len(encode_prompt(pair.example, template, tokenizer, header=False))
-        while first < len(whole) and not tokenizer.decode(whole[first : first + 1]).strip():
-            first += 1  # the empty line before the header's words
-    less = 1 if scored == "book" else 0
+    first = header_begins(pair.example, template, tokenizer) if scored == "book" else chosen.prompt_length
+    less = unscored(scored)
     return EncodedPair(chosen, rejected, range(first, len(chosen.ids) - less), range(first, len(rejected.ids) - less))
 
 
@@ -56,12 +49,14 @@ def with_others(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:
 
     KTO estimates from these how far the model has moved from the reference (arXiv 2402.01306, section 4.1).
     """
-    mixed = []
-    for pair, other in zip(pairs, [*pairs[1:], *pairs[:1]], strict=True):
-        chosen, rejected = _after(pair.chosen, other.chosen), _after(pair.rejected, other.rejected)
-        spans = (range(row.prompt_length, len(row.ids)) for row in (chosen, rejected))
-        mixed.append(replace(pair, other=EncodedPair(chosen, rejected, next(spans), next(spans))))
-    return mixed
+    return [with_other(pair, other) for pair, other in zip(pairs, [*pairs[1:], *pairs[:1]], strict=True)]
+
+
+def with_other(pair: EncodedPair, other: EncodedPair) -> EncodedPair:
+    """A pair with the answers of another one under its own prompt."""
+    chosen, rejected = _after(pair.chosen, other.chosen), _after(pair.rejected, other.rejected)
+    spans = (range(row.prompt_length, len(row.ids)) for row in (chosen, rejected))
+    return replace(pair, other=EncodedPair(chosen, rejected, next(spans), next(spans)))
 
 
 def _after(row: Encoded, other: Encoded) -> Encoded:

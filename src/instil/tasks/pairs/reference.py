@@ -10,10 +10,13 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from instil.ask.journal import key_of
 from instil.data.splits import Part
+from instil.data.subset import Lazy, chosen
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import load_elsewhere
 from instil.model.find import find_model
@@ -22,6 +25,8 @@ from instil.model.resize import grow_vocabulary
 from instil.records import EncodedPair, PairBatch
 from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
+from instil.tasks.pairs.lengths import pair_lengths
+from instil.tasks.pairs.log_probs import Referenced, Sides
 from instil.tasks.pairs.losses import reference_log_probs
 from instil.tasks.task import Keeps, Prepared, loader_for
 from instil.train.losses import nll_sum
@@ -30,6 +35,7 @@ from instil.train.schedule import planned_steps
 
 REFERENCE_PAIRS = 16  # in one batch: no gradient is held
 REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
+SHARED = 256  # batches, after which processes tell one another what they have found
 
 
 def with_reference(
@@ -54,27 +60,31 @@ def with_reference(
         "train": seen or prepared.usable("train"),
         "validation": prepared.usable("validation"),
     }
-    pairs = dict(prepared.rows)
+    found: dict[Part, Sequence[EncodedPair]] = dict(prepared.rows)
     with ExitStack() as stack:
         if reference.elsewhere is not None:  # each process has a part of it, and all compute at once
             reference = stack.enter_context(ranks.sharding(reference))
             stack.enter_context(ranks.together(reference, loader_for(prepared, "train", ranks)))
         advance = stack.enter_context(screen.bar("reference", sum(map(len, asked.values()))))
         for part, rows in asked.items():
-            done: list[EncodedPair] = []
+            places = _places(prepared.rows[part], rows)
+            known = Referenced(prepared.rows[part], prepared.max_length, places)
             batches = list(_at_once(rows, prepared.max_length))
-            dealt = list(zip(batches, _dealt(batches, prepared, journal, ranks), strict=True))
-            own = [some for some, by in dealt if by == ranks.rank]
-            scores = _Scores(reference, own, prepared, journal, ranks)
-            for some, by in dealt:
-                if by == ranks.rank:
-                    done += scores.of(some)
-                for _ in some:
-                    advance()
-            scores.end()
-            known = {pair.row: pair for pairs_of_one in ranks.gather(done) for pair in pairs_of_one}
-            pairs[part] = [known.get(pair.row, pair) for pair in prepared.rows[part]]
-    return replace(prepared, rows=pairs, looked_at=True)
+            dealt = list(zip(batches, _dealt(rows, batches, prepared, journal, ranks), strict=True))
+            for first in range(0, len(dealt), SHARED):
+                some = dealt[first : first + SHARED]
+                own = {batch: _of(rows, batch) for batch, by in some if by == ranks.rank}
+                scores = _Scores(reference, list(own.values()), prepared, journal, ranks)
+                done: list[tuple[int, Sides]] = []
+                for batch, _ in some:
+                    if batch in own:
+                        done += zip(batch, scores.of(own[batch]), strict=True)
+                    advance(steps=len(batch))
+                scores.end()
+                for at, sides in itertools.chain.from_iterable(ranks.gather(done)):
+                    known.put(int(places[at]), sides)
+            found[part] = known if isinstance(prepared.rows[part], Lazy) else list(known)
+    return replace(prepared, rows=found, looked_at=True)
 
 
 def _reference(prepared: Prepared, decoder: Decoder) -> Decoder:
@@ -90,7 +100,7 @@ def _reference(prepared: Prepared, decoder: Decoder) -> Decoder:
     return reference
 
 
-def _seen(prepared: Prepared) -> list[EncodedPair]:
+def _seen(prepared: Prepared) -> Sequence[EncodedPair]:
     """The pairs of a training that ends within its first epoch; nothing where all may be needed."""
     options, loader = prepared.settings.train, prepared.training
     if not loader.resumable or options.evaluation == "book":
@@ -98,30 +108,42 @@ def _seen(prepared: Prepared) -> list[EncodedPair]:
     steps = planned_steps(len(loader), options)
     if steps >= len(loader):
         return []
-    return [loader.rows[index] for step in range(steps) for index in loader.rows_of(0, step)]
+    return chosen(loader.rows, np.array([at for step in range(steps) for at in loader.rows_of(0, step)], np.int64))
 
 
-def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[list[EncodedPair]]:
-    """Pairs of one batch each, fewer where they are long."""
-    some: list[EncodedPair] = []
-    longest = 0
-    for pair in pairs:
-        longest = max(longest, min(max_length, len(pair.ids)))
-        if some and (len(some) == REFERENCE_PAIRS or 2 * longest * (len(some) + 1) > REFERENCE_TOKENS):
-            yield some
-            some, longest = [], min(max_length, len(pair.ids))
-        some.append(pair)
-    if some:
-        yield some
+def _places(pairs: Sequence[EncodedPair], some: Sequence[EncodedPair]) -> NDArray[np.int64]:
+    """Which of the pairs some of them are."""
+    row_R, wanted_R = pair_lengths(pairs).row_R, pair_lengths(some).row_R
+    order_R = np.argsort(row_R, kind="stable")
+    return order_R[np.searchsorted(row_R, wanted_R, sorter=order_R)]
 
 
-def _dealt(batches: Sequence[list[EncodedPair]], prepared: Prepared, journal: Keeps | None, ranks: Ranks) -> list[int]:
+def _of(pairs: Sequence[EncodedPair], batch: range) -> list[EncodedPair]:
+    return [pairs[at] for at in batch]
+
+
+def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[range]:
+    """The numbers of pairs of one batch each, fewer where they are long."""
+    first = longest = 0
+    for at, ids in enumerate(np.minimum(pair_lengths(pairs).longest_R, max_length).tolist()):
+        longest = max(longest, ids)
+        if at > first and (at - first == REFERENCE_PAIRS or 2 * longest * (at - first + 1) > REFERENCE_TOKENS):
+            yield range(first, at)
+            first, longest = at, ids
+    if len(pairs):
+        yield range(first, len(pairs))
+
+
+def _dealt(
+    pairs: Sequence[EncodedPair], batches: Sequence[range], prepared: Prepared, journal: Keeps | None, ranks: Ranks
+) -> list[int]:
     """Which process scores each batch: one whose ``journal`` has it, or else each in turn."""
     if ranks.alone:
         return [0] * len(batches)
     own = []
     if journal is not None:
-        own = [at for at, some in enumerate(batches) if journal.kept(_key(some, prepared)) is not None]
+        keys = (_key(_of(pairs, batch), prepared) for batch in batches)
+        own = [at for at, key in enumerate(keys) if journal.kept(key) is not None]
     has = {at: rank for rank, kept in enumerate(ranks.gather(own)) for at in kept}
     turns = itertools.cycle(range(ranks.world))
     return [has[at] if at in has else next(turns) for at in range(len(batches))]
@@ -133,7 +155,7 @@ def _key(pairs: list[EncodedPair], prepared: Prepared) -> str:
 
 
 class _Scores:
-    """Pairs with the reference's log-probabilities, in the order in which they were announced.
+    """What the reference says of pairs, in the order in which they were announced.
 
     Args:
         reference: the model.
@@ -157,8 +179,8 @@ class _Scores:
         batches = [collate_pairs(one, prepared.tokenizer.eos_id, prepared.max_length, layout) for one in new]
         self._passes = ranks.level(batches)
 
-    def of(self, pairs: list[EncodedPair]) -> list[EncodedPair]:
-        """The next ones."""
+    def of(self, pairs: list[EncodedPair]) -> Sequence[Sides]:
+        """Of the next ones: of each pair's answers, and of those of another row where it has them."""
         found = self._kept(pairs)
         if found is None:
             batch = next(self._passes).batch
@@ -167,11 +189,8 @@ class _Scores:
             if self._journal is not None:
                 key = _key(pairs, self._prepared)
                 self._journal.keep(key, [[_packed(side) for side in pair] for pair in found])
-        scored = [replace(pair, reference=known) for pair, known in zip(pairs, found, strict=True)]
         others = _others(pairs)
-        if not others:
-            return scored
-        return [replace(pair, other=other) for pair, other in zip(scored, self.of(others), strict=True)]
+        return [(*own, *more) for own, more in zip(found, self.of(others), strict=True)] if others else found
 
     def end(self) -> None:
         """Compute with those who have more to ask about."""

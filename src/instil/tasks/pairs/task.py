@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from instil.data.encoding import check_vocabulary, encode_all
+from instil.data.files.rows import open_rows
 from instil.data.sources import Source
 from instil.data.splits import PARTS, Part
+from instil.data.store.build import tokens_ahead
+from instil.data.store.examples import ExampleStore
+from instil.data.store.pairs import EncodedPairs, PairStore
+from instil.data.store.sources import stored
+from instil.data.subset import Lazy, Subset, chosen
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import DataError, ModelError, SettingsError, counted
@@ -22,9 +33,11 @@ from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.doctor import diagnose
 from instil.tasks.pairs.encoding import encode_pair, is_told_apart, is_within, with_others
 from instil.tasks.pairs.fading import FadingWatch
+from instil.tasks.pairs.lengths import PairLengths, pair_lengths
 from instil.tasks.pairs.losses import Preference
 from instil.tasks.pairs.reference import with_reference
-from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
+from instil.tasks.pairs.source import PairRows, PairSource, open_pairs
+from instil.tasks.pairs.views import Longest, WithOthers, chosen_rows, longest
 from instil.tasks.task import Data, Keeps, Prepared, Task, View
 from instil.train.metrics import StepRecord
 from instil.train.objective import Objective
@@ -45,15 +58,25 @@ class Preferences(Task[EncodedPair]):
 
     def read(self, data: Data) -> PairSource:
         options, keep_equal = self.settings.data, self.settings.dpo.keep_equal
-        if isinstance(data, str | Path):
-            source = read_pairs(data, skip_bad=options.skip_bad, keep_equal=keep_equal, mapping=options.map)
-        else:
-            source = pairs_from(list(data), skip_bad=options.skip_bad, keep_equal=keep_equal, mapping=options.map)
-        return source.normalised(self.settings.data.normalise)
+        rows = data if isinstance(data, str | Path) else list(data)
+
+        def read() -> PairRows:
+            return open_pairs(
+                rows,
+                skip_bad=options.skip_bad,
+                keep_equal=keep_equal,
+                mapping=options.map,
+                form=options.normalise,
+            )
+
+        files = open_rows(rows, skip_bad=options.skip_bad).files if isinstance(rows, str | Path) else ()
+        how = {"skip_bad": options.skip_bad, "normalise": options.normalise, "map": list(options.map)}
+        source = stored(read, self.screen, files=files, **how, pairs=True, keep_equal=keep_equal)
+        return source if isinstance(source, PairSource) else PairSource.in_store(source)
 
     def encode(
         self, source: Source, examples: Sequence[Example], template: Template, tokenizer: Tokenizer
-    ) -> list[EncodedPair]:
+    ) -> Sequence[EncodedPair]:
         assert isinstance(source, PairSource), "pairs come from a source of pairs"
         by_row = {pair.row: pair for pair in source.pairs}
         options, scored = self.settings.data, self.settings.dpo.scored
@@ -63,6 +86,43 @@ class Preferences(Task[EncodedPair]):
 
         rows = encode_all(examples, encoded)
         return with_others(rows) if self._preference.needs_distance else rows
+
+    @contextmanager
+    def encoding(
+        self, source: Source, template: Template, tokenizer: Tokenizer
+    ) -> Iterator[Callable[[Sequence[Example]], Sequence[EncodedPair]]]:
+        """Of pairs in a store other processes begin with all at once."""
+        rows, options, scored = source.examples, self.settings.data, self.settings.dpo.scored
+        if not isinstance(rows, ExampleStore):
+            yield lambda examples: self.encode(source, examples, template, tokenizer)
+            return
+        how = template, tokenizer, options.train_on, self.screen, options.turns, scored
+        with tokens_ahead(rows, *how) as tokens:
+
+            @cache
+            def stored_pairs() -> EncodedPairs:
+                return EncodedPairs(tokens().folder, scored)
+
+            def encoded(examples: Sequence[Example]) -> Sequence[EncodedPair]:
+                assert isinstance(examples, Subset) and examples.rows is rows, "the parts are of this store"
+                pairs = stored_pairs().subset(examples.numbers)
+                return WithOthers(pairs)[:] if self._preference.needs_distance else pairs
+
+            yield encoded
+
+    def usable(self, rows: Sequence[EncodedPair], max_length: int) -> Sequence[EncodedPair]:
+        usable_R = self._usable_R(pair_lengths(rows), max_length)
+        return rows if usable_R.all() else chosen(rows, np.flatnonzero(usable_R))
+
+    def doubtful(self, rows: Sequence[EncodedPair], max_length: int) -> Sequence[EncodedPair]:
+        lengths = pair_lengths(rows)
+        cut_R = lengths.longest_R - 1 > max_length
+        return chosen(rows, np.flatnonzero(cut_R | ~self._usable_R(lengths, max_length)))
+
+    def _usable_R(self, lengths: PairLengths, max_length: int) -> NDArray[np.bool_]:
+        """Those of which `left_out` has nothing to say."""
+        within_R = lengths.within_R(max_length)
+        return within_R if self.settings.dpo.keep_equal else within_R & lengths.told_apart_R(max_length)
 
     def left_out(self, row: EncodedPair, max_length: int) -> str:
         """Both answers need something to score, and not the same, unless equal ones are to be kept."""
@@ -76,12 +136,21 @@ class Preferences(Task[EncodedPair]):
         return row.chosen
 
     def longest(self, row: EncodedPair) -> Encoded:
-        return max(row.chosen, row.rejected, key=lambda side: len(side.ids))
+        return longest(row)
+
+    def answered(self, rows: Sequence[EncodedPair]) -> Sequence[Encoded]:
+        return chosen_rows(rows)
+
+    def measured(self, rows: Sequence[EncodedPair]) -> Sequence[Encoded]:
+        return Longest(rows) if isinstance(rows, Lazy) else super().measured(rows)
 
     def answers(self, source: Source) -> Callable[[Example], Sequence[str]]:
         """Both of them."""
         assert isinstance(source, PairSource), "pairs come from a source of pairs"
-        by_row = {pair.row: (pair.chosen, pair.rejected) for pair in source.pairs}
+        pairs = source.pairs
+        if isinstance(pairs, PairStore):
+            return pairs.answers
+        by_row = {pair.row: (pair.chosen, pair.rejected) for pair in pairs}
         return lambda example: by_row[example.row]
 
     def objective(self) -> Objective:
@@ -103,8 +172,7 @@ class Preferences(Task[EncodedPair]):
         assert isinstance(source, PairSource), "pairs come from a source of pairs"
         usable = {part: self.usable(rows[part], max_length) for part in PARTS}
         lines = check(rows, usable["train"], max_length, self.settings, template, model)
-        every = [pair for part in PARTS for pair in usable[part]]
-        return lines + list(doubts(source, every, max_length, tokenizer))
+        return lines + list(doubts(source, usable, max_length, tokenizer))
 
     @property
     def looks_before(self) -> bool:
@@ -164,7 +232,8 @@ def check(
         raise SettingsError("dpo.label_smoothing is for dpo.loss=dpo (which it makes cDPO); leave it at 0")
     if settings.dpo.reference and not Preference(settings.dpo).needs_reference:
         raise SettingsError(f"dpo.loss={settings.dpo.loss} has no reference; leave dpo.reference out")
-    if not any(is_within(pair, max_length) for pair in pairs["train"]):
+    lengths = {part: pair_lengths(pairs[part]) for part in PARTS}
+    if not lengths["train"].within_R(max_length).any():
         raise DataError(f"no training pair has both answers within {max_length} tokens; raise data.max_length")
     if not left:
         raise DataError(
@@ -176,29 +245,34 @@ def check(
             f"dpo.loss={settings.dpo.loss} asks how likely the answers of other rows are, and only one training "
             "pair is left; add pairs, or take another loss"
         )
+
+    def rows(which_R: Callable[[PairLengths], NDArray[np.bool_]]) -> list[int]:
+        found: list[int] = np.concatenate([one.row_R[which_R(one)] for one in lengths.values()]).tolist()
+        return found
+
+    def equal_R(one: PairLengths) -> NDArray[np.bool_]:
+        return one.within_R(max_length) & ~one.told_apart_R(max_length)
+
     lines = []
-    every = [pair for part in PARTS for pair in pairs[part]]
-    left_out = [pair.row for pair in every if not is_within(pair, max_length)]
-    if left_out:
+    if left_out := rows(lambda one: ~one.within_R(max_length)):
         lines.append(
             f"{counted(len(left_out), 'pair is', 'pairs are')} skipped, an answer lies beyond {max_length} tokens: "
             f"rows {left_out[:20]}"
         )
-    same = [pair.row for pair in every if is_within(pair, max_length) and not is_told_apart(pair, max_length)]
+    same = rows(equal_R)
     if same and not settings.dpo.keep_equal:
         lines.append(
             f"{counted(len(same), 'pair is', 'pairs are')} skipped, whose answers are equal within {max_length} tokens "
             f"and prefer nothing: "
             f"rows {same[:20]}"
         )
-    by_cut = [pair.row for pair in every if pair.row in set(same) and pair.chosen.ids != pair.rejected.ids]
+    by_cut = rows(lambda one: equal_R(one) & one.differ_R)
     if by_cut and settings.dpo.keep_equal:  # of those that are equal in the file the source tells
         lines.append(
             f"{counted(len(by_cut), 'pair has', 'pairs have')} equal answers within {max_length} tokens, which "
             f"teaches nothing: rows {by_cut[:20]}"
         )
-    cut = [pair.row for pair in every if _is_cut(pair, max_length)]
-    if cut:
+    if cut := rows(lambda one: one.longest_R - 1 > max_length):
         lose = counted(len(cut), "pair loses", "pairs lose")
         lines.append(f"{lose} the end of an answer at {max_length} tokens: rows {cut[:20]}")
     if settings.dpo.reference:
@@ -206,22 +280,26 @@ def check(
     return lines
 
 
-def _is_cut(pair: EncodedPair, max_length: int) -> bool:
-    return max(len(pair.chosen.ids), len(pair.rejected.ids)) - 1 > max_length
-
-
-def doubts(source: PairSource, usable: Sequence[EncodedPair], max_length: int, tokenizer: Tokenizer) -> Iterator[str]:
+def doubts(source: PairSource, usable: Pairs, max_length: int, tokenizer: Tokenizer) -> Iterator[str]:
     """What the doctor says against the pairs as they are trained on: without those left out, and as they are cut."""
-    kept = {pair.row: pair for pair in usable}
-    some = [pair for pair in source.pairs[:LOOKED_AT] if pair.row in kept]
-    looked_at = [_as_cut(pair, kept[pair.row], max_length, tokenizer) for pair in some]
-    for finding in diagnose(looked_at).of("warning"):
+    kept: set[int] = set()
+    cut: dict[int, EncodedPair] = {}
+    some = source.pairs[:LOOKED_AT]
+    numbers = np.array([pair.row for pair in some], np.int64)
+    for part in PARTS:
+        lengths = pair_lengths(usable[part])
+        looked_at_R = np.isin(lengths.row_R, numbers)
+        kept.update(lengths.row_R[looked_at_R].tolist())
+        cut_R = looked_at_R & (lengths.longest_R - 1 > max_length)
+        cut |= {pair.row: pair for pair in chosen(usable[part], np.flatnonzero(cut_R))}
+    found = (_as_cut(pair, cut.get(pair.row), max_length, tokenizer) for pair in some if pair.row in kept)
+    for finding in diagnose(list(found)).of("warning"):
         if finding.kind != "equal":  # those have been told of
             yield finding.line()
 
 
-def _as_cut(pair: Pair, encoded: EncodedPair, max_length: int, tokenizer: Tokenizer) -> Pair:
-    if not _is_cut(encoded, max_length):
+def _as_cut(pair: Pair, encoded: EncodedPair | None, max_length: int, tokenizer: Tokenizer) -> Pair:
+    if encoded is None:
         return pair
     texts = (
         tokenizer.decode(list(row.ids[row.prompt_length : max_length + 1])) if len(row.ids) - 1 > max_length else text
@@ -249,7 +327,7 @@ def _check_reference(
         raise ModelError(
             f"dpo.reference={name} has a vocabulary of {spec.vocab_size:,} ids, the model one of {grown:,}; " + advice
         )
-    longest = min(max_length, max(len(pair.ids) - 1 for part in PARTS for pair in pairs[part]))
+    longest = min(max_length, max(int(pair_lengths(pairs[part]).longest_R.max(initial=0)) - 1 for part in PARTS))
     if longest > spec.context:
         raise ModelError(
             f"dpo.reference={name} has a context of {spec.context:,} tokens, and rows have up to {longest:,}; "

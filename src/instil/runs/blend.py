@@ -121,7 +121,7 @@ def plot_blend(blend: Blend, path: Path) -> None:
             [blend.best.lost], [100 * blend.best.gain], color="#c8553d", marker="o", markersize=8,
             linestyle="", label=f"chosen: {blend.best.share:.1f} of the way",
         )  # fmt: skip
-        axis.legend(frameon=False, loc="lower right")
+        axis.legend(frameon=False, loc="best")
     axis.set_xlabel("bits a byte more than the base on general texts")
     axis.set_ylabel("% of the gain on validation rows")
     axis.grid(alpha=0.2)

@@ -206,8 +206,9 @@ def _blend_of(looks: Sequence[_Look]) -> Blend:
         return Blend(points, None, len(base.losses), len(base.texts), sentence)
     best, gained = points[chosen], interval([a - b for a, b in zip(base.losses, tuned.losses, strict=True)])
     sentence = (
-        f"{best.share:.1f} of the way from the base to the tuned model keeps {best.gain:.1%} of the gain on {rows}, "
-        f"and loses {best.lost:+.4f} bits a byte on general texts where the tuned model loses {points[-1].lost:+.4f}"
+        f"{best.share:.1f} of the way from the base to the tuned model keeps {100 * best.gain:.1f} % of the gain on "
+        f"{rows}, and needs {best.lost:+.4f} bits a byte on general texts beside the base, where the tuned model needs "
+        f"{points[-1].lost:+.4f}"
     )
     gaps = [a.value - b.value for a, b in zip(looks[chosen].texts, tuned.texts, strict=True)]
     less = interval(gaps)

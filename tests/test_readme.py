@@ -67,6 +67,8 @@ GOES_ON = {
     "docs/scale.md": "tests/e2e/test_processes.py::test_one_that_dies_ends_all_and_the_run_goes_on",
     "docs/resume.md": "tests/recipes/test_resume.py::test_a_killed_training_ends_as_one_that_was_not",
     "docs/runs.md": "tests/recipes/test_resume.py::test_a_killed_training_ends_as_one_that_was_not",
+    "docs/many_rows.md": "tests/tasks/pairs/test_many_pairs.py::test_a_build_that_was_killed_goes_on_to_the_same_bytes",
+    "docs/worth.md": "tests/recipes/test_more.py::test_a_quarter_twice_and_half_are_trained_on_and_kept",
 }
 PROMISE = r"goes on where|same command goes on|taken up|take up|resum|--resume|in the middle"
 

@@ -89,3 +89,14 @@ def test_groups_are_means_of_languages_and_skills() -> None:
         (SKILLS, "group 0"): (1, 0.0, 100.0),
         (SKILLS, "group 1"): (1, 100.0, 100.0),
     }
+
+
+def test_a_sure_change_that_is_too_little_to_matter_is_none() -> None:
+    """Half a hundredth of a bit: every text of a tiny change is worse, and nobody would notice."""
+    before = [Measured(TEXTS, f"text {n}", "en", 1.5) for n in range(30)]
+    for gap, outcome in ((0.0001, "not distinguishable"), (0.02, "worse"), (-0.02, "better")):
+        after = [Measured(TEXTS, f"text {n}", "en", 1.5 + gap * (1 + n / 300)) for n in range(30)]
+        (change,) = changes(before, after)
+        assert change.p < 0.001
+        assert change.outcome == outcome
+        assert ("too little to matter" in change.sentence) == (gap == 0.0001)

@@ -15,7 +15,7 @@ from instil.data.templates.forms import TEMPLATES
 from instil.errors import InstilError
 from instil.evaluate.offline import score_offline
 from instil.recipes.compare import compare
-from instil.recipes.respond import _task_of
+from instil.recipes.rows_of_run import _task_of
 from instil.recipes.sweep.file import Overrides, read_sweep
 from instil.recipes.sweep.rows import loss_of, row_of
 from instil.records import Example

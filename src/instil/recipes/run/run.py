@@ -186,7 +186,9 @@ def _run(
             if answers:
                 answered.before(forecast, facts["hashes"]["before"], how.before)
             outside = None
-            if how.answers and settings.keep.measure:
+            if how.answers and settings.keep.measure and elsewhere:
+                clock.screen.say("  no process holds the whole model, so instil keep measures afterwards what was lost")
+            elif how.answers and settings.keep.measure:
                 outside = OutsideOfRows(folder, prepared, decoder, clock, journal)
                 outside.before(facts["hashes"]["model"], answered.form.form if answered.form else "", how.before)
 

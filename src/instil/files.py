@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import MISSING, fields
 from itertools import takewhile
@@ -268,6 +268,21 @@ def read_json_object(
     found = read_json(path, error=error, problem=problem, advice=advice)
     if not isinstance(found, dict):
         raise error(f"{path}: wanted a JSON object, found: {json_kind(found)}")
+    return found
+
+
+def others_than(folder: Path, hashes: Mapping[str, str], of: str) -> list[str]:
+    """Files of a folder that do not have the SHA-256 that is given for their names, each with what is wrong.
+
+    ``of`` is what the right ones belong to.
+    """
+    found = []
+    for name, sha256 in hashes.items():
+        file = folder / name
+        if not file.is_file():
+            found.append(f"{name} is missing")
+        elif sha256_of(file) != sha256:
+            found.append(f"{name} is not the file that {of} is of")
     return found
 
 

@@ -92,6 +92,20 @@ def test_what_does_not_fit_at_all_is_refused_with_what_it_takes(
     assert not (tmp_path / "run-first").exists()
 
 
+def test_looks_at_validation_rows_take_time_too(
+    file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = []
+    for a_pass in (0.0, 2.0):
+        slow(monkeypatch, step=1.0, token=0.01)
+        monkeypatch.setattr(module, "time_evaluation", lambda *args, pace=a_pass: Pace(pace, 0.0))
+        out = tmp_path / f"run{a_pass}"
+        first_verdict(file, tiny_folder, out, resolve(assignments=CHOSEN), 40.0, screen=QUIET)
+        at = out.with_name(f"{out.name}-first")
+        steps.append(RunFolder(at).read_settings()["settings"]["train"]["max_steps"])
+    assert steps[1] <= steps[0] - 2
+
+
 def test_time_that_is_gone_already_is_not_spent_again(
     file: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

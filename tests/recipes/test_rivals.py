@@ -16,7 +16,7 @@ from instil.errors import InstilError, ModelError, UserError
 from instil.evaluate.comparison import Comparison
 from instil.evaluate.statistics import Interval
 from instil.recipes.rivals.asking import Asked, Asking
-from instil.recipes.rivals.rivals import BASE, NAME, SHOWN, TOLD, TUNED, Rival, Rivals, rivals
+from instil.recipes.rivals.rivals import BASE, NAME, SHOWN, TOLD, TUNED, Rival, Rivals, _compared, rivals
 from instil.recipes.rivals.shots import Nearest, in_the_question, instructed
 from instil.records import Example, Turn
 from instil.runs.answers import find_answers
@@ -76,19 +76,27 @@ def test_answers_of_another_instruction_are_made_anew(run: Path) -> None:
     assert other.rivals[1].asked == first.rivals[1].asked
 
 
-def test_p_values_are_adjusted_for_the_number_of_rivals(run: Path, tmp_path: Path) -> None:
+def test_p_values_are_adjusted_for_the_number_of_rivals() -> None:
+    """Three rivals that differ from the tuned model in 7, 8 and 9 rows of 40, always to its favour."""
+    examples = tuple(Example(row["instruction"], row["output"], row=n) for n, row in enumerate(rows(40)))
+    right = [example.output for example in examples]
+
+    def asked(name: str, wrong: int) -> Asked:
+        said = ("?",) * wrong + tuple(right[wrong:])
+        return Asked(name, "", said, frozenset(), 0.1, 10.0, 1, Path(name))
+
+    found = _compared([asked(name, wrong) for name, wrong in ((TUNED, 0), ("a", 7), ("b", 8), ("c", 9))], examples)
+    assert found[0].against is None
+    ps = [one.against.p for one in found if one.against]
+    alone = [2 / 2**7, 2 / 2**8, 2 / 2**9]
+    assert ps == pytest.approx([alone[0], max(2 * alone[1], 3 * alone[2]), 3 * alone[2]])
+
+
+def test_other_models_are_asked_the_same(run: Path, tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "other", seed=9)
     found = rivals(run, shots=(1,), others=[str(model)])
     assert found.rivals[-1].name == str(model)
-    ps = [one.against.p for one in found.rivals if one.against]
-    plain = [
-        instil.compare(one.asked.file, found.rivals[0].asked.file).comparison.p for one in found.rivals if one.against
-    ]
-    order = sorted(range(4), key=lambda at: plain[at])
-    wanted = [0.0] * 4
-    for place, at in enumerate(order):
-        wanted[at] = max([min(1.0, (4 - place) * plain[at])] + [wanted[n] for n in order[:place]])
-    assert ps == pytest.approx(wanted)
+    assert len(found.rivals[-1].asked.answers) == found.rows
 
 
 def test_a_base_that_is_gone_or_another_is_named(run: Path, tmp_path: Path) -> None:

@@ -144,6 +144,15 @@ def test_where_there_is_no_place_for_them_it_is_said_before(settings: list[str],
         prepare(data if "dpo" in settings[0] else rows(40), tiny_folder, chosen)
 
 
+def test_all_processes_take_the_texts_of_the_first(tiny_folder: Path) -> None:
+    class Second(Ranks):
+        def gather(self, value: Any) -> Any:
+            return [[[7, 8, 9]] * len(value), value]
+
+    one = prepared(tiny_folder)
+    assert {text.ids for text in rehearsed(one, load(one), QUIET, ranks=Second()).rehearsal} == {(7, 8, 9)}
+
+
 def test_parts_of_a_model_do_not_write(tiny_folder: Path) -> None:
     class Sharded(Ranks):
         sharded = True

@@ -12,7 +12,7 @@ from instil.assistant.assistant import Assistant, load
 from instil.data.templates import OWN
 from instil.errors import InstilError, UserError, counted
 from instil.evaluate.offline import JUDGE, score_offline, trivial_baseline
-from instil.files import read_json, sha256_of
+from instil.files import others_than, read_json
 from instil.generate.answer import answer
 from instil.model.load import file_hash
 from instil.records import Completion, Verdict
@@ -116,13 +116,7 @@ def _at_most(rows: int, answered: dict[str, AnsweredRows]) -> int:
 
 def _files(folder: RunFolder, said: RunVerdict) -> list[str]:
     """Files that are not those that the verdict is of."""
-    found = []
-    for name, sha256 in said.files.items():
-        file = folder.path / name
-        if not file.is_file():
-            found.append(f"{name} is missing")
-        elif sha256_of(file) != sha256:
-            found.append(f"{name} is not the file that the verdict is of")
+    found = others_than(folder.path, said.files, "the verdict")
     facts = folder.read_settings()
     if settings_hash(facts) != said.settings:
         found.append(f"{RUN_FILE} has other settings than those that the verdict is of")

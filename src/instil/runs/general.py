@@ -16,7 +16,7 @@ from instil.errors import DataError
 from instil.evaluate.general.changes import PARTS, Change, changes, groups
 from instil.evaluate.general.material import material
 from instil.evaluate.general.measure import VERSION, Measured
-from instil.files import make_folder, read_json_object, record_of, records_in, sha256_of, write_rows
+from instil.files import make_folder, others_than, read_json_object, record_of, records_in, sha256_of, write_rows
 from instil.runs.folder import KEEP, KEEP_ROWS, RunFolder
 from instil.version import __version__
 
@@ -181,14 +181,7 @@ def read_general(folder: RunFolder) -> GeneralVerdict | None:
 
 def differing_rows(folder: RunFolder, kept: GeneralVerdict) -> list[str]:
     """Files of measurements that are not those that ``keep.json`` is of, each with what is wrong."""
-    found = []
-    for name, sha256 in kept.rows.items():
-        file = folder.path / name
-        if not file.is_file():
-            found.append(f"{name} is missing")
-        elif sha256_of(file) != sha256:
-            found.append(f"{name} is not the file that {KEEP} is of")
-    return found
+    return others_than(folder.path, kept.rows, KEEP)
 
 
 def _rows(folder: RunFolder, side: str) -> Path:

@@ -84,8 +84,23 @@ def test_greedy_answers_stay_the_same_whatever_else_is_answered(server: Running,
         assert list(pool.map(ask, range(14))) == [one.text for one in wanted]
 
 
+def unhurried(server: Running, patch: pytest.MonkeyPatch) -> None:
+    """Let the tiny model take its time: a fast machine would be done before anybody reads, or leaves."""
+    engine = server.worker.models["tiny"].assistant.engine
+    step = engine.step
+
+    def slowly() -> Any:
+        time.sleep(0.003)
+        return step()
+
+    patch.setattr(engine, "step", slowly)
+
+
 @pytest.mark.parametrize("usage", [True, False])
-def test_a_flow_tells_the_same_in_pieces(server: Running, client: openai.OpenAI, usage: bool) -> None:
+def test_a_flow_tells_the_same_in_pieces(
+    server: Running, client: openai.OpenAI, usage: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unhurried(server, monkeypatch)
     more: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
     whole = say(client, "Name three colours.", logprobs=True, top_logprobs=2)
     chunks = list(say(client, "Name three colours.", logprobs=True, top_logprobs=2, stream=True, **more))
@@ -383,19 +398,10 @@ def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.Open
     assert (server.worker.under_way, engine.passes, left(server)) == (0, before, gone + 1)
 
 
-def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(
-    server: Running, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = left(server)
     engine = server.worker.models["tiny"].assistant.engine
-    step = engine.step
-
-    def unhurried() -> Any:
-        """A fast machine would be done with all of it before anybody leaves."""
-        time.sleep(0.003)
-        return step()
-
-    monkeypatch.setattr(engine, "step", unhurried)
+    unhurried(server, monkeypatch)
     body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {str(TINY_END): -100}}
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.2)

@@ -13,9 +13,11 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from instil.assistant.assistant import load
 from instil.generate.request import Request
+from instil.model.decoder import batch_of_ids
 from instil.records import Example
 from instil.serve import grammar
 from instil.serve.app import make_app
@@ -322,11 +324,85 @@ def test_texts_are_gone_on_with(server: Running, client: openai.OpenAI) -> None:
     assert pieces[-1].choices[0].finish_reason == "length"
 
 
-@pytest.mark.parametrize("given", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": "x", "echo": True}, {"prompt": 3}])
+@pytest.mark.parametrize("given", [{"prompt": []}, {"prompt": [10**6]}, {"prompt": "x", "echo": 1}, {"prompt": 3}])
 def test_texts_that_cannot_be_gone_on_with(server: Running, given: dict[str, Any]) -> None:
     reply = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", "max_tokens": 2, **given})
     assert reply.status_code == 400
     assert server.worker.under_way == 0
+
+
+def test_what_the_model_thinks_of_a_text_is_told(server: Running, client: openai.OpenAI) -> None:
+    twin, text = server.twin, "One two three, four."
+    ids = [*twin.tokenizer.begin_ids, *twin.tokenizer.encode(text)]
+    with torch.inference_mode():
+        logits_ND = twin.decoder.logits(twin.decoder(batch_of_ids(torch.tensor([ids])))).log_softmax(-1)
+    wanted = [float(logits_ND[at, token]) for at, token in enumerate(ids[1:])]
+    found = client.completions.create(model="tiny", prompt=[text, "Three"], max_tokens=1, logprobs=3, echo=True)
+    assert [choice.text[: len(start)] for choice, start in zip(found.choices, (text, "Three"), strict=True)] == [
+        text,
+        "Three",
+    ]
+    told = found.choices[0].logprobs
+    assert told is not None and told.tokens and told.token_logprobs and told.top_logprobs and told.text_offset
+    assert len(told.tokens) == len(told.token_logprobs) == len(told.top_logprobs) == len(ids) + 1
+    assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+    assert told.token_logprobs[1:-1] == pytest.approx(wanted, abs=1e-4)
+    assert all(0 < len(one) <= 3 for one in told.top_logprobs[1:])
+    best = [float(row.max()) for row in logits_ND[:-1]]
+    assert [max(one.values()) for one in told.top_logprobs[1:-1]] == pytest.approx(best, abs=1e-4)
+    # by ids, and without anything new
+    bare = client.completions.create(model="tiny", prompt=ids, max_tokens=0, logprobs=0, echo=True)
+    assert bare.choices[0].text == twin.tokenizer.decode(ids) and bare.usage and bare.usage.completion_tokens == 0
+    assert bare.choices[0].logprobs and bare.choices[0].logprobs.token_logprobs == told.token_logprobs[:-1]
+    plain = client.completions.create(model="tiny", prompt=text, max_tokens=4)
+    echoed = client.completions.create(model="tiny", prompt=text, max_tokens=4, echo=True)
+    assert echoed.choices[0].text == text + plain.choices[0].text and echoed.choices[0].logprobs is None
+
+
+def test_an_answer_that_ends_at_once_leaves_what_was_thought_of_the_end(server: Running, client: openai.OpenAI) -> None:
+    """Who asks for a prompt and one token more counts on one more being told."""
+    end, ids = server.twin.tokenizer.eos_id, server.twin.tokenizer.encode("One two")
+    asks: Any = {"model": "tiny", "prompt": ids, "max_tokens": 1, "logprobs": 1, "echo": True}
+    found = client.completions.create(**asks, logit_bias={str(end): 100})
+    told = found.choices[0].logprobs
+    assert found.choices[0].finish_reason == "stop" and told is not None and told.token_logprobs
+    assert len(told.token_logprobs) == len(ids) + 1
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": "x", "max_tokens": 0},
+        {"prompt": "x", "echo": True, "stream": True},
+        {"prompt": [10**6], "echo": True, "logprobs": 0, "max_tokens": 0},
+        {"prompt": [], "echo": True, "logprobs": 0, "max_tokens": 0},
+        {"prompt": [1] * 5000, "echo": True, "logprobs": 0, "max_tokens": 0},
+        {"prompt": [-1], "echo": True, "max_tokens": 0},
+    ],
+)
+def test_texts_that_cannot_be_told_of(server: Running, given: dict[str, Any]) -> None:
+    reply = httpx.post(f"{server.url}/v1/completions", json={"model": "tiny", **given})
+    assert reply.status_code == 400, reply.text
+    assert server.worker.under_way == 0
+
+
+def test_answers_go_on_between_the_texts_that_are_read(server: Running, client: openai.OpenAI) -> None:
+    """A long list of texts keeps nobody waiting for all of it; what was asked is answered as without them."""
+    alone = say(client, "One?").choices[0].message.content
+    order: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+
+        def texts() -> None:
+            client.completions.create(model="tiny", prompt=["a b c " * 20] * 40, max_tokens=0, logprobs=0, echo=True)
+            order.append("texts")
+
+        reading = pool.submit(texts)
+        while server.worker.under_way < 20:
+            time.sleep(0.001)
+        assert say(client, "One?").choices[0].message.content == alone
+        order.append("answer")
+        reading.result()
+    assert order == ["answer", "texts"]
 
 
 def test_responses(server: Running, client: openai.OpenAI) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from instil.errors import DataError, SettingsError
 from instil.generate.prefixes import PrefixCache
-from instil.generate.request import Generated, Request, Row
+from instil.generate.request import Generated, Request, Row, check_prompt
 from instil.generate.sampling import CLOSE, Sampling, most_likely, probabilities
 from instil.generate.slots import Slots
 from instil.layouts import Shared
@@ -94,12 +94,9 @@ class Engine:
                 its keys and values would not fit into memory.
         """
         context, prompt = self.decoder.spec.context, len(request.prompt)
-        if not prompt:
-            raise DataError("the prompt is empty")
+        check_prompt(request.prompt, self.decoder.spec.vocab_size)
         if prompt >= context:
             raise DataError(f"the prompt has {prompt:,} tokens; the model's context is {context:,}")
-        if not 0 <= min(request.prompt) <= max(request.prompt) < self.decoder.spec.vocab_size:
-            raise DataError(f"the prompt has ids outside of the model's {self.decoder.spec.vocab_size:,}")
         if not all(0 <= index < self.decoder.spec.vocab_size for index, _ in request.sampling.logit_bias):
             raise DataError(f"logit_bias names ids outside of the model's {self.decoder.spec.vocab_size:,}")
         if request.max_new_tokens < 1:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from instil.errors import DataError
 from instil.generate.sampling import Sampler, Sampling, shaped
 from instil.generate.slots import Slot
 from instil.generate.speculation import PromptLookup
@@ -78,6 +79,18 @@ class Request:
     on_done: Callable[[Generated], None] = lambda generated: None
 
 
+def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse a prompt that a model cannot read.
+
+    Raises:
+        DataError: it is empty or holds ids that the model does not have.
+    """
+    if not ids:
+        raise DataError("the prompt is empty")
+    if not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise DataError(f"the prompt has ids outside of the model's {vocab_size:,}")
+
+
 class Row:
     """A request being answered."""
 
@@ -116,6 +129,11 @@ class Row:
     def tell(self, token: int, logprobs_V: Tensor) -> None:
         """Tell what the model thought of a token that is taken."""
         assert self.request.logprobs is not None
-        best = logprobs_V.topk(min(self.request.logprobs, len(logprobs_V)))
-        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        self.request.on_logprobs(TokenLogprobs(token, float(logprobs_V[token]), top))
+        self.request.on_logprobs(token_logprobs(token, logprobs_V, self.request.logprobs))
+
+
+def token_logprobs(token: int, logprobs_V: Tensor, top: int) -> TokenLogprobs:
+    """What is told of one token of all that might have stood there, with so many of the likeliest."""
+    best = logprobs_V.topk(min(top, len(logprobs_V)))
+    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return TokenLogprobs(token, float(logprobs_V[token]), likeliest)

@@ -35,19 +35,24 @@ def tokens_told(tokenizer: Tokenizer, told: Sequence[TokenLogprobs]) -> list[dic
     ]
 
 
-def lists_told(tokenizer: Tokenizer, told: Sequence[TokenLogprobs], offset: int) -> dict[str, Any]:
+def lists_told(
+    tokenizer: Tokenizer, told: Sequence[TokenLogprobs], offset: int, *, first: int | None = None
+) -> dict[str, Any]:
     """The same as completions have them, with where each token begins.
 
     Args:
         tokenizer: of the model.
         told: tokens.
         offset: characters of the tokens before them.
+        first: a token before them of which nothing can be said, since nothing stands before it.
     """
-    tokens = [_text(tokenizer, one.token) for one in told]
+    unsaid = [] if first is None else [None]
+    tokens = [_text(tokenizer, index) for index in [*([] if first is None else [first]), *(one.token for one in told)]]
     return {
         "tokens": tokens,
-        "token_logprobs": [max(one.logprob, LEAST) for one in told],
-        "top_logprobs": [{_text(tokenizer, index): max(value, LEAST) for index, value in one.top} for one in told],
+        "token_logprobs": unsaid + [max(one.logprob, LEAST) for one in told],
+        "top_logprobs": unsaid
+        + [{_text(tokenizer, index): max(value, LEAST) for index, value in one.top} for one in told],
         "text_offset": [offset + sum(map(len, tokens[:at])) for at in range(len(tokens))],
     }
 

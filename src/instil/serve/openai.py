@@ -10,14 +10,16 @@ import asyncio
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
-from instil.generate.request import TokenLogprobs
+from instil.generate.answer import AnswerStream
+from instil.generate.request import Request as Put
+from instil.generate.request import TokenLogprobs, check_prompt
 from instil.serve.asked import (
     MOST_LOGPROBS,
     Number,
@@ -39,9 +41,11 @@ from instil.serve.worker import Piece, Worker
 
 MOST_PROMPTS = 128
 
+T = TypeVar("T")
+
 # What would change an answer and cannot be done here, with the values that change nothing.
 NOT_DONE: dict[str, tuple[Any, ...]] = {
-    "n": (1,), "best_of": (1,), "echo": (False,), "suffix": ("",), "tools": ([],), "tool_choice": ("none", "auto"),
+    "n": (1,), "best_of": (1,), "suffix": ("",), "tools": ([],), "tool_choice": ("none", "auto"),
     "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (), "prediction": (),
     "web_search_options": (), "reasoning_effort": ("none",), "mirostat": (0,), "grammar": (),
     "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (), "ignore_eos": (False,),
@@ -126,6 +130,8 @@ class Completion(Sampled):
 
     prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]] = Field(max_length=1 << 20)
     logprobs: StrictInt | None = Field(None, ge=0, le=MOST_LOGPROBS)
+    max_tokens: StrictInt | None = Field(None, ge=0, description="0 goes with echo: nothing new is wanted")
+    echo: bool | None = Field(None, strict=True, description="the prompt is told before the answer, and its logprobs")
 
 
 Sampled.model_rebuild()
@@ -199,29 +205,60 @@ def openai_routes(models: Models, worker: Worker, grammars: Grammars) -> APIRout
     )
     async def completions(asks: Completion, request: Request) -> Response:
         served = models[asks.model]
-        wanted = asks.wanted(asks.max_tokens, asks.logprobs)
+        if asks.max_tokens == 0 and not asks.echo:
+            raise ServeError(400, "max_tokens is 0; wanted 1 or more, or echo: true", param="max_tokens")
+        if asks.echo and asks.stream:
+            raise ServeError(400, "echo tells the prompt at once; it does not go with stream: true", param="echo")
+        wanted = asks.wanted(asks.max_tokens or None, asks.logprobs)
         prompts = await asyncio.to_thread(_prompts, served, asks.prompt)
         if asks.stream and len(prompts) > 1:
             raise ServeError(400, "a stream tells the answer to one prompt; leave stream out, or ask singly")
         worker.check_room(served, len(prompts))
-        puts = [await asyncio.to_thread(asked, served, prompt, wanted, grammars, bare=True) for prompt in prompts]
-        head, known = _head("cmpl", "text_completion", served), sum(map(len, prompts))
-        if asks.stream:
+        puts = [
+            None if asks.max_tokens == 0 else await asyncio.to_thread(asked, served, ids, wanted, grammars, bare=True)
+            for _, ids in prompts
+        ]
+        head, known = _head("cmpl", "text_completion", served), sum(len(ids) for _, ids in prompts)
+        if asks.stream and puts[0] is not None:
             flow = await begun(worker.answer(served, *puts[0]))
             return lines(request, _text_chunks(flow, asks, served, head, known), event_line)
-        found = await _all(worker, served, puts)
-        choices = [_text_choice(served, asks, one, index) for index, one in enumerate(found)]
-        return JSONResponse({**head, "choices": choices, "usage": usage(known, sum(one.tokens for one in found))})
+        told_of = asks.logprobs if asks.echo else None
+        found = await _all(
+            complete(worker, served, ids, put, told_of) for (_, ids), put in zip(prompts, puts, strict=True)
+        )
+        choices = [
+            _text_choice(served, asks, prompt, *one, index)
+            for index, (prompt, one) in enumerate(zip(prompts, found, strict=True))
+        ]
+        made = sum(answer.tokens for _, answer in found)
+        return JSONResponse({**head, "choices": choices, "usage": usage(known, made)})
 
     return routes
 
 
-async def _all(worker: Worker, served: Served, puts: Sequence[Any]) -> list[Whole]:
+async def complete(
+    worker: Worker, served: Served, ids: Sequence[int], put: tuple[Put, AnswerStream] | None, told_of: int | None
+) -> tuple[list[TokenLogprobs] | None, Whole]:
+    """What the model thinks of a prompt, if it is asked, and then its answer, if one is wanted.
+
+    An answer that ends before it has begun leaves what the model thought of that end behind the prompt's tokens: who
+    asks for one token wants to see one.
+    """
+    told = None
+    if told_of is not None:
+        told = await worker.read(served, ids, told_of, sorted(put[0].stop_ids) if put else ())
+    found = Whole(finish="length") if put is None else await whole(worker.answer(served, *put))
+    if told is not None and put is not None and (found.tokens or found.finish != "stop"):
+        told.pop()
+    return told, found
+
+
+async def _all(several: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(whole(worker.answer(served, *put))) for put in puts]
-    except ExceptionGroup as several:  # the first says enough
-        raise several.exceptions[0] from several
+            tasks = [group.create_task(one) for one in several]
+    except ExceptionGroup as errors:  # the first says enough
+        raise errors.exceptions[0] from errors
     return [task.result() for task in tasks]
 
 
@@ -272,17 +309,41 @@ async def _text_chunks(
     yield "[DONE]"
 
 
-def _text_choice(served: Served, asks: Completion, found: Whole, index: int) -> dict[str, Any]:
-    told = None if asks.logprobs is None else lists_told(served.assistant.tokenizer, found.logprobs, 0)
-    return {"index": index, "text": found.text, "logprobs": told, "finish_reason": finish_reason(found.finish)}
+def _text_choice(
+    served: Served,
+    asks: Completion,
+    prompt: tuple[str | None, list[int]],
+    read: Sequence[TokenLogprobs] | None,
+    found: Whole,
+    index: int,
+) -> dict[str, Any]:
+    tokenizer, (text, ids) = served.assistant.tokenizer, prompt
+    if not asks.echo:
+        text = ""
+    elif text is None:
+        text = tokenizer.decode(ids)
+    told = None
+    if asks.logprobs is not None:
+        told = lists_told(tokenizer, [*(read or ()), *found.logprobs], 0, first=None if read is None else ids[0])
+    return {
+        "index": index,
+        "text": text + found.text,
+        "logprobs": told,
+        "finish_reason": finish_reason(found.finish),
+    }
 
 
-def _prompts(served: Served, given: str | Sequence[Any]) -> list[list[int]]:
-    """Prompts of a completion as ids: a text, several, ids, or several lists of them."""
+def _prompts(served: Served, given: str | Sequence[Any]) -> list[tuple[str | None, list[int]]]:
+    """Prompts of a completion, text (if it was given) and ids: a text, several, ids, or several lists of them."""
     several: Sequence[Any] = [given] if isinstance(given, str) or (given and isinstance(given[0], int)) else given
     if not 0 < len(several) <= MOST_PROMPTS:
         raise ServeError(400, f"prompt holds {len(several)} prompts; wanted 1 to {MOST_PROMPTS}", param="prompt")
-    return [text_prompt(served, one) if isinstance(one, str) else list(one) for one in several]
+    found: list[tuple[str | None, list[int]]] = [
+        (one, text_prompt(served, one)) if isinstance(one, str) else (None, list(one)) for one in several
+    ]
+    for _, ids in found:
+        check_prompt(ids, served.assistant.decoder.spec.vocab_size)
+    return found
 
 
 def _model(served: Served) -> dict[str, Any]:

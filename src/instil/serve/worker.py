@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from instil.errors import InstilError
 from instil.generate.answer import AnswerStream
 from instil.generate.engine import Engine
+from instil.generate.reading import read
 from instil.generate.request import Generated, Request, TokenLogprobs
 from instil.records import Finish
 from instil.serve.errors import ServeError
@@ -101,6 +105,37 @@ class _Job:
         _deliver(self.loop, [(self.told, error)])
 
 
+@dataclass(slots=True, eq=False)
+class _Reading:
+    """A text that a model is to say of what it thinks of it, on its way through the thread."""
+
+    served: Served
+    ids: Sequence[int]
+    top: int
+    ends: Sequence[int]
+    loop: asyncio.AbstractEventLoop
+    told: asyncio.Queue[list[TokenLogprobs] | BaseException]
+    left: bool = False
+
+    def do(self) -> None:
+        """In the thread."""
+        if self.left:
+            return
+        try:
+            found = read(self.served.assistant.decoder, self.ids, self.top, self.ends)
+            # as in an answer: of numbers that are none nothing is told
+            if not all(math.isfinite(one.logprob) or one.logprob == -math.inf for one in found):
+                raise InstilError(f"{self.served.name} gives scores that are no numbers; its weights are broken")
+        except Exception as error:
+            self.tell(_in_words(error))
+        else:
+            _deliver(self.loop, [(self.told, found)])
+
+    def tell(self, error: BaseException) -> None:
+        """Hand over why nothing is told."""
+        _deliver(self.loop, [(self.told, error)])
+
+
 def _joined(pieces: list[Piece]) -> Piece:
     return Piece(
         "".join(piece.text for piece in pieces),
@@ -131,7 +166,8 @@ class Worker:
         for engine in self._jobs:
             engine.rows = rows
             engine.memory = engine.memory * ALONE // max(ALONE, len(self._jobs))
-        self._inbox: queue.SimpleQueue[tuple[str, _Job] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[str, _Job] | _Reading | None] = queue.SimpleQueue()
+        self._readings: deque[_Reading] = deque()
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._seconds = 1.0  # that an answer takes, of late
         self._stopping = self._ended = False
@@ -217,6 +253,36 @@ class Worker:
             if outcome == "left":
                 self._inbox.put(("cancel", job))
 
+    async def read(self, served: Served, ids: Sequence[int], top: int, ends: Sequence[int]) -> list[TokenLogprobs]:
+        """What a model thinks of a text (`instil.generate.reading.read`); between two texts, answers have a pass.
+
+        Raises:
+            Busy, Stopping: as `check_room`.
+            InstilError: the model's numbers are no numbers.
+        """
+        self.check_room(served)
+        told: asyncio.Queue[list[TokenLogprobs] | BaseException] = asyncio.Queue()
+        reading = _Reading(served, ids, top, ends, asyncio.get_running_loop(), told)
+        self.under_way += 1
+        self.metrics.under_way.set(self.under_way)
+        outcome = "left"
+        try:
+            self._inbox.put(reading)
+            if self._ended:
+                raise Stopping()
+            found = await told.get()
+            if isinstance(found, BaseException):
+                outcome = "failed"
+                raise found
+            outcome = "read"
+            return found
+        finally:
+            reading.left = True
+            self.under_way -= 1
+            self.metrics.under_way.set(self.under_way)
+            self.metrics.requests.labels(served.name, outcome).inc()
+            self.metrics.prompt_tokens.labels(served.name).inc(len(ids))
+
     def _work(self) -> None:
         """What the thread does until it is stopped."""
         try:
@@ -224,20 +290,24 @@ class Worker:
                 for engine, jobs in self._jobs.items():
                     if jobs:
                         self._step(engine, jobs)
+                if self._readings:
+                    self._readings.popleft().do()
         finally:  # whatever ended it, nobody waits for an answer that does not come
             self._ended = True
-            waiting = [job for jobs in self._jobs.values() for job in jobs]
+            waiting: list[_Job | _Reading] = [job for jobs in self._jobs.values() for job in jobs]
+            waiting += self._readings
             with contextlib.suppress(queue.Empty):
                 while True:
                     message = self._inbox.get_nowait()
-                    waiting += [message[1]] if message is not None else []
+                    if message is not None:
+                        waiting.append(message if isinstance(message, _Reading) else message[1])
             for job in waiting:
                 job.tell(Stopping())
 
     def _take_in(self) -> bool:
         """What has been asked for since the last pass, waited for where nothing is to be done; whether to go on."""
         while True:
-            idle = not any(self._jobs.values())
+            idle = not any(self._jobs.values()) and not self._readings
             try:
                 message = self._inbox.get(block=idle, timeout=IDLE)
             except queue.Empty:
@@ -248,6 +318,9 @@ class Worker:
                 continue
             if message is None:
                 return False
+            if isinstance(message, _Reading):
+                self._readings.append(message)
+                continue
             what, job = message
             engine = job.served.assistant.engine
             if what == "submit":
@@ -308,7 +381,7 @@ async def _next(pieces: asyncio.Queue[Piece | BaseException]) -> Piece:
 
 def _deliver(
     loop: asyncio.AbstractEventLoop,
-    pieces: Sequence[tuple[asyncio.Queue[Piece | BaseException], Piece | BaseException]],
+    pieces: Sequence[tuple[asyncio.Queue[Any], Any]],
 ) -> None:
     """Put pieces where their tasks wait for them, unless the loop has ended."""
 

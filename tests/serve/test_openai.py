@@ -480,7 +480,7 @@ def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running, m
     unhurried(server, monkeypatch)
     body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {str(TINY_END): -100}}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=0.2)
+        httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=1.0)
     until = time.monotonic() + 5
     while server.worker.under_way and time.monotonic() < until:
         time.sleep(0.01)

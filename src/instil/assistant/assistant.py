@@ -174,7 +174,7 @@ def load(
             notes.append(
                 f"{path}: asked in the form {chosen.name!r}; its own chat template is used with --template {OWN}"
             )
-    decoder = load_decoder(found, device=device_for("auto"))
+    decoder = load_decoder(found, device=device_for("auto"), mapped=True)
     check_vocabulary(chosen, tokenizer, decoder.spec.vocab_size)
     decoder.notes += tuple(notes)
     if beside is not None:

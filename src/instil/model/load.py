@@ -18,7 +18,11 @@ from instil.model.spec import DecoderSpec
 
 
 def load_decoder(
-    model: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
+    model: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    mapped: bool = False,
 ) -> Decoder:
     """Load a decoder by name, from a folder of `transformers` or of OpenAI's, or from a GGUF file.
 
@@ -29,6 +33,8 @@ def load_decoder(
         model: its name, folder or file.
         dtype: in which the weights are held. For answering any will do; `instil.train` wants float32 of what it trains.
         device: where.
+        mapped: leave weights in their file where it has them as they are wanted; they are read when they are used, by
+            all processes together, and the file may be replaced meanwhile, but not written to.
 
     Raises:
         ModelError: there is no such model, it is damaged, or of a kind that is not read here.
@@ -36,7 +42,7 @@ def load_decoder(
     reader = open_model(find_model(model))
     check_layers(reader)
     decoder = blank_decoder(reader.spec)
-    fill(decoder, reader, dtype, torch.device(device))
+    fill(decoder, reader, dtype, torch.device(device), mapped=mapped)
     decoder.notes = reader.notes
     return decoder.eval()
 

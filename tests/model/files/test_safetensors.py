@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from safetensors.torch import load_file
 
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
+from instil.model.files.folder import save_decoder
 from instil.model.files.reader import hub_tensors
-from instil.model.files.safetensors import SafetensorsFile, write_safetensors
+from instil.model.files.safetensors import LINE, SafetensorsFile, write_safetensors
+from instil.model.load import load_decoder
 from tests.train.test_training import SPECS
 
 
@@ -82,3 +85,75 @@ def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path: Path, monk
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(ModelError, match=r"x\.safetensors: cannot be read: Permission denied"):
         SafetensorsFile(path)
+
+
+def lies_in(tensor: torch.Tensor, path: Path) -> bool:
+    """Whether its numbers are those of a map of the file."""
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    spans = [tuple(int(end, 16) for end in line[0].split("-")) for line in maps]
+    return any(start <= tensor.data_ptr() < end for start, end in spans)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen3", "gemma2"])
+def test_weights_that_are_left_in_their_file_are_the_same(tmp_path: Path, family: str) -> None:
+    torch.manual_seed(0)
+    save_decoder(Decoder(SPECS[family]), tmp_path, eos_id=0)
+    read, left = load_decoder(tmp_path), load_decoder(tmp_path, mapped=True)
+    for name, tensor in read.named_parameters():
+        assert torch.equal(tensor, left.get_parameter(name)), name
+
+
+def test_all_of_a_model_that_was_written_here_can_be_left_in_its_file(tmp_path: Path) -> None:
+    """Joined weights, too: their parts were written one after the other."""
+    path = tmp_path / "model.safetensors"
+    spec = replace(SPECS["llama"], width=64, heads=4, kv_heads=2, head_width=16, mlp_width=96)
+    save_decoder(Decoder(spec), tmp_path, eos_id=0)
+    assert all(lies_in(tensor, path) for tensor in load_decoder(tmp_path, mapped=True).parameters())
+    assert not any(lies_in(tensor, path) for tensor in load_decoder(tmp_path).parameters())
+    half = load_decoder(tmp_path, mapped=True, dtype=torch.bfloat16)
+    assert not any(lies_in(tensor, path) for tensor in half.parameters())
+
+
+def test_what_is_left_in_a_file_is_written_to_in_memory_alone(tmp_path: Path) -> None:
+    """And a file that is replaced takes nothing from those who read the old one, not even by its own model."""
+    torch.manual_seed(0)
+    save_decoder(Decoder(SPECS["llama"]), tmp_path, eos_id=0)
+    path = tmp_path / "model.safetensors"
+    before = path.read_bytes()
+    left = load_decoder(tmp_path, mapped=True)
+    wanted = [tensor.detach().clone() for tensor in left.parameters()]
+    save_decoder(left, tmp_path, eos_id=0)
+    assert path.read_bytes() == before
+    assert all(torch.equal(tensor, its) for tensor, its in zip(left.parameters(), wanted, strict=True))
+    with torch.no_grad():
+        for tensor in left.parameters():
+            tensor.add_(1)
+    assert path.read_bytes() == before
+    path.unlink()
+    assert all(torch.equal(tensor, its + 1) for tensor, its in zip(left.parameters(), wanted, strict=True))
+
+
+@pytest.mark.parametrize("shift", [0, 8])
+def test_what_lies_otherwise_is_not_left_there(tmp_path: Path, shift: int) -> None:
+    path = tmp_path / "one.safetensors"
+    rows = torch.arange(64.0).view(4, 16)
+    tensors = {"a": rows, "b": rows + 1, "odd": rows[0, :3].clone(), "c": rows, "narrow": rows.half()}
+    write_safetensors(path, tensors.items())
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    path.write_bytes(
+        (length + shift).to_bytes(8, "little") + content[8 : 8 + length] + b" " * shift + content[8 + length :]
+    )
+    file = SafetensorsFile(path)
+    assert (8 + length) % LINE == 0 and file.get("b").equal(rows + 1)
+    both = file.mapped(["a", "b"], torch.float32)
+    if shift:
+        assert both is None
+        return
+    assert both is not None and both.equal(torch.cat([rows, rows + 1]))
+    for names in (["b", "a"], ["a", "odd"], ["a", "c"], ["c"], ["narrow"], ["a", "narrow"]):
+        assert file.mapped(names, torch.float32) is None, names
+    again = SafetensorsFile(path)
+    path.write_bytes(path.read_bytes()[: length + 100])
+    with pytest.raises(ModelError, match="cut off"):
+        again.mapped(["a", "b"], torch.float32)

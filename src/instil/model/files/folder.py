@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from instil.errors import ModelError
@@ -66,6 +67,13 @@ class SafetensorsFolder:
     def rows(self, name: str, rows: slice) -> Tensor:
         full_name = self._where[name]
         return self._files[full_name].rows(full_name, rows)
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        full_names = [self._where[name] for name in names]
+        file = self._files[full_names[0]]
+        if any(self._files[name] is not file for name in full_names):
+            return None
+        return file.mapped(full_names, dtype)
 
     def _head(self) -> Iterator[str]:
         """Where the configuration ties head and embedding, look at what the files have, as transformers does.

@@ -52,8 +52,16 @@ class ReadsRows(Protocol):
         """Some rows of a tensor, in memory that the caller may keep."""
 
 
-def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.device) -> None:
-    """Give every parameter of a decoder its value from the file, one at a time.
+@runtime_checkable
+class Maps(Protocol):
+    """A reader that can leave tensors in their file."""
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        """Tensors under one another as they lie in the file, if they do; see `SafetensorsFile.mapped`."""
+
+
+def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.device, *, mapped: bool = False) -> None:
+    """Give every parameter of a decoder its value from the file, one at a time; ``mapped`` leaves there what can be.
 
     Raises:
         ModelError: a tensor is missing, left over, of another shape, or not finite.
@@ -62,7 +70,7 @@ def fill(decoder: Decoder, reader: Reader, dtype: torch.dtype, device: torch.dev
     seen: dict[int, torch.nn.Parameter] = {}
     for name, meta in list(decoder.named_parameters(remove_duplicate=False)):
         if id(meta) not in seen:  # a tied head is the embedding
-            value = parameter(reader, name, meta.shape, dtype, device)
+            value = parameter(reader, name, meta.shape, dtype, device, mapped=mapped and device.type == "cpu")
             seen[id(meta)] = torch.nn.Parameter(value)
             if name == "embed.weight" and decoder.spec.tied:  # now, while little else is in memory
                 check_head(reader, value)
@@ -98,8 +106,12 @@ def parameter(
     dtype: torch.dtype,
     device: torch.device,
     rows: slice | None = None,
+    *,
+    mapped: bool = False,
 ) -> Tensor:
     """The value of one of our parameters of [*shape], or some of its rows, read no further than needed where it can be.
+
+    ``mapped``: it may be left in the file.
 
     Raises:
         ModelError: it is of another shape in the file, or not finite.
@@ -108,6 +120,9 @@ def parameter(
     if rows is not None and stored.plain and isinstance(reader, ReadsRows):
         _check_shape(reader, name, shape, names, [reader.shape(source) for source in names])
         value = _some_rows(reader, names, rows, shape, dtype, device)
+    elif mapped and stored.plain and isinstance(reader, Maps) and (left := reader.mapped(names, dtype)) is not None:
+        _check_shape(reader, name, shape, names, [tuple(left.shape)])
+        value = left
     else:
         parts = [_as_ours(reader, stored, index, source) for index, source in enumerate(names)]
         _check_shape(reader, name, shape, names, [tuple(part.shape) for part in parts])

@@ -1,17 +1,19 @@
 """One safetensors file, read tensor by tensor into memory of its own, and written tensor by tensor.
 
 The `safetensors` package checks the file; the bytes are read here, because its own tensors lie in a memory
-map, and the pages of a map count as memory of this process: a model of 1.4 GB would seem to take 2.8. They are written
-here, because the package wants all tensors at once in the form they have in the file, and GPT-2's lie the other way
-round: a second model in memory. Format: https://huggingface.co/docs/safetensors.
+map, and the pages of a map count as memory of this process: a model of 1.4 GB would seem to take 2.8, where its tensors
+are copied. What needs no copy can be left in the file (`SafetensorsFile.mapped`). They are written here, because the
+package wants all tensors at once in the form they have in the file, and GPT-2's lie the other way round: a second model
+in memory. Format: https://huggingface.co/docs/safetensors.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import mmap
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +32,7 @@ TYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 PIECE = 1 << 20  # values that are compared at once
+LINE = 64  # bytes that a processor reads together; numbers that begin elsewhere are read more slowly
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class SafetensorsFile:
                     pass
             except (SafetensorError, OSError) as error:
                 raise ModelError(f"{path}: damaged or cut off: {error}. Fetch it again.") from error
+            self._map: mmap.mmap | None = None
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length))
         self._entries = {
@@ -103,6 +107,34 @@ class SafetensorsFile:
         start, stop, _ = rows.indices(entry.shape[0])
         each = math.prod(entry.shape[1:]) * TYPES[entry.kind].itemsize
         return self._read(name, (stop - start, *entry.shape[1:]), entry.offset + start * each)
+
+    def mapped(self, names: Sequence[str], dtype: torch.dtype) -> Tensor | None:
+        """Tensors under one another as they lie in the file, read when they are used; what is written stays in memory.
+
+        None where they are of another type, do not follow one another, or begin amid a line of the processor's.
+
+        Raises:
+            ModelError: the file has become shorter, or cannot be mapped.
+        """
+        entries = [self.entry(name) for name in names]
+        first, at = entries[0], entries[0].offset
+        for one in entries:
+            if TYPES[one.kind] != dtype or one.offset != at or not one.shape or one.shape[1:] != first.shape[1:]:
+                return None
+            at += one.size
+        if first.offset % LINE or at == first.offset:
+            return None
+        if self._map is None:
+            try:
+                with self.path.open("rb") as file:
+                    self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            except (OSError, ValueError) as error:
+                raise ModelError(f"{self.path}: cannot be read: {error}") from error
+        if at > len(self._map):
+            raise ModelError(f"{self.path}: tensor {names[-1]} is cut off. Fetch it again.")
+        count = (at - first.offset) // dtype.itemsize
+        flat = torch.frombuffer(self._map, dtype=dtype, count=count, offset=first.offset)
+        return flat.view(sum(one.shape[0] for one in entries), *first.shape[1:])
 
     def entry(self, name: str) -> Entry:
         """Type, shape and place of a tensor.
@@ -200,7 +232,7 @@ def safetensors_pieces(tensors: Iterable[tuple[str, Tensor | Later]]) -> Iterato
         }
         at += size
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % LINE)
     yield struct.pack("<Q", len(text)) + text
     for _, given in ordered:
         made = given.make() if isinstance(given, Later) else given

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from instil.errors import ModelError, counted
-from instil.files import is_file, json_object_or_empty, json_text, read_json_object
+from instil.files import is_file, json_object_or_empty, json_text, read_json_object, write_whole
 from instil.model.files.safetensors import Later, SafetensorsFile, described, same, write_safetensors
 
 WEIGHTS = "model.safetensors"
@@ -71,15 +71,24 @@ def write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor | Later]], la
         shards[-1].append((name, tensor))
         filled, total = filled + size, total + size
     if len(shards) == 1:
-        write_safetensors(folder / WEIGHTS, shards[0])
+        _write(folder / WEIGHTS, shards[0])
         return
     listed: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_safetensors(folder / file, shard)
+        _write(folder / file, shard)
         listed |= dict.fromkeys((name for name, _ in shard), file)
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(listed.items()))}
     (folder / INDEX).write_text(json_text(index), encoding="utf-8")
+
+
+def _write(path: Path, tensors: Iterable[tuple[str, Tensor | Later]]) -> None:
+    """In one piece, since a model's weights may lie in the very file that is written anew."""
+    try:
+        write_whole(path, lambda part: write_safetensors(part, tensors))
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def open_shards(folder: Path, files: WeightFiles) -> tuple[dict[str, SafetensorsFile], tuple[str, ...]]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 
+from benchmarks.common import common_rows, is_common
 from benchmarks.floor import Work
 from instil.assistant.folder import export_folder
 from instil.data.collate import collate_shared
@@ -27,7 +28,7 @@ from instil.model.decoder import Decoder
 from instil.model.families.gpt2 import BOOK_NAMES, gpt2_spec
 from instil.model.files.reader import stored_tensors
 from instil.model.find import find_model
-from instil.model.load import load_decoder
+from instil.model.load import load_decoder, read_spec
 from instil.records import Encoded
 from instil.settings.options import DataOptions
 
@@ -95,6 +96,8 @@ def for_litgpt(folder: Path) -> dict[str, str]:
 
 def batches(folder: Path, data: str, objective: str, steps: int, batch_size: int) -> list[list[Encoded]]:
     """The rows of the first steps of a run, in the order in which instil's loader gives them."""
+    if is_common(data):
+        return common_rows(data, steps, batch_size, read_spec(folder).vocab_size)
     template, tokenizer = template_named("alpaca"), load_tokenizer(folder)
     train_on = cast("Literal['all', 'response']", objective)
     rows = split_examples(read_source(data).examples, DataOptions()).train

@@ -64,7 +64,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="model and objective")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these (default: all that are installed)")
     parser.add_argument("--ours", action="store_true", help="instil alone, in its variants")
-    parser.add_argument("--data", default="starter", help="rows: a name or a file")
+    parser.add_argument("--data", default="starter", help="rows: a name, a file, or as benchmarks.common")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a round")
     parser.add_argument("--warmup", type=int, default=2, help="of these, how many are not counted")

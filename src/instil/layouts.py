@@ -1,4 +1,4 @@
-"""How the rows of a batch lie in its tokens: side by side, or after a beginning that they share.
+"""How the rows of a batch lie in its tokens: side by side, or as a tree of what they have in common.
 
 A layout says how many tokens it computes, and by which attention pattern they see one another: causally, each within
 its own row.
@@ -6,10 +6,11 @@ its own row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Pattern = Literal["grid", "shared_prefix", "forks"]  # which attention a layout wants
+Pattern = Literal["grid", "tree"]  # which attention a layout wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,61 +33,57 @@ class Grid:
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
-    """A layout without padding: the ``prefix`` first tokens that all rows have in common, once, then each row's own.
+class Tree:
+    """A layout without padding, in which what rows have in common from their beginning on is there once.
 
-    ``lengths`` counts the tokens of each row after the prefix, at least one each. Every row is to be
-    understood as prefix and own tokens in one sequence.
+    The tokens lie in segments, one after another. Each goes on from the end of its parent (-1: it is a beginning),
+    which stands before it, and the last ``rows`` of them are the rows' own ends, at least one token each; every other
+    one is shared by all rows that come after it in the tree. A row is to be understood as the segments from its
+    beginning to its own, in one sequence.
+
+    >>> Tree((-1, 0, 0), (5, 2, 3), rows=2).tokens_of_rows
+    15
     """
 
-    prefix: int
+    parents: tuple[int, ...]
     lengths: tuple[int, ...]
-    pattern: ClassVar[Pattern] = "shared_prefix"
+    rows: int
+    pattern: ClassVar[Pattern] = "tree"
 
-    @property
-    def rows(self) -> int:
-        """Number of sequences."""
-        return len(self.lengths)
+    @staticmethod
+    def of(lengths: Sequence[int], prefix: int = 0) -> Tree:
+        """Rows of so many tokens each after those that all of them begin with.
 
-    @property
-    def tokens(self) -> int:
-        """As `Grid.tokens`."""
-        return self.prefix + sum(self.lengths)
-
-    @property
-    def tokens_of_rows(self) -> int:
-        """As `Grid.tokens_of_rows`."""
-        return self.prefix * self.rows + sum(self.lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """A layout of pairs: the ``prefix`` of all, then for each pair the stem that its two rows share, then branches.
-
-    ``stems`` counts the tokens of each pair after the prefix that both rows have in common (none is possible), and
-    ``branches`` the tokens after these of each row: of the first pair's two, of the second's, and so on, at least
-    one each.
-    """
-
-    prefix: int
-    stems: tuple[int, ...]
-    branches: tuple[int, ...]
-    pattern: ClassVar[Pattern] = "forks"
-
-    @property
-    def rows(self) -> int:
-        """Number of sequences: two for each pair."""
-        return len(self.branches)
+        >>> Tree.of([2, 3], prefix=5) == Tree((-1, 0, 0), (5, 2, 3), rows=2)
+        True
+        """
+        if prefix:
+            return Tree((-1, *(0,) * len(lengths)), (prefix, *lengths), len(lengths))
+        return Tree((-1,) * len(lengths), tuple(lengths), len(lengths))
 
     @property
     def tokens(self) -> int:
         """As `Grid.tokens`."""
-        return self.prefix + sum(self.stems) + sum(self.branches)
+        return sum(self.lengths)
 
     @property
     def tokens_of_rows(self) -> int:
         """As `Grid.tokens_of_rows`."""
-        return self.prefix * self.rows + 2 * sum(self.stems) + sum(self.branches)
+        ends = list[int]()
+        for parent, length in zip(self.parents, self.lengths, strict=True):
+            ends.append(length + (ends[parent] if parent >= 0 else 0))
+        return sum(ends[len(ends) - self.rows :])
+
+    def path(self, segment: int) -> list[int]:
+        """The segments from the beginning to this one.
+
+        >>> Tree((-1, 0, 1, 1, 0), (5, 2, 3, 1, 1), rows=3).path(3)
+        [0, 1, 3]
+        """
+        found = [segment]
+        while self.parents[found[0]] >= 0:
+            found.insert(0, self.parents[found[0]])
+        return found
 
 
-Layout = Grid | Shared | Forked
+Layout = Grid | Tree

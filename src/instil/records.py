@@ -242,7 +242,7 @@ class Batch:
     at_S           [S]    index into N of each supervised prediction
     targets_S      [S]    the id to be predicted there
     weights_S      [S]    how often that prediction counts: the sum of the weights of the rows that make it
-    layout         -      which tokens see which (`Grid`, `Shared`, `Forked`: causal within each row)
+    layout         -      which tokens see which (`Grid`, `Tree`: causal within each row)
     examples       [B]    the row numbers of the data set, for messages
     =============  =====  =========================================================
 

@@ -19,7 +19,7 @@ from instil.generate.prompts import generate
 from instil.generate.request import Generated, Request
 from instil.generate.sampling import Sampling
 from instil.generate.speculation import PromptLookup
-from instil.layouts import Shared
+from instil.layouts import Tree
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.spec import DecoderSpec
@@ -63,7 +63,7 @@ def whole_and_pieces(model: Decoder, ids: list[int], cuts: list[int]) -> tuple[t
     pieces = []
     for first, last in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         part = torch.tensor(ids[first:last])
-        batch = Batch.untargeted(part, torch.arange(first, last), torch.zeros(len(part)), Shared(0, (len(part),)))
+        batch = Batch.untargeted(part, torch.arange(first, last), torch.zeros(len(part)), Tree.of([len(part)]))
         pieces.append(model(batch, [Part(cache, (0,), (len(part),))]))
     assert cache.lengths == [len(ids)]
     return model(batch_of_ids(torch.tensor([ids]))), torch.cat(pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from instil.data import tree
 from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError
 from instil.generate.engine import Engine
 from instil.generate.prompts import generate
 from instil.generate.request import Request
-from instil.layouts import Forked, Grid, Shared
-from instil.model.attention import Forks, PaddedGrid, SharedPrefix, pattern_for
+from instil.layouts import Grid, Tree
+from instil.model.attention import Branches, PaddedGrid, pattern_for
 from instil.model.cache import Cache, Part, position_bytes
 from instil.model.decoder import Decoder, ShortConvolution, batch_of_ids
 from instil.model.families import FAMILIES
@@ -48,6 +50,14 @@ LONG = DecoderSpec(  # no attention between them, so that a wrong neighbour is s
 )  # fmt: skip
 
 
+@pytest.fixture(autouse=True, scope="module")
+def every_beginning() -> Iterator[None]:
+    """What these few tokens have in common is set together, which would not be worth it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "WORTH", 1)
+        yield
+
+
 def long() -> Decoder:
     """A model of convolutions alone, of which two reach farther than prefixes and stems are long."""
     torch.manual_seed(3)
@@ -69,14 +79,14 @@ def test_which_tokens_come_before_which() -> None:
     grid = PaddedGrid(Grid(2, 3), CPU)
     assert found(grid.steps(2, CPU)) == [[None, 0, 1, None, 3, 4], [None, None, 0, None, None, 3]]
     assert found(grid.steps(0, CPU)) == []
-    shared = SharedPrefix(Shared(2, (3, 1)), CPU)  # 0 1 | 2 3 4 | 5
+    shared = Branches(Tree.of([3, 1], prefix=2), CPU)  # 0 1 | 2 3 4 | 5
     assert found(shared.steps(3, CPU)) == [
         [None, 0, 1, 2, 3, 1],
         [None, None, 0, 1, 2, 0],
         [None, None, None, 0, 1, None],
     ]
-    assert found(SharedPrefix(Shared(0, (2, 1)), CPU).steps(1, CPU)) == [[None, 0, None]]
-    forks = Forks(Forked(1, (2, 0), (2, 1, 1, 2)), CPU)  # 0 | 1 2 | (none) | 3 4 | 5 | 6 | 7 8
+    assert found(Branches(Tree.of([2, 1]), CPU).steps(1, CPU)) == [[None, 0, None]]
+    forks = Branches(Tree((-1, 0, 1, 1, 0, 0), (1, 2, 2, 1, 1, 2), rows=4), CPU)  # 0 | 1 2 | 3 4 | 5 | 6 | 7 8
     assert found(forks.steps(3, CPU)) == [
         [None, 0, 1, 2, 3, 2, 0, 0, 7],
         [None, None, 0, 1, 2, 1, None, None, 0],
@@ -175,8 +185,8 @@ def test_a_shared_prefix_of_any_length(prefix: int) -> None:
     for model in (long(), decoder("lfm2")):
         wanted = torch.stack([nll_sum(model, collate([row], 0)) for row in rows]).sum()
         shared = collate_shared(rows)
-        assert isinstance(shared.layout, Shared)
-        assert shared.layout.prefix == prefix
+        lengths = [prefix + own - 1 for own in ROW_LENGTHS]
+        assert shared.layout == Tree.of([length - prefix for length in lengths], prefix=prefix)
         expected = [wanted.detach(), *torch.autograd.grad(wanted, list(model.parameters()), allow_unused=True)]
         for batch in (collate(rows, 0), shared):
             loss = nll_sum(model, batch)
@@ -196,9 +206,9 @@ def test_stems_shorter_than_the_convolution(prefix: int) -> None:
         factors = torch.arange(1.0, len(wanted) + 1, dtype=torch.float64)
         expected = gradients(model, (wanted * factors).sum())
         batch = collate_pairs(pairs)
-        assert isinstance(batch.layout, Forked)
-        assert batch.layout.prefix == prefix
-        assert min(batch.layout.stems) <= 1
+        assert isinstance(batch.layout, Tree)
+        assert batch.layout.rows == 8
+        assert len(batch.layout.lengths) == 8 + bool(prefix) + 3  # one pair has no stem
         sums = wanted.new_zeros(len(wanted)).index_add(0, batch.row_M, log_probs(model, batch)[batch.prediction_M])
         torch.testing.assert_close(sums, wanted, rtol=1e-12, atol=1e-12)
         assert_e1(gradients(model, (sums * factors).sum()), expected)
@@ -213,7 +223,7 @@ def fed(model: Decoder, parts: list[Part], ids: list[list[int]]) -> list[torch.T
         torch.tensor([token for row in ids for token in row]),
         torch.cat(positions),
         torch.arange(len(ids)).repeat_interleave(torch.tensor(lengths)),
-        Shared(0, lengths),
+        Tree.of(lengths),
     )
     return list(torch.split(model(batch, parts), lengths))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from instil.data import tree
 from instil.data.collate import collate, collate_shared
 from instil.data.loader import Loader
-from instil.layouts import Shared
+from instil.layouts import Tree
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.records import Batch, Encoded
 from instil.train import head_loss
@@ -25,13 +26,23 @@ CLOSE = {"rtol": 1e-12, "atol": 1e-12}
 IDS = st.lists(st.integers(0, 16), max_size=7)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def every_beginning() -> Iterator[None]:
+    """What these few tokens have in common is set together, which would not be worth it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "WORTH", 1)
+        yield
+
+
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[list[Encoded], int | None]:
     """Rows that begin alike or not, masks of any kind, and a limit of length or none."""
-    common = draw(IDS)
+    beginnings = [draw(IDS)]
+    for _ in range(draw(st.integers(0, 2))):  # each goes on with one before it
+        beginnings.append([*draw(st.sampled_from(beginnings)), *draw(IDS)])
     rows = []
-    for _ in range(draw(st.integers(1, 5))):
-        ids = (*common, *draw(IDS))
+    for _ in range(draw(st.integers(1, 6))):
+        ids = (*draw(st.sampled_from(beginnings)), *draw(IDS))
         ids = ids if len(ids) > 1 else (*ids, 3, 4)
         rows.append(Encoded(ids, tuple(draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))))
     return rows, draw(st.none() | st.integers(1, 14))
@@ -82,14 +93,47 @@ def encoded(*ids: int) -> Encoded:
 @pytest.mark.parametrize(
     ("rows", "layout"),
     [
-        ([encoded(1, 2, 3, 4), encoded(1, 2, 3, 5), encoded(1, 2, 6)], Shared(1, (2, 2, 1))),
-        ([encoded(1, 2, 3), encoded(4, 2, 3)], Shared(0, (2, 2))),  # nothing in common
-        ([encoded(1, 2, 3, 4)], Shared(0, (3,))),  # a batch of one has nothing to share
-        ([encoded(1, 2, 3, 4)] * 3, Shared(2, (1, 1, 1))),  # equal rows
-        ([encoded(1, 2, 3, 4, 5, 6), encoded(1, 2, 3, 4, 5, 7, 8)], Shared(4, (1, 2))),  # prefix longer than the rest
+        ([encoded(1, 2, 3, 4), encoded(1, 2, 3, 5), encoded(1, 2, 6)], Tree((-1, 0, 1, 1, 0), (1, 1, 1, 1, 1), rows=3)),
+        ([encoded(1, 2, 3), encoded(4, 2, 3)], Tree.of([2, 2])),  # nothing in common
+        ([encoded(1, 2, 3, 4)], Tree.of([3])),  # a batch of one has nothing to share
+        ([encoded(1, 2, 3, 4)] * 3, Tree.of([1, 1, 1], prefix=2)),  # equal rows
+        (
+            [encoded(1, 2, 3, 4, 5, 6), encoded(1, 2, 3, 4, 5, 7, 8)],
+            Tree.of([1, 2], prefix=4),
+        ),  # prefix longer than the rest
     ],
 )
-def test_what_is_shared(rows: list[Encoded], layout: Shared) -> None:
+def test_what_is_shared(rows: list[Encoded], layout: Tree) -> None:
+    assert collate_shared(rows).layout == layout
+
+
+LONG = tuple(range(20, 60))
+
+
+@pytest.mark.parametrize(
+    ("ends", "layout"),
+    [
+        # two prompts that begin alike, one of them with two rows: 15 tokens that would be saved are not worth it
+        (((1, 2), (*LONG[:15], 1, 2), (*LONG[:15], 3, 4)), Tree.of([1, 16, 16], prefix=2)),
+        (((1, 2), (*LONG[:16], 1, 2), (*LONG[:16], 3, 4)), Tree((-1, 0, 0, 1, 1), (2, 16, 1, 1, 1), rows=3)),
+        # three rows save it twice; and what is not worth it by itself belongs to what comes after
+        (((1, 2), *((*LONG[:8], n, n) for n in (1, 2, 3))), Tree((-1, 0, 0, 1, 1, 1), (2, 8, 1, 1, 1, 1), rows=4)),
+        (
+            ((1, 2), (5, 5, 3, 9), (5, 5, *LONG, 1), (5, 5, *LONG, 2, 2)),
+            Tree((-1, 0, 0, 0, 1, 1), (2, 41, 1, 3, 1, 2), rows=4),
+        ),
+        # conversations, each longer by a turn, and one that is all of another's beginning
+        (
+            (LONG[:20], LONG, (*LONG, 7, 7), (*LONG, 8, 8)),
+            Tree((-1, 0, 0, 1, 1, 1), (20, 20, 1, 1, 3, 3), rows=4),
+        ),
+    ],
+)
+def test_what_is_worth_being_set_together(
+    ends: Sequence[Sequence[int]], layout: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tree, "WORTH", 16)
+    rows = [encoded(9, 9, *end) for end in ends]
     assert collate_shared(rows).layout == layout
 
 
@@ -156,8 +200,8 @@ def test_batches_of_a_loader_share_unless_told_otherwise() -> None:
     def layouts(**options: str) -> list[Batch]:
         return list(Loader(rows, 2, pad_id=0, **options).batches())  # type: ignore[arg-type]
 
-    assert isinstance(layouts()[0].layout, Shared)
-    assert not isinstance(layouts(layout="padded")[0].layout, Shared)
+    assert isinstance(layouts()[0].layout, Tree)
+    assert not isinstance(layouts(layout="padded")[0].layout, Tree)
 
 
 def test_bf16_is_close_and_keeps_weights_in_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from instil.data import tree
 from instil.data.loader import Loader
-from instil.layouts import Forked
+from instil.layouts import Tree
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.lora import add_lora
 from instil.records import Encoded, EncodedPair
@@ -29,6 +31,14 @@ from tests.train.test_training import SPECS, decoder
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 IDS = st.lists(st.integers(0, 16), min_size=1, max_size=5)
 LOSSES = ["dpo", "ipo", "simpo", "orpo", "kto"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_beginning() -> Iterator[None]:
+    """What these few tokens have in common is set together, which would not be worth it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tree, "WORTH", 1)
+        yield
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any, row: int = 0) -> EncodedPair:
@@ -102,7 +112,7 @@ def test_three_ways_to_one_loss(family: str, adapted: bool, given_pairs: Any) ->
 def test_the_forked_layout_in_small() -> None:
     first, second = pair((1, 2, 3), (4, 5, 6), (4, 7)), pair((1, 2, 8), (9, 3), (9, 9), 1)
     batch = collate_pairs([first, second])
-    assert batch.layout == Forked(2, (1, 1), (2, 1, 1, 1))
+    assert batch.layout == Tree((-1, 0, 0, 1, 1, 2, 2), (2, 1, 1, 2, 1, 1, 1), rows=4)
     assert batch.ids_N.tolist() == [1, 2, 3, 8, 4, 5, 4, 9, 9]
     assert batch.positions_N.tolist() == [0, 1, 2, 2, 3, 4, 3, 3, 3]
     assert batch.real_tokens == collate_pairs([first, second], layout="padded").real_tokens

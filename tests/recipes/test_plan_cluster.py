@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from instil.errors import SettingsError
-from instil.layouts import Shared
+from instil.layouts import Tree
 from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.spec import DecoderSpec
@@ -127,7 +127,7 @@ def test_autograd_keeps_what_is_counted(family: str, method: str, bf16: bool, ch
     ids_N = torch.randint(0, spec.vocab_size, (tokens,))
     batch = Batch(
         ids_N, torch.arange(length).repeat(rows), torch.arange(rows).repeat_interleave(length), torch.arange(tokens),
-        ids_N.roll(-1), torch.ones(tokens), Shared(0, (length,) * rows),
+        ids_N.roll(-1), torch.ones(tokens), Tree.of([length] * rows),
     )  # fmt: skip
     with kept_for_backward(decoder) as kept, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss = nll_sum(decoder, batch)

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from instil.data.lengths import lengths_of
-from instil.layouts import Grid, Shared
+from instil.data.tree import flat_tree, tree_of
+from instil.layouts import Grid
 from instil.records import Batch, Encoded
 
 GPT2_END = 50256
@@ -72,12 +73,11 @@ def collate(rows: Sequence[Encoded | Sequence[int]], pad_id: int = GPT2_END, max
 
 
 def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Batch:
-    """The same predictions as `collate`, without padding and with the rows' common beginning computed once.
+    """The same predictions as `collate`, without padding and with what rows begin with in common computed once.
 
-    Under one template all prompts begin alike. Those tokens have the same hidden states in every row, so one
-    copy serves all: its predictions count once for each row that is trained on them, and its last position
-    predicts how each row goes on. Losses and gradients are those of the padded batch (E1; the idea is that of
-    prefix sharing in preference tuning, Wang and Hegde, 2024, between different rows).
+    Such tokens have the same hidden states in every row, so one copy serves all (`instil.data.tree`): its predictions
+    count once for each row that is trained on them, and its last position predicts how each row goes on. Losses and
+    gradients are those of the padded batch (E1).
 
     Args:
         rows: encoded rows; those that share nothing are only laid out without padding.
@@ -86,51 +86,33 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
     >>> first, second = Encoded((1, 2, 3, 4), (True,) * 4), Encoded((1, 2, 5), (True,) * 3)
     >>> batch = collate_shared([first, second])
     >>> batch.ids_N.tolist(), batch.layout
-    ([1, 2, 3, 2], Shared(prefix=1, lengths=(2, 1)))
+    ([1, 2, 3, 2], Tree(parents=(-1, 0, 0), lengths=(1, 2, 1), rows=2))
 
     Raises:
         ValueError: as `collate`.
     """
     kept = _kept(rows, max_length)
-    layout = _shared(rows, kept)
-    prefix = layout.prefix
-    ids, positions, row_of = list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix
-    at: list[int] = []
-    targets: list[int] = []
+    flat = flat_tree([row.ids for row in rows], kept)
+    known: dict[tuple[int, int], int] = {}
     weights: list[float] = []
-    for position in range(prefix - 1):
-        count = sum(row.counts[position + 1] for row in rows)
-        if count:
-            at.append(position)
-            targets.append(rows[0].ids[position + 1])
-            weights.append(count)
-    for index, (row, count) in enumerate(zip(rows, kept, strict=True)):
-        counts = row.counts
-        own = len(ids) - prefix  # where this row's token at position p lies, less p
-        for position in range(max(prefix - 1, 0), count):
+    for row, count, places in zip(rows, kept, flat.places, strict=True):
+        counts, ids = row.counts, row.ids
+        for position in range(count):
             if counts[position + 1]:
-                at.append(position if position < prefix else own + position)
-                targets.append(row.ids[position + 1])
-                weights.append(counts[position + 1])
-        ids.extend(row.ids[prefix:count])
-        positions.extend(range(prefix, count))
-        row_of.extend((index,) * (count - prefix))
+                found = known.setdefault((places[position], ids[position + 1]), len(weights))
+                if found == len(weights):
+                    weights.append(0)
+                weights[found] += counts[position + 1]
     return Batch(
-        ids_N=torch.tensor(ids),
-        positions_N=torch.tensor(positions),
-        rows_N=torch.tensor(row_of),
-        at_S=torch.tensor(at, dtype=torch.long),
-        targets_S=torch.tensor(targets, dtype=torch.long),
+        ids_N=torch.tensor(flat.ids),
+        positions_N=torch.tensor(flat.positions),
+        rows_N=torch.tensor(flat.rows),
+        at_S=torch.tensor([place for place, _ in known], dtype=torch.long),
+        targets_S=torch.tensor([target for _, target in known], dtype=torch.long),
         weights_S=torch.tensor(weights, dtype=torch.get_default_dtype()),
-        layout=layout,
+        layout=flat.layout,
         examples=tuple(row.row for row in rows),
     )
-
-
-def _shared(rows: Sequence[Encoded], kept: Sequence[int]) -> Shared:
-    """The layout of rows of which so many tokens are computed; each keeps at least one of its own."""
-    prefix = common_prefix([row.ids for row in rows], min(kept) - 1) if len(rows) > 1 else 0
-    return Shared(prefix, tuple(count - prefix for count in kept))
 
 
 def _kept(rows: Sequence[Encoded], max_length: int | None) -> list[int]:
@@ -146,18 +128,6 @@ def computed(row: Encoded, max_length: int | None) -> int:
     """How many positions of a row are computed: all but the last id, which is only ever predicted."""
     count = len(row.ids) - 1
     return count if max_length is None else min(count, max_length)
-
-
-def common_prefix(rows: Sequence[Sequence[int]], limit: int) -> int:
-    """How many ids all rows begin with, at most ``limit``.
-
-    >>> common_prefix([(1, 2, 3), (1, 2, 4)], 5)
-    2
-    """
-    for position, ids in enumerate(zip(*rows, strict=False)):
-        if position == limit or any(id_ != ids[0] for id_ in ids):
-            return position
-    return min(limit, *(len(row) for row in rows))
 
 
 def _whole(ids: Sequence[int], end: int) -> Encoded:
@@ -179,8 +149,9 @@ class RowCollator:
 
     def positions(self, rows: Sequence[Encoded]) -> int:
         kept = [self.length(row) for row in rows]
-        layout = Grid(len(kept), max(kept)) if self.layout == "padded" else _shared(rows, kept)
-        return layout.tokens
+        if self.layout == "padded":
+            return Grid(len(kept), max(kept)).tokens
+        return tree_of([row.ids for row in rows], kept).tokens
 
     def length(self, row: Encoded) -> int:
         return computed(row, self.max_length)

@@ -27,7 +27,7 @@ from instil.generate.prefixes import PrefixCache
 from instil.generate.request import Generated, Request, Row, check_prompt
 from instil.generate.sampling import CLOSE, Sampling, most_likely, probabilities
 from instil.generate.slots import Slots
-from instil.layouts import Shared
+from instil.layouts import Tree
 from instil.machine import available_memory
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
@@ -376,5 +376,5 @@ def _batch(tokens: Sequence[tuple[int, Sequence[int]]], device: torch.device) ->
         torch.tensor([token for _, ids in tokens for token in ids]),
         positions,
         torch.arange(len(tokens)).repeat_interleave(torch.tensor(lengths)),
-        Shared(0, tuple(lengths)),
+        Tree.of(lengths),
     ).to(device)

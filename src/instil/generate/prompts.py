@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-from instil.data.collate import common_prefix
+from instil.data.tree import common_prefix
 from instil.errors import DataError
 from instil.generate.engine import Engine
 from instil.generate.request import Generated, Request

@@ -20,11 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instil.layouts import Forked, Grid, Shared
+from instil.layouts import Grid, Tree
 from instil.model.cache import Part
 from instil.model.fast.capped import capped_attention
 from instil.model.preceding import NOTHING, Runs, Steps, last
 from instil.records import Batch
+
+PADDED = 2.0  # scores that are computed for each that counts, at most, before segments are taken apart
 
 
 class Scores(NamedTuple):
@@ -169,124 +171,121 @@ class _Continued:
         return first, None if bool(mask_RTS.all()) else mask_RTS[:, None]
 
 
-class SharedPrefix(Runs):
-    """A prefix that all rows continue: it sees itself alone, and each row sees it and its own tokens.
+class Branches(Runs):
+    """A tree of segments: each token sees those before it in its own segment, and in those that this continues.
 
-    The keys and values of the prefix stand before those of every row; autograd's sum over these copies is the
-    gradient of the one prefix. The rows' own tokens are set side by side for this one operation, padded on the
-    right, under a mask that is the same for all rows and layers.
+    The segments of a bunch are set side by side for this one operation, and before the keys and values of each stand
+    those of the segments it continues; autograd's sum over these copies is the gradient of the one. Bunches are the
+    rows' ends, and what is shared at one depth, unless that would be more padding than tokens.
     """
 
-    def __init__(self, layout: Shared, device: torch.device) -> None:
+    def __init__(self, layout: Tree, device: torch.device) -> None:
         super().__init__()
-        self.prefix, self.rows, self.length = layout.prefix, layout.rows, max(layout.lengths)
-        self.lengths = layout.lengths
-        lengths_B = torch.tensor(layout.lengths, device=device)
-        own_BL = torch.arange(self.length, device=device) < lengths_B[:, None]
-        self.slots_N = own_BL.flatten().nonzero()[:, 0]
-        self.masks: dict[int | None, tuple[Tensor | None, Tensor | None]] = {}
+        self.layout = layout
+        self.bunches = [_Bunch(layout, segments, device) for segments in _bunches(layout)]
+        order_N = torch.cat([bunch.at_N for bunch in self.bunches])
+        inorder = bool((order_N == torch.arange(len(order_N))).all())
+        self.back_N = None if inorder else torch.argsort(order_N).to(device)
 
     def __call__(
         self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
-        if window not in self.masks:
-            self.masks[window] = self._masks(window, q_NHW.device)
-        in_prefix, in_rows = self.masks[window]
-        q, k, v = (self.own(x) for x in (q_NHW, k_NKW, v_NKW))
-        if not self.prefix:
-            return self._back(_attend(q, k, v, in_rows, scores))
-        prefix = slice(None, self.prefix)
-        before_q, before_k, before_v = (x[prefix].transpose(0, 1)[None] for x in (q_NHW, k_NKW, v_NKW))
-        k, v = (
-            torch.cat([before.expand(self.rows, -1, -1, -1), own], 2) for before, own in ((before_k, k), (before_v, v))
-        )
-        own_NHW = self._back(_attend(q, k, v, in_rows, scores))
-        return torch.cat([_flat(_attend(before_q, before_k, before_v, in_prefix, scores)), own_NHW])
+        keys, values = (torch.split(x, list(self.layout.lengths)) for x in (k_NKW, v_NKW))
+        done = [bunch(q_NHW, keys, values, window, scores) for bunch in self.bunches]
+        out_NHW = done[0] if len(done) == 1 else torch.cat(done)
+        return out_NHW if self.back_N is None else out_NHW.index_select(0, self.back_N)
 
     def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
-        return [self.prefix, *self.lengths], [last(reach), *[last(reach, range(self.prefix))] * self.rows]
-
-    def own(self, x_NHW: Tensor) -> Tensor:
-        """The rows' own tokens side by side, [B, H, L, W]."""
-        grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
-        return _rows_first(grid.index_copy(0, self.slots_N, x_NHW[self.prefix :]), self.rows, self.length)
-
-    def _back(self, x_BHLW: Tensor) -> Tensor:
-        return _flat(x_BHLW).index_select(0, self.slots_N)
-
-    def _masks(self, window: int | None, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Which keys the prefix's queries see, [P, P], and which the rows' see, [L, P + L]; None is causal."""
-        all_S = torch.arange(self.prefix + self.length, device=device)
-        before_P = all_S[: self.prefix]
-        cut = window is not None and window < self.prefix
-        if not self.prefix and (window is None or window >= self.length):
-            return None, None
-        return (
-            _visible(before_P, before_P, window) if cut else None,
-            _visible(all_S[self.prefix :], all_S, window),
-        )
+        """A segment comes after the one that it continues, and that after its own."""
+        lengths, paths = self.layout.lengths, [self.layout.path(at) for at in range(len(self.layout.lengths))]
+        ends = list(itertools.accumulate(lengths))
+        ranges = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+        return list(lengths), [last(reach, *(ranges[at] for at in path[:-1])) for path in paths]
 
 
-class Forks(Runs):
-    """Pairs of rows: a prefix that all continue, a stem that both rows of a pair continue, and the rows' branches.
+class _Bunch:
+    """Segments of a tree that are computed side by side."""
 
-    Prefix and stems are a `SharedPrefix` of their own. The branches are set side by side; before each stand the
-    keys and values of the prefix and of its pair's stem, under a mask, because stems differ in length.
-    """
-
-    def __init__(self, layout: Forked, device: torch.device) -> None:
-        super().__init__()
-        self.trunk = SharedPrefix(Shared(layout.prefix, layout.stems), device)
-        self.branches = layout.branches
-        self.prefix, self.rows = layout.prefix, layout.rows
-        self.stem, self.length = max(layout.stems), max(layout.branches)
-        self.before = layout.prefix + sum(layout.stems)  # tokens that are no branch's
-        lengths_B = torch.tensor(layout.branches, device=device)
-        own_BL = torch.arange(self.length, device=device) < lengths_B[:, None]
-        self.slots_N = own_BL.flatten().nonzero()[:, 0]
-        stems_B = torch.tensor(layout.stems, device=device).repeat_interleave(2)
-        stem_S, own_L = torch.arange(self.stem, device=device), torch.arange(self.length, device=device)
-        far = layout.prefix + self.stem + self.length  # a position that no token sees
-        ends_B = layout.prefix + stems_B[:, None]
-        self.at_BL = ends_B + own_L
-        keys = [
-            torch.arange(layout.prefix, device=device).expand(self.rows, -1),
-            torch.where(stem_S < stems_B[:, None], layout.prefix + stem_S, far),
-            self.at_BL,
-        ]
-        self.keys_BS = torch.cat(keys, 1)
-        self.masks: dict[int | None, Tensor] = {}
+    def __init__(self, layout: Tree, segments: Sequence[int], device: torch.device) -> None:
+        starts = [0, *itertools.accumulate(layout.lengths)]
+        self.paths = [layout.path(segment) for segment in segments]
+        self.rows = len(segments)
+        own = [layout.lengths[segment] for segment in segments]
+        before = [sum(layout.lengths[at] for at in path[:-1]) for path in self.paths]
+        self.length, self.keys = max(own), max(map(sum, zip(before, own, strict=True)))
+        self.fill = [self.keys - old - new for old, new in zip(before, own, strict=True)]
+        self.at_N = torch.cat([torch.arange(starts[one], starts[one + 1]) for one in segments])
+        first, count = int(self.at_N[0]), len(self.at_N)
+        together = bool((self.at_N == torch.arange(first, first + count)).all())
+        self.chosen = slice(first, first + count) if together else self.at_N.to(device)
+        own_RL = torch.arange(self.length) < torch.tensor(own)[:, None]
+        self.slots_N = None if bool(own_RL.all()) else own_RL.flatten().nonzero()[:, 0].to(device)
+        # Padding stands behind a row's own tokens, where none of these looks. So where as much stands before all of
+        # them, one mask will do for all, and without anything before them the causal one.
+        before_R = torch.tensor(before, device=device)
+        self.alike = len(set(before)) == 1
+        self.first = not any(before)
+        at_R = before_R[:1] if self.alike else before_R
+        self.at_RL = at_R[:, None] + torch.arange(self.length, device=device)
+        self.masks: dict[int | None, Tensor | None] = {}
 
     def __call__(
-        self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
+        self, q_NHW: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], window: int | None, scores: Scores
     ) -> Tensor:
-        trunk, branches = slice(None, self.before), slice(self.before, None)
-        trunk_NHW = self.trunk(layer, q_NHW[trunk], k_NKW[trunk], v_NKW[trunk], window, scores)
         if window not in self.masks:
-            self.masks[window] = _visible(self.at_BL, self.keys_BS[:, None], window)[:, None]
-        q = self._grid(q_NHW[branches])
-        k, v = (self._with_trunk(x_NKW) for x_NKW in (k_NKW, v_NKW))
-        out = _flat(_attend(q, k, v, self.masks[window], scores)).index_select(0, self.slots_N)
-        return torch.cat([trunk_NHW, out])
+            self.masks[window] = self._mask(window)
+        q = q_NHW[self.chosen]
+        if self.slots_N is not None:
+            q = q.new_zeros(self.rows * self.length, *q.shape[1:]).index_copy(0, self.slots_N, q)
+        k, v = (self._with_what_is_before(pieces) for pieces in (keys, values))
+        out = _flat(_attend(_rows_first(q, self.rows, self.length), k, v, self.masks[window], scores))
+        return out if self.slots_N is None else out.index_select(0, self.slots_N)
 
-    def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
-        """A branch comes after its pair's stem, and that after the prefix, which it may reach."""
-        lengths, before = self.trunk.runs(reach)
-        ends = itertools.accumulate(lengths)
-        stems = [range(end - length, end) for end, length in zip(ends, lengths, strict=True)][1:]
-        branches = [last(reach, range(self.prefix), stem) for stem in stems for _ in range(2)]
-        return [*lengths, *self.branches], [*before, *branches]
+    def _with_what_is_before(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Keys or values of each row and all before it, side by side, [R, K, S, W]."""
+        nothing = pieces[0].new_zeros(max(self.fill), *pieces[0].shape[1:])
+        told = [
+            piece for path, fill in zip(self.paths, self.fill, strict=True)
+            for piece in (*(pieces[at] for at in path), nothing[:fill]) if len(piece)
+        ]  # fmt: skip
+        return _rows_first(told[0] if len(told) == 1 else torch.cat(told), self.rows, self.keys)
 
-    def _grid(self, x_NHW: Tensor) -> Tensor:
-        grid = x_NHW.new_zeros(self.rows * self.length, *x_NHW.shape[1:])
-        return _rows_first(grid.index_copy(0, self.slots_N, x_NHW), self.rows, self.length)
+    def _mask(self, window: int | None) -> Tensor | None:
+        """Which keys the queries see, [L, S], or of each row, [R, 1, L, S]; None is causal."""
+        if self.first and (window is None or window >= self.length):
+            return None
+        mask_RLS = _visible(self.at_RL, torch.arange(self.keys, device=self.at_RL.device), window)
+        return mask_RLS[0] if self.alike else mask_RLS[:, None]
 
-    def _with_trunk(self, x_NKW: Tensor) -> Tensor:
-        """Keys or values of prefix, stem and branch of each row, [B, K, P + S + L, W]."""
-        before = x_NKW[: self.prefix].transpose(0, 1)[None].expand(self.rows, -1, -1, -1)
-        stems = self.trunk.own(x_NKW[: self.before]).repeat_interleave(2, 0)
-        return torch.cat([before, stems, self._grid(x_NKW[self.before :])], 2)
+
+def _bunches(layout: Tree) -> list[list[int]]:
+    """Segments that are computed together: those of one depth, the rows' ends for themselves."""
+    count = len(layout.lengths)
+    paths = [layout.path(at) for at in range(count)]
+    depths: dict[int, list[int]] = {}
+    for at in range(count):
+        depths.setdefault(-1 if at >= count - layout.rows else len(paths[at]), []).append(at)
+    found = []
+    for depth in sorted(depths, key=lambda depth: (depth < 0, depth)):
+        found += _split(layout, paths, depths[depth])
+    return found
+
+
+def _split(layout: Tree, paths: Sequence[Sequence[int]], segments: Sequence[int]) -> list[list[int]]:
+    """One bunch, or where most of it would be padding those that continue the same segment, or each for itself."""
+
+    def scores(chosen: Sequence[int]) -> int:
+        keys = max(sum(layout.lengths[at] for at in paths[one]) for one in chosen)
+        return len(chosen) * max(layout.lengths[one] for one in chosen) * keys
+
+    by_parent: dict[int, list[int]] = {}
+    for one in segments:
+        by_parent.setdefault(layout.parents[one], []).append(one)
+    for parts in ([list(segments)], list(by_parent.values())):
+        if sum(map(scores, parts)) <= PADDED * sum(scores([one]) for one in segments):
+            return parts
+    return [[one] for one in segments]
 
 
 def pattern_for(batch: Batch, past: Sequence[Part] | None) -> Pattern:
@@ -299,8 +298,7 @@ def pattern_for(batch: Batch, past: Sequence[Part] | None) -> Pattern:
 # What each layout asks for (`instil.layouts.Layout.pattern`).
 PATTERNS: dict[str, Callable[[Any, torch.device], Pattern]] = {
     "grid": PaddedGrid,
-    "shared_prefix": SharedPrefix,
-    "forks": Forks,
+    "tree": Branches,
 }
 
 

@@ -23,7 +23,6 @@ from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
 from instil.evaluate.general.material import Material, Skill, Text
 from instil.evaluate.likelihood import likelihoods
-from instil.layouts import Shared
 from instil.model.decoder import Decoder
 from instil.records import Encoded, Example
 from instil.train.losses import log_probs
@@ -186,9 +185,7 @@ def _continuations(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
     """The same of rows that begin alike, which is computed once, as far as it is looked at in none of them."""
     batch = collate_shared(rows)
     counts = [sum(row.trained[1:]) for row in rows]
-    assert isinstance(batch.layout, Shared)
-    shared = batch.layout.prefix
-    if len(batch.targets_S) != sum(counts) or any(row.prompt_length < shared for row in rows):
+    if len(batch.targets_S) != sum(counts):  # one that is looked at in two rows is there once
         return _bits(subject, rows)
     bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double() / math.log(2)
     owner_S = torch.repeat_interleave(torch.tensor(counts)).to(bits_S.device)

@@ -1,7 +1,7 @@
 """Preference pairs as ids, and pairs as one batch in which nothing is computed twice.
 
 Both rows of a pair begin with the same prompt, often with the same words of the answer, and under one template all
-prompts begin alike. In the layout ``shared`` each such token is computed once (`instil.layouts.Forked`), for the pair
+prompts begin alike. In the layout ``shared`` each such token is computed once (`instil.data.tree`), for the pair
 and for the batch; its log-probability counts in every row that has it. ``padded`` sets all rows side by side, as the
 chapter does. Losses and gradients are the same (E1). Prefix sharing within a pair: Wang and Hegde, 2024
 (arXiv 2410.20305).
@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from instil.data.collate import common_prefix, computed
-from instil.layouts import Forked, Grid, Layout, Shared
+from instil.data.collate import computed
+from instil.data.tree import Flat, flat_tree, tree_of
+from instil.layouts import Grid, Layout
 from instil.records import Encoded, EncodedPair, PairBatch
 from instil.tasks.pairs.encoding import scored_within
 from instil.tasks.pairs.lengths import pair_lengths
@@ -48,7 +49,9 @@ def collate_pairs(
         raise ValueError("a batch needs at least one pair, and each answer of a pair something to score")
     rows = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
     kept = [min(len(row.ids) - 1, limit) for row in rows]
-    flat = _padded(rows, kept, pad_id) if layout == "padded" else _forked(rows, kept)
+    flat: Flat[Layout] = (
+        _padded(rows, kept, pad_id) if layout == "padded" else flat_tree([row.ids for row in rows], kept)
+    )
     at: list[int] = []
     targets: list[int] = []
     weights: list[float] = []
@@ -97,57 +100,15 @@ def collate_pairs(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Flat:
-    """Tokens one after another; ``places`` says for each row where the token of each of its positions lies."""
-
-    ids: list[int]
-    positions: list[int]
-    rows: list[int]
-    places: list[list[int]]
-    layout: Layout
-
-
-def _padded(rows: Sequence[Encoded], kept: Sequence[int], pad_id: int) -> _Flat:
+def _padded(rows: Sequence[Encoded], kept: Sequence[int], pad_id: int) -> Flat[Grid]:
     length = max(kept)
-    flat = _Flat([], [], [], [], Grid(len(rows), length))
+    flat = Flat([], [], [], [], Grid(len(rows), length))
     for number, (row, count) in enumerate(zip(rows, kept, strict=True)):
         flat.places.append(list(range(len(flat.ids), len(flat.ids) + count)))
         flat.ids.extend((*row.ids[:count], *(pad_id,) * (length - count)))
         flat.positions.extend(range(length))
         flat.rows.extend((*(number,) * count, *(-1,) * (length - count)))
     return flat
-
-
-def _forked(rows: Sequence[Encoded], kept: Sequence[int]) -> _Flat:
-    """Prefix, stems, branches; every branch keeps at least one token of its own."""
-    prefix, stems, branches = _forks(rows, kept)
-    layout = Forked(prefix, stems, branches) if any(stems) else Shared(prefix, branches)
-    flat = _Flat(list(rows[0].ids[:prefix]), list(range(prefix)), [0] * prefix, [], layout)
-
-    def append(row: int, first: int, last: int) -> range:
-        start = len(flat.ids)
-        flat.ids.extend(rows[row].ids[first:last])
-        flat.positions.extend(range(first, last))
-        flat.rows.extend([row] * (last - first))
-        return range(start, len(flat.ids))
-
-    trunks = [append(2 * pair, prefix, prefix + stem) for pair, stem in enumerate(stems)]
-    for number, count in enumerate(kept):
-        trunk = trunks[number // 2]
-        own = append(number, prefix + len(trunk), count)
-        flat.places.append([*range(prefix), *trunk, *own])
-    return flat
-
-
-def _forks(rows: Sequence[Encoded], kept: Sequence[int]) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """How many tokens all rows share, how many more both rows of each pair do, and how many are each row's own."""
-    prefix = common_prefix([row.ids for row in rows], min(kept) - 1)
-    stems = tuple(
-        common_prefix([rows[at].ids, rows[at + 1].ids], min(kept[at], kept[at + 1]) - 1) - prefix
-        for at in range(0, len(rows), 2)
-    )
-    return prefix, stems, tuple(count - prefix - stems[number // 2] for number, count in enumerate(kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +129,7 @@ class PairCollator:
         others = sum(self.length(pair.other) for pair in rows if pair.other) // 3
         if self.layout == "padded":
             return Grid(len(kept), max(kept)).tokens + others
-        return Forked(*_forks(both, kept)).tokens + others
+        return tree_of([row.ids for row in both], kept).tokens + others
 
     def length(self, row: EncodedPair) -> int:
         return computed(row.chosen, self.max_length) + computed(row.rejected, self.max_length)

@@ -196,14 +196,34 @@ def test_draws_do_not_depend_on_how_many_n_grams_are_drawn_from_at_once(monkeypa
         assert (alone.draws[0] == found[0][text]).all()
 
 
-def test_of_very_many_texts_fewer_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "MANY", 1000)
+def test_of_very_many_texts_half_a_byte_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In half the memory they tell nearly as well who is alike: what agrees by chance is taken off."""
     texts = texts_with_relatives(1500)
     side = np.arange(1500) % 7 == 0
-    exact, sketched = relatives(texts, side), by_sketches(texts, side, monkeypatch)
-    near, found = exact.nearest_N >= 0, sketched.nearest_N >= 0
-    assert not (found & ~near).any()
-    assert (found & near).sum() >= 0.95 * near.sum()
+    exact = relatives(texts, side)
+    likeness = {}
+    for many in (10_000, 1000):
+        monkeypatch.setattr(candidates, "MANY", many)
+        sketched = by_sketches(texts, side, monkeypatch)
+        near, found = exact.nearest_N >= 0, sketched.nearest_N >= 0
+        assert not (found & ~near).any()
+        assert (found & near).sum() >= 0.97 * near.sum()
+        different = search.Different(texts, lambda steps: None)
+        draw = different.sketches(0.9)
+        while True:
+            try:
+                next(draw)
+            except StopIteration as done:
+                sketches = done.value
+                break
+        one, other = np.divmod(np.random.default_rng(3).choice(len(different) ** 2, 20_000), len(different))
+        one, other = np.append(one, np.arange(1, 1000)), np.append(other, np.arange(999))  # with relatives among them
+        agreed = sketches._agreed(sketches.draws[one], sketches.draws[other])
+        likeness[many] = sketches._likeness(agreed), sketches.draws.nbytes
+    (whole, of_whole), (half, of_half) = likeness.values()
+    assert of_whole == 2 * of_half
+    assert abs(float((whole - half).mean())) < 0.01
+    assert float(np.abs(whole - half).max()) < 0.2
 
 
 @pytest.mark.parametrize("exactly", [0, 10_000])

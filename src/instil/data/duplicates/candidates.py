@@ -30,7 +30,8 @@ GROUPS = 512  # of n-grams, half of which the weightiest n-grams have for themse
 BLOCK = 512  # texts compared with all others at once
 ROUNDING = 1e-4  # of bounds in single precision
 
-DRAWS, FEWER, MANY = 64, 32, 2_000_000  # of each text, and of each of so many texts or more
+DRAWS = 64  # of each text, and a byte of each drawn n-gram's hash
+MANY = 2_000_000  # texts or more, of which half a byte is kept: chance makes a sixteenth of them the same (`_likeness`)
 AT_ONCE = 2048  # n-grams that are drawn from at once: as many as a processor has near at hand
 PLACES = 1 << 16  # n-grams share random numbers where a hash of 16 bits is the same
 AGREE, AGREE_LOW, LOW = 4, 3, 0.85  # of a tree's first draws so many must be the same, fewer for lower thresholds
@@ -84,10 +85,9 @@ class Sketches:
 
     def __init__(self, rows: int, threshold: float) -> None:
         self._agree = AGREE if threshold >= LOW else AGREE_LOW
-        count = DRAWS if rows < MANY else FEWER
-        self.draws = np.zeros((rows, count), np.uint8)  # of each drawn n-gram a byte of its hash
-        waits = np.random.Generator(np.random.PCG64(5)).exponential(size=(PLACES, DRAWS)).astype(np.float32)
-        self._waits = np.ascontiguousarray(waits[:, :count])
+        self._bits = 8 if rows < MANY else 4  # b-bit minwise hashing (Li and König, 2010)
+        self.draws = np.zeros((rows, DRAWS * self._bits // 8), np.uint8)
+        self._waits = np.random.Generator(np.random.PCG64(5)).exponential(size=(PLACES, DRAWS)).astype(np.float32)
 
     def draw(self, start: int, starts: Numbers, codes_G: Numbers, weights_G: Numbers) -> None:
         """Draw from texts, of which ``start`` is the first one's number; each must have an n-gram.
@@ -124,10 +124,14 @@ class Sketches:
                 least = found.reshape(len(own), -1, found.shape[1]).min(1)
                 drawn = least if drawn is None else np.minimum(drawn, least)
             assert drawn is not None, "each text has an n-gram"
-            self.draws[start + own] = drawn.astype(np.uint8)
+            tags_D = drawn.astype(np.uint8)
+            if self._bits == 4:
+                tags_D = (tags_D[:, ::2] << 4) | (tags_D[:, 1::2] & 0x0F)
+            self.draws[start + own] = tags_D
             at += most
 
     def __len__(self) -> int:
+        """How many trees there are."""
         return self.draws.shape[1] // self._agree
 
     def pairs(
@@ -142,8 +146,10 @@ class Sketches:
         chosen = np.arange(tree * self._agree, tree * self._agree + DEEP) % self.draws.shape[1]
         keys = np.ascontiguousarray(self.draws[:, chosen]).view(">u8").ravel().astype(np.uint64)
         order = np.argsort(keys, kind="stable").astype(np.int32)
-        first = (keys[order] >> np.uint64(8 * (DEEP - self._agree))).astype(np.uint32)
+        keys >>= np.uint64(8 * DEEP - self._bits * self._agree)
+        first = keys.astype(np.uint32)
         del keys
+        first = first[order]
         places = np.flatnonzero(there[order])
         for start in range(0, len(order), SLICE):
             own = np.arange(start, min(start + SLICE, len(order)))
@@ -155,17 +161,29 @@ class Sketches:
                 left, right = before[tells], after[tells]
                 by = len(right) and start <= right[0] and right[-1] < start + len(near_by)
                 drawn = near_by[right - start] if by else self.draws[order[right]]
-                agreed.append(_count(near_by[left - start] == drawn))
+                agreed.append(self._agreed(near_by[left - start], drawn))
                 one.append(order[left])
                 other.append(order[right])
             yield self._alike(np.concatenate(one), np.concatenate(other), np.concatenate(agreed), least)
 
     def _alike(self, one: Numbers, other: Numbers, agreed: Numbers, least: float) -> Candidates:
-        likeness = agreed / np.float32(self.draws.shape[1])
+        likeness = self._likeness(agreed)
         cosine = 2 * likeness / (1 + likeness)
         enough = cosine >= least
         one, other = one[enough], other[enough]
         return Candidates(np.minimum(one, other), np.maximum(one, other), cosine[enough])
+
+    def _agreed(self, one: Numbers, other: Numbers) -> Numbers:
+        """How many draws of texts are the same, [P]."""
+        if self._bits == 8:
+            return _count(one == other)
+        differ = one ^ other
+        return _count(differ < 0x10) + _count((differ & 0x0F) == 0)
+
+    def _likeness(self, agreed: Numbers) -> Numbers:
+        """The share of the n-grams drawn that are the same, without what agrees by chance, [P]."""
+        share, chance = agreed.astype(np.float32) / np.float32(DRAWS), np.float32(0.5**self._bits)
+        return np.asarray(np.maximum((share - chance) / (1 - chance), 0))
 
 
 def _count(same: Numbers) -> Numbers:

@@ -148,6 +148,7 @@ class Different:
 
         rarity = Rarity(chunks())
         tick(len(self._texts) - len(numbers))
+        del self.copies_U  # it is told
         return rarity, None if held is None else Vectors(held, rarity)
 
     def bounds(self) -> Bounds:
@@ -302,6 +303,8 @@ class _Search:
             within = side[one] & side[other]
             groups.join(one[within], other[within])
         for nearest in (self._nearest_here, self._nearest_there):
+            if not nearest.wanted:
+                continue
             nearest.note(np.concatenate([one, other]), np.concatenate([other, one]), np.tile(cosines, 2))
 
     def found(self, other_N: Numbers, *, exact: bool) -> Relatives:
@@ -322,8 +325,8 @@ class _Search:
             np.minimum.at(first, which[~side], others)  # the first copy of each on the other side
             of = which[side]
             same = first[of] < count
-            text = np.where(same, of, nearest.which[of])
             if nearest.wanted:
+                text = np.where(same, of, nearest.which[of])
                 cosine_N[own] = np.where(same, 1.0, nearest.cosines[of])
                 nearest_N[own] = np.where(text >= 0, first[text], -1)
             name = np.full(len(different), count, np.int32)
@@ -337,11 +340,15 @@ class _Nearest:
 
     def __init__(self, side: Numbers, *, any_near: bool) -> None:
         self._side, self._any, self.wanted = side, any_near, bool(side.any())
-        self.cosines = np.zeros(len(side), np.float32 if any_near else np.float64)
-        self.which = np.full(len(side), -1, np.int32)
-        self.cosines[side] = np.inf  # none is nearer than itself
+        count = len(side) if self.wanted else 0
+        self.cosines = np.zeros(count, np.float32 if any_near else np.float64)
+        self.which = np.full(count, -1, np.int32)
+        if self.wanted:
+            self.cosines[side] = np.inf  # none is nearer than itself
 
     def tells(self, one: Numbers, other: Numbers, bound: Numbers | float) -> Numbers:
+        if not self.wanted:
+            return np.zeros(len(one), bool)
         known = self.cosines[one]
         nearer: Numbers = known == 0 if self._any else np.less(known, bound)
         return self._side[other] & nearer

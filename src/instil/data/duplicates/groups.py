@@ -39,4 +39,4 @@ class Groups:
 
     def every(self) -> Numbers:
         """The name of each text's group, [N]."""
-        return self.of(np.arange(len(self._above)))
+        return self.of(np.arange(len(self._above), dtype=np.int32))

@@ -194,6 +194,11 @@ class Different:
             found_P[order[own]] = self._read_again(one_P[own], other_P[own])
         return found_P
 
+    def let_go(self) -> None:
+        """Nothing is read or compared any more."""
+        self.first_U = self.letters_U = np.zeros(0, np.int32)
+        self._vectors = None
+
     def _read_again(self, one_P: Numbers, other_P: Numbers) -> Numbers:
         numbers, places = np.unique(np.concatenate([one_P, other_P]), return_inverse=True)
         vectors = Vectors([joined(list(self._chunks(numbers)))], self._rarity)
@@ -310,7 +315,8 @@ class _Search:
     def found(self, other_N: Numbers, *, exact: bool) -> Relatives:
         """For every text, copies and all."""
         different = self._different
-        shown = np.flatnonzero(different.which_N >= 0)
+        different.let_go()
+        shown = np.flatnonzero(different.which_N >= 0).astype(np.int32)
         which, there = different.which_N[shown], other_N[shown]
         count = len(other_N)
         nearest_N, group_N = np.full(count, -1, np.int32), np.arange(count, dtype=np.int32)
@@ -321,7 +327,7 @@ class _Search:
         ):
             group = groups.every()
             own, others = shown[side], shown[~side]
-            first = np.full(len(different), count, np.int32)
+            first = np.full(len(self._here), count, np.int32)
             np.minimum.at(first, which[~side], others)  # the first copy of each on the other side
             of = which[side]
             same = first[of] < count
@@ -329,7 +335,8 @@ class _Search:
                 text = np.where(same, of, nearest.which[of])
                 cosine_N[own] = np.where(same, 1.0, nearest.cosines[of])
                 nearest_N[own] = np.where(text >= 0, first[text], -1)
-            name = np.full(len(different), count, np.int32)
+            del first
+            name = np.full(len(self._here), count, np.int32)
             np.minimum.at(name, group[of], own)  # a group is called by its first text
             group_N[own] = name[group[of]]
         return Relatives(nearest_N, cosine_N, group_N, exact)

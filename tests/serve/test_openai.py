@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from instil.assistant.assistant import load
+from instil.generate import reading
 from instil.generate.request import Request
 from instil.model.decoder import batch_of_ids
 from instil.records import Example
@@ -331,7 +332,11 @@ def test_texts_that_cannot_be_gone_on_with(server: Running, given: dict[str, Any
     assert server.worker.under_way == 0
 
 
-def test_what_the_model_thinks_of_a_text_is_told(server: Running, client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("at_once", [2, 256])
+def test_what_the_model_thinks_of_a_text_is_told(
+    at_once: int, server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "AT_ONCE", at_once)
     twin, text = server.twin, "One two three, four."
     ids = [*twin.tokenizer.begin_ids, *twin.tokenizer.encode(text)]
     with torch.inference_mode():
@@ -386,22 +391,26 @@ def test_texts_that_cannot_be_told_of(server: Running, given: dict[str, Any]) ->
     assert server.worker.under_way == 0
 
 
-def test_answers_go_on_between_the_texts_that_are_read(server: Running, client: openai.OpenAI) -> None:
-    """A long list of texts keeps nobody waiting for all of it; what was asked is answered as without them."""
+@pytest.mark.parametrize(("texts", "at_once"), [(["a b c " * 20] * 40, 256), (["a b c " * 60], 1)])
+def test_answers_go_on_between_the_texts_that_are_read(
+    texts: list[str], at_once: int, server: Running, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many texts or a long one keep nobody waiting for all of it; what was asked is answered as without them."""
+    monkeypatch.setattr(reading, "AT_ONCE", at_once)
     alone = say(client, "One?").choices[0].message.content
     order: list[str] = []
     with ThreadPoolExecutor(2) as pool:
 
-        def texts() -> None:
-            client.completions.create(model="tiny", prompt=["a b c " * 20] * 40, max_tokens=0, logprobs=0, echo=True)
+        def read() -> None:
+            client.completions.create(model="tiny", prompt=texts, max_tokens=0, logprobs=0, echo=True)
             order.append("texts")
 
-        reading = pool.submit(texts)
-        while server.worker.under_way < 20:
+        being_read = pool.submit(read)
+        while server.worker.under_way < (len(texts) + 1) // 2:
             time.sleep(0.001)
         assert say(client, "One?").choices[0].message.content == alone
         order.append("answer")
-        reading.result()
+        being_read.result()
     assert order == ["answer", "texts"]
 
 

@@ -1,6 +1,6 @@
 """What a model thinks of a text that is there already: the log-probability of each of its tokens.
 
-Shape suffixes: N tokens · D model width · S tokens whose scores are held at once · V vocabulary.
+Shape suffixes: D model width · S tokens that are read at once · V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,36 +11,53 @@ import torch
 
 from instil.errors import DataError
 from instil.generate.request import TokenLogprobs, check_prompt, token_logprobs
-from instil.model.decoder import Decoder, batch_of_ids
+from instil.layouts import Tree
+from instil.model.cache import Part
+from instil.model.decoder import Decoder
+from instil.records import Batch
 
-AT_ONCE = 1 << 26  # bytes of scores that are held
+AT_ONCE = 256  # tokens, whose scores are held; between two pieces others may be answered
 
 
-@torch.inference_mode()
-def read(decoder: Decoder, ids: Sequence[int], top: int, ends: Sequence[int] = ()) -> list[TokenLogprobs]:
-    """What the model thinks of each token of a text but the first, given those before it.
+class Reading:
+    """A text on its way through a model, piece by piece.
 
     Args:
         decoder: the model.
         ids: the text, at least one token.
         top: of how many of the likeliest tokens it is told, too.
-        ends: if there are any, what it thinks of ending here is told last, of the likeliest of these ids.
+        ends: if there are any, what the model thinks of ending here is told last, of the likeliest of these ids.
+
+    Attributes:
+        found: what it thinks of each token but the first, given those before it, as far as it has read.
 
     Raises:
         DataError: the text is empty or longer than the model's context, or holds ids that the model does not have.
     """
-    spec = decoder.spec
-    check_prompt(ids, spec.vocab_size)
-    if len(ids) > spec.context:
-        raise DataError(f"the prompt has {len(ids):,} tokens; the model's context is {spec.context:,}")
-    ids_N = torch.tensor(ids, device=decoder.device)
-    hidden_ND = decoder(batch_of_ids(ids_N[None]))
-    size = max(1, AT_ONCE // (4 * spec.vocab_size))
-    found = []
-    for start in range(0, len(ids), size):
-        for at, logprobs_V in enumerate(decoder.logits(hidden_ND[start : start + size]).float().log_softmax(-1), start):
+
+    def __init__(self, decoder: Decoder, ids: Sequence[int], top: int, ends: Sequence[int] = ()) -> None:
+        check_prompt(ids, decoder.spec.vocab_size)
+        if len(ids) > decoder.spec.context:
+            raise DataError(f"the prompt has {len(ids):,} tokens; the model's context is {decoder.spec.context:,}")
+        self.found: list[TokenLogprobs] = []
+        self._decoder, self._ids, self._top, self._ends = decoder, ids, top, ends
+        self._cache = decoder.new_cache(len(ids))
+        self._cache.add()
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Read the next piece; whether it was the last."""
+        ids, decoder, first = self._ids, self._decoder, self._cache.lengths[0]
+        piece = ids[first : first + AT_ONCE]
+        positions_S = torch.arange(first, first + len(piece))
+        batch = Batch.untargeted(
+            torch.tensor(piece), positions_S, torch.zeros_like(positions_S), Tree.of([len(piece)])
+        ).to(decoder.device)
+        hidden_SD = decoder(batch, [Part(self._cache, (0,), (len(piece),))])
+        for at, logprobs_V in enumerate(decoder.logits(hidden_SD).float().log_softmax(-1), first):
             if at + 1 < len(ids):
-                found.append(token_logprobs(ids[at + 1], logprobs_V, top))
-            elif ends:
-                found.append(token_logprobs(max(ends, key=lambda end: float(logprobs_V[end])), logprobs_V, top))
-    return found
+                self.found.append(token_logprobs(ids[at + 1], logprobs_V, self._top))
+            elif self._ends:
+                likeliest = max(self._ends, key=lambda end: float(logprobs_V[end]))
+                self.found.append(token_logprobs(likeliest, logprobs_V, self._top))
+        return first + len(piece) == len(ids)

@@ -23,7 +23,7 @@ from typing import Any
 from instil.errors import InstilError
 from instil.generate.answer import AnswerStream
 from instil.generate.engine import Engine
-from instil.generate.reading import read
+from instil.generate.reading import Reading
 from instil.generate.request import Generated, Request, TokenLogprobs
 from instil.records import Finish
 from instil.serve.errors import ServeError
@@ -106,7 +106,7 @@ class _Job:
 
 
 @dataclass(slots=True, eq=False)
-class _Reading:
+class _ToRead:
     """A text that a model is to say of what it thinks of it, on its way through the thread."""
 
     served: Served
@@ -116,13 +116,18 @@ class _Reading:
     loop: asyncio.AbstractEventLoop
     told: asyncio.Queue[list[TokenLogprobs] | BaseException]
     left: bool = False
+    begun: Reading | None = None
 
-    def do(self) -> None:
-        """In the thread."""
+    def go_on(self) -> bool:
+        """Read a piece, in the thread; whether that was all."""
         if self.left:
-            return
+            return True
         try:
-            found = read(self.served.assistant.decoder, self.ids, self.top, self.ends)
+            if self.begun is None:
+                self.begun = Reading(self.served.assistant.decoder, self.ids, self.top, self.ends)
+            if not self.begun.step():
+                return False
+            found = self.begun.found
             # as in an answer: of numbers that are none nothing is told
             if not all(math.isfinite(one.logprob) or one.logprob == -math.inf for one in found):
                 raise InstilError(f"{self.served.name} gives scores that are no numbers; its weights are broken")
@@ -130,6 +135,7 @@ class _Reading:
             self.tell(_in_words(error))
         else:
             _deliver(self.loop, [(self.told, found)])
+        return True
 
     def tell(self, error: BaseException) -> None:
         """Hand over why nothing is told."""
@@ -166,8 +172,8 @@ class Worker:
         for engine in self._jobs:
             engine.rows = rows
             engine.memory = engine.memory * ALONE // max(ALONE, len(self._jobs))
-        self._inbox: queue.SimpleQueue[tuple[str, _Job] | _Reading | None] = queue.SimpleQueue()
-        self._readings: deque[_Reading] = deque()
+        self._inbox: queue.SimpleQueue[tuple[str, _Job] | _ToRead | None] = queue.SimpleQueue()
+        self._readings: deque[_ToRead] = deque()
         self._thread = threading.Thread(target=self._work, name="answers", daemon=True)
         self._seconds = 1.0  # that an answer takes, of late
         self._stopping = self._ended = False
@@ -254,7 +260,7 @@ class Worker:
                 self._inbox.put(("cancel", job))
 
     async def read(self, served: Served, ids: Sequence[int], top: int, ends: Sequence[int]) -> list[TokenLogprobs]:
-        """What a model thinks of a text (`instil.generate.reading.read`); between two texts, answers have a pass.
+        """What a model thinks of a text (`instil.generate.reading`); between two pieces, answers have a pass.
 
         Raises:
             Busy, Stopping: as `check_room`.
@@ -262,7 +268,7 @@ class Worker:
         """
         self.check_room(served)
         told: asyncio.Queue[list[TokenLogprobs] | BaseException] = asyncio.Queue()
-        reading = _Reading(served, ids, top, ends, asyncio.get_running_loop(), told)
+        reading = _ToRead(served, ids, top, ends, asyncio.get_running_loop(), told)
         self.under_way += 1
         self.metrics.under_way.set(self.under_way)
         outcome = "left"
@@ -290,17 +296,17 @@ class Worker:
                 for engine, jobs in self._jobs.items():
                     if jobs:
                         self._step(engine, jobs)
-                if self._readings:
-                    self._readings.popleft().do()
+                if self._readings and self._readings[0].go_on():
+                    self._readings.popleft()
         finally:  # whatever ended it, nobody waits for an answer that does not come
             self._ended = True
-            waiting: list[_Job | _Reading] = [job for jobs in self._jobs.values() for job in jobs]
+            waiting: list[_Job | _ToRead] = [job for jobs in self._jobs.values() for job in jobs]
             waiting += self._readings
             with contextlib.suppress(queue.Empty):
                 while True:
                     message = self._inbox.get_nowait()
                     if message is not None:
-                        waiting.append(message if isinstance(message, _Reading) else message[1])
+                        waiting.append(message if isinstance(message, _ToRead) else message[1])
             for job in waiting:
                 job.tell(Stopping())
 
@@ -318,7 +324,7 @@ class Worker:
                 continue
             if message is None:
                 return False
-            if isinstance(message, _Reading):
+            if isinstance(message, _ToRead):
                 self._readings.append(message)
                 continue
             what, job = message

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instil.data.duplicates import candidates, search
+from instil.data.duplicates import candidates, groups, search
 from instil.data.duplicates.candidates import Bounds
 from instil.data.duplicates.grams import BITS, Numbers, Rarity, Vectors, in_chunks, n_grams
 from instil.data.duplicates.groups import Groups
@@ -283,6 +283,21 @@ def test_it_is_a_function_of_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = texts_with_relatives(500)
     one, other = (by_sketches(texts, None, monkeypatch) for _ in range(2))
     assert (one.group_N == other.group_N).all()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_what_is_told_does_not_depend_on_how_many_are_told_of_at_once(
+    both: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = texts_with_relatives(400)
+    texts += [*texts[:50], "..."]  # copies, and one without a letter
+    side = np.random.default_rng(4).random(len(texts)) < 0.3
+    wanted = relatives(texts, side, both=both)
+    for module in (search, groups):
+        monkeypatch.setattr(module, "TOGETHER", 7)
+    found = relatives(texts, side, both=both)
+    for name in ("nearest_N", "cosine_N", "group_N"):
+        assert (getattr(found, name) == getattr(wanted, name)).all(), name
 
 
 def test_equal_texts_are_found_however_many(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from instil.data.duplicates.grams import Numbers
 
+TOGETHER = 1 << 18  # texts that are asked about at once
+
 
 class Groups:
     """Disjoint sets of so many texts, at first one of each; a group is called by its least member.
@@ -38,5 +40,7 @@ class Groups:
             np.minimum.at(self._above, np.maximum(first, second), np.minimum(first, second))
 
     def every(self) -> Numbers:
-        """The name of each text's group, [N]."""
-        return self.of(np.arange(len(self._above), dtype=np.int32))
+        """The name of each text's group, [N]; it is not to be changed."""
+        for start in range(0, len(self._above), TOGETHER):
+            self.of(np.arange(start, min(start + TOGETHER, len(self._above))))
+        return self._above

@@ -33,6 +33,7 @@ WAITING = 2_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
 MOST, MOST_READ = 200_000, 100_000  # at once, of texts in memory and of texts to be read again
 LETTERS = 1_000_000  # of texts that are read again to be compared at once
+TOGETHER = 1 << 18  # texts that are told of at once
 FAILED = 32  # comparisons without a find after which two texts that are read again are let be
 
 Tick = Callable[[int], None]
@@ -314,31 +315,41 @@ class _Search:
 
     def found(self, other_N: Numbers, *, exact: bool) -> Relatives:
         """For every text, copies and all."""
-        different = self._different
-        different.let_go()
-        shown = np.flatnonzero(different.which_N >= 0).astype(np.int32)
-        which, there = different.which_N[shown], other_N[shown]
-        count = len(other_N)
+        self._different.let_go()
+        count, which_N = len(other_N), self._different.which_N
         nearest_N, group_N = np.full(count, -1, np.int32), np.arange(count, dtype=np.int32)
         cosine_N = np.zeros(count, self._nearest_here.cosines.dtype)
+
+        def pieces(side: bool) -> Iterator[tuple[Numbers, Numbers]]:
+            """Numbers of a side's texts, and which different ones they are, some at a time."""
+            for start in range(0, count, TOGETHER):
+                which = which_N[start : start + TOGETHER]
+                at = np.flatnonzero((which >= 0) & (other_N[start : start + TOGETHER] == side))
+                yield at + start, which[at]
+
+        def first_of(side: bool, names: Numbers | None = None) -> Numbers:
+            """The first copy on a side of each different text, or of each group of them."""
+            first = np.full(len(self._here), count, np.int32)
+            for at, text in pieces(side):
+                np.minimum.at(first, text if names is None else names[text], at.astype(np.int32))
+            return first
+
         for side, nearest, groups in (
-            (~there, self._nearest_there, self._group_here),
-            (there, self._nearest_here, self._group_there),
+            (False, self._nearest_there, self._group_here),
+            (True, self._nearest_here, self._group_there),
         ):
             group = groups.every()
-            own, others = shown[side], shown[~side]
-            first = np.full(len(self._here), count, np.int32)
-            np.minimum.at(first, which[~side], others)  # the first copy of each on the other side
-            of = which[side]
-            same = first[of] < count
+            name = first_of(side, group)  # a group is called by its first text
+            for at, text in pieces(side):
+                group_N[at] = name[group[text]]
+            del name
             if nearest.wanted:
-                text = np.where(same, of, nearest.which[of])
-                cosine_N[own] = np.where(same, 1.0, nearest.cosines[of])
-                nearest_N[own] = np.where(text >= 0, first[text], -1)
-            del first
-            name = np.full(len(self._here), count, np.int32)
-            np.minimum.at(name, group[of], own)  # a group is called by its first text
-            group_N[own] = name[group[of]]
+                first = first_of(not side)
+                for at, text in pieces(side):
+                    same = first[text] < count
+                    other = np.where(same, text, nearest.which[text])
+                    cosine_N[at] = np.where(same, 1.0, nearest.cosines[text])
+                    nearest_N[at] = np.where(other >= 0, first[other], -1)
         return Relatives(nearest_N, cosine_N, group_N, exact)
 
 

@@ -30,6 +30,7 @@ from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 
 PATTERN = "shard-*.safetensors"  # as torch names the files
+FILES = 8  # of a process, about
 
 
 @contextmanager
@@ -204,12 +205,31 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         OSError: some process cannot write.
     """
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files_of(tensors), save_distributed=True)
     try:
         save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((one for one in causes if isinstance(one, OSError)), OSError(str(error))) from error
+
+
+def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """In which file of a process each goes, from 1: as many bytes in one as in another, about.
+
+    A file is made in memory before it is written, so that of all tensors would take as much as they do.
+
+    >>> _files_of({name: torch.empty(5, 8) for name in "abcdefghijklmnop"})["d"]
+    2
+    """
+    most = sum(one.nbytes for one in tensors.values()) / FILES
+    found: dict[str, int] = {}
+    index, held = 1, 0
+    for name, one in tensors.items():
+        if held and held + one.nbytes > most:
+            index, held = index + 1, 0
+        held += one.nbytes
+        found[name] = index
+    return found
 
 
 class Shards(Mapping[str, Tensor]):

@@ -228,6 +228,26 @@ def test_one_that_dies_ends_all_and_the_run_goes_on(shard: str, model: Path, dat
     assert "number of processes is 1 and was 2" in said
 
 
+@pytest.mark.slow
+def test_one_that_dies_as_parts_are_saved(model: Path, data: Path, tmp_path: Path) -> None:
+    """After every step, so that most of the time is that; each of them once, and others go on."""
+    how = ("train", data, "-m", model, *QUICK, "-s", "train.epochs=12", "-s", "train.save_every=1")
+    assert ended(*how, "-o", tmp_path / "whole")[0] == 0
+    parts = (*how, "-o", tmp_path / "run", "-s", "train.shard=full")
+    for world, dies, more in ((2, 1, ()), (4, 0, ("--resume",)), (3, 2, ("--resume",))):
+        with started(*parts, *more, "--processes", world) as launcher:
+            until(launcher, "taken up at step" if more else "epoch 1.00")
+            time.sleep(0.1 * world)
+            os.kill(rank_of(launcher.pid, dies), signal.SIGKILL)
+            said = launcher.communicate(timeout=LONGEST)[1]
+        assert launcher.returncode == 4, said
+        assert said.count("instil: ") == 1
+        assert "Traceback" not in said
+    code, said = ended(*parts, "--resume")
+    assert code == 0, said
+    assert_alike(tmp_path / "run", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_stops_all_after_a_step(number: signal.Signals, model: Path, data: Path, tmp_path: Path) -> None:
     how = ("train", data, "-m", model, "-o", tmp_path / "run", *QUICK, "-s", "train.epochs=60")

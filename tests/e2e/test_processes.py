@@ -168,6 +168,19 @@ def test_a_reference_is_asked_in_parts(loss: str, model: Path, tmp_path: Path) -
     assert_same_model(tmp_path / "two" / "model", tmp_path / "one" / "model")
 
 
+def test_a_whole_reference_is_asked_by_each(model: Path, tmp_path: Path) -> None:
+    """Of a run that answers, too; where it is one process's turn the other need not compute."""
+    pairs = [
+        {"instruction": f"Say {n}.", "chosen": f"It is {n}." + " Yes." * (n % 5), "rejected": "No."} for n in range(23)
+    ]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    told = ("run", tmp_path / "pairs.json", "-m", model, *QUICK, "-s", "train.epochs=1", "-s", "train.objective=dpo")
+    assert ended(*told, "-o", tmp_path / "one")[0] == 0
+    code, said = ended(*told, "-o", tmp_path / "two", *PARTS)
+    assert code == 0, said
+    assert_alike(tmp_path / "two", tmp_path / "one")
+
+
 STEADY = ("-s", "train.eval_every=1", "-s", "train.schedule=constant", "-s", "train.learning_rate=0.05")
 
 

@@ -126,7 +126,7 @@ def test_a_second_signal_is_one_where_each_comes_once(monkeypatch: pytest.Monkey
     assert echo(Gone()) == 0.0
 
 
-@pytest.mark.parametrize("setting", ["train.patience=2", "train.on_divergence=rewind", "train.rehearse=0.1"])
+@pytest.mark.parametrize("setting", ["train.rehearse=0.1"])
 def test_what_needs_the_whole_model_is_refused_before_anything_is_written(setting: str) -> None:
     class InParts(Ranks):
         world = 2

@@ -61,11 +61,11 @@ def kill_in_step(patch: pytest.MonkeyPatch, number: int) -> None:
     patch.setattr(training, "_step", dies)
 
 
-def tuned(folder: Path, out: Path, **how: Any) -> Run:
+def tuned(folder: Path, out: Path, data: Path | None = None, **how: Any) -> Run:
     options = {key: how.pop(key) for key in ("resume", "answers", "screen") if key in how}
-    data = PAIRS if how.get("objective") == "dpo" else rows(30)
+    rows_or_file = data or (PAIRS if how.get("objective") == "dpo" else rows(30))
     settings = resolve(values=USUAL | how)
-    return run(data, folder, out, settings, **{"answers": False, "screen": Screen(quiet=True)} | options)
+    return run(rows_or_file, folder, out, settings, **{"answers": False, "screen": Screen(quiet=True)} | options)
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +221,7 @@ def test_resume_and_overwrite_are_told_apart(
 
 @SLOW
 @pytest.mark.parametrize("name", ["full", "lora"])
-def test_a_process_that_is_killed_again_and_again(
-    name: str, tiny_folder: Path, tmp_path: Path, whole: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_process_that_is_killed_again_and_again(name: str, tiny_folder: Path, tmp_path: Path) -> None:
     """SIGKILL at moments that nobody chose; the same command until it ends."""
     data, out = tmp_path / "rows.json", tmp_path / "run"
     data.write_text(json.dumps(rows(30)))
@@ -255,4 +253,5 @@ def test_a_process_that_is_killed_again_and_again(
         assert process.returncode == -9, said
     assert process.returncode == 0
     assert kills >= 2
-    assert left_by(out) == whole(name)
+    tuned(tiny_folder, tmp_path / "whole", data, **TRAININGS[name])  # of the same file, which run.toml names
+    assert left_by(out) == left_by(tmp_path / "whole")

@@ -17,6 +17,7 @@ from torch import Tensor
 from instil.data.loader import Loader
 from instil.errors import ModelError, SettingsError
 from instil.model.decoder import Decoder, batch_of_ids
+from instil.model.files.safetensors import Later
 from instil.model.frozen import quantise_base
 from instil.model.lora import add_lora
 from instil.records import Encoded, EncodedPair
@@ -82,21 +83,21 @@ class InMemory:
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
 
-    def save(self, decoder: Decoder) -> bool:
-        self.keep({name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad})
+    def save(self, tensors: Mapping[str, Tensor | Later]) -> bool:
+        self.keep(tensors)
         return True
 
     @torch.no_grad()
-    def restore(self, decoder: Decoder) -> None:
-        for name, parameter in decoder.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(self.tensors[name])
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            tensor.copy_(self.tensors[name])
 
     def kept(self) -> Mapping[str, Tensor]:
         return self.tensors
 
-    def keep(self, tensors: Mapping[str, Tensor]) -> None:
-        self.tensors = {name: one.clone() for name, one in tensors.items()}
+    def keep(self, tensors: Mapping[str, Tensor | Later]) -> None:
+        made = {name: one.make() if isinstance(one, Later) else one for name, one in tensors.items()}
+        self.tensors = {name: one.clone() for name, one in made.items()}
 
 
 def some_rows(count: int, first: int = 0) -> list[Encoded]:

@@ -5,6 +5,7 @@ So several processes can each take their own part of a model that none of them c
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,9 @@ from instil.model.decoder import Decoder
 from instil.model.files.reader import Reader, check_head, check_layers, check_names, parameter
 from instil.model.find import find_model
 from instil.model.load import blank_decoder, open_model
+from instil.model.lora import LoraLinear
 from instil.model.resize import grow_vocabulary, grown
+from instil.model.token_rows import TokenRows
 
 EMBEDDING, HEAD = "embed.weight", "head.weight"
 
@@ -57,6 +60,38 @@ class InFiles:
             return value
         value = grown(value, grows)
         return value if rows is None else value[rows].clone()
+
+
+def begins_at(decoder: Decoder, name: str) -> LoraLinear | TokenRows | None:
+    """The layer with this parameter, where what it trains begins at what the whole of it says: at the lengths of its
+    rows, or at some of its rows.
+    """
+    owner, _, leaf = name.rpartition(".")
+    layer = decoder.get_submodule(owner)
+    if leaf == "weight" and (isinstance(layer, TokenRows) or (isinstance(layer, LoraLinear) and layer.is_dora)):
+        return layer
+    return None
+
+
+class Trained(Mapping[str, Tensor]):
+    """What is trained of a decoder, by its names; what is elsewhere is read when it is asked for."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._elsewhere = elsewhere = decoder.elsewhere
+        self._own = {name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad}
+        for name, one in decoder.named_parameters():
+            if elsewhere is not None and one.is_meta and (layer := begins_at(decoder, name)) is not None:
+                layer.begin_at(elsewhere.parameter(name))
+
+    def __getitem__(self, name: str) -> Tensor:
+        own = self._own[name]
+        return self._elsewhere.parameter(name) if self._elsewhere is not None and own.is_meta else own
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def load_elsewhere(

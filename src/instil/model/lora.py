@@ -116,8 +116,26 @@ class LoraLinear(Linear):
         self.inside_TO: Tensor | None
         self.register_buffer("scale_T", own_scales, persistent=False)
         self.register_buffer("inside_TO", None if whole else inside.t().contiguous(), persistent=False)
-        lengths = [torch.linalg.vector_norm(whole_OI.detach()[part], dim=1) for part in rows] if dora else []
+        lengths = [new(part.stop - part.start) for part in rows] if dora else []
         self.lora_magnitude = nn.ParameterList(nn.Parameter(length) for length in lengths)
+        self.length_O: Tensor | None  # of the frozen rows: the weight itself may lie elsewhere when it is saved
+        self.register_buffer("length_O", new(layer.out_features) if dora else None, persistent=False)
+        if not whole_OI.is_meta:
+            self.begin_at(whole_OI)
+
+    @torch.no_grad()
+    def begin_at(self, weight_OI: Tensor) -> None:
+        """Take the lengths of the rows, where they are learnt, from a weight that was elsewhere when this was made."""
+        if self.length_O is None:
+            return
+        self.length_O.copy_(torch.linalg.vector_norm(weight_OI, dim=1))
+        for part, length in zip(self.rows, self.lora_magnitude, strict=True):
+            length.copy_(self.length_O[part])
+
+    @property
+    def is_dora(self) -> bool:
+        """Whether the lengths of rows are learnt, so that the outputs hang on those of the whole matrix."""
+        return len(self.lora_magnitude) > 0
 
     def draw(self, generator: torch.Generator) -> None:
         """First values: A as torch draws a linear layer's weights, B zero, so that nothing is changed yet."""

@@ -20,21 +20,32 @@ from instil.model.fast.gemm import Linear, linear
 
 
 class TokenRows(nn.Embedding):
-    """An embedding whose table is frozen but for some rows, which are a parameter of their own (``rows``, [K, D])."""
+    """An embedding whose table is frozen but for some rows, which are a parameter of their own (``rows``, [K, D]).
 
-    def __init__(self, table: nn.Embedding, ids: Sequence[int]) -> None:
+    They lie on ``device``, by default the table's.
+    """
+
+    def __init__(self, table: nn.Embedding, ids: Sequence[int], device: torch.device | None = None) -> None:
         with torch.device("meta"):
             super().__init__(table.num_embeddings, table.embedding_dim)
         self.weight, self.token_ids = table.weight, tuple(ids)
         weight_VD = table.weight.detach()
-        ids_K = torch.tensor(self.token_ids, device=weight_VD.device)
-        slot_V = torch.full((len(weight_VD),), -1, device=weight_VD.device)
-        slot_V[ids_K] = torch.arange(len(ids_K), device=weight_VD.device)
+        device = device or weight_VD.device
+        ids_K = torch.tensor(self.token_ids, device=device)
+        slot_V = torch.full((len(weight_VD),), -1, device=device)
+        slot_V[ids_K] = torch.arange(len(ids_K), device=device)
         self.ids_K: Tensor
         self.slot_V: Tensor
         self.register_buffer("ids_K", ids_K, persistent=False)
         self.register_buffer("slot_V", slot_V, persistent=False)
-        self.rows = nn.Parameter(weight_VD[ids_K])
+        self.rows = nn.Parameter(weight_VD.new_empty(len(ids_K), table.embedding_dim, device=device))
+        if not weight_VD.is_meta:
+            self.begin_at(weight_VD)
+
+    @torch.no_grad()
+    def begin_at(self, weight_VD: Tensor) -> None:
+        """Take the rows from a table that was elsewhere when this was made."""
+        self.rows.copy_(weight_VD[self.ids_K])
 
     def forward(self, ids_N: Tensor) -> Tensor:
         """Rows of the table, [N, D]."""
@@ -94,7 +105,7 @@ def train_rows(decoder: Decoder, ids: Sequence[int]) -> TokenRows:
     """
     check_rows(decoder, ids)
     decoder.embed.weight.requires_grad_(False)
-    decoder.embed = rows = TokenRows(decoder.embed, ids)
+    decoder.embed = rows = TokenRows(decoder.embed, ids, decoder.device)
     if decoder.spec.tied:
         decoder.head = TokenHead(decoder.head, rows)
     return rows

@@ -15,7 +15,7 @@ from torch import Tensor
 from instil.errors import InstilError
 from instil.files import unfinished_of, write_whole
 from instil.model.decoder import Decoder
-from instil.model.files.safetensors import SafetensorsFile, write_safetensors
+from instil.model.files.safetensors import Later, SafetensorsFile, write_safetensors
 from instil.model.load import blank_decoder
 from instil.model.lora import trained_parameters
 from instil.settings.options import Settings, steps_and_seconds
@@ -45,20 +45,20 @@ class BestOnDisk:
         if kind is None:
             self.path.unlink(missing_ok=True)
 
-    def save(self, decoder: Decoder) -> bool:
+    def save(self, tensors: Mapping[str, Tensor | Later]) -> bool:
         """Write what is trained; the file appears whole or not at all.
 
         Returns:
             Whether it could be written; what was kept before is as it was where it could not, and that is told.
         """
         try:
-            self.keep({name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad})
+            self.keep(tensors)
         except InstilError as error:
             self.warn(f"  {error}; training goes on")
             return False
         return True
 
-    def keep(self, tensors: Mapping[str, Tensor]) -> None:
+    def keep(self, tensors: Mapping[str, Tensor | Later]) -> None:
         """Write these.
 
         Raises:
@@ -72,12 +72,11 @@ class BestOnDisk:
             raise InstilError(f"{self.path}: the best model cannot be kept: {error.strerror or error}") from error
 
     @torch.no_grad()
-    def restore(self, decoder: Decoder) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what was written."""
         file = SafetensorsFile(self.path)
-        for name, parameter in decoder.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(file.get(name))
+        for name, tensor in tensors.items():
+            tensor.copy_(file.get(name))
 
     def kept(self) -> Mapping[str, Tensor]:
         """What was written, in a map of the file: read as it is looked at, and not a second model in memory.

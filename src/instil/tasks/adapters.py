@@ -16,6 +16,7 @@ from instil.model.frozen import BITS, FrozenLinear, quantise_base
 from instil.model.load import blank_decoder
 from instil.model.lora import LoraLinear, add_lora, merge, trained_parameters
 from instil.model.spec import DecoderSpec
+from instil.model.token_rows import TokenRows
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.train.observer import Observer
@@ -125,6 +126,8 @@ class _Merged:
             whole = self._merged(layer, name)
         elif leaf == "weight" and isinstance(layer, FrozenLinear):
             whole = layer.weight
+        elif leaf == "weight" and isinstance(layer, TokenRows):
+            whole = self._elsewhere.parameter(name).index_copy_(0, layer.ids_K, layer.rows.detach())
         else:
             return self._elsewhere.parameter(name, rows)
         return whole if rows is None else whole[rows]
@@ -146,14 +149,6 @@ class _Merged:
         if not difference <= SAME:
             raise MergeError(f"merging the adapters changed the outputs of {name} by {difference:.1e}")
         return plain.weight.detach()
-
-
-def needs_whole(settings: Settings) -> str:
-    """The setting for which adapters are made of whole weights, so that each process has to have them once."""
-    if settings.train.method == "full":
-        return ""
-    named = {"lora.dora": settings.lora.dora, "lora.trainable_token_indices": settings.lora.trainable_token_indices}
-    return next((name for name, wanted in named.items() if wanted), "")
 
 
 class AdapterNote(Observer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from instil.data.tokenizers import Tokenizer, load_tokenizer
 from instil.errors import SettingsError, counted, verb
 from instil.machine import device_for
 from instil.model.decoder import Decoder
-from instil.model.elsewhere import load_elsewhere
+from instil.model.elsewhere import Trained, load_elsewhere
 from instil.model.find import find_model, template_of
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
@@ -269,9 +269,12 @@ def load(prepared: Prepared, *, elsewhere: bool = False) -> Decoder:
     return decoder
 
 
-def first_weights(prepared: Prepared) -> dict[str, Tensor]:
-    """The weights that are trained as they are before training: those of the model, and fresh adapters."""
-    decoder = load(prepared)
+def first_weights(prepared: Prepared, *, elsewhere: bool = False) -> Mapping[str, Tensor]:
+    """The weights that are trained as they are before training: those of the model, and fresh adapters.
+
+    ``elsewhere``: one is read after another, when it is asked for.
+    """
+    decoder = load(prepared, elsewhere=elsewhere)
     if prepared.settings.train.method == "lora":
         adapt(decoder, prepared.settings)
-    return {name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad}
+    return Trained(decoder)

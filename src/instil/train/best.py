@@ -11,6 +11,7 @@ from torch import Tensor
 
 from instil.errors import SettingsError, TrainingDiverged, counted
 from instil.model.decoder import Decoder
+from instil.model.files.safetensors import Later
 from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.evaluation import Evaluation
@@ -23,11 +24,11 @@ from instil.train.state import TrainState
 class BestCheckpoint(Protocol):
     """Where the best model is kept while training goes on (`train.patience`)."""
 
-    def save(self, decoder: Decoder) -> bool:
-        """Keep what is trained, as it is now; returns whether it could be, else what was kept before still is."""
+    def save(self, tensors: Mapping[str, Tensor | Later]) -> bool:
+        """Keep what is trained, by its names, as it is now; whether it could be, else what was kept before still is."""
 
-    def restore(self, decoder: Decoder) -> None:
-        """Put back what was kept last."""
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what was kept last, in place."""
 
     def kept(self) -> Mapping[str, Tensor]:
         """What was kept last, by the names of the parameters."""
@@ -47,14 +48,33 @@ class SharedBest:
     def __init__(self, ranks: Ranks, kept: BestCheckpoint | None) -> None:
         self._ranks, self._kept = ranks, kept
 
-    def save(self, decoder: Decoder) -> bool:
-        return self._ranks.agree(self._kept is not None and self._kept.save(decoder))
+    def save(self, tensors: Mapping[str, Tensor | Later]) -> bool:
+        if not self._ranks.sharded:
+            return self._ranks.agree(self._kept is not None and self._kept.save(tensors))
+        parts = {name: one for name, one in tensors.items() if isinstance(one, Tensor)}
+        if self._kept is None:
+            self._ranks.hand_over(parts)
+            return self._ranks.agree(False)
+        try:
+            done = self._kept.save(self._ranks.later(parts))
+        finally:
+            self._ranks.agree("")
+        return self._ranks.agree(done)
 
     @torch.no_grad()
-    def restore(self, decoder: Decoder) -> None:
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        if self._ranks.sharded:
+            found = self.kept()
+            for name, own in tensors.items():  # one after another is whole
+                whole = torch.empty(own.shape, dtype=own.dtype, device=own.device)  # and not of the kind of parts
+                if name in found:
+                    whole.copy_(found[name])
+                self._ranks.spread([whole])
+                self._ranks.put(own, whole)
+            return
         if self._kept is not None:
-            self._kept.restore(decoder)
-        self._ranks.spread(one.detach() for one in decoder.parameters() if one.requires_grad)
+            self._kept.restore(tensors)
+        self._ranks.spread(tensors.values())
 
     def kept(self) -> Mapping[str, Tensor]:
         return {} if self._kept is None else self._kept.kept()
@@ -91,7 +111,7 @@ class Best:
         if self._checkpoint is None or found.validation is None:
             return
         if found.validation < self.loss:
-            if self._checkpoint.save(decoder):
+            if self._checkpoint.save(_trained(decoder)):
                 self.loss, self.step = found.validation, step
             self.worse = 0
         else:
@@ -136,7 +156,7 @@ class Best:
             self.step = None if self.step == done else self.step  # this very model is no use
             diverged = self.diverged(f"step {done}: the last update left a model without a loss", done)
         if self._checkpoint is not None and self.step is not None and (diverged is not None or self.step != done):
-            self._checkpoint.restore(decoder)
+            self._checkpoint.restore(_trained(decoder))
         if diverged is not None and self.step is None:
             raise diverged
         if diverged is not None and self.before is not None and self.loss > self.before:
@@ -148,6 +168,10 @@ class Best:
 
     def _usable(self, decoder: Decoder, step: Sequence[Batch]) -> bool:
         return usable(decoder, step, self._objective, self._ranks)
+
+
+def _trained(decoder: Decoder) -> dict[str, Tensor]:
+    return {name: one.detach() for name, one in decoder.named_parameters() if one.requires_grad}
 
 
 def usable(decoder: Decoder, step: Sequence[Batch], objective: Objective, ranks: Ranks = ALONE) -> bool:

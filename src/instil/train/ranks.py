@@ -16,6 +16,7 @@ from torch import Tensor
 
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
+from instil.model.files.safetensors import Later
 from instil.records import Batch
 
 Value = TypeVar("Value")
@@ -103,8 +104,12 @@ class Ranks:
         """
         raise NotImplementedError("one process alone has no parts of tensors")
 
-    def hand_over(self, decoder: Decoder) -> None:
-        """See `collected`."""
+    def later(self, parts: Mapping[str, Tensor]) -> dict[str, Later]:
+        """In the first process, each of these tensors as a whole when it is asked for; as with `collected`."""
+        raise NotImplementedError("one process alone has no parts of tensors")
+
+    def hand_over(self, parts: Mapping[str, Tensor]) -> None:
+        """See `collected`; ``parts`` are this process's, by their names."""
         raise NotImplementedError("one process alone has no parts of tensors")
 
     def let_go(self, decoder: Decoder) -> None:

@@ -97,18 +97,30 @@ def first_state(
         touched: where only some rows of the embedding are trained.
         begun: that very state without its tensors.
     """
-    tensors = {}
-    for name, tensor in own.items():
-        kind, _, of = name.partition("/")
+    return replace(begun, tensors=_First(weights, own, touched))
+
+
+class _First(Mapping[str, Tensor]):
+    """What `first_state` makes, each when it is asked for: weights may be read one after another."""
+
+    def __init__(self, weights: Mapping[str, Tensor], own: Mapping[str, Tensor], touched: TouchedRows | None) -> None:
+        self._weights, self._own, self._touched = weights, own, touched
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor, (kind, _, of) = self._own[name], name.partition("/")
         if name == TABLE:
-            tensors[name] = weights["embed.weight"]
-        elif kind != "weights":
-            tensors[name] = tensor.new_zeros(()).expand(tensor.shape)
-        elif touched is not None and of == "embed.weight":
-            tensors[name] = touched.part_of(weights[of])
-        else:
-            tensors[name] = weights[of]
-    return replace(begun, tensors=tensors)
+            return self._weights["embed.weight"]
+        if kind != "weights":  # whole, where the other may be a part
+            return torch.zeros((), dtype=tensor.dtype, device=tensor.device).expand(tensor.shape)
+        if self._touched is not None and of == "embed.weight":
+            return self._touched.part_of(self._weights[of])
+        return self._weights[of]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def newest_good(earlier: Earlier, before: float = math.inf) -> TrainState | None:

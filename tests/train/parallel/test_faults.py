@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from instil.data.loader import Loader
 from instil.errors import OutOfMemory
@@ -23,10 +25,11 @@ from instil.train import objective, training
 from instil.train.observer import Observer, Pause
 from instil.train.parallel import shards
 from instil.train.parallel.processes import Processes
-from instil.train.ranks import Ranks
+from instil.train.ranks import ALONE, Ranks
 from instil.train.rewind import Skipped
 from instil.train.state import Progress, TrainState
 from tests.train.parallel.pool import Pool
+from tests.train.parallel.test_processes import assert_near
 from tests.train.test_rewind import Kept, rewinding
 from tests.train.test_state import CASES, some_rows
 from tests.train.test_training import decoder
@@ -61,8 +64,14 @@ def test_weights_are_not_made_whole_by_who_fails_alone(two: Pool) -> None:
     assert two.call(left_by_an_error) == [["and without", "made whole"]] * 2
 
 
-def goes_back(ranks: Ranks) -> dict[str, Any]:
-    """A training with a row whose loss is no number, of which the second process sees more states than the first."""
+def goes_back(ranks: Ranks, sharded: bool = False, to_the_first: bool = False) -> dict[str, Any]:
+    """A training with a row whose loss is no number, of which the second process sees more states than the first.
+
+    ``to_the_first``: no states are kept, and that before the first step is made again.
+    """
+    if sharded:
+        ranks = Processes(ranks.rank, ranks.world, sharded=True)
+    case = CASES["lora" if to_the_first else "full"]
     measure = objective._Likelihood.__call__
 
     def measures(self: Any, model: Any, batch: Any, hook: Any = None) -> Tensor:
@@ -71,9 +80,10 @@ def goes_back(ranks: Ranks) -> dict[str, Any]:
 
     objective._Likelihood.__call__ = measures  # type: ignore[method-assign]
     try:
-        every = 2 - ranks.rank  # all ask for all states together
-        kept = Sees(every)
-        _, result = rewinding(CASES["full"]).run([kept], earlier=kept, ranks=ranks, double=True)
+        shown = 2 - ranks.rank  # all ask for all states together
+        model = (lambda: case.model().double()) if to_the_first else None
+        kept = Sees(shown, every=int(not to_the_first), model=model)
+        _, result = rewinding(case).run([kept], earlier=kept, ranks=ranks, double=True)
     finally:
         objective._Likelihood.__call__ = measure  # type: ignore[method-assign]
     return {"losses": [one.train_loss for one in result.records], "skipped": kept.noted}
@@ -82,20 +92,38 @@ def goes_back(ranks: Ranks) -> dict[str, Any]:
 class Sees(Kept):
     """Is given all states, and finds some of them again."""
 
-    def __init__(self, shown: int) -> None:
-        super().__init__(every=1)
+    def __init__(self, shown: int, **how: Any) -> None:
+        super().__init__(**how)
         self.shown = shown
+
+    def first(self) -> dict[str, Tensor] | None:
+        found = super().first()
+        return None if found is None else {name: one.detach() for name, one in found.items() if one.requires_grad}
+
+    def on_state(self, state: TrainState) -> None:
+        copied = state.copied()
+        whole = {name: one.full_tensor() if isinstance(one, DTensor) else one for name, one in copied.tensors.items()}
+        self.kept.append(replace(copied, tensors=whole))
 
     def states(self) -> Iterator[TrainState]:
         return (one for one in reversed(self.kept) if one.progress.done % self.shown == 0)
 
 
-def test_all_go_back_to_what_the_first_sees(two: Pool) -> None:
-    one, other = two.call(goes_back)
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "in parts"])
+@pytest.mark.parametrize("to_the_first", [False, True], ids=["kept", "made again"])
+def test_all_go_back_to_what_the_first_sees(to_the_first: bool, sharded: bool, two: Pool) -> None:
+    """As one alone does, so that their losses are the same."""
+    one, other = two.call(goes_back, sharded, to_the_first)
     assert one == other
     (skipped,) = one["skipped"]
     assert isinstance(skipped, Skipped)
-    assert skipped.back_to % 2 == 0
+    assert skipped.back_to == 0 if to_the_first else skipped.back_to % 2 == 0
+    wanted = goes_back(ALONE, False, to_the_first)
+    assert [replace(found, why="") for found in wanted["skipped"]] == [
+        replace(skipped, rows=wanted["skipped"][0].rows, why="")
+    ]
+    assert sorted(skipped.rows) == sorted(wanted["skipped"][0].rows)
+    assert_near(dict(enumerate(one["losses"])), dict(enumerate(wanted["losses"])), "losses", 1e-12)
 
 
 def out_of_memory(ranks: Ranks) -> list[int]:

@@ -15,7 +15,7 @@ from instil.data.loader import Loader
 from instil.errors import ModelError
 from instil.machine import FORGET, forget_peak, memory_now, peak_memory, release
 from instil.model.decoder import Decoder
-from instil.model.elsewhere import load_elsewhere
+from instil.model.elsewhere import Trained, load_elsewhere
 from instil.model.files.folder import save_decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import quantise_base
@@ -40,6 +40,14 @@ HOW: dict[str, dict[str, Any]] = {
     "lora, some, head": {"rank": 2, "targets": ("q", "down", "head")},
     "lora, int8": {"rank": 2, "held": "int8", "targets": ("v", "up", "down")},
     "lora, nf4": {"rank": 2, "held": "nf4"},
+    "lora, dora": {"rank": 2, "dora": True, "targets": ("q", "v", "up", "down")},
+    "lora, rows of tokens": {"rank": 2, "trainable_token_indices": (3, 7)},
+    "lora, rows of tokens, untied, grown": {
+        "rank": 2,
+        "trainable_token_indices": (3, 98),
+        "untied": True,
+        "vocab_size": 101,
+    },
 }
 
 
@@ -65,7 +73,8 @@ def prepared(decoder: Decoder, how: dict[str, Any]) -> Decoder:
     if how.get("held"):
         quantise_base(decoder, how["held"])
     if how.get("rank"):
-        add_lora(decoder, rank=how["rank"], targets=how.get("targets", ("all",)), seed=3)
+        more = {name: how[name] for name in ("targets", "dora", "trainable_token_indices") if name in how}
+        add_lora(decoder, rank=how["rank"], seed=3, **more)
     return decoder
 
 
@@ -89,7 +98,7 @@ def save(decoder: Decoder, ranks: Ranks, folder: Path, adapters: bool) -> None:
         save_decoder(ranks.collected(decoder), folder, eos_id=1)
         ranks.agree("")
     else:
-        ranks.hand_over(decoder)
+        ranks.hand_over(dict(decoder.named_parameters()))
 
 
 def from_files(ranks: Ranks, model: Path, how: dict[str, Any], to: Path) -> list[dict[str, Any]]:
@@ -126,6 +135,20 @@ def test_they_train_and_save_what_one_does(
         for one, other in zip(found, wanted, strict=True):
             assert_near(one, other, f"step {one['step']}", 1e-12)
     assert_same_folders(tmp_path / "many", tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", HOW)
+def test_what_is_trained_begins_as_where_all_of_it_is_here(name: str, tmp_path: Path) -> None:
+    """Read tensor by tensor, as by who goes back to before the first step."""
+    how = HOW[name]
+    tiny_reference("gpt2").save_pretrained(tmp_path)
+    here = load_decoder(tmp_path, dtype=torch.float64)
+    grow_vocabulary(here, size := max(here.spec.vocab_size, how.get("vocab_size", 0)))
+    wanted = dict(Trained(prepared(here, how)))
+    found = Trained(prepared(load_elsewhere(tmp_path, dtype=torch.float64, vocab_size=size), how))
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        torch.testing.assert_close(found[key], value, rtol=0, atol=0)
 
 
 def assert_same_folders(found: Path, wanted: Path) -> None:

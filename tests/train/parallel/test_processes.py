@@ -66,10 +66,7 @@ def assert_near(found: Any, wanted: Any, where: str, rel: float) -> None:
         assert found == wanted, where
 
 
-IN_PARTS = [name for name in CASES if "patience" not in name]  # which keeps whole models
-
-
-@pytest.mark.parametrize("name", IN_PARTS)
+@pytest.mark.parametrize("name", CASES)
 def test_with_parts_of_weights_they_compute_it_too(name: str, pools: dict[int, Pool]) -> None:
     wanted = trained(ALONE, name)
     for found in pools[2].call(trained, name, True):

@@ -98,8 +98,8 @@ def _adapter(module: str, layer: LoraLinear, indexes: list[int], span: slice) ->
         b[rows.start - span.start : rows.stop - span.start, at : at + block.shape[1]] = block
         at += block.shape[1]
     lengths = None
-    if layer.lora_magnitude:
-        lengths = torch.linalg.vector_norm(layer.weight.detach()[span], dim=1)
+    if layer.length_O is not None:
+        lengths = layer.length_O[span].clone()
         for n in indexes:
             rows = layer.rows[n]
             lengths[rows.start - span.start : rows.stop - span.start] = layer.lora_magnitude[n].detach()

@@ -241,12 +241,6 @@ def _check_settings(settings: Settings, ranks: Ranks) -> None:
             f"{ranks.world} processes share the rows of a step, and train.batch_size={train.batch_size} gives some of "
             f"them none; set train.batch_size={ranks.world} or more, or start fewer processes"
         )
-    if ranks.sharded and train.patience:
-        raise SettingsError(
-            "train.patience keeps whole models, which train.shard=full has none of; leave one of them out"
-        )
-    if ranks.sharded and train.on_divergence == "rewind":
-        raise SettingsError("train.on_divergence=rewind is not for train.shard=full; leave one of them out")
     if ranks.sharded and train.rehearse:
         raise SettingsError("train.rehearse has the whole model write texts, and train.shard=full has none of it; "
                             "leave one of them out")  # fmt: skip

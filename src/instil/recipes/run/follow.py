@@ -6,6 +6,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM
 
@@ -78,7 +79,7 @@ def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> 
                 continue
             if order.what == "hand over":
                 assert decoder is not None, "it was trained"
-                ranks.hand_over(decoder)
+                ranks.hand_over(dict(decoder.named_parameters()))
                 continue
             if order.what == "train":
                 path, elsewhere, *how = order.given
@@ -124,7 +125,8 @@ def _train(
     with Stop(quiet=True, echo=echo(ranks)) as stop:
         observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]
         since = state.progress.done if state else 0
-        earlier = _Earlier(checkpoints, folder.skipped, quiet, lambda: first_weights(prepared), begins=since)
+        first = partial(first_weights, prepared, elsewhere=ranks.sharded)
+        earlier = _Earlier(checkpoints, folder.skipped, quiet, first, begins=since)
         try:
             tune(ready, decoder, observers, best, state, earlier, ranks)
         except RankLost:

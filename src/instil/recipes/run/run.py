@@ -39,7 +39,6 @@ from instil.runs.verdict import write_verdict
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.stopping import Stopped
-from instil.tasks.adapters import needs_whole
 from instil.tasks.prepare import load, prepare, task_of
 from instil.tasks.rejected import rejected_rows
 from instil.tasks.task import Data, Prepared, Task
@@ -173,7 +172,7 @@ def _run(
         _check_resumed(folder, prepared, clock.screen, answers=answers, extend=how.extend)
 
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
-    elsewhere = _in_parts(prepared, crew.ranks, clock.screen, answers=answers)
+    elsewhere = _in_parts(crew.ranks, clock.screen, answers=answers)
     with clock.stage("load model"):
         decoder = load(prepared, elsewhere=elsewhere)
     folder.check_room(saved_bytes(decoder, prepared.settings), checkpoint_bytes(decoder, prepared.settings))
@@ -271,14 +270,12 @@ def _preflight(
     return prepared
 
 
-def _in_parts(prepared: Prepared, ranks: Ranks, screen: Screen, *, answers: bool) -> bool:
+def _in_parts(ranks: Ranks, screen: Screen, *, answers: bool) -> bool:
     """Whether no process ever holds the whole model; why not is said."""
-    if not ranks.sharded:
-        return False
-    why = needs_whole(prepared.settings) or ("answering (instil train does not answer)" if answers else "")
-    if why:
+    if ranks.sharded and answers:
+        why = "answering (instil train does not answer)"
         screen.say(f"  each process holds the whole model when it begins and ends, for {why}", "yellow")
-    return not why
+    return ranks.sharded and not answers
 
 
 def _check_resumed(folder: RunFolder, prepared: Prepared, screen: Screen, *, answers: bool, extend: bool) -> None:

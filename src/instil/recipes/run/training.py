@@ -162,15 +162,16 @@ def _train(
             screen.say("  weights lie in parts, so no samples are written while it trains", "yellow")
         else:
             observers.append(samples)
-        first, keep = (metrics.sync, samples.sync), train.keep_checkpoint
-        saving = SavesCheckpoints(checkpoints, train.save_every, screen, first=first, at_the_end=keep)
+        synced, keep = (metrics.sync, samples.sync), train.keep_checkpoint
+        saving = SavesCheckpoints(checkpoints, train.save_every, screen, first=synced, at_the_end=keep)
         observers += [saving, StopsBySignal(stop), MemoryNote(folder, screen)]
         if train.method == "lora":
             note = AdapterNote(prepared.settings, decoder.parameter_count, screen)
             observers += [note, SavedAdapter(folder, prepared)]
         observers.append(logs)  # the last, since it may wait for others when training ends
         since = begin.state.progress.done if begin.state else 0
-        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, lambda: first_weights(prepared), begins=since)
+        first = functools.partial(first_weights, prepared, elsewhere=ranks.sharded)
+        earlier = EarlierOnDisk(checkpoints, folder.skipped, screen, first, begins=since)
         try:
             kept = best if ranks.alone else SharedBest(ranks, best)
             result = tune(prepared, decoder, observers, kept, begin.state, earlier, ranks)

@@ -61,6 +61,7 @@ def with_reference(
         "validation": prepared.usable("validation"),
     }
     found: dict[Part, Sequence[EncodedPair]] = dict(prepared.rows)
+    at_once = ranks if reference.elsewhere is not None else ALONE  # a whole one each process asks by itself
     with ExitStack() as stack:
         if reference.elsewhere is not None:  # each process has a part of it, and all compute at once
             reference = stack.enter_context(ranks.sharding(reference))
@@ -74,7 +75,7 @@ def with_reference(
             for first in range(0, len(dealt), SHARED):
                 some = dealt[first : first + SHARED]
                 own = {batch: _of(rows, batch) for batch, by in some if by == ranks.rank}
-                scores = _Scores(reference, list(own.values()), prepared, journal, ranks)
+                scores = _Scores(reference, list(own.values()), prepared, journal, at_once)
                 done: list[tuple[int, Sides]] = []
                 for batch, _ in some:
                     if batch in own:
@@ -162,7 +163,7 @@ class _Scores:
         announced: what this process will ask about, so that all can compute at once where each has a part of the model.
         prepared: see `with_reference`.
         journal: see above.
-        ranks: see above.
+        ranks: those that compute at once.
     """
 
     def __init__(

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from instil.errors import InstilError, UserError
 from instil.machine import keep_little
 from instil.model.decoder import Decoder
+from instil.model.files.safetensors import Later
 from instil.model.load import blank_decoder
 from instil.records import Batch
 from instil.stopping import nothing_to_lose
@@ -216,11 +218,17 @@ class Processes(Ranks):
 
     def collected(self, decoder: Decoder) -> Decoder:
         whole = blank_decoder(decoder.spec, decoder.embed.weight.dtype)
-        whole.elsewhere = _Collected(self, decoder)
+        whole.elsewhere = _Collected(self, dict(decoder.named_parameters()), decoder.device)
         return whole
 
-    def hand_over(self, decoder: Decoder) -> None:
-        parts = dict(decoder.named_parameters())
+    def later(self, parts: Mapping[str, Tensor]) -> dict[str, Later]:
+        found = _Collected(self, parts, torch.device("cpu"))
+        return {
+            name: Later(torch.empty(one.shape, dtype=one.dtype, device="meta"), partial(found.parameter, name))
+            for name, one in parts.items()
+        }
+
+    def hand_over(self, parts: Mapping[str, Tensor]) -> None:
         while name := self.agree(""):
             shards.collect(parts[name], *self.share)
 
@@ -245,10 +253,10 @@ class Processes(Ranks):
 
 
 class _Collected:
-    """The parameters of a decoder that lies in parts, each made whole when the first process asks for it."""
+    """Tensors that lie in parts, each made whole when the first process asks for it."""
 
-    def __init__(self, ranks: Processes, decoder: Decoder) -> None:
-        self._ranks, self._parts, self.device = ranks, dict(decoder.named_parameters()), decoder.device
+    def __init__(self, ranks: Processes, parts: Mapping[str, Tensor], device: torch.device) -> None:
+        self._ranks, self._parts, self.device = ranks, parts, device
 
     def parameter(self, name: str, rows: slice | None = None) -> Tensor:
         self._ranks.agree(name)

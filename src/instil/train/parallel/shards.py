@@ -23,12 +23,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from instil.model.decoder import Decoder
+from instil.model.elsewhere import begins_at
 from instil.model.fast.gemm import Linear
 from instil.model.frozen import FrozenLinear
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 
 PATTERN = "shard-*.safetensors"  # as torch names the files
+FILES = 8  # of a process, about
 
 
 @contextmanager
@@ -51,6 +53,7 @@ def sharded(decoder: Decoder, world: int, *, narrow: bool = False) -> Iterator[D
 def own_parts(decoder: Decoder, rank: int, world: int) -> dict[str, Tensor]:
     """This process's rows of each parameter of a decoder whose weights are elsewhere; one after another is read.
 
+    Adapters that begin at what a whole weight says (lengths of its rows, rows of a table) are told while it is read.
     Weights in few bits are no parameters, and each process holds them as a whole.
 
     Raises:
@@ -61,11 +64,18 @@ def own_parts(decoder: Decoder, rank: int, world: int) -> dict[str, Tensor]:
     for name, module in decoder.named_modules():
         if isinstance(module, FrozenLinear):
             module.hold(elsewhere.parameter(f"{name.removesuffix('.held')}.weight"))
-    return {
-        name: elsewhere.parameter(name, rows_of(len(one), rank, world))
-        for name, one in decoder.named_parameters()
-        if one.is_meta
-    }
+    parts: dict[str, Tensor] = {}
+    for name, one in decoder.named_parameters():
+        if not one.is_meta:
+            continue
+        own, layer = rows_of(len(one), rank, world), begins_at(decoder, name)
+        if layer is None:
+            parts[name] = elsewhere.parameter(name, own)
+            continue
+        whole = elsewhere.parameter(name)
+        layer.begin_at(whole)
+        parts[name] = whole[own].clone()
+    return parts
 
 
 def rows_of(length: int, rank: int, world: int) -> slice:
@@ -84,7 +94,7 @@ def filled(decoder: Decoder, parts: dict[str, Tensor], world: int, *, narrow: bo
 
     Afterwards its adapters, if it has some, are whole.
     """
-    adapters = [name for name, one in decoder.named_parameters() if not one.is_meta]
+    adapters = [name for name, one in _named(decoder) if not one.is_meta]
     _share_out(decoder, world, narrow=narrow)
     held: dict[int, nn.Parameter] = {}  # a tied table is one parameter under two names
     known: dict[str, Tensor] = {}
@@ -100,11 +110,13 @@ def filled(decoder: Decoder, parts: dict[str, Tensor], world: int, *, narrow: bo
     del known, held
     yield
     let_go(decoder)
+    whole: dict[Tensor, nn.Parameter] = {}  # a tied table's rows are one parameter under two names, too
     for name in adapters:
         owner, _, leaf = name.rpartition(".")
         part = decoder.get_parameter(name)
-        value = part.full_tensor() if isinstance(part, DTensor) else part.detach()
-        setattr(decoder.get_submodule(owner), leaf, nn.Parameter(value))
+        if part not in whole:
+            whole[part] = nn.Parameter(part.full_tensor() if isinstance(part, DTensor) else part.detach())
+        setattr(decoder.get_submodule(owner), leaf, whole[part])
 
 
 def collect(part: Tensor, rank: int, world: int) -> Tensor | None:
@@ -134,7 +146,7 @@ def _share_out(parts: Decoder, world: int, *, narrow: bool) -> None:
     mesh = init_device_mesh(parts.device.type, (world,))
     policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in parts.blocks:
-        read: list[nn.Module] = [one for one in block.modules() if isinstance(one, Linear) and not _is_dora(one)]
+        read: list[nn.Module] = [one for one in block.modules() if isinstance(one, Linear) and not _blurs(one)]
         if narrow and read:
             fully_shard(read, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh)
@@ -146,9 +158,9 @@ def _share_out(parts: Decoder, world: int, *, narrow: bool) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other one
 
 
-def _is_dora(layer: Linear) -> bool:
+def _blurs(layer: Linear) -> bool:
     """Whether its outputs hang on the lengths of its rows, which bfloat16 would blur."""
-    return isinstance(layer, LoraLinear) and len(layer.lora_magnitude) > 0
+    return isinstance(layer, LoraLinear) and layer.is_dora
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -193,12 +205,31 @@ def save_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
     Raises:
         OSError: some process cannot write.
     """
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(folder), fqn_to_index_mapping=_files_of(tensors), save_distributed=True)
     try:
         save(dict(tensors), storage_writer=writer)
     except CheckpointException as error:
         causes = [cause for cause, _ in error.failures.values()]
         raise next((one for one in causes if isinstance(one, OSError)), OSError(str(error))) from error
+
+
+def _files_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """In which file of a process each goes, from 1: as many bytes in one as in another, about.
+
+    A file is made in memory before it is written, so that of all tensors would take as much as they do.
+
+    >>> _files_of({name: torch.empty(5, 8) for name in "abcdefghijklmnop"})["d"]
+    2
+    """
+    most = sum(one.nbytes for one in tensors.values()) / FILES
+    found: dict[str, int] = {}
+    index, held = 1, 0
+    for name, one in tensors.items():
+        if held and held + one.nbytes > most:
+            index, held = index + 1, 0
+        held += one.nbytes
+        found[name] = index
+    return found
 
 
 class Shards(Mapping[str, Tensor]):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instil.errors import SettingsError
+from instil.model.fast.narrow import is_narrow, narrow_linear
 from instil.model.fast.recompute import ReadsRecomputed
 
 WORTH_IT = 1.15  # the gain below which torch's own product stays
@@ -83,6 +84,8 @@ def unpack(module: nn.Module) -> None:
 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x W^T + b``, differentiable, [N, O]."""
+    if is_narrow(x_NI):
+        return narrow_linear(x_NI, weight_OI, bias_O)
     if not _suits(x_NI, weight_OI):
         return F.linear(x_NI, weight_OI, bias_O)
     if torch.is_grad_enabled() and (x_NI.requires_grad or weight_OI.requires_grad):

@@ -33,7 +33,15 @@ from tests.train.test_training import SPECS, decoder, some_rows
 
 ROUNDING = 2.0**-8  # of one number in bfloat16, relative to it
 FAMILIES = sorted(SPECS)
-PRODUCTS = ("mm", "addmm", "addmm_", "bmm", "baddbmm", "_linear_pointwise")
+PRODUCTS = (
+    "mm",
+    "addmm",
+    "addmm_",
+    "bmm",
+    "baddbmm",
+    "_linear_pointwise",
+    "_scaled_dot_product_flash_attention_for_cpu",
+)
 
 
 def in_bf16() -> torch.autocast:
@@ -136,7 +144,7 @@ def test_outside_of_a_step_nothing_is_narrow() -> None:
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_less_is_kept_for_backward_than_in_float32(family: str, method: str) -> None:
-    """At most three quarters. The weights' copies are not kept, or, of frozen weights, not for backward alone."""
+    """At most seven tenths. The weights' copies are not kept, or, of frozen weights, not for backward alone."""
     kept_bytes = []
     for enabled in (False, True):
         spec = replace(SPECS[family], width=96, head_width=24, heads=4, kv_heads=4, mlp_width=256)
@@ -147,7 +155,7 @@ def test_less_is_kept_for_backward_than_in_float32(family: str, method: str) -> 
             loss = nll_sum(model, batch())
         assert loss.requires_grad  # and so is not let go of
         kept_bytes.append(sum(kept.nbytes().values()))
-    assert kept_bytes[1] < 0.75 * kept_bytes[0]
+    assert kept_bytes[1] < 0.7 * kept_bytes[0], kept_bytes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -157,7 +165,7 @@ def test_large_activations_do_not_overflow(family: str) -> None:
     with torch.no_grad():
         model.embed.weight.mul_(1e6)
         for block in model.blocks:
-            block.mlp.down.weight.mul_(1e5)
+            (block.mlp.up if hasattr(block.mlp, "up") else block.mlp.gate_up).weight.mul_(1e6)
     with in_bf16():
         loss = nll_sum(model, batch())
     assert loss.isfinite()
@@ -245,7 +253,7 @@ def test_what_adapters_add_is_not_rounded_away(grad: bool) -> None:
         outputs.append(layer(x).double())
         with torch.no_grad():
             layer.lora_b.copy_(draw(*layer.lora_b.shape))
-            size = 1e-3 * layer(x).float().std()
+            size = 1e-3 * outputs[0].std()
             exact = x @ layer.lora_a.t() @ layer.lora_b.t() * layer.scale
             layer.lora_b.mul_(size / exact.std())
             exact = exact.mul(size / exact.std()).double()

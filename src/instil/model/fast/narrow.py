@@ -25,7 +25,7 @@ from torch import Tensor
 from instil.model.fast.recompute import is_sparing
 
 NARROW = torch.bfloat16
-PIECE = 1 << 22  # bytes of scores made at once: little enough to stay in a processor's cache
+PIECE = 1 << 24  # bytes of scores made at once: little enough to stay in a processor's last cache
 
 once = torch.autograd.function.once_differentiable
 
@@ -206,7 +206,8 @@ def attention(
 
 
 class _Attention(torch.autograd.Function):
-    """Few scores are kept as probabilities; many are made a piece at a time, and made again in backward."""
+    """Probabilities are kept where they are no more than what they are of; else made again in backward. Many are made a
+    piece at a time."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> Tensor:
@@ -220,7 +221,8 @@ class _Attention(torch.autograd.Function):
             q_MGW = _grouped(q, queries, k.shape[1])
             shares = _shares(q_MGW, k_MSW[:, keys], mask, queries, keys, scale, causal, rows)
             out[:, :, queries] = torch.bmm(shares, v_MSW[:, keys]).view(rows, heads, -1, width)
-        ctx.save_for_backward(q, k, v, mask, shares if len(pieces) == 1 else None)
+        few = shares is not None and len(pieces) == 1 and shares.nbytes <= q.nbytes + k.nbytes + v.nbytes
+        ctx.save_for_backward(q, k, v, mask, shares if few else None)
         return out
 
     @staticmethod

@@ -144,7 +144,7 @@ def test_outside_of_a_step_nothing_is_narrow() -> None:
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_less_is_kept_for_backward_than_in_float32(family: str, method: str) -> None:
-    """At most seven tenths. The weights' copies are not kept, or, of frozen weights, not for backward alone."""
+    """At most four fifths. The weights' copies are not kept, or, of frozen weights, not for backward alone."""
     kept_bytes = []
     for enabled in (False, True):
         spec = replace(SPECS[family], width=96, head_width=24, heads=4, kv_heads=4, mlp_width=256)
@@ -155,7 +155,7 @@ def test_less_is_kept_for_backward_than_in_float32(family: str, method: str) -> 
             loss = nll_sum(model, batch())
         assert loss.requires_grad  # and so is not let go of
         kept_bytes.append(sum(kept.nbytes().values()))
-    assert kept_bytes[1] < 0.7 * kept_bytes[0], kept_bytes
+    assert kept_bytes[1] < 0.8 * kept_bytes[0], kept_bytes
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,7 +1,8 @@
 """Which library multiplies fastest here: torch's own product, numpy's OpenBLAS without copies, or oneDNN.
 
 ``python -m benchmarks.gemm`` prints GFLOP/s for the shapes and the three forms of a training step:
-NT (output of a layer), NN (gradient of its input) and TN (gradient of its weight).
+NT (output of a layer), NN (gradient of its input) and TN (gradient of its weight). With ``--type bfloat16`` what
+`train.precision=bf16` multiplies with; numpy's OpenBLAS has none of these.
 """
 
 from __future__ import annotations
@@ -27,24 +28,26 @@ BACKENDS = ("torch", "openblas", "onednn")
 Product = Callable[[], Any]
 
 
-def products(backend: str, rows: int, outputs: int, inputs: int) -> dict[str, Product]:
+def products(
+    backend: str, rows: int, outputs: int, inputs: int, kind: torch.dtype = torch.float32
+) -> dict[str, Product]:
     """The three products of a layer for so many rows; torch and OpenBLAS write their results in place.
 
     Raises:
         LookupError: the backend is not there.
     """
-    x, weight, grad = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs)
+    x, weight, grad = (torch.randn(shape, dtype=kind) for shape in ((rows, inputs), (outputs, inputs), (rows, outputs)))
     operands = {"NT": (x, weight.t()), "NN": (grad, weight), "TN": (grad.t(), x)}
     return {form: _product(backend, left, right) for form, (left, right) in operands.items()}
 
 
 def _product(backend: str, left: Tensor, right: Tensor) -> Product:
-    out = torch.empty(left.shape[0], right.shape[1])
+    out = torch.empty(left.shape[0], right.shape[1], dtype=left.dtype)
     if backend == "torch":
         return lambda: torch.mm(left, right, out=out)
     if backend == "openblas":
-        if not has_openblas():
-            raise LookupError("numpy here was not built with OpenBLAS")
+        if not has_openblas() or left.dtype != torch.float32:
+            raise LookupError("numpy here has no OpenBLAS, or not for this type")
         return lambda: np.matmul(left.numpy(), right.numpy(), out=out.numpy())
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         raise LookupError("torch here was built without oneDNN")
@@ -69,12 +72,14 @@ def best_seconds(work: Product, rounds: int) -> float:
     return min(taken)
 
 
-def speeds(rows: int, outputs: int, inputs: int, rounds: int) -> dict[str, dict[str, float]]:
+def speeds(
+    rows: int, outputs: int, inputs: int, rounds: int, kind: torch.dtype = torch.float32
+) -> dict[str, dict[str, float]]:
     """GFLOP/s by backend and form."""
     found: dict[str, dict[str, float]] = {}
     for backend in BACKENDS:
         try:
-            three = products(backend, rows, outputs, inputs)
+            three = products(backend, rows, outputs, inputs, kind)
         except LookupError:
             continue
         flops = 2e-9 * rows * outputs * inputs
@@ -109,6 +114,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0, help="0: as torch and OpenBLAS choose")
+    parser.add_argument("--type", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     if asked.threads:
@@ -117,7 +123,7 @@ def main() -> None:
     for model in asked.models:
         for outputs, inputs in SHAPES[model]:
             for rows in asked.rows:
-                found = speeds(rows, outputs, inputs, asked.rounds)
+                found = speeds(rows, outputs, inputs, asked.rounds, getattr(torch, asked.type))
                 results.append({"rows": rows, "outputs": outputs, "inputs": inputs, "speeds": found})
     print(json.dumps(results) if asked.json else f"GFLOP/s, best of {asked.rounds}\n\n{table(results)}")
 

@@ -34,6 +34,7 @@ CONTENDERS = (
     Contender("instil", "pairs_ours", "shared", MODELS, "full", "instil"),
     Contender("instil, padded", "pairs_ours", "padded", MODELS, "full", "instil"),
     Contender("instil, LoRA", "pairs_ours", "lora", MODELS, "", "instil, LoRA"),
+    Contender("instil, bf16", "pairs_ours", "bf16", MODELS, "", "instil"),
     Contender("TRL, tuned", "pairs_trl", "tuned", MODELS, "full", "instil", "trl"),
     Contender("TRL, precomputed", "pairs_trl", "precomputed", MODELS, "full", "instil", "trl"),
     Contender("TRL with PEFT, tuned", "pairs_trl", "lora", MODELS, "", "instil, LoRA", "peft"),

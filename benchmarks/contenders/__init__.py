@@ -39,6 +39,8 @@ CONTENDERS = (
     Contender("instil, untied head", "ours", "untied", BOTH, "untied", "instil, untied head"),
     Contender("instil, LoRA", "ours", "lora", BOTH, "", "instil, LoRA"),
     Contender("instil, LoRA, checkpointing", "ours", "lora-checkpointing", BOTH, "", "instil, LoRA"),
+    Contender("instil, bf16", "ours", "bf16", BOTH, "", "instil"),
+    Contender("instil, LoRA, bf16", "ours", "lora-bf16", BOTH, "", "instil, LoRA"),
     Contender("the book's code", "book", "", ("gpt2",), "untied", "instil, untied head", "llms_from_scratch"),
     Contender("TRL, tuned", "trl_sft", "tuned", BOTH, "tied", "instil", "trl"),
     Contender("TRL with PEFT, tuned", "trl_sft", "lora", BOTH, "", "instil, LoRA", "peft"),

@@ -35,6 +35,7 @@ def main(job: Job, variant: str, track: Track) -> None:
         schedule="constant",
         eval_every=0,
         gradient_checkpointing=variant.endswith("checkpointing"),
+        precision="bf16" if variant.endswith("bf16") else "fp32",
     )
     loader = Loader(
         [Encoded(tuple(ids), tuple(trained)) for step in job.steps for ids, trained in step],

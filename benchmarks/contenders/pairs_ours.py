@@ -40,6 +40,7 @@ def main(job: Job, variant: str, track: Track) -> None:
         weight_decay=job.weight_decay,
         schedule="constant",
         eval_every=0,
+        precision="bf16" if variant == "bf16" else "fp32",
     )
 
     def on_step(record: StepRecord) -> None:

@@ -45,6 +45,15 @@ def test_a_plan_says_all_there_is_to_know(planned: Plan) -> None:
     json.dumps(planned.as_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize(("gain", "said"), [(2.5, "products take 40 % of float32's time"), (0.1, "no less than")])
+def test_it_says_what_bfloat16_would_be_worth(planned: Plan, gain: float, said: str) -> None:
+    assert planned.narrow_gain > 0
+    job = next(iter(tables(replace(planned, narrow_gain=gain))))
+    cells = [str(cell) for column in job.columns for cell in column.cells]  # type: ignore[union-attr]
+    assert any(said in cell for cell in cells)
+    assert any("train.precision=bf16" in cell for cell in cells)
+
+
 def test_what_does_not_fit_is_said_and_not_tried(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_loading(prepared: object) -> None:
         raise AssertionError("loaded a model that does not fit")

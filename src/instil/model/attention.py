@@ -23,6 +23,8 @@ from torch import Tensor
 from instil.layouts import Grid, Tree
 from instil.model.cache import Part
 from instil.model.fast.capped import capped_attention
+from instil.model.fast.narrow import attention as narrow_attention
+from instil.model.fast.narrow import is_narrow
 from instil.model.preceding import NOTHING, Runs, Steps, last
 from instil.records import Batch
 
@@ -316,6 +318,8 @@ def _attend(
     scale, cap = scores
     if cap is not None:
         return capped_attention(q, k, v, mask, scale, cap, causal=causal)
+    if is_narrow(q):
+        return narrow_attention(q, k, v, mask, scale, causal=causal)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )

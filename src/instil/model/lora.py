@@ -26,6 +26,7 @@ from instil.errors import SettingsError, did_you_mean
 from instil.model.decoder import Attention, Decoder, GatedMLP, GeluMLP, ShortConvolution
 from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
+from instil.model.fast.narrow import Beside, is_narrow, narrow_adapted
 from instil.model.frozen import FrozenLinear, dequantise
 from instil.model.int8 import refuse_int8
 from instil.model.token_rows import TokenRows, check_rows, merge_rows, train_rows
@@ -77,6 +78,8 @@ class LoraLinear(Linear):
     ``lora_a`` [T, I] holds the A of all projections under one another, ``lora_b`` [O, T] their B as blocks; what lies
     outside of the blocks is zero, has no gradient, and so stays zero. They lie on ``device``, by default the weight's.
     """
+
+    beside: Beside | None = None  # the weight for products in bfloat16
 
     def __init__(
         self,
@@ -161,6 +164,11 @@ class LoraLinear(Linear):
         """Outputs, [N, O]."""
         if self.lora_magnitude:
             return self._with_magnitude(x_NI)
+        if is_narrow(x_NI):
+            if self.beside is None or self.beside.weight is not self.weight:
+                self.beside = Beside(self.weight if self.held is None else self.held.dense)
+            scale = self.scale if self.scale_T is None else self.scale_T
+            return narrow_adapted(x_NI, self.beside, self.bias, self.lora_a, self.lora_b, scale, self.inside_TO)
         if torch.is_grad_enabled():
             return _Lora.apply(  # type: ignore[no-any-return, no-untyped-call]
                 x_NI, self.held or self.weight, self.bias, self.lora_a, self.lora_b, self

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from instil.model.fast.narrow import is_narrow
+from instil.model.fast.narrow import turned as narrow_turned
 from instil.model.spec import RopeScaling
 
 
@@ -73,5 +75,7 @@ def apply_rope(x_NKW: Tensor, cos_N1W: Tensor, sin_N1W: Tensor) -> Tensor:
     if width < x_NKW.shape[-1]:
         turned, rest = x_NKW[..., :width], x_NKW[..., width:]
         return torch.cat([apply_rope(turned, cos_N1W, sin_N1W), rest], dim=-1)
+    if is_narrow(x_NKW):
+        return narrow_turned(x_NKW, cos_N1W, sin_N1W)
     first, second = x_NKW.chunk(2, dim=-1)
     return x_NKW * cos_N1W + torch.cat([-second, first], dim=-1) * sin_N1W

@@ -59,9 +59,9 @@ def head_nll_sum(
     if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad or adapter is not None):
         inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
-    total = weights_S.new_zeros(())
+    total, narrow_VD = weights_S.new_zeros(()), weight_VD.to(narrow)
     for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
-        scores_UV, _ = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
+        scores_UV, _ = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
         total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
     return total
 
@@ -81,14 +81,14 @@ class _HeadLoss(torch.autograd.Function):
         b_VR: Tensor | None,
         cap: float | None,
     ) -> Tensor:
-        ctx.narrow, ctx.tied, ctx.adapted = narrow, tied, b_VR is not None
-        trained = ctx.needs_input_grad[1]
+        ctx.narrow, ctx.tied, ctx.adapted, ctx.held = narrow, tied, b_VR is not None, weight_VD.dtype
+        trained, narrow_VD = ctx.needs_input_grad[1], weight_VD.to(narrow)  # cast once, for all products
         chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else CHEAP_SCORES, cap)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
-            scores_UV, slope_UV = _scores(hidden_UD, weight_VD, narrow, read_UR, b_VR, cap)
+            scores_UV, slope_UV = _scores(hidden_UD, narrow_VD, narrow, read_UR, b_VR, cap)
             loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S, slope_UV)
-            ctx.save_for_backward(hidden_UD, weight_VD, scores_UV.to(narrow), read_UR, b_VR)
+            ctx.save_for_backward(hidden_UD, narrow_VD, scores_UV.to(narrow), read_UR, b_VR)
             return loss
         loss = weights_S.new_zeros(())
         for_hidden_UD = torch.empty_like(hidden_UD)
@@ -96,11 +96,11 @@ class _HeadLoss(torch.autograd.Function):
         for_read_UR = None if read_UR is None else torch.empty_like(read_UR)
         for_b_VR = None if b_VR is None else torch.zeros_like(b_VR)
         for rows, part in chunks:
-            scores_UV, slope_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows)
+            scores_UV, slope_UV = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows)
             here_S = row_S[part] - rows.start
             loss += _scores_to_gradient(scores_UV, here_S, targets_S[part], weights_S[part], slope_UV)
             scores_UV = scores_UV.to(narrow)
-            for_hidden_UD[rows] = product(scores_UV, weight_VD.to(narrow).t()).to(hidden_UD.dtype)
+            for_hidden_UD[rows] = product(scores_UV, narrow_VD.t()).to(hidden_UD.dtype)
             if for_weight_VD is not None:
                 for_weight_VD += weight_gradient(scores_UV, hidden_UD[rows].to(narrow))
             if read_UR is not None and b_VR is not None and for_read_UR is not None and for_b_VR is not None:
@@ -116,14 +116,14 @@ class _HeadLoss(torch.autograd.Function):
         for_read_UR: Tensor | None = None
         for_b_VR: Tensor | None = None
         if ctx.whole:
-            hidden_UD, weight_VD, scores_UV, read_UR, b_VR = ctx.saved_tensors
-            for_hidden_UD = product(scores_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
+            hidden_UD, narrow_VD, scores_UV, read_UR, b_VR = ctx.saved_tensors
+            for_hidden_UD = product(scores_UV, narrow_VD.t()).to(hidden_UD.dtype)
             if ctx.needs_input_grad[1]:
                 hidden_UD = (hidden_UD * grad).to(ctx.narrow)  # the factor goes to the smaller of the two
                 if ctx.tied is not None:
                     ctx.tied.leave(scores_UV, hidden_UD)
                 else:
-                    for_weight_VD = weight_gradient(scores_UV, hidden_UD).to(weight_VD.dtype)
+                    for_weight_VD = weight_gradient(scores_UV, hidden_UD).to(ctx.held)
             if ctx.adapted:
                 for_read_UR = (scores_UV @ b_VR.to(ctx.narrow)).to(read_UR.dtype) * grad
                 for_b_VR = (scores_UV.t() @ (read_UR * grad).to(ctx.narrow)).to(b_VR.dtype)
@@ -156,8 +156,9 @@ def head_log_probs(
         inputs = (hidden_UD, weight_VD, row_S, targets_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLogProbs.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
+    narrow_VD = weight_VD.to(narrow)
     for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
-        scores_UV, _ = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
+        scores_UV, _ = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
         found_S[part] = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])[0]
     return found_S
 
@@ -176,33 +177,34 @@ class _HeadLogProbs(torch.autograd.Function):
         b_VR: Tensor | None,
         cap: float | None,
     ) -> Tensor:
-        ctx.narrow, ctx.tied, ctx.cap = narrow, tied, cap
+        ctx.narrow, ctx.tied, ctx.cap, ctx.held = narrow, tied, cap, weight_VD.dtype
+        narrow_VD = weight_VD.to(narrow)
         chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES, cap)
         ctx.whole = len(chunks) == 1
         found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
         kept: list[Tensor | None] = []
         for rows, part in chunks:
-            scores_UV, slope_UV = _scores(hidden_UD[rows], weight_VD, narrow, read_UR, b_VR, cap, rows, slope=ctx.whole)
+            scores_UV, slope_UV = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=ctx.whole)
             found_S[part], sums_U = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])
             kept = [scores_UV, slope_UV, sums_U] if ctx.whole else []
-        ctx.save_for_backward(hidden_UD, weight_VD, row_S, targets_S, read_UR, b_VR, *kept)
+        ctx.save_for_backward(hidden_UD, narrow_VD, row_S, targets_S, read_UR, b_VR, *kept)
         return found_S
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_S: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_UD, weight_VD, row_S, targets_S, read_UR, b_VR, *kept = ctx.saved_tensors
+        hidden_UD, narrow_VD, row_S, targets_S, read_UR, b_VR, *kept = ctx.saved_tensors
         trained, adapted = ctx.needs_input_grad[1], b_VR is not None
         for_hidden_UD = torch.empty_like(hidden_UD)
         for_weight_VD: Tensor | None = None
         for_read_UR = torch.empty_like(read_UR) if adapted else None
         for_b_VR = torch.zeros_like(b_VR) if adapted else None
-        for rows, part in _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES, ctx.cap):
+        for rows, part in _chunks(hidden_UD, narrow_VD, row_S, LARGEST_SCORES, ctx.cap):
             here_S = row_S[part] - rows.start
             if ctx.whole:
                 scores_UV, slope_UV, sums_U = kept
             else:
-                scores_UV, slope_UV = _scores(hidden_UD[rows], weight_VD, ctx.narrow, read_UR, b_VR, ctx.cap, rows)
+                scores_UV, slope_UV = _scores(hidden_UD[rows], narrow_VD, ctx.narrow, read_UR, b_VR, ctx.cap, rows)
                 sums_U = _scores_to_log_probs(scores_UV, here_S, targets_S[part])[1]
             # of a log-probability: one at its target, less the probabilities of all
             weight_U = torch.zeros_like(sums_U).index_add_(0, here_S, grad_S[part])
@@ -211,11 +213,11 @@ class _HeadLogProbs(torch.autograd.Function):
             if slope_UV is not None:
                 scores_UV.mul_(slope_UV)
             narrow_UV = scores_UV.to(ctx.narrow)
-            for_hidden_UD[rows] = product(narrow_UV, weight_VD.to(ctx.narrow).t()).to(hidden_UD.dtype)
+            for_hidden_UD[rows] = product(narrow_UV, narrow_VD.t()).to(hidden_UD.dtype)
             if trained and ctx.whole and ctx.tied is not None:
                 ctx.tied.leave(narrow_UV, hidden_UD.to(ctx.narrow))
             elif trained:
-                piece_VD = weight_gradient(narrow_UV, hidden_UD[rows].to(ctx.narrow)).to(weight_VD.dtype)
+                piece_VD = weight_gradient(narrow_UV, hidden_UD[rows].to(ctx.narrow)).to(ctx.held)
                 for_weight_VD = piece_VD if for_weight_VD is None else for_weight_VD.add_(piece_VD)
             if for_read_UR is not None and for_b_VR is not None:
                 for_read_UR[rows] = (narrow_UV @ b_VR.to(ctx.narrow)).to(read_UR.dtype)
@@ -234,7 +236,7 @@ def _narrow(hidden_UD: Tensor) -> torch.dtype:
 
 def _scores(
     hidden_UD: Tensor,
-    weight_VD: Tensor,
+    narrow_VD: Tensor,
     narrow: torch.dtype,
     read_UR: Tensor | None,
     b_VR: Tensor | None,
@@ -244,10 +246,9 @@ def _scores(
     slope: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The scores, in float32 at least, and, where they are capped, the slope of the cap, unless it is not wanted."""
-    scores_UV = product(hidden_UD.to(narrow), weight_VD.to(narrow))
-    if read_UR is not None and b_VR is not None:
-        scores_UV.addmm_(read_UR[rows].to(narrow), b_VR.to(narrow).t())
-    scores_UV = scores_UV.to(torch.promote_types(narrow, torch.float32))
+    scores_UV = product(hidden_UD.to(narrow), narrow_VD).to(torch.promote_types(narrow, torch.float32))
+    if read_UR is not None and b_VR is not None:  # little, which would be lost in what is narrow
+        scores_UV.addmm_(read_UR[rows].to(scores_UV.dtype), b_VR.to(scores_UV.dtype).t())
     if cap is None:
         return scores_UV, None
     scores_UV.div_(cap).tanh_()

@@ -178,3 +178,17 @@ def test_measuring_leaves_random_numbers_and_default_types_alone() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.rand(1), wanted)
+
+
+def test_what_bfloat16_gains_is_measured_on_the_same_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds: list[set[torch.dtype]] = []
+
+    def measured(*works: Callable[[], tuple[torch.Tensor, ...]]) -> list[float]:
+        kinds.extend({one.dtype for one in work()} for work in works)
+        return [3.0, 1.5]
+
+    monkeypatch.setattr(gemm, "least_seconds", measured)
+    gemm.narrow_gain.cache_clear()
+    assert gemm.narrow_gain() == 2.0
+    gemm.narrow_gain.cache_clear()
+    assert kinds == [{torch.float32}, {torch.bfloat16}]

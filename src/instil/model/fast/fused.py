@@ -15,11 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instil.model.fast.narrow import is_narrow
+
 once = torch.autograd.function.once_differentiable
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` (Zhang and Sennrich, 2019), [..., D]."""
+    if is_narrow(x):
+        return _RMSNorm.apply(x.float(), weight_D, eps)  # type: ignore[no-any-return, no-untyped-call]
     if not _plain(x, weight_D):
         return F.rms_norm(x, weight_D.shape, weight_D, eps)
     return _RMSNorm.apply(x, weight_D, eps)  # type: ignore[no-any-return, no-untyped-call]
@@ -30,7 +34,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
 
     ``activation`` is ``"silu"`` or ``"gelu"`` (the tanh form).
     """
-    if not _plain(gate_up, gate_up):
+    if not (is_narrow(gate_up) or _plain(gate_up, gate_up)):
         gate, up = gate_up.chunk(2, dim=-1)
         return _activated(gate, activation).mul(up)
     return _Gated.apply(gate_up, activation)  # type: ignore[no-any-return, no-untyped-call]

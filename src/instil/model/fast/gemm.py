@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instil.errors import SettingsError
+from instil.model.fast.narrow import NARROW, is_narrow, narrow_linear
 from instil.model.fast.recompute import ReadsRecomputed
 
 WORTH_IT = 1.15  # the gain below which torch's own product stays
@@ -83,6 +84,8 @@ def unpack(module: nn.Module) -> None:
 
 def linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``x W^T + b``, differentiable, [N, O]."""
+    if is_narrow(x_NI):
+        return narrow_linear(x_NI, weight_OI, bias_O)
     if not _suits(x_NI, weight_OI):
         return F.linear(x_NI, weight_OI, bias_O)
     if torch.is_grad_enabled() and (x_NI.requires_grad or weight_OI.requires_grad):
@@ -202,16 +205,32 @@ def _gain() -> float:
 
     A second measurement could come out otherwise, and what is computed twice in a process would differ.
     """
-    draw = functools.partial(  # numbers of its own, so that nobody's change
-        torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
-    )
-    tokens, width_in, width_out = FORM
-    x, w, g = draw(tokens, width_in), draw(width_out, width_in), draw(tokens, width_out)
+    x, w, g = _form()
     theirs, ours = least_seconds(
         lambda: (F.linear(x, w), g @ w, g.t() @ x),
         lambda: (_onednn(x, w, None), _onednn(g, w.t(), None), _onednn(g.t(), x.t(), None)),
     )
     return theirs / ours
+
+
+@functools.cache
+@torch.no_grad()
+def narrow_gain() -> float:
+    """How many times as fast as float32's the same products are in bfloat16 (`instil.model.fast.narrow`), casts of the
+    weight included; below one where the processor has no units for it."""
+    x, w, g = _form()
+    wide, narrow = least_seconds(
+        lambda: (product(x, w), product(g, w.t()), weight_gradient(g, x)),
+        lambda: (x.to(NARROW) @ w.to(NARROW).t(), g.to(NARROW) @ w.to(NARROW), g.to(NARROW).t() @ x.to(NARROW)),
+    )
+    return wide / narrow
+
+
+def _form() -> tuple[Tensor, Tensor, Tensor]:
+    """Input, weight and gradient of the output of a layer; drawn apart, so that nobody's numbers change."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
+    tokens, width_in, width_out = FORM
+    return draw(tokens, width_in), draw(width_out, width_in), draw(tokens, width_out)
 
 
 def least_seconds(*works: Callable[[], object], steady: int = 3, most: int = 20) -> list[float]:

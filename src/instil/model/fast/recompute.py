@@ -9,6 +9,7 @@ Shape suffixes: N tokens · D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -109,6 +110,18 @@ class _Checkpointed(torch.autograd.Function):
 
 def _run(ctx: Any, x_ND: Tensor) -> Tensor:
     """The work, both times with autograd on: without it, some operations have other forms, which round differently."""
-    with torch.enable_grad(), torch.autocast(*ctx.autocast):
-        made: Tensor = ctx.work(x_ND)
+    token = _sparing.set(True)
+    try:
+        with torch.enable_grad(), torch.autocast(*ctx.autocast):
+            made: Tensor = ctx.work(x_ND)
+    finally:
+        _sparing.reset(token)
     return made
+
+
+_sparing = ContextVar("sparing", default=False)
+
+
+def is_sparing() -> bool:
+    """Whether this is computed within `checkpointed`, where nothing is to be held that can be made again."""
+    return _sparing.get()

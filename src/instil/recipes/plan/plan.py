@@ -16,7 +16,7 @@ from instil.generate.engine import PACK_AFTER, SHARE
 from instil.generate.slots import most_held
 from instil.machine import available_memory, machine_memory, memory_now
 from instil.model.cache import position_bytes
-from instil.model.fast.gemm import backend
+from instil.model.fast.gemm import backend, narrow_gain
 from instil.model.frozen import FrozenLinear
 from instil.model.load import blank_decoder
 from instil.model.lora import merge
@@ -93,7 +93,10 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run would take here. ``seconds`` is empty where the model does not fit, so nothing was timed."""
+    """What a run would take here. ``seconds`` is empty where the model does not fit, so nothing was timed.
+
+    ``narrow_gain`` is how many times as fast products are here in bfloat16 (``train.precision=bf16``) as in float32.
+    """
 
     model: str
     data: str
@@ -106,6 +109,7 @@ class Plan:
     step_seconds: float
     timed_steps: int
     memory: Memory
+    narrow_gain: float = 0.0
 
     @property
     def total_seconds(self) -> float:
@@ -131,6 +135,7 @@ class Plan:
             "evaluations": self.work.evaluations,
             "seconds_per_step": round(self.step_seconds, 4),
             "timed_steps": self.timed_steps,
+            "narrow_gain": round(self.narrow_gain, 2),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "total_seconds": round(self.total_seconds, 2),
             "memory": {**memory, "predicted": self.memory.predicted, "fits": self.memory.fits},
@@ -217,6 +222,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
         step_seconds=pace.seconds(work.step),
         timed_steps=len(steps.steps),
         memory=memory,
+        narrow_gain=narrow_gain(),
     )
 
 

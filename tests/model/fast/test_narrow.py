@@ -1,0 +1,283 @@
+"""Products in bfloat16: near the exact gradients, in bfloat16 indeed, with less kept, and nothing small lost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from instil.data.loader import Loader
+from instil.model.decoder import Decoder
+from instil.model.fast import narrow
+from instil.model.fast.gemm import Linear, linear
+from instil.model.fast.recompute import checkpointed
+from instil.model.lora import LoraLinear, add_lora
+from instil.model.rope import apply_rope, rope_tables
+from instil.records import Batch
+from instil.settings.options import DpoOptions
+from instil.tasks.pairs.batches import PairCollator
+from instil.tasks.pairs.losses import Preference
+from instil.train.losses import nll_sum
+from instil.train.objective import Likelihood, Objective
+from instil.train.optimizer import AdamWInBackward
+from instil.train.step import take_step
+from tests.closeness import assert_e1, difference
+from tests.model.fast.test_recompute import pairs
+from tests.recipes.kept import kept_for_backward
+from tests.train.test_training import SPECS, decoder, some_rows
+
+ROUNDING = 2.0**-8  # of one number in bfloat16, relative to it
+FAMILIES = sorted(SPECS)
+PRODUCTS = (
+    "mm",
+    "addmm",
+    "addmm_",
+    "bmm",
+    "baddbmm",
+    "_linear_pointwise",
+    "_scaled_dot_product_flash_attention_for_cpu",
+)
+
+
+def in_bf16() -> torch.autocast:
+    """As a step with ``train.precision=bf16``."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def batch() -> Batch:
+    """Rows that begin alike."""
+    return next(Loader(some_rows(11), 11, pad_id=0).steps())[0]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def gradients(model: Decoder) -> dict[str, Tensor]:
+    """Of the loss of the batch, in float64."""
+    loss = nll_sum(model, batch())
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    found = torch.autograd.grad(loss, list(trained.values()))
+    return {name: grad.double() for name, grad in zip(trained, found, strict=True)}
+
+
+# How many roundings the whole gradient may be off by, of its length: what these models make of roundings by torch's own
+# autocast, too. Norms after the layers let small differences through as large ones, sharp attention even more.
+WITHIN = {"gemma2": 8, "gemma3": 40, "olmo3": 8}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_exact_but_for_rounding(family: str, method: str) -> None:
+    """Each of a few dozen products in a row rounds its factors and what it makes, each time anew, as noise."""
+    found = []
+    for exact in (True, False):
+        model = decoder(family)
+        if method == "lora":
+            add_lora(model, rank=2)
+            for layer in model.modules():
+                if isinstance(layer, LoraLinear):
+                    with torch.no_grad():  # beside zeros A would have no gradient
+                        layer.lora_b.copy_(0.02 * draw(*layer.lora_b.shape))
+                        if layer.inside_TO is not None:
+                            layer.lora_b.mul_(layer.inside_TO.t())
+        if exact:
+            found.append(gradients(model))
+        else:
+            with in_bf16():
+                found.append(gradients(model.float()))
+    exact_ones, ours = found
+    assert exact_ones.keys() == ours.keys()
+    apart = sum(float((ours[name] - one).square().sum()) for name, one in exact_ones.items())
+    whole = sum(float(one.square().sum()) for one in exact_ones.values())
+    assert 0 < (apart / whole) ** 0.5 < WITHIN.get(family, 3) * ROUNDING
+
+
+class Products(TorchDispatchMode):
+    """Notes the types of all products that torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype, int]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS:
+            matrices = [one for one in args if isinstance(one, Tensor) and one.dim() > 1]
+            self.seen.extend((name, one.dtype, one.numel()) for one in matrices)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
+@pytest.mark.parametrize("what", ["full", "lora", "dpo", "checkpointing"])
+def test_all_products_of_a_step_are_narrow(family: str, what: str) -> None:
+    """Also attention's, the head's, and those of gradients; with fp32 none is."""
+    for precision, wanted in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        model = decoder(family).float()
+        if what == "lora":
+            add_lora(model, rank=2)
+        model.gradient_checkpointing = what == "checkpointing"
+        objective: Objective = Likelihood()
+        step: list[Batch] = [batch()]
+        if what == "dpo":
+            objective = Preference(DpoOptions())
+            step = next(Loader(pairs(), 4, pad_id=0, collator=PairCollator).steps())
+        optimizer = AdamWInBackward(model.parameters(), weight_decay=0.1)
+        with Products() as products:
+            take_step(model.train(), step, optimizer, objective, precision)
+        assert {kind for _, kind, _ in products.seen} == {wanted}
+        layers = sum(isinstance(one, Linear) for one in model.modules())
+        assert len(products.seen) >= 6 * layers  # two factors each of at least three products
+
+
+def test_outside_of_a_step_nothing_is_narrow() -> None:
+    with Products() as products, torch.no_grad():
+        nll_sum(decoder("llama").float(), batch())
+    assert {kind for _, kind, _ in products.seen} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_less_is_kept_for_backward_than_in_float32(family: str, method: str) -> None:
+    """At most four fifths. The weights' copies are not kept, or, of frozen weights, not for backward alone."""
+    kept_bytes = []
+    for enabled in (False, True):
+        spec = replace(SPECS[family], width=96, head_width=24, heads=4, kv_heads=4, mlp_width=256)
+        model = Decoder(spec)
+        if method == "lora":
+            add_lora(model, rank=2)
+        with kept_for_backward(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = nll_sum(model, batch())
+        assert loss.requires_grad  # and so is not let go of
+        kept_bytes.append(sum(kept.nbytes().values()))
+    assert kept_bytes[1] < 0.8 * kept_bytes[0], kept_bytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_activations_do_not_overflow(family: str) -> None:
+    """Beyond what float16 holds (65,504), as the streams of some models are."""
+    model = decoder(family).float()
+    with torch.no_grad():
+        model.embed.weight.mul_(1e6)
+        for block in model.blocks:
+            (block.mlp.up if hasattr(block.mlp, "up") else block.mlp.gate_up).weight.mul_(1e6)
+    with in_bf16():
+        loss = nll_sum(model, batch())
+    assert loss.isfinite()
+    for grad in torch.autograd.grad(loss, list(model.parameters())):
+        assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_linear_layer_in_bfloat16(biased: bool) -> None:
+    layer = nn.Linear(24, 40, bias=biased)
+    x, direction = draw(9, 24).requires_grad_(), draw(9, 40, seed=1)
+    wanted = torch.autograd.grad(layer(x), [x, *layer.parameters()], direction)
+    with in_bf16():
+        made = linear(x, layer.weight, layer.bias)
+    found = torch.autograd.grad(made, [x, *layer.parameters()], direction.bfloat16())
+    assert made.dtype == torch.bfloat16
+    assert {one.dtype for one in found} == {torch.float32}
+    assert 0 < difference([made, *found], [layer(x), *wanted]) < 4 * ROUNDING
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, *, causal: bool) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 12, narrow.PIECE])
+@pytest.mark.parametrize("masked", ["causal", "all", "prefix", "each"])
+@pytest.mark.parametrize("shared", [1, 3])
+def test_attention_is_that_of_torch(monkeypatch: pytest.MonkeyPatch, piece: int, masked: str, shared: int) -> None:
+    """Query by query, some at a time, and all at once; masks of all rows and of each."""
+    monkeypatch.setattr(narrow, "PIECE", piece)
+    length, keys = (7, 7) if masked == "causal" else (7, 11)
+    inputs = [draw(2, heads, size, 8, seed=n) for n, (heads, size) in enumerate([(6, length), (6 // shared, keys)] * 2)]
+    q, k, v = (one.bfloat16().double().requires_grad_() for one in (inputs[0], inputs[1], inputs[3]))
+    mask = None
+    if masked in ("prefix", "each"):
+        mask = torch.arange(length)[:, None] + 4 >= torch.arange(keys)
+    if masked == "each":
+        mask = torch.stack([mask, mask & (torch.arange(keys) != 2)])[:, None]
+    direction = draw(2, 6, length, 8, seed=9)
+    made = attended(q, k, v, mask, 0.3, causal=masked == "causal")
+    wanted = torch.autograd.grad(made, [q, k, v], direction.double())
+    ours = [one.detach().bfloat16().requires_grad_() for one in (q, k, v)]
+    found_one = narrow.attention(*ours, mask, 0.3, causal=masked == "causal")
+    found = torch.autograd.grad(found_one, ours, direction.bfloat16())
+    assert {one.dtype for one in (found_one, *found)} == {torch.bfloat16}
+    assert_e1([found_one.double(), *(one.double() for one in found)], [made, *wanted], within=8 * ROUNDING)
+
+
+def test_many_scores_are_not_kept() -> None:
+    """Only what torch's own attention would keep, where they are more than a piece."""
+    q, k, v = (draw(4, 2, 512, 8, seed=n).requires_grad_() for n in range(3))
+    kept: list[int] = []
+
+    def note(saved: Tensor) -> Tensor:
+        kept.append(saved.nbytes)
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        narrow.attention(q, k, v, None, None, causal=True)
+    assert sum(kept) < 4 * q.nbytes
+
+
+def test_heads_are_turned_in_float32() -> None:
+    """Angles of bfloat16 would be far off at late positions."""
+    tables = rope_tables(torch.arange(990, 1000), 16, 10000.0, None, torch.float32)
+    x, direction = draw(10, 3, 16).requires_grad_(), draw(10, 3, 16, seed=1)
+    wanted = apply_rope(x, *tables)
+    with in_bf16():
+        found = apply_rope(x, *tables)
+    assert found.dtype == torch.bfloat16
+    grads = [torch.autograd.grad(one, x, direction.to(one.dtype))[0] for one in (wanted, found)]
+    torch.testing.assert_close(found.float(), wanted, rtol=ROUNDING, atol=1e-6)
+    torch.testing.assert_close(grads[1], grads[0], rtol=4 * ROUNDING, atol=4 * ROUNDING)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_what_adapters_add_is_not_rounded_away(grad: bool) -> None:
+    """A thousandth of the outputs, less than half of what bfloat16 can tell: it arrives on average."""
+    model = decoder("llama").float()
+    add_lora(model, rank=2)
+    layer = model.blocks[0].mlp.down
+    x = draw(500, layer.in_features)
+    outputs = []
+    with torch.set_grad_enabled(grad), in_bf16():
+        outputs.append(layer(x).double())
+        with torch.no_grad():
+            layer.lora_b.copy_(draw(*layer.lora_b.shape))
+            size = 1e-3 * outputs[0].std()
+            exact = x @ layer.lora_a.t() @ layer.lora_b.t() * layer.scale
+            layer.lora_b.mul_(size / exact.std())
+            exact = exact.mul(size / exact.std()).double()
+        outputs.append(layer(x).double())
+    added = (outputs[1] - outputs[0]).detach()
+    assert float((added * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.2)
+
+
+def test_a_frozen_weight_is_cast_once_and_again_when_it_has_changed() -> None:
+    model = decoder("llama").float()
+    add_lora(model, rank=2)
+    layer = model.blocks[0].attention.out
+    x = draw(5, layer.in_features)
+    with in_bf16():
+        first = layer(x)
+        held = layer.beside._held[1]
+        layer(x)
+        assert layer.beside._held[1] is held
+        with torch.no_grad():
+            layer.weight.mul_(2)
+        assert not torch.equal(layer(x), first)
+    other = decoder("llama").float()
+    add_lora(other, rank=2)
+    layer = other.blocks[0].attention.out
+    with in_bf16():
+        checkpointed(layer, x, layer.parameters())
+    assert layer.beside._held is None  # it is to spare memory

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from instil.data.encoding import encode, mask_notes
 from instil.data.lengths import lengths_of
 from instil.data.near_duplicates import Prompts, prompt_text
 from instil.data.spelling import spelling
-from instil.data.store import build, shards, sources, workers
+from instil.data.store import build, kept, shards, sources, workers
 from instil.data.store.build import stored_examples, stored_tokens
 from instil.data.store.examples import ExampleStore
 from instil.data.store.kept import Kept
@@ -460,3 +461,18 @@ def test_subsets_of_a_store_are_views(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row.row for row in store[3:9]] == [9, 12, 15, 18, 21, 24]
     assert build.size_line(store.folder).startswith("rows and their ids are kept for the next time (0 MB); to be rid")
     assert sources.MANY == 50_000
+
+
+@given(st.lists(st.tuples(st.sampled_from(["train", "test", "validation"]), st.integers(0, 9)), max_size=40))
+def test_prompts_of_held_out_rows_are_looked_for_in_training_rows(given_rows: list[tuple[str, int]]) -> None:
+    """The same as looking at each, however many are looked at together."""
+    tokens: Any = SimpleNamespace(columns={"prompt": np.array([prompt for _, prompt in given_rows], np.uint64)})
+    numbers = {
+        name: np.array([at for at, (part, _) in enumerate(given_rows) if part == name], np.int64)
+        for name in ("train", "test", "validation")
+    }
+    asked = {prompt for part, prompt in given_rows if part == "train"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "AT_ONCE", 3)
+        found = Kept(tokens).repeated({name: Subset((), its) for name, its in numbers.items()})  # type: ignore[misc]
+    assert found == sum(part != "train" and prompt in asked for part, prompt in given_rows)

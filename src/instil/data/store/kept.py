@@ -16,6 +16,8 @@ from instil.data.store.tokens import SPELLINGS, TokenStore
 from instil.data.subset import Subset
 from instil.records import Example
 
+AT_ONCE = 1 << 18  # rows looked at together
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -32,17 +34,28 @@ class Kept:
     def mask_notes(self, rows: Mapping[Part, Sequence[Any]]) -> list[str]:
         """As `instil.data.encoding.mask_notes`, without looking at a row."""
         columns, told = self.tokens.columns, list[Any]()
-        every = np.concatenate([np.arange(len(self.tokens))[_numbers(rows[part])] for part in rows])
         for name in ("straddling", "left_out"):
-            odd = every[columns[name][every] > 0]
+            odd = np.zeros(0, np.int64)
+            if (columns[name] > 0).any():  # seldom
+                every = np.concatenate([np.arange(len(self.tokens))[_numbers(rows[part])] for part in rows])
+                odd = every[columns[name][every] > 0]
             told += [columns["row"][odd].tolist(), int(columns[name][odd].sum())]
         return mask_lines(*told)
 
     def repeated(self, rows: Mapping[Part, Sequence[Any]]) -> int:
         """How many test and validation rows ask what a training row asks."""
         prompts = {part: self.tokens.columns["prompt"][_numbers(rows[part])] for part in rows}
-        held_out = np.concatenate([found for part, found in prompts.items() if part != "train"])
-        return int(np.isin(held_out, prompts["train"]).sum())
+        held_out = np.sort(np.concatenate([found for part, found in prompts.items() if part != "train"]))
+        if not len(held_out):
+            return 0
+        train, asked = prompts["train"], np.zeros(len(held_out), bool)
+        for start in range(0, len(train), AT_ONCE):  # looked for in the fewer ones, some at a time
+            some = np.sort(train[start : start + AT_ONCE])
+            at = np.searchsorted(held_out, some)
+            at[at == len(held_out)] = 0
+            asked[at[held_out[at] == some]] = True
+        first = np.flatnonzero(asked)  # of equal ones
+        return int((np.searchsorted(held_out, held_out[first], side="right") - first).sum())
 
     def notes(self, examples: Sequence[Example]) -> list[str]:
         """Where the rows lie, and how to be rid of them."""

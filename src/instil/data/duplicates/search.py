@@ -110,16 +110,25 @@ class Different:
                 tick(TOLD)
         tick(len(texts) % TOLD)
         at_N = np.flatnonzero(letters).astype(np.int32)
-        _, first, which, copies = np.unique(hashes[at_N], return_index=True, return_inverse=True, return_counts=True)
+        # As np.unique does, which takes three times as much memory.
+        hashes = hashes[at_N]
+        order = np.argsort(hashes, kind="stable").astype(np.int32)
+        hashes = hashes[order]
+        new = np.ones(len(order), bool)
+        np.not_equal(hashes[1:], hashes[:-1], out=new[1:])
         del hashes
-        order = np.argsort(first)  # as they stand, and not by their hashes
-        place = np.empty(len(order), np.int32)
-        place[order] = np.arange(len(order), dtype=np.int32)
-        self.first_U: Numbers = at_N[first[order]]
-        self.copies_U = copies[order].astype(np.int32)
+        begin = np.flatnonzero(new).astype(np.int32)
+        first, copies = order[begin], np.diff(begin, append=np.int32(len(order)))
+        del begin
+        standing = np.argsort(first).astype(np.int32)  # as they stand, and not by their hashes
+        place = np.empty(len(standing), np.int32)
+        place[standing] = np.arange(len(standing), dtype=np.int32)
+        self.first_U: Numbers = at_N[first[standing]]
+        self.copies_U = copies[standing]
+        del first, copies, standing
         self.letters_U = letters[self.first_U]
         self.which_N = np.full(len(texts), -1, np.int32)
-        self.which_N[at_N] = place[which]
+        self.which_N[at_N[order]] = place[np.cumsum(new, dtype=np.int32) - 1]
         self._rarity, self._vectors = self._read(tick)
 
     def __len__(self) -> int:

@@ -239,6 +239,15 @@ def test_ctrl_c_ends_a_library_call_as_it_does_others(
 
 
 def test_no_handler_is_set_in_another_thread_or_over_one_that_ignores() -> None:
+    # A shell that starts this in the background has it ignore SIGINT.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _no_handler_is_set()
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+
+
+def _no_handler_is_set() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
     seen: list[object] = []
 

@@ -29,7 +29,7 @@ A_LETTER = 2  # n-grams that a letter brings, about
 TOLD = 1_000  # texts between two ticks
 DRAWN = 0.5  # the share of a comparison that comes after the draws
 MARGIN = 0.12  # by which draws may tell a cosine too low
-WAITING = 2_000_000  # pairs that wait for others, to be compared together
+WAITING = 1_000_000  # pairs that wait for others, to be compared together
 FIRST, GROWS = 1_000, 4  # pairs compared at first, the nearest ones, which may settle what others would tell
 MOST, MOST_READ = 200_000, 100_000  # at once, of texts in memory and of texts to be read again
 LETTERS = 1_000_000  # of texts that are read again to be compared at once
@@ -261,6 +261,7 @@ class _Search:
                     self._compare(waiting)
                     waiting = []
             yield DRAWN / len(sketches)
+        del sketches  # much memory, which is wanted now
         self._compare(waiting)
 
     def _compare(self, candidates: Sequence[Candidates]) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BATCH = 1024
 FILES = 16  # of so many batches each as `BATCHES` says; those that come after them have as many as the last
 BATCHES = (1, 8, 64)
-MAPPED = 256  # batches looked at until all files are let go of: what was seen of them would count as this process's
+MAPPED = 64  # batches looked at until all files are let go of: what was seen of them would count as this process's
 MANIFEST = "store.json"
 FORMAT = 1
 INSTALL = "pip install 'instil[data]'"

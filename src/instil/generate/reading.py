@@ -16,7 +16,8 @@ from instil.model.cache import Part
 from instil.model.decoder import Decoder
 from instil.records import Batch
 
-AT_ONCE = 256  # tokens, whose scores are held; between two pieces others may be answered
+AT_ONCE = 256  # tokens; between two pieces others may be answered
+SCORES = 1 << 26  # bytes of scores that are held
 
 
 class Reading:
@@ -54,10 +55,13 @@ class Reading:
             torch.tensor(piece), positions_S, torch.zeros_like(positions_S), Tree.of([len(piece)])
         ).to(decoder.device)
         hidden_SD = decoder(batch, [Part(self._cache, (0,), (len(piece),))])
-        for at, logprobs_V in enumerate(decoder.logits(hidden_SD).float().log_softmax(-1), first):
-            if at + 1 < len(ids):
-                self.found.append(token_logprobs(ids[at + 1], logprobs_V, self._top))
-            elif self._ends:
-                likeliest = max(self._ends, key=lambda end: float(logprobs_V[end]))
-                self.found.append(token_logprobs(likeliest, logprobs_V, self._top))
-        return first + len(piece) == len(ids)
+        at = first
+        for some_SD in hidden_SD.split(max(1, SCORES // (4 * decoder.spec.vocab_size))):
+            for logprobs_V in decoder.logits(some_SD).float().log_softmax(-1):
+                at += 1
+                if at < len(ids):
+                    self.found.append(token_logprobs(ids[at], logprobs_V, self._top))
+                elif self._ends:
+                    likeliest = max(self._ends, key=lambda end: float(logprobs_V[end]))
+                    self.found.append(token_logprobs(likeliest, logprobs_V, self._top))
+        return at == len(ids)

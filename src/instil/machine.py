@@ -45,7 +45,8 @@ CONTROL_GROUPS = (
         "total_inactive_file",
     ),
 )
-PRODUCTS = "32"  # shapes of products kept: those of one training step
+_little = False
+PRODUCTS = "64"  # shapes of products kept: those of one training step, attention's in bfloat16 among them
 
 
 def settle() -> None:
@@ -61,9 +62,16 @@ def settle() -> None:
 
 def keep_little() -> None:
     """Take back what `settle` does for speed: freed memory is the system's at once, where weights are made whole for a
-    moment, in every process of a machine.
+    moment, in every process of a machine. Copies of weights are not held either (`keeps_little`).
     """
+    global _little  # noqa: PLW0603 - as malloc's, it is one of the process
+    _little = True
     _keep(LITTLE, LITTLE)
+
+
+def keeps_little() -> bool:
+    """Whether `keep_little` was said in this process."""
+    return _little
 
 
 def _keep(largest: int, together: int) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from instil.model.fast.gemm import product, weight_gradient
+from instil.model.fast.narrow import narrowed
 from instil.model.fast.tied import TiedGradient
 
 LARGEST_SCORES = 1 << 29  # bytes of scores that are kept until backward
@@ -59,7 +60,7 @@ def head_nll_sum(
     if torch.is_grad_enabled() and (hidden_UD.requires_grad or weight_VD.requires_grad or adapter is not None):
         inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
-    total, narrow_VD = weights_S.new_zeros(()), weight_VD.to(narrow)
+    total, narrow_VD = weights_S.new_zeros(()), narrowed(weight_VD, narrow)
     for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
         scores_UV, _ = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
         total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
@@ -82,7 +83,7 @@ class _HeadLoss(torch.autograd.Function):
         cap: float | None,
     ) -> Tensor:
         ctx.narrow, ctx.tied, ctx.adapted, ctx.held = narrow, tied, b_VR is not None, weight_VD.dtype
-        trained, narrow_VD = ctx.needs_input_grad[1], weight_VD.to(narrow)  # cast once, for all products
+        trained, narrow_VD = ctx.needs_input_grad[1], narrowed(weight_VD, narrow)  # cast once, for all products
         chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else CHEAP_SCORES, cap)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
@@ -156,7 +157,7 @@ def head_log_probs(
         inputs = (hidden_UD, weight_VD, row_S, targets_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLogProbs.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
-    narrow_VD = weight_VD.to(narrow)
+    narrow_VD = narrowed(weight_VD, narrow)
     for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
         scores_UV, _ = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
         found_S[part] = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])[0]
@@ -178,7 +179,7 @@ class _HeadLogProbs(torch.autograd.Function):
         cap: float | None,
     ) -> Tensor:
         ctx.narrow, ctx.tied, ctx.cap, ctx.held = narrow, tied, cap, weight_VD.dtype
-        narrow_VD = weight_VD.to(narrow)
+        narrow_VD = narrowed(weight_VD, narrow)
         chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES, cap)
         ctx.whole = len(chunks) == 1
         found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))

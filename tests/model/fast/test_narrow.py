@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from instil import machine
 from instil.data.loader import Loader
 from instil.model.decoder import Decoder
 from instil.model.fast import narrow
 from instil.model.fast.gemm import Linear, linear
+from instil.model.fast.narrow import narrowed
 from instil.model.fast.recompute import checkpointed
 from instil.model.lora import LoraLinear, add_lora
 from instil.model.rope import apply_rope, rope_tables
@@ -281,3 +284,46 @@ def test_a_frozen_weight_is_cast_once_and_again_when_it_has_changed() -> None:
     with in_bf16():
         checkpointed(layer, x, layer.parameters())
     assert layer.beside._held is None  # it is to spare memory
+
+
+def test_the_head_is_cast_into_the_same_memory_once_for_each_state_of_it() -> None:
+    weight = torch.nn.Parameter(torch.randn(6, 4))
+    first = narrowed(weight)
+    assert torch.equal(first, weight.to(torch.bfloat16)) and not first.requires_grad
+    assert narrowed(weight) is first and first._version == 0
+    with torch.no_grad():
+        weight.detach().mul_(2)  # as the optimizer does
+    again = narrowed(weight)
+    assert again is first and first._version == 1 and torch.equal(again, weight.to(torch.bfloat16))
+    weight.data = torch.randn(3, 4)
+    assert torch.equal(narrowed(weight), weight.to(torch.bfloat16))
+    assert narrowed(first) is first  # nothing to do
+    with torch.inference_mode():
+        assert torch.equal(narrowed(weight), weight.to(torch.bfloat16))
+
+
+def test_where_weights_are_gathered_from_parts_no_copy_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_little", True)
+    weight = torch.nn.Parameter(torch.randn(6, 4))
+    assert narrowed(weight) is not narrowed(weight)
+    with torch.autograd._unsafe_preserve_version_counter(weight.detach()):  # as FSDP2 fills what it gathers
+        weight.detach().mul_(2)
+    assert torch.equal(narrowed(weight), weight.to(torch.bfloat16))
+
+
+def test_a_copy_that_backward_wants_is_not_changed_unseen() -> None:
+    weight, x = torch.nn.Parameter(torch.randn(6, 4)), torch.randn(2, 4, dtype=torch.bfloat16, requires_grad=True)
+    out = (x @ narrowed(weight).t()).sum()
+    with torch.no_grad():
+        weight.add_(1)
+    narrowed(weight)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_a_copy_goes_with_its_weight() -> None:
+    weight = torch.nn.Parameter(torch.randn(6, 4))
+    copy = weakref.ref(narrowed(weight))
+    assert copy() is not None
+    del weight
+    assert copy() is None

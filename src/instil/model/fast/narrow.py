@@ -16,12 +16,14 @@ those of one head after another · M rows times shared heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
+from instil.machine import keeps_little
 from instil.model.fast.recompute import is_sparing
 
 NARROW = torch.bfloat16
@@ -38,6 +40,40 @@ def is_narrow(x: Tensor) -> bool:
         and torch.get_autocast_dtype("cpu") == NARROW
         and x.dtype in (torch.float32, NARROW)
     )
+
+
+_copies: MutableMapping[Tensor, tuple[tuple[int, int], Tensor]] = WeakIdKeyDictionary()
+
+
+@torch.no_grad()
+def narrowed(weight: Tensor, kind: torch.dtype = NARROW) -> Tensor:
+    """A large weight in a narrow type, for as long as it does not change; the weight itself where it is in that type.
+
+    Memory of this size is the system's again as soon as it is free, and is cleared page by page when it is asked for
+    anew, which takes longer than the cast. So a changed weight is cast into the same memory, and what does not change
+    (a frozen head, or any within the micro-batches of a step) is cast once. Who keeps the copy for backward, changes
+    the weight and asks again is told so by autograd. Nothing is held where memory is to be spared, nor where weights
+    are gathered from parts: FSDP2 changes them and counts no version.
+
+    >>> weight = torch.ones(2)
+    >>> narrowed(weight) is narrowed(weight)
+    True
+    """
+    if weight.dtype == kind:
+        return weight
+    held = weight.device.type == "cpu" and not (is_sparing() or keeps_little())
+    if not held or weight.is_inference() or torch.is_inference_mode_enabled():
+        return weight.to(kind)
+    state = weight.data_ptr(), weight._version
+    if weight in _copies:
+        made_of, copy = _copies[weight]
+        if copy.dtype == kind and copy.shape == weight.shape:
+            if made_of != state:
+                _copies[weight] = state, copy.copy_(weight)
+            return copy
+    copy = weight.to(kind)
+    _copies[weight] = state, copy
+    return copy
 
 
 def narrow_linear(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:

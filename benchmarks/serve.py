@@ -109,7 +109,7 @@ def running(name: str, asked: argparse.Namespace, work: Path) -> Iterator[Server
         words = ["-m", "benchmarks.serve", "--clients", str(asked.clients), "--llama", str(file), str(port)]
     else:
         words = ["-m", "instil.cli", "serve", asked.model, "--no-base", "--port", str(port)]
-        words += ["--int8"] if name == "int8" else []
+        words += [f"--{name}"] if name in ("int8", "bf16") else []
     begin = time.monotonic()
     process = subprocess.Popen([sys.executable, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"

@@ -6,25 +6,25 @@ from benchmarks.answerers.telling import Questions, Tell, arguments
 
 
 def main(job: Questions, variant: str, tell: Tell) -> None:
-    """Answer as `instil respond` does: all rows side by side, or one at a time, also with weights in eight bits."""
+    """Answer as `instil respond` does: all rows side by side, or one at a time, also with rounded weights."""
     from instil.machine import settle
 
     settle()
     from instil.generate.engine import Engine
     from instil.generate.prompts import generate
     from instil.generate.request import Request
-    from instil.model.int8 import quantise
     from instil.model.load import load_decoder
+    from instil.model.rounded.weights import round_weights
 
     decoder = load_decoder(job.folder)
-    if variant == "int8":
-        quantise(decoder)
+    if variant.startswith(("int8", "bf16")):
+        round_weights(decoder, "int8" if variant.startswith("int8") else "bf16")
     tell.loaded()
     first = Engine(decoder)
     first.submit(Request(job.prompts[0], 1))
     list(first.run())
     tell.first()
-    engine = Engine(decoder, rows=1 if variant else 128)
+    engine = Engine(decoder, rows=128 if variant in ("", "int8-all", "bf16-all") else 1)
     tell.answered(
         lambda: [
             one.ids

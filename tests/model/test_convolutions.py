@@ -24,10 +24,11 @@ from instil.model.decoder import Decoder, ShortConvolution, batch_of_ids
 from instil.model.families import FAMILIES
 from instil.model.files.folder import save_decoder
 from instil.model.files.peft import load_adapter, save_adapter
-from instil.model.int8 import Int8Linear, quantise
 from instil.model.load import load_decoder
 from instil.model.lora import add_lora
 from instil.model.preceding import Steps
+from instil.model.rounded.int8 import Int8Linear
+from instil.model.rounded.weights import round_weights
 from instil.model.spec import DecoderSpec
 from instil.records import Batch, Encoded
 from instil.tasks.pairs.batches import collate_pairs
@@ -326,7 +327,7 @@ def test_eight_bit_weights_are_of_all_projections() -> None:
     ids = torch.arange(12)[None]
     with torch.no_grad():
         exact = model(batch_of_ids(ids))
-        quantise(model)
+        round_weights(model, "int8")
         assert all(isinstance(block.convolution.in_proj, Int8Linear) for block in model.blocks)
         rounded = model(batch_of_ids(ids))
     assert 0 < (rounded - exact).abs().max() / exact.abs().max() < 0.1

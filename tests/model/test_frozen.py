@@ -18,9 +18,9 @@ from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear, pack
 from instil.model.files.reader import hub_tensors
 from instil.model.frozen import BLOCK, LEVELS, FrozenLinear, QuantType, quantise_base
-from instil.model.int8 import quantise
 from instil.model.load import load_decoder
 from instil.model.lora import LoraLinear, adapters, add_lora, merge
+from instil.model.rounded.weights import round_weights
 from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference
@@ -193,7 +193,7 @@ def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(SettingsError, match="few bits already"):
         quantise_base(decoder, "nf4")
     with pytest.raises(SettingsError, match="few bits"):
-        quantise(decoder)
+        round_weights(decoder, "int8")
     with pytest.raises(SettingsError, match=r"lora\.dora needs the exact weights"):
         add_lora(decoder, rank=2, dora=True)
     add_lora(decoder, rank=2)

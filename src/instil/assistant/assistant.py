@@ -22,9 +22,9 @@ from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.files.peft import WEIGHTS, load_adapter
 from instil.model.find import find_model, template_of
-from instil.model.int8 import quantise
 from instil.model.load import file_hash, load_decoder
 from instil.model.lora import merge
+from instil.model.rounded.weights import round_weights, weights_asked
 from instil.records import Completion, Example
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.options import AUTO, GenerateOptions
@@ -126,6 +126,7 @@ def load(
     *,
     template: str | None = None,
     int8: bool = False,
+    bf16: bool = False,
     adapter: str | Path | None = None,
     merged: bool = True,
     **generate: Any,
@@ -139,6 +140,7 @@ def load(
             own, in folders and files alike.
         int8: hold the weights of linear layers in eight bits. Answers come faster and are not exactly those of the
             model.
+        bf16: hold them in bfloat16, which is nearer, and faster where the processor has units for it.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
         merged: add the adapter to the model's weights; else it stays beside them (`instil.model.lora`).
         **generate: settings of generation, such as ``max_new_tokens``.
@@ -146,8 +148,10 @@ def load(
     Raises:
         ModelError: there is no such model, or it cannot be read, or the adapter is another model's.
         UserError: the adapter is the run's own, which is in its model already.
+        SettingsError: both ``int8`` and ``bf16``.
         TemplateMismatch: the run's template is not the one it was tuned with, or another was asked for.
     """
+    weights = weights_asked(int8=int8, bf16=bf16)
     found, settings = Path(path), GenerateOptions()
     stored: Template | None = None
     if (found / RUN_FILE).is_file():
@@ -182,8 +186,7 @@ def load(
         if merged:
             merge(decoder)
         decoder.notes += tuple(_of_another_base(beside, found))
-    if int8:
-        quantise(decoder)
+    round_weights(decoder, weights)
     return Assistant(decoder, tokenizer, chosen, settings.changed(**generate))
 
 

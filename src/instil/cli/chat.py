@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instil.cli.options import AdapterOpt, SetOpt, chosen_settings
+from instil.cli.options import AdapterOpt, Bf16Opt, Int8Opt, SetOpt, chosen_settings
 from instil.cli.show import show_lines, show_note, show_stream
 from instil.errors import UserError, did_you_mean
 from instil.screen import visible
@@ -47,7 +47,8 @@ def chat_command(
     ] = False,
     template: Annotated[str | None, typer.Option("--template", help="For a model that carries none.")] = None,
     adapter: AdapterOpt = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: faster, not exact.")] = False,
+    int8: Int8Opt = False,
+    bf16: Bf16Opt = False,
     folder: Annotated[
         Path, typer.Option("--folder", help="Where /keep and /better write their rows.", show_default="here")
     ] = Path(),
@@ -59,7 +60,7 @@ def chat_command(
 
     changed = chosen_settings(settings, None, only="generate").generate.model_dump(exclude_unset=True)
     show_note(f"loading {model}")
-    assistant = load(model, template=template, int8=int8, adapter=adapter, **changed)
+    assistant = load(model, template=template, int8=int8, bf16=bf16, adapter=adapter, **changed)
     for note in assistant.decoder.notes:
         show_note(note)
     talk = Conversation([Side("tuned" if versus else "", assistant)], assistant.options, folder, system)

@@ -7,14 +7,7 @@ from typing import Annotated
 
 import typer
 
-from instil.cli.options import (
-    AdapterOpt,
-    JsonOpt,
-    MapOpt,
-    SetOpt,
-    chosen_settings,
-    print_json,
-)
+from instil.cli.options import AdapterOpt, Bf16Opt, Int8Opt, JsonOpt, MapOpt, SetOpt, chosen_settings, print_json
 from instil.cli.show import show_note, show_path, show_rows, show_stream
 from instil.errors import UserError, counted
 from instil.files import check_file, json_text, make_folder
@@ -33,7 +26,8 @@ def respond_command(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the answered rows here.")] = None,
     mapping: MapOpt = None,
     adapter: AdapterOpt = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: faster, not exact.")] = False,
+    int8: Int8Opt = False,
+    bf16: Bf16Opt = False,
     settings: SetOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
@@ -48,21 +42,21 @@ def respond_command(
         raise UserError("--input goes with --instruction")
     if instruction is not None and out is not None:
         raise UserError("--out is for the rows of --data or --split; one answer goes to the screen")
-    if int8:
-        show_note("weights in eight bits: answers are not exactly the model's")
+    if int8 or bf16:
+        show_note(f"weights in {'eight bits' if int8 else 'bfloat16'}: answers are not exactly the model's")
     if instruction is not None:
         if data or split:
             raise UserError("--instruction answers one row; leave out --data and --split")
         if as_json:
-            said = respond_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter)
-            weights = {"weights": "int8"} if int8 else {}
+            said = respond_one(model, instruction, input_text, template, chosen, int8=int8, bf16=bf16, adapter=adapter)
+            weights = {"weights": "int8" if int8 else "bf16"} if int8 or bf16 else {}
             print_json({"instruction": instruction, "input": input_text, **said, **weights})
             return
-        show_stream(stream_one(model, instruction, input_text, template, chosen, int8=int8, adapter=adapter))
+        show_stream(stream_one(model, instruction, input_text, template, chosen, int8=int8, bf16=bf16, adapter=adapter))
         return
     if out is not None:  # found out now rather than after the answers
         check_file(out)
-    rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8, adapter=adapter)
+    rows = respond_rows(model, data, split, template, chosen, Screen(), int8=int8, bf16=bf16, adapter=adapter)
     if out is not None:
         make_folder(out.parent)
         out.write_text(json_text(rows), encoding="utf-8")  # not by renaming: it may be /dev/stdout

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from instil.cli.options import SetOpt, chosen_settings
+from instil.cli.options import Bf16Opt, Int8Opt, SetOpt, chosen_settings
 
 commands = typer.Typer()
 
@@ -25,7 +25,8 @@ def serve_command(
     base: Annotated[
         bool, typer.Option("--base/--no-base", help="Serve what a run was tuned from as well, as NAME:base.")
     ] = True,
-    int8: Annotated[bool, typer.Option("--int8", help="Weights in eight bits: faster, not exact.")] = False,
+    int8: Int8Opt = False,
+    bf16: Bf16Opt = False,
     template: Annotated[str | None, typer.Option("--template", help="For models that carry none.")] = None,
     under_way: Annotated[
         int, typer.Option("--under-way", min=1, max=10_000, help="Requests at once; more are told to come back.")
@@ -70,6 +71,7 @@ def serve_command(
         port=port,
         base=base,
         int8=int8,
+        bf16=bf16,
         template=template,
         under_way=under_way,
         rows=rows,

@@ -21,8 +21,8 @@ from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear, linear, product
 from instil.model.fast.recompute import ReadsRecomputed
-from instil.model.int8 import refuse_int8
 from instil.model.memory import own_memory
+from instil.model.rounded.layer import refuse_rounded
 
 QuantType = Literal["int8", "nf4"]
 BITS: dict[QuantType, int] = {"int8": 8, "nf4": 4}
@@ -117,7 +117,7 @@ def quantise_base(decoder: Decoder, held: QuantType) -> int:
     Raises:
         SettingsError: weights are held in few bits already, or there are adapters.
     """
-    refuse_int8(decoder)
+    refuse_rounded(decoder)
     if any(type(module) is not Linear and isinstance(module, Linear | FrozenLinear) for module in decoder.modules()):
         raise SettingsError("this decoder's weights are in few bits already, or have adapters; merge them first")
     saved = 0

@@ -28,7 +28,7 @@ from instil.model.families import FAMILIES
 from instil.model.fast.gemm import Linear, linear, product, thin_product
 from instil.model.fast.narrow import Beside, is_narrow, narrow_adapted
 from instil.model.frozen import FrozenLinear, dequantise
-from instil.model.int8 import refuse_int8
+from instil.model.rounded.layer import refuse_rounded
 from instil.model.token_rows import TokenRows, check_rows, merge_rows, train_rows
 
 Scaling = Literal["alpha/rank", "alpha/sqrt(rank)", "alpha"]
@@ -321,7 +321,7 @@ def add_lora(
         SettingsError: a name matches nothing, the rank exceeds a width, there are adapters already, or the weights are
             in eight bits for answering alone.
     """
-    refuse_int8(decoder)
+    refuse_rounded(decoder)
     if any(isinstance(module, LoraLinear | TokenRows) for module in decoder.modules()):
         raise SettingsError("this decoder has adapters already; merge them first")
     layers = list(_layers(decoder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from instil.data.shapes.reading import Offer
 from instil.data.sources import read_source
 from instil.errors import UserError
 from instil.generate.answer import unended
+from instil.machine import processor
+from instil.model.fast.gemm import PRODUCTS, own_products, use_again
 from instil.records import Example
-from instil.runs.folder import response_rows
+from instil.runs.folder import RUN_FILE, RunFolder, response_rows
 from instil.screen import Screen
 from instil.settings.options import Settings
 
@@ -27,11 +30,13 @@ def respond_one(
     settings: Settings,
     *,
     int8: bool = False,
+    bf16: bool = False,
     adapter: Path | None = None,
 ) -> dict[str, Any]:
     """The answer to one instruction, with why it ended."""
-    assistant = _load(model, template, settings, Screen(), int8=int8, adapter=adapter)
-    said = assistant.respond_all([{"instruction": instruction, "input": input_text}])[0]
+    with _products_of(model):
+        assistant = _load(model, template, settings, Screen(), int8=int8, bf16=bf16, adapter=adapter)
+        said = assistant.respond_all([{"instruction": instruction, "input": input_text}])[0]
     if said.finish == "no_room":
         raise UserError(
             f"the prompt has {said.prompt_tokens:,} tokens; the model's context is {assistant.decoder.spec.context:,}"
@@ -47,11 +52,13 @@ def stream_one(
     settings: Settings,
     *,
     int8: bool = False,
+    bf16: bool = False,
     adapter: Path | None = None,
 ) -> Iterator[str]:
     """The answer to one instruction in pieces, as they come."""
-    assistant = _load(model, template, settings, Screen(), int8=int8, adapter=adapter)
-    yield from assistant.stream(instruction, input_text)
+    with _products_of(model):
+        assistant = _load(model, template, settings, Screen(), int8=int8, bf16=bf16, adapter=adapter)
+        yield from assistant.stream(instruction, input_text)
 
 
 def respond_rows(
@@ -63,6 +70,7 @@ def respond_rows(
     screen: Screen,
     *,
     int8: bool = False,
+    bf16: bool = False,
     adapter: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Answered rows in the book's form (``model_response``).
@@ -71,19 +79,38 @@ def respond_rows(
         UserError: it is not clear which rows are meant, or the run's data has changed.
     """
     examples = _rows_of_run(Path(model), split) if data is None else _rows_of_file(data, split, settings, screen)
-    assistant = _load(model, template, settings, screen, int8=int8, adapter=adapter)
-    with screen.bar("answering", len(examples)) as advance:
-        answers = assistant.respond_to(examples, on_done=advance)
+    with _products_of(model):
+        assistant = _load(model, template, settings, screen, int8=int8, bf16=bf16, adapter=adapter)
+        with screen.bar("answering", len(examples)) as advance:
+            answers = assistant.respond_to(examples, on_done=advance)
     for line in unended(answers, assistant.options.max_new_tokens):
         screen.say(line, "yellow")
     return response_rows(examples, answers)
 
 
+@contextmanager
+def _products_of(model: str) -> Iterator[None]:
+    """What a run on this processor has found to be the faster product need not be measured again."""
+    with own_products():
+        if (Path(model) / RUN_FILE).is_file():
+            then = RunFolder(Path(model)).read_settings().get("versions")
+            if isinstance(then, dict) and then.get("products") in PRODUCTS and then.get("processor") == processor():
+                use_again(then["products"])
+        yield
+
+
 def _load(
-    model: str, template: str | None, settings: Settings, screen: Screen, *, int8: bool, adapter: Path | None
+    model: str,
+    template: str | None,
+    settings: Settings,
+    screen: Screen,
+    *,
+    int8: bool,
+    bf16: bool,
+    adapter: Path | None,
 ) -> Assistant:
     changed = settings.generate.model_dump(exclude_unset=True)
-    assistant = load(model, template=template, int8=int8, adapter=adapter, **changed)
+    assistant = load(model, template=template, int8=int8, bf16=bf16, adapter=adapter, **changed)
     for note in assistant.decoder.notes:
         screen.say(note, "yellow")
     return assistant

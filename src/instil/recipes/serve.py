@@ -35,6 +35,7 @@ class Serving:
         port: 0 takes a free one.
         base: serve the model that a run was tuned from as well, as ``NAME:base``.
         int8: hold weights in eight bits.
+        bf16: hold them in bfloat16.
         template: for models that carry none.
         under_way: requests at once, at most; more are told to come back.
         rows: answers that one model makes side by side, at most.
@@ -51,6 +52,7 @@ class Serving:
     port: int = 8000
     base: bool = True
     int8: bool = False
+    bf16: bool = False
     template: str | None = None
     under_way: int = UNDER_WAY
     rows: int = 32
@@ -135,7 +137,7 @@ def loaded(named: Mapping[str, str], serving: Serving, screen: Screen) -> list[S
     bases: dict[str, Assistant] = {}
     for name, path in named.items():
         screen.say(f"loading {path}")
-        assistant = load(path, template=serving.template, int8=serving.int8, **serving.generate)
+        assistant = load(path, template=serving.template, int8=serving.int8, bf16=serving.bf16, **serving.generate)
         for note in assistant.decoder.notes:
             screen.say(note, "yellow")
         run_folder = Path(path) if (Path(path) / RUN_FILE).is_file() else None
@@ -146,7 +148,7 @@ def loaded(named: Mapping[str, str], serving: Serving, screen: Screen) -> list[S
         try:
             if base not in bases:
                 screen.say(f"loading {base}, which {name} was tuned from")
-                bases[base] = load(base, int8=serving.int8, **serving.generate)
+                bases[base] = load(base, int8=serving.int8, bf16=serving.bf16, **serving.generate)
             found.append(Served(f"{name}{BASE}", bases[base], _written(base, None), base_of=name))
         except ModelError as error:
             screen.say(f"{name}{BASE} is not served: {error}", "yellow")

@@ -7,8 +7,8 @@ import torch
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.frozen import FrozenLinear
-from instil.model.int8 import refuse_int8
 from instil.model.lora import LoraLinear
+from instil.model.rounded.layer import refuse_rounded
 
 
 def check_weights(decoder: Decoder) -> None:
@@ -20,7 +20,7 @@ def check_weights(decoder: Decoder) -> None:
     Raises:
         SettingsError: they are such.
     """
-    refuse_int8(decoder)
+    refuse_rounded(decoder)
     if not any(parameter.requires_grad for parameter in decoder.parameters()):
         raise SettingsError("nothing of this decoder is to be trained: no parameter requires a gradient")
     kinds = {type(module) for module in decoder.modules()}

@@ -25,6 +25,7 @@ from instil.errors import SettingsError
 from instil.model.fast.narrow import NARROW, is_narrow, narrow_linear
 from instil.model.fast.recompute import ReadsRecomputed
 
+PRODUCTS = ("torch", "onednn")
 WORTH_IT = 1.15  # the gain below which torch's own product stays
 SMALL = 1 << 17  # elements of a weight below which calling costs more than computing
 FEW = 8  # rows of a thin product up to which the same holds
@@ -190,7 +191,7 @@ def _set_before(name: str) -> None:
 def backend() -> str:
     """``"torch"`` or ``"onednn"``: the faster of the two on this machine, or what ``INSTIL_GEMM`` says."""
     asked = os.environ.get("INSTIL_GEMM", "") or _before
-    if asked not in ("", "torch", "onednn"):
+    if asked not in ("", *PRODUCTS):
         raise SettingsError(f"INSTIL_GEMM is {asked!r}; wanted torch or onednn, or nothing to have it measured")
     able = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
     if asked:

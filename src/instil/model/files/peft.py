@@ -37,8 +37,8 @@ from instil.model.files.peft_whole import (
 from instil.model.files.reader import parts_from_heads
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
-from instil.model.int8 import refuse_int8
 from instil.model.lora import LoraLinear, adapters
+from instil.model.rounded.layer import refuse_rounded
 from instil.model.token_rows import TokenRows
 
 WEIGHTS = "adapter_model.safetensors"
@@ -158,7 +158,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
             already.
         SettingsError: the decoder's weights are in eight bits for answering alone.
     """
-    refuse_int8(decoder)
+    refuse_rounded(decoder)
     if next(adapters(decoder), None) is not None or isinstance(decoder.embed, TokenRows):
         raise ModelError("this decoder has adapters already; merge them first")
     config = AdapterConfig(folder)

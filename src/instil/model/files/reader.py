@@ -16,9 +16,9 @@ from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.files.safetensors import Later
 from instil.model.frozen import FrozenLinear
-from instil.model.int8 import refuse_int8
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
+from instil.model.rounded.layer import refuse_rounded
 from instil.model.spec import DecoderSpec
 from instil.model.token_rows import TokenRows
 
@@ -305,7 +305,7 @@ def stored_tensors(decoder: Decoder, table: Mapping[str, Stored]) -> Iterator[tu
     Tensors joined in one parameter are cut apart: query, key and value by the widths of their heads,
     others evenly.
     """
-    refuse_int8(decoder)
+    refuse_rounded(decoder)
     if any(isinstance(module, LoraLinear | FrozenLinear | TokenRows) for module in decoder.modules()):
         raise ModelError(
             "this decoder has adapters or weights in few bits, which are no part of a model; merge them first"

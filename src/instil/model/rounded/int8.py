@@ -15,26 +15,21 @@ Shape suffixes: N tokens · I input width · O output width.
 from __future__ import annotations
 
 import functools
-from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from instil.errors import SettingsError
-from instil.machine import release
-from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear
-from instil.model.fast.recompute import ReadsRecomputed
+from instil.model.rounded.layer import PACKED_FOR, RoundedLinear
 
 IN, OUT = 64, 16  # torch's kernel reads whole blocks of these many inputs and outputs, whatever there is
-PACKED_FOR = 16  # tokens for which the order of packed weights is chosen; it suits others well
 ZERO = 128  # the byte that stands for 0
 MOST = 255 * ZERO - 1  # the largest activation: one more, and ZERO of both bytes, would not fit into 16 bits
 TINY = torch.finfo(torch.float32).tiny
 
 
-class Int8Linear(ReadsRecomputed):
+class Int8Linear(RoundedLinear):
     """A linear layer for inference alone, made from another.
 
     Attributes:
@@ -42,6 +37,7 @@ class Int8Linear(ReadsRecomputed):
         weight_OI: the same for torch's kernel, where it does not.
     """
 
+    weights = "int8"
     packed: Tensor | None = None
     weight_OI: Tensor | None
     scale_O: Tensor
@@ -65,10 +61,6 @@ class Int8Linear(ReadsRecomputed):
         self.register_buffer("scale_O", scale_O)
         self.register_buffer("zero_O", torch.zeros(len(scale_O), dtype=torch.long))
         self.register_buffer("bias_O", None if layer.bias is None else layer.bias.detach())
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        """The same layer, of which nothing is ever changed; what oneDNN has put in order cannot be copied."""
-        return self
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Outputs, [N, O], of the type of the inputs."""
@@ -132,32 +124,3 @@ def multiplies_bytes() -> bool:
     except (RuntimeError, AttributeError):  # a torch without oneDNN, or another processor
         return False
     return torch.equal(found_NO, wanted_NO.float())
-
-
-@torch.no_grad()
-def quantise(decoder: Decoder) -> None:
-    """Turn linear layers into eight-bit ones, for good; the decoder can no longer be trained or saved.
-
-    Layers with an input width that is no multiple of 64 stay as they are; no model that is read here has any.
-
-    Raises:
-        SettingsError: the decoder is not on the CPU, whose product this is, or its layers are no plain ones.
-    """
-    if decoder.device.type != "cpu":
-        raise SettingsError("int8 weights are for the CPU; leave them out on a GPU")
-    if any(type(module) is not Linear and isinstance(module, ReadsRecomputed) for module in decoder.modules()):
-        raise SettingsError("this decoder has adapters or weights in few bits; merge them first")
-    for module in list(decoder.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, Linear) and child.in_features % IN == 0:
-                setattr(module, name, Int8Linear(child))
-    release()  # the weights before, which are three times as large as what stays
-
-
-def refuse_int8(decoder: Decoder) -> None:
-    """SettingsError for a decoder with eight-bit layers, which hold nothing that could be trained, saved or adapted."""
-    if any(isinstance(module, Int8Linear) for module in decoder.modules()):
-        raise SettingsError(
-            "the weights of this decoder are in eight bits (int8), which are for answering alone: they cannot be "
-            "trained, saved or given adapters; load the model again without int8"
-        )

@@ -16,7 +16,6 @@ from instil.data.templates import template_named
 from instil.errors import SettingsError
 from instil.generate.engine import Engine
 from instil.generate.prompts import generate
-from instil.model import int8
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.fast.gemm import Linear
 from instil.model.files.folder import save_decoder
@@ -24,8 +23,10 @@ from instil.model.files.gguf_writer import write_gguf
 from instil.model.files.peft import load_adapter
 from instil.model.files.pth import save_pth
 from instil.model.frozen import quantise_base
-from instil.model.int8 import MOST, Int8Linear, multiplies_bytes, quantise
 from instil.model.lora import add_lora
+from instil.model.rounded import int8
+from instil.model.rounded.int8 import MOST, Int8Linear, multiplies_bytes
+from instil.model.rounded.weights import Weights, round_weights
 from instil.records import Encoded
 from instil.settings.options import TrainOptions
 from instil.train.loop import train
@@ -152,7 +153,7 @@ def test_a_decoder_of_eight_bits_answers(family: str, product: str) -> None:
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
         wanted = model.logits(model(batch_of_ids(ids)))
-        quantise(model)
+        round_weights(model, "int8")
         found = model.logits(model(batch_of_ids(ids)))
     assert not any(isinstance(module, Linear) for module in model.modules())
     assert float((found - wanted).abs().max()) < 0.2 * float(wanted.abs().max())
@@ -164,7 +165,7 @@ def test_a_decoder_of_eight_bits_answers(family: str, product: str) -> None:
 @needs_bytes
 def test_a_decoder_of_eight_bits_can_be_copied() -> None:
     model, ids = wide("llama"), torch.tensor([[1, 2, 3, 4]])
-    quantise(model)
+    round_weights(model, "int8")
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(model)(batch_of_ids(ids)), model(batch_of_ids(ids)))
 
@@ -174,24 +175,25 @@ def test_layers_that_the_kernel_cannot_read_stay() -> None:
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
         wanted = model(batch_of_ids(ids))
-        quantise(model)
+        round_weights(model, "int8")
         assert torch.equal(model(batch_of_ids(ids)), wanted)
 
 
 def test_only_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder().to("meta")
     with pytest.raises(SettingsError, match="int8 weights are for the CPU"):
-        quantise(model)
+        round_weights(model, "int8")
 
 
 def _trained(model: Decoder) -> None:
     train(model, Loader([Encoded((1, 2, 3), (False, True, True))], 1, pad_id=0), TrainOptions(epochs=1))
 
 
-def test_what_is_for_answering_alone_is_neither_trained_nor_saved_nor_adapted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["int8", "bf16"])
+def test_what_is_for_answering_alone_is_neither_trained_nor_saved_nor_adapted(tmp_path: Path, weights: Weights) -> None:
     """By no way: a folder without the weights of its layers would be found out only when it is read."""
     model = wide("llama")
-    quantise(model)
+    round_weights(model, weights)
     folder = tmp_path / "saved"
     tokenizer, template = single_bytes(), template_named("alpaca")
     for ask in (
@@ -204,8 +206,8 @@ def test_what_is_for_answering_alone_is_neither_trained_nor_saved_nor_adapted(tm
         lambda: save_pth(model, tmp_path / "model.pth"),
         lambda: write_gguf(model, {}, tmp_path / "model.gguf", lambda file: None),
     ):
-        with pytest.raises(SettingsError, match=r"eight bits.*for answering alone.*without int8"):
+        with pytest.raises(SettingsError, match=rf"held in {weights}, .*for answering alone.*without {weights}"):
             ask()
     assert not list(tmp_path.glob("*.pth")) + list(tmp_path.glob("*.gguf")) + list(tmp_path.glob("saved*"))
     with pytest.raises(SettingsError, match="in few bits"):
-        quantise(model)
+        round_weights(model, weights)

@@ -214,7 +214,7 @@ def _of_another_base(adapters: Path, model: Path) -> Iterator[str]:
     if adapters.resolve() != run.adapter.resolve() or not (run.path / RUN_FILE).is_file():
         return
     facts = run.read_settings()
-    named, trained_on = str(facts.get("model", "")), facts["hashes"].get("model")
+    named, trained_on = run.base(), facts["hashes"].get("model")
     there = Path(named).exists() and find_model(named).resolve() == model.resolve()
     if trained_on and not there and file_hash(model) != trained_on:
         yield (

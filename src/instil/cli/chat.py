@@ -136,7 +136,7 @@ class _Chat:
             return
         if not (Path(self._model) / RUN_FILE).is_file():
             raise UserError(f"{self._model} is no run, so its base is not known; /versus goes with runs")
-        base = str(RunFolder(Path(self._model)).read_settings().get("model", ""))
+        base = RunFolder(Path(self._model)).base()
         show_note(f"loading {base}, which the run was tuned from")
         assistant = load(base)
         said = list(self._talk.sides[0].said)  # the same conversation so far

@@ -10,19 +10,25 @@ from instil.errors import UserError
 from instil.model.find import find_model
 from instil.model.load import file_hash
 from instil.model.resize import grow_vocabulary
+from instil.runs.folder import RunFolder
 
 
-def base_of(facts: dict[str, Any]) -> tuple[Path, Assistant]:
+def base_of(folder: RunFolder, template: str | None = None, **generate: Any) -> tuple[Path, Assistant]:
     """Where the model lies that was tuned, and the model, with the rows that it was given for new tokens.
+
+    Args:
+        folder: of the run.
+        template: to ask it with, if not its own form or the usual one.
+        **generate: settings of generation.
 
     Raises:
         InstilError: it is not there any more, or another one by now.
     """
-    name = str(facts.get("model", ""))
+    name, facts = folder.base(), folder.read_settings()
     path = find_model(name)
     if file_hash(path) != facts["hashes"].get("model"):
         raise UserError(f"{name} is another model by now than the one that was tuned")
-    base = load(path)
+    base = load(path, template=template, **generate)
     wanted = int(facts.get("model_facts", {}).get("vocabulary", base.decoder.spec.vocab_size))
     grow_vocabulary(base.decoder, max(wanted, base.decoder.spec.vocab_size))
     return path, base

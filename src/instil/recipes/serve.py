@@ -144,7 +144,7 @@ def loaded(named: Mapping[str, str], serving: Serving, screen: Screen) -> list[S
         found.append(Served(name, assistant, _written(path, run_folder), run_folder))
         if run_folder is None or not serving.base:
             continue
-        base = str(RunFolder(run_folder).read_settings().get("model", ""))
+        base = RunFolder(run_folder).base()
         try:
             if base not in bases:
                 screen.say(f"loading {base}, which {name} was tuned from")

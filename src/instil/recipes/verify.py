@@ -14,7 +14,7 @@ from instil.errors import InstilError, UserError, counted
 from instil.evaluate.offline import JUDGE, score_offline, trivial_baseline
 from instil.files import others_than, read_json
 from instil.generate.answer import answer
-from instil.model.load import file_hash
+from instil.recipes.base_of_run import base_of
 from instil.records import Completion, Verdict
 from instil.runs.answers import AnsweredRows, find_answers, read_verdicts
 from instil.runs.facts import read_facts
@@ -100,7 +100,7 @@ def verify(run: str | Path, *, rows: int = 10, seed: int = 0, screen: Screen | N
     made: dict[str, int] = {}
     for which in ("tuned", "base") if chosen else ():
         try:
-            assistant = load(folder.path) if which == "tuned" else _base(folder, said)
+            assistant = load(folder.path) if which == "tuned" else _base(folder)
             found = _again(assistant, answered[which], chosen, screen)
         except InstilError as error:
             untold.append(f"no row is answered by {_called(which)} again: {error}")
@@ -196,19 +196,15 @@ def _near(one: float | None, other: float | None) -> bool:
     return abs(one - other) <= SAME * max(1.0, abs(one))
 
 
-def _base(folder: RunFolder, said: RunVerdict) -> Assistant:
+def _base(folder: RunFolder) -> Assistant:
     """The model that was tuned, asked in the form that counts as before.
 
     Raises:
         UserError: it is not there any more, or is another one by now.
     """
-    facts = folder.read_settings()
-    name = facts.get("model_path") or facts["model"]
-    if file_hash(name) != said.base:
-        raise UserError(f"{name} is another model by now than the one that was tuned")
-    forms = read_facts(folder).forms
+    forms, settings = read_facts(folder).forms, folder.read_settings()["settings"]
     own = forms is not None and forms.form == OWN
-    loaded = load(name, template=OWN if own else None, **facts["settings"].get("generate", {}))
+    _, loaded = base_of(folder, OWN if own else None, **settings.get("generate", {}))
     return loaded if own else replace(loaded, template=folder.template())
 
 

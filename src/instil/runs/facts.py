@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from instil.data.files.places import absolute
+from instil.data.files.places import absolute, on_disk
 from instil.data.permutation import drawn_by
 from instil.data.preflight import Preflight
 from instil.errors import DataError
@@ -122,6 +122,7 @@ def describe(prepared: Prepared, decoder: Decoder) -> dict[str, Any]:
         "data": prepared.source.name,
         "data_path": absolute(prepared.source.name),
         "model": prepared.model_name,
+        "model_path": on_disk(prepared.model_name),
         "settings": prepared.settings.model_dump(),
         "model_facts": {
             "family": decoder.spec.family,

@@ -262,9 +262,22 @@ class RunFolder:
                 raise DataError(f"{file}: damaged, it has no {key!r}")
         if not all(isinstance(section, dict) for section in found["settings"].values()):
             raise DataError(f"{file}: damaged, wanted sections in its 'settings'")
-        if not isinstance(found.get("data_path", ""), str):
-            raise DataError(f"{file}: damaged, its 'data_path' is no text")
+        for key in ("data_path", "model_path"):
+            if not isinstance(found.get(key, ""), str):
+                raise DataError(f"{file}: damaged, its {key!r} is no text")
         return found
+
+    def base(self) -> str:
+        """The model that was tuned: its path, if it has one and is there, or by name.
+
+        Raises:
+            DataError: the run does not say, or is damaged.
+        """
+        facts = self.read_settings()
+        name, path = facts.get("model"), facts.get("model_path")
+        if not isinstance(name, str):
+            raise DataError(f"{self.path / RUN_FILE}: damaged, it has no 'model'")
+        return path if path and (Path(path).exists() or not Path(name).exists()) else name
 
     def note_micro_batch(self, step: int, rows: int) -> None:
         """Write into ``run.toml`` that from a step on so many rows are computed at once, for want of memory.

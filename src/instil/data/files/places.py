@@ -100,6 +100,16 @@ def absolute(data: str) -> str:
     return ",".join(parts) if parts != _parts(data) or _is_there(Path(data)) else ""
 
 
+def on_disk(name: str) -> str:
+    """A model's name that is good from any folder, if it is a path; "" for a name that is looked up.
+
+    >>> on_disk("smollm2-135m")
+    ''
+    """
+    path = Path(name).expanduser()
+    return str(path.resolve()) if _is_there(path) else ""
+
+
 def paths_of(data: str | Path) -> list[Path]:
     """The files on disk that a name stands for, and the folder, if it names one; they must not be written over.
 

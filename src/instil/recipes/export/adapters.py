@@ -50,7 +50,7 @@ def adapted(model: str | Path, adapter: str | Path | None, template: str | None)
     if adapter is None:
         if not (Path(model) / RUN_FILE).is_file():
             raise ModelError(f"{model} has no adapters of its own; name their folder: --adapter FOLDER")
-        base, adapter = str(RunFolder(Path(model)).read_settings()["model"]), model
+        base, adapter = RunFolder(Path(model)).base(), model
     folder = adapter_folder(Path(adapter), Path(base))
     try:
         path = find_model(base)

@@ -209,7 +209,7 @@ def _dtype_of_base(assistant: Assistant, model: str | Path, shown: Screen) -> st
     """The numbers in which a model's base is stored, as far as a folder has them and they are on this machine."""
     base = str(model)
     if (Path(model) / RUN_FILE).is_file():
-        base = str(RunFolder(Path(model)).read_settings()["model"])
+        base = RunFolder(Path(model)).base()
     path = find_here(base)
     stored = "f32" if path is None else stored_as(path)
     if stored == "f32" or stored not in FORMS["hf"].dtypes:

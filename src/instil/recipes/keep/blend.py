@@ -101,7 +101,7 @@ def blend(run: str | Path, *, save: Path | None = None, test: bool = False, scre
         if products := facts.get("versions", {}).get("products"):
             use_again(str(products))
         rows = _validation_rows(folder)
-        _, base = base_of(facts)
+        _, base = base_of(folder)
         tuned = load(folder.path)
         encoded = encode_many([replace(row, weight=1.0) for row in rows], tuned.template, tuned.tokenizer, turns="last")
         with _between(base.decoder, tuned.decoder) as mix:

@@ -87,7 +87,7 @@ def keep(run: str | Path, *, again: bool = False, screen: Screen | None = None) 
             use_again(str(products))
         left_out, notes = kinds_taught(folder)
         try:
-            path, base = base_of(facts)
+            path, base = base_of(folder)
         except InstilError as error:
             screen.say("the tuned model: general texts, small skills and refusals")
             tuned = load(folder.path)

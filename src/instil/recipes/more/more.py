@@ -72,7 +72,7 @@ def more(run: str | Path, *, screen: Screen | None = None) -> More:
     rows = len(rows_of_run(folder.path, "train"))
     if rows < FEWEST:
         raise UserError(f"{run} was trained on {counted(rows, 'row')}; of fewer than {FEWEST} a quarter says nothing")
-    model = facts["model"]
+    model = folder.base()
     if file_hash(model) != facts["hashes"].get("model"):
         raise UserError(f"{model} is another model by now than the one that was tuned")
     place = folder.path / FOLDER

@@ -200,7 +200,7 @@ class _Base:
     def asked(self) -> Iterator[Asked]:
         """One way after the other, as far as they go."""
         try:
-            base = Candidate(BASE, self._folder.read_settings()["model"], lambda: asked_as_itself(self._folder))
+            base = Candidate(BASE, self._folder.base(), lambda: asked_as_itself(self._folder))
             form = "in its own chat form" if base.own else "in the run's form"
             yield self._asking.ask(base, BASE, f"asked {form}")
             yield self._asking.ask(base, TOLD, f"told: {self._instruction}", self._told(base, self._asking.rows))
@@ -261,7 +261,7 @@ def asked_as_itself(folder: RunFolder) -> Assistant:
     Raises:
         InstilError: it is not there any more, or another one by now.
     """
-    path, base = base_of(folder.read_settings())
+    path, base = base_of(folder)
     own, _ = own_chat(path, base.tokenizer, base.decoder.spec.vocab_size)
     return replace(base, template=own or folder.template())
 

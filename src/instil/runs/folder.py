@@ -33,14 +33,11 @@ from __future__ import annotations
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instil.data.leaks import Leaks
-from instil.data.near_duplicates import Near
-from instil.data.splits import PARTS, rows_in
 from instil.data.templates import TEMPLATE_FILE, Template, read_template
 from instil.errors import DataError, RunFolderTaken, TemplateMismatch, UserError
 from instil.files import (
@@ -48,15 +45,13 @@ from instil.files import (
     check_folder,
     free_at,
     make_folder,
-    read_json,
     read_parsed,
     unfinished_of,
-    write_json,
-    write_rows,
     write_whole,
 )
 from instil.model import find
 from instil.records import Completion, Example
+from instil.runs.row_files import RowFiles
 from instil.runs.status import STATUS, read_status
 
 RUN_FILE = find.RUN_FILE  # a run stands for the model in it
@@ -84,10 +79,8 @@ OWN_FOLDERS = ("adapter", "checkpoints", KEEP_ROWS, "logs", "model", "responses"
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunFolder(RowFiles):
     """A run's folder by its path; nothing is created until `create`."""
-
-    path: Path
 
     @property
     def model(self) -> Path:
@@ -142,11 +135,6 @@ class RunFolder:
     def skipped(self) -> Path:
         """Rows that training went on without, since it had diverged with them; absent where there are none."""
         return self.path / "skipped.jsonl"
-
-    @property
-    def rejected(self) -> Path:
-        """Rows that were left out or cut, one a line."""
-        return self.path / "rejected.jsonl"
 
     @property
     def report(self) -> Path:
@@ -288,85 +276,6 @@ class RunFolder:
         facts = self.read_settings()
         self.write_settings({**facts, "micro_batches": [*facts.get("micro_batches", []), {"step": step, "rows": rows}]})
 
-    def read_split(self) -> dict[str, list[int]]:
-        """Row numbers of each part, from ``split.json``.
-
-        Raises:
-            DataError: the file is absent or damaged.
-        """
-        file = self.path / "split.json"
-        found = read_json(file)
-        numbers = {part: rows_in(found.get(part) if isinstance(found, dict) else None) for part in PARTS}
-        known = {part: rows for part, rows in numbers.items() if rows is not None}
-        if len(known) < len(PARTS):
-            raise DataError(f"{file}: damaged, wanted the row numbers of {', '.join(PARTS)}")
-        return {str(part): rows for part, rows in known.items()}
-
-    def write_split(
-        self, rows: Mapping[str, object], leaks: Leaks, answered: str, numbers: Sequence[int] | None = None
-    ) -> None:
-        """Write ``split.json``; the near-duplicates of the part that is ``answered`` stand apart from others.
-
-        ``numbers`` are those of its rows that are answered where that is not all of them.
-        """
-        near = [asdict(one) for one in leaks.of(answered)]
-        others = [leak for leak in leaks.found if leak.part != answered]
-        more = {"near_duplicates_not_answered": [asdict(leak.near) for leak in others]} if others else {}
-        dropped = {"dropped": [{"row": row, "reason": why} for row, why in leaks.dropped]} if leaks.dropped else {}
-        some = {} if numbers is None else {"answered": list(numbers)}
-        self.write_json("split.json", {**rows, **some, "near_duplicates": near, **more, **dropped})
-
-    def write_data(self, card: Mapping[str, object], rejected: Sequence[Mapping[str, object]]) -> None:
-        """Write ``data.json`` and ``rejected.jsonl``."""
-        self.write_json("data.json", card)
-        write_rows(self.rejected, rejected)
-
-    def read_card(self) -> dict[str, Any] | None:
-        """``data.json``; None for a run of an earlier version, which has none.
-
-        Raises:
-            DataError: it is damaged.
-        """
-        file = self.path / "data.json"
-        if not file.is_file():
-            return None
-        found = read_json(file)
-        if not isinstance(found, dict):
-            raise DataError(f"{file}: damaged, wanted an object")
-        return found
-
-    def read_leaks(self) -> list[Near] | None:
-        """Held-out rows nearly the same as a training row; None where the run did not look for them.
-
-        Raises:
-            DataError: the file is absent or damaged.
-        """
-        file = self.path / "split.json"
-        found = read_json(file)
-        if not isinstance(found, dict) or "near_duplicates" not in found:
-            return None
-        try:
-            return [
-                Near(int(one["row"]), int(one["train_row"]), float(one["cosine"])) for one in found["near_duplicates"]
-            ]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{file}: damaged, its near-duplicates cannot be read") from error
-
-    def held_out_rows(self) -> list[int]:
-        """Numbers of the rows that the run answered before and after.
-
-        Raises:
-            DataError: ``split.json`` is absent or damaged.
-        """
-        split, file = self.read_split(), self.path / "split.json"
-        found = read_json(file)
-        if "answered" not in found:
-            return split["test"] or split["validation"]
-        answered = rows_in(found["answered"])
-        if answered is None:
-            raise DataError(f"{file}: damaged, wanted the numbers of the rows that are answered")
-        return answered
-
     def template(self) -> Template:
         """The template the model was tuned with; ``run.toml`` and the model folder must agree.
 
@@ -381,11 +290,6 @@ class RunFolder:
                 f"{file}: template {template.name} has hash {template.hash}, but the run was tuned with {said}"
             )
         return template
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the folder, readable by people; a folder in it that is gone is made again."""
-        (self.path / name).parent.mkdir(exist_ok=True)
-        write_json(self.path / name, value)
 
     def write_responses(self, which: str, examples: Sequence[Example], answers: Sequence[Completion]) -> None:
         """Write ``responses/WHICH.json`` in the book's form."""

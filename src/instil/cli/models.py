@@ -42,7 +42,7 @@ def respond_command(
         raise UserError("--input goes with --instruction")
     if instruction is not None and out is not None:
         raise UserError("--out is for the rows of --data or --split; one answer goes to the screen")
-    if int8 or bf16:
+    if int8 != bf16:
         show_note(f"weights in {'eight bits' if int8 else 'bfloat16'}: answers are not exactly the model's")
     if instruction is not None:
         if data or split:

@@ -16,7 +16,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +32,7 @@ from instil.serve.models import Models, Served
 
 UNDER_WAY = 64  # requests at once, those being answered included
 ALONE = 2  # models that may each take a third of the free memory for keys and values, as engines do; more share that
+LEFT = "left"  # what became of a request that nobody waits for any more
 IDLE = 30.0  # seconds without a request after which what was made of the weights to be faster is let go
 
 
@@ -48,6 +49,14 @@ class Stopping(ServeError):
 
     def __init__(self) -> None:
         super().__init__(503, "the server is about to end", retry_after=10)
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    """What became of a request so far: whoever asked has left, as long as nothing else has."""
+
+    outcome: str = LEFT
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,41 +232,30 @@ class Worker:
             DataError: as `Engine.submit`.
             InstilError: the model's numbers are no numbers.
         """
-        self.check_room(served)
-        name = served.name
         loop = asyncio.get_running_loop()
         pieces: asyncio.Queue[Piece | BaseException] = asyncio.Queue()
         job = _Job(served, request, text, loop, pieces)
         job.request = replace(request, on_token=job.take, on_done=job.done, on_logprobs=job.logprobs.append)
-        self.under_way += 1
-        self.metrics.under_way.set(self.under_way)
-        started, tokens, outcome = time.monotonic(), 0, "left"
-        try:
-            self._inbox.put(("submit", job))
-            if self._ended:  # nobody may have seen it
-                raise Stopping()
-            while outcome == "left":
-                piece = await _next(pieces)
-                if piece.tokens and not tokens:
-                    self.metrics.first.labels(name).observe(time.monotonic() - started)
-                tokens += piece.tokens
-                if piece.finish is not None:
-                    outcome = piece.finish
-                yield piece
-            seconds = time.monotonic() - started
-            self.metrics.whole.labels(name).observe(seconds)
-            self._seconds += 0.2 * (seconds - self._seconds)
-        except (InstilError, Stopping):
-            outcome = "failed"
-            raise
-        finally:
-            self.under_way -= 1
-            self.metrics.under_way.set(self.under_way)
-            self.metrics.requests.labels(name, outcome).inc()
-            self.metrics.prompt_tokens.labels(name).inc(len(request.prompt))
-            self.metrics.new_tokens.labels(name).inc(tokens)
-            if outcome == "left":
-                self._inbox.put(("cancel", job))
+        name, started = served.name, time.monotonic()
+        with self._one_more(served, len(request.prompt)) as work:
+            try:
+                self._inbox.put(("submit", job))
+                if self._ended:  # nobody may have seen it
+                    raise Stopping()
+                while work.outcome == LEFT:
+                    piece = await _next(pieces)
+                    if piece.tokens and not work.new_tokens:
+                        self.metrics.first.labels(name).observe(time.monotonic() - started)
+                    work.new_tokens += piece.tokens
+                    if piece.finish is not None:
+                        work.outcome = piece.finish
+                    yield piece
+                seconds = time.monotonic() - started
+                self.metrics.whole.labels(name).observe(seconds)
+                self._seconds += 0.2 * (seconds - self._seconds)
+            finally:
+                if work.outcome == LEFT:
+                    self._inbox.put(("cancel", job))
 
     async def read(self, served: Served, ids: Sequence[int], top: int, ends: Sequence[int]) -> list[TokenLogprobs]:
         """What a model thinks of a text (`instil.generate.reading`); between two pieces, answers have a pass.
@@ -266,28 +264,43 @@ class Worker:
             Busy, Stopping: as `check_room`.
             InstilError: the model's numbers are no numbers.
         """
-        self.check_room(served)
         told: asyncio.Queue[list[TokenLogprobs] | BaseException] = asyncio.Queue()
         reading = _ToRead(served, ids, top, ends, asyncio.get_running_loop(), told)
+        with self._one_more(served, len(ids)) as work:
+            try:
+                self._inbox.put(reading)
+                if self._ended:
+                    raise Stopping()
+                found = await told.get()
+                if isinstance(found, BaseException):
+                    raise found
+                work.outcome = "read"
+                return found
+            finally:
+                reading.left = True
+
+    @contextlib.contextmanager
+    def _one_more(self, served: Served, prompt_tokens: int) -> Iterator[_UnderWay]:
+        """One request more is under way within this block, and counted with what became of it.
+
+        Raises:
+            Busy, Stopping: as `check_room`.
+        """
+        self.check_room(served)
         self.under_way += 1
         self.metrics.under_way.set(self.under_way)
-        outcome = "left"
+        work = _UnderWay()
         try:
-            self._inbox.put(reading)
-            if self._ended:
-                raise Stopping()
-            found = await told.get()
-            if isinstance(found, BaseException):
-                outcome = "failed"
-                raise found
-            outcome = "read"
-            return found
+            yield work
+        except Exception:
+            work.outcome = "failed"
+            raise
         finally:
-            reading.left = True
             self.under_way -= 1
             self.metrics.under_way.set(self.under_way)
-            self.metrics.requests.labels(served.name, outcome).inc()
-            self.metrics.prompt_tokens.labels(served.name).inc(len(ids))
+            self.metrics.requests.labels(served.name, work.outcome).inc()
+            self.metrics.prompt_tokens.labels(served.name).inc(prompt_tokens)
+            self.metrics.new_tokens.labels(served.name).inc(work.new_tokens)
 
     def _work(self) -> None:
         """What the thread does until it is stopped."""

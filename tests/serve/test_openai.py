@@ -488,6 +488,7 @@ def test_a_client_that_leaves_ends_the_work(server: Running, client: openai.Open
 def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = left(server)
     engine = server.worker.models["tiny"].assistant.engine
+    began = engine.passes
     unhurried(server, monkeypatch)
     body = {"model": "tiny", "messages": user("Go."), "max_tokens": 450, "logit_bias": {str(TINY_END): -100}}
     sent = json.dumps(body).encode()
@@ -507,6 +508,7 @@ def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running, m
         before = engine.passes
         time.sleep(0.3)
     assert (server.worker.under_way, engine.passes, left(server)) == (0, before, gone + 1)
+    assert engine.passes - began < 400
 
 
 def test_a_second_turn_computes_its_own_tokens_only(server: Running, client: openai.OpenAI) -> None:

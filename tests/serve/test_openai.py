@@ -508,7 +508,7 @@ def test_who_waits_for_the_whole_and_leaves_ends_the_work_too(server: Running, m
         before = engine.passes
         time.sleep(0.3)
     assert (server.worker.under_way, engine.passes, left(server)) == (0, before, gone + 1)
-    assert engine.passes - began < 400
+    assert engine.passes - began < 100  # of some 230 to its end
 
 
 def test_a_second_turn_computes_its_own_tokens_only(server: Running, client: openai.OpenAI) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,20 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import instil
+from instil.assistant.assistant import Assistant
 from instil.cli import app
+from instil.data.encoding import encode_many
 from instil.errors import DataError, UserError
+from instil.evaluate.likelihood import likelihoods
 from instil.recipes.keep import blend as module
 from instil.recipes.keep.blend import blend
 from instil.recipes.run.run import finetune
+from instil.records import Completion, Example, Verdict
 from instil.runs.blend import Point, chosen_of, read_blend
 from instil.runs.folder import RunFolder
 from tests.conftest import rows
 
+SCORED = module._answered  # as it is
 HOW: dict[str, Any] = {"max_steps": 10, "learning_rate": 5e-3, "max_new_tokens": 4, "template": "plain"}
 
 
@@ -37,6 +45,22 @@ def made(tinier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "run"))
+
+
+@pytest.fixture(autouse=True)
+def by_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of this size say nothing that agrees with anything; how likely it is that they would stands for it."""
+
+    def answered(
+        assistant: Assistant, rows: Sequence[Example], advance: Callable[[], None] = lambda: None
+    ) -> list[Verdict]:
+        encoded = encode_many([replace(row, weight=1.0) for row in rows], assistant.template, assistant.tokenizer)
+        return [
+            replace(one, score=100 * math.exp(-one.metrics["loss"]))
+            for one in likelihoods(assistant.decoder, encoded, assistant.tokenizer.eos_id, 512)
+        ]
+
+    monkeypatch.setattr(module, "_answered", answered)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -99,9 +123,37 @@ def test_adapters_are_scaled(tinier: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_answers_choose_and_not_likelihoods(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the references are likeliest, answers need not be the best: half of the way may lose most of the gain."""
+    scores = iter([20, 21, 22, 24, 26, 30, 38, 45, 58, 59, 60])
+
+    def answered(assistant: Assistant, rows: Sequence[Example], *_: object) -> list[Verdict]:
+        mean = next(scores)
+        return [Verdict(row.row, "offline", mean + (-1) ** at) for at, row in enumerate(rows)]
+
+    monkeypatch.setattr(module, "_answered", answered)
+    found = blend(run).blend
+    assert [point.score for point in found.points] == [20, 21, 22, 24, 26, 30, 38, 45, 58, 59, 60]
+    assert [round(point.gain, 3) for point in found.points[-3:]] == [0.95, 0.975, 1.0]
+    assert found.chosen == 10
+    assert ", and needs" in found.sentence
+    assert found.points[0].loss > found.points[-1].loss
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_answers_are_scored_as_those_of_the_run_are(run: Path, monkeypatch: pytest.MonkeyPatch, room: bool) -> None:
+    assistant = instil.load(run, max_new_tokens=4)
+    rows = module.part_of_run(RunFolder(run), "validation")
+    said = [Completion(row.output, (), "stop" if room else "no_room", 3, row.row) for row in rows]
+    monkeypatch.setattr(module, "answer", lambda *_: said)
+    assert [one.score for one in SCORED(assistant, rows)] == [100.0 if room else None] * len(rows)
+
+
 def points(*known: tuple[float, float]) -> list[Point]:
     """Mixtures by gain and loss."""
-    return [Point(number / 10, 2.0 - gain, gain, 1.0 + lost, lost) for number, (gain, lost) in enumerate(known)]
+    return [
+        Point(number / 10, 20 + 40 * gain, gain, 1.0, 1.0 + lost, lost) for number, (gain, lost) in enumerate(known)
+    ]
 
 
 def test_the_least_loss_among_those_that_keep_the_gain_is_chosen() -> None:
@@ -151,6 +203,8 @@ def test_a_run_without_test_rows_is_not_tested_on_those_that_choose(run: Path) -
 
 def test_a_damaged_file_is_told_of(run: Path) -> None:
     (run / "blend.json").write_text('{"format": 1, "points": []}')
+    assert read_blend(RunFolder(run)) is None  # it was chosen by likelihoods
+    (run / "blend.json").write_text('{"format": 2, "points": []}')
     with pytest.raises(DataError, match=r"blend\.json: damaged"):
         read_blend(RunFolder(run))
     (run / "blend.json").write_text('{"format": 7}')

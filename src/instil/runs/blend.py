@@ -11,7 +11,7 @@ from instil.errors import DataError
 from instil.files import read_json_object, record_of
 from instil.runs.folder import BLEND, BLEND_PICTURE, RunFolder
 
-FORMAT = 1
+FORMAT = 2  # the first told gains by likelihoods alone
 KEPT = 0.98  # share of the gain that is to be kept
 
 
@@ -21,15 +21,17 @@ class Point:
 
     Attributes:
         share: of the tuned model, from 0 (the base) to 1.
-        loss: mean nats a token of the references of the validation rows.
+        score: mean agreement of its answers to the validation rows with their references, 0 to 100.
         gain: how much of the tuned model's gain there it has; 1 is all of it.
+        loss: mean nats a token of these references, which may be least where answers are not yet the best.
         bits: mean bits a byte on general texts.
         lost: by how much that is more than the base's.
     """
 
     share: float
-    loss: float
+    score: float
     gain: float
+    loss: float
     bits: float
     lost: float
 
@@ -59,11 +61,11 @@ def chosen_of(points: Sequence[Point]) -> int | None:
 
     None where the last, the tuned model, has gained nothing.
 
-    >>> points = [Point(0, 2, 0.0, 1, 0.0), Point(0.5, 1.01, 0.99, 1.1, 0.1), Point(1, 1, 1.0, 1.3, 0.3)]
+    >>> points = [Point(0, 20, 0.0, 2, 1, 0.0), Point(0.5, 59.6, 0.99, 1, 1.1, 0.1), Point(1, 60, 1.0, 1.1, 1.3, 0.3)]
     >>> chosen_of(points)
     1
     """
-    if not points or points[-1].loss >= points[0].loss:
+    if not points or points[-1].score <= points[0].score:
         return None
     able = [number for number, point in enumerate(points) if point.gain >= KEPT]
     return min(able, key=lambda number: (points[number].lost, number))
@@ -81,7 +83,7 @@ def write_blend(folder: RunFolder, blend: Blend, picture: bool = True) -> None:
 
 
 def read_blend(folder: RunFolder) -> Blend | None:
-    """``blend.json``; None of a run that has none.
+    """``blend.json``; None of a run that has none, or one by an earlier version, which knew nothing of answers.
 
     Raises:
         DataError: it is damaged, or of another version.
@@ -90,6 +92,8 @@ def read_blend(folder: RunFolder) -> Blend | None:
     if not file.is_file():
         return None
     found = read_json_object(file, error=DataError)
+    if found.get("format") == 1:
+        return None
     if found.get("format") != FORMAT:
         raise DataError(f"{file}: has format {found.get('format')}, and {FORMAT} is read here")
     try:
@@ -123,7 +127,7 @@ def plot_blend(blend: Blend, path: Path) -> None:
         )  # fmt: skip
         axis.legend(frameon=False, loc="best")
     axis.set_xlabel("bits a byte more than the base on general texts")
-    axis.set_ylabel("% of the gain on validation rows")
+    axis.set_ylabel("% of the gain in answers to validation rows")
     axis.grid(alpha=0.2)
     axis.spines[["right", "top"]].set_visible(False)
     figure.savefig(path, dpi=150)

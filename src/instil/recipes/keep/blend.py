@@ -2,12 +2,14 @@
 
 Every weight goes in a straight line from the base's to the tuned model's (Wortsman et al. 2022, arXiv 2109.01903);
 nothing is trained. Of a run with adapters that is the same as scaling them, since the model of the run has them added
-to its weights. A mixture is chosen by validation rows; test rows are looked at only if that is asked for, afterwards.
+to its weights. A mixture is chosen by its answers to validation rows: how likely their references are is told as well,
+but that ends to improve, and gets worse, while answers still come nearer. Test rows are looked at only if that is asked
+for, afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from instil.evaluate.general.material import material
 from instil.evaluate.general.measure import Measured, Subject, measure_texts
 from instil.evaluate.likelihood import likelihoods
 from instil.evaluate.offline import score_offline
-from instil.evaluate.statistics import interval, permutation_p
+from instil.evaluate.statistics import Interval, interval, permutation_p
 from instil.files import check_folder
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
@@ -34,7 +36,7 @@ from instil.model.fast.gemm import own_products, use_again
 from instil.recipes.base_of_run import base_of
 from instil.recipes.keep.keep import finished_run
 from instil.recipes.rows_of_run import part_of_run
-from instil.records import Encoded, Example, blank
+from instil.records import Encoded, Example, Verdict, blank
 from instil.runs.answers import find_answers
 from instil.runs.blend import Blend, Point, chosen_of, write_blend
 from instil.runs.facts import read_facts
@@ -59,10 +61,11 @@ class Blended:
 
     def lines(self) -> list[str]:
         """A table of the mixtures, and what is to be said of them."""
-        found = ["of the tuned model  gain kept  bits a byte more on general texts"]
+        found = ["of the tuned model  gain kept  agreement  nats a token  bits a byte more on general texts"]
         for number, point in enumerate(self.blend.points):
             mark = "  <- chosen" if number == self.blend.chosen else ""
-            found.append(f"{point.share:>18.1f}  {point.gain:>9.1%}  {point.lost:>+8.4f}{mark}")
+            gained = f"{point.gain:>9.1%}  {point.score:>9.1f}  {point.loss:>12.3f}"
+            found.append(f"{point.share:>18.1f}  {gained}  {point.lost:>+8.4f}{mark}")
         found += [self.blend.sentence, *([self.test] if self.test else []), *self.notes]
         return [*found, *([f"saved: {self.saved}"] if self.saved else [])]
 
@@ -105,7 +108,7 @@ def blend(run: str | Path, *, save: Path | None = None, test: bool = False, scre
         tuned = load(folder.path)
         encoded = encode_many([replace(row, weight=1.0) for row in rows], tuned.template, tuned.tokenizer, turns="last")
         with _between(base.decoder, tuned.decoder) as mix:
-            looks = _looked_at(tuned, encoded, mix, screen)
+            looks = _looked_at(tuned, rows, encoded, mix, screen)
             found = _blend_of(looks)
             write_blend(folder, found)
             saved, said, notes = "", "", list[str]()
@@ -125,9 +128,10 @@ def blend(run: str | Path, *, save: Path | None = None, test: bool = False, scre
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one mixture does: nats a token of each validation row, and what was measured of each text."""
+    """What one mixture does: agreement and nats a token of each validation row, and what was measured of each text."""
 
     share: float
+    scores: list[float]
     losses: list[float]
     texts: list[Measured]
 
@@ -174,7 +178,9 @@ def _validation_rows(folder: RunFolder) -> Sequence[Example]:
     return spread(rows, MOST)
 
 
-def _looked_at(tuned: Assistant, rows: Sequence[Encoded], mix: _Mix, screen: Screen) -> list[_Look]:
+def _looked_at(
+    tuned: Assistant, rows: Sequence[Example], encoded: Sequence[Encoded], mix: _Mix, screen: Screen
+) -> list[_Look]:
     subject = Subject(tuned.decoder, tuned.tokenizer, tuned.template)
     found = []
     with screen.bar("mixtures", POINTS) as advance:
@@ -182,33 +188,36 @@ def _looked_at(tuned: Assistant, rows: Sequence[Encoded], mix: _Mix, screen: Scr
             share = number / (POINTS - 1)
             mix(share)
             context = tuned.decoder.spec.context
-            verdicts = likelihoods(tuned.decoder, rows, tuned.tokenizer.eos_id, context)
-            losses = [verdict.metrics["loss"] for verdict in verdicts if verdict.score is not None]
-            found.append(_Look(share, losses, measure_texts(subject, material().texts)))
+            likely = likelihoods(tuned.decoder, encoded, tuned.tokenizer.eos_id, context)
+            losses = [verdict.metrics["loss"] for verdict in likely if verdict.score is not None]
+            scores = [verdict.score for verdict in _answered(tuned, rows) if verdict.score is not None]
+            found.append(_Look(share, scores, losses, measure_texts(subject, material().texts)))
             advance(f"{share:.1f}")
-    if not found[0].losses:
+    if not (found[0].losses and found[0].scores):
         raise DataError("no validation row fits into the model's context, so no mixture can be chosen by them")
     return found
 
 
 def _blend_of(looks: Sequence[_Look]) -> Blend:
     base, tuned = looks[0], looks[-1]
-    losses = [_mean(look.losses) for look in looks]
+    scores = [_mean(look.scores) for look in looks]
     bits = [_mean([one.value for one in look.texts]) for look in looks]
-    whole = losses[0] - losses[-1]
+    whole = scores[-1] - scores[0]
+    gains = [(score - scores[0]) / whole if whole else 0.0 for score in scores]
     points = tuple(
-        Point(look.share, loss, (losses[0] - loss) / whole if whole else 0.0, each, each - bits[0])
-        for look, loss, each in zip(looks, losses, bits, strict=True)
+        Point(look.share, score, gain, _mean(look.losses), each, each - bits[0])
+        for look, score, gain, each in zip(looks, scores, gains, bits, strict=True)
     )
-    chosen, rows = chosen_of(points), counted(len(base.losses), "validation row")
+    chosen, rows = chosen_of(points), counted(len(base.scores), "validation row")
     if chosen is None:
         sentence = f"On {rows} the tuned model is no better than its base, so there is no gain to keep."
-        return Blend(points, None, len(base.losses), len(base.texts), sentence)
-    best, gained = points[chosen], interval([a - b for a, b in zip(base.losses, tuned.losses, strict=True)])
+        return Blend(points, None, len(base.scores), len(base.texts), sentence)
+    best, gained = points[chosen], interval([b - a for a, b in zip(base.scores, tuned.scores, strict=True)])
+    apart = interval([a - b for a, b in zip(looks[chosen].scores, tuned.scores, strict=True)])
     sentence = (
-        f"{best.share:.1f} of the way from the base to the tuned model keeps {100 * best.gain:.1f} % of the gain on "
-        f"{rows}, and needs {best.lost:+.4f} bits a byte on general texts beside the base, where the tuned model needs "
-        f"{points[-1].lost:+.4f}"
+        f"{best.share:.1f} of the way from the base to the tuned model keeps {100 * best.gain:.1f} % of the gain in "
+        f"agreement on {rows}{_shown(apart)}, and needs {best.lost:+.4f} bits a byte on general texts beside the base, "
+        f"where the tuned model needs {points[-1].lost:+.4f}"
     )
     gaps = [a.value - b.value for a, b in zip(looks[chosen].texts, tuned.texts, strict=True)]
     less = interval(gaps)
@@ -221,19 +230,33 @@ def _blend_of(looks: Sequence[_Look]) -> Blend:
         )
     if gained is None or gained.low is None or gained.low <= 0:
         sentence += "; the gain itself cannot be told from chance"
-    return Blend(points, chosen, len(base.losses), len(base.texts), f"{sentence}.")
+    return Blend(points, chosen, len(base.scores), len(base.texts), f"{sentence}.")
+
+
+def _shown(apart: Interval | None) -> str:
+    """How far answers may be from the tuned model's all the same."""
+    if apart is None or apart.low is None or apart.high is None or apart.low == apart.high == 0:
+        return ""
+    return f" ({apart.mean:+.1f} points beside it, 95 % interval {apart.low:+.1f} to {apart.high:+.1f})"
 
 
 def _tested(folder: RunFolder, mixed: Assistant, screen: Screen) -> str:
     """How the mixture answers the test rows, beside the tuned model's answers."""
     (rows,) = find_answers(folder.path, only=("tuned",))
     with screen.bar("answering", len(rows.examples)) as advance:
-        made = answer(mixed.decoder, mixed.tokenizer, mixed.template, rows.examples, mixed.options, advance)
-    no_room = frozenset(one.row for one in made if one.finish == "no_room")
+        blended = _answered(mixed, rows.examples, advance)
     tuned = score_offline(rows.examples, rows.answers, no_room=rows.no_room)
-    blended = score_offline(rows.examples, [one.text for one in made], no_room=no_room)
     told = compare_verdicts(tuned, blended).sentence("the tuned model", "the mixture")
     return f"On {counted(len(rows.examples), 'test row')}, {told}"
+
+
+def _answered(
+    assistant: Assistant, rows: Sequence[Example], advance: Callable[[], None] = lambda: None
+) -> list[Verdict]:
+    """The agreement of answers to rows with their references."""
+    made = answer(assistant.decoder, assistant.tokenizer, assistant.template, rows, assistant.options, advance)
+    no_room = frozenset(one.row for one in made if one.finish == "no_room")
+    return score_offline(rows, [one.text for one in made], no_room=no_room)
 
 
 def _check_free(folder: Path) -> None:

@@ -26,6 +26,7 @@ from instil.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 KEPT = 1 << 25  # bytes of the largest block that stays with the process, and the most that glibc takes here
@@ -108,6 +109,19 @@ def device_for(asked: str) -> str:
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device. To a GPU it goes from pinned memory, and nobody waits for it.
+
+    Any other copy to a GPU waits until all is done that the GPU has to do, so that it stands still afterwards until it
+    is given new work.
+    """
+    import torch
+
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def processor() -> str:
     """What the processor calls itself."""
     try:
@@ -188,8 +202,12 @@ FORGET = Path("/proc/self/clear_refs")  # Linux: "5" written here makes the peak
 FORGOTTEN = 1 << 26  # bytes by which the new peak may exceed that
 
 
-def machine_memory() -> int:
-    """The memory there is: the machine's, or less where a container (a control group) has less."""
+def machine_memory(device: torch.device | None = None) -> int:
+    """The memory there is: a GPU's, or the machine's, or less where a container (a control group) has less."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[1])
     found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit = Path("/sys/fs/cgroup/memory.max")
     try:
@@ -199,8 +217,12 @@ def machine_memory() -> int:
     return min(found, int(text)) if text.isdigit() else found
 
 
-def memory_now() -> int:
-    """What this process holds at the moment; where the system does not tell, the most it has held."""
+def memory_now(device: torch.device | None = None) -> int:
+    """What this process holds now, on a GPU or in the machine; where the system does not tell, the most it has held."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.memory_allocated(device))
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except (OSError, ValueError, IndexError):
@@ -208,8 +230,12 @@ def memory_now() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def peak_memory() -> int:
-    """The most this process has held so far, or since `forget_peak`."""
+def peak_memory(device: torch.device | None = None) -> int:
+    """The most this process has held so far, or since `forget_peak`, on a GPU or in the machine."""
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
     try:
         found = re.search(rb"VmHWM:\s+(\d+) kB", STATUS.read_bytes())
     except OSError:
@@ -221,7 +247,10 @@ def peak_memory() -> int:
 
 
 def forget_peak() -> bool:
-    """Let the peak begin anew from what is held now; False where the system cannot do that."""
+    """Let the peak begin anew from what is held now, on GPUs too; False where the system cannot do that."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
         FORGET.write_text("5", encoding="ascii")
     except OSError:
@@ -232,3 +261,11 @@ def forget_peak() -> bool:
 def peak_memory_gb() -> float:
     """The most memory this process has held since the run began, in GB (where that cannot be told, since it began)."""
     return peak_memory() / 1e9
+
+
+def peak_gpu_memory_gb() -> float | None:
+    """The most that this process has held of its GPU's memory, likewise; None where it computes on none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return None
+    return float(torch.cuda.max_memory_allocated() / 1e9)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from instil.layouts import Grid, Layout
+from instil.machine import sent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -230,6 +231,15 @@ class EncodedPair:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """`Batch.states`, `Batch.trained_tokens` and `Batch.real_tokens` of a batch."""
+
+    states: tuple[Tensor, Tensor]
+    trained_tokens: float
+    real_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """The tokens to compute, where each one stands, and what is to be predicted from which.
 
@@ -244,6 +254,7 @@ class Batch:
     weights_S      [S]    how often that prediction counts: the sum of the weights of the rows that make it
     layout         -      which tokens see which (`Grid`, `Tree`: causal within each row)
     examples       [B]    the row numbers of the data set, for messages
+    known          -      what was found out before the batch went to a GPU, which would be waited for
     =============  =====  =========================================================
 
     The head is applied to ``hidden[at_S]`` only, and a loss is ``sum(weights_S * nll_S)`` with
@@ -258,15 +269,24 @@ class Batch:
     weights_S: Tensor
     layout: Layout
     examples: tuple[int, ...] = ()
+    known: Known | None = None
+
+    def states(self) -> tuple[Tensor, Tensor]:
+        """Which tokens predict anything, [U], in order, and which of these each prediction is made from, [S]."""
+        return self.known.states if self.known else self.at_S.unique(return_inverse=True)  # type: ignore[no-untyped-call]
 
     @property
     def trained_tokens(self) -> float:
         """How many predictions the loss sums over, each as often as it counts."""
+        if self.known:
+            return self.known.trained_tokens
         return float(self.weights_S.double().sum().item())
 
     @property
     def real_tokens(self) -> int:
         """How many tokens the rows have, without padding; a shared one counts in every row."""
+        if self.known:
+            return self.known.real_tokens
         return self.layout.tokens_of_rows - int((self.rows_N < 0).sum().item())
 
     @property
@@ -294,17 +314,30 @@ class Batch:
         return Batch(ids_N, positions_N, rows_N, none, none, none.float(), layout)
 
     def to(self, device: Any) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; what hangs on its values is found out before."""
+        if self.ids_N.device == device:
+            return self
+        known = self.known
+        if len(self.at_S):
+            at_U, row_S = self.states()
+            known = Known((sent(at_U, device), sent(row_S, device)), self.trained_tokens, self.real_tokens)
         return Batch(
-            self.ids_N.to(device),
-            self.positions_N.to(device),
-            self.rows_N.to(device),
-            self.at_S.to(device),
-            self.targets_S.to(device),
-            self.weights_S.to(device),
+            sent(self.ids_N, device),
+            sent(self.positions_N, device),
+            sent(self.rows_N, device),
+            sent(self.at_S, device),
+            sent(self.targets_S, device),
+            sent(self.weights_S, device),
             self.layout,
             self.examples,
+            known,
         )
+
+    def tensors(self) -> list[Tensor]:
+        """All that it consists of."""
+        found = [getattr(self, field.name) for field in fields(self)]
+        parts = [one for one in found if hasattr(one, "record_stream")]
+        return [*parts, *(self.known.states if self.known else ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,13 +370,18 @@ class PairBatch(Batch):
     def to(self, device: Any) -> PairBatch:
         """The same batch on another device."""
         plain = Batch.to(self, device)
+        if isinstance(plain, PairBatch):
+            return plain
         return PairBatch(
             **{field.name: getattr(plain, field.name) for field in fields(plain)},
-            prediction_M=self.prediction_M.to(device),
-            row_M=self.row_M.to(device),
-            reference_M=self.reference_M.to(device),
+            prediction_M=sent(self.prediction_M, device),
+            row_M=sent(self.row_M, device),
+            reference_M=sent(self.reference_M, device),
             others=self.others.to(device) if self.others else None,
         )
+
+    def tensors(self) -> list[Tensor]:
+        return [*Batch.tensors(self), *(self.others.tensors() if self.others else ())]
 
 
 Finish = Literal["stop", "length", "no_room", "cancelled"]

@@ -14,7 +14,7 @@ from instil.data.templates import template_named
 from instil.errors import SettingsError
 from instil.generate.answer import answer
 from instil.generate.prompts import generate
-from instil.generate.sampling import Sampler, Sampling, penalised, probabilities
+from instil.generate.sampling import Sampler, Sampling, drawn, penalised, probabilities
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec
 from instil.records import Example
@@ -69,16 +69,19 @@ def test_the_temperature_is_what_it_says(temperature: float, share: float) -> No
     """Two tokens, one three times as likely: at temperature t the odds are 3^(1/t)."""
     shares = probabilities(torch.tensor([[0.0, math.log(3.0)]]), Sampling(temperature=temperature))[0]
     assert shares.tolist() == pytest.approx([share, 1 - share])
-    stream = Sampler(3)
-    drawn = [stream.draw(shares) for _ in range(4000)]
-    assert drawn.count(0) / len(drawn) == pytest.approx(share, abs=0.025)  # over three standard errors
+    stream, found = Sampler(3), []
+    for _ in range(4000):
+        found += drawn(shares[None], [stream.point])
+        assert drawn(shares[None], [stream.point]) == found[-1:]  # the point stays until it is taken
+        stream.take()
+    assert found.count(0) / len(found) == pytest.approx(share, abs=0.025)  # over three standard errors
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-300])
 def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(1)) * 20
     shares = probabilities(logits, Sampling(temperature=temperature))
-    assert [Sampler(row).draw(shares[row]) for row in range(50)] == logits.argmax(-1).tolist()
+    assert drawn(shares, [Sampler(row).point for row in range(50)]) == logits.argmax(-1).tolist()
 
 
 @settings(max_examples=60, deadline=None)

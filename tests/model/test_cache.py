@@ -32,7 +32,7 @@ def test_the_last_row_takes_the_place_of_one_that_leaves() -> None:
     assert cache.drop(0) == 2
     assert cache.lengths == [3, 4]
     for layer in range(len(cache.keys)):
-        keys, values = cache.read(layer, [0, 1], 3)
+        keys, values = cache.read(layer, slice(0, 2), 3)
         assert keys[:, 0, :, 0].tolist() == torch.tensor([[2, 2.1, 2.2], [1, 1.1, 1.2]]).tolist()
         torch.testing.assert_close(values, 10 * keys)
     assert cache.drop(1) == 1
@@ -41,9 +41,9 @@ def test_the_last_row_takes_the_place_of_one_that_leaves() -> None:
 
 def test_rows_side_by_side_are_read_in_place_and_others_too() -> None:
     cache = cache_of([4, 4, 4])
-    keys, _ = cache.read(0, [1, 2], 4)
+    keys, _ = cache.read(0, slice(1, 3), 4)
     assert keys.untyped_storage().data_ptr() == cache.keys[0].untyped_storage().data_ptr()
-    keys, _ = cache.read(0, [2, 0], 2)
+    keys, _ = cache.read(0, torch.tensor([2, 0]), 2)
     assert keys[:, 0, 0, 0].tolist() == [2, 0]
 
 
@@ -52,8 +52,8 @@ def test_growing_keeps_what_is_there() -> None:
     for _ in range(40):
         cache.add()
     assert cache.rows == 41
-    assert cache.read(0, [0], 4)[0][0, 0, :, 0].tolist() == (torch.arange(4) / 10).tolist()
-    assert not cache.read(0, [40], 4)[0].any()
+    assert cache.read(0, slice(0, 1), 4)[0][0, 0, :, 0].tolist() == (torch.arange(4) / 10).tolist()
+    assert not cache.read(0, slice(40, 41), 4)[0].any()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["take", "leave", "write"]), st.integers(0, 9)), max_size=40))
@@ -78,7 +78,9 @@ def test_a_row_keeps_its_own_through_all_moves(moves: list[tuple[str, int]]) -> 
                     slot.filled = len(wrote)
             for slot, wrote in held:
                 assert slot.filled == len(wrote)
-                assert slot.cache.read(0, [slot.place], len(wrote))[0][0, 0, :, 0].tolist() == wrote
+                assert (
+                    slot.cache.read(0, slice(slot.place, slot.place + 1), len(wrote))[0][0, 0, :, 0].tolist() == wrote
+                )
     for slot, _ in held:
         slots.release(slot)
     assert not slots._taken

@@ -85,13 +85,13 @@ def test_wrong_settings_are_refused(assignment: str, says: str) -> None:
 @pytest.mark.parametrize("seed", [0, 2**31 - 1])
 def test_the_ends_of_the_range_of_seeds_can_be_used(seed: int) -> None:
     from instil.data.loader import Loader
-    from instil.generate.sampling import Sampler, Sampling
+    from instil.generate.sampling import Sampler, Sampling, drawn
 
     chosen = resolve(assignments=[f"{name}={seed}" for name in ("train.seed", "generate.seed", "data.split_seed")])
     rows = [Encoded((1, 2), (True, True))] * 3
     assert sorted(Loader(rows, 2, pad_id=0, seed=chosen.train.seed).order(99_999)) == [0, 1, 2]
     warm = chosen.generate.changed(temperature=1.0)
-    assert Sampler(Sampling.of(warm, 10**6).seed).draw(torch.full((5,), 0.2)) in range(5)
+    assert drawn(torch.full((1, 5), 0.2), [Sampler(Sampling.of(warm, 10**6).seed).point])[0] in range(5)
     assert len(split_grouped([Example(f"{n}") for n in range(20)], chosen.data.split_seed).train) == 17
 
 

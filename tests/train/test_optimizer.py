@@ -24,10 +24,14 @@ def losses(weights: list[Tensor], step: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
 @pytest.mark.parametrize("small", [0, 4, 99])  # each by itself, the bias with what is left, all together
-def test_updates_are_those_of_torchs_adamw(clip: float, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("together", [0, 4, 14, 99])  # as many as on a GPU wait for one another
+def test_updates_are_those_of_torchs_adamw(
+    clip: float, small: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(optimizer_room, "SMALL", small)
     ours, theirs = parameters(), parameters()
     updates = AdamWInBackward(ours, weight_decay=0.1, clip=clip)
+    updates._together = together
     optimizer = torch.optim.AdamW(theirs, lr=0.0, weight_decay=0.1, fused=True)
     for step in range(5):
         updates.learning_rate = optimizer.param_groups[0]["lr"] = 0.01 * (step + 1)
@@ -122,3 +126,23 @@ def test_pieces_are_not_for_clipping_nor_for_a_step_of_several_batches() -> None
     assert updates.row_hook(torch.zeros(2, 2)) is None
     updates.backward(losses(weights, 0)[0], last=False)
     assert updates.row_hook(weights[0]) is None
+
+
+def test_an_update_that_the_device_finds_unfit_changes_nothing() -> None:
+    """Neither weights nor moments nor counts; and the next one is made as if it had not been."""
+    ours, theirs = parameters(), parameters()
+    updates, others = (AdamWInBackward(some, weight_decay=0.1) for some in (ours, theirs))
+    updates.learning_rate = others.learning_rate = 0.1
+    before = [weight.detach().clone() for weight in ours]
+    for total in (float("nan"), float("inf")):
+        updates.only_if(torch.tensor(total))
+        updates.backward(losses(ours, 0)[0], last=True)
+        updates.finish()
+        assert all(torch.equal(one, other) for one, other in zip(ours, before, strict=True))
+        assert not any(one.any() for state in updates.state.values() for one in state)
+    for one, some in ((updates, ours), (others, theirs)):
+        one.only_if(torch.tensor(1.0))
+        one.backward(losses(some, 0)[0], last=True)
+        one.finish()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert not torch.equal(ours[0], before[0])

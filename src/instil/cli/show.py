@@ -167,7 +167,7 @@ def show_run(finished: Run) -> None:
 
 def summary(finished: Run) -> list[str]:
     """What the user is told at the end, line by line."""
-    from instil.machine import peak_memory_gb
+    from instil.machine import peak_gpu_memory_gb, peak_memory_gb
     from instil.runs.answers import OTHER_FORM
     from instil.screen import clock
 
@@ -195,7 +195,8 @@ def summary(finished: Run) -> list[str]:
         lines += finished.general.lines()
     if finished.validation_loss is not None:
         lines.append(f"validation loss {finished.validation_loss:.3f} after {counted(finished.steps, 'step')}")
-    lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB")
+    of_gpu = "" if (peak := peak_gpu_memory_gb()) is None else f", of the GPU {peak:.1f} GB"
+    lines.append(f"took {clock(sum(finished.seconds.values()))}; peak memory {peak_memory_gb():.1f} GB{of_gpu}")
     if finished.outlook:
         lines.append(finished.outlook)
     lines.append(f"report: {finished.path / 'report.html'}")

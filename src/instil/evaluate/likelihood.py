@@ -54,11 +54,12 @@ def likelihoods(
         if all(index in known for index in chosen):
             found.update((index, known[index]) for index in chosen)
             continue
-        batch = collate([rows[index] for index in chosen], pad_id, max_length).to(decoder.device)
+        here = collate([rows[index] for index in chosen], pad_id, max_length)
+        counts = torch.bincount(here.rows_N[here.at_S], minlength=len(chosen)).tolist()
+        batch = here.to(decoder.device)
         nll_S, owner_S = -log_probs(decoder, batch).double(), batch.rows_N[batch.at_S]
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
-        counts = torch.bincount(owner_S, minlength=len(chosen))
-        for index, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):
+        for index, total, count in zip(chosen, sums.tolist(), counts, strict=True):
             found[index] = _verdict(rows[index].row, total, count)
             on_verdict(index, found[index])
             on_done()

@@ -22,13 +22,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from instil.errors import DataError, SettingsError
+from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.prefixes import PrefixCache
+from instil.generate.replay import Replay, replays_on
 from instil.generate.request import Generated, Request, Row, check_prompt
-from instil.generate.sampling import CLOSE, Sampling, most_likely, probabilities
+from instil.generate.sampling import CLOSE, NO_NUMBER, Sampling, drawn, most_likely, probabilities
 from instil.generate.slots import Slots
 from instil.layouts import Tree
-from instil.machine import available_memory
+from instil.machine import available_memory, sent
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.fast.gemm import pack, unpack
@@ -50,6 +51,8 @@ class Engine:
         memory: bytes for keys and values; by default a third of what is free.
         prefix_memory: bytes for beginnings that are remembered.
         speculate: check guessed tokens where that is nearly free (greedy answers only, which stay the same).
+        replay: compute passes of one token a row in memory that stays, recorded on a GPU (`instil.generate.replay`); by
+            default where there is one.
 
     >>> from instil.model.spec import DecoderSpec
     >>> spec = DecoderSpec(family="gpt2", vocab_size=11, width=8, layers=1, heads=2, kv_heads=2,
@@ -69,6 +72,7 @@ class Engine:
         memory: int | None = None,
         prefix_memory: int = 1 << 28,
         speculate: bool = True,
+        replay: bool | None = None,
     ) -> None:
         if rows < 1:
             raise SettingsError(f"rows is {rows}; wanted 1 or more")
@@ -76,7 +80,8 @@ class Engine:
         self.memory = available_memory(decoder.device) // SHARE if memory is None else memory
         self.prefixes = PrefixCache(decoder, min(prefix_memory, self.memory))
         self.passes = self.tokens = self.recomputed = 0
-        self._slots = Slots(decoder)
+        self._replay = Replay(decoder) if (replays_on(decoder.device) if replay is None else replay) else None
+        self._slots = Slots(decoder, keep=self._replay is not None)
         self._each = position_bytes(decoder.spec, decoder.embed.weight.dtype)
         self._waiting: deque[tuple[int, Request, int]] = deque()
         self._active: list[Row] = []
@@ -156,7 +161,7 @@ class Engine:
             while filled < len(ids):
                 piece = ids[filled : filled + PROMPT_TOKENS]
                 part = Part(slot.cache, (slot.place,), (len(piece),))
-                last = torch.tensor([len(piece) - 1], device=self.decoder.device)
+                last = sent(torch.tensor([len(piece) - 1]), self.decoder.device)
                 self.decoder(_batch([(filled, piece)], self.decoder.device), [part], wanted_U=last)
                 filled += len(piece)
             self.prefixes.keep(ids, slot.cache, slot.place)
@@ -199,6 +204,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Slot waiting requests while there are rows and memory for them."""
+        if self._replay is not None and not self._active:
+            self._replay.look()
         reserved = self.prefixes.bytes + sum(row.reserved for row in self._active)
         coming: list[tuple[int, Request, int]] = []
         for waiting in itertools.islice(self._waiting, max(self.rows - len(self._active), 0)):
@@ -244,8 +251,12 @@ class Engine:
 
         # The pass; the head sees the wanted tokens alone.
         self.passes, self.tokens = self.passes + 1, self.tokens + count
+        every = self._replay is not None and len(parts) == 1 and len(wanted) == len(tokens)
+        if every and self._replay is not None and self._replay.suits(parts[0], self._to_come()):
+            self._pick(self._replay.logits(parts[0], [token for _, (token,) in tokens]), picks)
+            return
         device = self.decoder.device
-        wanted_R = torch.tensor(wanted, dtype=torch.long, device=device)
+        wanted_R = sent(torch.tensor(wanted, dtype=torch.long), device)
         hidden_RD = self.decoder(_batch(tokens, device), parts, wanted_U=wanted_R)
         if picks:
             self._pick(self.decoder.logits(hidden_RD), picks)
@@ -290,7 +301,7 @@ class Engine:
         # What is a row's own first; then rows are sorted by how their tokens are picked.
         at = 0
         greedy: list[tuple[Row, list[int], int]] = []
-        drawn: dict[Sampling, list[tuple[Row, int]]] = {}
+        sampled: dict[Sampling, list[tuple[Row, int]]] = {}
         told: dict[int, Tensor] = {}  # what the model itself thinks, where that was asked for
         for row, guesses in picks:
             for index in range(len(guesses) + 1):
@@ -302,15 +313,18 @@ class Engine:
                 greedy.append((row, guesses, at))
             else:
                 alike = replace(row.request.sampling, seed=0, logit_bias=(), frequency_penalty=0, presence_penalty=0)
-                drawn.setdefault(alike, []).append((row, at))
+                sampled.setdefault(alike, []).append((row, at))
             at += len(guesses) + 1
 
         # Sampled: rows with the same settings share the shaping of their scores, and draw each for itself.
-        for sampling, rows in drawn.items():
-            shares_RV = probabilities(logits_RV[[at for _, at in rows]], sampling)
-            for (row, at), shares_V in zip(rows, shares_RV, strict=True):
+        for sampling, rows in sampled.items():
+            at_R = sent(torch.tensor([at for _, at in rows]), logits_RV.device)
+            tokens = drawn(probabilities(logits_RV[at_R], sampling), [row.sampler.point for row, _ in rows])
+            for (row, at), token in zip(rows, tokens, strict=True):
                 with _ending(row):
-                    token = row.sampler.draw(shares_V)
+                    if token < 0:
+                        raise InstilError(NO_NUMBER)
+                row.sampler.take()
                 self._accept(row, token, told.get(at))
 
         # Greedy, at last: looking for the best two spoils the scores.
@@ -337,7 +351,7 @@ class Engine:
     def _alone(self, row: Row) -> int:
         """The likeliest token by a computation of this row's whole text and nothing else."""
         self.recomputed += 1
-        ids = torch.tensor([row.ids], device=self.decoder.device)
+        ids = sent(torch.tensor([row.ids]), self.decoder.device)
         logits_V = self.decoder.logits(self.decoder(batch_of_ids(ids))[-1:])[0]
         return int(row.shape(logits_V).argmax())
 

@@ -12,6 +12,7 @@ import torch
 from instil.errors import DataError
 from instil.generate.request import TokenLogprobs, check_prompt, token_logprobs
 from instil.layouts import Tree
+from instil.machine import sent
 from instil.model.cache import Part
 from instil.model.decoder import Decoder
 from instil.records import Batch
@@ -57,11 +58,12 @@ class Reading:
         hidden_SD = decoder(batch, [Part(self._cache, (0,), (len(piece),))])
         at = first
         for some_SD in hidden_SD.split(max(1, SCORES // (4 * decoder.spec.vocab_size))):
-            for logprobs_V in decoder.logits(some_SD).float().log_softmax(-1):
-                at += 1
-                if at < len(ids):
-                    self.found.append(token_logprobs(ids[at], logprobs_V, self._top))
-                elif self._ends:
-                    likeliest = max(self._ends, key=lambda end: float(logprobs_V[end]))
-                    self.found.append(token_logprobs(likeliest, logprobs_V, self._top))
+            logprobs_SV = decoder.logits(some_SD).float().log_softmax(-1)
+            told = list(ids[at + 1 : at + 1 + len(logprobs_SV)])
+            at += len(logprobs_SV)
+            if at == len(ids) and self._ends:
+                of_ends = logprobs_SV[-1, sent(torch.tensor(self._ends), logprobs_SV.device)].tolist()
+                told.append(self._ends[of_ends.index(max(of_ends))])
+            if told:
+                self.found += token_logprobs(told, logprobs_SV[: len(told)], self._top)
         return at == len(ids)

@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from instil.errors import DataError
 from instil.generate.sampling import Sampler, Sampling, shaped
 from instil.generate.slots import Slot
 from instil.generate.speculation import PromptLookup
+from instil.machine import sent
 from instil.records import Finish
 
 
@@ -123,17 +125,22 @@ class Row:
             shaped(logits_V, text[:begin], text[begin:], self.request.sampling)
         if self.request.constraint is not None:
             allowed_V = self.request.constraint.allowed(logits_V.shape[-1])
-            logits_V.masked_fill_(~allowed_V.to(logits_V.device), float("-inf"))
+            logits_V.masked_fill_(sent(~allowed_V, logits_V.device), float("-inf"))
         return logits_V
 
     def tell(self, token: int, logprobs_V: Tensor) -> None:
         """Tell what the model thought of a token that is taken."""
         assert self.request.logprobs is not None
-        self.request.on_logprobs(token_logprobs(token, logprobs_V, self.request.logprobs))
+        self.request.on_logprobs(token_logprobs([token], logprobs_V[None], self.request.logprobs)[0])
 
 
-def token_logprobs(token: int, logprobs_V: Tensor, top: int) -> TokenLogprobs:
-    """What is told of one token of all that might have stood there, with so many of the likeliest."""
-    best = logprobs_V.topk(min(top, len(logprobs_V)))
-    likeliest = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return TokenLogprobs(token, float(logprobs_V[token]), likeliest)
+def token_logprobs(tokens: Sequence[int], logprobs_SV: Tensor, top: int) -> list[TokenLogprobs]:
+    """What is told of tokens, each of all that might have stood there, with so many of the likeliest."""
+    own_S1 = logprobs_SV.gather(1, sent(torch.tensor(tokens), logprobs_SV.device)[:, None])
+    best = logprobs_SV.topk(min(top, logprobs_SV.shape[1]))
+    read = torch.cat([own_S1.double(), best.indices.double(), best.values.double()], 1).tolist()  # all at once
+    found = []
+    for token, (own, *rest) in zip(tokens, read, strict=True):
+        ids, values = rest[: len(rest) // 2], rest[len(rest) // 2 :]
+        found.append(TokenLogprobs(token, own, tuple(zip(map(int, ids), values, strict=True))))
+    return found

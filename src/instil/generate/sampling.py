@@ -5,6 +5,7 @@ Shape suffixes: R rows · V vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from instil.errors import InstilError, SettingsError
+from instil.machine import sent
 from instil.settings.options import GenerateOptions
 
 NO_NUMBER = "the model's scores are no finite numbers; its weights are damaged, or training went too far"
@@ -96,10 +98,12 @@ def most_likely(logits_RV: Tensor) -> tuple[list[int], list[float]]:
         InstilError: a score is no number.
     """
     best_R, ids_R = logits_RV.max(-1)
-    if not bool(best_R.isfinite().all()):
-        raise InstilError(NO_NUMBER)
     logits_RV.scatter_(1, ids_R[:, None], float("-inf"))
-    return ids_R.tolist(), (best_R - logits_RV.amax(-1)).tolist()
+    read = [ids_R.double(), best_R.double(), (best_R - logits_RV.amax(-1)).double()]
+    ids, best, leads = torch.stack(read).tolist()  # all at once: a GPU is waited for once
+    if not all(map(math.isfinite, best)):
+        raise InstilError(NO_NUMBER)
+    return [int(token) for token in ids], leads
 
 
 def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
@@ -109,7 +113,7 @@ def penalised(logits_V: Tensor, ids: Sequence[int], penalty: float) -> Tensor:
     [1.0, -2.0, 3.0]
     """
     if penalty != 1 and len(ids):
-        seen = torch.tensor(sorted(set(ids)), device=logits_V.device)
+        seen = sent(torch.tensor(sorted(set(ids))), logits_V.device)
         scores = logits_V[seen]
         logits_V[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
     return logits_V
@@ -124,12 +128,14 @@ def shaped(logits_V: Tensor, prompt: Sequence[int], said: Sequence[int], samplin
     """
     if sampling.logit_bias:
         ids, biases = zip(*sampling.logit_bias, strict=True)
-        logits_V[list(ids)] += torch.tensor(biases, dtype=logits_V.dtype, device=logits_V.device)
+        biased = sent(torch.tensor(ids), logits_V.device)
+        logits_V[biased] += sent(torch.tensor(biases, dtype=logits_V.dtype), logits_V.device)
     if sampling.repetition_penalty != 1:
         penalised(logits_V, [*prompt, *said], sampling.repetition_penalty)
     if said and (sampling.frequency_penalty or sampling.presence_penalty):
-        seen, counts = torch.unique(torch.tensor(said, device=logits_V.device), return_counts=True)
-        logits_V[seen] -= (sampling.frequency_penalty * counts + sampling.presence_penalty).to(logits_V.dtype)
+        seen, counts = torch.unique(torch.tensor(said), return_counts=True)
+        taken = (sampling.frequency_penalty * counts + sampling.presence_penalty).to(logits_V.dtype)
+        logits_V[sent(seen, logits_V.device)] -= sent(taken, logits_V.device)
     return logits_V
 
 
@@ -157,15 +163,32 @@ def probabilities(logits_RV: Tensor, sampling: Sampling) -> Tensor:
 
 
 class Sampler:
-    """Draws a row's tokens by random numbers of its own; the same seed gives the same ones, whatever else goes on."""
+    """A row's random numbers, which are its own; the same seed gives the same ones, whatever else goes on."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self._point: Tensor | None = None
 
-    def draw(self, shares_V: Tensor) -> int:
-        """A token by its probability."""
-        point = torch.rand((), generator=self._generator, dtype=torch.float64)
-        if not bool(shares_V.isfinite().all()):
-            raise InstilError(NO_NUMBER)
-        sums_V = shares_V.cpu().cumsum(-1)  # a token without probability adds nothing, so it is never met first
-        return int(torch.searchsorted(sums_V, point * sums_V[-1], right=True))
+    @property
+    def point(self) -> Tensor:
+        """From 0 up to 1, where the next token stands among all, one after another as wide as they are likely."""
+        if self._point is None:
+            self._point = torch.rand((), generator=self._generator, dtype=torch.float64)
+        return self._point
+
+    def take(self) -> None:
+        """The token that the point chose is taken; there will be another."""
+        self._point = None
+
+
+def drawn(shares_RV: Tensor, points_R: Sequence[Tensor]) -> list[int]:
+    """The token of each row in which its point lies; -1 where probabilities are no numbers.
+
+    >>> drawn(torch.tensor([[0.25, 0.0, 0.75]] * 2), [torch.tensor(0.2), torch.tensor(0.25)])
+    [0, 2]
+    """
+    sums_RV = shares_RV.cumsum(-1)  # a token without probability adds nothing, so it is never met first
+    points_R1 = sent(torch.stack(list(points_R)).to(shares_RV.dtype), shares_RV.device)[:, None]
+    ids_R1 = torch.searchsorted(sums_RV, points_R1 * sums_RV[:, -1:], right=True)
+    found: list[int] = ids_R1[:, 0].where(shares_RV.isfinite().all(-1), -1).tolist()
+    return found

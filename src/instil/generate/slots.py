@@ -46,10 +46,15 @@ class Slot:
 
 
 class Slots:
-    """All slots of one engine."""
+    """All slots of one engine.
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    Args:
+        decoder: whose keys and values they hold.
+        keep: the cache that was emptied last, so that the next rows of its size lie where those before did.
+    """
+
+    def __init__(self, decoder: Decoder, *, keep: bool = False) -> None:
+        self._decoder, self._keep = decoder, keep
         self._taken: dict[int, tuple[Cache, list[Slot]]] = {}
 
     def size(self, length: int) -> int:
@@ -99,4 +104,7 @@ class Slots:
             slots[slot.place] = last
             last.place = slot.place
         if not slots:
-            del self._taken[cache.length]
+            emptied = [length for length, (_, others) in self._taken.items() if not others]
+            for length in emptied:
+                if not self._keep or length != cache.length:
+                    del self._taken[length]

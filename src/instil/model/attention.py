@@ -12,6 +12,7 @@ S cached positions · P prefix · L own positions.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -21,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instil.layouts import Grid, Tree
+from instil.machine import sent
 from instil.model.cache import Part
 from instil.model.fast.capped import capped_attention
 from instil.model.fast.narrow import attention as narrow_attention
 from instil.model.fast.narrow import is_narrow
 from instil.model.preceding import NOTHING, Runs, Steps, last
+from instil.model.segments import Segments, suits
 from instil.records import Batch
 
 PADDED = 2.0  # scores that are computed for each that counts, at most, before segments are taken apart
@@ -72,13 +75,13 @@ class PaddedGrid(Runs):
         self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
-        q, k, v = (_rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
+        q, k, v = (rows_first(x, self.rows, self.length) for x in (q_NHW, k_NKW, v_NKW))
         if window is None or window >= self.length:
-            return _flat(_attend(q, k, v, None, scores))
+            return flat(attend(q, k, v, None, scores))
         if window not in self.bands_TT:
             at_T = torch.arange(self.length, device=q.device)
-            self.bands_TT[window] = _visible(at_T, at_T, window)
-        return _flat(_attend(q, k, v, self.bands_TT[window], scores))
+            self.bands_TT[window] = visible(at_T, at_T, window)
+        return flat(attend(q, k, v, self.bands_TT[window], scores))
 
     def runs(self, reach: int) -> tuple[list[int], list[list[int]]]:
         return [self.length] * self.rows, [last(reach)] * self.rows
@@ -133,28 +136,31 @@ class _Continued:
         own_RT = torch.arange(self.longest) < lengths_R[:, None]
         self.even = bool(own_RT.all())
         at_RT = starts_R[:, None] + torch.arange(self.longest)
-        self.rows_N = torch.tensor(part.rows).repeat_interleave(lengths_R).to(device)
-        self.positions_N = at_RT[own_RT].to(device)
-        self.slots_N = own_RT.flatten().nonzero()[:, 0].to(device)
+        self.rows_N = sent(torch.tensor(part.rows).repeat_interleave(lengths_R), device)
+        self.positions_N = sent(at_RT[own_RT], device)
+        self.slots_N = None if self.even else sent(own_RT.flatten().nonzero()[:, 0], device)
         # A row's padding looks at what its last token sees, so that no query is without a key.
-        self.at_RT = at_RT.minimum((starts_R + lengths_R - 1)[:, None]).to(device)
-        self.first = int(starts_R.min())
+        self.at_RT = sent(at_RT.minimum((starts_R + lengths_R - 1)[:, None]), device)
+        self.first = min(starts)
+        first, last = part.rows[0], part.rows[-1] + 1
+        beside = list(part.rows) == list(range(first, last))
+        self.chosen = slice(first, last) if beside else sent(torch.tensor(part.rows), device)
         self.held: dict[int, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int | None, tuple[int, Tensor | None]] = {}
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None, scores: Scores) -> Tensor:
         self.cache.write(layer, self.rows_N, self.positions_N, k, v)
-        k, v = self.cache.read(layer, self.rows, self.used)
+        k, v = self.cache.read(layer, self.chosen, self.used)
         if window not in self.masks:
             self.masks[window] = self._mask(window)
         first, mask_R1TS = self.masks[window]
         k, v = (k, v) if first == 0 else (k[:, :, first:], v[:, :, first:])
-        if not self.even:
+        if self.slots_N is not None:
             grid = q.new_zeros(len(self.rows) * self.longest, *q.shape[1:])
             q = grid.index_copy(0, self.slots_N, q)
-        q = _rows_first(q, len(self.rows), self.longest)
-        out = _attend(q, k, v, mask_R1TS, scores, causal=False)
-        return _flat(out) if self.even else _flat(out).index_select(0, self.slots_N)
+        q = rows_first(q, len(self.rows), self.longest)
+        out = attend(q, k, v, mask_R1TS, scores, causal=False)
+        return flat(out) if self.slots_N is None else flat(out).index_select(0, self.slots_N)
 
     def preceding(self, layer: int, x_ND: Tensor, reach: int) -> Tensor:
         """Keep the inputs of the new tokens; the last ``reach`` before them of each row, nearest first."""
@@ -162,15 +168,16 @@ class _Continued:
         if reach not in self.held:  # of the same rows and positions in every layer
             rows = torch.tensor(self.rows).repeat_interleave(reach)
             positions = torch.tensor(self.starts)[:, None] - 1 - torch.arange(reach)
-            self.held[reach] = rows.to(x_ND.device), positions.clamp(min=0).flatten().to(x_ND.device)
+            self.held[reach] = sent(rows, x_ND.device), sent(positions.clamp(min=0).flatten(), x_ND.device)
         return self.cache.read_inputs(layer, *self.held[reach])
 
     def _mask(self, window: int | None) -> tuple[int, Tensor | None]:
         """The first position that any token sees, and which token sees which from there on, [R, 1, T, S]."""
         first = 0 if window is None else max(0, self.first - window + 1)
+        if self.first == self.used - 1:
+            return first, None  # each row has one new token, and all of them are equally long: all is seen
         slots_S = torch.arange(first, self.used, device=self.at_RT.device)
-        mask_RTS = _visible(self.at_RT, slots_S, window)
-        return first, None if bool(mask_RTS.all()) else mask_RTS[:, None]
+        return first, visible(self.at_RT, slots_S, window)[:, None]
 
 
 class Branches(Runs):
@@ -183,16 +190,31 @@ class Branches(Runs):
 
     def __init__(self, layout: Tree, device: torch.device) -> None:
         super().__init__()
-        self.layout = layout
-        self.bunches = [_Bunch(layout, segments, device) for segments in _bunches(layout)]
+        self.layout, self.device = layout, device
+
+    @functools.cached_property
+    def bunches(self) -> list[_Bunch]:
+        """Made when the first layer asks for them."""
+        return [_Bunch(self.layout, segments, self.device) for segments in _bunches(self.layout)]
+
+    @functools.cached_property
+    def back_N(self) -> Tensor | None:
+        """Where the tokens of all bunches belong, unless they are in order."""
         order_N = torch.cat([bunch.at_N for bunch in self.bunches])
         inorder = bool((order_N == torch.arange(len(order_N))).all())
-        self.back_N = None if inorder else torch.argsort(order_N).to(device)
+        return None if inorder else sent(torch.argsort(order_N), self.device)
+
+    @functools.cached_property
+    def segments(self) -> Segments:
+        """The same in one call, on a GPU."""
+        return Segments(self.layout, self.device)
 
     def __call__(
         self, layer: int, q_NHW: Tensor, k_NKW: Tensor, v_NKW: Tensor, window: int | None, scores: Scores
     ) -> Tensor:
         del layer
+        if scores.cap is None and suits(q_NHW):
+            return self.segments(q_NHW, k_NKW, v_NKW, window, scores.scale)
         keys, values = (torch.split(x, list(self.layout.lengths)) for x in (k_NKW, v_NKW))
         done = [bunch(q_NHW, keys, values, window, scores) for bunch in self.bunches]
         out_NHW = done[0] if len(done) == 1 else torch.cat(done)
@@ -220,12 +242,12 @@ class _Bunch:
         self.at_N = torch.cat([torch.arange(starts[one], starts[one + 1]) for one in segments])
         first, count = int(self.at_N[0]), len(self.at_N)
         together = bool((self.at_N == torch.arange(first, first + count)).all())
-        self.chosen = slice(first, first + count) if together else self.at_N.to(device)
+        self.chosen = slice(first, first + count) if together else sent(self.at_N, device)
         own_RL = torch.arange(self.length) < torch.tensor(own)[:, None]
-        self.slots_N = None if bool(own_RL.all()) else own_RL.flatten().nonzero()[:, 0].to(device)
+        self.slots_N = None if bool(own_RL.all()) else sent(own_RL.flatten().nonzero()[:, 0], device)
         # Padding stands behind a row's own tokens, where none of these looks. So where as much stands before all of
         # them, one mask will do for all, and without anything before them the causal one.
-        before_R = torch.tensor(before, device=device)
+        before_R = sent(torch.tensor(before), device)
         self.alike = len(set(before)) == 1
         self.first = not any(before)
         at_R = before_R[:1] if self.alike else before_R
@@ -241,7 +263,7 @@ class _Bunch:
         if self.slots_N is not None:
             q = q.new_zeros(self.rows * self.length, *q.shape[1:]).index_copy(0, self.slots_N, q)
         k, v = (self._with_what_is_before(pieces) for pieces in (keys, values))
-        out = _flat(_attend(_rows_first(q, self.rows, self.length), k, v, self.masks[window], scores))
+        out = flat(attend(rows_first(q, self.rows, self.length), k, v, self.masks[window], scores))
         return out if self.slots_N is None else out.index_select(0, self.slots_N)
 
     def _with_what_is_before(self, pieces: Sequence[Tensor]) -> Tensor:
@@ -251,13 +273,13 @@ class _Bunch:
             piece for path, fill in zip(self.paths, self.fill, strict=True)
             for piece in (*(pieces[at] for at in path), nothing[:fill]) if len(piece)
         ]  # fmt: skip
-        return _rows_first(told[0] if len(told) == 1 else torch.cat(told), self.rows, self.keys)
+        return rows_first(told[0] if len(told) == 1 else torch.cat(told), self.rows, self.keys)
 
     def _mask(self, window: int | None) -> Tensor | None:
         """Which keys the queries see, [L, S], or of each row, [R, 1, L, S]; None is causal."""
         if self.first and (window is None or window >= self.length):
             return None
-        mask_RLS = _visible(self.at_RL, torch.arange(self.keys, device=self.at_RL.device), window)
+        mask_RLS = visible(self.at_RL, torch.arange(self.keys, device=self.at_RL.device), window)
         return mask_RLS[0] if self.alike else mask_RLS[:, None]
 
 
@@ -304,13 +326,13 @@ PATTERNS: dict[str, Callable[[Any, torch.device], Pattern]] = {
 }
 
 
-def _visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:
+def visible(at_T: Tensor, slots_S: Tensor, window: int | None) -> Tensor:
     """Whether a token at each of the positions [..., T] sees each of the slots, [..., T, S]."""
     distance = at_T[..., None] - slots_S
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
-def _attend(
+def attend(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: Scores, *, causal: bool | None = None
 ) -> Tensor:
     """Attention of tokens side by side, [B, H, T, W]; causal where there is no mask, unless told otherwise."""
@@ -325,9 +347,9 @@ def _attend(
     )
 
 
-def _rows_first(x_NKW: Tensor, rows: int, length: int) -> Tensor:
+def rows_first(x_NKW: Tensor, rows: int, length: int) -> Tensor:
     return x_NKW.view(rows, length, *x_NKW.shape[1:]).transpose(1, 2)
 
 
-def _flat(x_BHTW: Tensor) -> Tensor:
+def flat(x_BHTW: Tensor) -> Tensor:
     return x_BHTW.transpose(1, 2).flatten(0, 1)

@@ -8,7 +8,6 @@ Shape suffixes: R rows · K key/value heads · S positions · W head width · N 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +37,11 @@ class Cache:
     def rows(self) -> int:
         """Number of sequences held."""
         return len(self.lengths)
+
+    @property
+    def room(self) -> int:
+        """How many sequences there is memory for."""
+        return len(self.keys[0])
 
     def reserve(self, rows: int) -> None:
         """Make room for so many rows in all."""
@@ -77,13 +81,9 @@ class Cache:
         self.keys[layer][rows_N, :, positions_N] = k_NKW
         self.values[layer][rows_N, :, positions_N] = v_NKW
 
-    def read(self, layer: int, rows: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """The first positions of some rows, [R, K, S, W]; a view where the rows lie side by side."""
-        first, last = rows[0], rows[-1] + 1
-        if list(rows) == list(range(first, last)):
-            return self.keys[layer][first:last, :, :length], self.values[layer][first:last, :, :length]
-        rows_R = torch.tensor(rows, device=self.keys[layer].device)
-        return self.keys[layer][rows_R, :, :length], self.values[layer][rows_R, :, :length]
+    def read(self, layer: int, rows: slice | Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first positions of some rows, [R, K, S, W]; a view where the rows lie side by side, as a slice."""
+        return self.keys[layer][rows, :, :length], self.values[layer][rows, :, :length]
 
     def write_inputs(self, layer: int, rows_N: Tensor, positions_N: Tensor, x_ND: Tensor) -> None:
         """What a layer convolves of new tokens, each to its row and position."""

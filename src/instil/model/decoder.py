@@ -237,13 +237,14 @@ class Decoder(nn.Module):
         past: Sequence[Part] | None = None,
         tied: TiedGradient | None = None,
         wanted_U: Tensor | None = None,
+        attend: Pattern | None = None,
     ) -> Tensor:
         """Hidden states as the head takes them, after the last norm, [N, D], or of the wanted tokens alone, [U, D].
 
         With a past the batch holds only new tokens, row after row of each part in turn, without padding, and the
         caches are extended by them. ``tied`` joins the gradients of a table that is
         embedding and head, for who leaves the head's there. Of tokens that are not wanted the last layer computes
-        only what the others see.
+        only what the others see. ``attend`` says which tokens see which, where neither layout nor past does.
         """
         spec = self.spec
         x_ND = self.embed(batch.ids_N) if tied is None else embed_tied(batch.ids_N, self.embed.weight, tied)
@@ -256,7 +257,7 @@ class Decoder(nn.Module):
         else:
             for window in set(windows):
                 ropes[window] = rope_tables(batch.positions_N, spec.turned_width, *spec.rope_of(window), x_ND.dtype)
-        attend = pattern_for(batch, past)
+        attend = attend or pattern_for(batch, past)
         for layer, (block, window) in enumerate(zip(self.blocks, windows, strict=True)):
             rope = ropes[window] if spec.turns(layer) else None
             rest = (attend, rope, wanted_U if block is self.blocks[-1] else None)

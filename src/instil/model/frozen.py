@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instil.errors import SettingsError
+from instil.machine import sent
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear, linear, product
 from instil.model.fast.recompute import ReadsRecomputed
@@ -152,7 +153,7 @@ def _rounded(weight_OI: Tensor, held: QuantType) -> tuple[Tensor, Tensor]:
     scaled = (blocks_GB / scales_G[:, None]).flatten()
     if held == "int8":
         return scaled.round_().clamp_(-127, 127).to(torch.int8), scales_G
-    levels = torch.tensor(LEVELS, device=flat.device)
+    levels = sent(torch.tensor(LEVELS), flat.device)
     codes = torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2, out_int32=True).to(torch.uint8)
     return codes[::2] | codes[1::2] << 4, scales_G
 
@@ -161,5 +162,5 @@ def _rounded(weight_OI: Tensor, held: QuantType) -> tuple[Tensor, Tensor]:
 def _pairs(device: torch.device) -> Tensor:
     """The two levels that each byte stands for, side by side in what looks like one float64: one look-up for both."""
     byte = torch.arange(256, device=device)
-    levels = torch.tensor(LEVELS, device=device)
+    levels = sent(torch.tensor(LEVELS), device)
     return torch.stack([levels[byte & 15], levels[byte >> 4]], 1).view(torch.float64).flatten()

@@ -19,6 +19,8 @@ from itertools import chain, islice
 import torch
 from torch import Tensor
 
+from instil.machine import sent
+
 NOTHING = -1
 
 Steps = list[tuple[Tensor, Tensor]]
@@ -83,5 +85,5 @@ def _steps(lengths: Sequence[int], before: Sequence[Sequence[int]], reach: int, 
         outside_N = before_RK[run_N, (step - 1 - own_N).clamp(min=0)]
         index_N = torch.where(own_N >= step, at_N - step, outside_N)
         none_I = (index_N == NOTHING).nonzero()[:, 0]
-        found.append((index_N.clamp(min=0).to(device), none_I.to(device)))
+        found.append((sent(index_N.clamp(min=0), device), sent(none_I, device)))
     return found

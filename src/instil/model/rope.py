@@ -8,11 +8,13 @@ Shape suffixes: N tokens · K heads · W head width.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
+from instil.machine import sent
 from instil.model.fast.narrow import is_narrow
 from instil.model.fast.narrow import turned as narrow_turned
 from instil.model.spec import RopeScaling
@@ -28,8 +30,14 @@ def rope_tables(
     exponents = torch.arange(0, width, 2, dtype=torch.float64, device=positions_N.device) / width
     frequencies = theta**-exponents
     if scaling is not None:
-        long = scaling.long != scaling.short and positions_N.numel() > 0 and int(positions_N.max()) >= scaling.context
-        frequencies = scaled(frequencies, scaling, theta, long=long)
+        short = scaled(frequencies, scaling, theta)
+        if (
+            scaling.long != scaling.short and positions_N.numel() > 0
+        ):  # which of them is decided where the positions are
+            far = positions_N.amax() >= scaling.context
+            frequencies = torch.where(far, scaled(frequencies, scaling, theta, long=True), short)
+        else:
+            frequencies = short
     angles = positions_N.to(torch.float64)[:, None] * frequencies[None, :]
     angles = torch.cat([angles, angles], dim=-1)[:, None, :]
     cos, sin = angles.cos(), angles.sin()
@@ -41,7 +49,7 @@ def rope_tables(
 def scaled(frequencies: Tensor, scaling: RopeScaling, theta: float, *, long: bool = False) -> Tensor:
     """Frequencies (radians a token) slowed down as `RopeScaling` says; ``long`` if a text is beyond its context."""
     if scaling.kind == "longrope":
-        return frequencies / frequencies.new_tensor(scaling.long if long else scaling.short)
+        return frequencies / _factors(scaling.long if long else scaling.short, frequencies.device)
     slow = frequencies / scaling.factor
     if scaling.kind == "linear":
         return slow
@@ -51,6 +59,12 @@ def scaled(frequencies: Tensor, scaling: RopeScaling, theta: float, *, long: boo
         turns = scaling.context * frequencies / (2 * math.pi)
         share = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
     return torch.lerp(slow, frequencies, share)
+
+
+@functools.cache
+def _factors(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Numbers on a device, where they stay for the next batch."""
+    return sent(torch.tensor(values, dtype=torch.float64), device)
 
 
 def _yarn_share(frequencies: Tensor, scaling: RopeScaling, theta: float) -> Tensor:

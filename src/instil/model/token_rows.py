@@ -50,8 +50,8 @@ class TokenRows(nn.Embedding):
     def forward(self, ids_N: Tensor) -> Tensor:
         """Rows of the table, [N, D]."""
         slot_N = self.slot_V[ids_N]
-        at_K = (slot_N >= 0).nonzero().squeeze(1)
-        return F.embedding(ids_N, self.weight).index_copy(0, at_K, self.rows[slot_N[at_K]])
+        own_ND = F.embedding(slot_N.clamp(min=0), self.rows)  # of each token, so that nobody waits to know how many
+        return torch.where(slot_N[:, None] >= 0, own_ND, F.embedding(ids_N, self.weight))
 
 
 class TokenHead(Linear):

@@ -37,7 +37,8 @@ def keep_facts(
 ) -> None:
     """Write down what the report says and no other file of the run holds (``report.json``).
 
-    ``more`` is what is known at the end: ``seconds``, ``peak_memory_gb``, ``outlook``, ``leaks``, ``unended``.
+    ``more`` is what is known at the end: ``seconds``, ``peak_memory_gb``, ``peak_gpu_memory_gb``, ``outlook``,
+    ``leaks``, ``unended``.
     """
     folder.write_json(
         FACTS,
@@ -88,6 +89,7 @@ class Facts:
     validation_loss: float | None = None
     trained_parameters: int | None = None
     own_peak: bool = False
+    peak_gpu_memory_gb: float | None = None
     before_from: str = ""
     before: dict[str, str] | None = None
     diverged: str = ""
@@ -159,6 +161,16 @@ def unlike(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """
     others = [name for name in now if name in then and then[name] != now[name]]
     return ", ".join(f"{name} is {now[name]} and was {then[name]}" for name in others)
+
+
+def by_chance(now: Mapping[str, Any]) -> str:
+    """Why with these versions the same step may have other last bits each time, if it may.
+
+    >>> by_chance({"device": "cpu"}), by_chance({"device": "NVIDIA H200"})
+    ('', 'a GPU (NVIDIA H200) adds gradients up in another order each time')
+    """
+    device = now.get("device", "cpu")
+    return "" if device == "cpu" else f"a GPU ({device}) adds gradients up in another order each time"
 
 
 def input_hashes(prepared: Prepared) -> dict[str, str]:

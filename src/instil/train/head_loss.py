@@ -61,9 +61,9 @@ def head_nll_sum(
         inputs = (hidden_UD, weight_VD, row_S, targets_S, weights_S, narrow, tied, read_UR, b_VR, cap)
         return _HeadLoss.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     total, narrow_VD = weights_S.new_zeros(()), narrowed(weight_VD, narrow)
-    for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
+    for rows, here_S, of_S in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
         scores_UV, _ = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
-        total += _scores_to_gradient(scores_UV, row_S[part] - rows.start, targets_S[part], weights_S[part], keep=False)
+        total += _scores_to_gradient(scores_UV, here_S, targets_S, _only(weights_S, of_S), keep=False)
     return total
 
 
@@ -96,10 +96,9 @@ class _HeadLoss(torch.autograd.Function):
         for_weight_VD = torch.zeros_like(weight_VD) if trained else None
         for_read_UR = None if read_UR is None else torch.empty_like(read_UR)
         for_b_VR = None if b_VR is None else torch.zeros_like(b_VR)
-        for rows, part in chunks:
+        for rows, here_S, of_S in chunks:
             scores_UV, slope_UV = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows)
-            here_S = row_S[part] - rows.start
-            loss += _scores_to_gradient(scores_UV, here_S, targets_S[part], weights_S[part], slope_UV)
+            loss += _scores_to_gradient(scores_UV, here_S, targets_S, _only(weights_S, of_S), slope_UV)
             scores_UV = scores_UV.to(narrow)
             for_hidden_UD[rows] = product(scores_UV, narrow_VD.t()).to(hidden_UD.dtype)
             if for_weight_VD is not None:
@@ -158,9 +157,9 @@ def head_log_probs(
         return _HeadLogProbs.apply(*inputs)  # type: ignore[no-any-return, no-untyped-call]
     found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
     narrow_VD = narrowed(weight_VD, narrow)
-    for rows, part in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
+    for rows, here_S, of_S in _chunks(hidden_UD, weight_VD, row_S, CHEAP_SCORES):
         scores_UV, _ = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=False)
-        found_S[part] = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])[0]
+        found_S += _only(_scores_to_log_probs(scores_UV, here_S, targets_S)[0], of_S)
     return found_S
 
 
@@ -184,9 +183,10 @@ class _HeadLogProbs(torch.autograd.Function):
         ctx.whole = len(chunks) == 1
         found_S = hidden_UD.new_zeros(len(row_S), dtype=torch.promote_types(hidden_UD.dtype, torch.float32))
         kept: list[Tensor | None] = []
-        for rows, part in chunks:
+        for rows, here_S, of_S in chunks:
             scores_UV, slope_UV = _scores(hidden_UD[rows], narrow_VD, narrow, read_UR, b_VR, cap, rows, slope=ctx.whole)
-            found_S[part], sums_U = _scores_to_log_probs(scores_UV, row_S[part] - rows.start, targets_S[part])
+            right_S, sums_U = _scores_to_log_probs(scores_UV, here_S, targets_S)
+            found_S += _only(right_S, of_S)
             kept = [scores_UV, slope_UV, sums_U] if ctx.whole else []
         ctx.save_for_backward(hidden_UD, narrow_VD, row_S, targets_S, read_UR, b_VR, *kept)
         return found_S
@@ -200,17 +200,17 @@ class _HeadLogProbs(torch.autograd.Function):
         for_weight_VD: Tensor | None = None
         for_read_UR = torch.empty_like(read_UR) if adapted else None
         for_b_VR = torch.zeros_like(b_VR) if adapted else None
-        for rows, part in _chunks(hidden_UD, narrow_VD, row_S, LARGEST_SCORES, ctx.cap):
-            here_S = row_S[part] - rows.start
+        for rows, here_S, of_S in _chunks(hidden_UD, narrow_VD, row_S, LARGEST_SCORES, ctx.cap):
             if ctx.whole:
                 scores_UV, slope_UV, sums_U = kept
             else:
                 scores_UV, slope_UV = _scores(hidden_UD[rows], narrow_VD, ctx.narrow, read_UR, b_VR, ctx.cap, rows)
-                sums_U = _scores_to_log_probs(scores_UV, here_S, targets_S[part])[1]
+                sums_U = _scores_to_log_probs(scores_UV, here_S, targets_S)[1]
             # of a log-probability: one at its target, less the probabilities of all
-            weight_U = torch.zeros_like(sums_U).index_add_(0, here_S, grad_S[part])
+            own_S = _only(grad_S, of_S)
+            weight_U = torch.zeros_like(sums_U).index_add_(0, here_S, own_S)
             scores_UV.mul_((-weight_U / sums_U)[:, None])
-            scores_UV.index_put_((here_S, targets_S[part]), grad_S[part], accumulate=True)
+            scores_UV.index_put_((here_S, targets_S), own_S, accumulate=True)
             if slope_UV is not None:
                 scores_UV.mul_(slope_UV)
             narrow_UV = scores_UV.to(ctx.narrow)
@@ -259,15 +259,29 @@ def _scores(
 
 def _chunks(
     hidden_UD: Tensor, weight_VD: Tensor, row_S: Tensor, most: int, cap: float | None = None
-) -> list[tuple[slice, Tensor | slice]]:
-    """Rows of hidden states, and which predictions belong to them, so that their scores are not too many."""
+) -> list[tuple[slice, Tensor, Tensor | None]]:
+    """Rows of hidden states, so many at a time that their scores are not too many.
+
+    With them, for each prediction, the row among them that it is made from, and whether it is made from one of them
+    (None: each is; else it is given any row, and is not to count). To pick the predictions out would have the host
+    wait for a GPU, to know how many they are.
+    """
     most = most if cap is None else most // 2  # the slopes are as many
     size = max(1, most // (weight_VD.shape[0] * hidden_UD.element_size()))
     rows = hidden_UD.shape[0]
     if rows <= size:
-        return [(slice(0, rows), slice(None))]
-    starts = range(0, rows, size)
-    return [(slice(at, min(rows, at + size)), (row_S >= at) & (row_S < at + size)) for at in starts]
+        return [(slice(0, rows), row_S, None)]
+    found: list[tuple[slice, Tensor, Tensor | None]] = []
+    for at in range(0, rows, size):
+        here_S = row_S - at
+        count = min(rows, at + size) - at
+        found.append((slice(at, at + count), here_S.clamp(0, count - 1), (here_S >= 0) & (here_S < count)))
+    return found
+
+
+def _only(values_S: Tensor, of_S: Tensor | None) -> Tensor:
+    """Zero for predictions that do not count here."""
+    return values_S if of_S is None else values_S.where(of_S, 0.0)
 
 
 def _scores_to_gradient(

@@ -65,7 +65,7 @@ def _at_targets(
     weight_VD = decoder.head.weight
     joined = torch.is_grad_enabled() and weight_VD.requires_grad and weight_VD is decoder.embed.weight
     tied = TiedGradient(grad_hook) if joined else None
-    at_U, row_S = torch.unique(batch.at_S, return_inverse=True)
+    at_U, row_S = batch.states()
     hidden_UD = decoder(batch, tied=tied, wanted_U=at_U if len(at_U) < len(batch.ids_N) else None)
     adapter = None
     if isinstance(decoder.head, LoraLinear | TokenHead):
@@ -76,8 +76,20 @@ def _at_targets(
 @torch.inference_mode()
 def held_out_loss(decoder: Decoder, batches: Iterable[Batch], device: torch.device | None = None) -> LossSum:
     """The loss over batches that are not trained on, weighted by tokens (not a mean of batch means)."""
-    total = LossSum(0.0, 0)
+    total: Tensor | None = None
+    count: float = 0
     for batch in batches:
-        here = batch.to(device) if device is not None else batch
-        total += LossSum(float(nll_sum(decoder, here)), batch.trained_tokens)
-    return total
+        total = added(total, nll_sum(decoder, batch.to(device) if device is not None else batch))
+        count += batch.trained_tokens
+    return LossSum(number(total), count)
+
+
+def added(total: Tensor | None, loss: Tensor) -> Tensor:
+    """A sum of losses in float64, on their device: whoever reads each has a GPU stand still as often."""
+    loss = loss.detach().double()
+    return loss if total is None else total + loss
+
+
+def number(total: Tensor | None) -> float:
+    """What a sum came to."""
+    return 0.0 if total is None else float(total)

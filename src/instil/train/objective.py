@@ -15,7 +15,7 @@ from torch import Tensor
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch
-from instil.train.losses import LossSum, nll_sum
+from instil.train.losses import LossSum, added, nll_sum, number
 from instil.train.ranks import ALONE, Ranks
 
 
@@ -71,7 +71,8 @@ def look(
 
     Of several processes each brings batches of its own, and all are told the same of all of them.
     """
-    total = LossSum(0.0, 0)
+    total: Tensor | None = None
+    count: float = 0
     # What gathers parts of weights keeps what it makes for training, and that must not be made in inference mode.
     no_graph = torch.no_grad() if ranks.sharded else torch.inference_mode()
     with no_graph, torch.autocast(decoder.device.type, torch.bfloat16, enabled=decoder.narrow):
@@ -80,11 +81,12 @@ def look(
         for one in ranks.level(batches):
             batch = one.batch.to(decoder.device)
             if one.counts:
-                total += LossSum(float(measure(decoder, batch)), objective.count(batch))
+                total = added(total, measure(decoder, batch))
+                count += objective.count(batch)
             else:
                 nll_sum(decoder, batch)
     ranks.let_go(decoder)
-    return summed(total, ranks), measure.metrics()
+    return summed(LossSum(number(total), count), ranks), measure.metrics()
 
 
 def summed(own: LossSum, ranks: Ranks) -> LossSum:

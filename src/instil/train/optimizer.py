@@ -2,8 +2,9 @@
 
 A gradient that is used as soon as it is complete is still in the processor's cache and never held with the
 others: less traffic, and four bytes a parameter less memory. Clipping needs the norm of all of them, so with
-it the update waits; so do those of small parameters (norms, adapters), where calling costs more than computing, and
-which are updated together. Either way every parameter gets the same update by the same kernel (E0).
+it the update waits; so do those of small parameters (norms, adapters), where calling costs more than computing,
+and which are updated together. On a GPU others, too, wait until they are some millions of numbers. Either way every
+parameter gets the same update by the same kernel (E0).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from instil.train.ranks import local
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 SMALL = 1 << 17  # numbers of a parameter below which its update waits for the others
+TOGETHER = 1 << 24  # numbers that a GPU updates in one call: fewer take it less time than asking for it takes the host
 
 
 class AdamWInBackward:
@@ -49,6 +51,10 @@ class AdamWInBackward:
             for parameter in self.parameters
         }
         self._complete = False
+        on_cpu = all(parameter.device.type == "cpu" for parameter in self.parameters)
+        self._together = 0 if on_cpu else TOGETHER
+        self._ready: list[Tensor] = []  # parameters of the running backward whose gradients wait to be enough
+        self._unfit: Tensor | None = None  # whether the running step is not to be taken, as the device will know
         self._begun = False  # whether parameters of this step are updated already
         self._forget()  # what an earlier backward left is no part of the first step
         self._hooks = [
@@ -65,6 +71,10 @@ class AdamWInBackward:
         finally:
             self._complete = False
 
+    def only_if(self, loss: Tensor | None) -> None:
+        """Update nothing in the step that is ended next unless its loss is finite, which the device finds out."""
+        self._unfit = None if loss is None else (~loss.isfinite()).float()
+
     def finish(self) -> None:
         """End an optimizer step: update what was not updated on the way."""
         waiting = [parameter for parameter in self.parameters if parameter.grad is not None]
@@ -72,7 +82,8 @@ class AdamWInBackward:
             torch.nn.utils.clip_grad_norm_(waiting, self.clip)
         if waiting:
             self._update(waiting)
-        self._begun = False
+        self._ready.clear()
+        self._begun, self._unfit = False, None
 
     def abandon(self) -> bool:
         """Forget the gradients of a step that cannot be ended; returns whether it may be taken once more from here.
@@ -80,7 +91,7 @@ class AdamWInBackward:
         It may not where parameters were updated on the way.
         """
         self._forget()
-        clean, self._begun = not self._begun, False
+        clean, self._begun, self._unfit = not self._begun, False, None
         return clean
 
     def close(self) -> None:
@@ -90,12 +101,16 @@ class AdamWInBackward:
         self._forget()
 
     def _forget(self) -> None:
+        self._ready.clear()
         for parameter in self.parameters:
             parameter.grad = None
 
     def _on_gradient(self, parameter: Tensor) -> None:
         if self._complete and parameter.grad is not None:  # none where a row hook has had it
-            self._update([parameter])
+            self._ready.append(parameter)
+            if sum(one.numel() for one in self._ready) >= self._together:
+                ready, self._ready = self._ready, []
+                self._update(ready)
 
     def row_hook(self, parameter: Tensor) -> RowGradientHook | None:
         """A hook that takes the gradient of a matrix by rows and updates them, for the last backward of a step.
@@ -133,4 +148,5 @@ class AdamWInBackward:
             weights, grads, first, second, [], steps,
             fused=True, amsgrad=False, maximize=False,
             beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.learning_rate, weight_decay=self.weight_decay,
+            found_inf=self._unfit,  # what gradient scalers tell it by: with it set, neither weights nor counts change
         )  # fmt: skip

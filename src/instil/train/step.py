@@ -12,7 +12,7 @@ from torch import Tensor
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch
-from instil.train.losses import LossSum, nll_sum
+from instil.train.losses import LossSum, added, nll_sum, number
 from instil.train.objective import Objective
 from instil.train.optimizer import AdamWInBackward
 from instil.train.ranks import ALONE, Ranks
@@ -35,11 +35,15 @@ def take_step(
     objective: Objective,
     precision: str,
     ranks: Ranks = ALONE,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> tuple[LossSum, int, dict[str, float]]:
     """One optimizer step on the mean loss of all its micro-batches; their summed loss, real tokens, and metrics.
 
     A loss that is not finite ends it before anything is updated. Without anything to learn nothing is. Of several
     processes each brings micro-batches of its own, and what is returned is that of all of them.
+
+    A GPU is given the whole step before its loss is read, which is the one time that it is waited for: whether it is
+    finite the update asks on the GPU. ``meanwhile`` is called just before, when the host has nothing else to do.
     """
     batches = [batch for batch in step if objective.count(batch)]
     (count,) = ranks.sum([sum(objective.count(batch) for batch in batches)])
@@ -49,7 +53,9 @@ def take_step(
     measure = objective.measure(batches, ranks)
     with autocast:
         measure.begin(decoder)
-    loss, tokens = LossSum(0.0, 0), 0
+    count_here: float = 0
+    tokens, summed = 0, None
+    ahead = decoder.device.type != "cpu"  # of a device that works through what it is given by itself
     for one in ranks.passes(batches):
         batch = one.batch.to(decoder.device)
         grad_hook = optimizer.row_hook(decoder.head.weight) if one.last else None
@@ -59,17 +65,23 @@ def take_step(
             else:
                 total = 0.0 * ranks.forward(decoder, _loss(nll_sum, batch, None))
         if one.counts:
-            loss += LossSum(float(total.detach()), objective.count(batch))
+            summed = added(summed, total)
+            count_here += objective.count(batch)
             tokens += batch.real_tokens
-        if ranks.alone and not math.isfinite(loss.total):
-            return loss, tokens - batch.real_tokens, {}
+        if ranks.alone and not ahead and not math.isfinite(number(summed)):
+            return LossSum(number(summed), count_here), tokens - batch.real_tokens, {}
+        if ranks.alone and ahead and one.last:
+            optimizer.only_if(summed)
         optimizer.backward(total / (count / ranks.divided), last=one.last)
     if not ranks.alone:
-        *sums, tokens_of_all = ranks.sum([loss.total, loss.tokens, tokens])
+        *sums, tokens_of_all = ranks.sum([number(summed), count_here, tokens])
         loss, tokens = LossSum(*sums), int(tokens_of_all)
         if not math.isfinite(loss.total):
             return loss, tokens, {}
     optimizer.finish()
+    meanwhile()
+    if ranks.alone:
+        loss = LossSum(number(summed), count_here)
     return loss, tokens, measure.metrics()
 
 

@@ -44,7 +44,7 @@ class TouchedRows:
 
     def part_of(self, whole_VD: Tensor) -> Tensor:
         """The rows that are trained, of another table like this one."""
-        return whole_VD[self._rows_R]
+        return whole_VD[self._rows_R.to(whole_VD.device)]  # a file's is on the CPU
 
     def step(self, rate: float) -> None:
         """Count an optimizer step."""

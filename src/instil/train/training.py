@@ -15,6 +15,7 @@ from instil.model.lora import trained_parameters
 from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train import rewind
+from instil.train.ahead import Ahead, lane_to
 from instil.train.best import Best, BestCheckpoint, usable
 from instil.train.evaluation import Evaluation, Evaluator
 from instil.train.ledger import Ledger
@@ -69,6 +70,7 @@ class Training:
             loader.leave_out(row for one in earlier.skipped() for row in one.rows)
         self.epoch_random: dict[str, str] = {}  # the generators as they were when its epoch began
         self.epoch_random_before: dict[str, str] = {}  # and the epoch before it
+        self.lane, self.ahead = lane_to(decoder.device), Ahead(iter(()), None)
         self.stepping = False  # whether a step is under way
         self.begun: TrainState | None = None  # the state before the first step, without its tensors
 
@@ -93,7 +95,8 @@ class Training:
             if steps is None:
                 self.epoch_random_before, self.epoch_random = self.epoch_random, random_states()
                 steps = self.loader.steps(epoch)
-            for step in islice(steps, self.total - self.ledger.done):
+            self.ahead = Ahead(islice(steps, self.total - self.ledger.done), self.lane)
+            for step in self.ahead:
                 due = self._take(step, started)
                 if self.best.enough():
                     return
@@ -245,7 +248,7 @@ class Training:
         """The step, in smaller pieces if it does not fit into memory: sums over the same rows, divided once (E1)."""
         while True:
             try:
-                how = self.optimizer, self.objective, self.options.precision, self.ranks
+                how = self.optimizer, self.objective, self.options.precision, self.ranks, self.ahead.fetch
                 return _step(self.decoder, self.step, *how)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):

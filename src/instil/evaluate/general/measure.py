@@ -23,6 +23,7 @@ from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
 from instil.evaluate.general.material import Material, Skill, Text
 from instil.evaluate.likelihood import likelihoods
+from instil.machine import sent
 from instil.model.decoder import Decoder
 from instil.records import Encoded, Example
 from instil.train.losses import log_probs
@@ -188,7 +189,7 @@ def _continuations(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
     if len(batch.targets_S) != sum(counts):  # one that is looked at in two rows is there once
         return _bits(subject, rows)
     bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double() / math.log(2)
-    owner_S = torch.repeat_interleave(torch.tensor(counts)).to(bits_S.device)
+    owner_S = sent(torch.repeat_interleave(torch.tensor(counts)), bits_S.device)
     totals = torch.zeros(len(rows), dtype=torch.float64, device=bits_S.device).index_add_(0, owner_S, bits_S)
     return [float(total) for total in totals.tolist()]
 

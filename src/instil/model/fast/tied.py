@@ -20,6 +20,7 @@ from instil.model.fast.gemm import weight_gradient
 # Called with some rows of the table and their gradient, each row once, in order.
 RowGradientHook = Callable[[slice, Tensor], None]
 PIECE = 12 << 20  # bytes of gradient given to a hook at once: little enough to stay in a cache
+GPU_PIECE = 1 << 28  # as many as keep a GPU busy
 
 
 class TiedGradient:
@@ -59,7 +60,8 @@ class TiedGradient:
         if self.grad_hook is None:
             whole_VD = self._rows(slice(0, len(weight_VD)), ids_N, grad_ND, weight_VD)
         else:
-            size = max(1, PIECE // (weight_VD.shape[1] * weight_VD.element_size()))
+            most = PIECE if weight_VD.device.type == "cpu" else GPU_PIECE
+            size = max(1, most // (weight_VD.shape[1] * weight_VD.element_size()))
             for first in range(0, len(weight_VD), size):
                 rows = slice(first, min(first + size, len(weight_VD)))
                 self.grad_hook(rows, self._rows(rows, ids_N, grad_ND, weight_VD))
@@ -74,8 +76,13 @@ class TiedGradient:
             total_RD = part_RD if total_RD is None else total_RD.add_(part_RD)
         if total_RD is None:
             total_RD = torch.zeros_like(weight_VD[rows])
+        if rows == slice(0, len(weight_VD)):
+            return total_RD.index_add_(0, ids_N, grad_ND)
         here_N = (ids_N >= rows.start) & (ids_N < rows.stop)
-        return total_RD.index_add_(0, ids_N[here_N] - rows.start, grad_ND[here_N])
+        if ids_N.device.type == "cpu":
+            return total_RD.index_add_(0, ids_N[here_N] - rows.start, grad_ND[here_N])
+        at_N = (ids_N - rows.start).clamp(0, len(total_RD) - 1)  # to pick tokens out, the host would wait
+        return total_RD.index_add_(0, at_N, grad_ND.where(here_N[:, None], 0.0))
 
     def _add(self, grad_VD: Tensor) -> None:
         self._table_VD = grad_VD if self._table_VD is None else self._table_VD.add_(grad_VD)

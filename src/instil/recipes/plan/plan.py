@@ -14,7 +14,7 @@ import torch
 
 from instil.generate.engine import PACK_AFTER, SHARE
 from instil.generate.slots import most_held
-from instil.machine import available_memory, machine_memory, memory_now
+from instil.machine import available_memory, device_for, machine_memory, memory_now
 from instil.model.cache import position_bytes
 from instil.model.fast.gemm import backend, narrow_gain
 from instil.model.frozen import FrozenLinear
@@ -168,7 +168,8 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     trained = FLOAT * adapt(blank, prepared.settings) if lora else weights
     held = [layer for layer in blank.modules() if isinstance(layer, FrozenLinear)]
     saved = sum(FLOAT * layer.in_features * layer.out_features - layer.nbytes for layer in held)
-    cache, others, machine = _cache_bytes(prepared, spec, weights), memory_now(), machine_memory()
+    device = torch.device(device_for(prepared.settings.train.device))
+    cache, others, machine = _cache_bytes(prepared, spec, weights, device), memory_now(device), machine_memory(device)
     facts: dict[str, Any] = {
         "model": prepared.model_name,
         "data": prepared.source.name,
@@ -190,7 +191,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     started = time.perf_counter()
     decoder = load(prepared)
     seconds["load model"] = seconds["save"] = time.perf_counter() - started
-    now = memory_now()
+    now = memory_now(device)
     if lora:
         adapt(decoder, prepared.settings)
     steps = time_steps(prepared, decoder, loader, held=2 * trained + gradients, room=machine, screen=screen)
@@ -226,7 +227,7 @@ def plan(data: Data, model: str | Path, settings: Settings, screen: Screen | Non
     )
 
 
-def _cache_bytes(prepared: Prepared, spec: DecoderSpec, weights: int) -> int:
+def _cache_bytes(prepared: Prepared, spec: DecoderSpec, weights: int, device: torch.device) -> int:
     """The most that answering takes beside the weights: keys and values, and a second copy of the weights.
 
     Of either the engine makes do with its share of the memory.
@@ -238,6 +239,7 @@ def _cache_bytes(prepared: Prepared, spec: DecoderSpec, weights: int) -> int:
     rows = min(options.batch_size, len(prompts))
     length = min(prompts[0] + options.max_new_tokens, spec.context)
     each = position_bytes(spec, torch.float32)
-    share = available_memory(torch.device("cpu")) // SHARE
-    packed = options.max_new_tokens >= 2 * PACK_AFTER and weights < share and backend() == "onednn"
+    share = available_memory(device) // SHARE
+    packed = options.max_new_tokens >= 2 * PACK_AFTER and weights < share
+    packed = packed and device.type == "cpu" and backend() == "onednn"
     return min(rows * most_held(length) * each, share) + packed * weights

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
+
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.loader import Loader
 from instil.generate.prompts import generate
@@ -76,20 +78,30 @@ class _Steps(Observer):
 
     Args:
         loader: the training rows.
+        device: whose memory is looked at.
         held: bytes of gradients and of AdamW's moments.
-        room: bytes of the machine's memory.
+        room: bytes of its memory.
         advance: called after each step.
         rounded: whether frozen weights are in few bits, so that the model took more while it was loaded.
         brief: one round, and not the longest rows.
     """
 
     def __init__(
-        self, loader: Loader, held: int, room: int, advance: Advance, *, rounded: bool, brief: bool = False
+        self,
+        loader: Loader,
+        device: torch.device,
+        held: int,
+        room: int,
+        advance: Advance,
+        *,
+        rounded: bool,
+        brief: bool = False,
     ) -> None:
         self._rounded, self._brief = rounded, brief
         self._typical = typical_steps(loader)
         self._longest = loader.longest()
-        self._without_activations, self._before = memory_now() + held, peak_memory()
+        self._device = device
+        self._without_activations, self._before = memory_now(device) + held, peak_memory(device)
         self._most, self._room = 0, room
         self._advance = advance
         self.done: list[Work] = []
@@ -129,9 +141,9 @@ class _Steps(Observer):
         """``record.seconds`` counts from the start of the loop."""
         if record.step:
             self.seconds.append(record.seconds)
-            peak = peak_memory()
+            peak = peak_memory(self._device)
             loading = self._rounded and peak == self._before  # the peak is still that of the whole weights
-            now = memory_now() if loading else peak
+            now = memory_now(self._device) if loading else peak
             self._most = max(self._most, now)
             self.activations = max(self._most - self._without_activations, 0)
             self._advance()
@@ -153,14 +165,14 @@ def time_steps(
         decoder: the model; it is trained a little.
         loader: the training rows.
         held: bytes of gradients that are held at once, and of AdamW's two moments.
-        room: bytes of the machine's memory; the longest rows are left out if they would not fit.
+        room: bytes of the memory there is; the longest rows are left out if they would not fit.
         screen: where progress is shown.
         brief: whether a round of them is enough, and what the longest rows need is not asked.
     """
     options = prepared.settings.train.model_copy(update={"epochs": 1, "max_steps": 0, "learning_rate": 1e-9})
     with screen.bar("timing steps", ROUNDS * len(QUANTILES) + 2) as advance:
         rounded = any(isinstance(module, FrozenLinear) for module in decoder.modules())
-        chosen = _Steps(loader, held, room, advance, rounded=rounded, brief=brief)
+        chosen = _Steps(loader, decoder.device, held, room, advance, rounded=rounded, brief=brief)
         objective = prepared.task.objective()
         train(decoder, chosen, options, evaluator=_Nothing(), observers=[chosen], objective=objective)
     seconds = [now - before for before, now in pairwise([0.0, *chosen.seconds])]

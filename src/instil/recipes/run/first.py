@@ -147,7 +147,9 @@ def _what_fits(prepared: Prepared, decoder: Decoder, seconds: float, screen: Scr
     loader, options = prepared.training, prepared.settings
     if options.train.method == "lora":
         adapt(decoder, options)
-    steps = time_steps(prepared, decoder, loader, held=0, room=machine_memory(), screen=screen, brief=True)
+    steps = time_steps(
+        prepared, decoder, loader, held=0, room=machine_memory(decoder.device), screen=screen, brief=True
+    )
     examples = prepared.held_out[1]
     answers = time_answers(prepared, decoder, examples[:TIMED])
     looking = 2 * time_evaluation(prepared, decoder, loader).seconds(_validation(prepared))

@@ -14,7 +14,7 @@ from instil.evaluate.comparison import compare_verdicts
 from instil.evaluate.offline import means, of_other_scripts
 from instil.files import records_in
 from instil.generate.answer import unended
-from instil.machine import forget_peak, peak_memory_gb
+from instil.machine import forget_peak, peak_gpu_memory_gb, peak_memory_gb
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import own_products, use_again
 from instil.recipes.plan.clock import RunClock
@@ -343,6 +343,7 @@ def _keep_facts(
         before=asdict(answered.form) if answered.form else None,
         seconds=clock.seconds,
         peak_memory_gb=peak_memory_gb(),
+        peak_gpu_memory_gb=peak_gpu_memory_gb(),
         own_peak=own_peak,
         outlook=clock.line(),
         leaks=prepared.leaks.as_json()["held_out"],
@@ -374,6 +375,7 @@ def _finished(
             "model": facts["model"],
             "leaks": prepared.leaks.as_json(),
             "peak_memory_gb": round(peak_memory_gb(), 3),
+            **({} if (peak_gpu := peak_gpu_memory_gb()) is None else {"peak_gpu_memory_gb": round(peak_gpu, 3)}),
             "estimate": clock.as_json(),
         },
         outlook=clock.line(),

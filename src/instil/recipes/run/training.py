@@ -18,7 +18,7 @@ from instil.recipes.run.crew import Crew, echo
 from instil.runs.best import BestOnDisk
 from instil.runs.checkpoints import BEST, Checkpoints, Found
 from instil.runs.extending import extended, former
-from instil.runs.facts import unlike, versions
+from instil.runs.facts import by_chance, unlike, versions
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
 from instil.runs.kept import Kept, forget_kept
@@ -120,7 +120,7 @@ def _taken_up(
         return _From(None)
     planned = planned_steps(len(prepared.training), prepared.settings.train)
     longer = found.state.progress.planned != planned
-    elsewhere = unlike(found.versions or began, checkpoints.versions)
+    elsewhere = unlike(found.versions or began, checkpoints.versions) or by_chance(checkpoints.versions)
     left = None if longer else folder.metrics
     return _From(extended(found.state, planned), ProvesResume(left, screen, elsewhere, force=force))
 

@@ -52,3 +52,4 @@ class ReportData:
     general: GeneralShown | None = None
     blend: str = ""
     blend_picture: Path | None = None
+    peak_gpu_memory_gb: float | None = None

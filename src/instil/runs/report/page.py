@@ -100,6 +100,7 @@ def write_report(data: ReportData, path: Path) -> None:
         steps=data.steps,
         tokens_seen=data.tokens_seen,
         peak=data.peak_memory_gb,
+        peak_gpu=data.peak_gpu_memory_gb,
         speed=data.tokens_seen / data.train_seconds if data.train_seconds else 0.0,
         unended=data.unended,
         outlook=data.outlook,

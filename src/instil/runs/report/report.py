@@ -78,6 +78,7 @@ def _data(folder: RunFolder, settings: dict[str, Any], facts: Facts) -> ReportDa
         train_seconds=facts.train_seconds,
         seconds=facts.seconds,
         peak_memory_gb=facts.peak_memory_gb,
+        peak_gpu_memory_gb=facts.peak_gpu_memory_gb,
         samples=folder.samples,
         loss_picture=folder.path / "loss.png",
         unended=dict(facts.unended),

@@ -35,7 +35,7 @@ from instil.model.fast.tied import RowGradientHook
 from instil.records import Batch, PairBatch
 from instil.settings.losses import LOSSES
 from instil.settings.options import DpoOptions
-from instil.train.losses import log_probs
+from instil.train.losses import added, log_probs
 from instil.train.objective import Measure
 from instil.train.ranks import ALONE, Ranks
 
@@ -109,8 +109,8 @@ def _log1mexp(x_P: Tensor) -> Tensor:
     near = x_P > -math.log(2)
     return torch.where(
         near,
-        torch.log(-torch.expm1(x_P.where(near, x_P.new_tensor(-0.5)).clamp_max(-1e-7))),
-        torch.log1p(-torch.exp(x_P.where(~near, x_P.new_tensor(-1.0)))),
+        torch.log(-torch.expm1(x_P.where(near, -0.5).clamp_max(-1e-7))),
+        torch.log1p(-torch.exp(x_P.where(~near, -1.0))),
     )
 
 
@@ -160,7 +160,7 @@ class _Measure:
         own = sum(batch.pairs for batch in batches), sum(batch.trained_tokens for batch in batches)
         self.pairs, self.targets = ranks.sum(own)
         self._z: Tensor | None = None
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
         self._measured = 0
 
     def begin(self, decoder: Decoder) -> None:
@@ -217,12 +217,13 @@ class _Measure:
             kl_M = torch.exp((-change_M).clamp_max(LARGEST)) - 1 + change_M
             found["kl"] = (_by_row(batch, kl_M) / _by_row(batch, torch.ones_like(kl_M))).view(-1, 2).mean(1)
         for name, values in found.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(values.sum())
+            self._sums[name] = added(self._sums.get(name), values.sum())
         self._measured += batch.pairs
 
     def metrics(self) -> dict[str, float]:
         sums: dict[str, float] = {}
-        parts = self.ranks.gather((self._sums, self._measured))
+        read = torch.stack(list(self._sums.values())).tolist() if self._sums else []  # all at once
+        parts = self.ranks.gather((dict(zip(self._sums, read, strict=True)), self._measured))
         for part, _ in parts:
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -248,7 +249,8 @@ def reference_log_probs(decoder: Decoder, batch: PairBatch) -> list[tuple[tuple[
     """The log-probability of each scored id of each pair's two answers, as `EncodedPair.reference` wants them."""
     # What gathers parts of weights keeps what it makes, which must not be made in inference mode.
     with torch.inference_mode() if decoder.elsewhere is None else torch.no_grad():
-        found_M = log_probs(decoder, batch.to(decoder.device))[batch.prediction_M.to(decoder.device)].tolist()
+        there = batch.to(decoder.device)
+        found_M = log_probs(decoder, there)[there.prediction_M].tolist()
     rows: list[list[float]] = [[] for _ in range(2 * batch.pairs)]
     for row, value in zip(batch.row_M.tolist(), found_M, strict=True):
         rows[row].append(value)

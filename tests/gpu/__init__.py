@@ -1,0 +1,1 @@
+"""Training and answering on a GPU: on one that is pretended, and, where there is one, on a real one."""

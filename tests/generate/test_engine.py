@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from instil.generate.engine import Engine
 from instil.generate.prefixes import PrefixCache
 from instil.generate.prompts import generate
 from instil.generate.request import Generated, Request
-from instil.generate.sampling import Sampling
+from instil.generate.sampling import Sampling, probabilities
 from instil.generate.speculation import PromptLookup
 from instil.layouts import Tree
 from instil.model.cache import Part, position_bytes
@@ -67,6 +68,22 @@ def whole_and_pieces(model: Decoder, ids: list[int], cuts: list[int]) -> tuple[t
         pieces.append(model(batch, [Part(cache, (0,), (len(part),))]))
     assert cache.lengths == [len(ids)]
     return model(batch_of_ids(torch.tensor([ids]))), torch.cat(pieces)
+
+
+@torch.inference_mode()
+def test_drawn_tokens_are_by_each_rows_own_numbers() -> None:
+    """One number a token, in order; where it stands among all of them, as wide as they are likely."""
+    model, prompts, sampling = decoder(), [[1, 2, 3], [4], [5, 6]], Sampling(temperature=1.0, top_k=9)
+    found = generate(
+        model, prompts, max_new_tokens=8, stop_ids=frozenset(), sampling=lambda row: replace(sampling, seed=row)
+    )
+    for row, prompt in enumerate(prompts):
+        ids, own = list(prompt), torch.Generator().manual_seed(row)
+        for _ in range(8):
+            logits = model.logits(model(batch_of_ids(torch.tensor([ids]))))[-1:]
+            sums = probabilities(logits, sampling)[0].cumsum(0)
+            ids.append(int((sums <= torch.rand((), generator=own, dtype=torch.float64) * sums[-1]).sum()))
+        assert list(found[row].ids) == ids[len(prompt) :]
 
 
 @given(st.lists(st.integers(0, 16), min_size=2, max_size=15), st.data())

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from instil.errors import SettingsError
 from instil.generate.engine import Engine
-from instil.generate.replay import Replay, replays_on
+from instil.generate.replay import Replay, replays
 from instil.generate.request import Request
 from instil.generate.sampling import Sampling
 from instil.model.cache import Part
 from instil.model.decoder import Decoder
+from tests.gpu.pretended import PretendedGpu, to_gpu
 from tests.train.test_training import SPECS, decoder
 
 
@@ -102,12 +103,33 @@ def test_what_was_recorded_is_forgotten_with_the_weights() -> None:
         assert not torch.equal(replay.logits(Part(cache, (0,), (1,)), [3]), first)
 
 
+def test_a_pass_is_made_anew_where_the_cache_has_moved() -> None:
+    """What was recorded would go on writing to where it was."""
+    model = decoder("gpt2")
+    replay, cache = Replay(model), model.new_cache(8)
+    cache.add()
+    with torch.inference_mode():
+        replay.logits(Part(cache, (0,), (1,)), [3])
+        (first,) = replay._passes.values()
+        replay.logits(Part(cache, (0,), (1,)), [4])
+        assert list(replay._passes.values()) == [first]
+        cache.reserve(5)
+        assert not first.is_of(cache)
+        replay.logits(Part(cache, (0,), (1,)), [5])
+        (second,) = replay._passes.values()
+    assert second is not first and second.is_of(cache) and cache.lengths == [3]
+
+
 def test_who_replays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INSTIL_GRAPHS", raising=False)
-    assert replays_on(torch.device("cuda")) and not replays_on(torch.device("cpu"))
-    assert Engine(decoder())._replay is None
-    monkeypatch.setenv("INSTIL_GRAPHS", "no")
-    assert not replays_on(torch.device("cuda"))
+    with PretendedGpu():
+        there = to_gpu(decoder())
+        assert replays(there) and not replays(decoder())
+        assert Engine(there)._replay is not None and Engine(decoder())._replay is None
+        there.norm.weight.to_local = lambda: None  # type: ignore[union-attr, assignment]  # as parts of weights have
+        assert not replays(there)
+        monkeypatch.setenv("INSTIL_GRAPHS", "no")
+        assert not replays(to_gpu(decoder()))
     monkeypatch.setenv("INSTIL_GRAPHS", "sometimes")
     with pytest.raises(SettingsError, match="wanted yes or no"):
-        replays_on(torch.device("cpu"))
+        replays(decoder())

@@ -153,20 +153,20 @@ def test_what_a_reference_thinks_is_read_at_once() -> None:
 @pytest.mark.parametrize("scores", [1, 400])
 def test_a_head_in_pieces_and_a_table_in_pieces_wait_no_more(scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scores that are too many are made some at a time; so is the gradient of a table that is embedding and head."""
+    step, model = batches("shared"), decoder("gpt2")
+    wanted = step_of(model, step, Likelihood())
+    also = held_out_loss(model, step)
     monkeypatch.setattr("instil.train.head_loss.LARGEST_SCORES", scores)
     monkeypatch.setattr("instil.train.head_loss.CHEAP_SCORES", scores)
     monkeypatch.setattr("instil.model.fast.tied.PIECE", 300)
     monkeypatch.setattr("instil.model.fast.tied.GPU_PIECE", 300)
     monkeypatch.setattr("instil.train.optimizer.SMALL", 0)
-    step = batches("shared")
     with PretendedGpu() as gpu:
         there = to_gpu(decoder("gpt2"))
         found = step_of(there, step, Likelihood())
         looked = held_out_loss(there, step, there.device)
-    model = decoder("gpt2")
-    wanted = step_of(model, step, Likelihood())
     assert_e1(found[1], wanted[1], within=1e-9)
-    assert looked.total == pytest.approx(held_out_loss(model, step).total, rel=1e-9)
+    assert looked.total == pytest.approx(also.total, rel=1e-9)
     assert len(gpu.waits) == 3, gpu.waits
 
 

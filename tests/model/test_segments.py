@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from instil.data.collate import collate_shared
+from instil.layouts import Tree
 from instil.model import segments
 from instil.records import Batch, Encoded
 from instil.train.losses import nll_sum
@@ -44,9 +45,13 @@ def by_hand(
 
 def trees() -> list[Batch]:
     """Rows that share nothing, a preface and more, and that begin within one another."""
-    alike = [(1, 2, 3, 4, 5, 6), (1, 2, 3, 9, 9), (1, 2, 3, 4, 8, 8, 8, 7), (5, 5), (1, 2, 3, 4, 5, 6, 6, 6, 6)]
+    preface, stem = (1, 2, 3, 4, 5, 6), (7, 8, 9, 10, 11)
+    ends = [(3, 3), (4,), (12, 1, 2, 3), (5, 5, 5), (0, 1)]
+    alike = [(5, 5), (*preface, 9, 9), *((*preface, *stem, *end) for end in ends)]
     rows = [Encoded(ids, tuple(at > 0 for at in range(len(ids))), 1, row) for row, ids in enumerate(alike)]
-    return [collate_shared(some_rows()), collate_shared(rows), collate_shared(rows[:1])]
+    made = [collate_shared(some_rows()), collate_shared(rows), collate_shared(rows[:1])]
+    assert isinstance(made[1].layout, Tree) and len(made[1].layout.path(len(made[1].layout.lengths) - 1)) == 3
+    return made
 
 
 @pytest.mark.parametrize("family", SPECS)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.prefixes import PrefixCache
-from instil.generate.replay import Replay, replays_on
+from instil.generate.replay import Replay, replays
 from instil.generate.request import Generated, Request, Row, check_prompt
 from instil.generate.sampling import CLOSE, NO_NUMBER, Sampling, drawn, most_likely, probabilities
 from instil.generate.slots import Slots
@@ -80,7 +80,7 @@ class Engine:
         self.memory = available_memory(decoder.device) // SHARE if memory is None else memory
         self.prefixes = PrefixCache(decoder, min(prefix_memory, self.memory))
         self.passes = self.tokens = self.recomputed = 0
-        self._replay = Replay(decoder) if (replays_on(decoder.device) if replay is None else replay) else None
+        self._replay = Replay(decoder) if (replays(decoder) if replay is None else replay) else None
         self._slots = Slots(decoder, keep=self._replay is not None)
         self._each = position_bytes(decoder.spec, decoder.embed.weight.dtype)
         self._waiting: deque[tuple[int, Request, int]] = deque()

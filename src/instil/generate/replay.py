@@ -30,8 +30,10 @@ from instil.records import Batch
 WORTH_IT = 16  # passes to come for which recording one pays
 
 
-def replays_on(device: torch.device) -> bool:
-    """Whether passes are to be replayed: on a GPU, unless ``INSTIL_GRAPHS=no`` is set.
+def replays(decoder: Decoder) -> bool:
+    """Whether passes are to be replayed: on a GPU that has all of the weights, unless ``INSTIL_GRAPHS=no`` is set.
+
+    What gathers parts of weights from other processes is no part of a recording.
 
     Raises:
         SettingsError: it is set to something else.
@@ -39,7 +41,8 @@ def replays_on(device: torch.device) -> bool:
     asked = os.environ.get("INSTIL_GRAPHS", "")
     if asked not in ("", "yes", "no"):
         raise SettingsError(f"INSTIL_GRAPHS is {asked!r}; wanted yes or no")
-    return device.type == "cuda" and asked != "no"
+    parts = any(hasattr(parameter, "to_local") for parameter in decoder.parameters())
+    return decoder.device.type == "cuda" and asked != "no" and not parts
 
 
 class Replay:

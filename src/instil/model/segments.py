@@ -11,6 +11,7 @@ Shape suffixes: N tokens · H query heads · K key/value heads · W head width �
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable
 
@@ -22,14 +23,17 @@ from instil.machine import sent
 
 WIDEST, STEP = 256, 8  # head widths that the kernel takes: up to so many numbers, in steps of so many
 OLDEST = (8, 0)  # the compute capability from which on GPUs run it
+ASKED = {"scale", "window_size", "enable_gqa"}  # the first version had none of them
 NARROW = (torch.bfloat16, torch.float16)
 
 
 def kernel() -> Callable[..., Tensor] | None:
-    """torch's way to FlashAttention for sequences of unlike lengths; None in a version without it."""
+    """torch's way to FlashAttention for sequences of unlike lengths; None in a version without it, or with less."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
+        return None
+    if not inspect.signature(varlen_attn).parameters.keys() >= ASKED:
         return None
     return varlen_attn  # type: ignore[return-value]  # more than the output only where that is asked for
 

@@ -20,6 +20,7 @@ BENCH_PREFER ?=
 BENCH_DATA ?=
 BENCH_SERVE ?=
 BENCH_PROCESSES ?=
+BENCH_GPU ?=
 FIGURES ?=
 KILLS ?=
 
@@ -31,7 +32,7 @@ TO_PAGE = $(BIN)/python -c "import sys; from pathlib import Path; page = Path(sy
 	  start, end = '<!-- table -->\n', '<!-- end of table -->'; text = page.read_text(); \
 	  page.write_text(text.split(start)[0] + start + sys.stdin.read() + end + text.split(end)[1])"
 
-.PHONY: demo exercises families figures test test-all kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes bench-verdicts bench-scaling
+.PHONY: demo exercises families figures test test-all test-gpu kill-test fuzz lint format clean setup setup-dev bench-train bench-answer bench-prefer bench-gemm bench-data bench-serve bench-processes bench-gpu bench-verdicts bench-scaling
 
 setup: $(VENV)/.core
 setup-dev: $(VENV)/.dev
@@ -76,6 +77,11 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+# What only a GPU can show. The environment has torch for CPUs; on a machine with a GPU another one is wanted in it first
+# (pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130, or which the driver takes).
+test-gpu: $(VENV)/.dev
+	$(BIN)/pytest -m gpu -rs tests/gpu
 
 # Real runs of a tiny model killed at random moments; the table goes to its place in docs/resume.md. KILLS="--kills 20".
 kill-test: $(VENV)/.dev
@@ -137,6 +143,10 @@ bench-verdicts: $(VENV)/.dev
 # Time and memory against length, batch, rows and model, with random weights. Such as BENCH_SCALING="--axes length".
 bench-scaling: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scaling $(BENCH_SCALING)
+
+# The book's training and answers on a GPU, where there is one. BENCH_GPU="--rows 200 --out gpu.json"
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU)
 
 clean:
 	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -16,7 +14,7 @@ from instil.generate.request import Request, TokenLogprobs
 from instil.generate.sampling import Sampling
 from instil.machine import available_memory
 from instil.model.decoder import Decoder
-from instil.model.int8 import quantise
+from instil.model.rounded.weights import Weights, round_weights
 from tests.gpu.pretended import GPU, PretendedGpu, from_gpu, to_gpu
 from tests.train.test_training import SPECS, decoder, some_rows
 
@@ -91,9 +89,10 @@ def test_the_memory_is_the_gpus() -> None:
         assert engine.memory == (60 << 30) // 3
 
 
-def test_bytes_for_the_cpu_are_refused() -> None:
-    with PretendedGpu(), pytest.raises(SettingsError, match="int8 weights are for the CPU"):
-        quantise(to_gpu(copy.deepcopy(decoder())))
+@pytest.mark.parametrize("weights", ["int8", "bf16"])
+def test_rounded_weights_for_the_cpu_are_refused(weights: Weights) -> None:
+    with PretendedGpu(), pytest.raises(SettingsError, match=f"{weights} weights are for the CPU"):
+        round_weights(to_gpu(decoder()), weights)
 
 
 def test_a_batch_on_the_gpu_knows_what_it_counts() -> None:

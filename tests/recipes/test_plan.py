@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from instil.cli.show import tables
 from instil.model.load import open_model
@@ -58,7 +59,7 @@ def test_what_does_not_fit_is_said_and_not_tried(tiny_folder: Path, monkeypatch:
     def no_loading(prepared: object) -> None:
         raise AssertionError("loaded a model that does not fit")
 
-    monkeypatch.setattr(plan_module, "machine_memory", lambda: 10**6)
+    monkeypatch.setattr(plan_module, "machine_memory", lambda device: 10**6)
     monkeypatch.setattr(plan_module, "load", no_loading)
     made = plan(rows(20), tiny_folder, resolve(), Screen(quiet=True))
     assert not made.memory.fits
@@ -71,10 +72,10 @@ def test_what_does_not_fit_is_said_and_not_tried(tiny_folder: Path, monkeypatch:
 def test_longest_rows_that_would_not_fit_are_scaled(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = rows(100)  # so that the large step of the typical ones is not the one with the long row
     data[3]["output"] = "word " * 400
-    monkeypatch.setattr(plan_module, "memory_now", lambda: 0)
-    monkeypatch.setattr(timing_module, "memory_now", lambda: 0)
-    monkeypatch.setattr(timing_module, "peak_memory", lambda: 90 * 10**6)
-    monkeypatch.setattr(plan_module, "machine_memory", lambda: 100 * 10**6)
+    monkeypatch.setattr(plan_module, "memory_now", lambda device: 0)
+    monkeypatch.setattr(timing_module, "memory_now", lambda device: 0)
+    monkeypatch.setattr(timing_module, "peak_memory", lambda device: 90 * 10**6)
+    monkeypatch.setattr(plan_module, "machine_memory", lambda device: 100 * 10**6)
     tight = plan(data, tiny_folder, resolve(values={"max_new_tokens": 2}), Screen(quiet=True))
     memory = tight.memory
     assert not memory.measured
@@ -145,10 +146,10 @@ def test_answering_takes_two_seats_a_row_and_the_weights_twice(
     longest = max(len(row.ids[: row.prompt_length]) for row in prepared.rows["test"])
     assert longest < 128 < longest + tokens < 256
     each = 2 * spec.layers * spec.kv_heads * spec.head_width * 4
-    found = plan_module._cache_bytes(prepared, spec, 10**6)
+    found = plan_module._cache_bytes(prepared, spec, 10**6, torch.device("cpu"))
     assert found == 4 * 256 * each + packed * 10**6
     convolving = replace(spec, convolutions=(3, None))  # a layer that keeps its inputs instead
-    found = plan_module._cache_bytes(prepared, convolving, 10**6)
+    found = plan_module._cache_bytes(prepared, convolving, 10**6, torch.device("cpu"))
     assert found == 4 * 256 * (each // 2 + 4 * spec.width) + packed * 10**6
     monkeypatch.setattr(plan_module, "available_memory", lambda device: 3 * 10**5)
-    assert plan_module._cache_bytes(prepared, spec, 10**6) == 10**5  # a share of what there is
+    assert plan_module._cache_bytes(prepared, spec, 10**6, torch.device("cpu")) == 10**5  # a share of what there is

@@ -146,3 +146,14 @@ def test_an_update_that_the_device_finds_unfit_changes_nothing() -> None:
         one.finish()
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     assert not torch.equal(ours[0], before[0])
+
+
+def test_an_update_counts_as_a_write_to_its_weights() -> None:
+    """By this count others know that what they made of a weight is old."""
+    weights = parameters()
+    updates = AdamWInBackward(weights, weight_decay=0.1)
+    updates.learning_rate = 0.1
+    before = [weight._version for weight in weights]
+    updates.backward(losses(weights, 0)[0], last=True)
+    updates.finish()
+    assert all(weight._version > then for weight, then in zip(weights, before, strict=True))

@@ -150,3 +150,5 @@ class AdamWInBackward:
             beta1=BETAS[0], beta2=BETAS[1], eps=EPS, lr=self.learning_rate, weight_decay=self.weight_decay,
             found_inf=self._unfit,  # what gradient scalers tell it by: with it set, neither weights nor counts change
         )  # fmt: skip
+        # The fused kernel does not count as a write, by which those who hold something made of a weight know of it.
+        torch.autograd.graph.increment_version(weights)

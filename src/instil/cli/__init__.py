@@ -117,7 +117,7 @@ def _is_another(arguments: list[str]) -> bool:
 
 def _fail(message: str, code: int) -> NoReturn:
     for number in SIGNALS:  # it ends already; who presses Ctrl-C once more is to see why, and no traceback
-        signal.signal(number, lambda number, frame: None)
+        signal.signal(number, signal.SIG_IGN)  # and no handler, which would not hold while Python takes itself apart
     with suppress(OSError, ValueError):  # nobody may be there to read it
         print(f"instil: {visible(message)}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -23,7 +23,6 @@ ROWS = 8  # side by side
 VERSION = 2  # of what is computed; 1 was less exact, in float32 throughout (by 2e-5 nats a token)
 
 
-@torch.inference_mode()
 def likelihoods(
     decoder: Decoder,
     rows: Sequence[Encoded],
@@ -55,7 +54,9 @@ def likelihoods(
             found.update((index, known[index]) for index in chosen)
             continue
         batch = collate([rows[index] for index in chosen], pad_id, max_length).to(decoder.device)
-        nll_S, owner_S = -log_probs(decoder, batch).double(), batch.rows_N[batch.at_S]
+        with decoder.without_graph():
+            nll_S = -log_probs(decoder, batch).double()
+        owner_S = batch.rows_N[batch.at_S]
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
         counts = torch.bincount(owner_S, minlength=len(chosen))
         for index, total, count in zip(chosen, sums.tolist(), counts.tolist(), strict=True):

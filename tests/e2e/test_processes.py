@@ -199,6 +199,7 @@ def test_pairs_are_answered_in_parts(model: Path, tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     told = ("run", tmp_path / "pairs.json", "-m", model, *QUICK, "-s", "train.epochs=1", "-s", "train.objective=dpo")
+    told = (*told, "-s", "keep.measure=false")
     assert ended(*told, "-o", tmp_path / "one")[0] == 0
     code, said = ended(*told, "-o", tmp_path / "two", *PARTS)
     assert code == 0, said
@@ -218,7 +219,7 @@ def test_texts_to_rehearse_are_written_in_parts(shard: str, model: Path, data: P
 def test_one_that_dies_while_it_answers_ends_all_and_one_alone_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(2 * json.loads(data.read_text())))
     how = ("run", tmp_path / "rows.json", "-m", model, *QUICK, "-s", "train.max_steps=2", "-s", "data.split=book")
-    how = (*how, "-s", "generate.max_new_tokens=40", "-s", "generate.batch_size=1")
+    how = (*how, "-s", "generate.max_new_tokens=40", "-s", "generate.batch_size=1", "-s", "keep.measure=false")
     with started(*how, "-o", tmp_path / "run", *PARTS) as launcher:
         until(launcher, "Before: answering")
         wait_for(tmp_path / "run" / "checkpoints" / "1.kept.journal")

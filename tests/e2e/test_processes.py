@@ -90,25 +90,49 @@ def assert_alike(run: Path, whole: Path) -> None:
         assert one["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("shard", ["no", pytest.param("full", marks=pytest.mark.slow)])
-def test_two_answer_and_score_as_one_does(shard: str, model: Path, data: Path, tmp_path: Path) -> None:
-    how = ("run", data, "-m", model, *QUICK, "-s", "train.epochs=1")
-    for out, more in (("one", ()), ("two", ("--processes", 2, "-s", f"train.shard={shard}"))):
-        assert ended(*how, "-o", tmp_path / out, *more)[0] == 0
+slow = pytest.mark.slow
+PARTS = ("--processes", 2, "-s", "train.shard=full")
+
+
+@pytest.mark.parametrize(
+    ("shard", "more"),
+    [
+        ("no", ()),
+        ("full", ("-s", "keep.measure=true")),
+        pytest.param("full", ("--method", "lora", "-s", "lora.base=int8"), marks=slow),
+        pytest.param("full", ("-s", "train.untie_head=true", "-s", "generate.temperature=0.7"), marks=slow),
+    ],
+)
+def test_two_answer_and_score_as_one_does(
+    shard: str, more: tuple[str, ...], model: Path, data: Path, tmp_path: Path
+) -> None:
+    how = ("run", data, "-m", model, *QUICK, "-s", "train.epochs=1", *more)
+    for out, by in (("one", ()), ("two", ("--processes", 2, "-s", f"train.shard={shard}"))):
+        code, said = ended(*how, "-o", tmp_path / out, *by)
+        assert code == 0, said
     assert_alike(tmp_path / "two", tmp_path / "one")
-    for name in ("responses/base.json", "responses/tuned.json", "scores/tuned.offline.jsonl"):
-        assert (tmp_path / "two" / name).read_text() == (tmp_path / "one" / name).read_text(), name
+    assert_same_answers(tmp_path / "two", tmp_path / "one")
+    if "keep.measure=true" in more:
+        for name in ("base", "tuned"):
+            one, other = (measured(tmp_path / out, name) for out in ("one", "two"))
+            assert one.keys() == other.keys()
+            assert other == pytest.approx(one, rel=1e-4, abs=1e-4)
+
+
+def assert_same_answers(found: Path, wanted: Path) -> None:
+    for name in ("responses/base.json", "responses/tuned.json", "scores/tuned.offline.jsonl", "samples.jsonl"):
+        assert (found / name).read_text() == (wanted / name).read_text(), name
     likely = [
-        [json.loads(line) for line in (tmp_path / out / "scores" / "tuned.likelihood.jsonl").read_text().splitlines()]
-        for out in ("one", "two")
+        [json.loads(line) for line in (run / "scores" / "tuned.likelihood.jsonl").read_text().splitlines()]
+        for run in (wanted, found)
     ]
     assert [one["row"] for one in likely[1]] == [one["row"] for one in likely[0]]
     assert [one["score"] for one in likely[1]] == pytest.approx([one["score"] for one in likely[0]], rel=1e-4)
 
 
-PARTS = ("--processes", 2, "-s", "train.shard=full")
-EVER_WHOLE = "each process holds the whole model when it begins and ends, for "
-slow = pytest.mark.slow
+def measured(run: Path, name: str) -> dict[tuple[str, str, str], float]:
+    lines = [json.loads(line) for line in (run / "keep" / f"{name}.jsonl").read_text().splitlines()]
+    return {(one["part"], one["group"], one["name"]): one["value"] for one in lines}
 
 
 def assert_same_model(found: Path, wanted: Path, room: float = 1e-6) -> None:
@@ -141,8 +165,8 @@ def test_a_model_in_parts_is_saved_as_one_saves_it(
     assert ended(*told, "-o", tmp_path / "one")[0] == 0
     code, said = ended(*told, "-o", tmp_path / "two", *PARTS)
     assert code == 0, said
-    assert EVER_WHOLE not in said
     assert_alike(tmp_path / "two", tmp_path / "one")
+    assert (tmp_path / "two" / "samples.jsonl").read_text() == (tmp_path / "one" / "samples.jsonl").read_text()
     assert_same_model(tmp_path / "two" / "model", tmp_path / "one" / "model")
     if how:
         names = [sorted(file.name for file in (tmp_path / out / "adapter").iterdir()) for out in ("one", "two")]
@@ -168,17 +192,55 @@ def test_a_reference_is_asked_in_parts(loss: str, model: Path, tmp_path: Path) -
     assert_same_model(tmp_path / "two" / "model", tmp_path / "one" / "model")
 
 
-def test_a_whole_reference_is_asked_by_each(model: Path, tmp_path: Path) -> None:
-    """Of a run that answers, too; where it is one process's turn the other need not compute."""
+def test_pairs_are_answered_in_parts(model: Path, tmp_path: Path) -> None:
+    """Before a reference is asked in parts, and after."""
     pairs = [
         {"instruction": f"Say {n}.", "chosen": f"It is {n}." + " Yes." * (n % 5), "rejected": "No."} for n in range(23)
     ]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     told = ("run", tmp_path / "pairs.json", "-m", model, *QUICK, "-s", "train.epochs=1", "-s", "train.objective=dpo")
+    told = (*told, "-s", "keep.measure=false")
     assert ended(*told, "-o", tmp_path / "one")[0] == 0
     code, said = ended(*told, "-o", tmp_path / "two", *PARTS)
     assert code == 0, said
     assert_alike(tmp_path / "two", tmp_path / "one")
+    assert_same_answers(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("shard", ["full", pytest.param("no", marks=slow)])
+def test_texts_to_rehearse_are_written_in_parts(shard: str, model: Path, data: Path, tmp_path: Path) -> None:
+    told = ("train", data, "-m", model, *QUICK, "-s", "train.epochs=1", "-s", "train.rehearse=0.5")
+    assert ended(*told, "-o", tmp_path / "one")[0] == 0
+    code, said = ended(*told, "-o", tmp_path / "two", "--processes", 2, "-s", f"train.shard={shard}")
+    assert code == 0, said
+    assert_alike(tmp_path / "two", tmp_path / "one")
+
+
+def test_one_that_dies_while_it_answers_ends_all_and_one_alone_goes_on(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text(json.dumps(2 * json.loads(data.read_text())))
+    how = ("run", tmp_path / "rows.json", "-m", model, *QUICK, "-s", "train.max_steps=2", "-s", "data.split=book")
+    how = (*how, "-s", "generate.max_new_tokens=40", "-s", "generate.batch_size=1", "-s", "keep.measure=false")
+    with started(*how, "-o", tmp_path / "run", *PARTS) as launcher:
+        until(launcher, "Before: answering")
+        wait_for(tmp_path / "run" / "checkpoints" / "1.kept.journal")
+        os.kill(rank_of(launcher.pid, 1), signal.SIGKILL)
+        said = launcher.communicate(timeout=LONGEST)[1]
+    assert launcher.returncode == 4
+    assert said.count("instil: ") == 1
+    assert "Traceback" not in said
+    code, said = ended(*how, "-o", tmp_path / "run", "--resume")
+    assert code == 0, said
+    assert "were answered before it was stopped" in said
+    assert ended(*how, "-o", tmp_path / "whole")[0] == 0
+    assert_same_answers(tmp_path / "run", tmp_path / "whole")
+
+
+def wait_for(file: Path) -> None:
+    """Until something is in it."""
+    end = time.monotonic() + LONGEST
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < end, f"{file} is empty"
+        time.sleep(0.01)
 
 
 STEADY = ("-s", "train.eval_every=1", "-s", "train.schedule=constant", "-s", "train.learning_rate=0.05")
@@ -194,13 +256,6 @@ def test_the_best_model_is_kept_in_parts(model: Path, data: Path, tmp_path: Path
     assert one["best_step"] == other["best_step"] < len(records(tmp_path / "one")) - 1  # not what it ended with
     assert_same_model(tmp_path / "two" / "model", tmp_path / "one" / "model", room=1e-3)  # a step changes them by 0.05
     assert not (tmp_path / "two" / "checkpoints" / "best.safetensors").exists()
-
-
-def test_who_needs_whole_models_says_so(model: Path, data: Path, tmp_path: Path) -> None:
-    more = ("-s", "train.max_steps=1", "-s", "generate.max_rows=2")
-    code, said = ended("run", data, "-m", model, "-o", tmp_path / "run", *QUICK, *PARTS, *more)
-    assert code == 0
-    assert f"{EVER_WHOLE}answering (instil train does not answer)" in said
 
 
 def test_weights_that_are_no_numbers_are_told_in_one_line(model: Path, data: Path, tmp_path: Path) -> None:

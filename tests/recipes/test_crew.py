@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 
-from instil.errors import RankLost, SettingsError
+from instil.errors import RankLost
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import load_elsewhere
 from instil.model.fast import gemm
 from instil.recipes.run import crew, follow
 from instil.recipes.run.crew import Crew, Order, echo
 from instil.runs.folder import RUN_FILE, RunFolder
-from instil.settings.resolve import resolve
 from instil.stopping import Stopped
 from instil.train.parallel.launch import NUMBER
 from instil.train.ranks import ALONE, Ranks
@@ -124,15 +123,3 @@ def test_a_second_signal_is_one_where_each_comes_once(monkeypatch: pytest.Monkey
     assert (echo(ALONE), echo(Gone())) == (0.0, crew.ECHO)
     monkeypatch.setenv(NUMBER, "2")
     assert echo(Gone()) == 0.0
-
-
-@pytest.mark.parametrize("setting", ["train.rehearse=0.1"])
-def test_what_needs_the_whole_model_is_refused_before_anything_is_written(setting: str) -> None:
-    class InParts(Ranks):
-        world = 2
-        sharded = True
-
-    chosen = resolve(assignments=[setting])
-    crew._check_settings(chosen, ALONE)
-    with pytest.raises(SettingsError, match=setting.split("=", maxsplit=1)[0].replace(".", r"\.")):
-        crew._check_settings(chosen, InParts())

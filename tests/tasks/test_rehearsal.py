@@ -56,9 +56,9 @@ def test_texts_are_of_the_model_s_own_distribution(tiny_folder: Path, monkeypatc
     monkeypatch.setattr(rehearsal, "generate", watched)
     one = prepared(tiny_folder)
     decoder = load(one).eval()
-    texts = written(decoder, one.tokenizer, 6, 20, 7, QUIET)
-    assert texts == written(decoder, one.tokenizer, 6, 20, 7, QUIET)
-    assert texts != written(decoder, one.tokenizer, 6, 20, 8, QUIET)
+    texts = written(decoder, range(6), one.tokenizer, 20, 7, QUIET)
+    assert texts == written(decoder, range(6), one.tokenizer, 20, 7, QUIET)
+    assert texts != written(decoder, range(6), one.tokenizer, 20, 8, QUIET)
     assert len({tuple(text) for text in texts}) == 6
     assert all(text[0] == one.tokenizer.eos_id and 1 < len(text) <= 20 for text in texts)
     assert {(each.temperature, each.top_k, each.top_p, each.min_p) for each in given} == {(1.0, 0, 1.0, 0.0)}
@@ -87,8 +87,9 @@ def test_what_is_learnt_is_what_was_written(tiny_folder: Path, monkeypatch: pyte
         tune(one, decoder)
     ready = one.task.ready(one, decoder, QUIET)
     assert ready.looked_at
-    ids = [text.ids for text in ready.rehearsal]
-    assert [list(text) for text in ids] == written(load_decoder(tiny_folder).eval(), one.tokenizer, 9, 64, 123, QUIET)
+    ids = [list(text.ids) for text in ready.rehearsal]
+    model = load_decoder(tiny_folder).eval()
+    assert ids == written(model, range(9), one.tokenizer, 64, 123, QUIET)
     monkeypatch.setattr(rehearsal, "written", lambda *args: pytest.fail("no texts were asked for"))
     none = prepare(rows(40), tiny_folder, resolve(assignments=["data.template=plain"]))
     assert none.task.ready(none, decoder, QUIET).rehearsal == ()
@@ -146,20 +147,23 @@ def test_where_there_is_no_place_for_them_it_is_said_before(settings: list[str],
 
 def test_all_processes_take_the_texts_of_the_first(tiny_folder: Path) -> None:
     class Second(Ranks):
-        def gather(self, value: Any) -> Any:
-            return [[[7, 8, 9]] * len(value), value]
+        def agree(self, value: Any) -> Any:
+            return [[7, 8, 9]] * len(value)
 
     one = prepared(tiny_folder)
     assert {text.ids for text in rehearsed(one, load(one), QUIET, ranks=Second()).rehearsal} == {(7, 8, 9)}
 
 
-def test_parts_of_a_model_do_not_write(tiny_folder: Path) -> None:
-    class Sharded(Ranks):
-        sharded = True
+def test_what_another_process_has_kept_is_not_written_again(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file may have it where this one's was not written yet."""
 
+    class First(Ranks):
+        def gather(self, value: Any) -> Any:
+            return [value, [[7, 8, 9]] * 9]
+
+    monkeypatch.setattr(rehearsal, "written", lambda *args: pytest.fail("written again"))
     one = prepared(tiny_folder)
-    with pytest.raises(SettingsError, match=r"train\.shard=no"):
-        rehearsed(one, load(one), QUIET, ranks=Sharded())
+    assert {text.ids for text in rehearsed(one, load(one), QUIET, ranks=First()).rehearsal} == {(7, 8, 9)}
 
 
 def test_a_plan_counts_them(tiny_folder: Path, tmp_path: Path) -> None:

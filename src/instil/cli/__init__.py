@@ -76,10 +76,15 @@ def main() -> None:
     settle()
     try:
         app()
+    except SystemExit:
+        if _is_another(sys.argv[1:]):  # who is asked to end once more, by who started it
+            _be_deaf()
+        raise
     except InstilError as error:
         _fail(str(error), error.exit_code)
     except Stopped as stopped:
         if _is_another(sys.argv[1:]):
+            _be_deaf()
             sys.exit(128 + stopped.number)  # the first says it
         _fail(_stopped(stopped, sys.argv[1:]), 128 + stopped.number)
     except OSError as error:
@@ -115,9 +120,14 @@ def _is_another(arguments: list[str]) -> bool:
     return several and arguments[:1] in (["run"], ["train"])
 
 
+def _be_deaf() -> None:
+    """Hear no signal any more, but end; a handler would not hold while Python takes itself apart."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    for number in SIGNALS:  # it ends already; who presses Ctrl-C once more is to see why, and no traceback
-        signal.signal(number, lambda number, frame: None)
+    _be_deaf()  # who presses Ctrl-C once more is to see why it ends, and no traceback
     with suppress(OSError, ValueError):  # nobody may be there to read it
         print(f"instil: {visible(message)}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -23,7 +23,6 @@ ROWS = 8  # side by side
 VERSION = 2  # of what is computed; 1 was less exact, in float32 throughout (by 2e-5 nats a token)
 
 
-@torch.inference_mode()
 def likelihoods(
     decoder: Decoder,
     rows: Sequence[Encoded],
@@ -57,7 +56,9 @@ def likelihoods(
         here = collate([rows[index] for index in chosen], pad_id, max_length)
         counts = torch.bincount(here.rows_N[here.at_S], minlength=len(chosen)).tolist()
         batch = here.to(decoder.device)
-        nll_S, owner_S = -log_probs(decoder, batch).double(), batch.rows_N[batch.at_S]
+        with decoder.without_graph():
+            nll_S = -log_probs(decoder, batch).double()
+        owner_S = batch.rows_N[batch.at_S]
         sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
         for index, total, count in zip(chosen, sums.tolist(), counts, strict=True):
             found[index] = _verdict(rows[index].row, total, count)

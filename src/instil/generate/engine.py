@@ -130,7 +130,6 @@ class Engine:
         while self._waiting or self._active or self._ended:
             yield from self.step()
 
-    @torch.inference_mode()
     def step(self) -> list[tuple[int, Generated]]:
         """One pass; what has finished.
 
@@ -139,9 +138,10 @@ class Engine:
         """
         self._stepping = True
         try:
-            self._admit()
-            if self._active:
-                self._advance()
+            with self.decoder.without_graph():
+                self._admit()
+                if self._active:
+                    self._advance()
         finally:
             self._stepping = False
             for row in self._active:  # wrong guesses, and a pass that broke off, computed more than was taken
@@ -150,11 +150,13 @@ class Engine:
         ended, self._ended = self._ended, []
         return ended
 
-    @torch.inference_mode()
     def warm(self, ids: Sequence[int]) -> None:
         """Compute a beginning and remember it, for requests that have it in common; not one too long to be kept."""
-        if not ids or len(ids) > self.decoder.spec.context or len(ids) * self._each > self.prefixes.limit:
-            return
+        if ids and len(ids) <= self.decoder.spec.context and len(ids) * self._each <= self.prefixes.limit:
+            with self.decoder.without_graph():
+                self._warm(ids)
+
+    def _warm(self, ids: Sequence[int]) -> None:
         slot = self._slots.take(len(ids))
         try:
             filled = self.prefixes.fill(ids, slot.cache, slot.place)
@@ -173,7 +175,6 @@ class Engine:
         unpack(self.decoder)
         self._packed, self._opened = False, self.passes
 
-    @torch.inference_mode()
     def _let_go(self) -> None:
         """Take out what was cancelled or has finished, free the slots, and tell."""
         gone = [(request, ticket) for ticket, request, _ in self._waiting if ticket in self._cancelled]
@@ -185,10 +186,11 @@ class Engine:
         self._cancelled.clear()
         for row in [row for row in self._active if row.finish]:
             assert row.finish is not None
-            if row.request.keep:
-                filled = min(row.slot.filled, len(row.ids))
-                self.prefixes.keep(row.ids[:filled], row.slot.cache, row.slot.place)
-            self._slots.release(row.slot)
+            with self.decoder.without_graph():
+                if row.request.keep:
+                    filled = min(row.slot.filled, len(row.ids))
+                    self.prefixes.keep(row.ids[:filled], row.slot.cache, row.slot.place)
+                self._slots.release(row.slot)
             self._active.remove(row)
             answer = Generated(tuple(row.ids[len(row.request.prompt) :]), row.finish)
             ended.append((row.request, row.ticket, answer))
@@ -263,7 +265,7 @@ class Engine:
 
     def _pack_if_worth_it(self) -> None:
         """Make the second copy of the weights once enough passes were made and are to come, if there is memory."""
-        if self._packed or min(self.passes - self._opened, self._to_come()) < PACK_AFTER:
+        if self._packed or self.decoder.in_parts or min(self.passes - self._opened, self._to_come()) < PACK_AFTER:
             return
         self._packed = True
         weights = sum(parameter.nbytes for parameter in self.decoder.parameters())

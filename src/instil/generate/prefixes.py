@@ -78,6 +78,8 @@ class PrefixCache:
 
     def _version(self) -> tuple[tuple[int, int], ...]:
         """What changes with the weights: where they are, and how often they were written."""
+        if self._decoder.in_parts:  # gathered anew for each pass; no engine lives longer than they are what they are
+            return ()
         return tuple(
             (parameter.data_ptr(), 0 if parameter.is_inference() else parameter._version)
             for parameter in self._decoder.parameters()

@@ -46,9 +46,12 @@ class Reading:
         self._cache = decoder.new_cache(len(ids))
         self._cache.add()
 
-    @torch.inference_mode()
     def step(self) -> bool:
         """Read the next piece; whether it was the last."""
+        with self._decoder.without_graph():
+            return self._step()
+
+    def _step(self) -> bool:
         ids, decoder, first = self._ids, self._decoder, self._cache.lengths[0]
         piece = ids[first : first + AT_ONCE]
         positions_S = torch.arange(first, first + len(piece))

@@ -11,7 +11,8 @@ T positions.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Protocol
 
@@ -213,6 +214,7 @@ class Decoder(nn.Module):
     """
 
     elsewhere: Elsewhere | None = None  # what gives its parameters where they are not here, or not as a whole
+    in_parts = False  # a part of each weight is here, and all processes that have one compute every pass at once
     narrow = False  # weights of linear layers are given in bfloat16, for products under autocast
     notes: tuple[str, ...] = ()  # what users are to be told of the files that it comes from
     gradient_checkpointing = False  # backward makes each block's activations again (`instil.model.fast.recompute`)
@@ -279,8 +281,16 @@ class Decoder(nn.Module):
 
     def new_cache(self, length: int) -> Cache:
         """An empty cache of this model's type and device, for rows of up to so many tokens."""
-        weight = self.embed.weight
-        return Cache(self.spec, length, dtype=weight.dtype, device=weight.device)
+        dtype = torch.bfloat16 if self.narrow else self.embed.weight.dtype
+        return Cache(self.spec, length, dtype=dtype, device=self.device)
+
+    @contextmanager
+    def without_graph(self) -> Iterator[None]:
+        """Inside, passes keep nothing for backward; products are in bfloat16 where weights are given so (`narrow`)."""
+        # What gathers parts of weights keeps what it makes for training, and that must not be made in inference mode.
+        no_graph = torch.no_grad() if self.in_parts else torch.inference_mode()
+        with no_graph, torch.autocast(self.device.type, torch.bfloat16) if self.narrow else nullcontext():
+            yield
 
     def untie(self) -> None:
         """Give the head its own copy of the embedding (the book's weights are loaded so, chapter 5.5)."""

@@ -11,17 +11,21 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from instil.ask.journal import Journal, key_of
 from instil.errors import DataError, StoppedEarly
 from instil.files import record_of
 from instil.model.decoder import Decoder
-from instil.model.files.safetensors import safetensors_pieces
+from instil.model.files.safetensors import Later, safetensors_pieces
 from instil.records import Completion, Example, Verdict
 from instil.runs.folder import RunFolder
 from instil.screen import Screen
@@ -136,9 +140,14 @@ def _taken_by(path: Path, world: int) -> int | None:
 
 
 def weights_hash(decoder: Decoder) -> str:
-    """SHA-256 of a decoder's weights with their names."""
-    digest = hashlib.sha256()
-    for piece in safetensors_pieces(decoder.named_parameters()):
+    """SHA-256 of a decoder's weights with their names; of those that are elsewhere one is read after another."""
+    digest, elsewhere = hashlib.sha256(), decoder.elsewhere
+    own = list(decoder.named_parameters())
+    weights: Iterable[tuple[str, Tensor | Later]] = own
+    if elsewhere is not None:
+        like = [(name, torch.empty(one.shape, dtype=one.dtype, device="meta")) for name, one in own]
+        weights = [(name, Later(one, partial(elsewhere.parameter, name))) for name, one in like]
+    for piece in safetensors_pieces(weights):
         digest.update(piece)
     return digest.hexdigest()
 

@@ -27,6 +27,7 @@ from instil.settings.options import GenerateOptions
 from instil.tasks.task import SAMPLE_TOKENS, Prepared
 from instil.train.metrics import StepRecord
 from instil.train.observer import Observer, Pause, TrainResult
+from instil.train.ranks import ALONE, Ranks
 from instil.train.state import TrainState
 
 SHOWN = 100  # characters of a sample on the screen
@@ -123,6 +124,7 @@ class Samples(_Lines):
         prepared: whose rows are answered.
         screen: where the first answer is shown.
         on_answers: told of the answers and the seconds that they took.
+        ranks: the processes that train; where each has a part of the model, the others have `SamplesInStep`.
     """
 
     def __init__(
@@ -133,9 +135,10 @@ class Samples(_Lines):
         on_answers: Callable[[Sequence[Completion], float], None] = lambda answers, seconds: None,
         *,
         resume: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__(path, resume=resume, warn=lambda line: screen.warn(f"  {line}"))
-        self._prepared, self._screen, self._on_answers = prepared, screen, on_answers
+        self._prepared, self._screen, self._on_answers, self._ranks = prepared, screen, on_answers, ranks
 
     def on_resume(self, state: TrainState) -> None:
         with self._path.open(encoding="utf-8", errors="replace", newline="\n") as file:  # a torn letter may be the last
@@ -147,14 +150,14 @@ class Samples(_Lines):
         self._only([line for line, step in steps if step is not None and step <= state.progress.done])
 
     def wants_pause(self, pause: Pause) -> bool:
-        by_evaluation = self._prepared.settings.train.sample == "evaluation"
-        return bool(self._prepared.sampled) and (pause.evaluated if by_evaluation else pause.ends_epoch)
+        return _samples_at(pause, self._prepared)
 
     def on_pause(self, pause: Pause, decoder: Decoder) -> None:
         prepared = self._prepared
         greedy = GenerateOptions(max_new_tokens=SAMPLE_TOKENS, header=prepared.settings.generate.header)
         started = time.perf_counter()
-        answers = answer(decoder, prepared.tokenizer, prepared.template, prepared.sampled, greedy)
+        with self._ranks.in_step(decoder):
+            answers = answer(decoder, prepared.tokenizer, prepared.template, prepared.sampled, greedy)
         self._on_answers(answers, time.perf_counter() - started)
         for number, (example, completion) in enumerate(zip(prepared.sampled, answers, strict=True)):
             line = {"step": pause.steps, "row": example.row, **_as_alpaca(example), "model_response": completion.text}
@@ -162,6 +165,20 @@ class Samples(_Lines):
             if number == 0:
                 asked, says = _short(f"{example.instruction} {example.about}"), _short(completion.text)
                 self._screen.say(f"    asked: {asked}\n    says:  {says}", "dim")
+
+
+class SamplesInStep(Observer):
+    """Computes this process's part of the samples that the first one makes (`Samples`)."""
+
+    def __init__(self, prepared: Prepared, ranks: Ranks) -> None:
+        self._prepared, self._ranks = prepared, ranks
+
+    def wants_pause(self, pause: Pause) -> bool:
+        return _samples_at(pause, self._prepared)
+
+    def on_pause(self, pause: Pause, decoder: Decoder) -> None:
+        with self._ranks.in_step(decoder):
+            pass
 
 
 class SavedAdapter(Observer):
@@ -189,6 +206,11 @@ class MemoryNote(Observer):
             self._folder.note_micro_batch(step, micro_batch)
         except (OSError, DataError) as error:
             self._screen.warn(f"  {RUN_FILE} does not say so: {error}")
+
+
+def _samples_at(pause: Pause, prepared: Prepared) -> bool:
+    by_evaluation = prepared.settings.train.sample == "evaluation"
+    return bool(prepared.sampled) and (pause.evaluated if by_evaluation else pause.ends_epoch)
 
 
 def _as_alpaca(example: Example) -> dict[str, str]:

@@ -18,6 +18,7 @@ from instil.errors import SettingsError
 from instil.generate.prompts import generate
 from instil.generate.sampling import Sampling
 from instil.model.decoder import Decoder
+from instil.model.elsewhere import load_elsewhere
 from instil.records import Encoded
 from instil.screen import Screen
 from instil.tasks.task import Keeps, Prepared
@@ -54,38 +55,44 @@ def rehearsed(
 ) -> Prepared:
     """With the texts, which the model writes, or which the ``journal`` of this run has.
 
-    Raises:
-        SettingsError: the model lies in parts in several processes, none of which can write.
+    Where the decoder's weights are elsewhere, they are written by processes with a part of the model each, which deal
+    the texts among them.
     """
-    if ranks.sharded:
-        raise SettingsError("train.rehearse needs the whole model in each process; set train.shard=no")
     count, seed = count_of(prepared), prepared.settings.train.seed
     key = key_of("rehearsal", count, seed, _tokens(prepared))
-    texts = journal.kept(key) if journal is not None else None
+    kept = ranks.gather(journal.kept(key) if journal is not None else None)
+    texts = next((one for one in kept if one is not None), None)
     if texts is None:
-        training = decoder.training
-        decoder.eval()
-        texts = written(decoder, prepared.tokenizer, count, _tokens(prepared), seed, screen)
-        decoder.train(training)
+        how = prepared.tokenizer, _tokens(prepared), seed, screen
+        if decoder.elsewhere is None:
+            training = decoder.training
+            own = written(decoder.eval(), range(count), *how)
+            decoder.train(training)
+            texts = ranks.agree(own)  # where processes have rounded otherwise, all take the same
+        else:
+            writer = load_elsewhere(prepared.model_path, vocab_size=prepared.spec.vocab_size, device=decoder.device)
+            with ranks.sharding(writer) as parts, ranks.in_step(parts):
+                own = written(parts.eval(), range(ranks.rank, count, ranks.world), *how)
+            dealt = ranks.gather(own)
+            texts = [dealt[at % ranks.world][at // ranks.world] for at in range(count)]
         if journal is not None:
             journal.keep(key, texts)
-    first = ranks.gather(texts)[0]  # where processes have rounded otherwise, all take the same
-    rows = [_text(ids, at, prepared) for at, ids in enumerate(first)]
+    rows = [_text(ids, at, prepared) for at, ids in enumerate(texts)]
     return replace(prepared, rehearsal=tuple(rows), looked_at=True)
 
 
 def written(
-    decoder: Decoder, tokenizer: Tokenizer, count: int, tokens: int, seed: int, screen: Screen
+    decoder: Decoder, numbers: Sequence[int], tokenizer: Tokenizer, tokens: int, seed: int, screen: Screen
 ) -> list[list[int]]:
-    """Texts from their beginning, as ids with the one that begins them and the one that ends them, if it comes."""
+    """The texts of these numbers, as ids with the one that begins them and the one that ends them, if it comes."""
     begin = tokenizer.bos_id if tokenizer.begin and tokenizer.bos_id is not None else tokenizer.eos_id
-    with screen.bar("writes texts to rehearse", count) as advance:
+    with screen.bar("writes texts to rehearse", len(numbers)) as advance:
         made = generate(
             decoder,
-            [[begin]] * count,
+            [[begin]] * len(numbers),
             max_new_tokens=tokens - 1,
             stop_ids=frozenset({tokenizer.eos_id}),
-            sampling=lambda row: Sampling(temperature=1.0, seed=seed * 1_000_003 + row),
+            sampling=lambda row: Sampling(temperature=1.0, seed=seed * 1_000_003 + numbers[row]),
             batch_size=AT_ONCE,
             on_done=lambda row, generated: advance(),
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from instil.model.decoder import Decoder
@@ -73,9 +72,7 @@ def look(
     """
     total: Tensor | None = None
     count: float = 0
-    # What gathers parts of weights keeps what it makes for training, and that must not be made in inference mode.
-    no_graph = torch.no_grad() if ranks.sharded else torch.inference_mode()
-    with no_graph, torch.autocast(decoder.device.type, torch.bfloat16, enabled=decoder.narrow):
+    with decoder.without_graph():
         measure = objective.measure(batches, ranks)
         measure.begin(decoder)
         for one in ranks.level(batches):

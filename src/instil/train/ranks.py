@@ -148,6 +148,16 @@ class Ranks:
         """Batches that are computed forward only."""
         return self.passes(batches)
 
+    @contextmanager
+    def in_step(self, decoder: Decoder) -> Iterator[None]:
+        """Inside, this process computes as many passes of a decoder as it likes, forward only.
+
+        Where each has a part of the weights, who has computed its own goes on beside the others until all have; so all
+        have to come here, be it without a pass of their own.
+        """
+        del decoder
+        yield
+
     def forward(self, decoder: Decoder, compute: Callable[[Decoder], Tensor]) -> Tensor:
         """``compute(decoder)``, of which backward is asked."""
         return compute(decoder)

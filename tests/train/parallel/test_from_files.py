@@ -1,4 +1,4 @@
-"""A model that no process ever has as a whole: read in parts, trained, and saved a tensor at a time."""
+"""A model that no process ever has as a whole: read in parts, trained, saved a tensor at a time, and asked."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from instil.data.loader import Loader
 from instil.errors import ModelError
+from instil.generate.prompts import generate
 from instil.machine import FORGET, forget_peak, memory_now, peak_memory, release
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import Trained, load_elsewhere
@@ -261,6 +262,33 @@ def test_no_process_ever_has_all_of_it(name: str, pools: dict[int, Pool], tmp_pa
     for found in two.call(models_taken, large, tmp_path / "saved", how, True):
         assert found["load"] > 1.0, found
     assert_same_shapes(tmp_path / "saved", large)
+
+
+def models_taken_to_ask(ranks: Ranks, model: Path) -> dict[str, float]:
+    """The most memory that this process takes while a model is asked in parts, and what it has left; in models."""
+    ranks, size = in_parts(ranks), (model / "model.safetensors").stat().st_size
+    release()
+    before = memory_now()
+    assert forget_peak()
+    _ask(ranks, model)
+    peak = peak_memory() - before
+    release()
+    return {"ask": peak / size, "left": (memory_now() - before) / size}
+
+
+def _ask(ranks: Ranks, model: Path) -> None:
+    with ranks.sharding(load_elsewhere(model)) as parts, ranks.in_step(parts):
+        prompts = [[5, 6, 7 + ranks.rank, number] for number in range(8)]
+        generate(parts, prompts, max_new_tokens=6 if ranks.rank else 12, stop_ids=frozenset())
+
+
+@pytest.mark.skipif(not FORGET.exists(), reason="the system does not tell the peak of a part of the work")
+def test_no_process_has_all_of_what_it_asks(pools: dict[int, Pool], tmp_path: Path) -> None:
+    two = pools[2]
+    two.call(models_taken_to_ask, llama(tmp_path / "small", 2))
+    for found in two.call(models_taken_to_ask, llama(tmp_path / "large", LAYERS)):
+        assert found["ask"] < 0.5 + 2 / LAYERS + ROOM, found
+        assert found["left"] < ROOM, found
 
 
 def assert_same_shapes(found: Path, wanted: Path) -> None:

@@ -181,14 +181,14 @@ def _bits(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
     ]
 
 
-@torch.inference_mode()
 def _continuations(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
     """The same of rows that begin alike, which is computed once, as far as it is looked at in none of them."""
     batch = collate_shared(rows)
     counts = [sum(row.trained[1:]) for row in rows]
     if len(batch.targets_S) != sum(counts):  # one that is looked at in two rows is there once
         return _bits(subject, rows)
-    bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double() / math.log(2)
+    with subject.decoder.without_graph():
+        bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double() / math.log(2)
     owner_S = sent(torch.repeat_interleave(torch.tensor(counts)), bits_S.device)
     totals = torch.zeros(len(rows), dtype=torch.float64, device=bits_S.device).index_add_(0, owner_S, bits_S)
     return [float(total) for total in totals.tolist()]

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import __version__ as torch_version
@@ -20,7 +21,9 @@ from instil.data.templates import Template
 from instil.errors import InstilError, RankLost, SettingsError, UserError
 from instil.evaluate.likelihood import likelihoods, looked_at_together
 from instil.generate.answer import answer
+from instil.machine import device_for, release
 from instil.model.decoder import Decoder
+from instil.model.elsewhere import load_elsewhere
 from instil.model.fast.gemm import backend
 from instil.model.lora import LoraLinear
 from instil.records import Completion, Encoded, Example, Verdict
@@ -30,6 +33,7 @@ from instil.runs.kept import KeptAnswers
 from instil.settings.options import Settings
 from instil.stopping import Stopped
 from instil.tasks.adapters import merged_later
+from instil.tasks.prepare import load
 from instil.tasks.task import Prepared
 from instil.train.parallel.launch import NUMBER
 from instil.train.ranks import ALONE, Ranks
@@ -162,6 +166,42 @@ class Crew:
         with self._told("likelihoods", tuple(rows), kept.about):
             return shared_likelihoods(self.ranks, prepared, decoder, rows, kept)
 
+    def ask(
+        self, prepared: Prepared, decoder: Decoder, work: Callable[[Decoder], None], tuned: Path | None = None
+    ) -> None:
+        """Work with the model that is asked: the decoder, or where its weights are elsewhere one that lies in parts.
+
+        Args:
+            prepared: whose model it is.
+            decoder: holds all of its weights, or none.
+            work: is given what answers, and keeps nothing of it.
+            tuned: where the model was saved after training; before it None.
+
+        Raises:
+            UnreadWeights: some process cannot read its part.
+        """
+        if decoder.elsewhere is None:
+            work(decoder)
+            return
+        self._ask_in_parts(prepared, work, tuned)
+        release()  # before others are read
+
+    def _ask_in_parts(self, prepared: Prepared, work: Callable[[Decoder], None], tuned: Path | None) -> None:
+        with ExitStack() as stack:
+            with self._told("ask", tuned):
+                asked = stack.enter_context(in_parts(self.ranks, prepared, tuned))
+            work(asked)
+            self.ranks.agree(Order("asked"))
+
+    @contextmanager
+    def by_itself(self, decoder: Decoder) -> Iterator[None]:
+        """Inside, the first process alone asks; of a decoder in parts the others compute theirs."""
+        if not decoder.in_parts:
+            yield
+            return
+        with self._told("go along"), self.ranks.in_step(decoder):
+            yield
+
     @contextmanager
     def training(
         self,
@@ -241,15 +281,26 @@ def _check_settings(settings: Settings, ranks: Ranks) -> None:
             f"{ranks.world} processes share the rows of a step, and train.batch_size={train.batch_size} gives some of "
             f"them none; set train.batch_size={ranks.world} or more, or start fewer processes"
         )
-    if ranks.sharded and train.rehearse:
-        raise SettingsError("train.rehearse has the whole model write texts, and train.shard=full has none of it; "
-                            "leave one of them out")  # fmt: skip
 
 
 def what_is_alike(prepared: Prepared) -> dict[str, str] | str:
     """What has to be the same everywhere."""
     versions = {"version of instil": __version__, "version of torch": torch_version}
     return {"host": platform.node(), **versions, **Identity.of(prepared).short()}
+
+
+@contextmanager
+def in_parts(ranks: Ranks, prepared: Prepared, tuned: Path | None) -> Iterator[Decoder]:
+    """Inside, the model before training, or the ``tuned`` one as it was saved, of which each process has a part.
+
+    Raises:
+        UnreadWeights: some process cannot read its part.
+    """
+    release()  # what was trained, which is saved
+    device = device_for(prepared.settings.train.device)
+    decoder = load(prepared, elsewhere=True) if tuned is None else load_elsewhere(tuned, device=device)
+    with ranks.sharding(decoder) as parts:
+        yield parts.eval()
 
 
 def shared_answers(
@@ -267,10 +318,11 @@ def shared_answers(
     asked = [index for index in range(len(examples)) if index not in known]
     own = asked[ranks.rank :: ranks.world]
     others = {**dict.fromkeys(set(asked).difference(own), NOBODY), **known}
-    made = answer(
-        decoder, prepared.tokenizer, template, examples, prepared.settings.generate, advance,
-        known=others, on_answer=kept.keep_answer,
-    )  # fmt: skip
+    with ranks.in_step(decoder):
+        made = answer(
+            decoder, prepared.tokenizer, template, examples, prepared.settings.generate, advance,
+            known=others, on_answer=kept.keep_answer,
+        )  # fmt: skip
     found = _united(ranks.gather({index: made[index] for index in own}))
     return [found[index] if index in found else known[index] for index in range(len(examples))]
 
@@ -282,9 +334,10 @@ def shared_likelihoods(
     own = {index for group in groups[ranks.rank :: ranks.world] for index in group}
     known = _united(ranks.gather(kept.likelihoods()))
     others = {**{index: UNSEEN for index in range(len(rows)) if index not in own}, **known}
-    made = likelihoods(
-        decoder, rows, prepared.tokenizer.eos_id, prepared.max_length, known=others, on_verdict=kept.keep_likelihood
-    )
+    with ranks.in_step(decoder):
+        made = likelihoods(
+            decoder, rows, prepared.tokenizer.eos_id, prepared.max_length, known=others, on_verdict=kept.keep_likelihood
+        )
     found = _united(ranks.gather({index: made[index] for index in own}))
     return [found[index] for index in range(len(rows))]
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from signal import SIGTERM
 
 from instil.errors import InstilError, RankLost, StoppedEarly, TrainingDiverged, UserError
+from instil.machine import release
 from instil.model.decoder import Decoder
 from instil.model.fast.gemm import use_again
-from instil.recipes.run.crew import Order, echo, shared_answers, shared_likelihoods, what_is_alike
+from instil.recipes.run.crew import Order, echo, in_parts, shared_answers, shared_likelihoods, what_is_alike
 from instil.runs.checkpoints import Checkpoints
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.identity import Identity
 from instil.runs.kept import Kept, KeptAnswers
+from instil.runs.observers import SamplesInStep
 from instil.runs.rewinding import EarlierOnDisk
 from instil.runs.saving import StopsBySignal
 from instil.runs.sharded import WritesItsPart
@@ -63,7 +65,7 @@ def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> 
         return error.exit_code
     ranks.gather(what_is_alike(prepared))
     decoder: Decoder | None = None
-    with ExitStack() as stack:
+    with ExitStack() as stack, ExitStack() as asked:
         journal = Kept(None, Screen(quiet=True))
         while True:
             order = ranks.agree(Order("end"))
@@ -80,6 +82,20 @@ def _follow(data: Data, model: str | Path, settings: Settings, ranks: Ranks) -> 
             if order.what == "hand over":
                 assert decoder is not None, "it was trained"
                 ranks.hand_over(dict(decoder.named_parameters()))
+                continue
+            if order.what == "ask":
+                decoder = None  # what was trained is saved
+                decoder = asked.enter_context(in_parts(ranks, prepared, *order.given))
+                continue
+            if order.what == "asked":
+                decoder = None
+                asked.close()
+                release()  # before others are read
+                continue
+            if order.what == "go along":
+                assert decoder is not None, "it is asked"
+                with ranks.in_step(decoder):
+                    pass
                 continue
             if order.what == "train":
                 path, elsewhere, *how = order.given
@@ -123,7 +139,9 @@ def _train(
     ready = prepared.task.ready(prepared, decoder, quiet, journal=journal, ranks=ranks)
     best = SharedBest(ranks, None)
     with Stop(quiet=True, echo=echo(ranks)) as stop:
-        observers: list[Observer] = [StopsBySignal(stop), *([WritesItsPart(ranks)] if ranks.sharded else [])]
+        observers: list[Observer] = [StopsBySignal(stop)]
+        if ranks.sharded:
+            observers += [SamplesInStep(ready, ranks), WritesItsPart(ranks)]
         since = state.progress.done if state else 0
         first = partial(first_weights, prepared, elsewhere=ranks.sharded)
         earlier = _Earlier(checkpoints, folder.skipped, quiet, first, begins=since)

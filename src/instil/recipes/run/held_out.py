@@ -37,10 +37,8 @@ from instil.version import __version__
 class HeldOutAnswers:
     """The held-out rows, answered and scored before and after training."""
 
-    def __init__(
-        self, folder: RunFolder, prepared: Prepared, decoder: Decoder, clock: RunClock, journal: Kept, crew: Crew
-    ) -> None:
-        self._folder, self._prepared, self._decoder, self._journal = folder, prepared, decoder, journal
+    def __init__(self, folder: RunFolder, prepared: Prepared, clock: RunClock, journal: Kept, crew: Crew) -> None:
+        self._folder, self._prepared, self._journal = folder, prepared, journal
         self._crew = crew
         self._asked = ""  # the hash of what shapes the answers, but for form and row
         self._screen, self._clock = clock.screen, clock
@@ -51,7 +49,7 @@ class HeldOutAnswers:
         self.form: Before | None = None  # which form counts as before, where there were two
         self._made = 0  # answers of the last stage that were made now
 
-    def before(self, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
+    def before(self, decoder: Decoder, forecast: Forecast, asked: str, runs: Sequence[Path]) -> None:
         """Answer as the base model does, or take the answers over from one of these runs that was asked the same."""
         self._asked = asked
         self.reused = reusable_run(asked, runs)
@@ -63,22 +61,22 @@ class HeldOutAnswers:
                 self.verdicts[which] = read_verdicts(self._folder.path / "scores" / f"{which}.offline.jsonl")
                 self._say_score(which)
         else:
-            self._answer_before(forecast)
+            self._answer_before(decoder, forecast)
         self.verdicts["echo"] = trivial_baseline(self.examples)
 
-    def after(self) -> None:
+    def after(self, decoder: Decoder) -> None:
         """Answer as the tuned model does."""
         template = self._prepared.template
         options = self._prepared.settings.generate.model_dump(mode="json")
-        self._asked = key_of(__version__, weights_hash(self._decoder), options, self._prepared.max_length)
-        self.answers["tuned"] = self._answer("answer after", template)
+        self._asked = key_of(__version__, weights_hash(decoder), options, self._prepared.max_length)
+        self.answers["tuned"] = self._answer(decoder, "answer after", template)
         self._score("tuned")
-        self._add_likelihood("tuned", template, "likelihood after")
+        self._add_likelihood(decoder, "tuned", template, "likelihood after")
 
-    def _answer_before(self, forecast: Forecast) -> None:
+    def _answer_before(self, decoder: Decoder, forecast: Forecast) -> None:
         """Answer in the run's form, and in the model's own where that is another; keep what scores better as before."""
         template = self._prepared.template
-        self.answers["base"] = self._answer("answer before", template)
+        self.answers["base"] = self._answer(decoder, "answer before", template)
         self._foresee(forecast, "base", "answer before")
         self._score("base")
         own, note = asked_before(self._prepared, self.examples)
@@ -87,13 +85,13 @@ class HeldOutAnswers:
         if own is not None:
             stage = "answer before in its own form"
             self._screen.say("  once more in the model's own chat template:")
-            own_answers = self._answer(stage, own)
+            own_answers = self._answer(decoder, stage, own)
             name = other_form(OWN)
             self.answers[name] = own_answers
             self._foresee(forecast, name, stage)
             self._score(name)
             template = self._choose(name, own)
-        self._add_likelihood("base", template, "likelihood before")
+        self._add_likelihood(decoder, "base", template, "likelihood before")
 
     def _choose(self, name: str, own: Template) -> Template:
         """Let the better of both forms be ``base``; the other keeps a name of its own. Returns the better one's."""
@@ -114,7 +112,7 @@ class HeldOutAnswers:
         self._screen.say(f"  its own form scores {other:.1f}, {template.name} {run:.1f}: before is {self.form.form}")
         return own if better else template
 
-    def _answer(self, stage: str, template: Template) -> list[Completion]:
+    def _answer(self, decoder: Decoder, stage: str, template: Template) -> list[Completion]:
         prepared, screen, options = self._prepared, self._screen, self._prepared.settings.generate
         if stage != "answer before in its own form":
             when = stage.removeprefix("answer ").capitalize()
@@ -129,7 +127,7 @@ class HeldOutAnswers:
                         of = counted(len(self.examples), "row")
                         screen.say(f"  {known:,} of {of} were answered before it was stopped")
 
-                answers = self._crew.answer(prepared, self._decoder, template, self._kept(template), begin, advance)
+                answers = self._crew.answer(prepared, decoder, template, self._kept(template), begin, advance)
             for line in unended(answers, options.max_new_tokens):
                 screen.say(f"  {line}")
         return answers
@@ -152,14 +150,14 @@ class HeldOutAnswers:
         self._folder.write_responses(which, self.examples, self.answers[which])
         write_verdicts(self._answered(which).verdicts_at(OFFLINE, ScoreOptions()), self.verdicts[which])
 
-    def _add_likelihood(self, which: str, template: Template, stage: str) -> None:
+    def _add_likelihood(self, decoder: Decoder, which: str, template: Template, stage: str) -> None:
         """Write down how likely the reference is in this form."""
         prepared = self._prepared
         with self._clock.stage(stage):
             whole = [replace(example, weight=1.0) for example in self.examples]
             rows = encode_many(whole, template, prepared.tokenizer, turns="last")
             kept = self._kept(template)
-            likely = self._crew.likelihoods(prepared, self._decoder, rows, kept)
+            likely = self._crew.likelihoods(prepared, decoder, rows, kept)
             write_verdicts(self._answered(which).verdicts_at(LIKELIHOOD, ScoreOptions()), likely)
 
     def _kept(self, template: Template) -> KeptAnswers:

@@ -172,33 +172,47 @@ def _run(
         _check_resumed(folder, prepared, clock.screen, answers=answers, extend=how.extend)
 
     # 7.5: the pretrained model, a folder for the run, and the held-out rows answered as the model is.
-    elsewhere = _in_parts(crew.ranks, clock.screen, answers=answers)
+    in_parts = crew.ranks.sharded  # no process ever has the whole model
     with clock.stage("load model"):
-        decoder = load(prepared, elsewhere=elsewhere)
+        decoder = load(prepared, elsewhere=in_parts)
     folder.check_room(saved_bytes(decoder, prepared.settings), checkpoint_bytes(decoder, prepared.settings))
     with at_work(folder.path, clock.screen) as work, own_products():
         facts = _begin(folder, prepared, decoder, clock.screen, overwrite=how.overwrite, resume=resume)
         crew.check_shared(folder)
         forecast = Forecast(prepared, clock.foresee, answers=answers)
         with Kept.of(folder, clock.screen, *crew.ranks.share) as journal:
-            answered = HeldOutAnswers(folder, prepared, decoder, clock, journal, crew)
-            if answers:
-                answered.before(forecast, facts["hashes"]["before"], how.before)
-            outside = None
-            if how.answers and settings.keep.measure and elsewhere:
-                clock.screen.say("  no process holds the whole model, so instil keep measures afterwards what was lost")
-            elif how.answers and settings.keep.measure:
-                outside = OutsideOfRows(folder, prepared, decoder, clock, journal)
-                outside.before(facts["hashes"]["model"], answered.form.form if answered.form else "", how.before)
+            answered = HeldOutAnswers(folder, prepared, clock, journal, crew)
+            measures = how.answers and settings.keep.measure
+            outside = OutsideOfRows(folder, prepared, clock, journal, crew) if measures else None
+            asks = answers or outside is not None
+
+            def before(asked: Decoder) -> None:
+                if answers:
+                    answered.before(asked, forecast, facts["hashes"]["before"], how.before)
+                if outside is not None:
+                    form = answered.form.form if answered.form else ""
+                    outside.before(asked, facts["hashes"]["model"], form, how.before)
+
+            if asks:
+                crew.ask(prepared, decoder, before)
 
             # 7.6: fine-tuning.
             again: dict[str, bool] = {"resume": resume, "force": how.force}
             result = train_and_save(prepared, decoder, folder, clock, forecast, work, journal, crew, **again)
 
             # 7.7 and 7.8: the held-out rows answered again, scored, and shown.
-            if answers:
-                answered.after()
-            general = outside.after() if outside is not None else None
+            general: list[GeneralVerdict] = []
+
+            def after(asked: Decoder) -> None:
+                if answers:
+                    answered.after(asked)
+                if outside is not None:
+                    general.append(outside.after(asked))
+
+            if asks:
+                if in_parts:  # what was trained is saved, and is let go of
+                    decoder = load(prepared, elsewhere=True)
+                crew.ask(prepared, decoder, after, tuned=folder.model)
         clock.end()
         _keep_facts(folder, prepared, answered, result, clock, own_peak=own_peak)
         refresh_report(folder)
@@ -207,7 +221,7 @@ def _run(
         work.finish()
         # Not before: an end that was not written down is gone on to again.
         forget_checkpoints(folder, clock.screen, keep=settings.train.keep_checkpoint)
-    return _finished(folder, prepared, result, answered, facts, clock, general)
+    return _finished(folder, prepared, result, answered, facts, clock, general[0] if general else None)
 
 
 def finetune(
@@ -268,14 +282,6 @@ def _preflight(
                 f"  {len(rows):,} of {of:,} {part} rows will be answered and scored (generate.max_rows; 0 means all)"
             )
     return prepared
-
-
-def _in_parts(ranks: Ranks, screen: Screen, *, answers: bool) -> bool:
-    """Whether no process ever holds the whole model; why not is said."""
-    if ranks.sharded and answers:
-        why = "answering (instil train does not answer)"
-        screen.say(f"  each process holds the whole model when it begins and ends, for {why}", "yellow")
-    return ranks.sharded and not answers
 
 
 def _check_resumed(folder: RunFolder, prepared: Prepared, screen: Screen, *, answers: bool, extend: bool) -> None:

@@ -151,17 +151,13 @@ def _train(
     screen, train, resume = clock.screen, prepared.settings.train, begin.state is not None
     with (
         MetricsFile(folder.metrics, resume=resume, warn=screen.warn) as metrics,
-        Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=resume) as samples,
+        Samples(folder.samples, prepared, screen, forecast.saw_sample, resume=resume, ranks=ranks) as samples,
         progress(prepared, screen) as shown,
         Logs(prepared.settings.log, folder, screen) as logs,
         Stop(quiet=screen.quiet, echo=echo(ranks)) as stop,
     ):
         observers: list[Observer] = [work, *([begin.proof] if begin.proof else []), metrics, forecast, shown]
-        observers += prepared.task.observers(screen)
-        if ranks.sharded:
-            screen.say("  weights lie in parts, so no samples are written while it trains", "yellow")
-        else:
-            observers.append(samples)
+        observers += [*prepared.task.observers(screen), samples]
         synced, keep = (metrics.sync, samples.sync), train.keep_checkpoint
         saving = SavesCheckpoints(checkpoints, train.save_every, screen, first=synced, at_the_end=keep)
         observers += [saving, StopsBySignal(stop), MemoryNote(folder, screen)]

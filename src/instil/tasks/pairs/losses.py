@@ -247,8 +247,7 @@ def _by_row(batch: PairBatch, values_M: Tensor) -> Tensor:
 
 def reference_log_probs(decoder: Decoder, batch: PairBatch) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
     """The log-probability of each scored id of each pair's two answers, as `EncodedPair.reference` wants them."""
-    # What gathers parts of weights keeps what it makes, which must not be made in inference mode.
-    with torch.inference_mode() if decoder.elsewhere is None else torch.no_grad():
+    with decoder.without_graph():
         there = batch.to(decoder.device)
         found_M = log_probs(decoder, there)[there.prediction_M].tolist()
     rows: list[list[float]] = [[] for _ in range(2 * batch.pairs)]

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from instil.ask.journal import key_of
@@ -195,7 +194,7 @@ class _Scores:
 
     def end(self) -> None:
         """Compute with those who have more to ask about."""
-        with torch.no_grad():
+        with self._reference.without_graph():
             for one in self._passes:
                 nll_sum(self._reference, one.batch.to(self._reference.device))
 

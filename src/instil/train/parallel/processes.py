@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instil.errors import InstilError, UserError
 from instil.machine import keep_little
-from instil.model.decoder import Decoder
+from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.safetensors import Later
 from instil.model.load import blank_decoder
 from instil.records import Batch
@@ -215,6 +215,26 @@ class Processes(Ranks):
             raise UnreadWeights(problems[0])
         with shards.filled(decoder, parts, self.world, narrow=narrow):
             yield decoder
+
+    @contextmanager
+    def in_step(self, decoder: Decoder) -> Iterator[None]:
+        if not decoder.in_parts:
+            yield
+            return
+        # Before a pass all are asked whether anybody makes one: who does not goes along with a single token.
+        told = decoder.register_forward_pre_hook(lambda module, given: self._tell(), prepend=True)
+        try:
+            yield
+        finally:
+            told.remove()
+        idle = batch_of_ids(torch.zeros((1, 1), dtype=torch.long, device=decoder.device))
+        with decoder.without_graph():
+            while self.any(False):
+                decoder(idle)
+        self.let_go(decoder)
+
+    def _tell(self) -> None:
+        self.any(True)
 
     def collected(self, decoder: Decoder) -> Decoder:
         whole = blank_decoder(decoder.spec, decoder.embed.weight.dtype)

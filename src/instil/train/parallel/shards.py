@@ -151,7 +151,7 @@ def _share_out(parts: Decoder, world: int, *, narrow: bool) -> None:
             fully_shard(read, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh)
     fully_shard(parts, mesh=mesh)
-    parts.narrow = narrow
+    parts.in_parts, parts.narrow = True, narrow
     for module in parts.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by what all processes have

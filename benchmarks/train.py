@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -221,7 +222,8 @@ def report(
         failed = [f"- {row['contender']}: {failure}" for row in rows for failure in row["failures"]]
         text += ["", f"## {case}", "", markdown(rows), "", _reached(reached), "", said, "", loss_table(rows), *failed]
         text += ["", *set_to(taken)]
-    name = f"{stored['date']}-{slug(machine)}{'-tiny' if asked.tiny else ''}"
+    rows_of = "" if data == "starter" else "-" + re.sub(r"[^A-Za-z0-9]+", "-", Path(data).stem)
+    name = f"{stored['date']}-{slug(machine)}{rows_of}{'-tiny' if asked.tiny else ''}"
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / f"{name}.json").write_text(_without_paths(json.dumps(stored, indent=1)) + "\n", encoding="utf-8")
     (asked.out / f"{name}.md").write_text(_without_paths("\n".join(text)) + "\n", encoding="utf-8")

@@ -6,6 +6,8 @@ What is not installed is left out here as it is there; the parts that `transform
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import Any
 import pytest
 
 from benchmarks import answer, train
-from benchmarks.answerers import ANSWERERS, hf, hf_continuous
+from benchmarks.answerers import ANSWERERS, hf, hf_continuous, vllm_cpu
 from benchmarks.answerers.telling import Questions, Tell
 from benchmarks.contenders import CONTENDERS, Contender, trl_sft, unsloth_sft
-from benchmarks.contenders.track import Job
+from benchmarks.contenders.track import Job, peak_bytes
 from benchmarks.environments import installed, python_of
+from benchmarks.speeds import collected, speed_table
 
 ROWS = 5
 
@@ -121,3 +124,60 @@ def test_unsloth_logs_our_losses(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert case["unequal_losses"] == []
     assert [len(row["losses"]) for row in case["rows"]] == [2, 2, 2]
     assert case["ends"]["Unsloth"]["dtype"] == "torch.bfloat16"
+
+
+def test_long_beginnings_are_told_apart_from_other_rows(tmp_path: Path) -> None:
+    """The same cases with rows of another kind are no second measurement of the first."""
+
+    def stored(data: str, ratio: float) -> Path:
+        row = {"contender": "TRL, tuned", "rounds": 3, "peak_gb": 1.0, "same_mathematics_times_as_fast": ratio}
+        told = {
+            "date": "2026-12-01",
+            "hardware": {"cpu": "Some CPU", "cores": 2},
+            "settings": {"data": data},
+            "cases": {"smollm2-response": {"rows": [row]}},
+        }
+        file = tmp_path / f"{ratio}.json"
+        file.write_text(json.dumps(told), encoding="utf-8")
+        return file
+
+    values, told = collected([stored("starter", 4.0), stored("prefix:600,50", 30.0)])
+    assert {case: [one["ratio"] for one in found] for case, found in values.items()} == {
+        "smollm2-response/TRL, tuned": [4.0],
+        "prefix-smollm2-response/TRL, tuned": [30.0],
+    }
+    table = speed_table(values, told["date"])
+    assert (
+        "| rows with 600 common and 50 own tokens (SmolLM2-135M): TRL tuned, Unsloth float32, LitGPT | 30, not" in table
+    )
+    assert "vLLM" not in table  # nothing of it was measured
+
+
+def test_the_better_of_a_peers_ways_is_told() -> None:
+    def one(ratio: float) -> list[dict[str, float]]:
+        return [{"ratio": ratio, "rounds": 3, "peak_gb": 1.0}]
+
+    values = {
+        "smollm2-response/Unsloth": one(3.0),
+        "smollm2-response/Unsloth, compiled": one(2.5),
+        "smollm2/transformers, continuous, 8": one(5.0),
+        "smollm2/transformers, continuous, 22": one(4.5),
+    }
+    table = speed_table(values, "here")
+    assert "LoRA so | not measured, equal losses; 2.5; not measured |" in table
+    assert "| the same, continuous batching | | 4.5; the same tokens |" in table
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists the processes of a process")
+def test_memory_counts_in_the_processes_that_were_begun() -> None:
+    """A process that computes for another, and holds 64 MiB for it."""
+    held = "import sys\nkept = b'1' * 2**26\nprint('held', flush=True)\nsys.stdin.read()\n"
+    begin = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {held!r}])\n"
+    with subprocess.Popen([sys.executable, "-c", begin], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        found = vllm_cpu.descendants(os.getpid())
+        assert process.pid in found
+        (grandchild,) = vllm_cpu.descendants(process.pid)
+        assert grandchild in found
+        assert peak_bytes(grandchild) > 2**26 > peak_bytes(process.pid)

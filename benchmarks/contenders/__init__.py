@@ -64,11 +64,11 @@ CONTENDERS = (
         settings=f"{FP32}, no packing, no clipping, fused AdamW",
     ),
     Contender(
-        "Unsloth, float32", "unsloth_sft", "fp32", ("smollm2",), "tied", "instil", "unsloth", home="unsloth",
+        "Unsloth, float32", "unsloth_sft", "fp32", BOTH, "tied", "instil", "unsloth", home="unsloth",
         settings=f"{FP32}, no packing, fused AdamW",
     ),
     Contender(
-        "Unsloth", "unsloth_sft", "bf16", ("smollm2",), "", "instil, bf16", "unsloth", home="unsloth",
+        "Unsloth", "unsloth_sft", "bf16", BOTH, "", "instil, bf16", "unsloth", home="unsloth",
         settings=UNSLOTH,
     ),
     Contender(

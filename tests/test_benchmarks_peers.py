@@ -6,8 +6,6 @@ What is not installed is left out here as it is there; the parts that `transform
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,10 +14,10 @@ from typing import Any
 import pytest
 
 from benchmarks import answer, train
-from benchmarks.answerers import ANSWERERS, hf, hf_continuous, vllm_cpu
+from benchmarks.answerers import ANSWERERS, hf, hf_continuous
 from benchmarks.answerers.telling import Questions, Tell
 from benchmarks.contenders import CONTENDERS, Contender, trl_sft, unsloth_sft
-from benchmarks.contenders.track import Job, peak_bytes
+from benchmarks.contenders.track import Job
 from benchmarks.environments import installed, python_of
 from benchmarks.speeds import collected, speed_table
 
@@ -166,18 +164,3 @@ def test_the_better_of_a_peers_ways_is_told() -> None:
     table = speed_table(values, "here")
     assert "LoRA so | not measured, equal losses; 2.5; not measured |" in table
     assert "| the same, continuous batching | | 4.5; the same tokens |" in table
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux lists the processes of a process")
-def test_memory_counts_in_the_processes_that_were_begun() -> None:
-    """A process that computes for another, and holds 64 MiB for it."""
-    held = "import sys\nkept = b'1' * 2**26\nprint('held', flush=True)\nsys.stdin.read()\n"
-    begin = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {held!r}])\n"
-    with subprocess.Popen([sys.executable, "-c", begin], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"held\n"
-        found = vllm_cpu.descendants(os.getpid())
-        assert process.pid in found
-        (grandchild,) = vllm_cpu.descendants(process.pid)
-        assert grandchild in found
-        assert peak_bytes(grandchild) > 2**26 > peak_bytes(process.pid)

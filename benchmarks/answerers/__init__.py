@@ -43,7 +43,7 @@ class Answerer:
 
 SMOLLM2 = ("smollm2",)
 CONTINUOUS = "float32, SDPA, pages of 16 tokens, 512 tokens a pass, shared beginnings"
-VLLM = "compiled, Intel's OpenMP, a thread for each core, pages of 32 tokens, shared beginnings"
+VLLM = "one process, compiled, Intel's OpenMP, pages of 32 tokens, shared beginnings"
 
 
 def llama_cpp(kind: str, slots: int) -> Answerer:

@@ -1,9 +1,9 @@
 """vLLM's build for a CPU, through its offline interface: all prompts at once, its scheduler and its prefix cache.
 
 ``fp32`` computes throughout in float32; ``bf16`` in what the processor has units for, which is not exact. Set for
-speed: a thread for each core (by default it keeps one core of two for its scheduler), Intel's OpenMP loaded first as
-its documentation advises (it comes with the package), layers compiled, pages of 32 tokens instead of 128 so that
-prompts share the whole pages of what they begin with in common.
+speed: all in one process, whose threads may use every core (a process for the model would leave one core of two to the
+scheduler); Intel's OpenMP loaded first, as its documentation advises (it comes with the package); layers compiled;
+pages of 32 tokens instead of 128, so that prompts share the whole pages of what they begin with in common.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from benchmarks.answerers.telling import Questions, Tell, arguments
-from benchmarks.contenders.track import peak_bytes
 
 CACHE_GIB = 2
 PAGE = 32  # tokens; its kernels want multiples of 32
@@ -23,15 +22,11 @@ def main(job: Questions, variant: str, tell: Tell) -> None:
     """Answer with ``variant``: the type that is computed in."""
     os.environ.update(
         VLLM_CPU_KVCACHE_SPACE=str(CACHE_GIB),
-        VLLM_CPU_NUM_OF_RESERVED_CPU="0",
-        VLLM_ENABLE_V1_MULTIPROCESSING="0",  # the scheduler in this process; the model is in one of its own
+        VLLM_ENABLE_V1_MULTIPROCESSING="0",
         VLLM_NO_USAGE_STATS="1",
         VLLM_DO_NOT_TRACK="1",
         HF_HUB_OFFLINE="1",
     )
-    openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
-    if openmp.is_file():
-        os.environ["LD_PRELOAD"] = str(openmp)  # for the process that computes
     import vllm
 
     longest = max(map(len, job.prompts)) + job.max_new_tokens
@@ -57,17 +52,17 @@ def main(job: Questions, variant: str, tell: Tell) -> None:
     answers(job.prompts[:1], 1)
     tell.first()
     tell.answered(lambda: answers(job.prompts, job.max_new_tokens))
-    tell.end(vllm=vllm.__version__, peak_bytes=peak_bytes() + sum(map(peak_bytes, descendants(os.getpid()))))
+    tell.end(vllm=vllm.__version__)
 
 
-def descendants(process: int) -> list[int]:
-    """The processes that a process has begun, and theirs, as Linux lists them; none elsewhere."""
-    found: list[int] = []
-    for file in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, file.read_text(encoding="ascii").split()):
-            found += [child, *descendants(child)]
-    return found
+def preload() -> None:
+    """Begin anew with Intel's OpenMP loaded before torch's, where it is there."""
+    openmp = Path(sys.prefix) / "lib" / "libiomp5.so"
+    if openmp.is_file() and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
+        os.environ["LD_PRELOAD"] = str(openmp)
+        os.execv(sys.executable, [sys.executable, "-m", "benchmarks.answerers.vllm_cpu", *sys.argv[1:]])
 
 
 if __name__ == "__main__":
+    preload()
     main(*arguments())

@@ -85,9 +85,9 @@ class Track:
         self._out.flush()
 
 
-def peak_bytes(process: int | None = None) -> int:
-    """The largest resident size that a process had (by default this one), as the system counts it."""
-    status = Path(f"/proc/{process or 'self'}/status")
+def peak_bytes() -> int:
+    """The largest resident size this process had, as the system counts it."""
+    status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

@@ -62,7 +62,11 @@ TABLE: tuple[tuple[str, str, str], ...] = (
         f"{{smollm2/{HF}}}, to the end tokens {{smollm2-end/{HF}}}; the same tokens",
     ),
     ("the same, continuous batching", "", "{best smollm2/transformers, continuous}; the same tokens"),
-    ("vLLM 0.32, built for a CPU (SmolLM2-135M): float32, bfloat16", "", "{smollm2/vLLM}, {smollm2/vLLM bf16}"),
+    (
+        "vLLM 0.32, built for a CPU (SmolLM2-135M): float32, bfloat16",
+        "",
+        "{least smollm2/vLLM/vLLM, eager}; the same tokens, {least smollm2/vLLM bf16/vLLM bf16, eager}",
+    ),
     (
         "llama.cpp (SmolLM2-135M): F32 one at a time, best slots",
         "",

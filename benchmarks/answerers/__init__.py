@@ -43,7 +43,7 @@ class Answerer:
 
 SMOLLM2 = ("smollm2",)
 CONTINUOUS = "float32, SDPA, pages of 16 tokens, 512 tokens a pass, shared beginnings"
-VLLM = "one process, compiled, Intel's OpenMP, pages of 32 tokens, shared beginnings"
+VLLM = "one process, Intel's OpenMP, pages of 32 tokens, shared beginnings"
 
 
 def llama_cpp(kind: str, slots: int) -> Answerer:
@@ -70,8 +70,10 @@ ANSWERERS = (
         )
         for side in (8, 22)
     ),
-    Answerer("vLLM", "vllm_cpu", "fp32", SMOLLM2, "vllm", home="vllm", settings=f"float32, {VLLM}"),
-    Answerer("vLLM bf16", "vllm_cpu", "bf16", SMOLLM2, "vllm", exact=False, home="vllm", settings=f"bfloat16, {VLLM}"),
+    Answerer("vLLM", "vllm_cpu", "fp32", SMOLLM2, "vllm", home="vllm", settings=f"float32, compiled, {VLLM}"),
+    Answerer("vLLM, eager", "vllm_cpu", "fp32-eager", SMOLLM2, "vllm", home="vllm", settings=f"float32, {VLLM}"),
+    Answerer("vLLM bf16", "vllm_cpu", "bf16", SMOLLM2, "vllm", False, home="vllm", settings=f"compiled, {VLLM}"),
+    Answerer("vLLM bf16, eager", "vllm_cpu", "bf16-eager", SMOLLM2, "vllm", False, home="vllm", settings=VLLM),
     *(llama_cpp("F32", slots) for slots in (1, 8, 16, 32)),
     *(llama_cpp("Q4", slots) for slots in (1, 8, 16, 32)),
 )  # fmt: skip

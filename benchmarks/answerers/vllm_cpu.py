@@ -2,8 +2,9 @@
 
 ``fp32`` computes throughout in float32; ``bf16`` in what the processor has units for, which is not exact. Set for
 speed: all in one process, whose threads may use every core (a process for the model would leave one core of two to the
-scheduler); Intel's OpenMP loaded first, as its documentation advises (it comes with the package); layers compiled;
-pages of 32 tokens instead of 128, so that prompts share the whole pages of what they begin with in common.
+scheduler); Intel's OpenMP loaded first, as its documentation advises (it comes with the package); layers compiled,
+which takes minutes once, or not (``-eager``); pages of 32 tokens instead of 128, so that prompts share the whole pages
+of what they begin with in common.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ PAGE = 32  # tokens; its kernels want multiples of 32
 
 
 def main(job: Questions, variant: str, tell: Tell) -> None:
-    """Answer with ``variant``: the type that is computed in."""
+    """Answer with ``variant``: the type that is computed in, and ``-eager`` without compiling."""
     os.environ.update(
         VLLM_CPU_KVCACHE_SPACE=str(CACHE_GIB),
         VLLM_ENABLE_V1_MULTIPROCESSING="0",
@@ -29,14 +30,16 @@ def main(job: Questions, variant: str, tell: Tell) -> None:
     )
     import vllm
 
+    kind, _, eager = variant.partition("-")
     longest = max(map(len, job.prompts)) + job.max_new_tokens
     model = vllm.LLM(
         str(job.folder),
-        dtype={"fp32": "float32", "bf16": "bfloat16"}[variant],
+        dtype={"fp32": "float32", "bf16": "bfloat16"}[kind],
         max_model_len=longest + 1,
         max_num_seqs=min(len(job.prompts), 128),
         block_size=PAGE,
         enable_prefix_caching=True,
+        enforce_eager=bool(eager),
     )
     tell.loaded()
 

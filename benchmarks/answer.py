@@ -1,4 +1,4 @@
-"""Answering side by side: instil, the book's own code, transformers and llama.cpp on the same prompts and weights.
+"""Answering side by side: instil, the book's own code, transformers, vLLM and llama.cpp, same prompts and weights.
 
 ``make bench-answer``, or ``python -m benchmarks.answer --help``. Each answerer runs in a process of its own, all of
 them in turn, for several rounds; ratios are taken within a round and their median is reported. Answers that are to be
@@ -8,7 +8,6 @@ the same, because both sides compute in float32, are counted token by token. Res
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import statistics
@@ -24,8 +23,10 @@ from typing import Any
 
 from benchmarks.answerers import ANSWERERS, Answerer
 from benchmarks.contenders.track import MARK
+from benchmarks.environments import ROOT, python_of
 from benchmarks.machine import hardware, slug
-from benchmarks.train import ROOT, module, say
+from benchmarks.table import set_to
+from benchmarks.train import module, say
 
 STARTER = "starter"
 
@@ -119,7 +120,7 @@ def answerers(case: str, asked: argparse.Namespace) -> list[Answerer]:
         if CASES[case].model in one.models
         and (not asked.answerers or one.name in asked.answerers)
         and not (asked.folder and one.module == "llama")
-        and importlib.util.find_spec(one.needs)
+        and one.there
     ]
 
 
@@ -137,7 +138,7 @@ def prepare(name: str, asked: argparse.Namespace) -> tuple[Path, int]:
 
 def run(one: Answerer, job: Path, count: int, number: int, asked: argparse.Namespace) -> Said:
     """One answerer, one round; ended when its time is up."""
-    command = [sys.executable, "-m", f"benchmarks.answerers.{one.module}", str(job), str(count), one.variant]
+    command = [str(python_of(one.home)), "-m", f"benchmarks.answerers.{one.module}", str(job), str(count), one.variant]
     found = Said(one.name, number)
     with (asked.work / f"answerer-{one.module}-{one.variant or 'only'}.log").open("w+", encoding="utf-8") as errors:
         started = time.monotonic()
@@ -235,6 +236,7 @@ def report(told: dict[str, list[Said]], load: float, asked: argparse.Namespace) 
         "hardware": machine,
         "load_before": round(load, 2),
         "settings": settings,
+        "not_installed": (absent := [one.name for one in ANSWERERS if not one.there]),
         "cases": {},
     }
     text = [
@@ -245,6 +247,7 @@ def report(told: dict[str, list[Said]], load: float, asked: argparse.Namespace) 
         f"- greedy, {asked.rounds} rounds, medians; ratios taken within a round; rows of `{settings['data']}`"
         + (f", model `{settings['folder']}`" if settings["folder"] else ""),
         "- loaded: from the start of the process; first token: of one prompt alone, after that",
+        *([f"- not installed, so left out: {', '.join(absent)}"] if absent else []),
     ]
     bad = False
     for name, said in told.items():
@@ -253,6 +256,7 @@ def report(told: dict[str, list[Said]], load: float, asked: argparse.Namespace) 
         stored["cases"][name] = {"rows": rows, "ends": {one.name: one.end for one in said}}
         text += ["", f"## {name}", "", table(rows)]
         text += [f"- {row['answerer']}: {failure}" for row in rows for failure in row["failures"]]
+        text += ["", *set_to(answerers(name, asked))]
     base = f"{stored['date']}-answer-{slug(machine)}{'-tiny' if asked.tiny else ''}{'-tuned' if asked.folder else ''}"
     asked.out.mkdir(parents=True, exist_ok=True)
     for ending, content in ((".json", json.dumps(stored, indent=1, default=str)), (".md", "\n".join(text))):

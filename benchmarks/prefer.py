@@ -8,7 +8,6 @@ log-probabilities included; and the steps alone, the first few not counted.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -19,10 +18,11 @@ from statistics import median
 from typing import Any
 
 from benchmarks.contenders import Contender
+from benchmarks.environments import ROOT
 from benchmarks.inputs import build_model
 from benchmarks.machine import hardware, slug
 from benchmarks.table import DIGITS, Session
-from benchmarks.train import ROOT, run, say
+from benchmarks.train import run, say
 from instil.data.sources import read_source
 from instil.data.templates import template_named
 from instil.data.tokenizers import load_tokenizer
@@ -165,11 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.work.mkdir(parents=True, exist_ok=True)
     asked.models = ["gpt2"] if asked.tiny else asked.models
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    chosen = [
-        one
-        for one in CONTENDERS
-        if (not asked.contenders or one.name in asked.contenders) and importlib.util.find_spec(one.needs)
-    ]
+    chosen = [one for one in CONTENDERS if (not asked.contenders or one.name in asked.contenders) and one.there]
     machine, date = hardware(), datetime.now(UTC).date().isoformat()
     text = [
         f"# Preference tuning side by side, {date}",

@@ -12,6 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import is_common
+
+NOT = "not measured"
+
 # Rows: what is compared with, and the cells for training and answering, with "case/contender" in braces.
 BOOK, TRL, PEFT, HF = "the book's code", "TRL, tuned", "TRL with PEFT, tuned", "transformers, batches of 22"
 TABLE: tuple[tuple[str, str, str], ...] = (
@@ -40,9 +44,28 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("LitGPT 0.5 (SmolLM2-135M)", "{smollm2-all smollm2-response/LitGPT}; equal losses", ""),
     (
+        "Unsloth 2026.10 on the processor (SmolLM2-135M): float32; all in bfloat16, beside ours in it; LoRA so",
+        "{smollm2-all smollm2-response/Unsloth, float32}, equal losses; "
+        "{least smollm2-response/Unsloth/Unsloth, compiled}; "
+        "{least smollm2-response/Unsloth, LoRA/Unsloth, LoRA, compiled}",
+        "",
+    ),
+    (
+        "rows with 600 common and 50 own tokens (SmolLM2-135M): TRL tuned, Unsloth float32, LitGPT",
+        "{prefix-smollm2-response/TRL, tuned}, {prefix-smollm2-response/Unsloth, float32}, "
+        "{prefix-smollm2-response/LitGPT}; equal losses",
+        "",
+    ),
+    (
         "transformers 5.23, batches of 22 (SmolLM2-135M)",
         "",
         f"{{smollm2/{HF}}}, to the end tokens {{smollm2-end/{HF}}}; the same tokens",
+    ),
+    ("the same, continuous batching", "", "{best smollm2/transformers, continuous}; the same tokens"),
+    (
+        "vLLM 0.32, built for a CPU (SmolLM2-135M): float32, bfloat16",
+        "",
+        "{least smollm2/vLLM/vLLM, eager}; the same tokens, {least smollm2/vLLM bf16/vLLM bf16, eager}",
     ),
     (
         "llama.cpp (SmolLM2-135M): F32 one at a time, best slots",
@@ -65,6 +88,9 @@ def collected(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
         processors.add(_processor(told["hardware"]))
         dates.add(told["date"])
         cases = {f"dpo-{name}": one for name, one in told.get("models", {}).items()} or told["cases"]
+        data = str(told.get("settings", {}).get("data", ""))
+        if is_common(data):  # rows of another kind under the same names of cases
+            cases = {f"{data.partition(':')[0]}-{name}": one for name, one in cases.items()}
         for case, one in cases.items():
             for row in one["rows"]:
                 if (ratio := _ratio(row)) is not None:
@@ -82,7 +108,7 @@ def collected(files: Sequence[Path]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def speed_table(values: Mapping[str, Sequence[Mapping[str, float]]], where: str) -> str:
-    """The table of README."""
+    """The table of README; a row of which nothing has been measured is left out."""
     lines = [
         "The same rows, batches and weights, medians of rounds, beside instil with the same mathematics",
         f"({where}); the files in [benchmarks/results](benchmarks/results/README.md) have all",
@@ -93,6 +119,8 @@ def speed_table(values: Mapping[str, Sequence[Mapping[str, float]]], where: str)
     ]
     for name, *cells in TABLE:
         training, answering = (re.sub(r"\{([^}]*)\}", lambda match: _cell(match[1], values), cell) for cell in cells)
+        if all(_cell(wanted, values) == NOT for cell in cells for wanted in re.findall(r"\{([^}]*)\}", cell)):
+            continue
         lines.append(f"| {name} | {training} | {answering} |".replace("|  |", "| |"))
     return "\n".join(lines)
 
@@ -106,7 +134,10 @@ def _ratio(row: Mapping[str, Any]) -> float | None:
 
 
 def _cell(wanted: str, values: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """A ratio or its range over cases and files; of ``best`` the least of all that begin so; of ``memory`` a share."""
+    """A ratio or its range over cases and files.
+
+    Of ``best`` the least of all that begin so, of ``least`` that of those that are named, of ``memory`` a share.
+    """
     kind, _, rest = wanted.partition(" ")
     if kind == "memory":
         case, ours, theirs = rest.split("/")
@@ -117,6 +148,10 @@ def _cell(wanted: str, values: Mapping[str, Sequence[Mapping[str, float]]]) -> s
             )
         ]
         return _range([100 * share for share in shares], 0) + " %"
+    if kind == "least":
+        case, *names = rest.split("/")
+        measured = [min(row["ratio"] for row in rows) for name in names if (rows := _of(f"{case}/{name}", values))]
+        return _range([min(measured)] if measured else [])
     if kind == "best":
         ratios = [row["ratio"] for key, rows in values.items() if key.startswith(rest) for row in rows]
         return _range([min(ratios)] if ratios else [])
@@ -136,7 +171,7 @@ def _range(found: Iterable[float], digits: int = 1) -> str:
     """
     shown = [f"{value:.{0 if value >= 20 else digits}f}" for value in sorted(found)]
     if not shown:
-        return "not measured"
+        return NOT
     return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
 
 

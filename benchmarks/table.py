@@ -195,6 +195,20 @@ def loss_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def set_to(taken: Sequence[Any]) -> list[str]:
+    """What each of those that are compared was set to, in words; those of one setting together.
+
+    >>> from benchmarks.contenders import CONTENDERS
+    >>> set_to([one for one in CONTENDERS if one.module == "lit" or one.ours])
+    ['- LitGPT: float32, its chunked loss']
+    """
+    by_settings: dict[str, list[str]] = {}
+    for one in taken:
+        if one.settings:
+            by_settings.setdefault(one.settings, []).append(one.name)
+    return [f"- {'; '.join(names)}: {settings}" for settings, names in by_settings.items()]
+
+
 def _cell(value: Any) -> str:
     """A value in a table.
 

@@ -1,4 +1,4 @@
-"""Training side by side: instil, the book's own code, TRL and LitGPT on the same rows, batches and weights.
+"""Training side by side: instil, the book's own code, TRL, Unsloth and LitGPT on the same rows, batches and weights.
 
 ``make bench-train``, or ``python -m benchmarks.train --help``. Each contender runs in a process of its own, all of
 them in turn, for several rounds; the first steps of a round are not counted. Ratios are taken within a round and
@@ -8,9 +8,9 @@ their median is reported. Results go to ``benchmarks/results/`` as JSON and as a
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -22,11 +22,11 @@ from typing import Any
 
 from benchmarks.contenders import CONTENDERS, Contender
 from benchmarks.contenders.track import MARK
+from benchmarks.environments import ROOT, python_of
 from benchmarks.floor import Work
 from benchmarks.machine import hardware, slug
-from benchmarks.table import Session, efficiency, loss_table, markdown, summary, unequal_losses
+from benchmarks.table import Session, efficiency, loss_table, markdown, set_to, summary, unequal_losses
 
-ROOT = Path(__file__).parents[1]
 CASES = ("gpt2-all", "gpt2-response", "smollm2-all", "smollm2-response")
 BUSY = 0.5  # load average above which a warning is given
 
@@ -98,13 +98,13 @@ def contenders(case: str, asked: argparse.Namespace) -> list[Contender]:
         if model in one.models
         and (not asked.ours or one.ours)
         and (not asked.contenders or one.name in asked.contenders)
-        and importlib.util.find_spec(one.needs)
+        and one.there
     ]
 
 
 def absent(asked: argparse.Namespace) -> list[str]:
     """Those left out because their package is not installed."""
-    return [] if asked.ours else [one.name for one in CONTENDERS if not importlib.util.find_spec(one.needs)]
+    return [] if asked.ours else [one.name for one in CONTENDERS if not one.there]
 
 
 def prepare(case: str, asked: argparse.Namespace) -> Path:
@@ -151,7 +151,7 @@ def run(contender: Contender, job: Path, number: int, asked: argparse.Namespace)
     """One contender, one round; ended when its time is up, with the steps it made by then."""
     steps = min(asked.steps, asked.slow_steps) if contender.slow else asked.steps
     limit = asked.slow_limit if contender.slow else asked.limit
-    command = [sys.executable, "-m", f"benchmarks.contenders.{contender.module}", str(job), str(steps)]
+    command = [str(python_of(contender.home)), "-m", f"benchmarks.contenders.{contender.module}", str(job), str(steps)]
     told: list[dict[str, Any]] = []
     log = asked.work / f"{contender.module}-{contender.variant or 'only'}.log"
     with log.open("w+", encoding="utf-8") as errors:
@@ -221,7 +221,9 @@ def report(
         said = "Losses that must be equal are, to four digits." if not wrong else "LOSSES DIFFER: " + "; ".join(wrong)
         failed = [f"- {row['contender']}: {failure}" for row in rows for failure in row["failures"]]
         text += ["", f"## {case}", "", markdown(rows), "", _reached(reached), "", said, "", loss_table(rows), *failed]
-    name = f"{stored['date']}-{slug(machine)}{'-tiny' if asked.tiny else ''}"
+        text += ["", *set_to(taken)]
+    rows_of = "" if data == "starter" else "-" + re.sub(r"[^A-Za-z0-9]+", "-", Path(data).stem)
+    name = f"{stored['date']}-{slug(machine)}{rows_of}{'-tiny' if asked.tiny else ''}"
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / f"{name}.json").write_text(_without_paths(json.dumps(stored, indent=1)) + "\n", encoding="utf-8")
     (asked.out / f"{name}.md").write_text(_without_paths("\n".join(text)) + "\n", encoding="utf-8")

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.environments import installed
+
 
 @dataclass(frozen=True, slots=True)
 class Answerer:
     """One way to answer.
 
     ``exact``: float32 throughout, so that greedy answers are to be those of instil. ``share``: answers only so much of
-    the prompts, being slow; what it takes for each answer counts.
+    the prompts, being slow; what it takes for each answer counts. ``needs`` is the package without which it cannot run,
+    ``home`` the environment that has it (see `benchmarks.environments`). ``settings`` names what it was set to.
     """
 
     name: str
@@ -24,6 +27,13 @@ class Answerer:
     needs: str
     exact: bool = True
     share: float = 1.0
+    home: str = ""
+    settings: str = ""
+
+    @property
+    def there(self) -> bool:
+        """Whether what it needs is installed."""
+        return installed(self.needs, self.home)
 
     @property
     def ours(self) -> bool:
@@ -32,6 +42,17 @@ class Answerer:
 
 
 SMOLLM2 = ("smollm2",)
+CONTINUOUS = "float32, SDPA, pages of 16 tokens, 512 tokens a pass, shared beginnings"
+VLLM = "one process, Intel's OpenMP, pages of 32 tokens, shared beginnings"
+
+
+def llama_cpp(kind: str, slots: int) -> Answerer:
+    """llama.cpp with a file of that type and so many slots."""
+    name = f"llama.cpp {kind}, " + ("one at a time" if slots == 1 else f"{slots} slots")
+    settings = "a thread for each core, continuous batching, its prompt cache"
+    return Answerer(name, "llama", f"{kind}-{slots}", SMOLLM2, "xllamacpp", exact=kind == "F32", settings=settings)
+
+
 ANSWERERS = (
     Answerer("instil", "ours", "", ("gpt2", "smollm2"), "instil"),
     Answerer("instil, one at a time", "ours", "alone", SMOLLM2, "instil", share=0.3),
@@ -40,12 +61,19 @@ ANSWERERS = (
     Answerer("instil int8", "ours", "int8-all", SMOLLM2, "instil", exact=False),
     Answerer("instil bf16", "ours", "bf16-all", SMOLLM2, "instil", exact=False),
     Answerer("the book's generate", "book", "plain", ("gpt2",), "llms_from_scratch", share=0.1),
-    Answerer("transformers, batches of 22", "hf", "22", SMOLLM2, "transformers"),
-    Answerer("transformers, one at a time", "hf", "1", SMOLLM2, "transformers", share=0.2),
-    Answerer("llama.cpp F32, one at a time", "llama", "F32-1", SMOLLM2, "xllamacpp"),
-    Answerer("llama.cpp F32, 8 slots", "llama", "F32-8", SMOLLM2, "xllamacpp"),
-    Answerer("llama.cpp F32, 16 slots", "llama", "F32-16", SMOLLM2, "xllamacpp"),
-    Answerer("llama.cpp Q4, one at a time", "llama", "Q4-1", SMOLLM2, "xllamacpp", exact=False),
-    Answerer("llama.cpp Q4, 8 slots", "llama", "Q4-8", SMOLLM2, "xllamacpp", exact=False),
-    Answerer("llama.cpp Q4, 16 slots", "llama", "Q4-16", SMOLLM2, "xllamacpp", exact=False),
-)
+    Answerer("transformers, batches of 22", "hf", "22", SMOLLM2, "transformers", settings="float32, SDPA"),
+    Answerer("transformers, one at a time", "hf", "1", SMOLLM2, "transformers", share=0.2, settings="float32, SDPA"),
+    *(
+        Answerer(
+            f"transformers, continuous, {side}", "hf_continuous", str(side), SMOLLM2, "transformers",
+            settings=CONTINUOUS,
+        )
+        for side in (8, 22)
+    ),
+    Answerer("vLLM", "vllm_cpu", "fp32", SMOLLM2, "vllm", home="vllm", settings=f"float32, compiled, {VLLM}"),
+    Answerer("vLLM, eager", "vllm_cpu", "fp32-eager", SMOLLM2, "vllm", home="vllm", settings=f"float32, {VLLM}"),
+    Answerer("vLLM bf16", "vllm_cpu", "bf16", SMOLLM2, "vllm", False, home="vllm", settings=f"compiled, {VLLM}"),
+    Answerer("vLLM bf16, eager", "vllm_cpu", "bf16-eager", SMOLLM2, "vllm", False, home="vllm", settings=VLLM),
+    *(llama_cpp("F32", slots) for slots in (1, 8, 16, 32)),
+    *(llama_cpp("Q4", slots) for slots in (1, 8, 16, 32)),
+)  # fmt: skip

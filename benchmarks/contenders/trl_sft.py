@@ -53,6 +53,23 @@ def labels(ids: list[int], trained: list[bool]) -> list[int]:
 
 def main(job: Job, variant: str, track: Track) -> None:
     """Train."""
+    import transformers
+    import trl
+
+    adapters = {}
+    if variant == "lora":  # on every linear layer but the head, as ours
+        import peft
+
+        adapters = {"peft_config": peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(job.folder))
+    config = trl.SFTConfig(**settings(job, variant))
+    train(job, track, model=str(job.folder), args=config, processing_class=tokenizer, **adapters)
+    told = {name: str(getattr(config, name)) for name in ("bf16", "gradient_checkpointing", "optim", "max_grad_norm")}
+    track.end(trl=trl.__version__, transformers=transformers.__version__, **told)
+
+
+def train(job: Job, track: Track, **given: Any) -> None:
+    """Train the job's rows with the trainer that `trl` has by now, and tell of every step."""
     import datasets
     import transformers
     import trl
@@ -75,23 +92,7 @@ def main(job: Job, variant: str, track: Track) -> None:
             track.step(losses[-1])
 
     rows = [{"input_ids": ids, "labels": labels(ids, trained)} for step in job.steps for ids, trained in step]
-    config = trl.SFTConfig(**settings(job, variant))
-    adapters = {}
-    if variant == "lora":  # on every linear layer but the head, as ours
-        import peft
-
-        adapters = {"peft_config": peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear")}
-    trainer = Trainer(
-        model=str(job.folder),
-        args=config,
-        train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=transformers.AutoTokenizer.from_pretrained(str(job.folder)),
-        callbacks=[Steps()],
-        **adapters,
-    )
-    trainer.train()
-    told = {name: str(getattr(config, name)) for name in ("bf16", "gradient_checkpointing", "optim", "max_grad_norm")}
-    track.end(trl=trl.__version__, transformers=transformers.__version__, **told)
+    Trainer(train_dataset=datasets.Dataset.from_list(rows), callbacks=[Steps()], **given).train()
 
 
 if __name__ == "__main__":

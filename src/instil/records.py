@@ -5,7 +5,7 @@ A JSON object becomes an `Example` (or a `Pair` of answers to one), a template a
 that a `Verdict`. What was written to a file comes back by `record_of`, which says what is wrong with another shape.
 
 Shape suffixes: B rows of a batch · T positions of a row · N tokens to compute (all rows, flat) ·
-S supervised predictions.
+S supervised predictions · K ids that may stand at a place.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from instil.layouts import Grid, Layout
 from instil.machine import sent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 
@@ -180,7 +184,8 @@ class Encoded:
     ``prompt_length`` is the number of ids that come before the response. ``weights`` says how often each target counts
     in the loss, where not all of them count once; it is empty else. ``straddling`` is the number of ids that are not
     trained on because they lie across the border of what is, and ``left_out`` that of earlier answers that are only
-    read because their template writes them otherwise where they are the last.
+    read because their template writes them otherwise where they are the last. ``soft`` has for each target what might
+    stand there instead of the one id.
     """
 
     ids: tuple[int, ...]
@@ -190,6 +195,7 @@ class Encoded:
     weights: tuple[float, ...] = ()
     straddling: int = 0
     left_out: int = 0
+    soft: SoftTargets | None = None
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.trained) or len(self.weights) not in (0, len(self.ids)):
@@ -201,6 +207,39 @@ class Encoded:
     def counts(self) -> tuple[float, ...] | tuple[bool, ...]:
         """How often each id counts as a target: 0 or no where it is none."""
         return self.weights or self.trained
+
+    def targets_at(self, position: int) -> Iterable[tuple[int, float]]:
+        """What is to be predicted at a position, where there is a target, each with how often it counts.
+
+        >>> list(Encoded((5, 6, 7), (False, True, True)).targets_at(1))
+        [(6, True)]
+        """
+        if self.soft is None:
+            return ((self.ids[position], self.counts[position]),)
+        ids_K, shares_K = self.soft.ids_TK[position - 1], self.soft.shares_TK[position - 1]
+        return zip(ids_K.tolist(), (shares_K * self.counts[position]).tolist(), strict=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SoftTargets:
+    """A teacher's likeliest ids at each place of a row but its first, and their shares (Hinton et al., 2015).
+
+    Attributes:
+        ids_TK: [T, K].
+        shares_TK: the same shape; those of a place add up to one.
+    """
+
+    ids_TK: NDArray[np.int32]
+    shares_TK: NDArray[np.float32]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SoftTargets) and self._bytes() == other._bytes()
+
+    def __hash__(self) -> int:
+        return hash(self._bytes())
+
+    def _bytes(self) -> tuple[tuple[int, ...], bytes, bytes]:
+        return self.ids_TK.shape, self.ids_TK.tobytes(), self.shares_TK.tobytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import instil
+from instil.data.collate import collate, collate_shared
 from instil.data.subset import Joined, Lazy
 from instil.errors import SettingsError
 from instil.generate.sampling import Sampling
+from instil.model.decoder import batch_of_ids
 from instil.model.load import load_decoder
 from instil.recipes.plan.plan import plan
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks import rehearsal
 from instil.tasks.prepare import load, prepare
-from instil.tasks.rehearsal import rehearsed, written
+from instil.tasks.rehearsal import LIKELIEST, rehearsed, soft_of, thought, written
 from instil.tasks.task import Prepared
 from instil.tasks.tune import tune
 from instil.train import training
+from instil.train.losses import nll_sum
 from instil.train.ranks import Ranks
 from tests.conftest import rows
 
@@ -65,6 +71,41 @@ def test_texts_are_of_the_model_s_own_distribution(tiny_folder: Path, monkeypatc
     assert len({each.seed for each in given}) == 12  # six with each seed
 
 
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_where_the_model_begins_nothing_is_to_be_learnt_of_them(
+    tiny_folder: Path, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it thinks is what it is to think: the gradient is that of nothing, and of the drawn ids it is not."""
+    monkeypatch.setattr(rehearsal, "LIKELIEST", 10**6)
+    one = prepared(tiny_folder)
+    decoder = load(one).double()
+    texts = rehearsed(one, decoder, QUIET).rehearsal
+    sizes = []
+    for rows_ in (texts, [replace(text, soft=None) for text in texts]):
+        decoder.zero_grad()
+        batch = collate(rows_, 0) if layout == "padded" else collate_shared(rows_)
+        assert batch.trained_tokens == pytest.approx(sum(len(text.ids) - 1 for text in texts))
+        (nll_sum(decoder, batch) / batch.trained_tokens).backward()
+        sizes.append(math.sqrt(sum(float(p.grad.square().sum()) for p in decoder.parameters() if p.grad is not None)))
+    assert sizes[0] < 1e-5 * sizes[1]
+
+
+def test_what_is_kept_of_a_place_are_its_likeliest_ids(tiny_folder: Path) -> None:
+    one = prepared(tiny_folder)
+    decoder = load(one).eval()
+    ids = [one.tokenizer.eos_id, 5, 9, 2]
+    with torch.no_grad():
+        wanted_TV = decoder.logits(decoder(batch_of_ids(torch.tensor([ids])))).softmax(-1)[:-1]
+    soft = soft_of(thought(decoder, ids))
+    assert soft.ids_TK.shape == soft.shares_TK.shape == (3, LIKELIEST)
+    for ids_K, shares_K, wanted_V in zip(soft.ids_TK, soft.shares_TK, wanted_TV, strict=True):
+        best = wanted_V.topk(LIKELIEST)
+        assert ids_K.tolist() == best.indices.tolist()
+        assert shares_K == pytest.approx((best.values / best.values.sum()).numpy(), rel=1e-5)
+    assert soft == soft_of(thought(decoder, ids))
+    assert soft != soft_of(thought(decoder, [*ids[:2], 3, 2]))
+
+
 def test_so_many_for_each_row_and_all_of_each_is_learnt(tiny_folder: Path) -> None:
     before = prepared(tiny_folder)
     decoder = load(before)
@@ -90,6 +131,7 @@ def test_what_is_learnt_is_what_was_written(tiny_folder: Path, monkeypatch: pyte
     ids = [list(text.ids) for text in ready.rehearsal]
     model = load_decoder(tiny_folder).eval()
     assert ids == written(model, range(9), one.tokenizer, 64, 123, QUIET)
+    assert [text.soft for text in ready.rehearsal] == [soft_of(thought(model, one)) for one in ids]
     monkeypatch.setattr(rehearsal, "written", lambda *args: pytest.fail("no texts were asked for"))
     none = prepare(rows(40), tiny_folder, resolve(assignments=["data.template=plain"]))
     assert none.task.ready(none, decoder, QUIET).rehearsal == ()
@@ -148,7 +190,7 @@ def test_where_there_is_no_place_for_them_it_is_said_before(settings: list[str],
 def test_all_processes_take_the_texts_of_the_first(tiny_folder: Path) -> None:
     class Second(Ranks):
         def agree(self, value: Any) -> Any:
-            return [[7, 8, 9]] * len(value)
+            return [([7, 8, 9], value[0][1])] * len(value)
 
     one = prepared(tiny_folder)
     assert {text.ids for text in rehearsed(one, load(one), QUIET, ranks=Second()).rehearsal} == {(7, 8, 9)}
@@ -159,10 +201,11 @@ def test_what_another_process_has_kept_is_not_written_again(tiny_folder: Path, m
 
     class First(Ranks):
         def gather(self, value: Any) -> Any:
-            return [value, [[7, 8, 9]] * 9]
+            return [value, [([7, 8, 9], said)] * 9]
 
     monkeypatch.setattr(rehearsal, "written", lambda *args: pytest.fail("written again"))
     one = prepared(tiny_folder)
+    said = thought(load(one), [7, 8, 9])
     assert {text.ids for text in rehearsed(one, load(one), QUIET, ranks=First()).rehearsal} == {(7, 8, 9)}
 
 

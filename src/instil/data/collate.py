@@ -57,9 +57,10 @@ def collate(rows: Sequence[Encoded | Sequence[int]], pad_id: int = GPT2_END, max
         row_of.extend((*(index,) * count, *(-1,) * padding))
         for position in range(count):
             if counts[position + 1]:
-                at.append(index * length + position)
-                targets.append(row.ids[position + 1])
-                weights.append(counts[position + 1])
+                for target, weight in row.targets_at(position + 1):
+                    at.append(index * length + position)
+                    targets.append(target)
+                    weights.append(weight)
     return Batch(
         ids_N=torch.tensor(ids),
         positions_N=torch.arange(length).repeat(len(encoded)),
@@ -96,13 +97,14 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
     known: dict[tuple[int, int], int] = {}
     weights: list[float] = []
     for row, count, places in zip(rows, kept, flat.places, strict=True):
-        counts, ids = row.counts, row.ids
+        counts = row.counts
         for position in range(count):
             if counts[position + 1]:
-                found = known.setdefault((places[position], ids[position + 1]), len(weights))
-                if found == len(weights):
-                    weights.append(0)
-                weights[found] += counts[position + 1]
+                for target, weight in row.targets_at(position + 1):
+                    found = known.setdefault((places[position], target), len(weights))
+                    if found == len(weights):
+                        weights.append(0)
+                    weights[found] += weight
     return Batch(
         ids_N=torch.tensor(flat.ids),
         positions_N=torch.tensor(flat.positions),

@@ -2,29 +2,40 @@
 
 What a model is not shown while it is tuned, it loses. Showing it general texts helps (Robins 1995, "Catastrophic
 forgetting, rehearsal and pseudorehearsal"), and the model itself can write them (Huang et al. 2024, arXiv 2403.01244).
-They are drawn from its own distribution, at a temperature of 1 and with nothing cut off: so their gradient is zero on
-average where the model begins, and pulls it back as it moves away. No data of anybody's are needed.
+They are drawn from its own distribution, at a temperature of 1 and with nothing cut off, and what is learnt of them is
+not the ids that were drawn, but how likely the model held each id at each place (Li and Hoiem 2016, "Learning without
+forgetting"; Hinton et al. 2015): so their gradient is zero where the model begins, and pulls it back as it moves away.
+The ids alone would have none on average, too, but over some epochs they are learnt by heart, by which more is lost than
+without them (docs/log.md). No data of anybody's are needed.
+
+Shape suffixes: T places of a text but the first · K ids that are kept of a place.
 """
 
 from __future__ import annotations
 
+import base64
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
+import torch
 
 from instil.ask.journal import key_of
 from instil.data.tokenizers import Tokenizer
 from instil.errors import SettingsError
 from instil.generate.prompts import generate
 from instil.generate.sampling import Sampling
-from instil.model.decoder import Decoder
+from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.elsewhere import load_elsewhere
-from instil.records import Encoded
+from instil.records import Encoded, SoftTargets
 from instil.screen import Screen
 from instil.tasks.task import Keeps, Prepared
 from instil.train.ranks import ALONE, Ranks
 
 TOKENS = 64  # of a text, at most
+LIKELIEST = 16  # ids of a place whose shares are kept
 AT_ONCE = 64  # texts written side by side
 
 
@@ -59,25 +70,27 @@ def rehearsed(
     the texts among them.
     """
     count, seed = count_of(prepared), prepared.settings.train.seed
-    key = key_of("rehearsal", count, seed, _tokens(prepared))
+    key = key_of("rehearsal", count, seed, _tokens(prepared), LIKELIEST)
     kept = ranks.gather(journal.kept(key) if journal is not None else None)
     texts = next((one for one in kept if one is not None), None)
     if texts is None:
         how = prepared.tokenizer, _tokens(prepared), seed, screen
         if decoder.elsewhere is None:
             training = decoder.training
-            own = written(decoder.eval(), range(count), *how)
+            ids = written(decoder.eval(), range(count), *how)
+            own = [(one, thought(decoder, one)) for one in ids]
             decoder.train(training)
             texts = ranks.agree(own)  # where processes have rounded otherwise, all take the same
         else:
             writer = load_elsewhere(prepared.model_path, vocab_size=prepared.spec.vocab_size, device=decoder.device)
             with ranks.sharding(writer) as parts, ranks.in_step(parts):
-                own = written(parts.eval(), range(ranks.rank, count, ranks.world), *how)
+                ids = written(parts.eval(), range(ranks.rank, count, ranks.world), *how)
+                own = [(one, thought(parts, one)) for one in ids]
             dealt = ranks.gather(own)
             texts = [dealt[at % ranks.world][at // ranks.world] for at in range(count)]
         if journal is not None:
             journal.keep(key, texts)
-    rows = [_text(ids, at, prepared) for at, ids in enumerate(texts)]
+    rows = [_text(ids, at, prepared, soft_of(said)) for at, (ids, said) in enumerate(texts)]
     return replace(prepared, rehearsal=tuple(rows), looked_at=True)
 
 
@@ -99,13 +112,31 @@ def written(
     return [[begin, *one.ids, *([tokenizer.eos_id] if one.finish == "stop" else [])] for one in made]
 
 
+def thought(decoder: Decoder, ids: Sequence[int]) -> str:
+    """How likely the model holds the likeliest ids at each place but the first, as text (`soft_of`)."""
+    with decoder.without_graph():
+        scores_TV = decoder.logits(decoder(batch_of_ids(torch.tensor([list(ids)], device=decoder.device))))[:-1]
+        shares_TK, ids_TK = scores_TV.float().softmax(-1).topk(min(LIKELIEST, scores_TV.shape[1]), -1)
+        shares_TK /= shares_TK.sum(-1, keepdim=True)
+    both = ids_TK.cpu().numpy().astype("<i4"), shares_TK.cpu().numpy().astype("<f4")
+    packed = base64.b64encode(zlib.compress(b"".join(one.tobytes() for one in both))).decode("ascii")
+    return f"{ids_TK.shape[1]} {packed}"
+
+
+def soft_of(said: str) -> SoftTargets:
+    """What `thought` tells."""
+    each, _, packed = said.partition(" ")
+    both_2TK = np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<i4").reshape(2, -1, int(each))
+    return SoftTargets(both_2TK[0], both_2TK[1].view("<f4"))
+
+
 def _tokens(prepared: Prepared) -> int:
     return min(TOKENS, prepared.max_length)
 
 
-def _text(ids: Sequence[int], at: int, prepared: Prepared) -> Encoded:
+def _text(ids: Sequence[int], at: int, prepared: Prepared, soft: SoftTargets | None = None) -> Encoded:
     """A text all of which is trained on; its number is none that a row has."""
-    return Encoded(tuple(ids), (False, *[True] * (len(ids) - 1)), row=_after(prepared) + at)
+    return Encoded(tuple(ids), (False, *[True] * (len(ids) - 1)), row=_after(prepared) + at, soft=soft)
 
 
 def _after(prepared: Prepared) -> int:

@@ -111,7 +111,7 @@ class TokenStore(Lazy[Encoded]):
             row=int(batch.row[inside]),
             straddling=int(self.columns["straddling"][number]),
             left_out=int(self.columns["left_out"][number]),
-            **({"weights": tuple(weights)} if weights else {}),
+            weights=tuple(weights or ()),
         )
 
     @property

@@ -24,7 +24,7 @@ from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks import rehearsal
 from instil.tasks.prepare import load, prepare
-from instil.tasks.rehearsal import LIKELIEST, rehearsed, soft_of, thought, written
+from instil.tasks.rehearsal import LIKELIEST, OTHERS, rehearsed, soft_of, thought, written
 from instil.tasks.task import Prepared
 from instil.tasks.tune import tune
 from instil.train import training
@@ -96,14 +96,33 @@ def test_what_is_kept_of_a_place_are_its_likeliest_ids(tiny_folder: Path) -> Non
     ids = [one.tokenizer.eos_id, 5, 9, 2]
     with torch.no_grad():
         wanted_TV = decoder.logits(decoder(batch_of_ids(torch.tensor([ids])))).softmax(-1)[:-1]
-    soft = soft_of(thought(decoder, ids))
-    assert soft.ids_TK.shape == soft.shares_TK.shape == (3, LIKELIEST)
+    soft = soft_of(thought(decoder, ids, 1))
+    assert soft.ids_TK.shape == soft.shares_TK.shape == (3, LIKELIEST + OTHERS)
     for ids_K, shares_K, wanted_V in zip(soft.ids_TK, soft.shares_TK, wanted_TV, strict=True):
         best = wanted_V.topk(LIKELIEST)
-        assert ids_K.tolist() == best.indices.tolist()
-        assert shares_K == pytest.approx((best.values / best.values.sum()).numpy(), rel=1e-5)
-    assert soft == soft_of(thought(decoder, ids))
-    assert soft != soft_of(thought(decoder, [*ids[:2], 3, 2]))
+        assert ids_K[:LIKELIEST].tolist() == best.indices.tolist()
+        assert shares_K[:LIKELIEST] == pytest.approx(best.values.numpy(), rel=1e-5)
+        assert not set(ids_K[LIKELIEST:].tolist()) & set(best.indices.tolist())
+        assert shares_K[LIKELIEST:] == pytest.approx(float(1 - best.values.sum()) / OTHERS, rel=1e-4)
+    assert soft == soft_of(thought(decoder, ids, 1))
+    assert soft != soft_of(thought(decoder, ids, 2))
+    assert soft != soft_of(thought(decoder, [*ids[:2], 3, 2], 1))
+
+
+def test_the_others_stand_for_all_others(tiny_folder: Path) -> None:
+    """Over many draws each id has the share that the model gives it, so that nothing is learnt of them on average."""
+    one = prepared(tiny_folder)
+    decoder = load(one).eval()
+    ids = [one.tokenizer.eos_id, 5]
+    with torch.no_grad():
+        wanted_V = decoder.logits(decoder(batch_of_ids(torch.tensor([ids])))).softmax(-1)[0]
+    mean_V = torch.zeros_like(wanted_V)
+    for seed in range(400):
+        soft = soft_of(thought(decoder, ids, seed))
+        mean_V.index_add_(0, torch.tensor(soft.ids_TK[0]), torch.tensor(soft.shares_TK[0]) / 400)
+    assert float(mean_V.sum()) == pytest.approx(1, rel=1e-5)
+    for tenth in wanted_V.argsort().chunk(10):  # of the vocabulary, from unlikely to likely
+        assert float(mean_V[tenth].sum()) == pytest.approx(float(wanted_V[tenth].sum()), rel=0.15)
 
 
 def test_so_many_for_each_row_and_all_of_each_is_learnt(tiny_folder: Path) -> None:
@@ -131,7 +150,8 @@ def test_what_is_learnt_is_what_was_written(tiny_folder: Path, monkeypatch: pyte
     ids = [list(text.ids) for text in ready.rehearsal]
     model = load_decoder(tiny_folder).eval()
     assert ids == written(model, range(9), one.tokenizer, 64, 123, QUIET)
-    assert [text.soft for text in ready.rehearsal] == [soft_of(thought(model, one)) for one in ids]
+    thoughts = [thought(model, one, 123 * 1_000_003 + at) for at, one in enumerate(ids)]
+    assert [text.soft for text in ready.rehearsal] == [soft_of(one) for one in thoughts]
     monkeypatch.setattr(rehearsal, "written", lambda *args: pytest.fail("no texts were asked for"))
     none = prepare(rows(40), tiny_folder, resolve(assignments=["data.template=plain"]))
     assert none.task.ready(none, decoder, QUIET).rehearsal == ()
@@ -205,7 +225,7 @@ def test_what_another_process_has_kept_is_not_written_again(tiny_folder: Path, m
 
     monkeypatch.setattr(rehearsal, "written", lambda *args: pytest.fail("written again"))
     one = prepared(tiny_folder)
-    said = thought(load(one), [7, 8, 9])
+    said = thought(load(one), [7, 8, 9], 1)
     assert {text.ids for text in rehearsed(one, load(one), QUIET, ranks=First()).rehearsal} == {(7, 8, 9)}
 
 

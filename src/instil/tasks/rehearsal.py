@@ -8,7 +8,7 @@ forgetting"; Hinton et al. 2015): so their gradient is zero where the model begi
 The ids alone would have none on average, too, but over some epochs they are learnt by heart, by which more is lost than
 without them (docs/log.md). No data of anybody's are needed.
 
-Shape suffixes: T places of a text but the first · K ids that are kept of a place.
+Shape suffixes: T places of a text but the first · V vocabulary · K ids that are kept of a place, of which M are drawn.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from instil.tasks.task import Keeps, Prepared
 from instil.train.ranks import ALONE, Ranks
 
 TOKENS = 64  # of a text, at most
-LIKELIEST = 16  # ids of a place whose shares are kept
+LIKELIEST, OTHERS = 16, 16  # ids of a place whose shares are kept, and those that stand for all others
 AT_ONCE = 64  # texts written side by side
 
 
@@ -70,22 +70,20 @@ def rehearsed(
     the texts among them.
     """
     count, seed = count_of(prepared), prepared.settings.train.seed
-    key = key_of("rehearsal", count, seed, _tokens(prepared), LIKELIEST)
+    key = key_of("rehearsal", count, seed, _tokens(prepared), LIKELIEST, OTHERS)
     kept = ranks.gather(journal.kept(key) if journal is not None else None)
     texts = next((one for one in kept if one is not None), None)
     if texts is None:
         how = prepared.tokenizer, _tokens(prepared), seed, screen
         if decoder.elsewhere is None:
             training = decoder.training
-            ids = written(decoder.eval(), range(count), *how)
-            own = [(one, thought(decoder, one)) for one in ids]
+            own = _told(decoder.eval(), range(count), *how)
             decoder.train(training)
             texts = ranks.agree(own)  # where processes have rounded otherwise, all take the same
         else:
             writer = load_elsewhere(prepared.model_path, vocab_size=prepared.spec.vocab_size, device=decoder.device)
             with ranks.sharding(writer) as parts, ranks.in_step(parts):
-                ids = written(parts.eval(), range(ranks.rank, count, ranks.world), *how)
-                own = [(one, thought(parts, one)) for one in ids]
+                own = _told(parts.eval(), range(ranks.rank, count, ranks.world), *how)
             dealt = ranks.gather(own)
             texts = [dealt[at % ranks.world][at // ranks.world] for at in range(count)]
         if journal is not None:
@@ -105,20 +103,42 @@ def written(
             [[begin]] * len(numbers),
             max_new_tokens=tokens - 1,
             stop_ids=frozenset({tokenizer.eos_id}),
-            sampling=lambda row: Sampling(temperature=1.0, seed=seed * 1_000_003 + numbers[row]),
+            sampling=lambda row: Sampling(temperature=1.0, seed=_seed_of(seed, numbers[row])),
             batch_size=AT_ONCE,
             on_done=lambda row, generated: advance(),
         )
     return [[begin, *one.ids, *([tokenizer.eos_id] if one.finish == "stop" else [])] for one in made]
 
 
-def thought(decoder: Decoder, ids: Sequence[int]) -> str:
-    """How likely the model holds the likeliest ids at each place but the first, as text (`soft_of`)."""
+def _told(
+    decoder: Decoder, numbers: Sequence[int], tokenizer: Tokenizer, tokens: int, seed: int, screen: Screen
+) -> list[tuple[list[int], str]]:
+    """The texts of these numbers, with what the model thought at each place."""
+    texts = written(decoder, numbers, tokenizer, tokens, seed, screen)
+    return [(ids, thought(decoder, ids, _seed_of(seed, at))) for at, ids in zip(numbers, texts, strict=True)]
+
+
+def _seed_of(seed: int, number: int) -> int:
+    return seed * 1_000_003 + number
+
+
+def thought(decoder: Decoder, ids: Sequence[int], seed: int) -> str:
+    """How likely the model holds ids at each place but the first, as text (`soft_of`): the likeliest, and some others.
+
+    Those others are drawn from all the rest, and share what is left. Without them a model would learn that nothing but
+    the likeliest may come, which general texts are worse for than for not being rehearsed at all.
+    """
     with decoder.without_graph():
         scores_TV = decoder.logits(decoder(batch_of_ids(torch.tensor([list(ids)], device=decoder.device))))[:-1]
-        shares_TK, ids_TK = scores_TV.float().softmax(-1).topk(min(LIKELIEST, scores_TV.shape[1]), -1)
-        shares_TK /= shares_TK.sum(-1, keepdim=True)
-    both = ids_TK.cpu().numpy().astype("<i4"), shares_TK.cpu().numpy().astype("<f4")
+        shares_TV = scores_TV.float().softmax(-1)
+        shares_TK, ids_TK = shares_TV.topk(min(LIKELIEST, shares_TV.shape[1]), -1)
+        rest_TV = shares_TV.scatter(1, ids_TK, 0.0).cpu()
+        left_T1 = rest_TV.sum(-1, keepdim=True)
+        rest_TV += left_T1 == 0  # where nothing is left, whatever is drawn has no share
+        drawn_TM = rest_TV.multinomial(OTHERS, replacement=True, generator=torch.Generator().manual_seed(seed))
+        ids_TK = torch.cat([ids_TK.cpu(), drawn_TM], 1)
+        shares_TK = torch.cat([shares_TK.cpu(), (left_T1 / OTHERS).expand(-1, OTHERS)], 1)
+    both = ids_TK.numpy().astype("<i4"), shares_TK.numpy().astype("<f4")
     packed = base64.b64encode(zlib.compress(b"".join(one.tobytes() for one in both))).decode("ascii")
     return f"{ids_TK.shape[1]} {packed}"
 

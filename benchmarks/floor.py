@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from instil.batches import Batch
     from instil.model.spec import DecoderSpec
-    from instil.records import Batch
 
 OPERATIONS = 6
 ADAMW_BYTES = 28  # float32: weight, gradient and two moments read, weight and two moments written

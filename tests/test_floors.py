@@ -13,7 +13,7 @@ import pytest
 SRC = Path(__file__).parents[1] / "src" / "instil"
 FLOOR = {
     "errors": 0, "screen": 0, "files": 0, "machine": 0, "stopping": 0, "version": 0, "layouts": 0,
-    "records": 1, "settings": 1, "downloads": 2, "hub": 2, "gguf_header": 2,
+    "records": 1, "batches": 1, "settings": 1, "downloads": 2, "hub": 2, "gguf_header": 2,
     "data": 3, "model": 3, "train": 4, "generate": 4, "ask": 4, "evaluate": 5, "tasks": 5, "runs": 6, "assistant": 7,
     "serve": 8, "synthesis": 8, "recipes": 9, "cli": 10,
 }  # fmt: skip

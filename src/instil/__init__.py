@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from instil.assistant.assistant import Assistant as Assistant
     from instil.assistant.assistant import load as load
+    from instil.batches import Batch as Batch
     from instil.data.collate import collate as collate
     from instil.data.encoding import encode as encode
     from instil.data.loader import Loader as Loader
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from instil.recipes.run.run import Run as Run
     from instil.recipes.run.run import finetune as finetune
     from instil.recipes.score import score as score
-    from instil.records import Batch as Batch
     from instil.records import Completion as Completion
     from instil.records import Encoded as Encoded
     from instil.records import Example as Example

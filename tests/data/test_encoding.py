@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instil.batches import IGNORED
 from instil.data.collate import collate
 from instil.data.encoding import check_vocabulary, encode, encode_many, encode_prompt
 from instil.data.loader import Loader
@@ -14,7 +15,7 @@ from instil.data.spelling import spelling
 from instil.data.templates import TEMPLATES, template_named
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, ModelError
-from instil.records import IGNORED, Encoded, Example
+from instil.records import Encoded, Example
 from tests.conftest import gpt2, smollm2
 
 BYTE_PAIR = gpt2()

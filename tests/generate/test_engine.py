@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instil.batches import Batch
 from instil.data.templates import template_named
 from instil.data.tokenizers import FastTokenizer
 from instil.errors import DataError, InstilError, SettingsError
@@ -24,7 +25,7 @@ from instil.layouts import Tree
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Example
+from instil.records import Example
 from instil.settings.options import GenerateOptions
 from tests.train.test_training import SPECS, decoder
 

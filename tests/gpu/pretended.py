@@ -28,8 +28,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from instil.batches import Batch
 from instil.model.decoder import Decoder
-from instil.records import Batch
 
 GPU = torch.device("cuda", 0)
 SOURCES = str(Path(__file__).parents[2] / "src")

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from instil.batches import Batch
 from instil.data.collate import collate
 from instil.data.loader import Loader
 from instil.model.decoder import Decoder
 from instil.model.frozen import quantise_base
 from instil.model.lora import add_lora
 from instil.model.token_rows import train_rows
-from instil.records import Batch
 from instil.settings.options import DpoOptions, TrainOptions
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.losses import Preference, reference_log_probs

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from instil.batches import Batch
 from instil.data import tree
 from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError
@@ -30,7 +31,7 @@ from instil.model.preceding import Steps
 from instil.model.rounded.int8 import Int8Linear
 from instil.model.rounded.weights import round_weights
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Encoded
+from instil.records import Encoded
 from instil.tasks.pairs.batches import collate_pairs
 from instil.train.losses import log_probs, nll_sum
 from tests.closeness import assert_e1

@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.data.collate import collate_shared
 from instil.layouts import Tree
 from instil.model import segments
-from instil.records import Batch, Encoded
+from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.closeness import assert_e1
 from tests.gpu.pretended import PretendedGpu, to_gpu

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from instil.batches import Batch
 from instil.data.collate import collate, collate_shared
 from instil.errors import ModelError, SettingsError
 from instil.model.decoder import Decoder, batch_of_ids
@@ -15,7 +16,7 @@ from instil.model.files.reader import hub_tensors
 from instil.model.load import load_decoder
 from instil.model.lora import add_lora, merge, trained_parameters
 from instil.model.token_rows import TokenHead, TokenRows, train_rows
-from instil.records import Batch, Encoded
+from instil.records import Encoded
 from instil.train.losses import log_probs, nll_sum
 from instil.train.optimizer import AdamWInBackward
 from tests.conftest import tiny_reference

@@ -10,11 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from instil.batches import Batch
 from instil.data.collate import collate, collate_shared
 from instil.generate.prompts import generate
 from instil.model.decoder import Decoder
 from instil.model.load import load_decoder
-from instil.records import Batch, Encoded
+from instil.records import Encoded
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.losses import answers_of
 from instil.train.losses import log_probs, nll_sum

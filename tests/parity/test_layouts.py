@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.data import tree
 from instil.data.collate import collate, collate_shared
 from instil.data.loader import Loader
 from instil.layouts import Tree
 from instil.model.decoder import Decoder, batch_of_ids
-from instil.records import Batch, Encoded
+from instil.records import Encoded
 from instil.train import head_loss
 from instil.train.losses import nll_sum
 from tests.closeness import assert_e1

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from instil.batches import Batch
 from instil.errors import SettingsError
 from instil.layouts import Tree
 from instil.model.decoder import Decoder
@@ -19,7 +20,6 @@ from instil.recipes.plan.activations import head_bytes, kept_bytes, of_adapters,
 from instil.recipes.plan.cluster import OTHERS, Cluster, Fit, Parts, Rows, Way, cluster_of, fit, held, size_of
 from instil.recipes.plan.operations import of_token, visible
 from instil.recipes.plan.sizes import Sizes, sizes_of
-from instil.records import Batch
 from instil.settings.resolve import resolve
 from instil.tasks.adapters import adapt
 from instil.train.losses import nll_sum

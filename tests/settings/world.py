@@ -21,10 +21,11 @@ from typer.testing import CliRunner
 
 import instil
 from instil.assistant.assistant import Assistant
+from instil.batches import Batch
 from instil.cli import app
 from instil.errors import InstilError
 from instil.model.decoder import Block, Decoder
-from instil.records import Batch, Completion
+from instil.records import Completion
 from instil.settings.resolve import resolve
 from instil.train.metrics import StepRecord, read_metrics
 from tests.conftest import rows

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.data.collate import RowCollator
 from instil.data.sources import Source
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
-from instil.records import Batch, Encoded, Example
+from instil.records import Encoded, Example
 from instil.screen import Screen
 from instil.tasks.task import Data, Prepared, Task
 from instil.train.losses import log_probs

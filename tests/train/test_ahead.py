@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from instil.batches import Batch
 from instil.data.collate import collate
 from instil.data.loader import Loader
 from instil.errors import DataError
-from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.ahead import Ahead, lane_to
 from instil.train.loop import train

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import OutOfMemory
 from instil.machine import is_out_of_memory
-from instil.records import Batch
 from instil.tasks.pairs.losses import Preference
 from instil.train import objective, training
 from instil.train.observer import Observer, Pause

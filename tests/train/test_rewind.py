@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import ModelError, TrainingDiverged
 from instil.model.decoder import Decoder
-from instil.records import Batch
 from instil.train import objective, training
 from instil.train.evaluation import Evaluation, HeldOut
 from instil.train.observer import Observer, Pause

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
+from instil.batches import IGNORED
 from instil.data.collate import collate
 from instil.data.loader import Loader
 from instil.errors import SettingsError, TrainingDiverged
@@ -21,7 +22,7 @@ from instil.model.decoder import Decoder
 from instil.model.frozen import quantise_base
 from instil.model.lora import add_lora
 from instil.model.spec import DecoderSpec, RopeScaling
-from instil.records import IGNORED, Encoded
+from instil.records import Encoded
 from instil.runs.observers import MetricsFile
 from instil.runs.report.curves import plot_losses, plot_runs
 from instil.settings.options import TrainOptions

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from instil.batches import Batch
 from instil.data.lengths import lengths_of
 from instil.data.tree import flat_tree, tree_of
 from instil.layouts import Grid
-from instil.records import Batch, Encoded
+from instil.records import Encoded
 
 GPT2_END = 50256
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from instil.batches import Batch
 from instil.data.budget import TokenBudget
 from instil.data.collate import RowCollator
 from instil.data.dealing import dealt
 from instil.data.permutation import shuffled
 from instil.data.subset import Lazy, Subset
 from instil.errors import DataError
-from instil.records import Batch
 
 Layouts = Literal["padded", "shared"]
 SAMPLED = 2000  # steps whose sizes stand for those of an epoch

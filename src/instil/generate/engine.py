@@ -22,6 +22,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import DataError, InstilError, SettingsError
 from instil.generate.prefixes import PrefixCache
 from instil.generate.replay import Replay, replays
@@ -33,7 +34,6 @@ from instil.machine import available_memory, sent
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.fast.gemm import pack, unpack
-from instil.records import Batch
 
 PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little

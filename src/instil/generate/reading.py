@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 
+from instil.batches import Batch
 from instil.errors import DataError
 from instil.generate.request import TokenLogprobs, check_prompt, token_logprobs
 from instil.layouts import Tree
 from instil.machine import sent
 from instil.model.cache import Part
 from instil.model.decoder import Decoder
-from instil.records import Batch
 
 AT_ONCE = 256  # tokens; between two pieces others may be answered
 SCORES = 1 << 26  # bytes of scores that are held

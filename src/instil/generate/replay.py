@@ -19,13 +19,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import SettingsError
 from instil.layouts import Grid
 from instil.machine import sent
 from instil.model.cache import Cache, Part
 from instil.model.decoder import Decoder
 from instil.model.standing import Standing
-from instil.records import Batch
 
 WORTH_IT = 16  # passes to come for which recording one pays
 

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.layouts import Grid, Tree
 from instil.machine import sent
 from instil.model.cache import Part
@@ -29,7 +30,6 @@ from instil.model.fast.narrow import attention as narrow_attention
 from instil.model.fast.narrow import is_narrow
 from instil.model.preceding import NOTHING, Runs, Steps, last
 from instil.model.segments import Segments, suits
-from instil.records import Batch
 
 PADDED = 2.0  # scores that are computed for each that counts, at most, before segments are taken apart
 

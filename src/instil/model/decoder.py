@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from instil.batches import Batch
 from instil.layouts import Grid
 from instil.model.attention import Pattern, Scores, pattern_for
 from instil.model.cache import Cache, Part
@@ -31,7 +32,6 @@ from instil.model.fast.recompute import Activation, checkpointed, recomputed
 from instil.model.fast.tied import TiedGradient, embed_tied
 from instil.model.rope import apply_rope, rope_tables
 from instil.model.spec import DecoderSpec
-from instil.records import Batch
 
 Rope = tuple[Tensor, Tensor]
 gelu = functools.partial(F.gelu, approximate="tanh")

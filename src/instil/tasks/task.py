@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
+from instil.batches import Batch
 from instil.data.leaks import Leaks
 from instil.data.lengths import lengths_of
 from instil.data.loader import Collator, Layouts, Loader
@@ -25,7 +26,7 @@ from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec
-from instil.records import Batch, Encoded, Example
+from instil.records import Encoded, Example
 from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.train.evaluation import AsInBook, Evaluator, HeldOut

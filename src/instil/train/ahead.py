@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from instil.records import Batch
+from instil.batches import Batch
 
 
 class Lane(Protocol):

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import SettingsError, TrainingDiverged, counted
 from instil.model.decoder import Decoder
 from instil.model.files.safetensors import Later
-from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train.evaluation import Evaluation
 from instil.train.objective import Objective, look

@@ -12,8 +12,8 @@ from itertools import islice
 from statistics import mean
 from typing import Protocol
 
+from instil.batches import Batch
 from instil.model.decoder import Decoder
-from instil.records import Batch
 from instil.train.objective import Likelihood, Objective, look
 from instil.train.ranks import ALONE, Ranks
 

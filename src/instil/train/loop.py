@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from instil.batches import Batch
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
-from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train import rewind
 from instil.train.best import BestCheckpoint

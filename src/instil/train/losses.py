@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook, TiedGradient
 from instil.model.lora import LoraLinear
 from instil.model.token_rows import TokenHead
-from instil.records import Batch
 from instil.train.head_loss import head_log_probs, head_nll_sum
 
 

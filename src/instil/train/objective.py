@@ -11,9 +11,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
-from instil.records import Batch
 from instil.train.losses import LossSum, added, nll_sum, number
 from instil.train.ranks import ALONE, Ranks
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from instil.batches import Batch
 from instil.model.decoder import Decoder
-from instil.records import Batch
 from instil.train.objective import Objective, look
 from instil.train.ranks import ALONE, Ranks
 from instil.train.state import random_states, set_random_states

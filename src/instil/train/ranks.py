@@ -14,10 +14,10 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
 from instil.model.files.safetensors import Later
-from instil.records import Batch
 
 Value = TypeVar("Value")
 

@@ -10,9 +10,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.errors import ModelError
 from instil.model.decoder import Decoder
-from instil.records import Batch
 from instil.train.ranks import ALONE, Ranks, local
 from instil.train.state import TrainState
 from instil.train.touched import TABLE, TouchedRows

@@ -9,9 +9,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from instil.batches import Batch
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
-from instil.records import Batch
 from instil.train.losses import LossSum, added, nll_sum, number
 from instil.train.objective import Objective
 from instil.train.optimizer import AdamWInBackward

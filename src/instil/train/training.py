@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
+from instil.batches import Batch
 from instil.errors import OutOfMemory, RankLost, SettingsError, TrainingDiverged, TrainingStopped
 from instil.machine import is_out_of_memory, release
 from instil.model.decoder import Decoder
 from instil.model.lora import trained_parameters
-from instil.records import Batch
 from instil.settings.options import TrainOptions
 from instil.train import rewind
 from instil.train.ahead import Ahead, lane_to

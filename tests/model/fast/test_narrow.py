@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from instil import machine
+from instil.batches import Batch
 from instil.data.loader import Loader
 from instil.model.decoder import Decoder
 from instil.model.fast import narrow
@@ -21,7 +22,6 @@ from instil.model.fast.narrow import narrowed
 from instil.model.fast.recompute import checkpointed
 from instil.model.lora import LoraLinear, add_lora
 from instil.model.rope import apply_rope, rope_tables
-from instil.records import Batch
 from instil.settings.options import DpoOptions
 from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.losses import Preference

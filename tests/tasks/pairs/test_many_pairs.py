@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from instil.batches import PairBatch
 from instil.data.encoding import encode
 from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS
@@ -24,7 +25,7 @@ from instil.data.subset import Lazy
 from instil.errors import DataError
 from instil.recipes.microscope.rows import inspected_rows
 from instil.recipes.run.run import run
-from instil.records import EncodedPair, PairBatch
+from instil.records import EncodedPair
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.pairs import reference, task

@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 import torch
 
+from instil.batches import Batch
 from instil.data.splits import PARTS, Part
 from instil.data.tokenizers import Tokenizer
 from instil.errors import counted
 from instil.layouts import Grid
-from instil.records import Batch, Example
+from instil.records import Example
 from instil.tasks.task import Prepared, View, loader_for
 
 TokenMask = Literal["seen", "trained", "cut"]

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import torch
 
+from instil.batches import Batch
 from instil.data.encoding import encode_prompt, stop_id
 from instil.data.loader import Loader
 from instil.generate.prompts import generate
@@ -16,7 +17,7 @@ from instil.machine import memory_now, peak_memory
 from instil.model.decoder import Decoder
 from instil.model.frozen import FrozenLinear
 from instil.recipes.plan.work import WARM_UP, Pace, Work, answering, pace_of
-from instil.records import Batch, Example
+from instil.records import Example
 from instil.screen import Advance, Screen
 from instil.settings.options import TrainOptions
 from instil.tasks.task import Prepared

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from instil.batches import PairBatch
 from instil.data.collate import computed
 from instil.data.tree import Flat, flat_tree, tree_of
 from instil.layouts import Grid, Layout
-from instil.records import Encoded, EncodedPair, PairBatch
+from instil.records import Encoded, EncodedPair
 from instil.tasks.pairs.encoding import scored_within
 from instil.tasks.pairs.lengths import pair_lengths
 

@@ -30,9 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from instil.batches import Batch, PairBatch
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook
-from instil.records import Batch, PairBatch
 from instil.settings.losses import LOSSES
 from instil.settings.options import DpoOptions
 from instil.train.losses import added, log_probs

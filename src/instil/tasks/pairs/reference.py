@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from instil.ask.journal import key_of
+from instil.batches import PairBatch
 from instil.data.splits import Part
 from instil.data.subset import Lazy, chosen
 from instil.model.decoder import Decoder
@@ -21,7 +22,7 @@ from instil.model.elsewhere import load_elsewhere
 from instil.model.find import find_model
 from instil.model.load import load_decoder
 from instil.model.resize import grow_vocabulary
-from instil.records import EncodedPair, PairBatch
+from instil.records import EncodedPair
 from instil.screen import Screen
 from instil.tasks.pairs.batches import collate_pairs
 from instil.tasks.pairs.lengths import pair_lengths

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from instil.batches import Batch
 from instil.errors import InstilError, UserError
 from instil.machine import keep_little
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.safetensors import Later
 from instil.model.load import blank_decoder
-from instil.records import Batch
 from instil.stopping import nothing_to_lose
 from instil.train.parallel import shards
 from instil.train.ranks import ALONE, Pass, Ranks, Spares, UnreadWeights

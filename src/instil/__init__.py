@@ -59,7 +59,7 @@ _HOMES = {
     "Run": "recipes.run.run",
     "finetune": "recipes.run.run",
     "score": "recipes.score",
-    "Batch": "records",
+    "Batch": "batches",
     "Completion": "records",
     "Encoded": "records",
     "Example": "records",

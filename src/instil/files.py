@@ -306,7 +306,7 @@ def record_of(kind: type[Record], found: Any, *, strict: bool = True) -> Record:
     Raises:
         ValueError: it has another shape; the message says what was found and what was wanted.
 
-    >>> from instil.records import Grid
+    >>> from instil.layouts import Grid
     >>> record_of(Grid, {"rows": 1, "length": "2"})
     Traceback (most recent call last):
         ...

@@ -16,7 +16,6 @@ from instil.errors import DataError, UserError
 from instil.evaluate.general import measure
 from instil.evaluate.general.material import material
 from instil.recipes.keep.keep import keep
-from instil.recipes.run import run as module
 from instil.recipes.run.run import finetune
 from instil.recipes.run.run import run as job
 from instil.recipes.verify import verify
@@ -145,19 +144,6 @@ def test_it_can_be_switched_off(tiny_folder: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "keep.json").exists()
     assert "What was lost" not in (tmp_path / "run" / "report.html").read_text()
     assert verify(tmp_path / "run", rows=0).good
-
-
-def test_where_no_process_has_the_whole_model_it_is_left_for_later(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As in parts with rows that ask nothing."""
-    load = module.load
-    monkeypatch.setattr(module, "_in_parts", lambda *_, **__: True)
-    monkeypatch.setattr(module, "load", lambda prepared, **_: load(prepared))
-    base = str(made.parent / "base")
-    found = job([{"text": f"Text {n}."} for n in range(40)], base, tmp_path / "run", resolve(values=HOW))
-    assert found.general is None
-    assert not (tmp_path / "run" / "keep.json").exists()
 
 
 def test_the_base_is_measured_once_for_several_runs(

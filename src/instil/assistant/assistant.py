@@ -140,7 +140,7 @@ def load(
             own, in folders and files alike.
         int8: hold the weights of linear layers in eight bits. Answers come faster and are not exactly those of the
             model.
-        bf16: hold them in bfloat16, which is nearer, and faster where the processor has units for it.
+        bf16: hold them in bfloat16, half the memory to read; meant for processors that have units for it.
         adapter: a folder of LoRA adapters as `peft` writes it, or a run with one, to be merged into the model.
         merged: add the adapter to the model's weights; else it stays beside them (`instil.model.lora`).
         **generate: settings of generation, such as ``max_new_tokens``.

@@ -50,9 +50,7 @@ MethodOpt = Annotated[
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 BookOpt = Annotated[bool, typer.Option("--as-in-book", help="The chapter's choices (docs/book.md).")]
 Int8Opt = Annotated[bool, typer.Option("--int8", help="Weights in eight bits: faster, not exact.")]
-Bf16Opt = Annotated[
-    bool, typer.Option("--bf16", help="Weights in bfloat16: nearer than eight bits, faster for prompts; not exact.")
-]
+Bf16Opt = Annotated[bool, typer.Option("--bf16", help="Weights in bfloat16: half the memory to read; not exact.")]
 AdapterOpt = Annotated[
     Path | None, typer.Option("--adapter", help="A folder of LoRA adapters (PEFT's form) for this model, or their run.")
 ]

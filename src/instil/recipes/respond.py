@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from instil.data.shapes.reading import Offer
 from instil.data.sources import read_source
 from instil.errors import UserError
 from instil.generate.answer import unended
-from instil.machine import processor
-from instil.model.fast.gemm import PRODUCTS, own_products, use_again
+from instil.recipes.base_of_run import products_of
 from instil.records import Example
 from instil.runs.folder import RUN_FILE, RunFolder, response_rows
 from instil.screen import Screen
@@ -88,15 +87,10 @@ def respond_rows(
     return response_rows(examples, answers)
 
 
-@contextmanager
-def _products_of(model: str) -> Iterator[None]:
+def _products_of(model: str) -> AbstractContextManager[None]:
     """What a run on this processor has found to be the faster product need not be measured again."""
-    with own_products():
-        if (Path(model) / RUN_FILE).is_file():
-            then = RunFolder(Path(model)).read_settings().get("versions")
-            if isinstance(then, dict) and then.get("products") in PRODUCTS and then.get("processor") == processor():
-                use_again(then["products"])
-        yield
+    run = Path(model)
+    return products_of(RunFolder(run), only_here=True) if (run / RUN_FILE).is_file() else nullcontext()
 
 
 def _load(

@@ -32,8 +32,7 @@ from instil.evaluate.statistics import Interval, interval, permutation_p
 from instil.files import check_folder
 from instil.generate.answer import answer
 from instil.model.decoder import Decoder
-from instil.model.fast.gemm import own_products, use_again
-from instil.recipes.base_of_run import base_of
+from instil.recipes.base_of_run import base_of, products_of
 from instil.recipes.keep.keep import finished_run
 from instil.recipes.rows_of_run import part_of_run
 from instil.records import Encoded, Example, Verdict, blank
@@ -99,10 +98,7 @@ def blend(run: str | Path, *, save: Path | None = None, test: bool = False, scre
         _check_free(save)
     if test and read_facts(folder).part != "test":
         raise UserError(f"{run}: the run has no test rows; those that it answered are the ones that choose the mixture")
-    facts = folder.read_settings()
-    with own_products():
-        if products := facts.get("versions", {}).get("products"):
-            use_again(str(products))
+    with products_of(folder):
         rows = _validation_rows(folder)
         _, base = base_of(folder)
         tuned = load(folder.path)

@@ -11,9 +11,8 @@ from instil.data.templates import OWN, Template
 from instil.errors import InstilError, UserError
 from instil.evaluate.general.material import material, taught
 from instil.evaluate.general.measure import Measured, Subject
-from instil.model.fast.gemm import own_products, use_again
 from instil.model.load import file_hash
-from instil.recipes.base_of_run import base_of
+from instil.recipes.base_of_run import base_of, products_of
 from instil.recipes.keep.measuring import measured, own_chat
 from instil.recipes.rows_of_run import part_of_run
 from instil.runs.facts import read_facts
@@ -82,9 +81,7 @@ def keep(run: str | Path, *, again: bool = False, screen: Screen | None = None) 
     if found is not None:
         return KeptOfRun(folder.path, found, there=True, untold=differing_rows(folder, found))
     facts = folder.read_settings()
-    with own_products():
-        if products := facts.get("versions", {}).get("products"):
-            use_again(str(products))
+    with products_of(folder):
         left_out, notes = kinds_taught(folder)
         try:
             path, base = base_of(folder)

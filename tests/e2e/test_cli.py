@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,25 @@ def test_help_and_version() -> None:
     by_itself = subprocess.run([sys.executable, "-m", "instil.cli", "nonsense"], capture_output=True, check=False)
     assert by_itself.returncode == 2
     assert b"nonsense" in by_itself.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("nonsense",), "No such command 'nonsense'; see instil --help"),
+        (("run", "--bogus"), r"No such option: --bogus \(Possible options: --out\); see instil run --help"),
+        (("run", "--processes", "0"), "Invalid value for '--processes': .*1; see instil run --help"),
+        (("train", "--processes", "two"), "Invalid value for '--processes': .*integer.*; see instil train --help"),
+        (("serve", "--rows", "2000"), "Invalid value for '--rows': .*1024; see instil serve --help"),
+        (("run", "--set"), "Option '--set' requires an argument"),
+        (("verify",), "Missing argument 'run'; see instil verify --help"),
+        (("verify", "one", "two"), r"Got unexpected extra argument\(s\) \(two\); see instil verify --help"),
+    ],
+)
+def test_what_the_command_line_refuses_is_one_line_too(given: tuple[str, ...], said: str) -> None:
+    done = instil(*given)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(f"instil: {said}\n", done.stderr), done.stderr
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from instil.errors import InstilError, UserError
+from instil import files
+from instil.errors import InstilError, StoppedEarly, UserError
 from instil.recipes.run import training
 from instil.recipes.run.run import Run, run
 from instil.runs.best import checkpoint_bytes, saved_bytes
@@ -92,7 +93,7 @@ def test_a_result_that_cannot_be_saved_can_be_rescued(
     """The error says how: no step is taken again, and the end is the same."""
     out = tmp_path / "run"
     tuned(tiny_folder, tmp_path / "whole", **how)
-    with monkeypatch.context() as patch, pytest.raises(InstilError) as no:
+    with monkeypatch.context() as patch, pytest.raises(StoppedEarly) as no:
         full(patch, errno.EIO, 9)
         tuned(tiny_folder, out, **how)
     assert str(no.value) == (
@@ -101,11 +102,52 @@ def test_a_result_that_cannot_be_saved_can_be_rescued(
     )
     status = read_status(out)
     assert status is not None
-    assert (status.state, status.why) == ("failed", str(no.value))
+    assert (status.state, status.why) == ("stopped", str(no.value))
     assert (out / "checkpoints" / "best.safetensors").exists() == bool(how)
     with monkeypatch.context() as patch:
         patch.setattr("instil.train.training._step", lambda *_: pytest.fail("a step is taken again"))
         tuned(tiny_folder, out, resume=True, **how)
+    assert left_by(out) == left_by(tmp_path / "whole")
+
+
+def test_a_result_that_cannot_be_saved_and_of_which_nothing_is_kept_has_failed(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(InstilError, match="There is no checkpoint") as no:
+        full(patch, errno.ENOSPC, 9)
+        tuned(tiny_folder, tmp_path / "run", save_every="0")
+    assert not isinstance(no.value, StoppedEarly)
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status.state == "failed"
+
+
+@pytest.mark.parametrize(
+    "name", ["responses/base.json", "responses/tuned.json", "split.json", "keep/base.jsonl", "report.json"]
+)
+def test_a_run_that_has_no_room_for_a_file_is_stopped_and_goes_on_where_there_is_some(
+    name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever file it is, before training and after."""
+    out, write, settings = tmp_path / "run", files.write_whole, resolve(values=USUAL)
+
+    def writes(path: Path, content: Any, **how: Any) -> None:
+        if Path(path) == out / name:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, content, **how)
+
+    def go(*, resume: bool = False) -> None:
+        run(rows(30), tiny_folder, out, settings, resume=resume, screen=Screen())
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedEarly) as no:
+        patch.setattr(files, "write_whole", writes)
+        go()
+    assert str(no.value) == f"{out / name}: No space left on device; make room there, and --resume goes on"
+    status = read_status(out)
+    assert status is not None
+    assert (status.state, status.why) == ("stopped", str(no.value))
+    go(resume=True)
+    run(rows(30), tiny_folder, tmp_path / "whole", settings, screen=Screen())
     assert left_by(out) == left_by(tmp_path / "whole")
 
 

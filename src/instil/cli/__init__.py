@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -51,6 +51,7 @@ def _options(
 
 # Verbs that write down what is made.
 KEEPING = ("sweep", "probe", "score", "compare", "rivals", "more", "generate", "prefer")
+USAGE: Any = typer.BadParameter.__mro__[1]  # of what the command line itself refuses; typer has no name for it
 NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
@@ -75,7 +76,13 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")  # a path may hold bytes that are no text
     settle()
     try:
-        app()
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except USAGE as error:
+        if not (message := error.format_message()):  # no verb at all: its help is shown by now
+            sys.exit(error.exit_code)
+        where = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+        _fail(f"{message.rstrip('.')}{where}", error.exit_code)
     except SystemExit:
         if _is_another(sys.argv[1:]):  # who is asked to end once more, by who started it
             _be_deaf()

@@ -82,12 +82,12 @@ def write_measured(folder: RunFolder, side: str, found: Sequence[Measured]) -> N
     """Write down one side's measurements.
 
     Raises:
-        DataError: they cannot be written.
+        OSError: they cannot be written.
     """
     path = _rows(folder, side)
     if not path.parent.exists():
         make_folder(path.parent)
-    write_rows(path, map(asdict, found), error=DataError)
+    write_rows(path, map(asdict, found))
 
 
 def read_measured(folder: RunFolder, side: str) -> list[Measured]:

@@ -121,12 +121,25 @@ def idle(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _room() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        raise StoppedEarly(f"{where}{error.strerror}; make room there, and --resume goes on") from error
+
+
+@contextmanager
 def at_work(folder: Path, screen: Screen) -> Iterator[Work]:
     """Be the one that works in a run's folder, which is made if it is not there; write down how that ends.
 
-    What ends it by an error is stopped (a signal, or work that is kept) or has failed.
+    What ends it by an error is stopped (a signal, or work that is kept) or has failed. A disk without room stops it:
+    what the run has made lies there, and is gone on with.
 
     Raises:
+        StoppedEarly: there is no room for what it writes.
         RunFolderTaken: another process is at work there.
         UserError: the folder cannot be made.
     """
@@ -138,7 +151,8 @@ def at_work(folder: Path, screen: Screen) -> Iterator[Work]:
             screen.say(f"  {before.process} was at work in {folder} and is gone; taken over", "yellow")
         work = Work(folder)
         try:
-            yield work
+            with _room():
+                yield work
         except BaseException as error:
             if isinstance(error, Stopped):
                 error.folder = folder

@@ -9,7 +9,7 @@ from signal import SIGTERM
 from typing import Any
 
 from instil.assistant.folder import export_folder
-from instil.errors import InstilError, OutOfMemory, RankLost, TrainingStopped
+from instil.errors import InstilError, OutOfMemory, RankLost, StoppedEarly, TrainingStopped
 from instil.files import FULL
 from instil.model.decoder import Decoder
 from instil.recipes.plan.clock import RunClock
@@ -66,6 +66,8 @@ def train_and_save(
 
     Raises:
         Stopped: a signal came; where steps were taken, they are saved.
+        StoppedEarly: the disk is full or fails, and the training is kept as it was after some step.
+        InstilError: the same, and nothing of it is kept; or it cannot go on for another reason.
     """
     prepared = _as_it_fits(prepared, folder)
     facts, now = folder.read_settings(), {**versions(decoder.device), **_pieces(prepared, crew.ranks)}
@@ -90,10 +92,11 @@ def train_and_save(
     except MergeError as error:
         raise InstilError(f"{error}; they lie in {folder.adapter}") from error
     except OSError as error:
-        where = f"{error.filename or folder.path}: "
-        raise InstilError(f"{where}{error.strerror or error}. {_rescue(checkpoints, work)}") from error
+        kept, rescue = _rescue(checkpoints, work)
+        ended = StoppedEarly if kept else InstilError
+        raise ended(f"{error.filename or folder.path}: {error.strerror or error}. {rescue}") from error
     except (OutOfMemory, RankLost) as error:
-        raise type(error)(f"{error}. {_rescue(checkpoints, work)}") from error
+        raise type(error)(f"{error}. {_rescue(checkpoints, work)[1]}") from error
     return result
 
 
@@ -209,14 +212,14 @@ def _as_it_fits(prepared: Prepared, folder: RunFolder) -> Prepared:
     return replace(prepared, settings=settings.model_copy(update={"train": train}))
 
 
-def _rescue(checkpoints: Checkpoints, work: Work) -> str:
-    """What there is of a training whose result cannot be saved, or which cannot go on."""
+def _rescue(checkpoints: Checkpoints, work: Work) -> tuple[bool, str]:
+    """Whether anything is kept of a training whose result cannot be saved, or which cannot go on; and what."""
     found = checkpoints.newest().state
     if found is None:
-        return "There is no checkpoint, so training begins anew with the same command"
+        return False, "There is no checkpoint, so training begins anew with the same command"
     done = found.progress.done
     planned = work.status.planned or found.progress.planned
-    return f"The training is kept as it was after step {done:,} of {planned:,}: --resume goes on from there"
+    return True, f"The training is kept as it was after step {done:,} of {planned:,}: --resume goes on from there"
 
 
 def _kept(saving: SavesCheckpoints, work: Work) -> str:

@@ -185,14 +185,14 @@ def test_fsdp2_holds_its_share_and_what_it_gathers(narrow: bool, monkeypatch: py
     assert (fsdp.activations, fsdp.head, fsdp.copies) == (ddp.activations, ddp.head, 0 if narrow else ddp.copies)
 
 
-def test_weights_in_few_bits_are_whole_on_each_rank() -> None:
-    """They are no parameters, and FSDP2 shares out nothing else."""
+def test_weights_in_few_bits_are_shared_out_and_gathered_as_they_are_held() -> None:
     counted = sizes(EIGHT, "train.method=lora", "lora.base=nf4")
     one, many = (held(Way("lora", "nf4", "full", True), gpus(n), EIGHT, counted, 1024, 2, waits=False) for n in (1, 16))
     assert one.weights == counted.bytes
-    assert one.weights - many.weights == 4 * (counted.all - counted.blocks.products) * 15 // 16
     block, adapters = counted.block, counted.block.all - counted.block.products
-    assert many.communication == 4 * (3 * adapters + counted.outside.all) + 4 * 2 * block.trained
+    codes = (218_112_000 - 2 * 4096) * 9 // 16  # bytes: four bits, and four bytes for 64 of them
+    assert one.weights - many.weights == (4 * (counted.all - counted.blocks.products) + 32 * codes) * 15 // 16
+    assert many.communication == 3 * codes + 4 * (3 * adapters + counted.outside.all) + 4 * 2 * block.trained
 
 
 def test_frozen_weights_are_cast_block_by_block_where_blocks_are_made_again() -> None:

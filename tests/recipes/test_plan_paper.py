@@ -54,6 +54,7 @@ def test_llama_3_8b_on_two_nodes(data: str, model: str) -> None:
         "full, DDP": False, "full, DDP, checkpointing": False, "full, FSDP2": True, "full, FSDP2, checkpointing": True,
         "lora, DDP": True, "lora, DDP, checkpointing": True, "lora, FSDP2": True, "lora, FSDP2, checkpointing": True,
         "lora, nf4, DDP": True, "lora, nf4, DDP, checkpointing": True,
+        "lora, nf4, FSDP2": True, "lora, nf4, FSDP2, checkpointing": True,
     }  # fmt: skip
     assert (made.parameters, made.adapters, made.precision) == (8_030_261_248, 41_943_040, "bf16")
     assert (made.rows.batch, made.rows.longest) == (16, 1024)  # a row for each, where nothing was chosen

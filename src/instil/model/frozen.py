@@ -28,6 +28,7 @@ from instil.model.rounded.layer import refuse_rounded
 QuantType = Literal["int8", "nf4"]
 BITS: dict[QuantType, int] = {"int8": 8, "nf4": 4}
 BLOCK = 64
+HELD = ("codes_P", "scales_G")
 LEVELS = (  # appendix E of the paper
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
@@ -56,8 +57,15 @@ class FrozenLinear(ReadsRecomputed):
         """Hold this weight from now on, rounded."""
         codes_P, scales_G = _rounded(weight_OI, self.held)
         # malloc would put them into the gaps that the next layer's larger intermediates need
-        self.codes_P = own_memory(codes_P.shape, codes_P.dtype, codes_P.device).copy_(codes_P)
-        self.scales_G = scales_G
+        own = own_memory(codes_P.shape, codes_P.dtype, codes_P.device).copy_(codes_P)
+        self.drop()
+        self.codes_P, self.scales_G = own, scales_G
+
+    def drop(self) -> None:
+        """Hold nothing until `hold` is called again."""
+        for name in HELD:
+            delattr(self, name)
+            self.register_buffer(name, None)
 
     @property
     def weight(self) -> Tensor:
@@ -134,6 +142,26 @@ def dequantise(decoder: Decoder) -> None:
     """Make every layer in few bits a plain one, with the rounded weight."""
     for owner, leaf in _places(decoder, FrozenLinear):
         setattr(owner, leaf, getattr(owner, leaf).plain())
+
+
+def in_parameters(decoder: Decoder) -> None:
+    """Let what layers in few bits hold be parameters, though never trained: FSDP2 shares out those, and no buffers."""
+    for layer in decoder.modules():
+        if isinstance(layer, FrozenLinear):
+            for name in HELD:
+                held = getattr(layer, name)
+                delattr(layer, name)
+                layer.register_parameter(name, nn.Parameter(held, requires_grad=False))
+
+
+def in_buffers(decoder: Decoder) -> None:
+    """As it was before `in_parameters`."""
+    for layer in decoder.modules():
+        if isinstance(layer, FrozenLinear):
+            for name in HELD:
+                held = getattr(layer, name).detach()
+                delattr(layer, name)
+                layer.register_buffer(name, held)
 
 
 def _places(module: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:

@@ -125,7 +125,9 @@ class _Merged:
         if leaf == "weight" and isinstance(layer, LoraLinear):
             whole = self._merged(layer, name)
         elif leaf == "weight" and isinstance(layer, FrozenLinear):
+            layer.hold(self._elsewhere.parameter(name))  # as it was rounded before training
             whole = layer.weight
+            layer.drop()
         elif leaf == "weight" and isinstance(layer, TokenRows):
             whole = self._elsewhere.parameter(name).index_copy_(0, layer.ids_K, layer.rows.detach())
         else:
@@ -137,6 +139,7 @@ class _Merged:
         layer.register_parameter("bias", None)  # which is no part of what is merged
         if layer.held is not None:
             layer.held.register_parameter("bias", None)
+            layer.held.hold(self._elsewhere.parameter(name))
         else:
             layer.weight = nn.Parameter(self._elsewhere.parameter(name), requires_grad=False)
         tried = torch.randn(MERGED_TRIES, layer.in_features, generator=torch.Generator().manual_seed(0))
@@ -144,6 +147,8 @@ class _Merged:
         wanted_NO = LoraLinear.forward(layer, tried_NI)  # and not by a call, which would gather parts
         plain = layer.merged()
         layer.register_parameter("weight", None)
+        if layer.held is not None:
+            layer.held.drop()
         largest = wanted_NO.abs().max().clamp_min(torch.finfo(wanted_NO.dtype).tiny)
         difference = float((plain.forward(tried_NI) - wanted_NO).abs().max() / largest)
         if not difference <= SAME:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from instil.data.loader import Loader
 from instil.errors import ModelError
@@ -19,7 +21,7 @@ from instil.model.decoder import Decoder
 from instil.model.elsewhere import Trained, load_elsewhere
 from instil.model.files.folder import save_decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
-from instil.model.frozen import quantise_base
+from instil.model.frozen import HELD, FrozenLinear, quantise_base
 from instil.model.load import load_decoder
 from instil.model.lora import LoraLinear, add_lora, merge
 from instil.model.resize import grow_vocabulary
@@ -197,6 +199,41 @@ def test_all_are_told_that_one_cannot_read_its_part(pools: dict[int, Pool], tmp_
     said = pools[2].call(damaged, tmp_path)
     assert said[0] == said[1]
     assert "norm.weight hold values that are not finite numbers" in said[0]
+
+
+def codes_held(ranks: Ranks, model: Path, how: dict[str, Any], elsewhere: bool) -> list[tuple[int, int]]:
+    """Bytes of codes and scales that this process holds of each layer in few bits, and all bytes of them."""
+    decoder = prepared((load_elsewhere if elsewhere else load_decoder)(model), how)
+    layers = [layer for layer in decoder.modules() if isinstance(layer, FrozenLinear)]
+    assert not any(isinstance(one, torch.nn.Parameter) for layer in layers for one in (layer.codes_P, layer.scales_G))
+    all_bytes = [layer.nbytes for layer in layers]
+    with in_parts(ranks).sharding(decoder, narrow=True) as parts:
+        shared = [layer for layer in parts.modules() if isinstance(layer, FrozenLinear)]
+        own = [sum(getattr(layer, name).to_local().nbytes for name in HELD) for layer in shared]
+        for module in parts.modules():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+        assert {(layer.codes_P.dtype, layer.scales_G.dtype) for layer in shared} == {
+            (torch.int8 if how["held"] == "int8" else torch.uint8, torch.float32)
+        }
+    if not elsewhere:  # as they were
+        assert [layer.nbytes for layer in layers] == all_bytes
+        assert not any(isinstance(one, DTensor) for layer in layers for one in (layer.codes_P, layer.scales_G))
+    return list(zip(own, all_bytes, strict=True))
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("held", ["int8", "nf4"])
+def test_codes_of_few_bits_are_shared_out_too(
+    held: str, elsewhere: bool, pools: dict[int, Pool], tmp_path: Path
+) -> None:
+    tiny_reference("llama").save_pretrained(tmp_path)
+    found = pools[3].call(codes_held, tmp_path, {"rank": 2, "held": held, "targets": ("v", "down")}, elsewhere)
+    assert found[0]
+    for of_layer in zip(*found, strict=True):
+        whole = of_layer[0][1]
+        assert sum(own for own, _ in of_layer) == whole
+        assert all(own <= whole / 3 + 8 for own, _ in of_layer)
 
 
 LAYERS, WIDTH, ROOM = 24, 256, 0.2  # 101 MB of blocks of 4 MB each, and an embedding of 0.1 MB

@@ -271,9 +271,9 @@ def held(
     if sizes.few_bits:
         copies = 2 * FLOAT * sizes.blocks.largest  # whole while it is multiplied by, and on the way there
     whole = waits or way.shard != ""
-    parameters = sizes.all - (sizes.blocks.products if sizes.few_bits else 0)  # which alone lie in parts
+    shared = gathered_bytes(sizes.blocks, FLOAT, few_bits=sizes.few_bits) + FLOAT * sizes.outside.all  # not buffers
     return Parts(
-        weights=sizes.bytes - FLOAT * parameters + FLOAT * parameters // ranks,
+        weights=sizes.bytes - shared + shared // ranks,
         copies=copies,
         gradients=FLOAT * (sizes.trained if whole else sizes.largest_gradient) // ranks,
         moments=2 * FLOAT * sizes.trained // ranks,
@@ -285,9 +285,9 @@ def held(
 
 
 def gathered_bytes(part: Part, narrow: int, *, few_bits: bool = False) -> int:
-    """Bytes of what FSDP2 gathers of blocks; weights in few bits are there already."""
-    products = 0 if few_bits else part.products
-    return (narrow if GATHERS_NARROW else FLOAT) * products + FLOAT * (part.all - part.products)
+    """Bytes of what FSDP2 gathers of blocks, of weights in few bits as they are held."""
+    products = part.codes if few_bits else (narrow if GATHERS_NARROW else FLOAT) * part.products
+    return products + FLOAT * (part.all - part.products)
 
 
 def _gathered(sizes: Sizes, narrow: int) -> int:

@@ -17,7 +17,7 @@ from instil.data.subset import spread
 from instil.errors import SettingsError, counted
 from instil.model.load import read_spec
 from instil.recipes.plan.cluster import Cluster, Fit, Rows, Shard, Way, fit
-from instil.recipes.plan.sizes import FLOAT, Sizes, sizes_of
+from instil.recipes.plan.sizes import FLOAT, sizes_of
 from instil.records import Example
 from instil.settings.options import Settings
 from instil.tasks.prepare import task_of
@@ -113,7 +113,7 @@ def plan_on_paper(data: str, model: str, settings: Settings, cluster: Cluster, g
     for own in _methods(settings):
         sizes = sizes_of(spec, own)
         adapters = sizes.adapters or adapters
-        for shard, checkpointing in product(_shards(cluster, sizes), (False, True)):
+        for shard, checkpointing in product(_shards(cluster), (False, True)):
             fits.append(
                 fit(
                     Way(own.train.method, own.lora.base, shard, checkpointing),
@@ -212,11 +212,9 @@ def _methods(settings: Settings) -> list[Settings]:
     ]
 
 
-def _shards(cluster: Cluster, sizes: Sizes) -> tuple[Shard, ...]:
-    """How weights can lie on the ranks. Those in few bits are no parameters, which FSDP2 would share out."""
-    if cluster.ranks == 1:
-        return ("",)
-    return ("no",) if sizes.few_bits else ("no", "full")
+def _shards(cluster: Cluster) -> tuple[Shard, ...]:
+    """How weights can lie on the ranks."""
+    return ("",) if cluster.ranks == 1 else ("no", "full")
 
 
 def choose(fits: Sequence[Fit], settings: Settings) -> Fit | None:

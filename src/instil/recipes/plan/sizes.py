@@ -24,13 +24,15 @@ class Part:
     """Numbers of some of a model: ``all``, those ``trained``, and the ``bytes`` that all of them take as held.
 
     ``products`` are the weights of its linear layers, by which each token is multiplied, ``largest`` those of the
-    largest one. ``ranks`` is the width of all its adapters together. ``trained`` counts what has a gradient and
-    moments: adapters of several projections are one matrix with zeros between the blocks, which are held like the rest.
+    largest one, and ``codes`` the bytes of those that are held in few bits. ``ranks`` is the width of all its adapters
+    together. ``trained`` counts what has a gradient and moments: adapters of several projections are one matrix with
+    zeros between the blocks, which are held like the rest.
     """
 
     all: int
     trained: int
     bytes: int
+    codes: int
     products: int
     largest: int
     ranks: int
@@ -110,11 +112,13 @@ def _part(modules: Iterable[nn.Module]) -> Part:
     own = [layer for layer in layers if not (isinstance(layer, LoraLinear) and layer.held is not None)]  # its held one
     products = [layer.in_features * layer.out_features for layer in own]
     adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
-    few = sum(layer.in_features * layer.out_features for layer in layers if isinstance(layer, FrozenLinear))
+    frozen = [layer for layer in layers if isinstance(layer, FrozenLinear)]
+    few = sum(layer.in_features * layer.out_features for layer in frozen)
     return Part(
         all=sum(parameter.numel() for parameter in parameters) + few,
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         bytes=sum(tensor.nbytes for tensor in (*parameters, *buffers)),
+        codes=sum(layer.nbytes for layer in frozen),
         products=sum(products),
         largest=max(products, default=0),
         ranks=sum(layer.lora_a.shape[0] for layer in adapted),
@@ -126,6 +130,7 @@ def _sum(parts: list[Part]) -> Part:
         all=sum(part.all for part in parts),
         trained=sum(part.trained for part in parts),
         bytes=sum(part.bytes for part in parts),
+        codes=sum(part.codes for part in parts),
         products=sum(part.products for part in parts),
         largest=max((part.largest for part in parts), default=0),
         ranks=sum(part.ranks for part in parts),

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import begins_at
 from instil.model.fast.gemm import Linear
-from instil.model.frozen import FrozenLinear
+from instil.model.frozen import HELD, FrozenLinear, in_buffers, in_parameters
 from instil.model.lora import LoraLinear
 from instil.model.memory import own_memory
 
@@ -40,6 +40,7 @@ def sharded(decoder: Decoder, world: int, *, narrow: bool = False) -> Iterator[D
     But not where it is left by an error: making them whole takes all processes, and it may be that of this one alone.
     ``narrow``: see `_share_out`.
     """
+    in_parameters(decoder)
     held = [*decoder.parameters(), *decoder.buffers()]
     parts: Decoder = copy.deepcopy(decoder, {id(one): _same(one) for one in held})
     for parameter in decoder.parameters():
@@ -47,6 +48,7 @@ def sharded(decoder: Decoder, world: int, *, narrow: bool = False) -> Iterator[D
     _share_out(parts, world, narrow=narrow)
     yield parts
     _give_back(parts, decoder)
+    in_buffers(decoder)
 
 
 @torch.no_grad()
@@ -54,26 +56,31 @@ def own_parts(decoder: Decoder, rank: int, world: int) -> dict[str, Tensor]:
     """This process's rows of each parameter of a decoder whose weights are elsewhere; one after another is read.
 
     Adapters that begin at what a whole weight says (lengths of its rows, rows of a table) are told while it is read.
-    Weights in few bits are no parameters, and each process holds them as a whole.
+    A weight that is held in few bits is rounded while it is whole; what it is held as are parameters afterwards.
 
     Raises:
         ModelError: they cannot be read, or are no numbers.
     """
     elsewhere = decoder.elsewhere
     assert elsewhere is not None, "its weights are here"
-    for name, module in decoder.named_modules():
-        if isinstance(module, FrozenLinear):
-            module.hold(elsewhere.parameter(f"{name.removesuffix('.held')}.weight"))
     parts: dict[str, Tensor] = {}
+    for name, layer in decoder.named_modules():
+        if isinstance(layer, FrozenLinear):
+            layer.hold(elsewhere.parameter(f"{name.removesuffix('.held')}.weight"))
+            for leaf in HELD:
+                held = getattr(layer, leaf)
+                parts[f"{name}.{leaf}"] = held[rows_of(len(held), rank, world)].clone()
+                setattr(layer, leaf, torch.empty_like(held, device="meta"))
+    in_parameters(decoder)
     for name, one in decoder.named_parameters():
-        if not one.is_meta:
+        if not one.is_meta or name in parts:
             continue
-        own, layer = rows_of(len(one), rank, world), begins_at(decoder, name)
-        if layer is None:
+        own, begins = rows_of(len(one), rank, world), begins_at(decoder, name)
+        if begins is None:
             parts[name] = elsewhere.parameter(name, own)
             continue
         whole = elsewhere.parameter(name)
-        layer.begin_at(whole)
+        begins.begin_at(whole)
         parts[name] = whole[own].clone()
     return parts
 
@@ -146,7 +153,7 @@ def _share_out(parts: Decoder, world: int, *, narrow: bool) -> None:
     mesh = init_device_mesh(parts.device.type, (world,))
     policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in parts.blocks:
-        read: list[nn.Module] = [one for one in block.modules() if isinstance(one, Linear) and not _blurs(one)]
+        read: list[nn.Module] = [one for one in block.modules() if isinstance(one, Linear) and not _apart(one)]
         if narrow and read:
             fully_shard(read, mesh=mesh, mp_policy=policy)
         fully_shard(block, mesh=mesh)
@@ -158,9 +165,9 @@ def _share_out(parts: Decoder, world: int, *, narrow: bool) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other one
 
 
-def _blurs(layer: Linear) -> bool:
-    """Whether its outputs hang on the lengths of its rows, which bfloat16 would blur."""
-    return isinstance(layer, LoraLinear) and layer.is_dora
+def _apart(layer: Linear) -> bool:
+    """Whether it is gathered as it is: bfloat16 would blur the lengths of its rows, or codes and scales of few bits."""
+    return isinstance(layer, LoraLinear) and (layer.is_dora or layer.held is not None)
 
 
 def _same(tensor: Tensor) -> Tensor:

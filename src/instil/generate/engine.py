@@ -34,6 +34,7 @@ from instil.machine import available_memory, sent
 from instil.model.cache import Part, position_bytes
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.fast.gemm import pack, unpack
+from instil.model.rounded.layer import weights_of
 
 PROMPT_TOKENS = 512  # of waiting prompts in one pass; more would keep the rows being answered waiting
 ALONE = 4  # rows up to which a pass is bound by reading the weights, so that guessed tokens cost little
@@ -90,6 +91,7 @@ class Engine:
         self._stepping = False
         self._tickets = 0
         self._packed, self._opened = False, 0
+        self._decides_alone = weights_of(decoder) != "bf16"  # whose scores are a grid, and no nearer to the truth alone
 
     def submit(self, request: Request) -> int:
         """Line up a request; its ticket.
@@ -342,7 +344,7 @@ class Engine:
         """Take what the model says after each guess, up to the first that it would not have said."""
         right = 0
         for index, (token, lead) in enumerate(zip(ids, leads, strict=True)):
-            said = self._alone(row) if lead < CLOSE else token
+            said = self._alone(row) if lead < CLOSE and self._decides_alone else token
             self._accept(row, said, told[index])
             if row.finish or index == len(guesses) or said != guesses[index]:
                 break

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from instil.errors import SettingsError
+from instil.generate import engine as engine_module
 from instil.generate.engine import Engine
 from instil.generate.prompts import generate
 from instil.model.decoder import batch_of_ids
 from instil.model.fast.gemm import Linear
 from instil.model.rounded import bf16, weights
 from instil.model.rounded.bf16 import Bf16Linear, has_onednn
-from instil.model.rounded.weights import round_weights, weights_asked
+from instil.model.rounded.weights import Weights, round_weights, weights_asked
 from tests.train.test_training import SPECS, decoder
 
 HALF = 2.0**-8  # of what a number in bfloat16 is off by at most, twice
@@ -72,6 +73,21 @@ def test_a_decoder_of_bfloat16_answers(family: str, product: str) -> None:
     assert 0 < apart < 0.05
     said = generate(model, [[1, 2, 3], [4]], max_new_tokens=5, stop_ids=frozenset(), engine=Engine(model))
     assert [len(one.ids) for one in said] == [5, 5]
+
+
+@pytest.mark.parametrize(("held", "alone"), [("fp32", True), ("int8", True), ("bf16", False)])
+def test_near_ties_are_decided_alone_only_where_that_says_more(
+    held: Weights, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row with a near tie would take a pass of its own, and in bfloat16 a tenth of all tokens are such."""
+    monkeypatch.setattr(engine_module, "CLOSE", 1e9)
+    model = decoder("llama").float()
+    round_weights(model, held)
+    engine = Engine(model)
+    said = generate(model, [[1, 2, 3], [4]], max_new_tokens=5, stop_ids=frozenset(), engine=engine)
+    assert [len(one.ids) for one in said] == [5, 5]
+    assert (engine.recomputed == 10) == alone
+    assert (engine.recomputed == 0) != alone
 
 
 def test_embedding_norms_and_the_cache_stay_in_float32() -> None:

@@ -25,6 +25,11 @@ class RoundedLinear(ReadsRecomputed):
         return self
 
 
+def weights_of(decoder: Decoder) -> str:
+    """How its linear layers hold their weights: ``fp32`` (or whichever type they had), or as rounded ones say."""
+    return next((module.weights for module in decoder.modules() if isinstance(module, RoundedLinear)), "fp32")
+
+
 def refuse_rounded(decoder: Decoder) -> None:
     """SettingsError for a decoder with rounded layers, which hold nothing that could be trained, saved or adapted."""
     for module in decoder.modules():

@@ -174,14 +174,16 @@ def summary(taken: Sequence[Answerer], said: Sequence[Said]) -> list[dict[str, A
     """A row for each answerer: medians over rounds, and how many times as fast instil is."""
     ours = {one.round: one for one in said if one.name == "instil"}
     rows = []
+
+    def times(done: Sequence[Said], name: str) -> list[float]:
+        """How many times as fast that one of ours was, in each round that both have."""
+        own = {one.round: one.per_second for one in said if one.name == name}
+        return [(own.get(one.round) or 0.0) / one.per_second for one in done if one.per_second and own.get(one.round)]
+
     for answerer in taken:
         rounds = [one for one in said if one.name == answerer.name]
         done = [one for one in rounds if one.per_second]
-        ratios = [
-            (ours[one.round].per_second or 0.0) / one.per_second
-            for one in done
-            if one.per_second and one.round in ours and ours[one.round].per_second
-        ]
+        ratios, alike = times(done, "instil"), times(done, answerer.counterpart)
         wanted = next((one.ids for one in ours.values() if one.ids), [])
         rows.append(
             {
@@ -193,6 +195,7 @@ def summary(taken: Sequence[Answerer], said: Sequence[Said]) -> list[dict[str, A
                 "seconds": _median([one.seconds for one in done]),
                 "instil_times_as_fast": _median(ratios),
                 "range": [min(ratios), max(ratios)] if ratios else None,
+                "same_mathematics_times_as_fast": _median(alike),
                 "loaded_s": _median([one.loaded for one in rounds]),
                 "first_token_s": _median([one.first for one in rounds]),
                 "peak_gb": _median([one.end["peak_bytes"] / 1e9 for one in rounds if "peak_bytes" in one.end]),
@@ -272,9 +275,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         return "-" if value is None else f"{value:{form}}"
 
     lines = [
-        "| answerer | prompts | new tokens | answers/s | instil is x times as fast | range | loaded s | first token s "
-        "| peak GB | same answers | same tokens |",
-        "| --- |" + " ---: |" * 10,
+        "| answerer | prompts | new tokens | answers/s | instil is x times as fast | range | ours in the same numbers "
+        "| loaded s | first token s | peak GB | same answers | same tokens |",
+        "| --- |" + " ---: |" * 11,
     ]
     for row in rows:
         spread = "-" if row["range"] is None else f"{row['range'][0]:.2f} to {row['range'][1]:.2f}"
@@ -285,6 +288,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             number(row["answers_per_second"]),
             number(row["instil_times_as_fast"]),
             spread,
+            number(row["same_mathematics_times_as_fast"]),
             number(row["loaded_s"]),
             number(row["first_token_s"], ".3f"),
             number(row["peak_gb"]),

@@ -63,9 +63,9 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("the same, continuous batching", "", "{best smollm2/transformers, continuous}; the same tokens"),
     (
-        "vLLM 0.32, built for a CPU (SmolLM2-135M): float32, bfloat16",
+        "vLLM 0.32, built for a CPU (SmolLM2-135M): float32; bfloat16, beside ours in it",
         "",
-        "{least smollm2/vLLM/vLLM, eager}; the same tokens, {least smollm2/vLLM bf16/vLLM bf16, eager}",
+        "{least smollm2/vLLM/vLLM, eager}; the same tokens; {least smollm2/vLLM bf16/vLLM bf16, eager}",
     ),
     (
         "llama.cpp (SmolLM2-135M): F32 one at a time, best slots",

@@ -246,6 +246,15 @@ def test_answers_are_compared_within_a_round_and_token_by_token() -> None:
     assert "| instil | 3 | 6 | 3.00 | 1.00 |" in answer.table(list(rows.values()))
 
 
+def test_answers_in_bfloat16_are_compared_with_ours_in_it_too() -> None:
+    taken = [one for one in ANSWERERS if one.name in ("instil", "instil bf16", "vLLM bf16")]
+    rounds = [said("instil", 0, 1.0, [[1]]), said("instil bf16", 0, 0.5, [[1]]), said("vLLM bf16", 0, 0.4, [[1]])]
+    found = {row["answerer"]: row for row in answer.summary(taken, rounds)}
+    assert found["vLLM bf16"]["instil_times_as_fast"] == pytest.approx(0.4)
+    assert found["vLLM bf16"]["same_mathematics_times_as_fast"] == pytest.approx(0.8)
+    assert found["instil bf16"]["same_mathematics_times_as_fast"] == pytest.approx(0.5)
+
+
 def test_an_answerer_that_fails_is_told_of() -> None:
     row = answer.summary(ANSWERERS[:1], [answer.Said("instil", 0, failure="exit 1: gone")])[0]
     assert row["failures"] == ["exit 1: gone"]

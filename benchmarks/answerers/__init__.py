@@ -17,7 +17,8 @@ class Answerer:
 
     ``exact``: float32 throughout, so that greedy answers are to be those of instil. ``share``: answers only so much of
     the prompts, being slow; what it takes for each answer counts. ``needs`` is the package without which it cannot run,
-    ``home`` the environment that has it (see `benchmarks.environments`). ``settings`` names what it was set to.
+    ``home`` the environment that has it (see `benchmarks.environments`). ``settings`` names what it was set to, and
+    ``counterpart`` ours that computes in the same numbers.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Answerer:
     share: float = 1.0
     home: str = ""
     settings: str = ""
+    counterpart: str = "instil"
 
     @property
     def there(self) -> bool:
@@ -72,8 +74,13 @@ ANSWERERS = (
     ),
     Answerer("vLLM", "vllm_cpu", "fp32", SMOLLM2, "vllm", home="vllm", settings=f"float32, compiled, {VLLM}"),
     Answerer("vLLM, eager", "vllm_cpu", "fp32-eager", SMOLLM2, "vllm", home="vllm", settings=f"float32, {VLLM}"),
-    Answerer("vLLM bf16", "vllm_cpu", "bf16", SMOLLM2, "vllm", False, home="vllm", settings=f"compiled, {VLLM}"),
-    Answerer("vLLM bf16, eager", "vllm_cpu", "bf16-eager", SMOLLM2, "vllm", False, home="vllm", settings=VLLM),
+    *(
+        Answerer(
+            f"vLLM bf16{name}", "vllm_cpu", f"bf16{kind}", SMOLLM2, "vllm", exact=False, home="vllm",
+            settings=settings, counterpart="instil bf16",
+        )
+        for name, kind, settings in (("", "", f"compiled, {VLLM}"), (", eager", "-eager", VLLM))
+    ),
     *(llama_cpp("F32", slots) for slots in (1, 8, 16, 32)),
     *(llama_cpp("Q4", slots) for slots in (1, 8, 16, 32)),
 )  # fmt: skip

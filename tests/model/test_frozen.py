@@ -19,7 +19,8 @@ from instil.model.fast.gemm import Linear, pack
 from instil.model.files.reader import hub_tensors
 from instil.model.frozen import BLOCK, LEVELS, FrozenLinear, QuantType, quantise_base
 from instil.model.load import load_decoder
-from instil.model.lora import LoraLinear, adapters, add_lora, merge
+from instil.model.lora import adapters, add_lora, merge
+from instil.model.lora_layer import LoraLinear
 from instil.model.rounded.weights import round_weights
 from instil.records import Encoded
 from instil.train.losses import nll_sum

@@ -20,7 +20,8 @@ from instil.model.files.peft import BASE_HEAD, WEIGHTS, load_adapter, save_adapt
 from instil.model.files.reader import hub_tensors
 from instil.model.files.safetensors import SafetensorsFile
 from instil.model.load import blank_decoder, load_decoder
-from instil.model.lora import LoraLinear, adapters, add_lora, merge, trained_parameters
+from instil.model.lora import adapters, add_lora, merge, trained_parameters
+from instil.model.lora_layer import LoraLinear
 from instil.records import Encoded
 from instil.train.losses import nll_sum
 from tests.conftest import tiny_reference

@@ -17,7 +17,7 @@ from instil.data import collate
 from instil.errors import InstilError
 from instil.model import decoder as decoders
 from instil.model.decoder import Decoder
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.recipes.selftest import bench as benches
 from instil.recipes.selftest import checks
 from instil.recipes.selftest import selftest as recipe

@@ -15,7 +15,7 @@ from instil.model.decoder import Decoder
 from instil.model.files.reader import Reader, check_head, check_layers, check_names, parameter
 from instil.model.find import find_model
 from instil.model.load import blank_decoder, open_model
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.model.resize import grow_vocabulary, grown
 from instil.model.token_rows import TokenRows
 

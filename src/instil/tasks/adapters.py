@@ -14,7 +14,8 @@ from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.peft import TIED_HEAD
 from instil.model.frozen import BITS, FrozenLinear, quantise_base
 from instil.model.load import blank_decoder
-from instil.model.lora import LoraLinear, add_lora, merge, trained_parameters
+from instil.model.lora import add_lora, merge, trained_parameters
+from instil.model.lora_layer import LoraLinear
 from instil.model.spec import DecoderSpec
 from instil.model.token_rows import TokenRows
 from instil.screen import Screen

@@ -14,7 +14,7 @@ from torch import Tensor
 from instil.batches import Batch
 from instil.model.decoder import Decoder
 from instil.model.fast.tied import RowGradientHook, TiedGradient
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.model.token_rows import TokenHead
 from instil.train.head_loss import head_log_probs, head_nll_sum
 

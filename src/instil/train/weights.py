@@ -7,7 +7,7 @@ import torch
 from instil.errors import SettingsError
 from instil.model.decoder import Decoder
 from instil.model.frozen import FrozenLinear
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.model.rounded.layer import refuse_rounded
 
 

@@ -20,7 +20,8 @@ from instil.model.fast import narrow
 from instil.model.fast.gemm import Linear, linear
 from instil.model.fast.narrow import narrowed
 from instil.model.fast.recompute import checkpointed
-from instil.model.lora import LoraLinear, add_lora
+from instil.model.lora import add_lora
+from instil.model.lora_layer import LoraLinear
 from instil.model.rope import apply_rope, rope_tables
 from instil.settings.options import DpoOptions
 from instil.tasks.pairs.batches import PairCollator

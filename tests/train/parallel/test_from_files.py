@@ -23,7 +23,8 @@ from instil.model.files.folder import save_decoder
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import HELD, FrozenLinear, quantise_base
 from instil.model.load import load_decoder
-from instil.model.lora import LoraLinear, add_lora, merge
+from instil.model.lora import add_lora, merge
+from instil.model.lora_layer import LoraLinear
 from instil.model.resize import grow_vocabulary
 from instil.settings.options import TrainOptions
 from instil.tasks.adapters import MergeError, merged_later

@@ -21,7 +21,8 @@ from instil.model.decoder import Decoder
 from instil.model.families import FAMILIES
 from instil.model.families.family import Stored
 from instil.model.files.reader import halves_from_pairs, heads_from_parts, pairs_from_halves, parts_from_heads
-from instil.model.lora import HEAD, TINY, LoraLinear, projections
+from instil.model.lora import HEAD, projections
+from instil.model.lora_layer import TINY, LoraLinear
 
 Place = tuple[str, slice]  # a module's name, and its rows of a layer
 Layer = tuple[nn.Module, str, Stored, Any, list[Place]]

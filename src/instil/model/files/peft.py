@@ -37,7 +37,8 @@ from instil.model.files.peft_whole import (
 from instil.model.files.reader import parts_from_heads
 from instil.model.files.safetensors import SafetensorsFile, write_safetensors
 from instil.model.frozen import BITS, BLOCK, FrozenLinear, QuantType, quantise_base
-from instil.model.lora import LoraLinear, adapters
+from instil.model.lora import adapters
+from instil.model.lora_layer import LoraLinear
 from instil.model.rounded.layer import refuse_rounded
 from instil.model.token_rows import TokenRows
 

@@ -16,7 +16,7 @@ from instil.model.families import FAMILIES
 from instil.model.families.family import Family, Stored
 from instil.model.files.safetensors import Later
 from instil.model.frozen import FrozenLinear
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.model.memory import own_memory
 from instil.model.rounded.layer import refuse_rounded
 from instil.model.spec import DecoderSpec

@@ -11,7 +11,8 @@ from instil.model.decoder import Decoder
 from instil.model.fast.gemm import Linear
 from instil.model.frozen import FrozenLinear
 from instil.model.load import blank_decoder
-from instil.model.lora import LoraLinear, trained_parameters
+from instil.model.lora import trained_parameters
+from instil.model.lora_layer import LoraLinear
 from instil.model.spec import DecoderSpec
 from instil.settings.options import Settings
 from instil.tasks.adapters import adapt

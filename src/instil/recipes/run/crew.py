@@ -25,7 +25,7 @@ from instil.machine import device_for, release
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import load_elsewhere
 from instil.model.fast.gemm import backend
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.records import Completion, Encoded, Example, Verdict
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.runs.identity import Identity

@@ -26,7 +26,7 @@ from instil.model.decoder import Decoder
 from instil.model.elsewhere import begins_at
 from instil.model.fast.gemm import Linear
 from instil.model.frozen import HELD, FrozenLinear, in_buffers, in_parameters
-from instil.model.lora import LoraLinear
+from instil.model.lora_layer import LoraLinear
 from instil.model.memory import own_memory
 
 PATTERN = "shard-*.safetensors"  # as torch names the files

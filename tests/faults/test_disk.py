@@ -20,7 +20,7 @@ from instil.runs.best import checkpoint_bytes, saved_bytes
 from instil.runs.folder import RunFolder
 from instil.runs.kept import Kept
 from instil.runs.observers import MetricsFile
-from instil.runs.status import read_status
+from instil.runs.status import at_work, read_status
 from instil.screen import Screen
 from instil.settings.resolve import resolve
 from instil.tasks.prepare import load, prepare
@@ -113,7 +113,10 @@ def test_a_result_that_cannot_be_saved_can_be_rescued(
 def test_a_result_that_cannot_be_saved_and_of_which_nothing_is_kept_has_failed(
     tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(InstilError, match="There is no checkpoint") as no:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(InstilError, match="no checkpoint, so --resume begins the training") as no,
+    ):
         full(patch, errno.ENOSPC, 9)
         tuned(tiny_folder, tmp_path / "run", save_every="0")
     assert not isinstance(no.value, StoppedEarly)
@@ -123,7 +126,16 @@ def test_a_result_that_cannot_be_saved_and_of_which_nothing_is_kept_has_failed(
 
 
 @pytest.mark.parametrize(
-    "name", ["responses/base.json", "responses/tuned.json", "split.json", "keep/base.jsonl", "report.json"]
+    "name",
+    [
+        "responses/base.json",
+        "responses/tuned.json",
+        "split.json",
+        "keep/base.jsonl",
+        "report.json",
+        "scores/base.likelihood.jsonl",
+        "scores/tuned.offline.jsonl",
+    ],
 )
 def test_a_run_that_has_no_room_for_a_file_is_stopped_and_goes_on_where_there_is_some(
     name: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,6 +161,32 @@ def test_a_run_that_has_no_room_for_a_file_is_stopped_and_goes_on_where_there_is
     go(resume=True)
     run(rows(30), tiny_folder, tmp_path / "whole", settings, screen=Screen())
     assert left_by(out) == left_by(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_when_training_begins_stops_a_run_too(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No step is lost, so it has not failed."""
+    out = tmp_path / "run"
+
+    def opened(path: Path, **how: Any) -> MetricsFile:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch, pytest.raises(StoppedEarly) as no:
+        patch.setattr(training, "MetricsFile", opened)
+        tuned(tiny_folder, out)
+    assert str(no.value) == f"{out / 'metrics.jsonl'}: No space left on device; make room there, and --resume goes on"
+    tuned(tiny_folder, out, resume=True)
+    tuned(tiny_folder, tmp_path / "whole")
+    assert left_by(out) == left_by(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_where_room_is_wanted_is_said_though_the_error_names_no_file(code: int, tmp_path: Path) -> None:
+    """As that of a write to a file that is open."""
+    with pytest.raises(StoppedEarly) as no, at_work(tmp_path / "run", Screen(quiet=True)):
+        raise OSError(code, "no room")
+    assert str(no.value) == f"{tmp_path / 'run'}: no room; make room there, and --resume goes on"
 
 
 def test_a_best_model_that_cannot_be_kept_is_told_of_and_training_goes_on(
@@ -210,6 +248,15 @@ def test_a_journal_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> Non
     assert told.lines == ["  [Errno 27] File too large: what is made from here on is not kept for --resume"]
     with Kept(tmp_path / "kept.journal", told) as journal:
         assert [journal.kept(key) for key in ("one", "two", "three")] == [1, None, None]
+
+
+def test_a_journal_that_cannot_be_opened_ends_no_run(tmp_path: Path) -> None:
+    told, path = Told(), tmp_path / "kept.journal"
+    path.mkdir()
+    with Kept(path, told) as journal:
+        journal.keep("one", 1)
+        assert journal.kept("one") is None
+    assert told.lines == [f"  {path}: cannot be written: Is a directory; what is made is not kept for --resume"]
 
 
 @pytest.mark.parametrize(

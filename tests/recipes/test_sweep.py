@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gc
 import json
+import resource
 import shutil
 import tomllib
 from collections.abc import Callable
@@ -25,12 +27,14 @@ from instil.recipes.run import crew as run_module
 from instil.recipes.sweep import rows as sweep_rows
 from instil.recipes.sweep import sweep as sweep_module
 from instil.recipes.sweep.file import Overrides
+from instil.recipes.sweep.process import run_apart
 from instil.recipes.sweep.sweep import SweepResult, sweep
 from instil.runs import baseline as before_module
 from instil.runs.answers import read_verdicts
 from instil.runs.folder import RunFolder
 from instil.runs.report.report import refresh_report
 from instil.screen import Screen
+from instil.settings.resolve import resolve
 from instil.train.metrics import read_metrics
 from tests.conftest import rows, stands_for_a_picture
 from tests.faults.judge_server import judging
@@ -350,6 +354,55 @@ def test_a_failing_run_does_not_lose_the_others(tmp_path: Path, tiny_folder: Pat
         done.check()
     assert raised.value.exit_code == 1
     assert [row.status for row in here.go("generate.max_new_tokens=2").table.rows] == ["failed", "kept"]
+
+
+def test_runs_that_are_stopped_and_can_go_on_do_not_fail_a_sweep(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one that has failed does, whatever became of the others."""
+    here = Here(tmp_path, tiny_folder, RUNS)
+    problems: list[InstilError] = [StoppedEarly("no room"), StoppedEarly("no room"), InstilError("it is broken")]
+
+    def stops(data: str, model: str, out: Path, **how: Any) -> None:
+        raise problems[["first", "other-prompt", "thin"].index(out.name)]
+
+    monkeypatch.setattr(sweep_module, "run", stops)
+    with pytest.raises(InstilError, match=r"^3 of 3 runs failed\. first: no room; other prompt: ") as failed:
+        here.go().check()
+    problems[2] = StoppedEarly("no room")
+    with pytest.raises(StoppedEarly, match=r"^3 of 3 runs failed\. first: no room; other prompt: ") as stopped:
+        here.go().check()
+    assert (failed.value.exit_code, stopped.value.exit_code) == (1, 4)
+
+
+def test_a_sweep_whose_table_finds_no_room_is_stopped(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Here(tmp_path, tiny_folder, RUNS)
+
+    def stops(*given: Any, **how: Any) -> None:
+        raise StoppedEarly("no room")
+
+    def full(path: Path, *given: Any, **how: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(sweep_module, "run", stops)
+    monkeypatch.setattr(sweep_module, "write_whole", full)
+    with pytest.raises(StoppedEarly, match=r"sweep\.json: No space left on device; make room there, and --resume"):
+        here.go()
+
+
+def test_a_process_of_its_own_says_that_a_run_can_go_on(tmp_path: Path, tiny_folder: Path) -> None:
+    """Under a real limit, of the system, that its ``run.toml`` exceeds."""
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps(rows(30)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+        with pytest.raises(StoppedEarly, match=r"run\.toml: File too large; make room there, and --resume goes on"):
+            run_apart(str(data), str(tiny_folder), tmp_path / "run", quiet=True, settings=resolve())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_mistakes_are_found_before_any_work(tmp_path: Path, tiny_folder: Path) -> None:

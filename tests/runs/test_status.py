@@ -114,7 +114,7 @@ def test_a_run_is_finished_only_if_all_steps_are_done(tmp_path: Path) -> None:
         (StoppedEarly("no judge"), "stopped", "no judge"),
         (UserError("no room"), "failed", "no room"),
         (ZeroDivisionError("division by zero"), "failed", "ZeroDivisionError: division by zero"),
-        (OSError(28, "No space left on device", "run/split.json"), "failed", "run/split.json: No space left on device"),
+        (OSError(5, "Input/output error", "run/split.json"), "failed", "run/split.json: Input/output error"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

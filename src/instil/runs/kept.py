@@ -55,7 +55,10 @@ class Kept(Journal):
         return Kept(folder.checkpoints / (NAME if not rank else f"{rank}.{NAME}"), screen, others=more)
 
     def __enter__(self) -> Self:
-        super().__enter__()
+        try:
+            super().__enter__()
+        except DataError as error:
+            self._screen.warn(f"  {error}; what is made is not kept for --resume")
         for path in self._others:
             with suppress(OSError, DataError):  # then it is made anew
                 self._take(path, path.read_bytes())

@@ -121,14 +121,19 @@ def idle(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _room() -> Iterator[None]:
+def room(folder: Path) -> Iterator[None]:
+    """Work that writes there, and is stopped where it finds no room.
+
+    Raises:
+        StoppedEarly: so it was.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in FULL:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        raise StoppedEarly(f"{where}{error.strerror}; make room there, and --resume goes on") from error
+        where = error.filename or folder  # a write says none
+        raise StoppedEarly(f"{where}: {error.strerror}; make room there, and --resume goes on") from error
 
 
 @contextmanager
@@ -151,7 +156,7 @@ def at_work(folder: Path, screen: Screen) -> Iterator[Work]:
             screen.say(f"  {before.process} was at work in {folder} and is gone; taken over", "yellow")
         work = Work(folder)
         try:
-            with _room():
+            with room(folder):
                 yield work
         except BaseException as error:
             if isinstance(error, Stopped):

@@ -67,7 +67,8 @@ def train_and_save(
     Raises:
         Stopped: a signal came; where steps were taken, they are saved.
         StoppedEarly: the disk is full or fails, and the training is kept as it was after some step.
-        InstilError: the same, and nothing of it is kept; or it cannot go on for another reason.
+        OSError: the disk is full, and no step was taken.
+        InstilError: it is full or fails, and nothing of it is kept; or it cannot go on for another reason.
     """
     prepared = _as_it_fits(prepared, folder)
     facts, now = folder.read_settings(), {**versions(decoder.device), **_pieces(prepared, crew.ranks)}
@@ -93,6 +94,8 @@ def train_and_save(
         raise InstilError(f"{error}; they lie in {folder.adapter}") from error
     except OSError as error:
         kept, rescue = _rescue(checkpoints, work)
+        if not kept and not work.status.done and error.errno in FULL:
+            raise  # no step is lost, so it is as with any other file before training
         ended = StoppedEarly if kept else InstilError
         raise ended(f"{error.filename or folder.path}: {error.strerror or error}. {rescue}") from error
     except (OutOfMemory, RankLost) as error:
@@ -216,7 +219,7 @@ def _rescue(checkpoints: Checkpoints, work: Work) -> tuple[bool, str]:
     """Whether anything is kept of a training whose result cannot be saved, or which cannot go on; and what."""
     found = checkpoints.newest().state
     if found is None:
-        return False, "There is no checkpoint, so training begins anew with the same command"
+        return False, "There is no checkpoint, so --resume begins the training anew"
     done = found.progress.done
     planned = work.status.planned or found.progress.planned
     return True, f"The training is kept as it was after step {done:,} of {planned:,}: --resume goes on from there"

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from instil.errors import InstilError
+from instil.errors import InstilError, StoppedEarly
 from instil.machine import is_out_of_memory, settle
 from instil.recipes.run.run import run
 from instil.runs.proof import NotTheSame
@@ -22,7 +22,8 @@ def run_apart(data: str, model: str, out: Path, *, quiet: bool, **options: Any) 
     """`run` in a new process; waits for it.
 
     Raises:
-        InstilError: it failed; the message is its own.
+        StoppedEarly: it was stopped, and can go on; the message is its own.
+        InstilError: it failed; likewise.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -31,9 +32,9 @@ def run_apart(data: str, model: str, out: Path, *, quiet: bool, **options: Any) 
     theirs.close()
     try:
         try:
-            failed = ours.recv()
+            failed, early = ours.recv()
         except EOFError:
-            failed = None
+            failed, early = "", False
         process.join()
     finally:
         if process.is_alive():  # this process was told to stop
@@ -41,7 +42,7 @@ def run_apart(data: str, model: str, out: Path, *, quiet: bool, **options: Any) 
             process.join()
         ours.close()
     if failed:
-        raise InstilError(failed)
+        raise (StoppedEarly if early else InstilError)(failed)
     if process.exitcode:
         killed = process.exitcode == -signal.SIGKILL
         why = "killed, perhaps for want of memory" if killed else f"exit code {process.exitcode}"
@@ -53,14 +54,14 @@ def _work(tell: Connection, data: str, model: str, out: Path, quiet: bool, optio
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells both; the other one ends this one
     threading.Thread(target=_end_with_parent, daemon=True).start()
     settle()
-    message = ""
+    message, early = "", False
     try:
         run(data, model, out, screen=Screen(quiet=quiet), **options)
     except Stopped as stopped:
         os._exit(128 + stopped.number)  # the other process says what there is to say
     except Exception as error:
-        message = reason_of(error, out if options.get("resume") else None)
-    tell.send(message)
+        message, early = reason_of(error, out if options.get("resume") else None), isinstance(error, StoppedEarly)
+    tell.send((message, early))
     tell.close()
 
 

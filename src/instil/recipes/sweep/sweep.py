@@ -16,7 +16,7 @@ from instil.ask.named import opened
 from instil.errors import InstilError, RunFolderTaken, StoppedEarly, UserError, counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
 from instil.evaluate.offline import JUDGE as OFFLINE
-from instil.files import check_folder, json_text, make_folder, write_whole
+from instil.files import FULL, check_folder, json_text, make_folder, write_whole
 from instil.machine import available_memory, device_for, machine_memory, memory_now, release
 from instil.model.load import blank_decoder
 from instil.recipes.run.run import run
@@ -29,7 +29,7 @@ from instil.recipes.sweep.table import Status, SweepRow, SweepTable
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity, State, clear_leftovers, state_of
 from instil.runs.report.curves import plot_runs
-from instil.runs.status import idle
+from instil.runs.status import idle, room
 from instil.screen import Screen, clock
 from instil.tasks.prepare import prepare
 from instil.tasks.task import Prepared
@@ -48,11 +48,15 @@ KEPT = 0.05  # share of the machine's memory that earlier runs may leave taken b
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """A sweep that is done: where it lies, its table, and runs whose answers could not all be judged."""
+    """A sweep that is done: where it lies, its table, and runs whose answers could not all be judged.
+
+    Of the runs that failed ``early`` ones were stopped (for want of room, say) and can go on.
+    """
 
     path: Path
     table: SweepTable
     unjudged: dict[str, str]
+    early: frozenset[str] = frozenset()
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -63,12 +67,13 @@ class SweepResult:
 
         Raises:
             InstilError: a run failed.
-            StoppedEarly: a judge did not answer.
+            StoppedEarly: those that did were stopped and can go on, or a judge did not answer.
         """
         failed = self.table.failed
         if failed:
             shown = "; ".join(f"{row.name}: {row.reason}" for row in failed)
-            raise InstilError(f"{len(failed)} of {counted(len(self.table.rows), 'run')} failed. {shown}")
+            ended = StoppedEarly if all(row.name in self.early for row in failed) else InstilError
+            raise ended(f"{len(failed)} of {counted(len(self.table.rows), 'run')} failed. {shown}")
         if self.unjudged:
             shown = "; ".join(f"{name}: {reason}" for name, reason in self.unjudged.items())
             raise StoppedEarly(f"not everything is judged, and the same command goes on. {shown}")
@@ -107,6 +112,7 @@ def sweep(
     Raises:
         UserError: the file, or data, model or settings of a run, cannot be used; nothing was written.
         RunFolderTaken: a folder holds another run, or another process is at work there.
+        StoppedEarly: there is no room for the table, or for the scores of a run.
     """
     screen = screen or Screen()
     file = read_sweep(path, over)
@@ -115,7 +121,7 @@ def sweep(
     places = _look(file, screen, overwrite=overwrite)
     _check_judge(file, screen)
     make_folder(file.out)
-    with _alone(file.out):  # another sweep may have been at work here until now
+    with _alone(file.out), room(file.out):  # another sweep may have been at work here until now
         places = [replace(place, state=state_of(place.folder, place.identity, overwrite=overwrite)) for place in places]
         return _Sweep(file, places, screen, processes=processes).go()
 
@@ -172,6 +178,7 @@ class _Sweep:
         self._curves: dict[str, list[StepRecord]] = {}
         self._first: Measured | None = None
         self._unjudged: dict[str, str] = {}
+        self._early: set[str] = set()
         self._at_start = memory_now()
         self._spent: list[float] = []  # seconds of each run made now
 
@@ -184,7 +191,7 @@ class _Sweep:
             table = self._write()
             self._screen.say(f"{row.name}: {self._line(row)}", "bold red" if row.status == "failed" else "bold")
             self._say_left(number)
-        return SweepResult(self._file.out, table, self._unjudged)
+        return SweepResult(self._file.out, table, self._unjudged, frozenset(self._early))
 
     def _one(self, number: int, place: Place) -> SweepRow:
         status: Status = "kept"
@@ -200,13 +207,17 @@ class _Sweep:
             try:
                 self._make(place)
             except Exception as error:  # whatever it is, the other runs are not lost by it
+                if isinstance(error, StoppedEarly):
+                    self._early.add(place.planned.name)
                 reason = reason_of(error, place.folder.path if place.state == "begun" else None)
                 return replace(self._rows[number], status="failed", reason=reason)
             finally:
                 release()
         try:
             return self._compared(number, place, status)
-        except InstilError as error:  # a file of it is damaged
+        except (InstilError, OSError) as error:  # a file of it is damaged, or cannot be written
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             advice = f"remove {place.folder.path} to have the run made anew"
             return replace(self._rows[number], status="failed", reason=f"{reason_of(error)}; {advice}")
 

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from instil.batches import Batch
 from instil.errors import InstilError, UserError
-from instil.machine import keep_little
+from instil.machine import keep_little, leave_behind
 from instil.model.decoder import Decoder, batch_of_ids
 from instil.model.files.safetensors import Later
 from instil.model.load import blank_decoder
@@ -99,6 +99,7 @@ def joined(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        leave_behind("torch.distributed")  # a thread of its that is not done aborts a process that takes itself apart
 
 
 def _check(environment: Mapping[str, str]) -> None:

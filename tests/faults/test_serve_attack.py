@@ -43,7 +43,7 @@ def serve():
     app = App(pieces=int(sys.argv[2]), pause=0.02)
     run(Guard(app, access_to(addresses(sockets))), sockets, ["tuned"], limits=Limits(drain=30, last_call=0.1))
 
-cli.app = serve
+cli.app = lambda **how: serve()
 cli.main()
 """
 

@@ -47,8 +47,8 @@ class FrozenLinear(ReadsRecomputed):
         super().__init__()
         self.in_features, self.out_features, self.held = layer.in_features, layer.out_features, held
         self.dtype = layer.weight.dtype
-        self.register_buffer("codes_P", None)
-        self.register_buffer("scales_G", None)
+        for name in HELD:
+            self.register_buffer(name, None)
         self.hold(layer.weight)
         bias_O = None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
         self.register_parameter("bias", bias_O)
@@ -58,14 +58,27 @@ class FrozenLinear(ReadsRecomputed):
         codes_P, scales_G = _rounded(weight_OI, self.held)
         # malloc would put them into the gaps that the next layer's larger intermediates need
         own = own_memory(codes_P.shape, codes_P.dtype, codes_P.device).copy_(codes_P)
-        self.drop()
-        self.codes_P, self.scales_G = own, scales_G
+        self._keep(own, scales_G)
 
     def drop(self) -> None:
         """Hold nothing until `hold` is called again."""
-        for name in HELD:
+        self._keep(None, None)
+
+    def in_parameters(self) -> None:
+        """Let what it holds be parameters, though never trained: FSDP2 shares out those, and no buffers."""
+        self._keep(*(nn.Parameter(getattr(self, name), requires_grad=False) for name in HELD))
+
+    def in_buffers(self) -> None:
+        """As it was before `in_parameters`."""
+        self._keep(*(getattr(self, name).detach() for name in HELD))
+
+    def _keep(self, *held: Tensor | None) -> None:
+        for name, one in zip(HELD, held, strict=True):
             delattr(self, name)
-            self.register_buffer(name, None)
+            if isinstance(one, nn.Parameter):
+                self.register_parameter(name, one)
+            else:
+                self.register_buffer(name, one)
 
     @property
     def weight(self) -> Tensor:
@@ -142,26 +155,6 @@ def dequantise(decoder: Decoder) -> None:
     """Make every layer in few bits a plain one, with the rounded weight."""
     for owner, leaf in _places(decoder, FrozenLinear):
         setattr(owner, leaf, getattr(owner, leaf).plain())
-
-
-def in_parameters(decoder: Decoder) -> None:
-    """Let what layers in few bits hold be parameters, though never trained: FSDP2 shares out those, and no buffers."""
-    for layer in decoder.modules():
-        if isinstance(layer, FrozenLinear):
-            for name in HELD:
-                held = getattr(layer, name)
-                delattr(layer, name)
-                layer.register_parameter(name, nn.Parameter(held, requires_grad=False))
-
-
-def in_buffers(decoder: Decoder) -> None:
-    """As it was before `in_parameters`."""
-    for layer in decoder.modules():
-        if isinstance(layer, FrozenLinear):
-            for name in HELD:
-                held = getattr(layer, name).detach()
-                delattr(layer, name)
-                layer.register_buffer(name, held)
 
 
 def _places(module: nn.Module, kind: type[nn.Module]) -> list[tuple[nn.Module, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 from instil.data.files.rows import read_rows
 from instil.data.sources import IN_MEMORY, examples_from
 from instil.errors import DataError, counted, listed
-from instil.files import FULL, make_folder, records_in, write_rows
+from instil.files import make_folder, records_in, write_rows
 from instil.records import Example, Verdict, blank
 from instil.runs.folder import RUN_FILE, RunFolder
 from instil.settings.asking import ScoreOptions
@@ -192,17 +192,11 @@ def write_verdicts(path: Path, verdicts: Sequence[Verdict]) -> None:
     """One verdict a line, in the order of the rows; the file appears whole or not at all, its folder is made.
 
     Raises:
-        OSError: there is no room for it.
-        DataError: it cannot be written for another reason.
+        OSError: it cannot be written.
     """
     if not path.parent.exists():
         make_folder(path.parent)
-    try:
-        write_rows(path, map(asdict, verdicts))
-    except OSError as error:
-        if error.errno in FULL:
-            raise
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_rows(path, map(asdict, verdicts))
 
 
 def read_verdicts(path: Path) -> list[Verdict]:

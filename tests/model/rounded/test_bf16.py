@@ -16,7 +16,9 @@ from instil.model.decoder import batch_of_ids
 from instil.model.fast.gemm import Linear
 from instil.model.rounded import bf16, weights
 from instil.model.rounded.bf16 import Bf16Linear, has_onednn
+from instil.model.rounded.layer import weights_of
 from instil.model.rounded.weights import Weights, round_weights, weights_asked
+from tests.model.rounded.test_int8 import wide
 from tests.train.test_training import SPECS, decoder
 
 HALF = 2.0**-8  # of what a number in bfloat16 is off by at most, twice
@@ -81,8 +83,9 @@ def test_near_ties_are_decided_alone_only_where_that_says_more(
 ) -> None:
     """Each row with a near tie would take a pass of its own, and in bfloat16 a tenth of all tokens are such."""
     monkeypatch.setattr(engine_module, "CLOSE", 1e9)
-    model = decoder("llama").float()
+    model = wide("llama")
     round_weights(model, held)
+    assert weights_of(model) == held
     engine = Engine(model)
     said = generate(model, [[1, 2, 3], [4]], max_new_tokens=5, stop_ids=frozenset(), engine=engine)
     assert [len(one.ids) for one in said] == [5, 5]

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import begins_at
 from instil.model.fast.gemm import Linear
-from instil.model.frozen import HELD, FrozenLinear, in_buffers, in_parameters
+from instil.model.frozen import HELD, FrozenLinear
 from instil.model.lora_layer import LoraLinear
 from instil.model.memory import own_memory
 
@@ -40,7 +40,9 @@ def sharded(decoder: Decoder, world: int, *, narrow: bool = False) -> Iterator[D
     But not where it is left by an error: making them whole takes all processes, and it may be that of this one alone.
     ``narrow``: see `_share_out`.
     """
-    in_parameters(decoder)
+    frozen = [layer for layer in decoder.modules() if isinstance(layer, FrozenLinear)]
+    for layer in frozen:
+        layer.in_parameters()
     held = [*decoder.parameters(), *decoder.buffers()]
     parts: Decoder = copy.deepcopy(decoder, {id(one): _same(one) for one in held})
     for parameter in decoder.parameters():
@@ -48,7 +50,8 @@ def sharded(decoder: Decoder, world: int, *, narrow: bool = False) -> Iterator[D
     _share_out(parts, world, narrow=narrow)
     yield parts
     _give_back(parts, decoder)
-    in_buffers(decoder)
+    for layer in frozen:
+        layer.in_buffers()
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def own_parts(decoder: Decoder, rank: int, world: int) -> dict[str, Tensor]:
                 held = getattr(layer, leaf)
                 parts[f"{name}.{leaf}"] = held[rows_of(len(held), rank, world)].clone()
                 setattr(layer, leaf, torch.empty_like(held, device="meta"))
-    in_parameters(decoder)
+            layer.in_parameters()
     for name, one in decoder.named_parameters():
         if not one.is_meta or name in parts:
             continue

@@ -207,11 +207,12 @@ def test_batches_of_a_loader_share_unless_told_otherwise() -> None:
 
 def test_bf16_is_close_and_keeps_weights_in_float32() -> None:
     """Not exact, and so named; products are narrow, and what is added up and updated is not."""
+    from instil.model.fast.gemm import precision_for
     from instil.settings.options import TrainOptions
     from instil.train.loop import train
 
     losses = {}
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "auto"):
         model = decoder("llama").float()
         rows = [encoded(1, 2, 3, 4, 5 + i % 7, 6) for i in range(24)]
         options = TrainOptions(epochs=2, batch_size=4, learning_rate=3e-3, precision=precision)  # type: ignore[arg-type]
@@ -220,6 +221,7 @@ def test_bf16_is_close_and_keeps_weights_in_float32() -> None:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
     assert losses["bf16"] != losses["fp32"]
+    assert losses["auto"] == losses[precision_for("auto", "cpu")]
 
 
 @pytest.mark.parametrize("part", ["blocks", "norm", "positions"])

@@ -14,6 +14,7 @@ import pytest
 import instil
 from instil.data.splits import PARTS
 from instil.errors import DataError, SettingsError, TemplateMismatch, UserError
+from instil.model.fast import gemm
 from instil.model.load import load_decoder
 from instil.recipes.respond import respond_one, respond_rows
 from instil.recipes.run.run import run
@@ -248,3 +249,18 @@ def test_leaks_are_refused_before_anything_is_written(tiny_folder: Path, tmp_pat
     assert 2 not in split["train"]
     assert [one["row"] for one in split["dropped"]] == [2]
     assert split["near_duplicates"] == []
+
+
+@pytest.mark.parametrize(("gain", "found"), [(2.0, "bf16"), (0.5, "fp32")])
+def test_a_run_keeps_what_was_found_for_train_precision_auto(
+    gain: float, found: str, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that report and ``--resume`` know it, and another machine does not go on otherwise in silence."""
+    monkeypatch.setattr(gemm, "narrow_gain", lambda: gain)
+    values = {"max_steps": 2, "precision": "auto", "max_new_tokens": 2}
+    made = run(rows(20), tiny_folder, tmp_path / "run", resolve(values=values), answers=False)
+    stored = tomllib.loads((made.path / "run.toml").read_text(encoding="utf-8"))
+    assert stored["settings"]["train"]["precision"] == found
+    same = run(rows(20), tiny_folder, tmp_path / "same", resolve(values={**values, "precision": found}), answers=False)
+    losses = [[one.train_loss for one in read_metrics(each.path / "metrics.jsonl")] for each in (made, same)]
+    assert losses[0] == losses[1]

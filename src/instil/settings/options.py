@@ -238,8 +238,10 @@ class TrainOptions(BaseModel):
         "shared", description="shared: no padding, and what all rows begin with computed once; padded: as the book"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto: a GPU if there is one")
-    precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="bf16: products in bfloat16, weights and updates in float32; faster, not exact"
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="bf16: products in bfloat16, weights and updates in float32; faster, not exact; auto: bf16 where "
+        "the machine has units for it",
     )
     gradient_checkpointing: bool = Field(
         False, description="keep only each block's input, and make the rest again in backward: less memory, slower"

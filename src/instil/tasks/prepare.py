@@ -24,6 +24,7 @@ from instil.errors import SettingsError, counted, verb
 from instil.machine import device_for
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import Trained, load_elsewhere
+from instil.model.fast.gemm import precision_for
 from instil.model.find import find_model, template_of
 from instil.model.load import blank_decoder, load_decoder, open_model
 from instil.model.resize import grow_vocabulary
@@ -85,7 +86,7 @@ def prepare(
     own, own_notes = form_before(path, settings, tokenizer, template, spec.vocab_size)
     new = max(0, tokenizer.largest_id + 1 - spec.vocab_size) if settings.model.resize else 0
     spec = replace(spec, vocab_size=spec.vocab_size + new)
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"template": called})})
+    settings = _settled(settings, called)
     check_vocabulary(template, tokenizer, spec.vocab_size)
 
     # Rows as the model will see them, and all there is to say of them.
@@ -156,7 +157,6 @@ def prepare(
     if refuse:
         preflight.refuse()
     prepared = replace(prepared, rehearsal=unwritten(prepared))
-    device_for(settings.train.device)
     if settings.train.batch_tokens and settings.train.order == "book":
         raise SettingsError("train.batch_tokens is for train.order=seeded; the book's order has steps of so many rows")
     loader = loader_for(prepared, "train")  # a batch larger than the data
@@ -178,6 +178,19 @@ def prepare(
     if settings.train.patience and settings.train.evaluation == "book" and not settings.train.eval_every:
         raise SettingsError("train.patience looks at the validation loss; set train.eval_every, which is 0")
     return prepared
+
+
+def _settled(settings: Settings, template: str) -> Settings:
+    """The settings with what was found here in place of what was left open.
+
+    Raises:
+        SettingsError: a GPU is asked for and there is none.
+    """
+    found: dict[str, Any] = {"data": settings.data.model_copy(update={"template": template})}
+    precision = precision_for(settings.train.precision, device_for(settings.train.device))
+    if precision != settings.train.precision:
+        found["train"] = settings.train.model_copy(update={"precision": precision})
+    return settings.model_copy(update=found)
 
 
 def _split(results: Results, options: DataOptions, screen: Screen) -> tuple[Split, Leaks]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from instil.batches import Batch
 from instil.errors import TrainingDiverged
 from instil.model.decoder import Decoder
+from instil.model.fast.gemm import precision_for
 from instil.settings.options import TrainOptions
 from instil.train import rewind
 from instil.train.best import BestCheckpoint
@@ -74,6 +75,8 @@ def train(
         RankLost: another process is gone; the state after the last whole step was given to observers.
     """
     check_weights(decoder)
+    precision = ranks.agree(precision_for(options.precision, decoder.device.type))
+    options = options.model_copy(update={"precision": precision})
     objective = objective or Likelihood()
     evaluator = evaluator or HeldOut(validation, options.eval_every, options.eval_batches, objective, ranks)
     with ranks.sharding(decoder, narrow=options.precision == "bf16") as trained:

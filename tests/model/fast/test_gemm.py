@@ -192,3 +192,22 @@ def test_what_bfloat16_gains_is_measured_on_the_same_products(monkeypatch: pytes
     assert gemm.narrow_gain() == 2.0
     gemm.narrow_gain.cache_clear()
     assert kinds == [{torch.float32}, {torch.bfloat16}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "gain", "on_gpu", "found"),
+    [
+        ("auto", "cpu", 2.1, False, "bf16"),
+        ("auto", "cpu", 0.4, True, "fp32"),
+        ("auto", "cuda", 0.4, True, "bf16"),
+        ("auto", "cuda", 2.1, False, "fp32"),
+        ("fp32", "cpu", 2.1, True, "fp32"),
+        ("bf16", "cpu", 0.4, False, "bf16"),
+    ],
+)
+def test_auto_is_bfloat16_where_there_are_units_for_it(
+    asked: str, device: str, gain: float, on_gpu: bool, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "narrow_gain", lambda: gain)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: on_gpu and not including_emulation)
+    assert gemm.precision_for(asked, device) == found

@@ -31,6 +31,7 @@ SMALL = 1 << 17  # elements of a weight below which calling costs more than comp
 FEW = 8  # rows of a thin product up to which the same holds
 PACKED_FOR = 16  # tokens for which the order of packed weights is chosen; it suits others well
 WIDE = 1 << 15  # output widths (vocabularies) whose weight gradient torch computes faster
+GAINS = 1.3  # the gain from which a processor is said to have units for bfloat16
 FORM = (128, 576, 1536)  # tokens, in, out: what is measured; as telling as larger ones, within 50 ms
 
 
@@ -225,6 +226,17 @@ def narrow_gain() -> float:
         lambda: (x.to(NARROW) @ w.to(NARROW).t(), g.to(NARROW) @ w.to(NARROW), g.to(NARROW).t() @ x.to(NARROW)),
     )
     return wide / narrow
+
+
+def precision_for(asked: str, device: str) -> str:
+    """In what products are computed: ``"auto"`` is bf16 where the device has units for it, and fp32 elsewhere.
+
+    What is told of a processor is what it gains (`narrow_gain`): 2 to 4 times with units, and less than one without.
+    """
+    if asked != "auto":
+        return asked
+    has_units = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else narrow_gain() >= GAINS
+    return "bf16" if has_units else "fp32"
 
 
 def _form() -> tuple[Tensor, Tensor, Tensor]:

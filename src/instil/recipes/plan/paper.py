@@ -147,8 +147,9 @@ def plan_on_paper(data: str, model: str, settings: Settings, cluster: Cluster, g
 
 
 def precision_of(settings: Settings) -> str:
-    """What products are computed in: as chosen, else bf16."""
-    return settings.train.precision if "precision" in settings.train.model_fields_set else PRECISION
+    """What products are computed in: as chosen, else bf16, for which GPUs have units."""
+    chosen = settings.train.precision
+    return chosen if "precision" in settings.train.model_fields_set and chosen != "auto" else PRECISION
 
 
 def rows_of_a_step(settings: Settings, ranks: int, longest: int) -> int:

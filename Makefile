@@ -8,7 +8,7 @@ QUIETLY := --disable-pip-version-check --quiet
 PEERS  := $(BENCH)/bin/pip $(QUIETLY)
 
 # What the demo changes so that it ends within minutes on two cores; `instil run` alone does the full job.
-DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64
+DEMO   ?= --set train.epochs=1 --set generate.max_new_tokens=64 --set train.precision=auto
 
 # Tests run in so many processes of one thread each: tiny models leave a second thread nothing to do, and servers, disks and
 # other processes leave a third of the two cores.

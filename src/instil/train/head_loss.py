@@ -87,10 +87,17 @@ class _HeadLoss(torch.autograd.Function):
         chunks = _chunks(hidden_UD, weight_VD, row_S, LARGEST_SCORES if trained else CHEAP_SCORES, cap)
         ctx.whole = len(chunks) == 1
         if ctx.whole:
-            scores_UV, slope_UV = _scores(hidden_UD, narrow_VD, narrow, read_UR, b_VR, cap)
-            loss = _scores_to_gradient(scores_UV, row_S, targets_S, weights_S, slope_UV)
-            ctx.save_for_backward(hidden_UD, narrow_VD, scores_UV.to(narrow), read_UR, b_VR)
-            return loss
+            scores_UV = product(hidden_UD.to(narrow), narrow_VD)
+            few = CHEAP_SCORES if narrow != weights_S.dtype and scores_UV.device.type == "cpu" else LARGEST_SCORES
+            pieces = _chunks(hidden_UD, weight_VD, row_S, few, cap)
+            losses = []
+            for rows, here_S, of_S in pieces:
+                piece_UV, slope_UV = _finished(scores_UV[rows], read_UR, b_VR, cap, rows)
+                losses.append(_scores_to_gradient(piece_UV, here_S, targets_S, _only(weights_S, of_S), slope_UV))
+                if piece_UV.dtype != narrow:
+                    scores_UV[rows] = piece_UV
+            ctx.save_for_backward(hidden_UD, narrow_VD, scores_UV, read_UR, b_VR)
+            return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
         loss = weights_S.new_zeros(())
         for_hidden_UD = torch.empty_like(hidden_UD)
         for_weight_VD = torch.zeros_like(weight_VD) if trained else None
@@ -247,7 +254,20 @@ def _scores(
     slope: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The scores, in float32 at least, and, where they are capped, the slope of the cap, unless it is not wanted."""
-    scores_UV = product(hidden_UD.to(narrow), narrow_VD).to(torch.promote_types(narrow, torch.float32))
+    return _finished(product(hidden_UD.to(narrow), narrow_VD), read_UR, b_VR, cap, rows, slope=slope)
+
+
+def _finished(
+    scores_UV: Tensor,
+    read_UR: Tensor | None,
+    b_VR: Tensor | None,
+    cap: float | None,
+    rows: slice,
+    *,
+    slope: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """What the head's product says, with the adapters' share, capped, in float32; changed in place where it is."""
+    scores_UV = scores_UV.to(torch.promote_types(scores_UV.dtype, torch.float32))
     if read_UR is not None and b_VR is not None:  # little, which would be lost in what is narrow
         scores_UV.addmm_(read_UR[rows].to(scores_UV.dtype), b_VR.to(scores_UV.dtype).t())
     if cap is None:

@@ -26,6 +26,7 @@ from instil.model.rope import apply_rope, rope_tables
 from instil.settings.options import DpoOptions
 from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.losses import Preference
+from instil.train import head_loss
 from instil.train.losses import nll_sum
 from instil.train.objective import Likelihood, Objective
 from instil.train.optimizer import AdamWInBackward
@@ -194,12 +195,17 @@ def attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float 
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
 
 
-@pytest.mark.parametrize("piece", [1, 1 << 12, narrow.PIECE])
+@pytest.mark.parametrize(
+    ("piece", "long"), [(1, narrow.LONG), (1 << 12, narrow.LONG), (narrow.PIECE, narrow.LONG), (narrow.PIECE, 7)]
+)
 @pytest.mark.parametrize("masked", ["causal", "all", "prefix", "each"])
 @pytest.mark.parametrize("shared", [1, 3])
-def test_attention_is_that_of_torch(monkeypatch: pytest.MonkeyPatch, piece: int, masked: str, shared: int) -> None:
+def test_attention_is_that_of_torch(
+    monkeypatch: pytest.MonkeyPatch, piece: int, long: int, masked: str, shared: int
+) -> None:
     """Query by query, some at a time, and all at once; masks of all rows and of each."""
     monkeypatch.setattr(narrow, "PIECE", piece)
+    monkeypatch.setattr(narrow, "LONG", long)
     length, keys = (7, 7) if masked == "causal" else (7, 11)
     inputs = [draw(2, heads, size, 8, seed=n) for n, (heads, size) in enumerate([(6, length), (6 // shared, keys)] * 2)]
     q, k, v = (one.bfloat16().double().requires_grad_() for one in (inputs[0], inputs[1], inputs[3]))
@@ -216,6 +222,44 @@ def test_attention_is_that_of_torch(monkeypatch: pytest.MonkeyPatch, piece: int,
     found = torch.autograd.grad(found_one, ours, direction.bfloat16())
     assert {one.dtype for one in (found_one, *found)} == {torch.bfloat16}
     assert_e1([found_one.double(), *(one.double() for one in found)], [made, *wanted], within=8 * ROUNDING)
+
+
+@pytest.mark.parametrize(("length", "share"), [(narrow.LONG - 1, 1.0), (narrow.LONG, 0.625), (600, 0.625)])
+def test_of_long_causal_scores_most_of_the_hidden_half_is_not_made(length: int, share: float) -> None:
+    q, k = torch.empty(1, 3, length, 8), torch.empty(1, 1, length, 8)
+    pieces = list(narrow._pieces(q, k, causal=True))
+    made = sum((queries.stop - queries.start) * keys.stop for queries, keys in pieces)
+    assert [one for queries, _ in pieces for one in range(queries.start, queries.stop)] == list(range(length))
+    assert all(keys.stop >= queries.stop for queries, keys in pieces)
+    assert made <= share * length * length
+    assert len(list(narrow._pieces(q, k, causal=False))) == 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])  # without a cap and with it
+def test_scores_are_in_float32_for_some_rows_at_a_time(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows have nothing to do with one another, so what comes of them is the same."""
+    made: list[tuple[int, torch.dtype]] = []
+    as_gradient = head_loss._scores_to_gradient
+
+    def seen(scores_UV: Tensor, *args: Any, **options: Any) -> Tensor:
+        made.append((len(scores_UV), scores_UV.dtype))
+        return as_gradient(scores_UV, *args, **options)
+
+    monkeypatch.setattr(head_loss, "_scores_to_gradient", seen)
+    found, losses, counts = [], [], []
+    for most in (head_loss.CHEAP_SCORES, 6 * 17 * 4):
+        monkeypatch.setattr(head_loss, "CHEAP_SCORES", most)
+        model = decoder(family).float()
+        with in_bf16():
+            losses.append(nll_sum(model, batch()))
+        found.append(torch.autograd.grad(losses[-1], list(model.parameters())))
+        counts.append(made.copy())
+        made.clear()
+    (whole,), pieces = counts
+    assert whole[0] == sum(rows for rows, _ in pieces) > 2 * max(rows for rows, _ in pieces)
+    assert {kind for _, kind in (whole, *pieces)} == {torch.float32}
+    torch.testing.assert_close(*losses)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_many_scores_are_not_kept() -> None:

@@ -27,6 +27,7 @@ from instil.machine import keeps_little
 from instil.model.fast.recompute import is_sparing
 
 NARROW = torch.bfloat16
+LONG, PIECES = 256, 4  # queries from which causal scores are made in so many pieces: half of all were for nothing
 PIECE = 1 << 24  # bytes of scores made at once: little enough to stay in a processor's last cache
 
 once = torch.autograd.function.once_differentiable
@@ -293,6 +294,8 @@ def _pieces(q: Tensor, k: Tensor, causal: bool) -> Iterator[tuple[slice, slice]]
     """Queries whose scores are made together, and the keys that they may see."""
     rows, heads, length, _ = q.shape
     size = max(1, PIECE // max(1, rows * heads * k.shape[2] * 4))
+    if causal and length >= LONG:
+        size = min(size, -(-length // PIECES))
     for first in range(0, length, size):
         last = min(first + size, length)
         yield slice(first, last), slice(0, last if causal else k.shape[2])
@@ -314,14 +317,16 @@ def _shares(
     causal: bool,
     rows: int,
 ) -> Tensor:
-    """How much each query takes of each key, [M, G, S]."""
-    scores_MGS = torch.bmm(q_MGW, k_MSW.mT).float().mul_(scale)
+    """How much each query takes of each key, [M, G, S]; sums are made in float32, and scores scaled before they are
+    rounded."""
+    size = q_MGW.shape[0], q_MGW.shape[1], k_MSW.shape[1]
+    scores_MGS = torch.baddbmm(q_MGW.new_empty(size), q_MGW, k_MSW.mT, beta=0, alpha=scale)
     if mask is not None or causal:
         if mask is not None:
             hidden = ~mask[..., queries, keys]
         else:
             at_T = torch.arange(queries.start, queries.stop)
             hidden = at_T[:, None] < torch.arange(keys.stop)
-        bias = torch.zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
+        bias = torch.zeros(hidden.shape, dtype=NARROW).masked_fill_(hidden, float("-inf"))
         scores_MGS.view(rows, -1, *hidden.shape[-2:]).add_(bias)
-    return torch.softmax(scores_MGS, -1).to(NARROW)
+    return torch.softmax(scores_MGS, -1)

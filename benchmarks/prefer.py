@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.common import common_rows, is_common
 from benchmarks.contenders import Contender
 from benchmarks.environments import ROOT
 from benchmarks.inputs import build_model
@@ -26,6 +28,7 @@ from benchmarks.train import run, say
 from instil.data.sources import read_source
 from instil.data.templates import template_named
 from instil.data.tokenizers import load_tokenizer
+from instil.model.load import read_spec
 from instil.tasks.pairs.encoding import encode_pair
 from instil.tasks.pairs.source import PairSource, pairs_from, read_pairs
 
@@ -56,10 +59,14 @@ def make(model: str, asked: argparse.Namespace) -> Path:
     """The job of one model: for each step its pairs, chosen and rejected in turn."""
     folder = build_model(model, asked.work, tiny=asked.tiny)
     tokenizer, template = load_tokenizer(folder), template_named("alpaca")
-    pairs = made_pairs(asked.data).pairs[: asked.steps * asked.batch]
-    encoded = [encode_pair(pair, template, tokenizer) for pair in pairs]
-    rows = [[(row.ids, row.trained) for row in (one.chosen, one.rejected)] for one in encoded]
-    steps = [[row for pair in rows[at : at + asked.batch] for row in pair] for at in range(0, len(rows), asked.batch)]
+    if is_common(asked.data):  # two answers to each of them are two rows
+        common = common_rows(asked.data, asked.steps, 2 * asked.batch, read_spec(folder).vocab_size)
+        steps = [[(row.ids, row.trained) for row in step] for step in common]
+    else:
+        pairs = made_pairs(asked.data).pairs[: asked.steps * asked.batch]
+        encoded = [encode_pair(pair, template, tokenizer) for pair in pairs]
+        rows = [(row.ids, row.trained) for one in encoded for row in (one.chosen, one.rejected)]
+        steps = [rows[at : at + 2 * asked.batch] for at in range(0, len(rows), 2 * asked.batch)]
     job: dict[str, Any] = {
         "model": model,
         "folder": str(folder),
@@ -149,7 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prefer", description=__doc__.split("\n")[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these (default: all that are installed)")
-    parser.add_argument("--data", default="starter", help="preference pairs: a file; starter: pairs made of its rows")
+    parser.add_argument(
+        "--data",
+        default="starter",
+        help="preference pairs: a file; starter: pairs made of its rows; prefix:600,50: such rows (benchmarks/common.py)",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
@@ -161,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if not 0 <= asked.warmup < asked.steps:
         parser.error(f"--warmup {asked.warmup} leaves none of {asked.steps} steps to count")
+    if is_common(asked.data) and not asked.data.startswith("prefix:"):
+        parser.error(f"--data {asked.data}: two answers to one prompt are wanted, such as prefix:600,50 has")
     asked.work = asked.work.resolve()
     asked.work.mkdir(parents=True, exist_ok=True)
     asked.models = ["gpt2"] if asked.tiny else asked.models
@@ -190,7 +203,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stored["models"][model] = {"rows": rows, "unequal_losses": wrong}
         equal = "Losses of the same mathematics are equal to three digits." if not wrong else "LOSSES DIFFER: "
         text += ["", f"## {model}", "", table(rows), "", equal + "; ".join(wrong)]
-    name = f"{date}-prefer-{slug(machine)}{'-tiny' if asked.tiny else ''}"
+    of_rows = f"-{re.sub(r'[^a-z0-9]+', '-', asked.data)}" if is_common(asked.data) else ""
+    name = f"{date}-prefer-{slug(machine)}{of_rows}{'-tiny' if asked.tiny else ''}"
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / f"{name}.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
     (asked.out / f"{name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")

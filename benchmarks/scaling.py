@@ -77,6 +77,7 @@ def point(work: str, at: dict[str, Any]) -> dict[str, float]:
     with torch.no_grad():
         for parameter in decoder.parameters():
             parameter.normal_(0.0, 0.02)
+        decoder.embed.weight.normal_()  # scores lie apart, as a trained model's: near ties are computed once more
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     before = _peak()
     seconds = _trained(decoder, at) if work == "train" else _answered(decoder, at)
@@ -179,6 +180,15 @@ def table(axis: str, work: str, found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def kept(path: Path | None) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The points of a file, by axis and work; none where there is no file."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path and path.exists() else ():
+        one = json.loads(line)
+        found.setdefault((one.pop("axis"), one.pop("work")), []).append(one)
+    return found
+
+
 def draw_curves(every: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
     """Time and memory of each axis, in logarithms."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -197,8 +207,23 @@ def draw_curves(every: dict[tuple[str, str], list[dict[str, Any]]], path: Path) 
                     grid[row][column].loglog(*zip(*shown, strict=True), "o-", color=colour, markersize=3, label=work)
         grid[0][column].set(title=axis, ylabel="seconds" if not column else "")
         grid[1][column].set(xlabel=axis, ylabel="MB above the model" if not column else "")
+        for plot in (one[column] for one in grid):
+            _make_readable(plot, {one["x"]: str(one["at"]) for one in every.get((axis, "train"), [])})
     grid[0][0].legend(frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _make_readable(plot: Any, places: dict[float, str]) -> None:
+    """A tick for each place, and no less than a factor of ten from bottom to top, so that noise looks like noise."""
+    from matplotlib.ticker import NullFormatter
+
+    plot.set_xticks(list(places), labels=[*places.values()], rotation=40)
+    for side in (plot.xaxis, plot.yaxis):
+        side.set_minor_formatter(NullFormatter())
+    low, high = plot.get_ylim()
+    if 0 < high < 10 * low:
+        middle = math.sqrt(low * high)
+        plot.set_ylim(middle / math.sqrt(10), middle * math.sqrt(10))
 
 
 def main() -> None:
@@ -207,6 +232,8 @@ def main() -> None:
     parser.add_argument("--axes", nargs="*", choices=list(AXES), default=list(AXES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--most", type=int, default=0, help="points of each axis, the first ones; 0: all")
+    parser.add_argument("--only", choices=("train", "answer"))
+    parser.add_argument("--keep", type=Path, help="a file of points; what is measured now takes their places there")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--one", nargs=2, metavar=("WORK", "POINT"), help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -215,12 +242,15 @@ def main() -> None:
         return
     told = hardware()
     print(f"{told['cpu']} ({told['architecture']}), {told['cores']} cores; otherwise {USUAL}\n")
-    every: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    every = kept(chosen.keep)
     for axis in chosen.axes:
         for work in ("train", *(["answer"] if axis in ANSWERED else [])):
-            places = list(AXES[axis])[: chosen.most or None]
-            every[axis, work] = measured(axis, work, places, chosen.rounds)
-            print(table(axis, work, every[axis, work]), end="\n\n", flush=True)
+            if chosen.only in (None, work):
+                every[axis, work] = measured(axis, work, list(AXES[axis])[: chosen.most or None], chosen.rounds)
+                print(table(axis, work, every[axis, work]), end="\n\n", flush=True)
+    if chosen.keep:
+        told = [{"axis": axis, "work": work, **one} for (axis, work), found in every.items() for one in found]
+        chosen.keep.write_text("".join(f"{json.dumps(one)}\n" for one in told), encoding="utf-8")
     if chosen.picture:
         draw_curves(every, chosen.picture)
 

@@ -296,6 +296,25 @@ def test_preference_tuning_side_by_side(tmp_path: Path, capsys: pytest.CaptureFi
     assert "TRL, precomputed" in capsys.readouterr().out
 
 
+def test_pairs_with_long_beginnings_in_common_have_a_prompt_and_two_answers_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--contenders", "instil", "instil, padded", "--rounds", "1", "--steps", "2", "--warmup", "1", "--batch", "3"]
+    where = ["--tiny", "--work", str(tmp_path), "--out", str(tmp_path)]
+    assert prefer.main([*chosen, *where, "--data", "prefix:20,5"]) == 0
+    assert "Losses of the same mathematics are equal" in capsys.readouterr().out
+    (told,) = tmp_path.glob("*-prefer-*-prefix-20-5-tiny.json")
+    assert [one["contender"] for one in json.loads(told.read_text())["models"]["gpt2"]["rows"]] == chosen[1:3]
+    (job,) = tmp_path.glob("job-gpt2-pairs-tiny.json")
+    step = json.loads(job.read_text())["steps"][0]
+    assert [len(ids) for ids, _ in step] == [25] * 6
+    assert len({tuple(ids[:20]) for ids, _ in step}) == 1
+    assert len({tuple(ids[20:]) for ids, _ in step}) == 6
+    with pytest.raises(SystemExit):
+        prefer.main([*where, "--data", "prompts:2,20,5"])
+    assert "two answers to one prompt" in capsys.readouterr().err
+
+
 def test_rows_to_ids_are_measured(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of which no two are alike, through a store to the first batch, and from a file to the first step."""
     monkeypatch.setenv("INSTIL_HOME", str(tmp_path))

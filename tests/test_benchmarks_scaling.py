@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,3 +32,23 @@ def test_a_point_is_measured(work: str, monkeypatch: pytest.MonkeyPatch, capsys:
     scaling.main()
     told = json.loads(capsys.readouterr().out)
     assert told["seconds"] > 0 and told["parameters"] > 10_000
+
+
+def test_points_are_kept_and_replaced_by_those_measured_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def called(pace: float, *more: str) -> dict[tuple[str, str], list[float]]:
+        def measured(axis: str, work: str, places: list[Any], rounds: int) -> list[dict[str, Any]]:
+            return [{"at": n, "x": n, "seconds": pace * n, "bytes": 1e6, "parameters": 1.0} for n in places[:rounds]]
+
+        monkeypatch.setattr(scaling, "measured", measured)
+        monkeypatch.setattr(sys, "argv", ["scaling", "--keep", str(tmp_path / "kept"), "--rounds", "3", *more])
+        scaling.main()
+        capsys.readouterr()
+        return {key: [one["seconds"] for one in found] for key, found in scaling.kept(tmp_path / "kept").items()}
+
+    first = called(1.0, "--axes", "batch")
+    assert first == {("batch", "train"): [1, 2, 4], ("batch", "answer"): [1, 2, 4]}
+    assert called(2.0, "--axes", "batch", "--only", "answer") == {**first, ("batch", "answer"): [2, 4, 8]}
+    assert called(9.0, "--axes", "--picture", str(tmp_path / "all.png")) == {**first, ("batch", "answer"): [2, 4, 8]}
+    assert (tmp_path / "all.png").stat().st_size > 5000

@@ -26,7 +26,7 @@ from instil.model.fast.narrow import NARROW, is_narrow, narrow_linear
 from instil.model.fast.recompute import ReadsRecomputed
 
 PRODUCTS = ("torch", "onednn")
-WORTH_IT = 1.15  # the gain below which torch's own product stays
+WORTH_IT = 1.06  # the gain below which torch's own product stays; whole steps gain more than what is measured
 SMALL = 1 << 17  # elements of a weight below which calling costs more than computing
 FEW = 8  # rows of a thin product up to which the same holds
 PACKED_FOR = 16  # tokens for which the order of packed weights is chosen; it suits others well

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data",
         default="starter",
-        help="preference pairs: a file; starter: pairs made of its rows; prefix:600,50: such rows (benchmarks/common.py)",
+        help="pairs: a file; starter: made of its rows; prefix:600,50: such rows (benchmarks/common.py)",
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)

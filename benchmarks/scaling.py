@@ -249,8 +249,8 @@ def main() -> None:
                 every[axis, work] = measured(axis, work, list(AXES[axis])[: chosen.most or None], chosen.rounds)
                 print(table(axis, work, every[axis, work]), end="\n\n", flush=True)
     if chosen.keep:
-        told = [{"axis": axis, "work": work, **one} for (axis, work), found in every.items() for one in found]
-        chosen.keep.write_text("".join(f"{json.dumps(one)}\n" for one in told), encoding="utf-8")
+        points = [{"axis": axis, "work": work, **one} for (axis, work), found in every.items() for one in found]
+        chosen.keep.write_text("".join(f"{json.dumps(one)}\n" for one in points), encoding="utf-8")
     if chosen.picture:
         draw_curves(every, chosen.picture)
 

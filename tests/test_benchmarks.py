@@ -299,7 +299,19 @@ def test_preference_tuning_side_by_side(tmp_path: Path, capsys: pytest.CaptureFi
 def test_pairs_with_long_beginnings_in_common_have_a_prompt_and_two_answers_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = ["--contenders", "instil", "instil, padded", "--rounds", "1", "--steps", "2", "--warmup", "1", "--batch", "3"]
+    chosen = [
+        "--contenders",
+        "instil",
+        "instil, padded",
+        "--rounds",
+        "1",
+        "--steps",
+        "2",
+        "--warmup",
+        "1",
+        "--batch",
+        "3",
+    ]
     where = ["--tiny", "--work", str(tmp_path), "--out", str(tmp_path)]
     assert prefer.main([*chosen, *where, "--data", "prefix:20,5"]) == 0
     assert "Losses of the same mathematics are equal" in capsys.readouterr().out

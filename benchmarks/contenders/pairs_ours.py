@@ -51,7 +51,8 @@ def main(job: Job, variant: str, track: Track) -> None:
     scored: list[EncodedPair] = []
     for at in range(0, len(pairs), REFERENCE_PAIRS):
         some = pairs[at : at + REFERENCE_PAIRS]
-        found = reference_log_probs(decoder, collate_pairs(some, job.pad_id, job.max_length, options.layout))
+        batch = collate_pairs(some, job.pad_id, job.max_length, options.layout)
+        found = reference_log_probs(decoder, batch, options.precision)
         scored += [replace(pair, reference=one) for pair, one in zip(some, found, strict=True)]
     if variant == "lora":
         add_lora(decoder, rank=RANK, alpha=ALPHA)

@@ -28,6 +28,11 @@ def aside(decoder: Decoder, touched: TouchedRows | None) -> Iterator[None]:
     decoder.train()
 
 
+def products_in(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which products are computed in ``train.precision``, ``"fp32"`` or ``"bf16"``."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def take_step(
     decoder: Decoder,
     step: Sequence[Batch],
@@ -49,7 +54,7 @@ def take_step(
     (count,) = ranks.sum([sum(objective.count(batch) for batch in batches)])
     if not count:
         return LossSum(0.0, 0), 0, {}
-    autocast = torch.autocast(decoder.device.type, torch.bfloat16, enabled=precision == "bf16")
+    autocast = products_in(decoder.device, precision)
     measure = objective.measure(batches, ranks)
     with autocast:
         measure.begin(decoder)

@@ -402,9 +402,9 @@ def test_processes_tell_one_another_what_the_reference_says(
     computed, real = [0, 0], reference.reference_log_probs
     ranks = threading.local()
 
-    def counted(decoder: Any, batch: Any) -> Any:
+    def counted(decoder: Any, batch: Any, precision: str) -> Any:
         computed[ranks.number] += 1
-        return real(decoder, batch)
+        return real(decoder, batch, precision)
 
     monkeypatch.setattr(reference, "reference_log_probs", counted)
     barrier, said, found = threading.Barrier(2), dict[int, Any](), dict[int, Prepared]()

@@ -38,6 +38,7 @@ from instil.settings.options import DpoOptions
 from instil.train.losses import added, log_probs
 from instil.train.objective import Measure
 from instil.train.ranks import ALONE, Ranks
+from instil.train.step import products_in
 
 LARGEST = 20.0  # nats by which one id may have become less likely in the estimate of the divergence
 
@@ -245,9 +246,15 @@ def _by_row(batch: PairBatch, values_M: Tensor) -> Tensor:
     return values_M.new_zeros(2 * batch.pairs).index_add(0, batch.row_M, values_M)
 
 
-def reference_log_probs(decoder: Decoder, batch: PairBatch) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
-    """The log-probability of each scored id of each pair's two answers, as `EncodedPair.reference` wants them."""
-    with decoder.without_graph():
+def reference_log_probs(
+    decoder: Decoder, batch: PairBatch, precision: str = "fp32"
+) -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
+    """The log-probability of each scored id of each pair's two answers, as `EncodedPair.reference` wants them.
+
+    In the ``precision`` of what they will stand beside: what bfloat16 rounds away of model and reference is nearly the
+    same, and goes in the difference.
+    """
+    with decoder.without_graph(), products_in(decoder.device, precision):
         there = batch.to(decoder.device)
         found_M = log_probs(decoder, there)[there.prediction_M].tolist()
     rows: list[list[float]] = [[] for _ in range(2 * batch.pairs)]

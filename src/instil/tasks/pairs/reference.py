@@ -47,7 +47,7 @@ def with_reference(
     journal: Keeps | None = None,
     ranks: Ranks = ALONE,
 ) -> Prepared:
-    """The pairs with the reference model's log-probabilities, computed once.
+    """The pairs with the reference model's log-probabilities, computed once: in ``train.precision`` of training pairs.
 
     Where training ends within an epoch, only those are asked about that it sees, unless ``all_rows`` are wanted. What a
     ``journal`` has of the same pairs in the same batches is taken from it, and it is given the others. Of several
@@ -71,11 +71,12 @@ def with_reference(
             places = _places(prepared.rows[part], rows)
             known = Referenced(prepared.rows[part], prepared.max_length, places)
             batches = list(_at_once(rows, prepared.max_length))
-            dealt = list(zip(batches, _dealt(rows, batches, prepared, journal, ranks), strict=True))
+            precision = prepared.settings.train.precision if part == "train" else "fp32"  # as evaluations are
+            dealt = list(zip(batches, _dealt(rows, batches, prepared, precision, journal, ranks), strict=True))
             for first in range(0, len(dealt), SHARED):
                 some = dealt[first : first + SHARED]
                 own = {batch: _of(rows, batch) for batch, by in some if by == ranks.rank}
-                scores = _Scores(reference, list(own.values()), prepared, journal, at_once)
+                scores = _Scores(reference, list(own.values()), prepared, precision, journal, at_once)
                 done: list[tuple[int, Sides]] = []
                 for batch, _ in some:
                     if batch in own:
@@ -136,23 +137,28 @@ def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[range]:
 
 
 def _dealt(
-    pairs: Sequence[EncodedPair], batches: Sequence[range], prepared: Prepared, journal: Keeps | None, ranks: Ranks
+    pairs: Sequence[EncodedPair],
+    batches: Sequence[range],
+    prepared: Prepared,
+    precision: str,
+    journal: Keeps | None,
+    ranks: Ranks,
 ) -> list[int]:
     """Which process scores each batch: one whose ``journal`` has it, or else each in turn."""
     if ranks.alone:
         return [0] * len(batches)
     own = []
     if journal is not None:
-        keys = (_key(_of(pairs, batch), prepared) for batch in batches)
+        keys = (_key(_of(pairs, batch), prepared, precision) for batch in batches)
         own = [at for at, key in enumerate(keys) if journal.kept(key) is not None]
     has = {at: rank for rank, kept in enumerate(ranks.gather(own)) for at in kept}
     turns = itertools.cycle(range(ranks.world))
     return [has[at] if at in has else next(turns) for at in range(len(batches))]
 
 
-def _key(pairs: list[EncodedPair], prepared: Prepared) -> str:
-    layout = prepared.settings.train.layout
-    return key_of("reference", layout, prepared.max_length, [_identity(pair) for pair in pairs])
+def _key(pairs: list[EncodedPair], prepared: Prepared, precision: str) -> str:
+    how = (prepared.settings.train.layout, *([precision] if precision != "fp32" else []))
+    return key_of("reference", *how, prepared.max_length, [_identity(pair) for pair in pairs])
 
 
 class _Scores:
@@ -162,6 +168,7 @@ class _Scores:
         reference: the model.
         announced: what this process will ask about, so that all can compute at once where each has a part of the model.
         prepared: see `with_reference`.
+        precision: that of what they will stand beside.
         journal: see above.
         ranks: those that compute at once.
     """
@@ -171,10 +178,11 @@ class _Scores:
         reference: Decoder,
         announced: Sequence[list[EncodedPair]],
         prepared: Prepared,
+        precision: str,
         journal: Keeps | None,
         ranks: Ranks,
     ) -> None:
-        self._reference, self._prepared, self._journal = reference, prepared, journal
+        self._reference, self._prepared, self._precision, self._journal = reference, prepared, precision, journal
         new = [one for some in announced for one in (some, _others(some)) if one and self._kept(one) is None]
         layout = prepared.settings.train.layout
         batches = [collate_pairs(one, prepared.tokenizer.eos_id, prepared.max_length, layout) for one in new]
@@ -186,9 +194,9 @@ class _Scores:
         if found is None:
             batch = next(self._passes).batch
             assert isinstance(batch, PairBatch), "pairs were announced"
-            found = reference_log_probs(self._reference, batch)
+            found = reference_log_probs(self._reference, batch, self._precision)
             if self._journal is not None:
-                key = _key(pairs, self._prepared)
+                key = _key(pairs, self._prepared, self._precision)
                 self._journal.keep(key, [[_packed(side) for side in pair] for pair in found])
         others = _others(pairs)
         return [(*own, *more) for own, more in zip(found, self.of(others), strict=True)] if others else found
@@ -200,7 +208,9 @@ class _Scores:
                 nll_sum(self._reference, one.batch.to(self._reference.device))
 
     def _kept(self, pairs: list[EncodedPair]) -> list[tuple[tuple[float, ...], tuple[float, ...]]] | None:
-        return None if self._journal is None else _unpacked(self._journal.kept(_key(pairs, self._prepared)))
+        if self._journal is None:
+            return None
+        return _unpacked(self._journal.kept(_key(pairs, self._prepared, self._precision)))
 
 
 def _others(pairs: Sequence[EncodedPair]) -> list[EncodedPair]:

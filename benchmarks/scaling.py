@@ -189,6 +189,17 @@ def kept(path: Path | None) -> dict[tuple[str, str], list[dict[str, Any]]]:
     return found
 
 
+def joined(before: list[dict[str, Any]], found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points in their order, those found now in place of those from before."""
+    return sorted({one["at"]: one for one in (*before, *found)}.values(), key=lambda one: one["x"])
+
+
+def keep(every: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
+    """Write all points to a file."""
+    points = [{"axis": axis, "work": work, **one} for (axis, work), found in every.items() for one in found]
+    path.write_text("".join(f"{json.dumps(one)}\n" for one in points), encoding="utf-8")
+
+
 def draw_curves(every: dict[tuple[str, str], list[dict[str, Any]]], path: Path) -> None:
     """Time and memory of each axis, in logarithms."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -243,14 +254,14 @@ def main() -> None:
     told = hardware()
     print(f"{told['cpu']} ({told['architecture']}), {told['cores']} cores; otherwise {USUAL}\n")
     every = kept(chosen.keep)
-    for axis in chosen.axes:
+    for axis in chosen.axes:  # what is measured is kept at once
         for work in ("train", *(["answer"] if axis in ANSWERED else [])):
             if chosen.only in (None, work):
-                every[axis, work] = measured(axis, work, list(AXES[axis])[: chosen.most or None], chosen.rounds)
+                found = measured(axis, work, list(AXES[axis])[: chosen.most or None], chosen.rounds)
+                every[axis, work] = joined(every.get((axis, work), []), found)
                 print(table(axis, work, every[axis, work]), end="\n\n", flush=True)
-    if chosen.keep:
-        points = [{"axis": axis, "work": work, **one} for (axis, work), found in every.items() for one in found]
-        chosen.keep.write_text("".join(f"{json.dumps(one)}\n" for one in points), encoding="utf-8")
+                if chosen.keep:
+                    keep(every, chosen.keep)
     if chosen.picture:
         draw_curves(every, chosen.picture)
 

@@ -50,5 +50,7 @@ def test_points_are_kept_and_replaced_by_those_measured_anew(
     first = called(1.0, "--axes", "batch")
     assert first == {("batch", "train"): [1, 2, 4], ("batch", "answer"): [1, 2, 4]}
     assert called(2.0, "--axes", "batch", "--only", "answer") == {**first, ("batch", "answer"): [2, 4, 8]}
+    assert called(5.0, "--axes", "batch", "--only", "answer", "--rounds", "1")["batch", "answer"] == [5, 4, 8]
+    assert called(2.0, "--axes", "batch", "--only", "answer", "--rounds", "1")["batch", "answer"] == [2, 4, 8]
     assert called(9.0, "--axes", "--picture", str(tmp_path / "all.png")) == {**first, ("batch", "answer"): [2, 4, 8]}
     assert (tmp_path / "all.png").is_file()

@@ -120,7 +120,7 @@ def test_a_figure_measured_anew_is_kept_and_written(
         "run",
         "rows.json",
         "smollm2-135m",
-        ("train.seed=123", "train.epochs=1", "generate.max_new_tokens=64"),
+        ("train.seed=123", "train.epochs=1", "generate.max_new_tokens=64", "train.precision=auto"),
     )
     assert {one[0] for one in told.asked[4:]} == {"train"}
     readme = (place / "README.md").read_text()

@@ -106,3 +106,20 @@ def test_a_run_that_was_killed_at_its_very_end_leaves_no_checkpoints(keep: str, 
         for place in ("out", "whole")
     )
     assert found == wanted  # a checkpoint has times in it
+
+
+def test_a_sweep_knows_its_runs_by_what_was_found_for_what_it_left_open(
+    tinier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train.precision=auto is bf16 or fp32 in the runs, and the finished one and the begun one are known as such."""
+    sweeping, auto = Sweeping(tinier, tmp_path), "train.precision=auto"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        dies(patch, training, "_step", 6 + 4)
+        sweeping.go("out", auto)
+    taken: list[int] = []
+    step = training._step
+    monkeypatch.setattr(training, "_step", lambda *given: taken.append(1) or step(*given))
+    assert [row.status for row in sweeping.go("out", auto).table.rows] == ["kept", "done"]
+    assert len(taken) == 4  # of the second run, from step 2 on
+    assert [row.status for row in sweeping.go("out", auto).table.rows] == ["kept", "kept"]
+    assert len(taken) == 4

@@ -177,7 +177,7 @@ def probe(
     started = time.perf_counter()
     tried: list[Tried] = []
     others = settings.model_dump(mode="json", include={"model", "data", "lora", "dpo"})
-    training = held_out.model_dump(mode="json", exclude=NO_MATTER)
+    training = prepared.settings.train.model_dump(mode="json", exclude=NO_MATTER)
     about = key_of(__version__, input_hashes(prepared), training, others)
     with (
         own_products(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -186,8 +186,17 @@ def _settled(settings: Settings, template: str) -> Settings:
     Raises:
         SettingsError: a GPU is asked for and there is none.
     """
-    found: dict[str, Any] = {"data": settings.data.model_copy(update={"template": template})}
     precision = precision_for(settings.train.precision, device_for(settings.train.device))
+    return _with(settings, template, precision)
+
+
+def as_found(settings: Settings, prepared: Prepared) -> Settings:
+    """Settings of another run on the same rows, with what was found here in place of what they leave open."""
+    return _with(settings, prepared.settings.data.template, prepared.settings.train.precision)
+
+
+def _with(settings: Settings, template: str, precision: Literal["fp32", "bf16", "auto"]) -> Settings:
+    found: dict[str, Any] = {"data": settings.data.model_copy(update={"template": template})}
     if precision != settings.train.precision:
         found["train"] = settings.train.model_copy(update={"precision": precision})
     return settings.model_copy(update=found)

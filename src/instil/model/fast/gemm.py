@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +228,7 @@ def narrow_gain() -> float:
     return wide / narrow
 
 
-def precision_for(asked: str, device: str) -> str:
+def precision_for(asked: Literal["fp32", "bf16", "auto"], device: str) -> Literal["fp32", "bf16"]:
     """In what products are computed: ``"auto"`` is bf16 where the device has units for it, and fp32 elsewhere.
 
     What is told of a processor is what it gains (`narrow_gain`): 2 to 4 times with units, and less than one without.

@@ -31,7 +31,7 @@ from instil.runs.identity import Identity, State, clear_leftovers, state_of
 from instil.runs.report.curves import plot_runs
 from instil.runs.status import idle, room
 from instil.screen import Screen, clock
-from instil.tasks.prepare import prepare
+from instil.tasks.prepare import as_found, prepare
 from instil.tasks.task import Prepared
 from instil.train.metrics import StepRecord, read_metrics
 
@@ -139,8 +139,7 @@ def _look(file: SweepFile, screen: Screen, *, overwrite: bool) -> list[Place]:
         except UserError as error:
             raise type(error)(f"{file.path}, run {planned.name!r}: {error}") from error
         prepared = seen[same]
-        data = planned.settings.data.model_copy(update={"template": prepared.settings.data.template})
-        identity = Identity.of(replace(prepared, settings=planned.settings.model_copy(update={"data": data})))
+        identity = Identity.of(replace(prepared, settings=as_found(planned.settings, prepared)))
         folder = RunFolder(file.out / planned.folder)
         state = state_of(folder, identity, overwrite=overwrite)
         weights = FLOAT * blank_decoder(prepared.spec).parameter_count

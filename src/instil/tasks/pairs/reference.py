@@ -47,7 +47,8 @@ def with_reference(
     journal: Keeps | None = None,
     ranks: Ranks = ALONE,
 ) -> Prepared:
-    """The pairs with the reference model's log-probabilities, computed once: in ``train.precision`` of training pairs.
+    """The pairs with the reference model's log-probabilities, computed once: in ``train.precision`` of training pairs,
+    where these are for steps alone, and else in float32.
 
     Where training ends within an epoch, only those are asked about that it sees, unless ``all_rows`` are wanted. What a
     ``journal`` has of the same pairs in the same batches is taken from it, and it is given the others. Of several
@@ -71,7 +72,9 @@ def with_reference(
             places = _places(prepared.rows[part], rows)
             known = Referenced(prepared.rows[part], prepared.max_length, places)
             batches = list(_at_once(rows, prepared.max_length))
-            precision = prepared.settings.train.precision if part == "train" else "fp32"  # as evaluations are
+            # Evaluations are in float32, and the book's are of training pairs, too.
+            narrow = part == "train" and prepared.settings.train.evaluation != "book"
+            precision = prepared.settings.train.precision if narrow else "fp32"
             dealt = list(zip(batches, _dealt(rows, batches, prepared, precision, journal, ranks), strict=True))
             for first in range(0, len(dealt), SHARED):
                 some = dealt[first : first + SHARED]

@@ -59,9 +59,9 @@ class Three(Ranks):
 
 
 def test_a_reference_is_asked_once_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_key", lambda batch, prepared: batch[0])
+    monkeypatch.setattr(reference, "_key", lambda batch, prepared, precision: batch[0])
     journal = SimpleNamespace(kept=lambda key: "known" if key == "4" else None)
     batches = [range(at, at + 1) for at in range(7)]
-    dealt = reference._dealt("0123456", batches, None, journal, Three())  # type: ignore[arg-type]
+    dealt = reference._dealt("0123456", batches, None, "fp32", journal, Three())  # type: ignore[arg-type]
     assert dealt == [1, 2, 0, 1, 0, 1, 2]
-    assert reference._dealt("0123456", batches, None, journal, Ranks()) == [0] * 7  # type: ignore[arg-type]
+    assert reference._dealt("0123456", batches, None, "fp32", journal, Ranks()) == [0] * 7  # type: ignore[arg-type]

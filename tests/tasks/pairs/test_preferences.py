@@ -149,6 +149,15 @@ def test_products_in_bfloat16(tiny_folder: Path, tmp_path: Path) -> None:
     assert first.train_loss == pytest.approx(math.log(2), abs=1e-5)  # what is rounded is so of the reference, too
 
 
+def test_the_books_evaluations_of_pairs_meet_a_reference_in_float32(tiny_folder: Path, tmp_path: Path) -> None:
+    """They look at training pairs, and are in float32 where steps are in bfloat16."""
+    values: dict[str, Any] = {"objective": "dpo", "precision": "bf16", "max_steps": 1, "max_new_tokens": 2}
+    book: dict[str, Any] = {"evaluation": "book", "eval_every": 1, "eval_batches": 2}
+    run = instil.finetune(pairs(20), model=tiny_folder, out=tmp_path / "run", **values, **book)
+    seen = [one.eval_train_loss for one in read_metrics(run.path / "metrics.jsonl")]
+    assert seen[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
 @pytest.mark.slow
 def test_another_reference(tiny_folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"

@@ -18,7 +18,7 @@ from instil.data.loader import Loader
 from instil.model.decoder import Decoder
 from instil.model.fast import narrow
 from instil.model.fast.gemm import Linear, linear
-from instil.model.fast.narrow import narrowed
+from instil.model.fast.narrow import narrowed, rounded
 from instil.model.fast.recompute import checkpointed
 from instil.model.lora import add_lora
 from instil.model.lora_layer import LoraLinear
@@ -331,20 +331,85 @@ def test_a_frozen_weight_is_cast_once_and_again_when_it_has_changed() -> None:
     assert layer.beside._held is None  # it is to spare memory
 
 
+STEP = 2.0**-7  # of bfloat16's grid between 1 and 2
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", [0.0, 0.5, 0.25, 0.9], ids=["on the grid", "half way", "a quarter", "nearly"])
+@pytest.mark.parametrize("moved", [1 / 16, -1 / 16, 1 / 128, 0.0])
+def test_a_product_follows_its_weight_however_little_it_moves(place: float, moved: float, sign: int) -> None:
+    """To the nearest, weights half way would all take the whole step of the grid, and those on it none."""
+    start = torch.full((3, 512), sign * (1 + place * STEP))
+    follows = sign * moved * STEP
+    before, after = (rounded(weight).float().mean(1) for weight in (start, start + follows))
+    torch.testing.assert_close(before, start.mean(1), atol=STEP / 512, rtol=0)
+    torch.testing.assert_close(after - before, torch.full((3,), follows), atol=STEP / 512 * 1.01, rtol=0)
+
+
+def test_a_weight_is_rounded_to_one_of_its_neighbours_and_stays_if_it_is_one() -> None:
+    weight = torch.randn(64, 300) * torch.logspace(-30, 30, 64)[:, None]
+    found = rounded(weight)
+    near = weight.to(torch.bfloat16)
+    assert (found.float() - weight).abs().le(2.0**-7 * weight.abs()).all()
+    assert not torch.equal(found, near) and torch.equal(rounded(near.float()), near) and rounded(near) is near
+    assert torch.equal(found, -rounded(-weight)) and torch.equal(found, rounded(weight))
+    kept = torch.tensor([[0.0, -0.0, float("inf"), float("-inf"), 1.0, 2.0**-133, 3.0e38]]).to(torch.bfloat16)
+    assert torch.equal(rounded(kept.float()).view(torch.int16), kept.view(torch.int16))
+    assert rounded(torch.full((2, 2), float("nan"))).isnan().all()
+    assert rounded(torch.full((2, 8), 1e-45)).float().abs().max() < 1e-38
+    for other in (torch.randn(3), torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float16)):
+        assert torch.equal(rounded(other), other.to(torch.bfloat16))
+
+
+def test_a_large_weight_is_rounded_in_pieces_and_any_layout_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(70, 48)
+    whole = rounded(weight)
+    monkeypatch.setattr(narrow, "ROUNDED", 48 * 8)
+    assert torch.equal(rounded(weight), whole) and torch.equal(rounded(weight.t().contiguous().t()), whole)
+    wider = torch.zeros(70, 60, dtype=torch.bfloat16)
+    rounded(weight, wider[:, :48])
+    assert torch.equal(wider[:, :48], whole) and not wider[:, 48:].any()
+    assert rounded(torch.zeros(0, 4)).shape == (0, 4) and rounded(torch.zeros(4, 0)).shape == (4, 0)
+
+
+def test_columns_of_other_shapes_have_other_thresholds() -> None:
+    """Else a channel would be scaled alike by every layer that reads it."""
+    half = 1 + STEP / 2
+    first, other = (rounded(torch.full((rows, 512), half))[0] for rows in (3, 4))
+    assert 200 < (first == other).sum() < 312
+
+
+def test_layers_their_adapters_and_the_head_read_the_same_numbers() -> None:
+    """A reference is asked before adapters are put on, and compared to what is trained with them."""
+    model = decoder("llama").float()
+    layer = model.blocks[0].attention.out
+    wanted = rounded(layer.weight.detach())
+    with in_bf16():
+        assert torch.equal(linear(torch.eye(layer.in_features), layer.weight), wanted.t())
+    add_lora(model, rank=2)
+    adapted = model.blocks[0].attention.out
+    with in_bf16():
+        adapted(torch.ones(1, layer.in_features))
+    assert torch.equal(adapted.beside.matrix(adapted.lora_b, 1.0)[:, : layer.in_features], wanted)
+    head = model.head.weight.detach()
+    assert torch.equal(narrowed(head), rounded(head))
+
+
 def test_the_head_is_cast_into_the_same_memory_once_for_each_state_of_it() -> None:
     weight = torch.nn.Parameter(torch.randn(6, 4))
     first = narrowed(weight)
-    assert torch.equal(first, weight.to(torch.bfloat16)) and not first.requires_grad
-    assert narrowed(weight) is first and first._version == 0
+    assert torch.equal(first, rounded(weight.detach())) and not first.requires_grad
+    version = first._version
+    assert narrowed(weight) is first and first._version == version  # not written again
     with torch.no_grad():
         weight.detach().mul_(2)  # as the optimizer does
     again = narrowed(weight)
-    assert again is first and first._version == 1 and torch.equal(again, weight.to(torch.bfloat16))
+    assert again is first and first._version > version and torch.equal(again, rounded(weight.detach()))
     weight.data = torch.randn(3, 4)
-    assert torch.equal(narrowed(weight), weight.to(torch.bfloat16))
+    assert torch.equal(narrowed(weight), rounded(weight.detach()))
     assert narrowed(first) is first  # nothing to do
     with torch.inference_mode():
-        assert torch.equal(narrowed(weight), weight.to(torch.bfloat16))
+        assert torch.equal(narrowed(weight), rounded(weight.detach()))
 
 
 def test_where_weights_are_gathered_from_parts_no_copy_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +418,7 @@ def test_where_weights_are_gathered_from_parts_no_copy_is_held(monkeypatch: pyte
     assert narrowed(weight) is not narrowed(weight)
     with torch.autograd._unsafe_preserve_version_counter(weight.detach()):  # as FSDP2 fills what it gathers
         weight.detach().mul_(2)
-    assert torch.equal(narrowed(weight), weight.to(torch.bfloat16))
+    assert torch.equal(narrowed(weight), rounded(weight.detach()))
 
 
 def test_a_copy_that_backward_wants_is_not_changed_unseen() -> None:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from instil.errors import SettingsError
-from instil.model.fast.narrow import NARROW, is_narrow, narrow_linear
+from instil.model.fast.narrow import NARROW, is_narrow, narrow_linear, rounded
 from instil.model.fast.recompute import ReadsRecomputed
 
 PRODUCTS = ("torch", "onednn")
@@ -223,7 +223,7 @@ def narrow_gain() -> float:
     x, w, g = _form()
     wide, narrow = least_seconds(
         lambda: (product(x, w), product(g, w.t()), weight_gradient(g, x)),
-        lambda: (x.to(NARROW) @ w.to(NARROW).t(), g.to(NARROW) @ w.to(NARROW), g.to(NARROW).t() @ x.to(NARROW)),
+        lambda: (x.to(NARROW) @ rounded(w).t(), g.to(NARROW) @ rounded(w), g.to(NARROW).t() @ x.to(NARROW)),
     )
     return wide / narrow
 

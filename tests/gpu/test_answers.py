@@ -76,8 +76,8 @@ def test_a_prefix_that_is_remembered_and_what_is_thought_of_tokens() -> None:
 
 def test_likelihoods_are_waited_for_once_a_pass() -> None:
     with PretendedGpu() as gpu:
-        found = likelihoods(to_gpu(decoder()), some_rows(), 0, 16)
-    wanted = likelihoods(decoder(), some_rows(), 0, 16)
+        found = likelihoods(to_gpu(decoder()), some_rows(), 16)
+    wanted = likelihoods(decoder(), some_rows(), 16)
     assert [one.score for one in found] == pytest.approx([one.score for one in wanted], rel=1e-9)
     assert len(gpu.waits) == 2, gpu.waits  # eleven rows, eight at a time
 

@@ -57,7 +57,7 @@ def by_likelihood(monkeypatch: pytest.MonkeyPatch) -> None:
         encoded = encode_many([replace(row, weight=1.0) for row in rows], assistant.template, assistant.tokenizer)
         return [
             replace(one, score=100 * math.exp(-one.metrics["loss"]))
-            for one in likelihoods(assistant.decoder, encoded, assistant.tokenizer.eos_id, 512)
+            for one in likelihoods(assistant.decoder, encoded, 512)
         ]
 
     monkeypatch.setattr(module, "_answered", answered)

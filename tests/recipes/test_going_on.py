@@ -190,6 +190,8 @@ def test_likelihoods_are_looked_at_in_the_same_batches(
     here: Here, whole: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("instil.evaluate.likelihood.ROWS", 3)
+    monkeypatch.setattr("instil.data.together.TOKENS", 0)
+    monkeypatch.setattr("instil.data.together.TIMES", 0)
     how = {"answers": True, "max_steps": 1, "measure": False}
     whole_run = Here(here.model, here.out.with_name("whole"))
     whole_run.go(**how)

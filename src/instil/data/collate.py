@@ -1,6 +1,7 @@
 """Rows of ids as one batch: the book's collate (chapter 7.3, listing 7.5), by position, and one without waste.
 
-Shape suffixes: B rows · T positions · N = B*T tokens, flat · S supervised predictions.
+Shape suffixes: B rows · T positions · N = B*T tokens, flat · S supervised predictions · M
+targets of all rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from instil.batches import Batch
 from instil.data.lengths import lengths_of
@@ -93,11 +95,27 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
     Raises:
         ValueError: as `collate`.
     """
+    return collate_each(rows, max_length)[0]
+
+
+def collate_each(rows: Sequence[Encoded], max_length: int | None = None) -> tuple[Batch, Tensor, Tensor]:
+    """As `collate_shared`, and which of its predictions each target of each row is, [M], and of which row, [M].
+
+    >>> first, second = Encoded((1, 2, 3), (False, True, True)), Encoded((1, 2, 4), (False, True, True))
+    >>> batch, prediction_M, row_M = collate_each([first, second])
+    >>> batch.targets_S.tolist(), prediction_M.tolist(), row_M.tolist()
+    ([2, 3, 4], [0, 1, 0, 2], [0, 0, 1, 1])
+
+    Raises:
+        ValueError: as `collate`.
+    """
     kept = _kept(rows, max_length)
     flat = flat_tree([row.ids for row in rows], kept)
     known: dict[tuple[int, int], int] = {}
     weights: list[float] = []
-    for row, count, places in zip(rows, kept, flat.places, strict=True):
+    predictions: list[int] = []
+    owners: list[int] = []
+    for number, (row, count, places) in enumerate(zip(rows, kept, flat.places, strict=True)):
         counts = row.counts
         for position in range(count):
             if counts[position + 1]:
@@ -106,7 +124,9 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
                     if found == len(weights):
                         weights.append(0)
                     weights[found] += weight
-    return Batch(
+                    predictions.append(found)
+        owners.extend([number] * (len(predictions) - len(owners)))
+    batch = Batch(
         ids_N=torch.tensor(flat.ids),
         positions_N=torch.tensor(flat.positions),
         rows_N=torch.tensor(flat.rows),
@@ -116,6 +136,7 @@ def collate_shared(rows: Sequence[Encoded], max_length: int | None = None) -> Ba
         layout=flat.layout,
         examples=tuple(row.row for row in rows),
     )
+    return batch, torch.tensor(predictions, dtype=torch.long), torch.tensor(owners, dtype=torch.long)
 
 
 def _kept(rows: Sequence[Encoded], max_length: int | None) -> list[int]:

@@ -3,7 +3,9 @@
 The score is 100 times the geometric mean of the probabilities of the reference's tokens, its end included. It is the
 most sensitive figure between two checkpoints of one model; models with different tokenizers cannot be compared by it.
 
-Shape suffixes: S predictions.
+Rows that begin alike are computed together, and what they have in common once (`instil.data.together`).
+
+Shape suffixes: S predictions · M targets of all rows.
 """
 
 from __future__ import annotations
@@ -13,20 +15,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from instil.data.collate import collate
+from instil.data.collate import collate_each, computed
+from instil.data.together import groups_of, order_of
 from instil.model.decoder import Decoder
 from instil.records import Encoded, Verdict
 from instil.train.losses import log_probs
 
 JUDGE = "likelihood"
-ROWS = 8  # side by side
-VERSION = 2  # of what is computed; 1 was less exact, in float32 throughout (by 2e-5 nats a token)
+ROWS = 8  # side by side, at least
+VERSION = 3  # of what is computed; 1 was less exact, in float32 throughout (by 2e-5 nats a token), 2 summed otherwise
 
 
 def likelihoods(
     decoder: Decoder,
     rows: Sequence[Encoded],
-    pad_id: int,
     max_length: int,
     on_done: Callable[[], None] = lambda: None,
     *,
@@ -40,7 +42,6 @@ def likelihoods(
     Args:
         decoder: the model.
         rows: the encoded rows.
-        pad_id: the id that fills short rows.
         max_length: at most so many positions of each row.
         on_done: called for each row that is looked at.
         known: verdicts on the same rows from before, by their places. Rows are looked at as many together as ever,
@@ -49,17 +50,15 @@ def likelihoods(
     """
     found: dict[int, Verdict] = {}
     known = known or {}
-    for chosen in looked_at_together(rows):
+    for chosen in looked_at_together(rows, max_length):
         if all(index in known for index in chosen):
             found.update((index, known[index]) for index in chosen)
             continue
-        here = collate([rows[index] for index in chosen], pad_id, max_length)
-        counts = torch.bincount(here.rows_N[here.at_S], minlength=len(chosen)).tolist()
-        batch = here.to(decoder.device)
+        here, prediction_M, row_M = collate_each([rows[index] for index in chosen], max_length)
         with decoder.without_graph():
-            nll_S = -log_probs(decoder, batch).double()
-        owner_S = batch.rows_N[batch.at_S]
-        sums = torch.zeros(len(chosen), dtype=torch.float64, device=nll_S.device).index_add_(0, owner_S, nll_S)
+            nll_S = -log_probs(decoder, here.to(decoder.device)).double().cpu()
+        counts = torch.bincount(row_M, minlength=len(chosen)).tolist()
+        sums = torch.zeros(len(chosen), dtype=torch.float64).index_add_(0, row_M, nll_S[prediction_M])
         for index, total, count in zip(chosen, sums.tolist(), counts, strict=True):
             found[index] = _verdict(rows[index].row, total, count)
             on_verdict(index, found[index])
@@ -67,10 +66,11 @@ def likelihoods(
     return [found[index] for index in range(len(rows))]
 
 
-def looked_at_together(rows: Sequence[Encoded]) -> list[list[int]]:
-    """The places of rows that are computed side by side: those of like length."""
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-    return [order[start : start + ROWS] for start in range(0, len(order), ROWS)]
+def looked_at_together(rows: Sequence[Encoded], max_length: int) -> list[list[int]]:
+    """The places of rows that are computed side by side: those that begin alike."""
+    order = order_of([row.ids for row in rows])
+    groups = groups_of(((rows[at].ids, computed(rows[at], max_length)) for at in order), least=ROWS)
+    return [[order[at] for at in group] for group in groups]
 
 
 def _verdict(row: int, total: float, count: int) -> Verdict:

@@ -23,6 +23,7 @@ from instil.data.sources import Source
 from instil.data.splits import Part, Split
 from instil.data.subset import Joined, Lazy, spread
 from instil.data.templates import Template
+from instil.data.together import together
 from instil.data.tokenizers import Tokenizer
 from instil.model.decoder import Decoder
 from instil.model.spec import DecoderSpec
@@ -39,7 +40,6 @@ Data = str | Path | Sequence[dict[str, Any]]
 Row = TypeVar("Row")
 SAMPLE_ROWS = 2
 SAMPLE_TOKENS = 48
-EVALUATED_TOKENS = 1024  # in one batch of validation rows
 KEPT_BATCHES = 5000  # of validation rows, made once
 
 
@@ -293,8 +293,12 @@ def loader_for(prepared: Prepared, part: Part, ranks: Ranks = ALONE) -> Loader |
     micro_batch = options.micro_batch if by_tokens else options.micro_batch or options.batch_size
     whole = not training and not options.eval_batches and options.evaluation == "held_out"
     if whole:  # no gradient is held, so many rows go through at once; what is counted are tokens, not batches
-        longest = min(prepared.max_length, int(lengths_of(task.measured(rows)).ids_R.max()))
-        micro_batch = max(micro_batch, EVALUATED_TOKENS // longest // task.sequences)
+        collate = task.collator(prepared.tokenizer.eos_id, prepared.max_length, options.layout)
+        longest = task.sequences * min(prepared.max_length, int(lengths_of(task.measured(rows)).ids_R.max()))
+        rows, micro_batch = together(
+            rows, collate.positions, lambda row: task.answer(row).ids,
+            least=micro_batch, longest=longest, padded=options.layout == "padded",
+        )  # fmt: skip
     return Loader(
         rows,
         micro_batch if whole else options.batch_size,

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from instil.batches import PairBatch
+from instil.data import together
 from instil.data.encoding import encode
 from instil.data.lengths import lengths_of
 from instil.data.splits import PARTS
@@ -396,6 +397,8 @@ def test_processes_tell_one_another_what_the_reference_says(
     monkeypatch.setattr(sources, "MANY", many)
     monkeypatch.setattr(reference, "SHARED", 3)
     monkeypatch.setattr(reference, "REFERENCE_PAIRS", 5)
+    monkeypatch.setattr(together, "TOKENS", 0)
+    monkeypatch.setattr(together, "TIMES", 0)
     settings = resolve(values={"objective": "dpo", "keep_equal": True})
     prepared = prepare(a_file(tmp_path), tiny_folder, settings)
     wanted = prepared.task.ready(prepared, load(prepared), Screen(quiet=True))

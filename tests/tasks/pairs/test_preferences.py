@@ -27,6 +27,7 @@ from instil.screen import Screen
 from instil.settings.options import Settings
 from instil.settings.resolve import resolve
 from instil.tasks.pairs import reference as reference_file
+from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.fading import FadingWatch
 from instil.tasks.pairs.reference import _at_once
 from instil.tasks.prepare import load, prepare
@@ -243,14 +244,27 @@ def test_a_reference_that_cannot_hold_the_rows(tiny_folder: Path, tmp_path: Path
     prepare(brief, tiny_folder, resolve(values={**values, "template": "plain"}))
 
 
-def test_long_pairs_go_through_the_reference_a_few_at_a_time(tiny_folder: Path) -> None:
-    rows = pairs(40)
+@pytest.mark.parametrize("layout", ["shared", "padded"])
+def test_long_pairs_go_through_the_reference_a_few_at_a_time(tiny_folder: Path, layout: str) -> None:
+    rows = pairs(60)
     rows[3]["chosen"] *= 60
-    found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo"}))
-    batches = [[found.rows["train"][at] for at in batch] for batch in _at_once(found.rows["train"], 512)]
-    assert [pair for batch in batches for pair in batch] == found.rows["train"]
-    assert max(map(len, batches)) == 16
-    assert all(2 * len(batch) * max(min(512, len(pair.ids)) for pair in batch) <= 8192 for batch in batches)
+    found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo", "layout": layout})).rows["train"]
+    collate = PairCollator(0, 512, layout)
+    batches = [[found[at] for at in batch] for batch in _at_once(found, collate)]
+    assert [pair for batch in batches for pair in batch] == found
+    most = max(map(len, batches))
+    assert most == 16 if layout == "padded" else most > 16  # these share their form
+    assert all(collate.positions(batch) <= 8192 for batch in batches)
+
+
+def test_pairs_that_begin_alike_go_through_the_reference_together(tiny_folder: Path) -> None:
+    """The more the longer that is; what they share is computed once."""
+    rows = [{**row, "instruction": "You are one who helps. " * 20 + row["instruction"]} for row in pairs(60)]
+    found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo"})).rows["train"]
+    collate = PairCollator(0, 512)
+    first, *_ = batches = _at_once(found, collate)
+    assert len(first) > 20 and [at for batch in batches for at in batch] == list(range(len(found)))
+    assert collate.positions([found[at] for at in first]) < 0.5 * sum(collate.positions([found[at]]) for at in first)
 
 
 def test_pairs_that_are_cut_or_left_out_are_named(tiny_folder: Path) -> None:
@@ -275,7 +289,8 @@ def test_pairs_that_are_equal_once_cut_are_left_out_and_named(tiny_folder: Path)
     assert f"20 pairs are skipped, whose answers are equal within 80 tokens and prefer nothing: rows {named}" in lines
     for part in PARTS:
         loader = loader_for(prepared, part)
-        assert [row for row in parts[part] if row % 3] == ([] if loader is None else [pair.row for pair in loader.rows])
+        left = [] if loader is None else sorted(pair.row for pair in loader.rows)
+        assert sorted(row for row in parts[part] if row % 3) == left
     book = resolve(values={"objective": "dpo", "max_length": 80, "keep_equal": True})
     kept = prepare(rows, tiny_folder, book)
     assert f"20 pairs have equal answers within 80 tokens, which teaches nothing: rows {named}" in kept.preflight.notes

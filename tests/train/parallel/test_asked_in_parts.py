@@ -53,7 +53,7 @@ def ask(decoder: Decoder, ranks: Ranks, dealt: Sequence[Sequence[int]], temperat
         ) if own else []  # fmt: skip
     rows = [some_rows(7)[at] for at in own]
     with ranks.in_step(decoder):
-        found = likelihoods(decoder, rows, 0, 64)
+        found = likelihoods(decoder, rows, 64)
     read: list[float] = []
     with ranks.in_step(decoder):
         if ranks.rank == 0:

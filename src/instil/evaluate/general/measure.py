@@ -4,7 +4,7 @@ Texts and chats are measured in bits for each byte of UTF-8, which does not hang
 continuations, and of openings of an answer, the bits of each byte of the continuation are compared, so that long ones
 are no less likely for their length.
 
-Shape suffixes: S predictions.
+Shape suffixes: S predictions · M targets of all rows.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from typing import TypeVar
 
 import torch
 
-from instil.data.collate import collate_shared
+from instil.data.collate import collate_each
 from instil.data.encoding import encode_many, encode_prompt
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
 from instil.evaluate.general.material import Material, Skill, Text
 from instil.evaluate.likelihood import likelihoods
-from instil.machine import sent
 from instil.model.decoder import Decoder
 from instil.records import Encoded, Example
 from instil.train.losses import log_probs
 
 Item = TypeVar("Item")
-VERSION = 1  # of what is computed
+VERSION = 2  # of what is computed; 1 summed otherwise
 REQUESTS = 10  # asked side by side
 
 TEXTS, SKILLS, HARMFUL, HARMLESS, CHATS = "texts", "skills", "harmful", "harmless", "chats"
@@ -174,23 +173,19 @@ def _row(ids: tuple[int, ...], first: int, number: int) -> Encoded:
 
 def _bits(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
     """Bits of all that is looked at in each row."""
-    context, pad = subject.decoder.spec.context, subject.tokenizer.eos_id
+    context = subject.decoder.spec.context
     return [
         found.metrics["loss"] * found.metrics["tokens"] / math.log(2)
-        for found in likelihoods(subject.decoder, rows, pad, context)
+        for found in likelihoods(subject.decoder, rows, context)
     ]
 
 
 def _continuations(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
-    """The same of rows that begin alike, which is computed once, as far as it is looked at in none of them."""
-    batch = collate_shared(rows)
-    counts = [sum(row.trained[1:]) for row in rows]
-    if len(batch.targets_S) != sum(counts):  # one that is looked at in two rows is there once
-        return _bits(subject, rows)
+    """The same of rows that begin alike, all at once."""
+    batch, prediction_M, row_M = collate_each(rows)
     with subject.decoder.without_graph():
-        bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double() / math.log(2)
-    owner_S = sent(torch.repeat_interleave(torch.tensor(counts)), bits_S.device)
-    totals = torch.zeros(len(rows), dtype=torch.float64, device=bits_S.device).index_add_(0, owner_S, bits_S)
+        bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double().cpu() / math.log(2)
+    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_M, bits_S[prediction_M])
     return [float(total) for total in totals.tolist()]
 
 

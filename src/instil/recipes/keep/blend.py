@@ -184,7 +184,7 @@ def _looked_at(
             share = number / (POINTS - 1)
             mix(share)
             context = tuned.decoder.spec.context
-            likely = likelihoods(tuned.decoder, encoded, tuned.tokenizer.eos_id, context)
+            likely = likelihoods(tuned.decoder, encoded, context)
             losses = [verdict.metrics["loss"] for verdict in likely if verdict.score is not None]
             scores = [verdict.score for verdict in _answered(tuned, rows) if verdict.score is not None]
             found.append(_Look(share, scores, losses, measure_texts(subject, material().texts)))

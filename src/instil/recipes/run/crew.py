@@ -330,14 +330,12 @@ def shared_answers(
 def shared_likelihoods(
     ranks: Ranks, prepared: Prepared, decoder: Decoder, rows: Sequence[Encoded], kept: KeptAnswers
 ) -> list[Verdict]:
-    groups = looked_at_together(rows)
+    groups = looked_at_together(rows, prepared.max_length)
     own = {index for group in groups[ranks.rank :: ranks.world] for index in group}
     known = _united(ranks.gather(kept.likelihoods()))
     others = {**{index: UNSEEN for index in range(len(rows)) if index not in own}, **known}
     with ranks.in_step(decoder):
-        made = likelihoods(
-            decoder, rows, prepared.tokenizer.eos_id, prepared.max_length, known=others, on_verdict=kept.keep_likelihood
-        )
+        made = likelihoods(decoder, rows, prepared.max_length, known=others, on_verdict=kept.keep_likelihood)
     found = _united(ranks.gather({index: made[index] for index in own}))
     return [found[index] for index in range(len(rows))]
 

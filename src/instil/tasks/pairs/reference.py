@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,6 +17,7 @@ from instil.ask.journal import key_of
 from instil.batches import PairBatch
 from instil.data.splits import Part
 from instil.data.subset import Lazy, chosen
+from instil.data.together import groups_of
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import load_elsewhere
 from instil.model.find import find_model
@@ -24,7 +25,7 @@ from instil.model.load import load_decoder
 from instil.model.resize import grow_vocabulary
 from instil.records import EncodedPair
 from instil.screen import Screen
-from instil.tasks.pairs.batches import collate_pairs
+from instil.tasks.pairs.batches import PairCollator, collate_pairs
 from instil.tasks.pairs.lengths import pair_lengths
 from instil.tasks.pairs.log_probs import Referenced, Sides
 from instil.tasks.pairs.losses import reference_log_probs
@@ -33,7 +34,7 @@ from instil.train.losses import nll_sum
 from instil.train.ranks import ALONE, Ranks
 from instil.train.schedule import planned_steps
 
-REFERENCE_PAIRS = 16  # in one batch: no gradient is held
+REFERENCE_PAIRS = 16  # in one batch, at least: no gradient is held
 REFERENCE_TOKENS = 8192  # in one batch, if more than one pair is in it
 SHARED = 256  # batches, after which processes tell one another what they have found
 
@@ -56,6 +57,7 @@ def with_reference(
     """
     reference = _reference(prepared, decoder)
     reference.eval()
+    collate = PairCollator(prepared.tokenizer.eos_id, prepared.max_length, prepared.settings.train.layout)
     seen = [] if all_rows else _seen(prepared)
     asked: dict[Part, Sequence[EncodedPair]] = {
         "train": seen or prepared.usable("train"),
@@ -71,7 +73,7 @@ def with_reference(
         for part, rows in asked.items():
             places = _places(prepared.rows[part], rows)
             known = Referenced(prepared.rows[part], prepared.max_length, places)
-            batches = list(_at_once(rows, prepared.max_length))
+            batches = _at_once(rows, collate)
             # Evaluations are in float32, and the book's are of training pairs, too.
             narrow = part == "train" and prepared.settings.train.evaluation != "book"
             precision = prepared.settings.train.precision if narrow else "fp32"
@@ -127,16 +129,10 @@ def _of(pairs: Sequence[EncodedPair], batch: range) -> list[EncodedPair]:
     return [pairs[at] for at in batch]
 
 
-def _at_once(pairs: Sequence[EncodedPair], max_length: int) -> Iterator[range]:
-    """The numbers of pairs of one batch each, fewer where they are long."""
-    first = longest = 0
-    for at, ids in enumerate(np.minimum(pair_lengths(pairs).longest_R, max_length).tolist()):
-        longest = max(longest, ids)
-        if at > first and (at - first == REFERENCE_PAIRS or 2 * longest * (at - first + 1) > REFERENCE_TOKENS):
-            yield range(first, at)
-            first, longest = at, ids
-    if len(pairs):
-        yield range(first, len(pairs))
+def _at_once(pairs: Sequence[EncodedPair], collate: PairCollator) -> list[range]:
+    """The numbers of pairs of one batch each: more where they begin alike, fewer where they are long."""
+    rows = ((pair.chosen.ids, collate.positions([pair])) for pair in pairs)
+    return groups_of(rows, least=REFERENCE_PAIRS, padded=collate.layout == "padded", most=REFERENCE_TOKENS)
 
 
 def _dealt(

@@ -18,7 +18,8 @@ class Session:
     """One run of one contender in a process of its own.
 
     ``started`` is when the process was started, ``begin`` when its first step began, ``at`` when each step was
-    done, all on one clock, in seconds. ``failure`` says what went wrong, if anything; the steps before it count.
+    done, all on one clock, in seconds. ``evaluated`` is the loss of a pass over the rows after them and its seconds, if
+    one was asked for. ``failure`` says what went wrong, if anything; the steps before it count.
     """
 
     contender: str
@@ -27,6 +28,7 @@ class Session:
     begin: float | None = None
     at: tuple[float, ...] = ()
     losses: tuple[float, ...] = ()
+    evaluated: tuple[float, float] | None = None
     end: Mapping[str, Any] = field(default_factory=dict)
     failure: str = ""
 
@@ -117,6 +119,8 @@ def summary(
         untied = one.mathematics == "untied"
         ratios = paired_ratios(by_name.get("instil", []), own, work, warmup)
         alike = paired_ratios(by_name.get(one.counterpart, []), own, work, warmup)
+        ours = {s.round: s.evaluated[1] for s in by_name.get("instil", []) if s.evaluated}
+        passes = [(s.round, *s.evaluated) for s in own if s.evaluated]
         memory = middle([s.end.get("peak_bytes") for s in own])
         over = {
             name: middle([s.over_floor(work, warmup, peak[name], peak["bandwidth"], untied=untied) for s in own])
@@ -137,6 +141,11 @@ def summary(
                 "over_floor_fma": over.get("fma"),
                 "over_floor_sgemm": over.get("sgemm_best"),
                 "losses": next((list(s.losses) for s in own if s.losses), []),
+                "evaluation_loss": passes[0][1] if passes else None,
+                "evaluation_seconds": middle([seconds for _, _, seconds in passes]),
+                "evaluation_instil_times_as_fast": middle(
+                    [seconds / ours[number] for number, _, seconds in passes if number in ours]
+                ),
                 "failures": [s.failure for s in own if s.failure],
             }
         )
@@ -192,6 +201,21 @@ def loss_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         cells = [f"{loss:.5g}" for loss in row["losses"]] + ["-"] * (steps - len(row["losses"]))
         lines.append(f"| {row['contender']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a pass over the rows without gradients came to and took."""
+    lines = [
+        "| contender | loss without gradients | seconds | instil is ... times as fast |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        loss, keys = row["evaluation_loss"], ("evaluation_seconds", "evaluation_instil_times_as_fast")
+        if loss is not None:
+            lines.append(
+                " | ".join([f"| {row['contender']}", f"{loss:.5g}", *(_cell(row[key]) for key in keys)]) + " |"
+            )
     return "\n".join(lines)
 
 

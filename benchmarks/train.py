@@ -25,7 +25,7 @@ from benchmarks.contenders.track import MARK
 from benchmarks.environments import ROOT, python_of
 from benchmarks.floor import Work
 from benchmarks.machine import hardware, slug
-from benchmarks.table import Session, efficiency, loss_table, markdown, set_to, summary, unequal_losses
+from benchmarks.table import Session, efficiency, evaluations, loss_table, markdown, set_to, summary, unequal_losses
 
 CASES = ("gpt2-all", "gpt2-response", "smollm2-all", "smollm2-response")
 BUSY = 0.5  # load average above which a warning is given
@@ -69,6 +69,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8, help="optimizer steps of a round")
     parser.add_argument("--warmup", type=int, default=2, help="of these, how many are not counted")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--evaluate", action="store_true", help="and a pass over the rows as of validation rows")
     parser.add_argument("--limit", type=float, default=900, help="seconds for one contender in one round")
     parser.add_argument("--slow-rounds", type=int, default=1, help="rounds for what is known to be slow")
     parser.add_argument("--slow-steps", type=int, default=3)
@@ -157,7 +158,11 @@ def run(contender: Contender, job: Path, number: int, asked: argparse.Namespace)
     with log.open("w+", encoding="utf-8") as errors:
         started = time.monotonic()
         with subprocess.Popen(
-            [*command, contender.variant], cwd=ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+            [*command, contender.variant, *(["evaluate"] if getattr(asked, "evaluate", False) else [])],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as process:
             timer = threading.Timer(limit, process.kill)
             timer.start()
@@ -179,6 +184,7 @@ def run(contender: Contender, job: Path, number: int, asked: argparse.Namespace)
         begin=next((one["at"] for one in told if one["event"] == "begin"), None),
         at=tuple(one["at"] for one in made),
         losses=tuple(one["loss"] for one in made),
+        evaluated=next(((one["loss"], one["seconds"]) for one in told if one["event"] == "evaluated"), None),
         end=next((one for one in told if one["event"] == "end"), {}),
         failure=failure,
     )
@@ -221,6 +227,8 @@ def report(
         said = "Losses that must be equal are, to four digits." if not wrong else "LOSSES DIFFER: " + "; ".join(wrong)
         failed = [f"- {row['contender']}: {failure}" for row in rows for failure in row["failures"]]
         text += ["", f"## {case}", "", markdown(rows), "", _reached(reached), "", said, "", loss_table(rows), *failed]
+        if asked.evaluate:
+            text += ["", evaluations(rows)]
         text += ["", *set_to(taken)]
     rows_of = "" if data == "starter" else "-" + re.sub(r"[^A-Za-z0-9]+", "-", Path(data).stem)
     name = f"{stored['date']}-{slug(machine)}{rows_of}{'-tiny' if asked.tiny else ''}"

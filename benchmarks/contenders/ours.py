@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import time
+from typing import Any
 
 from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
 
@@ -52,8 +54,28 @@ def main(job: Job, variant: str, track: Track) -> None:
 
     track.begin()
     train(decoder, loader, options, observers=[OnStep(on_step)])
+    if job.evaluate:
+        evaluate(job, decoder, loader, track)
     gemm = importlib.import_module("instil.model.fast.gemm")
     track.end(layout=options.layout, gemm=gemm.backend())
+
+
+def evaluate(job: Job, decoder: Any, loader: Any, track: Track) -> None:
+    """The loss of all rows, in batches as `instil.tasks.task.loader_for` makes them of validation rows."""
+    from instil.data.loader import Loader
+    from instil.data.together import together
+    from instil.train.evaluation import HeldOut
+
+    started = time.perf_counter()
+    collate = loader.collate
+    longest = max(map(collate.length, loader.rows))
+    rows, count = together(
+        list(loader.rows), collate.positions, lambda row: row.ids,
+        least=job.batch_size, longest=longest, padded=loader.layout == "padded",
+    )  # fmt: skip
+    how: dict[str, Any] = {"pad_id": job.pad_id, "max_length": job.max_length, "layout": loader.layout}
+    found = HeldOut(list(Loader(rows, count, shuffle=False, **how).batches()))(decoder)
+    track.evaluated(found.validation or 0.0, time.perf_counter() - started)
 
 
 if __name__ == "__main__":

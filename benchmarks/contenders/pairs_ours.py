@@ -20,7 +20,7 @@ def main(job: Job, variant: str, track: Track) -> None:
     from instil.settings.options import DpoOptions, TrainOptions
     from instil.tasks.pairs.batches import PairCollator, collate_pairs
     from instil.tasks.pairs.losses import Preference, reference_log_probs
-    from instil.tasks.pairs.reference import REFERENCE_PAIRS
+    from instil.tasks.pairs.reference import pairs_at_once
     from instil.train.loop import train
     from instil.train.metrics import StepRecord
     from instil.train.observer import OnStep
@@ -49,8 +49,8 @@ def main(job: Job, variant: str, track: Track) -> None:
 
     track.begin()
     scored: list[EncodedPair] = []
-    for at in range(0, len(pairs), REFERENCE_PAIRS):
-        some = pairs[at : at + REFERENCE_PAIRS]
+    for at_once in pairs_at_once(pairs, PairCollator(job.pad_id, job.max_length, options.layout)):
+        some = [pairs[at] for at in at_once]
         batch = collate_pairs(some, job.pad_id, job.max_length, options.layout)
         found = reference_log_probs(decoder, batch, options.precision)
         scored += [replace(pair, reference=one) for pair, one in zip(some, found, strict=True)]

@@ -18,7 +18,8 @@ MARK = "BENCH "
 class Job:
     """What every contender is given.
 
-    ``steps`` holds for each optimizer step its rows, each as ids and, for each id, whether it is a target.
+    ``steps`` holds for each optimizer step its rows, each as ids and, for each id, whether it is a target. With
+    ``evaluate`` their loss is taken once more after the last step, without gradients, as that of validation rows.
     """
 
     model: str
@@ -31,13 +32,16 @@ class Job:
     weight_decay: float
     scratch: Path
     extra: dict[str, str]
+    evaluate: bool = False
 
     @staticmethod
-    def read(path: Path, steps: int) -> Job:
+    def read(path: Path, steps: int, *, evaluate: bool = False) -> Job:
         """The job of a file, cut to so many steps."""
         stored = json.loads(path.read_text(encoding="utf-8"))
         stored["steps"] = [[(ids, trained) for ids, trained in step] for step in stored["steps"][:steps]]
-        return Job(**{**stored, "folder": Path(stored["folder"]), "scratch": Path(stored["scratch"])})
+        return Job(
+            **{**stored, "folder": Path(stored["folder"]), "scratch": Path(stored["scratch"]), "evaluate": evaluate}
+        )
 
     def padded(self, step: int) -> tuple[Any, Any]:
         """Inputs and targets of a step as the book's collate has them: [B, T] each, shifted, -100 where untrained."""
@@ -73,6 +77,10 @@ class Track:
         self._done += 1
         self._say({"event": "step", "step": self._done, "loss": loss, "at": now})
 
+    def evaluated(self, loss: float, seconds: float) -> None:
+        """The pass over all rows without gradients: its loss, and what it took, batches made."""
+        self._say({"event": "evaluated", "loss": loss, "seconds": seconds})
+
     def end(self, **facts: Any) -> None:
         """All is done: peak memory, threads, and what else is to be known."""
         import torch
@@ -99,7 +107,7 @@ def peak_bytes() -> int:
 
 
 def arguments() -> tuple[Job, str]:
-    """The job and the variant from the command line: ``JOB.json STEPS VARIANT``."""
+    """The job and the variant from the command line: ``JOB.json STEPS VARIANT [evaluate]``."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     path, steps, variant = sys.argv[1:4]
-    return Job.read(Path(path), int(steps)), variant
+    return Job.read(Path(path), int(steps), evaluate="evaluate" in sys.argv[4:]), variant

@@ -8,6 +8,7 @@ Both get rows that are tokenized already, in the job's order.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from benchmarks.contenders.track import ALPHA, RANK, Job, Track, arguments
@@ -20,6 +21,7 @@ def settings(job: Job, variant: str) -> dict[str, Any]:
     common = {
         "output_dir": str(job.scratch / "trl"),
         "per_device_train_batch_size": job.batch_size,
+        "per_device_eval_batch_size": job.batch_size,
         "max_steps": len(job.steps),
         "learning_rate": job.learning_rate,
         "train_sampling_strategy": "sequential",
@@ -92,7 +94,13 @@ def train(job: Job, track: Track, **given: Any) -> None:
             track.step(losses[-1])
 
     rows = [{"input_ids": ids, "labels": labels(ids, trained)} for step in job.steps for ids, trained in step]
-    Trainer(train_dataset=datasets.Dataset.from_list(rows), callbacks=[Steps()], **given).train()
+    data = datasets.Dataset.from_list(rows)
+    trainer = Trainer(train_dataset=data, eval_dataset=data if job.evaluate else None, callbacks=[Steps()], **given)
+    trainer.train()
+    if job.evaluate:
+        started = time.perf_counter()
+        found = trainer.evaluate()
+        track.evaluated(found["eval_loss"], time.perf_counter() - started)
 
 
 if __name__ == "__main__":

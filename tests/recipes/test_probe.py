@@ -64,6 +64,24 @@ def test_preference_tuning_is_probed_as_it_is_done(method: str, tiny_folder: Pat
     assert found.losses(1e-2)[4] == alone.validation_loss
 
 
+def test_losses_in_another_precision_are_not_gone_on_with(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``auto`` is hangs on the machine, and a probe may go on on another one."""
+    tried: list[str] = []
+    real = probe_module.train
+
+    def seen(decoder: Any, loader: Any, options: Any, **more: Any) -> Any:
+        tried.append(options.precision)
+        return real(decoder, loader, options, **more)
+
+    monkeypatch.setattr(probe_module, "train", seen)
+    for precision in ("fp32", "fp32", "bf16"):
+        monkeypatch.setattr("instil.tasks.prepare.precision_for", lambda asked, device, found=precision: found)
+        probed(tiny_folder, "train.precision=auto", rates=RATES[:2], steps=1, out=tmp_path / "probe", resume=True)
+    assert tried == ["fp32", "fp32", "bf16", "bf16"]
+
+
 def test_the_better_half_goes_on(tiny_folder: Path) -> None:
     found = probed(tiny_folder, rates=(1e-5, 3e-3, 1e-3, 3e-4), steps=3)
     assert [(one.rate, one.steps) for one in found.tried[:4]] == [(1e-5, 3), (3e-4, 3), (1e-3, 3), (3e-3, 3)]

@@ -29,7 +29,7 @@ from instil.settings.resolve import resolve
 from instil.tasks.pairs import reference as reference_file
 from instil.tasks.pairs.batches import PairCollator
 from instil.tasks.pairs.fading import FadingWatch
-from instil.tasks.pairs.reference import _at_once
+from instil.tasks.pairs.reference import pairs_at_once
 from instil.tasks.prepare import load, prepare
 from instil.tasks.task import loader_for
 from instil.train.metrics import StepRecord, read_metrics
@@ -250,7 +250,7 @@ def test_long_pairs_go_through_the_reference_a_few_at_a_time(tiny_folder: Path, 
     rows[3]["chosen"] *= 60
     found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo", "layout": layout})).rows["train"]
     collate = PairCollator(0, 512, layout)
-    batches = [[found[at] for at in batch] for batch in _at_once(found, collate)]
+    batches = [[found[at] for at in batch] for batch in pairs_at_once(found, collate)]
     assert [pair for batch in batches for pair in batch] == found
     most = max(map(len, batches))
     assert most == 16 if layout == "padded" else most > 16  # these share their form
@@ -262,7 +262,7 @@ def test_pairs_that_begin_alike_go_through_the_reference_together(tiny_folder: P
     rows = [{**row, "instruction": "You are one who helps. " * 20 + row["instruction"]} for row in pairs(60)]
     found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo"})).rows["train"]
     collate = PairCollator(0, 512)
-    first, *_ = batches = _at_once(found, collate)
+    first, *_ = batches = pairs_at_once(found, collate)
     assert len(first) > 20 and [at for batch in batches for at in batch] == list(range(len(found)))
     assert collate.positions([found[at] for at in first]) < 0.5 * sum(collate.positions([found[at]]) for at in first)
 

@@ -73,7 +73,7 @@ def with_reference(
         for part, rows in asked.items():
             places = _places(prepared.rows[part], rows)
             known = Referenced(prepared.rows[part], prepared.max_length, places)
-            batches = _at_once(rows, collate)
+            batches = pairs_at_once(rows, collate)
             # Evaluations are in float32, and the book's are of training pairs, too.
             narrow = part == "train" and prepared.settings.train.evaluation != "book"
             precision = prepared.settings.train.precision if narrow else "fp32"
@@ -129,7 +129,7 @@ def _of(pairs: Sequence[EncodedPair], batch: range) -> list[EncodedPair]:
     return [pairs[at] for at in batch]
 
 
-def _at_once(pairs: Sequence[EncodedPair], collate: PairCollator) -> list[range]:
+def pairs_at_once(pairs: Sequence[EncodedPair], collate: PairCollator) -> list[range]:
     """The numbers of pairs of one batch each: more where they begin alike, fewer where they are long."""
     rows = ((pair.chosen.ids, collate.positions([pair])) for pair in pairs)
     return groups_of(rows, least=REFERENCE_PAIRS, padded=collate.layout == "padded", most=REFERENCE_TOKENS)

@@ -61,11 +61,12 @@ def test_where_nothing_is_shared_by_the_layout_beginnings_count_for_nothing() ->
 
 
 def test_very_many_rows_keep_their_order_and_the_first_stand_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    alike = [encoded(300, 50, number) for number in range(60)]
-    found, count = asked(Subset(alike, range(60)))
-    assert found == alike and 8 < count <= module.MOST // 350
+    alike, rows = [encoded(300, 50, number) for number in range(60)], several_prompts(60)
+    assert asked(Subset(rows, range(60))) == asked(rows) != (rows, asked(rows)[1])  # wherever they lie
     monkeypatch.setattr(module, "SORTED", 59)
-    rows = several_prompts(60)
+    for lying in (alike, Subset(alike, range(60))):
+        found, count = asked(lying)
+        assert found == alike and 8 < count <= module.MOST // 350
     assert asked(rows)[0] == rows
     monkeypatch.setattr(module, "LOOKED_AT", 1)
     assert asked(alike)[1] == 8  # one row says nothing
@@ -101,4 +102,24 @@ def test_every_row_is_in_one_group_and_none_is_too_large(padded: bool) -> None:
 def test_rows_that_are_the_same_throughout() -> None:
     row = encoded(5, 5, 1)
     assert groups_of([(row.ids, 9)] * 30, least=4) == [range(30)]
+    assert max(map(len, groups_of([(row.ids, 9)] * 2000, least=4))) == module.ROWS
+    assert asked([row] * 600)[1] <= module.ROWS
     assert groups_of([], least=4) == []
+
+
+def test_a_row_that_begins_another() -> None:
+    """As a conversation does that is there once more with a further turn."""
+    turns = [Encoded(tuple(range(length)), (True,) * length, row=length) for length in (40, 2, 20, 80, 41)]
+    for rows in (turns, turns[::-1]):
+        found, count = asked(rows, least=2)
+        assert [row.row for row in found] == [2, 20, 40, 41, 80] and taken(found, count) < 90
+
+
+def test_keys_and_values_of_many_short_rows_behind_a_long_beginning_are_not_too_many() -> None:
+    """Attention copies what is shared for each row."""
+    rows = [encoded(2000, 4, number) for number in range(300)]
+    found, count = asked(rows, longest=2004)
+    assert count > 8 and 2003 * count <= module.KEYS
+    alone = [(row.ids, SHARED.positions([row])) for row in found]
+    assert max(map(len, groups_of(alone, least=8))) * 2003 <= module.KEYS
+    assert max(map(len, groups_of(alone, least=100))) >= 100  # as many as a step has

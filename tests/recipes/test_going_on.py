@@ -220,7 +220,11 @@ def test_only_parts_that_are_missing_are_measured(
     assert not (here.out / "checkpoints" / NAME).exists()
 
 
-def test_the_reference_is_asked_about_the_rest_only(here: Here, whole: Callable[..., dict[str, Any]]) -> None:
+def test_the_reference_is_asked_about_the_rest_only(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("instil.data.together.TOKENS", 0)
+    monkeypatch.setattr("instil.data.together.TIMES", 0)
+    whole_run = Here(here.model, here.out.with_name("whole"))
+    whole_run.go(**DPO)
     here.killed(reference, "reference_log_probs", 3, **DPO)
     asked: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -228,7 +232,7 @@ def test_the_reference_is_asked_about_the_rest_only(here: Here, whole: Callable[
         patch.setattr(reference, "reference_log_probs", lambda *given: asked.append(1) or ask(*given))
         here.go(resume=True, **DPO)
         assert len(asked) == 3  # five batches in all: four of 51 pairs, one of those held out for validation
-    assert left_by(here.out) == whole(**DPO)
+    assert left_by(here.out) == left_by(whole_run.out)
 
 
 def test_what_is_damaged_in_the_journal_is_made_anew(here: Here, whole: Callable[..., dict[str, Any]]) -> None:

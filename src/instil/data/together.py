@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median_low
 from typing import TypeVar
 
-from instil.data.subset import Lazy
-
 TOKENS = 1024  # computed at once, if that is more than the least rows
 TIMES = 8  # so many times what rows begin with in common are computed beside it: a ninth is left to save
 MOST = 8192  # computed at once, if that is more than one row
+KEYS = 4 * MOST  # positions that rows see in all: attention has a copy of what they share for each of them
+ROWS = 256  # at once, if that is more than the least: trees of rows are not to be deep
 SORTED = 5000  # rows, at most, that are put into an order
 LOOKED_AT = 1000  # of more
 
@@ -43,20 +43,21 @@ def together(
         longest: positions that a row takes alone, at most.
         padded: nothing is shared.
     """
-    few = len(rows) <= SORTED and not isinstance(rows, Lazy)
+    few = len(rows) <= SORTED
+    some = list(rows if few else rows[:LOOKED_AT])
     if few and not padded:
-        rows = [rows[at] for at in order_of([beginning(row) for row in rows])]
-    some = rows if few else list(rows[:LOOKED_AT])
+        rows = some = [some[at] for at in order_of([beginning(row) for row in some])]
     alone = ((beginning(row), positions([row])) for row in some)
     groups = groups_of(alone, least=least, padded=padded)
     count = median_low(len(group) for group in groups[:-1] or groups)
 
-    def most(count: int) -> int:
+    def is_too_much(count: int) -> bool:
         if not few:
-            return count * longest
-        return max(positions(some[at : at + count]) for at in range(0, len(some), count))
+            return count * longest > MOST
+        parts = [some[at : at + count] for at in range(0, len(some), count)]
+        return any(positions(part) > MOST or sum(positions([row]) for row in part) > KEYS for part in parts)
 
-    while count > least and most(count) > MOST:
+    while count > least and is_too_much(count):
         count //= 2
     return rows, max(count, least)
 
@@ -89,7 +90,7 @@ def groups_of(
     [range(0, 31), range(31, 40)]
     """
     found: list[range] = []
-    first = positions = longest = 0
+    first = positions = longest = seen = 0
     before: Sequence[int] = ()
     at = -1
     for at, (beginning, alone) in enumerate(rows):
@@ -97,15 +98,18 @@ def groups_of(
         longest = max(longest, alone)
         shared = 0 if padded or not count else _shared(before, beginning, alone)
         with_it = (count + 1) * longest if padded else positions + alone - shared
-        if count and (with_it > most or (count >= least and with_it > TOKENS + TIMES * shared)):
+        seen += alone
+        enough = with_it > TOKENS + TIMES * shared or seen > KEYS or count >= ROWS
+        if count and (with_it > most or (count >= least and enough)):
             found.append(range(first, at))
-            first, with_it, longest = at, alone, alone
+            first, with_it, longest, seen = at, alone, alone, alone
         before, positions = beginning, with_it
     return [*found, range(first, at + 1)] if at >= 0 else found
 
 
 def _shared(one: Sequence[int], other: Sequence[int], most: int) -> int:
     """How many ids both begin with, at most so many."""
-    if tuple(one[:most]) == tuple(other[:most]):
-        return min(len(one), len(other), most)
+    end = min(len(one), len(other), most)
+    if tuple(one[:end]) == tuple(other[:end]):
+        return end
     return next(at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)

@@ -296,7 +296,7 @@ def loader_for(prepared: Prepared, part: Part, ranks: Ranks = ALONE) -> Loader |
         collate = task.collator(prepared.tokenizer.eos_id, prepared.max_length, options.layout)
         longest = task.sequences * min(prepared.max_length, int(lengths_of(task.measured(rows)).ids_R.max()))
         rows, micro_batch = together(
-            rows, collate.positions, lambda row: task.answer(row).ids,
+            rows, collate.positions, lambda row: task.answer(row).ids[: prepared.max_length],
             least=micro_batch, longest=longest, padded=options.layout == "padded",
         )  # fmt: skip
     return Loader(

@@ -267,6 +267,26 @@ def test_pairs_that_begin_alike_go_through_the_reference_together(tiny_folder: P
     assert collate.positions([found[at] for at in first]) < 0.5 * sum(collate.positions([found[at]]) for at in first)
 
 
+def test_chosen_answers_that_are_cut_are_not_taken_for_shared(tiny_folder: Path) -> None:
+    """Each of several rejected answers beside the same chosen one: none of these is computed for nothing."""
+    rows = pairs(40)
+    for number, row in enumerate(rows):
+        row["instruction"], row["chosen"] = f"Double {number // 8}.", "The same long answer. " * 200
+        row["rejected"] = f"{number} is another. " * 60
+    found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo", "max_length": 400})).rows["train"]
+    collate = PairCollator(0, 400)
+    batches = pairs_at_once(found, collate)
+    assert max(collate.positions([found[at] for at in batch]) for batch in batches) <= 8192
+
+
+def test_of_very_many_pairs_lengths_alone_decide(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = prepare(pairs(60), tiny_folder, resolve(values={"objective": "dpo"})).rows["train"]
+    monkeypatch.setattr(reference_file, "SORTED", len(found) - 1)
+    batches = pairs_at_once(found, PairCollator(0, 512))
+    assert [at for batch in batches for at in batch] == list(range(len(found)))
+    assert {len(batch) for batch in batches[:-1]} == {16}
+
+
 def test_pairs_that_are_cut_or_left_out_are_named(tiny_folder: Path) -> None:
     rows = pairs(20)
     rows[3]["rejected"] += " Go away." * 30

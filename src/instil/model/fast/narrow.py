@@ -53,12 +53,13 @@ def rounded(weight_OI: Tensor, out: Tensor | None = None) -> Tensor:
     that a tenth of them may lie exactly between two numbers of bfloat16, where the least update moves them by the whole
     step of the grid, and others on the grid, where it moves them not at all: at the small rates of preference tuning a
     first update did three times what it should. With thresholds spread evenly over the columns those that go up are as
-    many as their place in between says, so that a product follows the weight as it does in float32, and its errors
-    sum to nothing (stochastic rounding: Gupta et al., 2015, "Deep Learning with Limited Numerical Precision", made the
-    same for each pass, so that what is asked twice answers the same).
+    many as their place in between says, so that a product follows the weight as it does in float32, and errors are
+    nothing on the whole. (Stochastic rounding: Gupta et al., 2015, "Deep Learning with Limited Numerical Precision";
+    the same for each pass, so that what is asked twice answers the same.)
 
-    What bfloat16 can say stays as it is. Elsewhere than on a processor, and of other types than float32, it is the
-    nearest that is taken.
+    A product's error is up to 1.4 times the nearest's. What bfloat16 can say stays as it is, and so does NaN where it
+    is one that arithmetic makes (weights are checked when they are read). Elsewhere than on a processor, and of other
+    types than float32, it is the nearest that is taken.
 
     >>> half_way = 1 + torch.full((1, 1000), 2.0**-8)
     >>> rounded(half_way).float().mean().item() - 1 == 2.0**-8

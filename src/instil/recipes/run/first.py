@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,9 @@ def _what_fits(prepared: Prepared, decoder: Decoder, seconds: float, screen: Scr
 
 def _validation(prepared: Prepared) -> Work:
     """The work of a look at the validation rows."""
-    held_back = loader_for(prepared, "validation")
+    train = prepared.settings.train.model_copy(update={"eval_batches": EVALUATED})
+    smaller = replace(prepared, settings=prepared.settings.model_copy(update={"train": train}))
+    held_back = loader_for(smaller, "validation")
     if held_back is None:
         return Work()
     steps = range(min(EVALUATED, len(held_back)))

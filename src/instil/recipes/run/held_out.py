@@ -15,6 +15,7 @@ from instil.data.encoding import encode_many
 from instil.data.templates import OWN, Template
 from instil.errors import counted
 from instil.evaluate.likelihood import JUDGE as LIKELIHOOD
+from instil.evaluate.likelihood import VERSION as LIKELIHOOD_VERSION
 from instil.evaluate.offline import JUDGE as OFFLINE
 from instil.evaluate.offline import means, score_offline, trivial_baseline
 from instil.generate.answer import unended
@@ -68,7 +69,7 @@ class HeldOutAnswers:
         """Answer as the tuned model does."""
         template = self._prepared.template
         options = self._prepared.settings.generate.model_dump(mode="json")
-        self._asked = key_of(__version__, weights_hash(decoder), options, self._prepared.max_length)
+        self._asked = key_of(__version__, LIKELIHOOD_VERSION, weights_hash(decoder), options, self._prepared.max_length)
         self.answers["tuned"] = self._answer(decoder, "answer after", template)
         self._score("tuned")
         self._add_likelihood(decoder, "tuned", template, "likelihood after")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ from instil.ask.journal import key_of
 from instil.batches import PairBatch
 from instil.data.splits import Part
 from instil.data.subset import Lazy, chosen
-from instil.data.together import groups_of
+from instil.data.together import SORTED, groups_of
 from instil.model.decoder import Decoder
 from instil.model.elsewhere import load_elsewhere
 from instil.model.find import find_model
@@ -130,8 +130,17 @@ def _of(pairs: Sequence[EncodedPair], batch: range) -> list[EncodedPair]:
 
 
 def pairs_at_once(pairs: Sequence[EncodedPair], collate: PairCollator) -> list[range]:
-    """The numbers of pairs of one batch each: more where they begin alike, fewer where they are long."""
-    rows = ((pair.chosen.ids, collate.positions([pair])) for pair in pairs)
+    """The numbers of pairs of one batch each: more where they begin alike, fewer where they are long.
+
+    Of very many pairs only the lengths are looked at, which are known as columns.
+    """
+    if len(pairs) > SORTED:
+        longest_R = pair_lengths(pairs).longest_R
+        if collate.max_length is not None:
+            longest_R = np.minimum(longest_R, collate.max_length)
+        alone: Iterable[tuple[Sequence[int], int]] = (((), 2 * longest) for longest in longest_R.tolist())
+        return groups_of(alone, least=REFERENCE_PAIRS, padded=True, most=REFERENCE_TOKENS)
+    rows = ((pair.chosen.ids[: collate.max_length], collate.positions([pair])) for pair in pairs)
     return groups_of(rows, least=REFERENCE_PAIRS, padded=collate.layout == "padded", most=REFERENCE_TOKENS)
 
 

@@ -204,6 +204,24 @@ def loss_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def unequal_passes(sessions: Sequence[Session], contenders: Sequence[Contender]) -> list[str]:
+    """As `unequal_losses`, of the passes without gradients among those of the same mathematics.
+
+    A peer's is a mean of its batches' means: only of rows that have as many targets each can it be ours.
+    """
+    kinds = {contender.name: contender.mathematics for contender in contenders}
+    reference: dict[str, tuple[float, str]] = {}
+    wrong = []
+    for session in sessions:
+        kind = kinds[session.contender]
+        if kind and session.evaluated:
+            loss = session.evaluated[0]
+            wanted, whose = reference.setdefault(kind, (loss, session.contender))
+            if not abs(loss - wanted) <= DIGITS * abs(wanted):
+                wrong.append(f"the pass: {session.contender} {loss:.6g}, {whose} {wanted:.6g}")
+    return wrong
+
+
 def evaluations(rows: Sequence[Mapping[str, Any]]) -> str:
     """What a pass over the rows without gradients came to and took."""
     lines = [

@@ -25,7 +25,17 @@ from benchmarks.contenders.track import MARK
 from benchmarks.environments import ROOT, python_of
 from benchmarks.floor import Work
 from benchmarks.machine import hardware, slug
-from benchmarks.table import Session, efficiency, evaluations, loss_table, markdown, set_to, summary, unequal_losses
+from benchmarks.table import (
+    Session,
+    efficiency,
+    evaluations,
+    loss_table,
+    markdown,
+    set_to,
+    summary,
+    unequal_losses,
+    unequal_passes,
+)
 
 CASES = ("gpt2-all", "gpt2-response", "smollm2-all", "smollm2-response")
 BUSY = 0.5  # load average above which a warning is given
@@ -221,6 +231,8 @@ def report(
         shapes = peaks["shapes"][job.with_suffix(".facts.json").name]["seconds"]
         reached = efficiency(sessions[case], work, asked.warmup, peaks["peaks"], shapes)
         wrong = unequal_losses(sessions[case], taken)
+        if _alike(json.loads(job.read_text(encoding="utf-8"))["steps"]):
+            wrong += unequal_passes(sessions[case], taken)
         bad = bad or bool(wrong) or any(row["failures"] for row in rows if row["contender"].startswith("instil"))
         ended = {one.contender: _anonymous(one.end) for one in sessions[case] if one.end}
         stored["cases"][case] = {"rows": rows, "instil_reaches": reached, "unequal_losses": wrong, "ends": ended}
@@ -238,6 +250,11 @@ def report(
     print(_without_paths("\n".join(text)))
     say(f"written: {asked.out / name}.json and .md")
     return 1 if bad else 0
+
+
+def _alike(steps: Sequence[Sequence[tuple[Sequence[int], Sequence[bool]]]]) -> bool:
+    """Whether all rows have as many targets, so that means of batches are the mean of all."""
+    return len({sum(trained[1:]) for step in steps for _, trained in step}) == 1
 
 
 def _heading(stored: dict[str, Any]) -> list[str]:

@@ -20,7 +20,16 @@ from benchmarks.contenders.track import Job
 from benchmarks.contenders.trl_sft import labels
 from benchmarks.floor import Work, layer_shapes, linear_weights
 from benchmarks.machine import hardware, slug
-from benchmarks.table import Session, efficiency, markdown, paired_ratios, summary, unequal_losses
+from benchmarks.table import (
+    Session,
+    efficiency,
+    evaluations,
+    markdown,
+    paired_ratios,
+    summary,
+    unequal_losses,
+    unequal_passes,
+)
 from instil.data.collate import collate, collate_shared
 from instil.records import Encoded
 from tests.train.test_training import SPECS
@@ -119,6 +128,21 @@ def test_losses_that_must_be_equal(name: str, losses: tuple[float, ...], told: i
     assert len(unequal_losses([session(), session(name, losses=losses)], CONTENDERS)) == told
 
 
+@pytest.mark.parametrize(
+    ("name", "loss", "told"),
+    [("TRL, tuned", 2.0001, 0), ("TRL, tuned", 2.01, 1), ("the book's code", 2.5, 0), ("TRL, as shipped", 9.0, 0)],
+)
+def test_passes_without_gradients_that_must_be_equal(name: str, loss: float, told: int) -> None:
+    ours, theirs = session(evaluated=(2.0, 3.0)), session(name, evaluated=(loss, 12.0))
+    assert len(unequal_passes([ours, session("instil, bf16"), theirs], CONTENDERS)) == told
+    taken = [one for one in CONTENDERS if one.name in ("instil", name)]
+    rows = summary(taken, [ours, theirs], WORK, 1, {"sgemm_best": 1e9, "bandwidth": 1e9})
+    assert [row["evaluation_instil_times_as_fast"] for row in rows] == [1.0, 4.0]
+    assert f"| {name} | {loss:.5g} | 12.00 | 4.00 |" in evaluations(rows)
+    assert train._alike([[([1, 2], [False, True])], [([3, 4, 5], [True, False, True])]])
+    assert not train._alike([[([1, 2], [False, True]), ([3, 4, 5], [True, True, True])]])
+
+
 def job(rows: list[Encoded]) -> Job:
     steps = [[(list(row.ids), list(row.trained)) for row in rows]]
     return Job("gpt2", Path(), steps, len(rows), 1024, 0, 1e-4, 0.1, Path(), {})
@@ -205,7 +229,19 @@ def test_one_that_takes_too_long_is_ended_and_its_steps_count(tmp_path: Path, mo
 def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tiny model, instil alone: every figure is there, losses agree, and nothing names this machine."""
     asked = ["--tiny", "--contenders", "instil", "instil, padded", "--cases", "gpt2-response", "--rounds", "1"]
-    asked += ["--steps", "3", "--warmup", "1", "--batch", "4", "--work", str(tmp_path / "work"), "--out", str(tmp_path)]
+    asked += [
+        "--evaluate",
+        "--steps",
+        "3",
+        "--warmup",
+        "1",
+        "--batch",
+        "4",
+        "--work",
+        str(tmp_path / "work"),
+        "--out",
+        str(tmp_path),
+    ]
     assert train.main(asked) == 0
     capsys.readouterr()
     text = next(tmp_path.glob("*.json")).read_text(encoding="utf-8")
@@ -217,6 +253,8 @@ def test_it_runs_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert row["peak_gb"] > 0
         assert row["first_step_seconds"] > 0
         assert row["over_floor_sgemm"] > 0
+        assert row["evaluation_seconds"] > 0 and row["evaluation_instil_times_as_fast"] > 0
+        assert row["evaluation_loss"] == pytest.approx(case["rows"][0]["evaluation_loss"], rel=1e-5)
     assert case["unequal_losses"] == []
     assert str(tmp_path) not in text
     assert sys.prefix not in text

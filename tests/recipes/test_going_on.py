@@ -168,6 +168,7 @@ def test_only_answers_that_are_missing_are_made(
 ) -> None:
     how = {**sampled, "answers": True, "batch_size": 2, "generate": {"batch_size": 2, **sampled}, "max_steps": 2}
     del how["batch_size"]
+    wanted = whole(**how)  # before anything is watched
     here.killed(kept_module.KeptAnswers, "keep_answer", 2 if form == "before" else 6, **how)
     answered: list[int] = []
     answer = crew.answer
@@ -182,7 +183,7 @@ def test_only_answers_that_are_missing_are_made(
     here.go(resume=True, **how)
     assert answered == ([3, 4] if form == "before" else [0, 3])
     assert "1 of 4 rows were answered before it was stopped" in here.screen.text
-    assert left_by(here.out) == whole(**how)
+    assert left_by(here.out) == wanted
     assert not list((here.out / "checkpoints").iterdir())
 
 

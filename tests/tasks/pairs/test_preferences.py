@@ -21,6 +21,7 @@ from instil.recipes.plan.plan import plan
 from instil.recipes.plan.work import Work
 from instil.recipes.respond import respond_rows
 from instil.recipes.sweep.rows import loss_of
+from instil.records import Encoded, EncodedPair
 from instil.runs.folder import RunFolder
 from instil.runs.identity import Identity
 from instil.screen import Screen
@@ -267,15 +268,16 @@ def test_pairs_that_begin_alike_go_through_the_reference_together(tiny_folder: P
     assert collate.positions([found[at] for at in first]) < 0.5 * sum(collate.positions([found[at]]) for at in first)
 
 
-def test_chosen_answers_that_are_cut_are_not_taken_for_shared(tiny_folder: Path) -> None:
+def test_chosen_answers_that_are_cut_are_not_taken_for_shared() -> None:
     """Each of several rejected answers beside the same chosen one: none of these is computed for nothing."""
-    rows = pairs(40)
-    for number, row in enumerate(rows):
-        row["instruction"], row["chosen"] = f"Double {number // 8}.", "The same long answer. " * 200
-        row["rejected"] = f"{number} is another. " * 60
-    found = prepare(rows, tiny_folder, resolve(values={"objective": "dpo", "max_length": 400})).rows["train"]
-    collate = PairCollator(0, 400)
+
+    def row(*start: int) -> Encoded:
+        return Encoded((*range(10), *start, *range(100, 3000)), (True,) * (2910 + len(start)), prompt_length=10)
+
+    found = [EncodedPair(row(7, at // 4), row(8, at), range(10, 2912), range(10, 2912)) for at in range(128)]
+    collate = PairCollator(0, 1024)
     batches = pairs_at_once(found, collate)
+    assert [at for batch in batches for at in batch] == list(range(128))
     assert max(collate.positions([found[at] for at in batch]) for batch in batches) <= 8192
 
 

@@ -83,11 +83,12 @@ def middle(values: Sequence[float | None]) -> float | None:
     return median(known) if known else None
 
 
-def unequal_losses(sessions: Sequence[Session], contenders: Sequence[Contender]) -> list[str]:
+def unequal_losses(sessions: Sequence[Session], contenders: Sequence[Contender], *, passes: bool = False) -> list[str]:
     """Where contenders that compute the same did not log the same losses, in words; empty if all is well.
 
     All start from the same weights, so the first loss of all exact ones is compared; later ones among those of the
-    same mathematics only.
+    same mathematics only. With ``passes`` that of the pass without gradients, too: a peer's is a mean of its batches'
+    means, which only of rows that have as many targets each can be ours.
     """
     kinds = {contender.name: contender.mathematics for contender in contenders}
     reference: dict[tuple[str, int], tuple[float, str]] = {}
@@ -96,11 +97,13 @@ def unequal_losses(sessions: Sequence[Session], contenders: Sequence[Contender])
         kind = kinds[session.contender]
         if not kind:
             continue
-        for step, loss in enumerate(session.losses):
+        evaluated = [session.evaluated[0]] if passes and session.evaluated else []
+        for step, loss in [*enumerate(session.losses), *((-1, loss) for loss in evaluated)]:
             key = (kind if step else "first", step)
             wanted, whose = reference.setdefault(key, (loss, session.contender))
             if not abs(loss - wanted) <= DIGITS * abs(wanted):  # also where it is not a number
-                wrong.append(f"step {step + 1}: {session.contender} {loss:.6g}, {whose} {wanted:.6g}")
+                what = f"step {step + 1}" if step >= 0 else "the pass"
+                wrong.append(f"{what}: {session.contender} {loss:.6g}, {whose} {wanted:.6g}")
     return wrong
 
 
@@ -202,24 +205,6 @@ def loss_table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [f"{loss:.5g}" for loss in row["losses"]] + ["-"] * (steps - len(row["losses"]))
         lines.append(f"| {row['contender']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def unequal_passes(sessions: Sequence[Session], contenders: Sequence[Contender]) -> list[str]:
-    """As `unequal_losses`, of the passes without gradients among those of the same mathematics.
-
-    A peer's is a mean of its batches' means: only of rows that have as many targets each can it be ours.
-    """
-    kinds = {contender.name: contender.mathematics for contender in contenders}
-    reference: dict[str, tuple[float, str]] = {}
-    wrong = []
-    for session in sessions:
-        kind = kinds[session.contender]
-        if kind and session.evaluated:
-            loss = session.evaluated[0]
-            wanted, whose = reference.setdefault(kind, (loss, session.contender))
-            if not abs(loss - wanted) <= DIGITS * abs(wanted):
-                wrong.append(f"the pass: {session.contender} {loss:.6g}, {whose} {wanted:.6g}")
-    return wrong
 
 
 def evaluations(rows: Sequence[Mapping[str, Any]]) -> str:

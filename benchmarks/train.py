@@ -34,7 +34,6 @@ from benchmarks.table import (
     set_to,
     summary,
     unequal_losses,
-    unequal_passes,
 )
 
 CASES = ("gpt2-all", "gpt2-response", "smollm2-all", "smollm2-response")
@@ -230,9 +229,8 @@ def report(
         rows = summary(taken, sessions[case], work, asked.warmup, peaks["peaks"])
         shapes = peaks["shapes"][job.with_suffix(".facts.json").name]["seconds"]
         reached = efficiency(sessions[case], work, asked.warmup, peaks["peaks"], shapes)
-        wrong = unequal_losses(sessions[case], taken)
-        if _alike(json.loads(job.read_text(encoding="utf-8"))["steps"]):
-            wrong += unequal_passes(sessions[case], taken)
+        alike = _alike(json.loads(job.read_text(encoding="utf-8"))["steps"])
+        wrong = unequal_losses(sessions[case], taken, passes=alike)
         bad = bad or bool(wrong) or any(row["failures"] for row in rows if row["contender"].startswith("instil"))
         ended = {one.contender: _anonymous(one.end) for one in sessions[case] if one.end}
         stored["cases"][case] = {"rows": rows, "instil_reaches": reached, "unequal_losses": wrong, "ends": ended}

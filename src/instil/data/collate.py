@@ -1,7 +1,7 @@
 """Rows of ids as one batch: the book's collate (chapter 7.3, listing 7.5), by position, and one without waste.
 
-Shape suffixes: B rows · T positions · N = B*T tokens, flat · S supervised predictions · M
-targets of all rows.
+Shape suffixes: B rows · T positions · N = B*T tokens, flat · S supervised predictions ·
+M targets of all rows.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import median_low
 from typing import TypeVar
 
+from instil.data.tree import common_prefix
+
 TOKENS = 1024  # computed at once, if that is more than the least rows
 TIMES = 8  # so many times what rows begin with in common are computed beside it: a ninth is left to save
 MOST = 8192  # computed at once, if that is more than one row
@@ -47,15 +49,15 @@ def together(
     some = list(rows if few else rows[:LOOKED_AT])
     if few and not padded:
         rows = some = [some[at] for at in order_of([beginning(row) for row in some])]
-    alone = ((beginning(row), positions([row])) for row in some)
-    groups = groups_of(alone, least=least, padded=padded)
+    alone = [positions([row]) for row in some]
+    groups = groups_of(zip(map(beginning, some), alone, strict=True), least=least, padded=padded)
     count = median_low(len(group) for group in groups[:-1] or groups)
 
     def is_too_much(count: int) -> bool:
         if not few:
             return count * longest > MOST
-        parts = [some[at : at + count] for at in range(0, len(some), count)]
-        return any(positions(part) > MOST or sum(positions([row]) for row in part) > KEYS for part in parts)
+        parts = [slice(at, at + count) for at in range(0, len(some), count)]
+        return any(sum(alone[part]) > KEYS or positions(some[part]) > MOST for part in parts)
 
     while count > least and is_too_much(count):
         count //= 2
@@ -96,7 +98,7 @@ def groups_of(
     for at, (beginning, alone) in enumerate(rows):
         count = at - first
         longest = max(longest, alone)
-        shared = 0 if padded or not count else _shared(before, beginning, alone)
+        shared = 0 if padded or not count else common_prefix([before, beginning], alone)
         with_it = (count + 1) * longest if padded else positions + alone - shared
         seen += alone
         enough = with_it > TOKENS + TIMES * shared or seen > KEYS or count >= ROWS
@@ -105,11 +107,3 @@ def groups_of(
             first, with_it, longest, seen = at, alone, alone, alone
         before, positions = beginning, with_it
     return [*found, range(first, at + 1)] if at >= 0 else found
-
-
-def _shared(one: Sequence[int], other: Sequence[int], most: int) -> int:
-    """How many ids both begin with, at most so many."""
-    end = min(len(one), len(other), most)
-    if tuple(one[:end]) == tuple(other[:end]):
-        return end
-    return next(at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)

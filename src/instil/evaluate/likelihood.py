@@ -54,16 +54,22 @@ def likelihoods(
         if all(index in known for index in chosen):
             found.update((index, known[index]) for index in chosen)
             continue
-        here, prediction_M, row_M = collate_each([rows[index] for index in chosen], max_length)
-        with decoder.without_graph():
-            nll_S = -log_probs(decoder, here.to(decoder.device)).double().cpu()
-        counts = torch.bincount(row_M, minlength=len(chosen)).tolist()
-        sums = torch.zeros(len(chosen), dtype=torch.float64).index_add_(0, row_M, nll_S[prediction_M])
-        for index, total, count in zip(chosen, sums.tolist(), counts, strict=True):
+        for index, (total, count) in zip(
+            chosen, nats_of(decoder, [rows[index] for index in chosen], max_length), strict=True
+        ):
             found[index] = _verdict(rows[index].row, total, count)
             on_verdict(index, found[index])
             on_done()
     return [found[index] for index in range(len(rows))]
+
+
+def nats_of(decoder: Decoder, rows: Sequence[Encoded], max_length: int | None = None) -> list[tuple[float, int]]:
+    """Of each row the nats of all its targets together, and how many these are; the rows are computed at once."""
+    batch, prediction_M, row_M = collate_each(rows, max_length)
+    with decoder.without_graph():
+        nll_S = -log_probs(decoder, batch.to(decoder.device)).double().cpu()
+    sums = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_M, nll_S[prediction_M])
+    return list(zip(sums.tolist(), torch.bincount(row_M, minlength=len(rows)).tolist(), strict=True))
 
 
 def looked_at_together(rows: Sequence[Encoded], max_length: int) -> list[list[int]]:

@@ -3,8 +3,6 @@
 Texts and chats are measured in bits for each byte of UTF-8, which does not hang on the tokenizer. Of a probe's
 continuations, and of openings of an answer, the bits of each byte of the continuation are compared, so that long ones
 are no less likely for their length.
-
-Shape suffixes: S predictions · M targets of all rows.
 """
 
 from __future__ import annotations
@@ -14,18 +12,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-import torch
-
-from instil.data.collate import collate_each
 from instil.data.encoding import encode_many, encode_prompt
 from instil.data.templates import Template
 from instil.data.tokenizers import Tokenizer
 from instil.errors import DataError
 from instil.evaluate.general.material import Material, Skill, Text
-from instil.evaluate.likelihood import likelihoods
+from instil.evaluate.likelihood import likelihoods, nats_of
 from instil.model.decoder import Decoder
 from instil.records import Encoded, Example
-from instil.train.losses import log_probs
 
 Item = TypeVar("Item")
 VERSION = 2  # of what is computed; 1 summed otherwise
@@ -182,11 +176,7 @@ def _bits(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
 
 def _continuations(subject: Subject, rows: Sequence[Encoded]) -> list[float]:
     """The same of rows that begin alike, all at once."""
-    batch, prediction_M, row_M = collate_each(rows)
-    with subject.decoder.without_graph():
-        bits_S = -log_probs(subject.decoder, batch.to(subject.decoder.device)).double().cpu() / math.log(2)
-    totals = torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row_M, bits_S[prediction_M])
-    return [float(total) for total in totals.tolist()]
+    return [nats / math.log(2) for nats, _ in nats_of(subject.decoder, rows)]
 
 
 def _pieces(items: Sequence[Item], most: int) -> Iterator[tuple[Item, ...]]:
